@@ -1,0 +1,202 @@
+"""Compiled kernels on disk: one file per kernel variant, signature and CPU.
+
+Numba's own cache keeps an index file per function name. Variants built by one factory share it without a lock, which
+was seen to answer one variant with another's code; it also trusts whatever it unpickles. Here a kernel's whole
+identity is hashed into its file name, so there is no index, and two processes that write the same file write the same
+thing. A checksum in front of the payload turns any damage into a miss.
+
+The source of a kernel is not part of the file name: the caller keys the *directory* by `source_digest`, which
+covers every file of this package, so that an edited helper never leaves a stale caller behind.
+
+Files are unpickled, so the directory must belong to the user alone; `fastsparse/runtime.py` sees to that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba.core import config, sigutils, types
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+# Settings of Numba (environment variables NUMBA_...) that change the machine code.
+_CODE_SETTINGS = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+_MAGIC = b"fastsparse kernel 1\n"
+_warned = threading.Event()
+
+
+def _digest_of_sources() -> str:
+    """Hash the names and contents of all Python files of this package, as they are on disk now."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+try:
+    _DIGEST_AT_IMPORT = _digest_of_sources()
+except OSError:  # imported from somewhere that is no directory, or sources are unreadable
+    _DIGEST_AT_IMPORT = ""
+
+
+def source_digest() -> str:
+    """Digest of the kernel sources this process runs.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits over all ``.py`` files of ``fastsparse_kernels`` as they were at import, or the empty
+        string when they could not be read (then nothing may be cached).
+    """
+    return _DIGEST_AT_IMPORT
+
+
+def _sources_unchanged() -> bool:
+    """Tell whether the files on disk still are the ones this process imported."""
+    try:
+        return _digest_of_sources() == _DIGEST_AT_IMPORT
+    except OSError:
+        return False
+
+
+def _warn_once(message: str) -> None:
+    """Warn at most once per process, whatever is wrong with how many files."""
+    if not _warned.is_set():
+        _warned.set()
+        warnings.warn(f"{message}; kernels are compiled anew instead", RuntimeWarning, stacklevel=2)
+
+
+def _describe(value: object) -> str:
+    """Name what a kernel's closure holds, the same in every process (addresses do not count)."""
+    if value is None or isinstance(value, (bool, int, float, str, types.Type)):
+        return f"{type(value).__name__}:{value!s}"
+    if isinstance(value, (tuple, list)):
+        return f"({','.join(map(_describe, value))})"
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}.{name}"
+
+
+class KernelCache(_Cache):
+    """Load and save one function's compiled code, in a form that Numba's dispatchers and C callbacks accept.
+
+    Install it before compiling: ``cfunc._cache = KernelCache(...)`` and ``cfunc.compile()``, or
+    ``dispatcher._cache = KernelCache(...)`` and ``dispatcher.compile(signature)``.
+
+    Parameters
+    ----------
+    pyfunc : function
+        The Python function to be compiled. Its ``__qualname__`` must be its own: variants of one factory need
+        different names, and so do a kernel and its serial twin.
+    directory : str or None
+        Where the files are; made (0700) when the first one is saved. None switches caching off.
+
+    Notes
+    -----
+    Nothing raises: a file that is missing, truncated, damaged or not readable is a miss, a directory that cannot be
+    written is no cache. The first such trouble in a process gives one `RuntimeWarning`. Files are written under a
+    temporary name and renamed, so any number of processes may start at once.
+    """
+
+    def __init__(self, pyfunc: Callable[..., Any], directory: str | os.PathLike[str] | None) -> None:
+        self._pyfunc = pyfunc
+        self._directory = None if directory is None else os.fspath(directory)
+        self._enabled = self._directory is not None
+
+    @property
+    def cache_path(self) -> str | None:
+        return self._directory
+
+    def enable(self) -> None:
+        self._enabled = self._directory is not None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Forget nothing: files of other processes are never removed."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compile result for `sig`, or None when it is not in the cache."""
+        target_context.refresh()
+        if not self._enabled:
+            return None
+        path = self._path(sig, target_context.codegen())
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _warn_once(f"the kernel cache file {path} cannot be read ({error.strerror})")
+            return None
+        head = len(_MAGIC) + hashlib.sha256().digest_size
+        payload = content[head:]
+        if content[:head] != _MAGIC + hashlib.sha256(payload).digest():
+            _warn_once(f"the kernel cache file {path} is damaged")
+            return None
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception as error:
+            _warn_once(f"the kernel cache file {path} cannot be loaded ({type(error).__name__}: {error})")
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the compile result `data` for `sig`."""
+        if not self._enabled:
+            return
+        if data.lifted or data.library.has_dynamic_globals:
+            name = self._pyfunc.__qualname__
+            warnings.warn(f"kernel {name} cannot be cached: it holds addresses of this process", stacklevel=2)
+            return
+        if not _sources_unchanged():
+            return
+        path = self._path(sig, data.codegen)
+        try:
+            payload = dumps(data._reduce())
+            self._write(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+        except Exception as error:
+            _warn_once(f"the kernel cache file {path} cannot be written ({type(error).__name__}: {error})")
+
+    def _path(self, sig: Any, codegen: Any) -> str:
+        """File of one variant: readable name, then a hash of everything the machine code depends on."""
+        args, result = sigutils.normalize_signature(sig)
+        cells = self._pyfunc.__closure__ or ()
+        identity = (
+            self._pyfunc.__module__,
+            self._pyfunc.__qualname__,
+            self._pyfunc.__code__.co_code.hex(),
+            [_describe(cell.cell_contents) for cell in cells],
+            [str(arg) for arg in args],
+            str(result),
+            codegen.magic_tuple(),
+            [(name, str(getattr(config, name, None))) for name in _CODE_SETTINGS],
+        )
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", self._pyfunc.__qualname__)[-80:].strip("-")
+        return os.path.join(self._directory or "", f"{name}.{digest}.kernel")
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Write under a temporary name and rename, so that no process ever sees half a file."""
+        directory = os.path.dirname(path)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=directory)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
