@@ -27,6 +27,7 @@ from typing import Any
 from numba.core import config, sigutils, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 # Settings of Numba (environment variables NUMBA_...) that change the machine code.
@@ -130,7 +131,6 @@ class KernelCache(_Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compile result for `sig`, or None when it is not in the cache."""
-        target_context.refresh()
         if not self._enabled:
             return None
         path = self._path(sig, target_context.codegen())
@@ -148,6 +148,9 @@ class KernelCache(_Cache):
             _warn_once(f"the kernel cache file {path} is damaged")
             return None
         try:
+            # Numba would refresh the whole target context here (0.3 s of imports), which only compiling needs.
+            # Loaded code needs the runtime's symbols: reference counts, and nothing of linalg or random in kernels.
+            rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except Exception as error:
             _warn_once(f"the kernel cache file {path} cannot be loaded ({type(error).__name__}: {error})")
