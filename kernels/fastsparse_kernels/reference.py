@@ -26,12 +26,14 @@ from fastsparse_kernels.reference_layers import (
     ACTIVATIONS,
     activate,
     activate_grad,
+    apply_activation,
     avg_pool,
     avg_pool_backward,
     batch_norm,
     batch_norm_backward,
     batch_norm_eval,
     batch_norm_eval_backward,
+    crop_spatial,
     max_pool,
     max_pool_backward,
     output_size,
@@ -69,6 +71,9 @@ __all__ = [
 Array = NDArray[Any]
 Pairs = Sequence[tuple[int, int]]
 
+# NaN and Inf are legitimate inputs here: no warning about them.
+_quiet = np.errstate(invalid="ignore", over="ignore")
+
 
 def bound(k: ArrayLike, abs_sum: ArrayLike, dtype: Any) -> Array:
     """Largest error that a sum of `k` products and a bias may have in `dtype` (contract R1).
@@ -102,6 +107,7 @@ def row_of(indptr: Array) -> Array:
     return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
 
+@_quiet
 def spmm(
     indptr: Array,
     indices: Array,
@@ -120,8 +126,8 @@ def spmm(
         for p in range(indptr[row], indptr[row + 1]):
             out[row] += values[p] * dense[indices[p]]
     if bias is not None:
-        out = out + wide(bias, out)[0][:, None]
-    return activate(activation, out)
+        out = out + bias.astype(out.dtype)[:, None]
+    return apply_activation(activation, out)
 
 
 def spmv(
@@ -137,6 +143,7 @@ def spmv(
     return spmm(indptr, indices, data, shape, x, bias, activation)
 
 
+@_quiet
 def sddmm(indptr: Array, indices: Array, A: Array, B: Array) -> Array:
     """(A @ B) at the pattern's nonzeros: A (M, N), B (N, K) -> (nnz,) in the order of the nonzeros."""
     left, right = wide(A, B)
@@ -162,6 +169,7 @@ def linear(
     return out.T.reshape(*x.shape[:-1], shape[0])
 
 
+@_quiet
 def linear_backward(
     grad: Array, x: Array, indptr: Array, indices: Array, data: Array, shape: tuple[int, int]
 ) -> tuple[Array, Array, Array]:
@@ -204,6 +212,7 @@ def _taps(
         yield p, row, row // rows_per_group * channels_per_group + inside, offsets[offset]
 
 
+@_quiet
 def conv(
     indptr: Array,
     indices: Array,
@@ -241,13 +250,14 @@ def conv(
     sizes = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
     out = np.zeros((x.shape[0], shape[0], *sizes), dense.dtype)
     for p, row, channel, offset in _taps(indptr, indices, shape, kernel_size, groups, x.shape[1]):
-        window = window_slices(offset, sizes, stride, dilation)
-        out[:, row] += values[p] * padded[(slice(None), channel, *window)]
+        window: Any = (slice(None), channel, *window_slices(offset, sizes, stride, dilation))
+        out[:, row] += values[p] * padded[window]
     if bias is not None:
-        out = out + wide(bias, out)[0].reshape(-1, *(1 for _ in sizes))
-    return activate(activation, out)
+        out = out + bias.astype(out.dtype).reshape(-1, *(1 for _ in sizes))
+    return apply_activation(activation, out)
 
 
+@_quiet
 def conv_backward(
     grad: Array,
     indptr: Array,
@@ -276,9 +286,8 @@ def conv_backward(
     grad_values = np.zeros(len(values), dense.dtype)
     sizes = grad.shape[2:]
     for p, row, channel, offset in _taps(indptr, indices, shape, kernel_size, groups, x.shape[1]):
-        window = (slice(None), channel, *window_slices(offset, sizes, stride, dilation))
+        window: Any = (slice(None), channel, *window_slices(offset, sizes, stride, dilation))
         grad_padded[window] += values[p] * dy[:, row]
         grad_values[p] = np.sum(dy[:, row] * padded[window])
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(padding, x.shape[2:], strict=True))
     grad_bias = dy.sum(axis=(0, *range(2, dy.ndim)))
-    return grad_padded[(slice(None), slice(None), *inside)], grad_values, grad_bias
+    return crop_spatial(grad_padded, padding, x.shape[2:]), grad_values, grad_bias

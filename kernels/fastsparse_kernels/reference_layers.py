@@ -36,8 +36,7 @@ def wide(*arrays: Array) -> tuple[Array, ...]:
 
 
 def _sigmoid(z: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-z)))
+    return np.asarray(1 / (1 + np.exp(-z)))
 
 
 def _normal_cdf(z: Array) -> Array:
@@ -51,28 +50,32 @@ def _gelu_tanh_inner(z: Array) -> Array:
 
 def activate(name: str | None, z: Array) -> Array:
     """The activation `name` of every element of z; None is the identity."""
-    (z,) = wide(z)
-    with np.errstate(invalid="ignore"):
-        if name is None:
-            return z
-        if name == "relu":
-            return np.where(z < 0, 0, z)
-        if name == "relu6":
-            return np.where(z < 0, 0, np.where(z > 6, 6, z))
-        if name == "leaky_relu":
-            return np.where(z < 0, LEAKY_SLOPE * z, z)
-        if name == "sigmoid":
-            return _sigmoid(z)
-        if name == "tanh":
-            return np.tanh(z)
-        if name == "gelu":
-            return z * _normal_cdf(z)
-        if name == "gelu_tanh":
-            return z * (1 + np.tanh(_gelu_tanh_inner(z))) / 2
-        if name == "silu":
-            return z * _sigmoid(z)
-        if name == "hardswish":
-            return z * activate("relu6", z + 3) / 6
+    return apply_activation(name, wide(z)[0])
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def apply_activation(name: str | None, z: Array) -> Array:
+    """Like :func:`activate` for a z that is wide already; the result has z's type."""
+    if name is None:
+        return z
+    if name == "relu":
+        return np.where(z < 0, 0, z)
+    if name == "relu6":
+        return np.where(z < 0, 0, np.where(z > 6, 6, z))
+    if name == "leaky_relu":
+        return np.where(z < 0, LEAKY_SLOPE * z, z)
+    if name == "sigmoid":
+        return _sigmoid(z)
+    if name == "tanh":
+        return np.tanh(z)
+    if name == "gelu":
+        return z * _normal_cdf(z)
+    if name == "gelu_tanh":
+        return z * (1 + np.tanh(_gelu_tanh_inner(z))) / 2
+    if name == "silu":
+        return z * _sigmoid(z)
+    if name == "hardswish":
+        return z * apply_activation("relu6", z + 3) / 6
     raise ValueError(f"unknown activation {name!r}")
 
 
@@ -86,6 +89,7 @@ def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
     return dy * _slope(name, z)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def _slope(name: str | None, z: Array) -> Array:
     one = np.ones_like(z)
     if name is None:
@@ -136,6 +140,12 @@ def pad_spatial(x: Array, padding: Pairs, value: float) -> Array:
     return np.pad(x, [(0, 0), (0, 0), *padding], constant_values=value)
 
 
+def crop_spatial(padded: Array, padding: Pairs, spatial: Sequence[int]) -> Array:
+    """The part of `padded` inside its padding: undoes :func:`pad_spatial`."""
+    inside: Any = (..., *(slice(before, before + n) for (before, _), n in zip(padding, spatial, strict=True)))
+    return np.asarray(padded[inside])
+
+
 def window_slices(
     offset: Sequence[int], sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[slice, ...]:
@@ -151,22 +161,17 @@ def window_slices(
 
 def _pool_windows(
     shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs
-) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Yield (output position, slices of the padded input) for every window."""
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (index of the output position, index of its window in the padded input), channels left whole."""
     sizes = output_size(shape, kernel_size, stride, padding, [1] * len(shape))
     for position in itertools.product(*(range(n) for n in sizes)):
         corner = [o * s for o, s in zip(position, stride, strict=True)]
-        yield position, tuple(slice(c, c + k) for c, k in zip(corner, kernel_size, strict=True))
+        yield (..., *position), (..., *(slice(c, c + k) for c, k in zip(corner, kernel_size, strict=True)))
 
 
 def _pool_output(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
     sizes = output_size(x.shape[2:], kernel_size, stride, padding, [1] * len(kernel_size))
     return np.zeros((*x.shape[:2], *sizes), x.dtype)
-
-
-def _crop(padded: Array, padding: Pairs, spatial: Sequence[int]) -> Array:
-    inside = (slice(before, before + n) for (before, _), n in zip(padding, spatial, strict=True))
-    return padded[(slice(None), slice(None), *inside)]
 
 
 def max_pool(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
@@ -176,7 +181,7 @@ def max_pool(x: Array, kernel_size: Sequence[int], stride: Sequence[int], paddin
     out = _pool_output(x, kernel_size, stride, padding)
     axes = tuple(range(2, x.ndim))
     for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        out[(..., *position)] = padded[(slice(None), slice(None), *window)].max(axis=axes)
+        out[position] = padded[window].max(axis=axes)
     return out
 
 
@@ -190,10 +195,10 @@ def max_pool_backward(dy: Array, x: Array, kernel_size: Sequence[int], stride: S
     grad = np.zeros_like(padded)
     for image, channel in itertools.product(range(x.shape[0]), range(x.shape[1])):
         for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-            values = padded[(image, channel, *window)]
+            values = padded[image, channel][window]
             first = np.unravel_index(np.argmax(values), values.shape)
-            grad[(image, channel, *window)][first] += dy[(image, channel, *position)]
-    return _crop(grad, padding, x.shape[2:])
+            grad[image, channel][window][first] += dy[image, channel][position]
+    return crop_spatial(grad, padding, x.shape[2:])
 
 
 def avg_pool(
@@ -206,8 +211,8 @@ def avg_pool(
     out = _pool_output(x, kernel_size, stride, padding)
     axes = tuple(range(2, x.ndim))
     for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        total = padded[(slice(None), slice(None), *window)].sum(axis=axes)
-        out[(..., *position)] = total / real[(0, 0, *window)].sum()
+        total = padded[window].sum(axis=axes)
+        out[position] = total / real[window].sum()
     return out
 
 
@@ -224,9 +229,9 @@ def avg_pool_backward(
     grad = np.zeros_like(pad_spatial(x, padding, 0.0))
     real = pad_spatial(np.ones((1, 1, *x.shape[2:])), padding, float(count_include_pad))
     for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        share = dy[(..., *position)] / real[(0, 0, *window)].sum()
-        grad[(slice(None), slice(None), *window)] += share.reshape(*share.shape, *(1 for _ in kernel_size))
-    return _crop(grad, padding, x.shape[2:])
+        share = dy[position] / real[window].sum()
+        grad[window] += share.reshape(*share.shape, *(1 for _ in kernel_size))
+    return crop_spatial(grad, padding, x.shape[2:])
 
 
 # --- batch normalisation ------------------------------------------------------------------------
@@ -248,12 +253,15 @@ def batch_norm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, 
     axes = (0, *range(2, x.ndim))
     mean = x.mean(axis=axes)
     variance = ((x - _per_channel(mean, x.ndim)) ** 2).mean(axis=axes)
-    return batch_norm_eval(x, gamma, beta, mean, variance, eps), mean, variance
+    return _normalise(x, gamma, beta, mean, variance, eps), mean, variance
 
 
 def batch_norm_eval(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
     """gamma (x - mean) / sqrt(variance + eps) + beta, per channel."""
-    x, gamma, beta, mean, variance = wide(x, gamma, beta, mean, variance)
+    return _normalise(*wide(x, gamma, beta, mean, variance), eps)
+
+
+def _normalise(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
     n = x.ndim
     normal = (x - _per_channel(mean, n)) / np.sqrt(_per_channel(variance, n) + eps)
     return normal * _per_channel(gamma, n) + _per_channel(beta, n)
