@@ -258,7 +258,8 @@ def batch_norm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, 
 
 def batch_norm_eval(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
     """gamma (x - mean) / sqrt(variance + eps) + beta, per channel."""
-    return _normalise(*wide(x, gamma, beta, mean, variance), eps)
+    x, gamma, beta, mean, variance = wide(x, gamma, beta, mean, variance)
+    return _normalise(x, gamma, beta, mean, variance, eps)
 
 
 def _normalise(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
