@@ -1,0 +1,121 @@
+"""Compiling kernels: one definition per kernel, variants from a builder over ints, cached on disk.
+
+Compute kernels are C functions `void(int64 arguments, int64 slot)`: `arguments` is the address of a record (a NumPy
+structured scalar, one dtype per kernel family), `slot` the number of the worker that calls. Workers take tasks from
+the record's atomic counter until `stop`, so a slow core does not hold up the others; a task's result does not depend
+on who computes it. One parallel region, `run_parallel`, serves all kernels: a variant costs one serial compilation,
+and its serial twin is the same machine code.
+
+Each variant has a `__qualname__` and one explicit signature of its own: variants that share a name in a cache could
+answer one another.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, prange, types
+from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
+
+from . import simd
+from .cache import KernelCache
+
+_KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
+_lock = threading.RLock()
+_cache_directory: Callable[[], str | os.PathLike[str] | None] = lambda: None
+
+
+def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> None:
+    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere."""
+    global _cache_directory
+    _cache_directory = source
+
+
+@functools.cache
+def vector_bytes() -> int:
+    """Width of the widest vector register Numba compiles for: 64 (AVX-512), 32 (AVX2), 16 (NEON, SSE)."""
+    features = cpu_target.target_context.codegen()._tm_features.split(",")
+    if "+avx512f" in features and "+avx512vl" in features:
+        return 64
+    return 32 if "+avx2" in features else 16
+
+
+def lanes(bits: int) -> int:
+    """VL: lanes of one vector for floating-point numbers of `bits` bits."""
+    return vector_bytes() * 8 // bits
+
+
+def kernel_record(*fields: str) -> np.dtype:
+    """Dtype of a kernel's argument record: int64 numbers and byte addresses, the task counter first."""
+    return np.dtype([(name, np.int64) for name in ("counter", "stop", *fields)])
+
+
+def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
+    """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
+    function.__name__ = function.__qualname__ = name
+    compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
+    compiled._cache = KernelCache(function, _cache_directory())
+    compiled.compile()
+    return compiled
+
+
+def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
+    """Compile a function that Python calls (building structures, launching) with one explicit signature."""
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+    dispatcher._cache = KernelCache(function, _cache_directory())
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Memoise `build(*ints)` by its arguments: each variant is compiled once per process, whoever asks first."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    @functools.wraps(build)
+    def get(*key: Any) -> Any:
+        found = known.get(key)
+        if found is None:
+            with _lock:
+                found = known.get(key)
+                if found is None:
+                    found = known[key] = build(*key)
+        return found
+
+    return get
+
+
+@compiled_once
+def run_parallel() -> Callable[[int, int, int], None]:
+    """The parallel region `(kernel, arguments, slots)`: each worker slot calls the kernel once."""
+
+    def run_parallel(kernel, arguments, slots):  # type: ignore[no-untyped-def]
+        for slot in prange(slots):
+            simd.call(kernel, arguments, slot)
+
+    return compile_function(run_parallel, types.void(*[types.int64] * 3), parallel=True)
+
+
+@compiled_once
+def run_serial() -> Callable[[int, int], None]:
+    """The serial twin `(kernel, arguments)`: slot 0 takes all tasks on the calling thread, the GIL released."""
+
+    def run_serial(kernel, arguments):  # type: ignore[no-untyped-def]
+        simd.call(kernel, arguments, 0)
+
+    return compile_function(run_serial, types.void(types.int64, types.int64))
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that starts on a 64-byte line (np.empty aligns to 16: a misaligned panel halves speed)."""
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
