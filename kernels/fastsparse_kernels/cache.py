@@ -27,7 +27,7 @@ from typing import Any
 from numba.core import config, sigutils, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 # Settings of Numba (environment variables NUMBA_...) that change the machine code.
