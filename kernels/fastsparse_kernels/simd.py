@@ -199,6 +199,23 @@ def gather_addresses(typing: Any, count: Any, base: Any, table: Any) -> Any:
     return bases(count, types.int64, types.int64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: Any) -> Any:
+    """`count` addresses base + table[min(i, valid - 1)], the table being uint32: entries from `valid` on repeat the last."""
+    bases = Addresses(count.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        last, items = builder.sub(args[3], ir.Constant(_I64, 1)), []
+        for i in range(bases.count):
+            index = ir.Constant(_I64, i)
+            index = builder.select(builder.icmp_signed("<", index, last), index, last)
+            address = builder.add(args[2], builder.shl(index, ir.Constant(_I64, 2)))
+            items.append(builder.add(args[1], builder.zext(_load(builder, address, _I32, 4), _I64)))
+        return _pack(builder, _I64, items)
+
+    return bases(count, types.int64, types.int64, types.int64), codegen
+
+
 @intrinsic
 def moved(typing: Any, bases: Any, distance: Any) -> Any:
     """All addresses moved by `distance` bytes."""
@@ -294,6 +311,40 @@ def store_masked_at(typing: Any, tile: Any, bases: Any, offset: Any, masks: Any)
         for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
             mask = _mask_at(builder, tile, args[3], i)
             _masked_store(builder, tile, vector, builder.add(base, args[2]), mask)
+        return context.get_dummy_value()
+
+    return types.void(tile, bases, types.int64, types.int64), codegen
+
+
+def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:
+    """Mask of all lanes for the vectors below `count`, of none for the others."""
+    every = ir.Constant(tile.mask, [1] * tile.lanes)
+    exists = builder.icmp_signed("<", ir.Constant(_I64, index), count)
+    return builder.select(exists, every, ir.Constant(tile.mask, None))
+
+
+@intrinsic
+def load_some_at(typing: Any, like: Any, bases: Any, offset: Any, count: Any) -> Any:
+    """Vector i from bases[i] + offset for i < count, zeros for the others; nothing else is read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = []
+        for i, base in enumerate(_unpack(builder, args[1], bases.count)):
+            mask = _whole(builder, like, i, args[3])
+            vectors.append(_masked_load(builder, like, builder.add(base, args[2]), mask))
+        return _pack(builder, like.vector, vectors)
+
+    return like(like, bases, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_some_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) -> Any:
+    """Vector i to bases[i] + offset for i < count, and nothing else."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, addresses = _unpack(builder, args[0], tile.count), _unpack(builder, args[1], tile.count)
+        for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
+            _masked_store(builder, tile, vector, builder.add(base, args[2]), _whole(builder, tile, i, args[3]))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64, types.int64), codegen
@@ -458,6 +509,21 @@ def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
 
 
 @intrinsic
+def add_sums_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = _summed(builder, _unpack(builder, args[0], tile.count), tile.lanes)
+        part = Tile(1, tile.count, tile.bits)
+        mask = _first_lanes(builder, part, args[2])
+        before = _masked_load(builder, part, args[1], mask)
+        _masked_store(builder, part, builder.fadd(sums, before), args[1], mask)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
 def add_sums(typing: Any, tile: Any, address: Any) -> Any:
     """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL)."""
 
@@ -500,6 +566,17 @@ def load_float(typing: Any, bits: Any, address: Any) -> Any:
         return _load(builder, args[1], _FLOATS[width], width // 8)
 
     return _NUMBA_FLOATS[width](bits, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def zero(typing: Any, bits: Any) -> Any:
+    """The scalar 0 of `bits` bits."""
+    width = bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_FLOATS[width], 0.0)
+
+    return _NUMBA_FLOATS[width](bits), codegen
 
 
 @intrinsic

@@ -1,0 +1,173 @@
+"""Layouts: user arrays <-> what the SpMM and SDDMM kernels read and write.
+
+lanes   (batch / VL, channels, positions, VL): VL samples innermost, so every load is one aligned vector and a tile may
+        take any positions: strides, dilation and image borders cost nothing. Packing transposes in registers.
+flat    (batch, channels, phases, plane): zero-padded planes of one image, for small batches; a vector is VL consecutive
+        positions of a plane, rows of the image joined by the padding between them. With stride s a plane is split into
+        s * s phases, each a stride-1 image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.extending import register_jitable
+
+from . import simd
+from .build import compile_kernel, compiled_once, kernel_record
+
+LANES = kernel_record(
+    # tasks are (group of VL samples, channel, chunk), the chunk innermost
+    "channels",
+    "chunks",  # chunks per channel plane
+    "chunk",  # positions per chunk, a multiple of VL
+    "positions",  # positions per channel plane
+    "samples",
+    "user",  # address of user[sample, channel, position], positions contiguous
+    "user_sample_stride",
+    "user_channel_stride",
+    "lanes",  # address of lanes[group, channel, place of position]
+    "lanes_group_stride",
+    "lanes_channel_stride",
+    "places",  # int64 [positions rounded up to VL], bytes from the plane to each position; 0: positions in a row
+    "borders",  # int64 [border_count], places of the plane's padding, to be zeroed (packing only)
+    "border_count",
+)
+_lanes_arguments = simd.record_view(LANES)
+
+FLAT = kernel_record(
+    # tasks are (image, channel)
+    "channels",
+    "rows",  # image rows per channel plane, over all leading axes
+    "row_length",
+    "stride",  # phases along a row
+    "user",  # address of user[image, channel, row, column], contiguous per image and channel
+    "user_image_stride",
+    "user_channel_stride",
+    "flat",
+    "flat_image_stride",
+    "flat_channel_stride",
+    "channel_vectors",  # vectors to zero per channel
+    "firsts",  # int64 [stride], first column of every phase along a row
+    "places",  # int64 [rows, stride], bytes from the channel to where a row's phase begins
+)
+_flat_arguments = simd.record_view(FLAT)
+
+
+def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
+    """Packing user -> lanes (`pack` 1) or unpacking lanes -> user (0)."""
+    size = bits // 8
+    vector = lanes * size
+
+    @register_jitable
+    def places_of(a, plane, position):  # type: ignore[no-untyped-def]
+        if a.places == 0:
+            return simd.spread(lanes, plane + position * vector, vector)
+        return simd.gather_addresses(lanes, plane, a.places + position * 8)
+
+    @register_jitable
+    def pack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        source = user + position * size
+        places = places_of(a, plane, position)
+        if samples == lanes and columns >= lanes:
+            square = simd.load_at(like, simd.spread(lanes, source, a.user_sample_stride), 0)
+            simd.store_at(simd.transpose(square), places, 0)
+        else:
+            square = simd.load_rows(like, source, a.user_sample_stride, samples, columns)
+            simd.store_some_at(simd.transpose(square), places, 0, columns)
+
+    @register_jitable
+    def unpack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        target = user + position * size
+        places = places_of(a, plane, position)
+        if samples == lanes and columns >= lanes:
+            square = simd.transpose(simd.load_at(like, places, 0))
+            simd.store_at(square, simd.spread(lanes, target, a.user_sample_stride), 0)
+        else:
+            square = simd.transpose(simd.load_some_at(like, places, 0, columns))
+            simd.store_rows(square, target, a.user_sample_stride, samples, columns)
+
+    square = pack_square if pack else unpack_square
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _lanes_arguments(arguments)
+        zero = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            chunk, plane_index = task % a.chunks, task // a.chunks
+            channel, group = plane_index % a.channels, plane_index // a.channels
+            user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
+            plane = a.lanes + group * a.lanes_group_stride + channel * a.lanes_channel_stride
+            samples = min(lanes, a.samples - group * lanes)
+            end = min(a.positions, (chunk + 1) * a.chunk)
+            for position in range(chunk * a.chunk, end, lanes):
+                square(a, user, plane, position, samples, end - position)
+            if pack and chunk == 0:
+                for i in range(a.border_count):
+                    simd.store(zero, plane + simd.load_i64(a.borders + i * 8))
+            task = simd.fetch_add(a.counter, 1)
+
+    return run
+
+
+def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
+    """Copy images into zero-padded planes, one per channel and phase."""
+    size = bits // 8
+    vector = lanes * size
+
+    @register_jitable
+    def copy_row(source, target, count):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        i = 0
+        while i + lanes <= count:
+            simd.store(simd.load(like, source + i * size), target + i * size)
+            i += lanes
+        if i < count:
+            simd.store_first(simd.load_first(like, source + i * size, count - i), target + i * size, count - i)
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _flat_arguments(arguments)
+        zero = simd.zeros(1, lanes, bits)
+        stride, length = a.stride, a.row_length
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            channel, image = task % a.channels, task // a.channels
+            user = a.user + image * a.user_image_stride + channel * a.user_channel_stride
+            flat = a.flat + image * a.flat_image_stride + channel * a.flat_channel_stride
+            for i in range(a.channel_vectors):
+                simd.store(zero, flat + i * vector)
+            for row in range(a.rows):
+                source = user + row * length * size
+                if stride == 1:
+                    copy_row(source, flat + simd.load_i64(a.places + row * 8), length)
+                else:
+                    for phase in range(stride):
+                        target = flat + simd.load_i64(a.places + (row * stride + phase) * 8)
+                        first = simd.load_i64(a.firsts + phase * 8)
+                        for i in range(first, length, stride):
+                            value = simd.load_float(bits, source + i * size)
+                            simd.store_float(value, target + (i - first) // stride * size)
+            task = simd.fetch_add(a.counter, 1)
+
+    return run
+
+
+@compiled_once
+def pack_lanes_kernel(bits: int, lanes: int) -> Any:
+    """Compiled packing user -> lanes."""
+    return compile_kernel(make_lanes(bits, lanes, 1), f"pack_lanes_f{bits}_v{lanes}")
+
+
+@compiled_once
+def unpack_lanes_kernel(bits: int, lanes: int) -> Any:
+    """Compiled unpacking lanes -> user."""
+    return compile_kernel(make_lanes(bits, lanes, 0), f"unpack_lanes_f{bits}_v{lanes}")
+
+
+@compiled_once
+def pack_flat_kernel(bits: int, lanes: int) -> Any:
+    """Compiled packing of images into flat phase planes."""
+    return compile_kernel(make_pack_flat(bits, lanes), f"pack_flat_f{bits}_v{lanes}")
