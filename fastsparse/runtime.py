@@ -1,0 +1,366 @@
+"""Threads, threading layer, fork guard, kernel cache: what the process around the kernels must be like.
+
+The number of threads is fastsparse's own: a number that `launch` reads to choose how many worker slots share a call.
+Numba's and BLAS's settings are never read for it nor changed by it.
+
+After fork() a child computes with the serial twins. GNU OpenMP does not survive a fork (Numba stops the child with
+SIGTERM), TBB does when the main thread forked, and one rule for all is easier to rely on than three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import operator
+import os
+import platform
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastsparse import _cachedir, _cpus
+from fastsparse._version import __version__
+
+_ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
+_PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe when two Python threads call at once, so it is never used
+
+_default_threads: int | None = None  # set_num_threads, once called
+_blocks: list[_Block] = []  # `with threads(n)` blocks that are open, in any thread
+_local = threading.local()  # .blocks: those of this thread
+_layer_lock = threading.Lock()
+_layer: str | None = None  # what prepare_threading() found
+_forked = False
+
+
+class _Block:
+    """An open `with threads(n)` block."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+# ---------------------------------------------------------------------------------------------------------- threads
+
+
+def _checked_count(count: Any, name: str) -> int:
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name} is {count!r}, expected a positive integer") from None
+    if number < 1:
+        raise ValueError(f"{name} is {number}, expected a positive integer")
+    return number
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads that fastsparse's calls use, in every Python thread, those to come included.
+
+    Inside a ``with threads(...)`` block of the same thread, the number holds until the end of the block.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More than Numba has threads (``numba.config.NUMBA_NUM_THREADS``, normally the number of CPUs)
+        is allowed and does not use more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `n` is not a positive integer.
+    """
+    global _default_threads
+    count = _checked_count(n, "n")
+    own: list[_Block] = getattr(_local, "blocks", [])
+    if own:
+        own[-1].count = count
+    else:
+        _default_threads = count
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that a call made here and now would use at most.
+
+    The innermost ``with threads(n)`` block of this thread; else the latest one open in another thread; else what
+    `set_num_threads` said; else FASTSPARSE_NUM_THREADS; else the number of CPUs this process may use, with regard to
+    affinity and the quota of its control group.
+
+    Raises
+    ------
+    ValueError
+        When FASTSPARSE_NUM_THREADS is needed and is not a positive integer.
+    """
+    own: list[_Block] | None = getattr(_local, "blocks", None)
+    if own:
+        return own[-1].count
+    try:
+        return _blocks[-1].count
+    except IndexError:
+        return _default_threads if _default_threads is not None else _initial_threads()
+
+
+@functools.cache
+def _initial_threads() -> int:
+    given = os.environ.get(_ENVIRONMENT, "").strip()
+    if not given:
+        return _cpus.available_cpus()
+    try:
+        return _checked_count(int(given), _ENVIRONMENT)
+    except ValueError:
+        raise ValueError(f"{_ENVIRONMENT} is {given!r}, expected a positive integer") from None
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use `n` threads inside a ``with`` block.
+
+    The block holds for the thread that opened it, and for all threads that have no block of their own.
+
+    Parameters
+    ----------
+    n : int
+        At least 1, as for `set_num_threads`.
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> with fs.threads(1):
+    ...     fs.get_num_threads()
+    1
+    """
+    block = _Block(_checked_count(n, "n"))
+    own = _local.__dict__.setdefault("blocks", [])
+    own.append(block)
+    _blocks.append(block)
+    try:
+        yield
+    finally:
+        own.remove(block)
+        _blocks.remove(block)
+
+
+def worker_slots() -> int:
+    """Return how many workers may share the next kernel call; 1 means the serial twin.
+
+    Starts Numba's threads when they are needed and not there yet.
+    """
+    count = get_num_threads()
+    if count == 1 or not parallel_allowed():
+        return 1
+    from numba import config
+
+    return min(count, int(config.NUMBA_NUM_THREADS))
+
+
+# -------------------------------------------------------------------------------------------------- threading layer
+
+
+def parallel_allowed() -> bool:
+    """Tell whether a parallel region may be entered in this process: never after fork(), never on workqueue."""
+    if _forked:
+        return False
+    return prepare_threading() in _PARALLEL_LAYERS
+
+
+def prepare_threading() -> str:
+    """Start Numba's threads, with pip's TBB within reach, and return the name of the threading layer.
+
+    To be called before the first parallel kernel is compiled, loaded or run; cheap afterwards. Must not be called in
+    a forked child.
+
+    Returns
+    -------
+    str
+        "tbb", "omp" or "workqueue"; "none" when Numba cannot start the layer it was told to use, or when the layer
+        was started before a fork that this module did not see.
+    """
+    global _layer
+    if _layer is not None:
+        return _layer
+    with _layer_lock:
+        if _layer is None:
+            _layer = _start_threads()
+    return _layer
+
+
+def _start_threads() -> str:
+    import numba
+    from numba.np.ufunc import parallel
+
+    running = bool(getattr(parallel, "_is_initialized", False))
+    if not running and str(numba.config.THREADING_LAYER).lower() not in ("omp", "workqueue"):
+        load_tbb()
+    try:
+        numba.get_num_threads()  # starts the threads
+    except ValueError as error:
+        warnings.warn(f"calls use one thread: {str(error).strip()}", RuntimeWarning, stacklevel=2)
+        return "none"
+    layer = str(numba.threading_layer())
+    if running and layer == "omp" and _native_threads() < numba.config.NUMBA_NUM_THREADS:
+        return "none"  # OpenMP is running but its threads are not here: a parent started it before fork()
+    return layer
+
+
+def _native_threads() -> int:
+    """Threads of this process, Python's or not; on systems that do not tell, more than anybody has."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return sys.maxsize
+
+
+def load_tbb() -> bool:
+    """Load the TBB library that pip installed, so that Numba finds it; True when one is loaded.
+
+    pip puts it where the dynamic linker does not look. It is loaded by its full path, for this process only; a later
+    request for its bare name, as Numba makes, is then answered by the loaded one.
+    """
+    name = {"linux": "libtbb.so.12", "win32": "tbb12.dll"}.get(sys.platform)
+    if name is None:
+        return False
+    if hasattr(os, "RTLD_NOLOAD") and _loads(name, os.RTLD_NOLOAD):
+        return True  # another library brought one along: two would be one too many
+    return any(_loads(str(path)) for path in _installed_files("tbb") if path.name == name)
+
+
+def _loads(path: str, mode: int = ctypes.DEFAULT_MODE) -> bool:
+    try:
+        ctypes.CDLL(path, mode=mode)
+    except OSError:
+        return False
+    return True
+
+
+def _installed_files(package: str) -> list[Path]:
+    from importlib import metadata
+
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(os.path.realpath(str(file.locate()))).with_name(file.name) for file in files]
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+    _blocks[:] = getattr(_local, "blocks", [])  # threads that are not here any more close no block
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ------------------------------------------------------------------------------------------------------ kernel cache
+
+
+@functools.cache
+def cache_directory() -> str | None:
+    """Return the private directory of compiled kernels, made when there is none yet.
+
+    ``fastsparse`` in the user's cache directory, or FASTSPARSE_CACHE_DIR; below that, one directory for each state
+    of the kernel sources and each version of Numba, llvmlite and Python. Directories of other states are removed
+    when nothing has used them for 30 days.
+
+    Returns
+    -------
+    str or None
+        None, after one warning, when it cannot be made or is not private: a link, somebody else's, or writable by
+        others. Kernels are then compiled in every process.
+    """
+    directory = _cachedir.find_directory()
+    return None if directory is None else str(directory)
+
+
+def warmup(*, progress: bool = True) -> None:
+    """Compile the usual kernels, or load them from the cache, so that no later call has to wait for that.
+
+    Takes up to a minute or two with an empty cache, a second with a full one.
+
+    Parameters
+    ----------
+    progress : bool
+        Show a progress bar on stderr.
+    """
+    from tqdm import tqdm
+
+    from fastsparse_kernels import build
+
+    build.set_cache_directory(cache_directory)
+    worker_slots()  # starts the threads that parallel kernels need at loading
+    variants = list(build.usual_variants())
+    with tqdm(variants, desc="kernels", unit="kernel", disable=not progress) as bar:
+        for name, prepare in bar:
+            bar.set_postfix_str(name)
+            prepare()
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def show_config(*, file: Any = None) -> dict[str, Any]:
+    """Print what fastsparse found on this machine, and return it.
+
+    Parameters
+    ----------
+    file : text file, optional
+        Where to print; default ``sys.stdout``.
+
+    Returns
+    -------
+    dict
+        "fastsparse", "python", "numba", "llvmlite", "numpy", "scipy" (versions), "cpu", "cpus", "vector_bits",
+        "threads", "threading_layer", "tbb" (version or None), "parallel", "cache_directory".
+    """
+    import llvmlite
+    import numba
+    import numpy
+    import scipy
+
+    from fastsparse_kernels import build
+
+    layer = "none" if _forked else prepare_threading()
+    found: dict[str, Any] = {
+        "fastsparse": __version__,
+        "python": platform.python_version(),
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "cpu": _cpu_name(),
+        "cpus": _cpus.available_cpus(),
+        "vector_bits": 8 * build.vector_bytes(),
+        "threads": get_num_threads(),
+        "threading_layer": layer,
+        "tbb": _version("tbb"),
+        "parallel": layer in _PARALLEL_LAYERS,
+        "cache_directory": cache_directory(),
+    }
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value}", file=file)
+    return found
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    """Model as the system tells it, and LLVM's name for it."""
+    from llvmlite import binding
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model} ({binding.get_host_cpu_name()})"
