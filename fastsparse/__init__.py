@@ -4,8 +4,8 @@ Importing this package compiles nothing, starts no thread and changes no global 
 thread settings is imported when it is first touched.
 """
 
-from importlib import import_module as _import_module
-from typing import Any as _Any
+from importlib import import_module
+from typing import Any
 
 from fastsparse._version import __version__
 from fastsparse.csr import CSR, Pattern, csr
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _Any:
+def __getattr__(name: str) -> Any:
     """Import the submodule that `name` is, or the one where it lives, when it is first touched."""
     if name not in _MODULES and name not in _HOMES:
         raise AttributeError(f"module 'fastsparse' has no attribute {name!r}")
     home = f"fastsparse.{_HOMES.get(name, name)}"
     try:
-        module = _import_module(home)
+        module = import_module(home)
     except ModuleNotFoundError as error:
         if error.name != home:  # something that the module needs is missing: its own message tells what
             raise

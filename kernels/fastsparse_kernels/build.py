@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, types
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from . import simd
@@ -29,6 +30,21 @@ from .cache import KernelCache
 _KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
 _lock = threading.RLock()
 _cache_directory: Callable[[], str | os.PathLike[str] | None] = lambda: None
+
+
+def _before_fork() -> None:
+    """Wait for compilations in other threads: a child would inherit their locks and nobody to release them."""
+    _lock.acquire()
+    global_compiler_lock.acquire()
+
+
+def _after_fork() -> None:
+    global_compiler_lock.release()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> None:
