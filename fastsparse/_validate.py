@@ -23,9 +23,9 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Make an array that we own read-only."""
+    """Make an array that we own read-only, and return a view of it that cannot be made writable again."""
     array.flags.writeable = False
-    return array
+    return array.view()
 
 
 def checked_shape(shape: Any) -> tuple[int, int]:

@@ -67,7 +67,7 @@ class CSR:
     def _trusted(cls, pattern: Pattern, data: NDArray[Any]) -> CSR:
         """Make a matrix of a pattern and a float32 or float64 array (nnz,), without a check or a copy.
 
-        The matrix gets a read-only view; whoever writes to `data` later must not use the matrix any more.
+        The matrix holds a read-only view; whoever writes to `data` later must not use the matrix any more.
         """
         matrix = cls.__new__(cls)
         matrix._set(pattern, _validate.frozen(data.view()))
@@ -125,7 +125,7 @@ class CSR:
 
     def _transpose(self) -> CSR:
         pattern, permutation = self._pattern.transpose()
-        return CSR._trusted(pattern, self._data[permutation])
+        return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
 
     def with_data(self, values: Any) -> CSR:
         """Return a matrix of the same pattern with other values.
@@ -147,7 +147,7 @@ class CSR:
             raise ValueError(
                 f"values has shape {owned.shape}, expected {self._data.shape}, one for each nonzero of the pattern"
             )
-        return CSR._trusted(self._pattern, owned)
+        return CSR._trusted(self._pattern, _validate.frozen(owned))
 
     def cached(self, key: Hashable, build: Callable[[], Built]) -> Built:
         """Return what was built for these values under `key`; as `Pattern.cached`."""
@@ -234,7 +234,7 @@ def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
     if isinstance(obj, CSR):
         if wanted is None or wanted == obj.dtype:
             return obj
-        return CSR._trusted(obj.pattern, obj.data.astype(wanted))
+        return CSR._trusted(obj.pattern, _validate.frozen(obj.data.astype(wanted)))
     if isinstance(obj, Pattern):
         raise TypeError("obj is a Pattern, which has no values, expected a matrix (use fs.CSR with the values)")
     if sparse.issparse(obj):
@@ -251,7 +251,7 @@ def _from_dense(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
     if dense.ndim != 2:
         raise ValueError(f"obj has shape {dense.shape}, expected two dimensions (rows, columns)")
     rows, columns = np.nonzero(dense)
-    values = _validate.owned_values(dense[rows, columns], "obj", dtype)
+    values = _validate.frozen(_validate.owned_values(dense[rows, columns], "obj", dtype))
     indptr = np.zeros(dense.shape[0] + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=dense.shape[0]), out=indptr[1:])
     return CSR._trusted(Pattern._trusted(indptr, columns, (dense.shape[0], dense.shape[1])), values)

@@ -1,0 +1,85 @@
+"""What every test gets: poisoned uninitialised memory, fixed random numbers, a way to run another process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+
+# A first example may wait for a kernel to be compiled, so examples have no deadline.
+settings.register_profile("fastsparse", deadline=None, derandomize="CI" in os.environ, max_examples=50)
+settings.load_profile("fastsparse")
+
+_empty, _empty_like = np.empty, np.empty_like
+
+
+def _poison(array: np.ndarray) -> np.ndarray:
+    """Fill with NaN what is floating-point, and raw bytes with those of a NaN, so that unwritten elements are seen."""
+    if array.dtype.kind in "fc":
+        array.fill(np.nan)
+    elif array.dtype == np.uint8:
+        array.fill(255)
+    return array
+
+
+def _poisoned_empty(*args: Any, **kwargs: Any) -> np.ndarray:
+    return _poison(_empty(*args, **kwargs))
+
+
+def _poisoned_empty_like(*args: Any, **kwargs: Any) -> np.ndarray:
+    return _poison(_empty_like(*args, **kwargs))
+
+
+def pytest_configure() -> None:
+    """Let Numba register its implementation of np.empty before a test replaces the name."""
+    from numba.core.registry import cpu_target
+
+    cpu_target.target_context.refresh()
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make np.empty and np.empty_like hand out NaN."""
+    monkeypatch.setattr(np, "empty", _poisoned_empty)
+    monkeypatch.setattr(np, "empty_like", _poisoned_empty_like)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20240607)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a piece of Python in a new process that sees this checkout; fail the test when it fails.
+
+    ``run_python(code, *arguments, check=True, root=ROOT, **environment)``: an environment value of None removes it.
+    """
+
+    def run(
+        code: str, *arguments: str, check: bool = True, root: Path = ROOT, **environment: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        merged = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root / "kernels"))), **environment}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={name: value for name, value in merged.items() if value is not None},
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if check and done.returncode:
+            pytest.fail(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done
+
+    return run
