@@ -1,0 +1,208 @@
+"""Activations and their gradients: on a finished tile, and on whole arrays.
+
+A tile's epilogue clamps to (low, high), which serves no activation, relu and relu6; the others run here, on the tile
+while it is still in L1, through one function `void(address, vectors)` per activation. `activation_kernel(...).address`
+goes into the `activation` field of the SpMM record. The same formulas run on arrays for layers that stand alone and in
+training.
+
+Each activation adds an error of at most 4 u max(1, abs(z)); NaN gives NaN. Formulas are evaluated as IEEE 754 says, so
+gelu, gelu_tanh, silu and hardswish of -inf are NaN (-inf times 0), as in the oracle and in torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from . import simd
+from .build import compile_kernel, compiled_once, kernel_record
+from .simd_math import Lanes, clip, exp, fma, lanewise, normal_law, sigmoid, sigmoid_pair, tanh, where
+
+LEAKY_SLOPE = 0.01
+_TANH_LINEAR = 2 * math.sqrt(2 / math.pi)
+_TANH_CUBIC = _TANH_LINEAR * 0.044715
+
+# ---------------------------------------------------------------- formulas
+
+
+def _relu(z: Lanes) -> Lanes:
+    return where(z < 0.0, 0.0, z)
+
+
+def _relu6(z: Lanes) -> Lanes:
+    return clip(z, 0.0, 6.0)
+
+
+def _leaky_relu(z: Lanes) -> Lanes:
+    return where(z < 0.0, LEAKY_SLOPE * z, z)
+
+
+def _gelu(z: Lanes) -> Lanes:
+    return z * normal_law(z)[0]
+
+
+def _gelu_tanh(z: Lanes) -> Lanes:
+    """z (1 + tanh(inner)) / 2 = z sigmoid(2 inner)."""
+    return z * sigmoid(z * fma(z * z, _TANH_CUBIC, _TANH_LINEAR))
+
+
+def _silu(z: Lanes) -> Lanes:
+    return z / (1.0 + exp(-z))
+
+
+def _hardswish(z: Lanes) -> Lanes:
+    return z * clip(fma(z, 1 / 6, 0.5), 0.0, 1.0)
+
+
+def _relu_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * where(y > 0.0, y.spread(1.0), 0.0)
+
+
+def _relu6_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * where((y > 0.0) & (y < 6.0), y.spread(1.0), 0.0)
+
+
+def _leaky_relu_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * where(y > 0.0, y.spread(1.0), LEAKY_SLOPE)
+
+
+def _sigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * (y * (1.0 - y))
+
+
+def _tanh_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * fma(-y, y, 1.0)
+
+
+def _gelu_grad(dy: Lanes, z: Lanes) -> Lanes:
+    law, density = normal_law(z)
+    return dy * fma(z, density, law)
+
+
+def _gelu_tanh_grad(dy: Lanes, z: Lanes) -> Lanes:
+    s, rest = sigmoid_pair(z * fma(z * z, _TANH_CUBIC, _TANH_LINEAR))
+    held = clip(z, -100.0, 100.0)  # the square must not overflow where s * rest is 0
+    return dy * fma(z * (s * rest), fma(held * held, 3 * _TANH_CUBIC, _TANH_LINEAR), s)
+
+
+def _silu_grad(dy: Lanes, z: Lanes) -> Lanes:
+    s, rest = sigmoid_pair(z)
+    return dy * fma(z * s, rest, s)
+
+
+def _hardswish_grad(dy: Lanes, z: Lanes) -> Lanes:
+    slope = where(z >= 3.0, 1.0, fma(z, 1 / 3, 0.5))
+    return dy * where(z <= -3.0, 0.0, slope)
+
+
+# One table: name -> (activation of z, gradient from dy and what training keeps, True if it keeps the output).
+_TABLE: dict[str, tuple[Callable[[Lanes], Lanes], Callable[[Lanes, Lanes], Lanes], bool]] = {
+    "relu": (_relu, _relu_grad, True),
+    "relu6": (_relu6, _relu6_grad, True),
+    "leaky_relu": (_leaky_relu, _leaky_relu_grad, True),
+    "sigmoid": (sigmoid, _sigmoid_grad, True),
+    "tanh": (tanh, _tanh_grad, True),
+    "gelu": (_gelu, _gelu_grad, False),
+    "gelu_tanh": (_gelu_tanh, _gelu_tanh_grad, False),
+    "silu": (_silu, _silu_grad, False),
+    "hardswish": (_hardswish, _hardswish_grad, False),
+}
+ACTIVATION_CODES: dict[str, int] = {name: code for code, name in enumerate(_TABLE)}
+KEEPS_OUTPUT = frozenset(name for name, row in _TABLE.items() if row[2])
+_NAMES = tuple(_TABLE)
+
+# ---------------------------------------------------------------- kernels
+
+# Contiguous arrays of `count` elements; a task is `chunk` elements, a multiple of VL. Tasks: ceil(count / chunk).
+ACTIVATION = kernel_record("count", "chunk", "x", "y")  # y = activation(x); y may be x
+ACTIVATION_GRAD = kernel_record("count", "chunk", "dy", "kept", "dz")  # dz = slope(kept) * dy; dz may be dy
+CHUNK = 8192
+
+_activation = simd.record_view(ACTIVATION)
+_activation_grad = simd.record_view(ACTIVATION_GRAD)
+
+
+def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
+    """The epilogue function: in place over `vectors` vectors of `lanes` numbers at `address`."""
+    apply = lanewise(_TABLE[_NAMES[code]][0], 1)
+    vector = lanes * bits // 8
+
+    def activation(address, vectors):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        for i in range(vectors):
+            place = address + i * vector
+            simd.store(apply(simd.load(like, place)), place)
+
+    return activation
+
+
+@compiled_once
+def activation_kernel(code: int, bits: int, lanes: int) -> Any:
+    """The compiled variant; its `.address` is what the SpMM record takes."""
+    return compile_kernel(make_activation(code, bits, lanes), f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
+
+
+def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel of record ACTIVATION: a whole array."""
+    apply = lanewise(_TABLE[_NAMES[code]][0], 1)
+    size = bits // 8
+
+    def activation_array(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _activation(arguments)
+        like = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            start = task * a.chunk
+            count = min(a.chunk, a.count - start)
+            x, y = a.x + start * size, a.y + start * size
+            full = count // lanes * lanes
+            for i in range(0, full, lanes):
+                simd.store(apply(simd.load(like, x + i * size)), y + i * size)
+            if full < count:
+                z = simd.load_first(like, x + full * size, count - full)
+                simd.store_first(apply(z), y + full * size, count - full)
+            task = simd.fetch_add(a.counter, 1)
+
+    return activation_array
+
+
+@compiled_once
+def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
+    """The compiled kernel of record ACTIVATION."""
+    return compile_kernel(make_activation_array(code, bits, lanes), f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
+
+
+def make_activation_grad(code: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel of record ACTIVATION_GRAD: gradient before the activation from the one behind it.
+
+    `kept` is the activation's output for the names in KEEPS_OUTPUT, its input for the others.
+    """
+    apply = lanewise(_TABLE[_NAMES[code]][1], 2)
+    size = bits // 8
+
+    def activation_grad(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _activation_grad(arguments)
+        like = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            start = task * a.chunk
+            count = min(a.chunk, a.count - start)
+            dy, kept, dz = a.dy + start * size, a.kept + start * size, a.dz + start * size
+            full = count // lanes * lanes
+            for i in range(0, full, lanes):
+                at = i * size
+                simd.store(apply(simd.load(like, dy + at), simd.load(like, kept + at)), dz + at)
+            if full < count:
+                at, rest = full * size, count - full
+                out = apply(simd.load_first(like, dy + at, rest), simd.load_first(like, kept + at, rest))
+                simd.store_first(out, dz + at, rest)
+            task = simd.fetch_add(a.counter, 1)
+
+    return activation_grad
+
+
+@compiled_once
+def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
+    """The compiled kernel of record ACTIVATION_GRAD."""
+    return compile_kernel(make_activation_grad(code, bits, lanes), f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")
