@@ -1,0 +1,1 @@
+"""Benchmarks: workloads as data, providers as setup -> callable, measured by pytest-benchmark in interleaved rounds."""

@@ -1,0 +1,129 @@
+"""Right before fast: every provider's result is held against a float64 reference before it is timed.
+
+The bound is the project's contract for sums of k products, gamma(k + 1) * sum(|w| |x|), with k the nonzeros of a row
+for sparse providers and for dense ones too (products with zero are exact). Libraries with blocked, fused or reordered
+sums stay within it; transformed convolutions (Winograd) would not, so dense convolutions get `DENSE_SLACK` times it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from bench.providers import OURS
+from bench.workloads import Conv, ConvStep, LinearStep, Spmm
+from fastsparse_kernels import reference
+
+DENSE_SLACK = 64.0
+
+Expected = list[tuple[np.ndarray, np.ndarray]]  # (value, largest error) of every result
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_spmm(case: Spmm) -> Expected:
+    """W @ X in float64."""
+    return [_product(case.weight, case.x)]
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_conv(case: Conv) -> Expected:
+    """The convolution in float64."""
+    w = case.weight
+    geometry = _geometry(case)
+    value = reference.conv(
+        w.indptr, w.indices, w.data.astype(np.float64), w.shape, case.x.astype(np.float64), **geometry
+    )
+    total = reference.conv(
+        w.indptr, w.indices, np.abs(w.data).astype(np.float64), w.shape, np.abs(case.x).astype(np.float64), **geometry
+    )
+    return [(value, reference.bound(_row_lengths(w)[None, :, None, None], total, np.float32))]
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_linear_step(case: LinearStep) -> Expected:
+    """y, grad_x, grad_values and grad_b in float64."""
+    w, x, grad = case.weight, case.x, case.grad
+    y, y_bound = _product(w, x.T)
+    grad_x, grad_x_bound = _product(w.T.tocsr(), grad.T)
+    rows = reference.row_of(w.indptr)
+    values, totals = (
+        np.concatenate([np.einsum("ij,ij->j", a[:, rows[s]], b[:, w.indices[s]]) for s in _slices(int(w.nnz))])
+        for a, b in ((_wide(grad), _wide(x)), (np.abs(_wide(grad)), np.abs(_wide(x))))
+    )
+    return [
+        (y.T, y_bound.T),
+        (grad_x.T, grad_x_bound.T),
+        (values, reference.bound(case.batch, totals, np.float32)),
+        _bias_gradient(grad, (0,)),
+    ]
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_conv_step(case: ConvStep) -> Expected:
+    """y, grad_x, grad_values and grad_b in float64."""
+    w, geometry = case.weight, _geometry(case)
+    grad_x, values, _ = reference.conv_backward(
+        _wide(case.grad), w.indptr, w.indices, _wide(w.data), w.shape, _wide(case.x), **geometry
+    )
+    total_x, total_values, _ = reference.conv_backward(
+        np.abs(_wide(case.grad)), w.indptr, w.indices, np.abs(_wide(w.data)), w.shape, np.abs(_wide(case.x)), **geometry
+    )
+    terms = case.batch * case.out_side**2
+    most = int(_row_lengths(w.T.tocsr()).max()) * case.kernel**2
+    return [
+        *expected_conv(case),
+        (grad_x, reference.bound(most, total_x, np.float32)),
+        (values, reference.bound(terms, total_values, np.float32)),
+        _bias_gradient(case.grad, (0, 2, 3)),
+    ]
+
+
+def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
+    """Raise AssertionError when a provider's result leaves the bound anywhere.
+
+    A dense provider's weight gradient is compared at the nonzeros of `weight`.
+    """
+    results = result if isinstance(result, tuple) else (result,)
+    slack = 1.0 if name == OURS else DENSE_SLACK
+    assert len(results) == len(expected), f"{name} returned {len(results)} results, expected {len(expected)}"
+    for place, (got, (value, bound)) in enumerate(zip(results, expected)):
+        if np.ndim(got) > np.ndim(value):  # a dense gradient
+            got = np.reshape(got, weight.shape)[reference.row_of(weight.indptr), weight.indices]
+        assert got.shape == value.shape, f"result {place} of {name} has shape {got.shape}, expected {value.shape}"
+        excess = np.abs(got - value) - slack * bound
+        assert excess.max() <= 0, f"result {place} of {name} is off by up to {np.abs(got - value).max():.2e}"
+
+
+def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    wide = weight.astype(np.float64)
+    lengths = _row_lengths(weight)
+    totals = abs(wide) @ np.abs(_wide(x))
+    return wide @ _wide(x), reference.bound(lengths if x.ndim == 1 else lengths[:, None], totals, np.float32)
+
+
+def _bias_gradient(grad: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    terms = grad.size // grad.shape[1]
+    return _wide(grad).sum(axis=axes), reference.bound(terms, np.abs(_wide(grad)).sum(axis=axes), np.float32)
+
+
+def _geometry(case: Conv) -> dict[str, Any]:
+    return {
+        "kernel_size": (case.kernel,) * 2,
+        "stride": (case.stride,) * 2,
+        "padding": ((case.padding, case.padding),) * 2,
+        "dilation": (1, 1),
+    }
+
+
+def _row_lengths(weight: Any) -> np.ndarray:
+    return np.diff(weight.indptr)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def _slices(count: int, step: int = 1 << 14) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]

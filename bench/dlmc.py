@@ -1,0 +1,55 @@
+"""Real pruned patterns from files in the `.smtx` format of the Deep Learning Matrix Collection.
+
+T. Gale, M. Zaharia, C. Young, E. Elsen, "Sparse GPU Kernels for Deep Learning", SC 2020.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Structure = tuple[NDArray[np.int32], NDArray[np.int32], tuple[int, int]]
+
+TRANSFORMER_COLUMNS = (256, 1024)
+RESNET_BATCHES = (1, 16)
+
+
+def read_smtx(path: Path) -> Structure:
+    """Row pointers, sorted column indices and shape of one file: three lines of text."""
+    with path.open(encoding="ascii") as file:
+        try:
+            rows, columns, nonzeros = (int(part) for part in file.readline().split(","))
+            indptr = np.array(file.readline().split(), dtype=np.int32)
+            indices = np.array(file.readline().split(), dtype=np.int32)
+        except ValueError as error:
+            raise ValueError(f"{path} is not an .smtx file: {error}") from None
+    if len(indptr) != rows + 1 or len(indices) != nonzeros or indptr[-1] != nonzeros:
+        raise ValueError(f"{path} says {rows} rows and {nonzeros} nonzeros, which its other lines contradict")
+    for row in range(rows):
+        indices[indptr[row] : indptr[row + 1]].sort()
+    return indptr, indices, (rows, columns)
+
+
+def columns_of(path: Path) -> list[int]:
+    """Columns N each layer meets: output positions times batch for ResNet-50, sequence positions for Transformer."""
+    if not path.stem.startswith(("bottleneck", "initial", "final")):
+        return list(TRANSFORMER_COLUMNS)
+    side = _resnet_side(path.stem)
+    return [side * side * batch for batch in RESNET_BATCHES]
+
+
+def _resnet_side(stem: str) -> int:
+    """Height and width of a ResNet-50 layer's output (stride in the 3x3 layers, 224 x 224 images)."""
+    if stem.startswith("initial"):
+        return 112
+    if stem.startswith("final"):
+        return 1
+    group = re.search(r"group(\d)", stem)
+    if group is None:
+        raise ValueError(f"{stem!r} names no group of ResNet-50 blocks")
+    side = 56 >> (int(group[1]) - 1)
+    before_stride = stem.startswith("bottleneck_1") and "projection" in stem and group[1] != "1"
+    return 2 * side if before_stride else side

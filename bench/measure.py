@@ -1,0 +1,77 @@
+"""One provider against fastsparse: checked, then timed in alternating rounds and handed to pytest-benchmark.
+
+pytest-benchmark times the provider. The untimed setup of each of its rounds runs fastsparse on the same workload, and
+times that, so the two share whatever the machine is doing at that moment; the rounds of fastsparse go to `extra_info`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+from bench.checks import Expected, check
+from bench.providers import OURS, Call, Provider
+
+# Seconds of timed calls for each side, and the rounds they may take.
+BUDGET = 0.5
+ROUNDS = (9, 200)
+# Seconds. Other libraries' threads spin for a while after their last call.
+PAUSE = 0.03
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """The same number of threads for fastsparse, BLAS, OpenMP and torch."""
+    import sys
+
+    import fastsparse as fs
+
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+    with fs.threads(threads), threadpool_limits(threads):
+        yield
+
+
+def race(benchmark: Any, case: Any, ours: Provider, rival: Provider, threads: int, expected: Expected) -> None:
+    """Check and time `rival` (which may be `ours`) on `case`; skips when it is not installed."""
+    if rival.missing:
+        pytest.skip(f"{rival.name}: {', '.join(rival.missing)} not installed")
+    with pinned(threads):
+        calls = {provider.name: provider.setup(case, threads) for provider in (ours, rival)}
+        for name, call in calls.items():
+            check(name, call(), expected, case.weight)
+        seconds = alternate(benchmark, calls[OURS], calls[rival.name], threads)
+    benchmark.extra_info.update(
+        workload=case.name, provider=rival.name, threads=threads, flops=case.flops, fastsparse_seconds=seconds
+    )
+
+
+def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[float]:
+    """Time `rival` through pytest-benchmark; returns the seconds of `ours` in the same rounds."""
+    pause = PAUSE if threads > 1 else 0.0
+    seconds: list[float] = []
+
+    def setup() -> None:
+        if ours is not rival:
+            seconds.append(_warm_seconds(ours, pause))
+        time.sleep(pause)
+        rival()
+
+    slowest = max(_warm_seconds(ours, pause), _warm_seconds(rival, pause))
+    rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / slowest)))
+    benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
+    return seconds[-rounds:]
+
+
+def _warm_seconds(call: Call, pause: float) -> float:
+    time.sleep(pause)
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,61 @@
+"""W @ X by everybody: X row-major in, Y row-major out, `out` preallocated where the library takes one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.providers import OURS, Call, Provider
+from bench.providers import mkl as mkl_library
+from bench.workloads import Spmm
+
+
+def _fastsparse(case: Spmm, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, x = fs.csr(case.weight), case.x
+    out = np.empty((case.m, *x.shape[1:]), np.float32)
+    return lambda: fs.spmm(weight, x, out=out)
+
+
+def _scipy(case: Spmm, threads: int) -> Call:
+    weight, x = case.weight, case.x
+    return lambda: weight @ x
+
+
+def _numpy(case: Spmm, threads: int) -> Call:
+    weight, x = case.weight.toarray(), case.x
+    out = np.empty((case.m, *x.shape[1:]), np.float32)
+    return lambda: np.matmul(weight, x, out=out)
+
+
+def _mkl(case: Spmm, threads: int) -> Call:
+    return mkl_library.spmm(case.weight, case.x, threads)
+
+
+def _torch_dense(case: Spmm, threads: int) -> Call:
+    import torch
+
+    weight, x = torch.from_numpy(case.weight.toarray()), torch.from_numpy(case.x)
+    out = torch.empty((case.m, *x.shape[1:]))
+    return lambda: torch.matmul(weight, x, out=out).numpy()
+
+
+def _torch_sparse(case: Spmm, threads: int) -> Call:
+    import torch
+
+    w = case.weight
+    weight = torch.sparse_csr_tensor(
+        torch.from_numpy(w.indptr), torch.from_numpy(w.indices), torch.from_numpy(w.data), size=w.shape
+    )
+    x = torch.from_numpy(case.x)
+    return lambda: (weight @ x).numpy()
+
+
+PROVIDERS = [
+    Provider(OURS, _fastsparse),
+    Provider("scipy", _scipy),
+    Provider("numpy dense", _numpy),
+    Provider("MKL sparse", _mkl, needs=("mkl",)),
+    Provider("torch dense", _torch_dense, needs=("torch",)),
+    Provider("torch.sparse", _torch_sparse, needs=("torch",)),
+]

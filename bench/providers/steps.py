@@ -1,0 +1,85 @@
+"""Forward and backward of one layer by everybody: returns (y, grad_x, grad_w, grad_b).
+
+fastsparse gives grad_w at the nonzeros; dense rivals give all of it, as they must.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import bench.providers.conv as conv
+from bench.providers import OURS, Call, Provider
+from bench.workloads import ConvStep, LinearStep
+
+
+def _linear_fastsparse(case: LinearStep, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, bias = fs.csr(case.weight), np.zeros(case.outputs, np.float32)
+    return lambda: (fs.linear(case.x, weight, bias), *fs.linear_backward(case.grad, case.x, weight))
+
+
+def _linear_numpy(case: LinearStep, threads: int) -> Call:
+    weight = case.weight.toarray()
+    y = np.empty((case.batch, case.outputs), np.float32)
+    grad_x, grad_w = np.empty_like(case.x), np.empty_like(weight)
+    return lambda: (
+        np.matmul(case.x, weight.T, out=y),
+        np.matmul(case.grad, weight, out=grad_x),
+        np.matmul(case.grad.T, case.x, out=grad_w),
+        case.grad.sum(axis=0),
+    )
+
+
+def _linear_torch(case: LinearStep, threads: int) -> Call:
+    import torch
+
+    weight = torch.from_numpy(case.weight.toarray()).requires_grad_()
+    return _torch_step(case, weight, torch.nn.functional.linear)
+
+
+def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, bias = fs.csr(case.weight), np.zeros(case.out, np.float32)
+    geometry = {"kernel_size": case.kernel, "stride": case.stride, "padding": case.padding}
+    return lambda: (
+        fs.conv2d(case.x, weight, bias, **geometry),
+        *fs.conv2d_backward(case.grad, case.x, weight, **geometry),
+    )
+
+
+def _conv_torch(case: ConvStep, threads: int) -> Call:
+    import torch
+
+    weight = torch.from_numpy(conv.dense_oihw(case)).requires_grad_()
+
+    def forward(x: Any, w: Any, b: Any) -> Any:
+        return torch.nn.functional.conv2d(x, w, b, stride=case.stride, padding=case.padding)
+
+    return _torch_step(case, weight, forward)
+
+
+def _torch_step(case: LinearStep | ConvStep, weight: Any, forward: Any) -> Call:
+    import torch
+
+    bias = torch.zeros(weight.shape[0], requires_grad=True)
+    x, grad = torch.from_numpy(case.x).requires_grad_(), torch.from_numpy(case.grad)
+
+    def step() -> tuple[np.ndarray, ...]:
+        y = forward(x, weight, bias)
+        grads = torch.autograd.grad(y, (x, weight, bias), grad)
+        return (y.detach().numpy(), *(g.numpy() for g in grads))
+
+    return step
+
+
+LINEAR_PROVIDERS = [
+    Provider(OURS, _linear_fastsparse),
+    Provider("numpy dense", _linear_numpy),
+    Provider("torch dense", _linear_torch, needs=("torch",)),
+]
+
+CONV_PROVIDERS = [Provider(OURS, _conv_fastsparse), Provider("torch dense", _conv_torch, needs=("torch",))]

@@ -1,0 +1,196 @@
+"""What is measured, as data: the shapes the README's figures speak of.
+
+Add a row and every provider runs it. Sparsity is the share of weights that are zero; patterns are uniformly random
+unless a `.smtx` file says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from bench.dlmc import read_smtx
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Spmm:
+    """W (m, k) times X (k, n), both float32, row-major; n = 1 is a vector."""
+
+    m: int
+    k: int
+    n: int
+    sparsity: float = 0.9
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        origin = f"{self.file.parent.name}-{self.file.stem}-" if self.file else ""
+        return f"{origin}{self.m}x{self.k}-N{self.n}-{self.sparsity:.0%}"
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        """The sparse matrix, with normal values."""
+        rng = np.random.default_rng(1)
+        if self.file is None:
+            return random_weight(rng, self.m, self.k, self.sparsity)
+        indptr, indices, shape = read_smtx(self.file)
+        data = rng.standard_normal(len(indices), dtype=np.float32)
+        return sp.csr_array((data, indices, indptr), shape=shape)
+
+    @cached_property
+    def x(self) -> Floats:
+        """The dense operand: (k, n), or (k,) for one column."""
+        shape = (self.k,) if self.n == 1 else (self.k, self.n)
+        return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+
+    @property
+    def flops(self) -> int:
+        """Useful operations: two for each nonzero and column."""
+        return 2 * int(self.weight.nnz) * self.n
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution of x (batch, channels, side, side) with square kernels, float32, NCHW in and out."""
+
+    batch: int
+    channels: int
+    side: int
+    out: int
+    kernel: int
+    sparsity: float = 0.9
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        stride = f"-s{self.stride}" if self.stride > 1 else ""
+        shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
+        return f"{shape}-{self.out}-{self.kernel}x{self.kernel}{stride}-{self.sparsity:.0%}"
+
+    @property
+    def padding(self) -> int:
+        """Zeros on every side: the output has the input's size at stride 1."""
+        return self.kernel // 2
+
+    @property
+    def out_side(self) -> int:
+        """Height and width of the output."""
+        return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        """Weights (out, channels * kernel * kernel), columns as in OIHW."""
+        return random_weight(np.random.default_rng(1), self.out, self.channels * self.kernel**2, self.sparsity)
+
+    @cached_property
+    def x(self) -> Floats:
+        """The input."""
+        shape = (self.batch, self.channels, self.side, self.side)
+        return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output."""
+        return (self.batch, self.out, self.out_side, self.out_side)
+
+    @property
+    def flops(self) -> int:
+        """Useful operations: two for each nonzero and output position."""
+        return 2 * int(self.weight.nnz) * self.batch * self.out_side**2
+
+
+@dataclass(frozen=True)
+class LinearStep:
+    """Forward and backward of a linear layer: x (batch, inputs), W (outputs, inputs); dX, dW and db are wanted."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    sparsity: float = 0.9
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.batch}x{self.inputs}-{self.outputs}-{self.sparsity:.0%}"
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        """Weights (outputs, inputs)."""
+        return random_weight(np.random.default_rng(1), self.outputs, self.inputs, self.sparsity)
+
+    @cached_property
+    def x(self) -> Floats:
+        """The input."""
+        return np.random.default_rng(2).standard_normal((self.batch, self.inputs), dtype=np.float32)
+
+    @cached_property
+    def grad(self) -> Floats:
+        """Gradient of the output."""
+        return np.random.default_rng(3).standard_normal((self.batch, self.outputs), dtype=np.float32)
+
+    @property
+    def flops(self) -> int:
+        """Useful operations of forward, dX and dW together."""
+        return 6 * int(self.weight.nnz) * self.batch
+
+
+@dataclass(frozen=True)
+class ConvStep(Conv):
+    """Forward and backward of a convolution; dX, dW and db are wanted."""
+
+    @cached_property
+    def grad(self) -> Floats:
+        """Gradient of the output."""
+        return np.random.default_rng(3).standard_normal(self.out_shape, dtype=np.float32)
+
+    @property
+    def flops(self) -> int:
+        """Useful operations of forward, dX and dW together."""
+        return 6 * int(self.weight.nnz) * self.batch * self.out_side**2
+
+
+def random_weight(rng: np.random.Generator, rows: int, columns: int, sparsity: float) -> sp.csr_array:
+    """Normal values at uniformly random places, sorted columns, int32 indices."""
+    matrix = sp.random_array(
+        (rows, columns), density=1 - sparsity, format="csr", dtype=np.float32, rng=rng,
+        data_sampler=lambda size: rng.standard_normal(size, dtype=np.float32),
+    )  # fmt: skip
+    matrix.sort_indices()
+    return matrix
+
+
+SPMM = [
+    Spmm(2048, 512, 1024),
+    Spmm(512, 512, 4096),
+    Spmm(512, 2048, 1024),
+    Spmm(512, 512, 4096, sparsity=0.7),
+    Spmm(512, 512, 4096, sparsity=0.95),
+    Spmm(512, 512, 64),
+    Spmm(2048, 2048, 1),
+]
+
+CONV = [
+    Conv(16, 128, 28, 128, 3),
+    Conv(16, 256, 14, 256, 3),
+    Conv(16, 512, 14, 512, 1),
+    Conv(16, 128, 28, 128, 3, stride=2),
+    Conv(1, 64, 56, 64, 3),
+    Conv(1, 256, 14, 256, 3),
+    Conv(1, 256, 14, 1024, 1),
+]
+
+LINEAR_STEPS = [LinearStep(128, 3072, 1024), LinearStep(512, 1024, 1024)]
+
+CONV_STEPS = [ConvStep(32, 64, 32, 64, 3), ConvStep(32, 128, 16, 128, 3), ConvStep(32, 256, 8, 256, 3)]
+
+# The two lines of the scaling figure: two threads against one.
+SCALING = [SPMM[0], CONV[0]]

@@ -1,0 +1,125 @@
+"""The command `fastsparse`: demo, bench, info.
+
+Exit status: 0 on success, 2 on bad arguments, 1 on failure, 130 after Ctrl-C. Messages go to standard error, one line
+each and never a traceback; set FASTSPARSE_TRACEBACK=1 to see where an error comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status; bad arguments leave through SystemExit(2), as argparse does.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("FASTSPARSE_TRACEBACK"):
+            traceback.print_exc()
+        _say(f"error: {_one_line(error)}")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from fastsparse import __version__
+    from fastsparse.demo import options
+
+    parser = argparse.ArgumentParser(prog="fastsparse", description="Sparse neural networks on CPUs.")
+    parser.add_argument("--version", action="version", version=f"fastsparse {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo", help="train a sparse network on handwritten digits and race it", description=_run_demo.__doc__
+    )
+    options.add_arguments(demo)
+    demo.set_defaults(run=_run_demo)
+    bench = commands.add_parser(
+        "bench", help="measure the kernels against other libraries", description=_run_bench.__doc__
+    )
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of pytest, such as -k spmm or --dlmc DIR")
+    bench.set_defaults(run=_run_bench)
+    info = commands.add_parser(
+        "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
+    )
+    info.set_defaults(run=_run_info)
+    return parser
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    """Train a 90% sparse network and its dense twin on handwritten digits, compile it, race it, write a report."""
+    started = time.perf_counter()
+    from fastsparse.demo import options
+
+    options.require_extra()
+    from fastsparse.demo.run import run
+    from fastsparse.demo.summary import summary
+
+    chosen = options.from_arguments(args)
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result alone
+        results = run(chosen, started)
+    print(json.dumps(results.to_json()) if args.json else summary(results, chosen.report), flush=True)
+    return 0
+
+
+def _run_bench(args: argparse.Namespace) -> int:
+    """Run the benchmarks of a source checkout: `pytest bench/` with the arguments given, threads pinned."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "bench" / "workloads.py").is_file():
+        raise FileNotFoundError("the benchmarks come with the source: run this from an editable install of a checkout")
+    try:
+        import pytest
+    except ImportError:
+        raise ImportError('the benchmarks need pytest; the extra "test" brings it: pip install -e ".[test]"') from None
+    return 0 if pytest.main(["--rootdir", str(root), str(root / "bench"), *args.arguments]) == 0 else 1
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    """Show versions, threads, processor and cache."""
+    import fastsparse
+
+    fastsparse.show_config()
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """The error's message; its kind too where users could not have caused it."""
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and message:
+        return message
+    return f"{type(error).__name__}: {message}"
+
+
+def _say(message: str) -> None:
+    print(f"fastsparse: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Fair timing of several ways to do the same work.
+
+Contenders run in turn, round after round, so that a machine that slows down slows all of them; every block of timed
+calls is preceded by a pause (threads of the previous contender may still spin for work) and by an untimed call.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+
+# Seconds. OpenBLAS workers spin for about 25 ms after their last product.
+PAUSE = 0.03
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call, one entry for each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds, in seconds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def minimum(self) -> float:
+        """Fastest round, in seconds."""
+        return min(self.rounds)
+
+
+def interleaved(
+    contenders: Mapping[str, Call], *, rounds: int = 7, block_seconds: float = 0.02, pause: float = PAUSE
+) -> dict[str, Timing]:
+    """Time every contender in turn, `rounds` times.
+
+    Parameters
+    ----------
+    contenders : mapping of name to callable
+        Each callable does the whole work once.
+    rounds : int
+        How often each contender is measured.
+    block_seconds : float
+        A measurement repeats the call until about this much time has passed and takes the mean.
+    pause : float
+        Seconds of rest before each measurement.
+
+    Returns
+    -------
+    dict of str to Timing
+        In the order of `contenders`.
+    """
+    repeats = {name: _repeats(call, block_seconds) for name, call in contenders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            time.sleep(pause)
+            call()
+            seconds[name].append(_mean_seconds(call, repeats[name]))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def speedup(rival: Timing, ours: Timing) -> float:
+    """How many times faster `ours` is: the median over the rounds of rival / ours within one round."""
+    return statistics.median(r / o for r, o in zip(rival.rounds, ours.rounds))
+
+
+def _mean_seconds(call: Call, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(call: Call, block_seconds: float) -> int:
+    call()  # the first call may compile, plan or allocate
+    once = _mean_seconds(call, 1)
+    return max(1, min(1000, round(block_seconds / max(once, 1e-9))))
