@@ -1,0 +1,42 @@
+"""Layers: parameters and a call into ``fastsparse.functional``, with explicit backward."""
+
+from fastsparse.nn.activations import GELU, Hardswish, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
+from fastsparse.nn.containers import Residual, Sequential
+from fastsparse.nn.conv import Conv2d, SparseConv1d, SparseConv2d, SparseConv3d
+from fastsparse.nn.linear import Linear, SparseLinear
+from fastsparse.nn.module import Module
+from fastsparse.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
+from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from fastsparse.nn.shape import Dropout, Embedding, Flatten
+
+__all__ = [
+    "Module",
+    "Parameter",
+    "SparseLinear",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseConv3d",
+    "Linear",
+    "Conv2d",
+    "Embedding",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "LayerNorm",
+    "ReLU",
+    "ReLU6",
+    "LeakyReLU",
+    "Sigmoid",
+    "Tanh",
+    "GELU",
+    "SiLU",
+    "Hardswish",
+    "Softmax",
+    "Dropout",
+    "MaxPool2d",
+    "AvgPool2d",
+    "AdaptiveAvgPool2d",
+    "Flatten",
+    "Sequential",
+    "Residual",
+]

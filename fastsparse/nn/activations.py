@@ -1,0 +1,169 @@
+"""Activations as layers, and the part that layers with an ``activation`` argument share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import elementwise
+from fastsparse.nn.module import Module, check_gradient
+
+Array = NDArray[Any]
+
+
+def floating(x: Any) -> Array:
+    """`x` as a float32 or float64 array; float16, integers and bool become float32."""
+    array = np.asarray(x)
+    if array.dtype in (np.float32, np.float64):
+        return array
+    if array.dtype.kind in "biu" or array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+        return array.astype(array.dtype.newbyteorder("="))
+    raise TypeError(f"x has dtype {array.dtype.name}, expected float32 or float64")
+
+
+def run_fused(
+    product: Callable[[str | None], Array], activation: str | None, training: bool
+) -> tuple[Array, Array | None]:
+    """Run a product with its activation.
+
+    Parameters
+    ----------
+    product : callable
+        Takes the activation to apply at the product's end.
+    activation : str or None
+    training : bool
+
+    Returns
+    -------
+    y, kept
+        The layer's output, and what :func:`activation_gradient` needs of it: the output or the value before the
+        activation, None without an activation or out of training.
+    """
+    if activation is None or not training:
+        return product(activation), None
+    if activation in elementwise.FROM_OUTPUT:
+        y = product(activation)
+        return y, y
+    before = product(None)
+    return elementwise.activate(activation, before), before
+
+
+def activation_gradient(activation: str | None, dy: Array, kept: Array | None) -> Array:
+    """The gradient before the activation."""
+    return dy if activation is None or kept is None else elementwise.activate_backward(activation, dy, kept)
+
+
+class _Activation(Module):
+    """A layer of one activation."""
+
+    _name: ClassVar[str]
+
+    def forward(self, x: Any) -> Array:
+        array = floating(x)
+        y = elementwise.activate(self._name, array)
+        self._keep(y if self._name in elementwise.FROM_OUTPUT else array)
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        kept = self._taken()
+        grad = check_gradient(dy, kept.shape, kept.dtype)
+        return elementwise.activate_backward(self._name, grad, kept) if need_input else None
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation, as functions and sparse layers take it."""
+        return self._name
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+class ReLU(_Activation):
+    """max(x, 0)."""
+
+    _name = "relu"
+
+
+class ReLU6(_Activation):
+    """min(max(x, 0), 6)."""
+
+    _name = "relu6"
+
+
+class LeakyReLU(_Activation):
+    """x where it is positive, 0.01 x elsewhere."""
+
+    _name = "leaky_relu"
+
+
+class Sigmoid(_Activation):
+    """1 / (1 + exp(-x))."""
+
+    _name = "sigmoid"
+
+
+class Tanh(_Activation):
+    """Hyperbolic tangent."""
+
+    _name = "tanh"
+
+
+class SiLU(_Activation):
+    """x * sigmoid(x)."""
+
+    _name = "silu"
+
+
+class Hardswish(_Activation):
+    """x * min(max(x + 3, 0), 6) / 6."""
+
+    _name = "hardswish"
+
+
+class GELU(_Activation):
+    """x times the normal distribution function of x.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        "tanh" takes the approximation by tanh (Hendrycks and Gimpel, arXiv:1606.08415, section 2).
+    """
+
+    _name = "gelu"
+
+    def __init__(self, approximate: str = "none") -> None:
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate is {approximate!r}, expected 'none' or 'tanh'")
+        self.approximate = approximate
+        if approximate == "tanh":
+            self._name = "gelu_tanh"  # type: ignore[misc]
+
+    def config(self) -> dict[str, Any]:
+        return {"approximate": self.approximate}
+
+
+class Softmax(Module):
+    """exp(x) over its sum along `axis`."""
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = int(axis)
+
+    def forward(self, x: Any) -> Array:
+        array = floating(x)
+        y = np.exp(array - array.max(axis=self.axis, keepdims=True))
+        y /= y.sum(axis=self.axis, keepdims=True)
+        self._keep(y)
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        y = self._taken()
+        grad = check_gradient(dy, y.shape, y.dtype)
+        return y * (grad - (grad * y).sum(axis=self.axis, keepdims=True)) if need_input else None
+
+    def config(self) -> dict[str, Any]:
+        return {"axis": self.axis}

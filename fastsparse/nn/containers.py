@@ -1,0 +1,111 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastsparse import elementwise, functional
+from fastsparse.nn.module import Module, check_gradient, distinct
+
+Array = NDArray[Any]
+
+
+class Sequential(Module):
+    """Layers run one after the other.
+
+    Parameters
+    ----------
+    *layers : Module
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(64, 32, activation="relu", rng=0), fs.nn.Linear(32, 10, rng=1))
+    >>> [name for name, _ in model.named_parameters()]
+    ['0.values', '0.bias', '1.weight', '1.bias']
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"layers[{position}] is a {type(layer).__name__}, expected a layer of fastsparse.nn")
+        distinct(list(layers), "Sequential")
+        self.layers = layers
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        return ((str(position), layer) for position, layer in enumerate(self.layers))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __getitem__(self, position: int) -> Module:
+        return self.layers[position]
+
+    def forward(self, x: Any) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        grad: Array | None = dy
+        for position in reversed(range(len(self.layers))):
+            if grad is None:
+                raise RuntimeError(f"layer {position + 1} gives no gradient at its input, which layer {position} needs")
+            grad = self.layers[position].backward(grad, need_input=need_input or position > 0)
+        return grad
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def __repr__(self) -> str:
+        inside = "".join(f"\n  {name}: {layer!r}".replace("\n", "\n  ") for name, layer in self.children())
+        return f"Sequential({inside.replace(chr(10) + '    ', chr(10) + '  ')}\n)" if inside else "Sequential()"
+
+
+class Residual(Module):
+    """activation(body(x) + shortcut(x)).
+
+    Parameters
+    ----------
+    body : Module
+    shortcut : Module, optional
+        Default: x itself.
+    activation : str, optional
+    """
+
+    def __init__(self, body: Module, shortcut: Module | None = None, activation: str | None = None) -> None:
+        for name, item in (("body", body), ("shortcut", shortcut)):
+            if not isinstance(item, Module) and not (item is None and name == "shortcut"):
+                raise TypeError(f"{name} is a {type(item).__name__}, expected a layer of fastsparse.nn")
+        functional.check_activation(activation)
+        distinct([body] if shortcut is None else [body, shortcut], "Residual")
+        self.body = body
+        self.shortcut = shortcut
+        self.activation = activation
+
+    def forward(self, x: Any) -> Array:
+        y, passed = self.body(x), x if self.shortcut is None else self.shortcut(x)
+        if y.shape != passed.shape:
+            raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
+        before = y + passed
+        y = before if self.activation is None else elementwise.activate(self.activation, before)
+        self._keep((y if self.activation in elementwise.FROM_OUTPUT else before, y.shape, y.dtype))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        kept, shape, dtype = self._taken()
+        grad = check_gradient(dy, shape, dtype)
+        if self.activation is not None:
+            grad = elementwise.activate_backward(self.activation, grad, kept)
+        through = self.body.backward(grad, need_input=need_input)
+        around = grad if self.shortcut is None else self.shortcut.backward(grad, need_input=need_input)
+        return None if through is None or around is None else through + around
+
+    def config(self) -> dict[str, Any]:
+        return {"activation": self.activation}

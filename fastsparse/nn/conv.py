@@ -1,0 +1,331 @@
+"""Convolution layers over one, two or three axes: one machine, thin subclasses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastsparse import dense, elementwise, functional
+from fastsparse._arguments import as_float, padding_pairs, per_axis
+from fastsparse.csr import Pattern, csr
+from fastsparse.nn import _arguments as check
+from fastsparse.nn import initial
+from fastsparse.nn.activations import activation_gradient, run_fused
+from fastsparse.nn.linear import PatternMaker, SparseWeight
+from fastsparse.nn.module import Module, check_gradient
+from fastsparse.nn.parameter import Parameter
+
+Array = NDArray[Any]
+_FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+SparseConvolution = TypeVar("SparseConvolution", bound="_SparseConv")
+
+
+class _Window:
+    """Checked geometry of a convolution over `axes` axes."""
+
+    def __init__(
+        self,
+        axes: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> None:
+        self.in_channels = check.integer(in_channels, "in_channels")
+        self.out_channels = check.integer(out_channels, "out_channels")
+        self.kernel_size = per_axis(kernel_size, axes, "kernel_size", 1)
+        self.stride = per_axis(stride, axes, "stride", 1)
+        self.padding = padding_pairs(padding, axes)
+        self.dilation = per_axis(dilation, axes, "dilation", 1)
+        self.groups = check.integer(groups, "groups")
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"groups is {self.groups}, expected a divisor of {name} = {channels}")
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in / groups, *kernel)."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments in types that JSON knows."""
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": list(self.kernel_size),
+            "stride": list(self.stride),
+            "padding": [list(pair) for pair in self.padding],
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+        }
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of the convolution functions."""
+        return {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+
+class _Convolution(Module):
+    """What sparse and dense convolutions share: the window's geometry, readable as attributes."""
+
+    _axes: ClassVar[int]
+    _window: _Window
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self._window.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self._window.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Size of the window, one int per axis."""
+        return self._window.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Step of the window, one int per axis."""
+        return self._window.stride
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Zeros around the input, one pair (before, after) per axis."""
+        return self._window.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Distance of the window's elements, one int per axis."""
+        return self._window.dilation
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of channels that do not see each other."""
+        return self._window.groups
+
+
+class _SparseConv(_Convolution, SparseWeight):
+    """Convolution whose weight is sparse: time and memory follow its nonzeros.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or one int per axis
+    stride, dilation : int or one int per axis
+    padding : int, one int per axis, or one pair (before, after) per axis
+    groups : int
+        A divisor of both channel counts.
+    bias : bool
+    sparsity : float in [0, 1)
+        Share of weights that do not exist; they are chosen at random.
+    pattern : Pattern (out_channels, in_channels / groups * prod(kernel_size)), or a function of that shape, optional
+        Where the weights are, instead of `sparsity`; columns run (input channel, kernel offsets).
+    activation : str, optional
+        Applied while the output is still in registers; see ``fastsparse.functional.ACTIVATIONS``.
+    dtype : float32 or float64
+    rng : None, int or Generator
+        For the pattern and the initial values, which are normal with variance 2 / (nonzeros of the row).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        pattern: Pattern | PatternMaker | None = None,
+        activation: str | None = None,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        self._window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        out, *rest = self._window.weight_shape
+        self._set_weight((out, math.prod(rest)), bias, sparsity, pattern, activation, dtype, rng)
+
+    @classmethod
+    def from_dense(
+        cls: type[SparseConvolution],
+        weight: Any,
+        bias: Any = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        activation: str | None = None,
+    ) -> SparseConvolution:
+        """Make a layer of the nonzeros of `weight`.
+
+        Parameters
+        ----------
+        weight : array (out, in / groups, *kernel)
+            float64 stays, other types become float32.
+        bias : array (out,), optional
+        stride, padding, dilation, groups, activation
+            As for the constructor.
+        """
+        full = np.asarray(weight)
+        if full.ndim != cls._axes + 2:
+            raise ValueError(
+                f"weight has shape {full.shape}, expected {cls._axes + 2} axes (out, in / groups, *kernel)"
+            )
+        matrix = csr(full.reshape(len(full), -1))
+        layer = cls(
+            full.shape[1] * groups,
+            full.shape[0],
+            full.shape[2:],
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias is not None,
+            pattern=matrix.pattern,
+            activation=activation,
+            dtype=matrix.dtype,
+        )
+        layer._take_weight(matrix, bias)
+        return layer
+
+    def forward(self, x: Any) -> Array:
+        """x (N, in_channels, *spatial) -> (N, out_channels, *output spatial)."""
+        matrix, bias, keywords = self.values.matrix(), self._bias(), self._window.keywords()
+        run = _FUNCTIONS[self._axes]
+        y, kept = run_fused(
+            lambda activation: run(x, matrix, bias, **keywords, activation=activation),
+            self.activation,
+            self.training,
+        )
+        self._keep((x, kept, y.shape))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        x, kept, shape = self._taken()
+        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
+        grad_x, grad_values, grad_bias = functional.conv_backward(
+            grad, x, self.values.matrix(), **self._window.keywords(), need_input=need_input
+        )
+        self._gather(grad_values, grad_bias)
+        return grad_x
+
+    def config(self) -> dict[str, Any]:
+        return {**self._window.config(), **self._common_config()}
+
+
+class SparseConv1d(_SparseConv):
+    __doc__ = _SparseConv.__doc__
+    _axes = 1
+
+
+class SparseConv2d(_SparseConv):
+    __doc__ = _SparseConv.__doc__
+    _axes = 2
+
+
+class SparseConv3d(_SparseConv):
+    __doc__ = _SparseConv.__doc__
+    _axes = 3
+
+
+class Conv2d(_Convolution):
+    """Dense convolution.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, dilation : int or (height, width)
+    padding : int, (height, width), or ((top, bottom), (left, right))
+    groups : int
+        A divisor of both channel counts.
+    bias : bool
+    activation : str, optional
+    dtype : float32 or float64
+    rng : None, int or Generator
+        For the initial values, which are normal with variance 2 / (in_channels / groups * kernel area).
+    """
+
+    _axes = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        functional.check_activation(activation)
+        kind = check.dtype(dtype)
+        self._window, self.activation = window, activation
+        self._geometry = dense.Geometry(
+            window.kernel_size, window.stride, window.padding, window.dilation, window.groups
+        )
+        self.weight = Parameter(initial.kaiming(window.weight_shape, kind, check.generator(rng)))
+        use_bias = check.flag(bias, "bias")
+        self.bias = Parameter(initial.constant(window.out_channels, 0.0, kind)) if use_bias else None
+
+    def forward(self, x: Any) -> Array:
+        """x (N, in_channels, H, W) -> (N, out_channels, output H, output W)."""
+        array = self._checked(x)
+        y, kept = run_fused(lambda activation: self._product(array, activation), self.activation, self.training)
+        self._keep((array, kept, y.shape))
+        return y
+
+    def _checked(self, x: Any) -> Array:
+        array = as_float(x, self.weight.dtype, "x", "the layer")
+        if array.ndim != self._axes + 2 or array.shape[1] != self.in_channels:
+            raise ValueError(f"x has shape {array.shape}, expected (N, {self.in_channels}, H, W) to match the layer")
+        if min(self._geometry.output(array.shape[2:])) < 1:
+            raise ValueError(
+                f"x has shape {array.shape}, expected a height and width in which a window of size {self.kernel_size} "
+                f"fits with padding {self.padding} and dilation {self.dilation}"
+            )
+        return array
+
+    def _product(self, x: Array, activation: str | None) -> Array:
+        y = dense.conv(x, self.weight.value, None if self.bias is None else self.bias.value, self._geometry)
+        return y if activation is None else elementwise.activate(activation, y)
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        x, kept, shape = self._taken()
+        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.weight.dtype), kept)
+        grad_x, grad_weight, grad_bias = dense.conv_backward(grad, x, self.weight.value, self._geometry, need_input)
+        self.weight.accumulate(grad_weight)
+        if self.bias is not None:
+            self.bias.accumulate(grad_bias)
+        return grad_x
+
+    def config(self) -> dict[str, Any]:
+        return {
+            **self._window.config(),
+            "bias": self.bias is not None,
+            "activation": self.activation,
+            "dtype": self.weight.dtype.name,
+        }

@@ -1,0 +1,69 @@
+"""Initial values, and the empty shells that models read from files start as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+
+Array = NDArray[Any]
+
+_shells: ContextVar[bool] = ContextVar("fastsparse_shells", default=False)
+
+
+@contextmanager
+def shells() -> Iterator[None]:
+    """Have layers made without memory for their arrays, which state loaded afterwards replaces.
+
+    So a file that declares a huge layer costs nothing before its arrays have been compared with the declaration.
+    """
+    token = _shells.set(True)
+    try:
+        yield
+    finally:
+        _shells.reset(token)
+
+
+def constant(shape: int | tuple[int, ...], value: float, dtype: np.dtype[Any]) -> Array:
+    """An array of one value."""
+    if _shells.get():
+        return _shell(shape, dtype)
+    return np.full(shape, value, dtype)
+
+
+def standard_normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
+    """Normal numbers of variance 1."""
+    if _shells.get():
+        return _shell(shape, dtype)
+    return np.asarray(rng.standard_normal(shape, dtype))
+
+
+def kaiming(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
+    """Normal numbers of variance 2 / fan-in for a dense weight (out, ...), fan-in = size of one row.
+
+    He et al., Delving Deep into Rectifiers, ICCV 2015, section 2.2.
+    """
+    values = standard_normal(shape, dtype, rng)
+    if not _shells.get():
+        values *= np.sqrt(2 / max(int(np.prod(shape[1:])), 1), dtype=dtype)
+    return values
+
+
+def sparse_kaiming(pattern: Pattern, dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
+    """As :func:`kaiming` for the values of `pattern`, each row's fan-in being its own number of nonzeros."""
+    values = standard_normal((pattern.nnz,), dtype, rng)
+    if not _shells.get():
+        counts = np.diff(pattern.indptr)
+        values *= np.repeat(np.sqrt(2 / np.maximum(counts, 1)).astype(dtype), counts)
+    return values
+
+
+def _shell(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array of any shape in the memory of one element."""
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -1,0 +1,266 @@
+"""Linear layers: y = activation(x W^T + b)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from scipy import sparse
+
+from fastsparse import elementwise, functional
+from fastsparse._arguments import as_float
+from fastsparse.csr import CSR, Pattern, csr
+from fastsparse.nn import _arguments as check
+from fastsparse.nn import initial
+from fastsparse.nn.activations import activation_gradient, run_fused
+from fastsparse.nn.module import Module, check_gradient
+from fastsparse.nn.parameter import Parameter
+from fastsparse.sparsity.patterns import random_pattern
+
+Array = NDArray[Any]
+PatternMaker = Callable[[tuple[int, int]], Pattern]
+
+
+class SparseWeight(Module):
+    """What layers with a sparse weight share: the values, the bias and the activation's name.
+
+    Attributes
+    ----------
+    values : Parameter
+        One value per nonzero; ``values.pattern`` says where they stand.
+    bias : Parameter or None
+    activation : str or None
+    """
+
+    values: Parameter
+    bias: Parameter | None
+
+    def _set_weight(
+        self,
+        shape: tuple[int, int],
+        bias: bool,
+        sparsity: float,
+        pattern: Pattern | PatternMaker | None,
+        activation: str | None,
+        dtype: DTypeLike,
+        rng: Any,
+    ) -> None:
+        functional.check_activation(activation)
+        kind = check.dtype(dtype)
+        generator = check.generator(rng)
+        if pattern is None:
+            pattern = random_pattern(shape, sparsity, rng=generator)
+        elif callable(pattern):
+            pattern = pattern(shape)
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"pattern is a {type(pattern).__name__}, expected a fastsparse.Pattern")
+        if pattern.shape != shape:
+            raise ValueError(f"pattern has shape {pattern.shape}, expected {shape} to match the layer")
+        self.activation = activation
+        self.values = Parameter(initial.sparse_kaiming(pattern, kind, generator), pattern)
+        self.bias = Parameter(initial.constant(shape[0], 0.0, kind)) if check.flag(bias, "bias") else None
+
+    @property
+    def weight(self) -> CSR:
+        """A copy of the current weight; its ``pattern`` is shared, its values stay as they are now."""
+        return self.values.matrix().with_data(self.values.value)
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the nonzeros are."""
+        return self.values.matrix().pattern
+
+    def _bias(self) -> Array | None:
+        return None if self.bias is None else self.bias.value
+
+    def _gather(self, grad_values: Array, grad_bias: Array) -> None:
+        self.values.accumulate(grad_values)
+        if self.bias is not None:
+            self.bias.accumulate(grad_bias)
+
+    def _take_weight(self, weight: CSR, bias: Any) -> None:
+        """Start from given values (float64 stays, anything else is float32)."""
+        self.values.value = weight.data
+        if self.bias is not None:
+            given = np.asarray(bias)
+            if given.shape != self.bias.value.shape:
+                raise ValueError(f"bias has shape {given.shape}, expected {self.bias.value.shape} to match weight")
+            self.bias.value = given
+
+    def _common_config(self) -> dict[str, Any]:
+        return {
+            "bias": self.bias is not None,
+            "activation": self.activation,
+            "dtype": self.values.dtype.name,
+        }
+
+
+class SparseLinear(SparseWeight):
+    """Linear layer whose weight is sparse: time and memory follow its nonzeros.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    sparsity : float in [0, 1)
+        Share of weights that do not exist; they are chosen at random.
+    pattern : Pattern (out_features, in_features), or a function of that shape that makes one, optional
+        Where the weights are, instead of `sparsity`.
+    activation : str, optional
+        Applied while the output is still in registers; see ``fastsparse.functional.ACTIVATIONS``.
+    dtype : float32 or float64
+    rng : None, int or Generator
+        For the pattern and the initial values, which are normal with variance 2 / (nonzeros of the row).
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> layer = fs.nn.SparseLinear(100, 10, sparsity=0.9, rng=0)
+    >>> layer.weight
+    <CSR 10x100, 100 nonzeros, density 0.1, float32>
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        pattern: Pattern | PatternMaker | None = None,
+        activation: str | None = None,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        self.in_features = check.integer(in_features, "in_features")
+        self.out_features = check.integer(out_features, "out_features")
+        shape = (self.out_features, self.in_features)
+        self._set_weight(shape, bias, sparsity, pattern, activation, dtype, rng)
+
+    @classmethod
+    def from_dense(cls, weight: Any, bias: Any = None, *, activation: str | None = None) -> SparseLinear:
+        """Make a layer of the nonzeros of `weight`.
+
+        Parameters
+        ----------
+        weight : array (out, in), scipy.sparse matrix or CSR
+            float64 stays, other types become float32.
+        bias : array (out,), optional
+        activation : str, optional
+        """
+        matrix = csr(weight)
+        out_features, in_features = matrix.shape
+        layer = cls(
+            in_features,
+            out_features,
+            bias is not None,
+            pattern=matrix.pattern,
+            activation=activation,
+            dtype=matrix.dtype,
+        )
+        layer._take_weight(matrix, bias)
+        return layer
+
+    def forward(self, x: Any) -> Array:
+        """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
+        if sparse.issparse(x):
+            x = sparse.csr_array(x)
+        matrix, bias = self.values.matrix(), self._bias()
+        y, kept = run_fused(
+            lambda activation: functional.linear(x, matrix, bias, activation=activation),
+            self.activation,
+            self.training,
+        )
+        self._keep((x, kept, y.shape))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        """As ``Module.backward``; there is no gradient at a sparse input."""
+        x, kept, shape = self._taken()
+        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
+        need_input = need_input and not sparse.issparse(x)
+        grad_x, grad_values, grad_bias = functional.linear_backward(
+            grad, x, self.values.matrix(), need_input=need_input
+        )
+        self._gather(grad_values, grad_bias)
+        return grad_x
+
+    def config(self) -> dict[str, Any]:
+        return {"in_features": self.in_features, "out_features": self.out_features, **self._common_config()}
+
+
+class Linear(Module):
+    """Dense linear layer.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    activation : str, optional
+    dtype : float32 or float64
+    rng : None, int or Generator
+        For the initial values, which are normal with variance 2 / in_features.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        self.in_features = check.integer(in_features, "in_features")
+        self.out_features = check.integer(out_features, "out_features")
+        functional.check_activation(activation)
+        self.activation = activation
+        kind = check.dtype(dtype)
+        shape = (self.out_features, self.in_features)
+        self.weight = Parameter(initial.kaiming(shape, kind, check.generator(rng)))
+        use_bias = check.flag(bias, "bias")
+        self.bias = Parameter(initial.constant(self.out_features, 0.0, kind)) if use_bias else None
+
+    def forward(self, x: Any) -> Array:
+        """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
+        x = self._checked(x)
+        y, kept = run_fused(lambda activation: self._product(x, activation), self.activation, self.training)
+        self._keep((x, kept, y.shape))
+        return y
+
+    def _checked(self, x: Any) -> Any:
+        array = sparse.csr_array(x) if sparse.issparse(x) else as_float(x, self.weight.dtype, "x", "the layer")
+        if array.ndim == 0 or array.shape[-1] != self.in_features:
+            raise ValueError(f"x has shape {array.shape}, expected (..., {self.in_features}) to match the layer")
+        return array
+
+    def _product(self, x: Any, activation: str | None) -> Array:
+        y = np.asarray(x @ self.weight.value.T, self.weight.dtype)
+        if self.bias is not None:
+            y += self.bias.value
+        return y if activation is None else elementwise.activate(activation, y)
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        """As ``Module.backward``; there is no gradient at a sparse input."""
+        x, kept, shape = self._taken()
+        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.weight.dtype), kept)
+        flat = grad.reshape(-1, self.out_features)
+        if sparse.issparse(x):
+            self.weight.accumulate(np.ascontiguousarray((x.T @ flat).T, self.weight.dtype))
+        else:
+            self.weight.accumulate(flat.T @ x.reshape(-1, self.in_features))
+        if self.bias is not None:
+            self.bias.accumulate(flat.sum(axis=0))
+        return grad @ self.weight.value if need_input and not sparse.issparse(x) else None
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+            "activation": self.activation,
+            "dtype": self.weight.dtype.name,
+        }

@@ -1,0 +1,210 @@
+"""The base of all layers: calls, explicit backward, names of parameters, saved state.
+
+In training mode a layer keeps what its backward needs, from a forward call to the next backward call. In evaluation
+mode it keeps nothing, so that any number of threads may call one model at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.state import commit, stage
+
+Array = NDArray[Any]
+Self = TypeVar("Self", bound="Module")
+Watcher = Callable[["Module", Array], None]
+
+_watcher: ContextVar[Watcher | None] = ContextVar("fastsparse_watcher", default=None)
+
+
+class Module:
+    """Base class of layers.
+
+    A layer defines ``forward`` and ``backward``. Parameters, buffers and layers held as attributes are found by
+    themselves, in the order in which they were assigned.
+    """
+
+    training: bool = True
+    # Arrays that are saved with the parameters and not trained.
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+    _saved: Any = None
+
+    def __call__(self, x: Any) -> Array:
+        """Run the layer on `x`; the same as ``forward``."""
+        y = self.forward(x)
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(self, y)
+        return y
+
+    def forward(self, x: Any) -> Array:
+        """Compute the output for `x`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        """Propagate the gradient of the last forward call in training mode.
+
+        Parameters
+        ----------
+        dy : array of the output's shape
+            Gradient of the loss at the output.
+        need_input : bool
+            False saves the work for the gradient at the input.
+
+        Returns
+        -------
+        array of the input's shape, or None
+            Gradient of the loss at the input. The gradients of the parameters are added to their ``grad``.
+
+        Raises
+        ------
+        RuntimeError
+            When no forward call in training mode came before.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define backward")
+
+    def _keep(self, saved: Any) -> None:
+        """Keep `saved` for backward, in training mode only."""
+        if self.training:
+            self._saved = saved
+
+    def _taken(self) -> Any:
+        """What forward kept; it is forgotten here."""
+        saved, self._saved = self._saved, None
+        if saved is None:
+            raise RuntimeError(f"{type(self).__name__}.backward needs a forward call in training mode before it")
+        return saved
+
+    # --- what is inside ------------------------------------------------------------------------
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, layer) of the layers directly inside."""
+        for name, item in vars(self).items():
+            if isinstance(item, Module):
+                yield name, item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield (name, layer) of this layer (named "") and of all layers inside, parents first."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield (name, parameter) of all parameters, for example ("0.values", ...)."""
+        for prefix, module in self.named_modules():
+            for name, item in vars(module).items():
+                if isinstance(item, Parameter):
+                    yield (f"{prefix}.{name}" if prefix else name), item
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) of all arrays that are saved but not trained."""
+        for prefix, module in self.named_modules():
+            for name in module.buffer_names:
+                yield (f"{prefix}.{name}" if prefix else name), getattr(module, name)
+
+    # --- modes and state -----------------------------------------------------------------------
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch to training mode (to evaluation mode with False); returns the layer."""
+        for _, module in self.named_modules():
+            module.training = bool(mode)
+            module._saved = None
+        return self
+
+    def eval(self: Self) -> Self:
+        """Switch to evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters, patterns and buffers.
+
+        Returns
+        -------
+        dict of str to array
+            ``name`` of every parameter and buffer; for a sparse parameter ``prefix.values`` also ``prefix.indptr``
+            and ``prefix.indices``.
+        """
+        state: dict[str, Array] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.pattern is not None:
+                prefix = name.rpartition(".")[0]
+                dot = f"{prefix}." if prefix else ""
+                state[f"{dot}indptr"] = parameter.pattern.indptr.copy()
+                state[f"{dot}indices"] = parameter.pattern.indices.copy()
+            state[name] = parameter.value.copy()
+        state.update((name, array.copy()) for name, array in self.named_buffers())
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, patterns included: all of it or, on an error, nothing.
+
+        Raises
+        ------
+        ValueError
+            When a name is missing or unknown, or an array has another shape or type than the model's.
+        """
+        commit(stage(self, state))
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, in types that JSON knows, that rebuild the layer's geometry."""
+        raise TypeError(f"{type(self).__name__} does not define config, so it cannot be saved with its architecture")
+
+    def summary(self, input_shape: tuple[int, ...] | None = None) -> None:
+        """Print a table of the layers with nonzeros, density and memory.
+
+        Parameters
+        ----------
+        input_shape : tuple of int, optional
+            With it (batch first) the table shows output shapes, found by one run on zeros.
+        """
+        from fastsparse.nn.summary import summary_table
+
+        print(summary_table(self, input_shape))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Have `watcher` called with (layer, output) after each layer's call, in this thread."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def distinct(modules: list[Module], owner: str) -> None:
+    """Raise unless no layer occurs twice inside `modules`, since a layer keeps what one forward call left."""
+    seen: set[int] = set()
+    for module in modules:
+        for _, inner in module.named_modules():
+            if id(inner) in seen:
+                raise ValueError(f"{owner} holds the same {type(inner).__name__} twice, expected different layers")
+            seen.add(id(inner))
+
+
+def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """`dy` as an array of the output's shape and type."""
+    array = np.asarray(dy)
+    if array.shape != shape:
+        raise ValueError(f"dy has shape {array.shape}, expected {shape}, the shape of the output")
+    return array if array.dtype == dtype else array.astype(dtype)

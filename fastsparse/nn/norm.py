@@ -1,0 +1,164 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastsparse import elementwise
+from fastsparse._arguments import as_float, per_axis
+from fastsparse.nn import _arguments as check
+from fastsparse.nn import initial
+from fastsparse.nn.module import Module, check_gradient
+from fastsparse.nn.parameter import Parameter
+
+Array = NDArray[Any]
+
+
+class _BatchNorm(Module):
+    """Batch normalisation: per channel, (x - mean) / sqrt(variance + eps) * weight + bias.
+
+    In training mode mean and (biased) variance are those of the batch, and the running ones, used in evaluation mode,
+    move towards them: running = (1 - momentum) running + momentum batch, with the unbiased variance. In evaluation
+    mode ``backward`` takes the statistics and the parameters as constants, for fine-tuning with frozen statistics.
+
+    Ioffe and Szegedy, Batch Normalization, ICML 2015.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels.
+    eps : float
+    momentum : float in [0, 1]
+    dtype : float32 or float64
+    """
+
+    buffer_names = ("running_mean", "running_var")
+    _dims: ClassVar[tuple[int, ...]]
+    _shape_text: ClassVar[str]
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: DTypeLike = "float32"
+    ) -> None:
+        self.num_features = check.integer(num_features, "num_features")
+        self.eps = check.number(eps, "eps", 0.0)
+        self.momentum = check.number(momentum, "momentum", 0.0, 1.0)
+        kind = check.dtype(dtype)
+        self.weight = Parameter(initial.constant(self.num_features, 1.0, kind))
+        self.bias = Parameter(initial.constant(self.num_features, 0.0, kind))
+        self.running_mean = initial.constant(self.num_features, 0.0, kind)
+        self.running_var = initial.constant(self.num_features, 1.0, kind)
+
+    def forward(self, x: Any) -> Array:
+        """x (N, num_features, ...) -> the same shape."""
+        array = as_float(x, self.weight.dtype, "x", "the layer")
+        if array.ndim not in self._dims or array.shape[1] != self.num_features:
+            expected = self._shape_text.format(self.num_features)
+            raise ValueError(f"x has shape {array.shape}, expected {expected} to match the layer")
+        gamma, beta = self.weight.value, self.bias.value
+        if not self.training:
+            return elementwise.batch_norm_eval(array, gamma, beta, self.running_mean, self.running_var, self.eps)
+        count = array.size // self.num_features
+        if count < 2:
+            raise ValueError(f"x has shape {array.shape}, expected at least 2 values per channel in training mode")
+        y, mean, variance = elementwise.batch_norm_train(array, gamma, beta, self.eps)
+        self._move(mean, variance * (count / (count - 1)))
+        self._saved = (array, mean, variance)
+        return y
+
+    def _move(self, mean: Array, variance: Array) -> None:
+        """Move the running statistics towards the batch's; new arrays, so that threads in evaluation are not torn."""
+        dtype, momentum = self.running_mean.dtype, self.momentum
+        self.running_mean = (self.running_mean * (1 - momentum) + mean * momentum).astype(dtype)
+        self.running_var = (self.running_var * (1 - momentum) + variance * momentum).astype(dtype)
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        dtype = self.weight.dtype
+        if not self.training:
+            scale = (self.weight.value / np.sqrt(self.running_var + self.eps)).astype(dtype)
+            grad = np.asarray(dy, dtype)
+            return grad * scale.reshape(1, -1, *(1 for _ in grad.shape[2:])) if need_input else None
+        x, mean, variance = self._taken()
+        grad = check_gradient(dy, x.shape, dtype)
+        grad_x, grad_weight, grad_bias = elementwise.batch_norm_backward(
+            grad, x, self.weight.value, mean, variance, self.eps
+        )
+        self.weight.accumulate(grad_weight)
+        self.bias.accumulate(grad_bias)
+        return grad_x if need_input else None
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "num_features": self.num_features,
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "dtype": self.weight.dtype.name,
+        }
+
+
+class BatchNorm1d(_BatchNorm):
+    __doc__ = _BatchNorm.__doc__
+    _dims = (2, 3)
+    _shape_text = "(N, {0}) or (N, {0}, length)"
+
+
+class BatchNorm2d(_BatchNorm):
+    __doc__ = _BatchNorm.__doc__
+    _dims = (4,)
+    _shape_text = "(N, {0}, H, W)"
+
+
+class LayerNorm(Module):
+    """Normalisation over the last axes: (x - mean) / sqrt(variance + eps) * weight + bias.
+
+    Ba, Kiros and Hinton, Layer Normalization, arXiv:1607.06450.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Sizes of the last axes, over which mean and (biased) variance are taken.
+    eps : float
+    dtype : float32 or float64
+    """
+
+    def __init__(self, normalized_shape: Any, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
+        axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
+        self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
+        self.eps = check.number(eps, "eps", 0.0)
+        kind = check.dtype(dtype)
+        self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
+        self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind))
+
+    def forward(self, x: Any) -> Array:
+        """x (..., *normalized_shape) -> the same shape."""
+        array = as_float(x, self.weight.dtype, "x", "the layer")
+        axes = len(self.normalized_shape)
+        if array.shape[-axes:] != self.normalized_shape:
+            expected = ", ".join(map(str, ("...", *self.normalized_shape)))
+            raise ValueError(f"x has shape {array.shape}, expected ({expected}) to match the layer")
+        last = tuple(range(-axes, 0))
+        centred = array - array.mean(axis=last, keepdims=True)
+        inverse = 1 / np.sqrt((centred * centred).mean(axis=last, keepdims=True) + array.dtype.type(self.eps))
+        normal = centred * inverse
+        self._keep((normal, inverse))
+        return normal * self.weight.value + self.bias.value
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        normal, inverse = self._taken()
+        grad = check_gradient(dy, normal.shape, self.weight.dtype)
+        size = math.prod(self.normalized_shape)
+        flat = grad.reshape(-1, size)
+        self.weight.accumulate((flat * normal.reshape(-1, size)).sum(axis=0).reshape(self.normalized_shape))
+        self.bias.accumulate(flat.sum(axis=0).reshape(self.normalized_shape))
+        if not need_input:
+            return None
+        last = tuple(range(-len(self.normalized_shape), 0))
+        inner = grad * self.weight.value
+        along = (inner * normal).mean(axis=last, keepdims=True)
+        return np.asarray(inverse * (inner - inner.mean(axis=last, keepdims=True) - normal * along))
+
+    def config(self) -> dict[str, Any]:
+        return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}

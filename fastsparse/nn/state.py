@@ -1,0 +1,89 @@
+"""Loading saved state into a model: everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+from fastsparse.nn.parameter import Parameter
+
+if TYPE_CHECKING:
+    from fastsparse.nn.module import Module
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Staged:
+    """Checked copies, ready to be taken over."""
+
+    parameters: list[tuple[Parameter, Array, Pattern | None]]
+    buffers: list[tuple[Module, str, Array]]
+
+
+def stage(model: Module, state: Mapping[str, Any]) -> Staged:
+    """Check `state` against the model and copy it.
+
+    Raises
+    ------
+    ValueError
+        Naming the entry that is missing, unknown, or of another shape, type or structure than expected.
+    """
+    staged, used = Staged([], []), set()
+
+    def entry(name: str) -> Array:
+        used.add(name)
+        if name not in state:
+            raise ValueError(f"state has no entry {name!r}, expected one for each parameter, pattern and buffer")
+        return np.asarray(state[name])
+
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for name, item in vars(module).items():
+            if isinstance(item, Parameter):
+                staged.parameters.append(_staged_parameter(dot, name, item, entry))
+        for name in module.buffer_names:
+            current = getattr(module, name)
+            staged.buffers.append((module, name, _checked(dot + name, entry(dot + name), current.shape, current.dtype)))
+    unknown = sorted(set(state) - used)
+    if unknown:
+        raise ValueError(f"state has the entry {unknown[0]!r}, which the model does not have")
+    return staged
+
+
+def commit(staged: Staged) -> None:
+    """Take over what :func:`stage` checked."""
+    for parameter, value, pattern in staged.parameters:
+        parameter._adopt(value, pattern)
+    for module, name, array in staged.buffers:
+        setattr(module, name, array)
+
+
+def _staged_parameter(dot: str, name: str, parameter: Parameter, entry: Any) -> tuple[Parameter, Array, Pattern | None]:
+    if parameter.pattern is None:
+        value = _checked(dot + name, entry(dot + name), parameter.value.shape, parameter.dtype)
+        return parameter, value, None
+    indptr, indices = entry(f"{dot}indptr"), entry(f"{dot}indices")
+    try:
+        pattern = Pattern(indptr, indices, parameter.pattern.shape)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"state entries {dot}indptr and {dot}indices are no pattern: {error}") from error
+    if not (np.array_equal(pattern.indptr, indptr) and np.array_equal(pattern.indices, indices)):
+        raise ValueError(f"state entry {dot + 'indices'!r} has unsorted or repeated columns, expected rising ones")
+    if pattern == parameter.pattern:
+        pattern = parameter.pattern  # keeps its plans
+    return parameter, _checked(dot + name, entry(dot + name), (pattern.nnz,), parameter.dtype), pattern
+
+
+def _checked(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An owned copy of `array` when it has the expected shape and type."""
+    if array.shape != shape:
+        raise ValueError(f"state entry {name!r} has shape {array.shape}, expected {shape}")
+    if array.dtype.newbyteorder("=") != dtype:
+        raise ValueError(f"state entry {name!r} has dtype {array.dtype.name}, expected {dtype.name}")
+    return np.array(array, dtype=dtype, order="C", copy=True)

@@ -1,0 +1,78 @@
+"""The table that ``model.summary()`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastsparse.nn.module import Array, Module, watching
+from fastsparse.nn.parameter import Parameter
+
+_HEADER = ("layer", "type", "output shape", "nonzeros", "of", "density", "memory")
+
+
+def summary_table(model: Module, input_shape: tuple[int, ...] | None = None) -> str:
+    """Describe the layers of `model`, one line each, and their totals.
+
+    Parameters
+    ----------
+    model : Module
+    input_shape : tuple of int, optional
+        Batch first; output shapes are found by one run on zeros in evaluation mode.
+    """
+    shapes = {} if input_shape is None else _output_shapes(model, input_shape)
+    rows = [_HEADER]
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    for name, module in leaves:
+        own = [item for item in vars(module).values() if isinstance(item, Parameter)]
+        shape = shapes.get(id(module))
+        text = "" if shape is None else "(" + ", ".join(map(str, shape)) + ")"
+        rows.append((name or "model", type(module).__name__, text, *_counts(own)))
+    rows.append(("total", "", "", *_counts(model.parameters())))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    left = 3
+    lines = [
+        "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _counts(parameters: list[Parameter]) -> tuple[str, str, str, str]:
+    """Stored numbers, numbers a dense layer would have, their ratio, bytes."""
+    if not parameters:
+        return "", "", "", ""
+    stored = sum(p.value.size for p in parameters)
+    full = sum(int(np.prod(p.shape, dtype=object)) for p in parameters)
+    return f"{stored:,}", f"{full:,}", f"{stored / max(full, 1):.2%}", _bytes(sum(p.nbytes for p in parameters))
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _output_shapes(model: Module, input_shape: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+    """Shape of every layer's output, by the layer's id."""
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def watch(module: Module, y: Array) -> None:
+        shapes[id(module)] = tuple(y.shape)
+
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    parameters = model.parameters()
+    first: Any = parameters[0].dtype if parameters else np.float32
+    try:
+        for module, _ in modes:
+            module.training = False
+        with watching(watch):
+            model(np.zeros(input_shape, first))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return shapes
