@@ -11,12 +11,16 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+# What `fastsparse bench` can be asked for, and the files bench/test_*.py that measure it.
+_BENCHES = {"kernels": ("spmm", "conv"), "layers": ("steps",), "scaling": ("scaling",), "startup": ("startup",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,16 +65,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     options.add_arguments(demo)
     demo.set_defaults(run=_run_demo)
-    bench = commands.add_parser(
-        "bench", help="measure the kernels against other libraries", description=_run_bench.__doc__
-    )
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of pytest, such as -k spmm or --dlmc DIR")
+    bench = commands.add_parser("bench", help="measure the kernels against others", description=_run_bench.__doc__)
+    _add_bench_arguments(bench, options.positive)
     bench.set_defaults(run=_run_bench)
     info = commands.add_parser(
         "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
     )
     info.set_defaults(run=_run_info)
     return parser
+
+
+def _add_bench_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    what = parser.add_argument("what", nargs="*", metavar="WHAT", help=f"some of: {', '.join(_BENCHES)} (default all)")
+    what.type = _bench_name
+    parser.add_argument("-k", dest="only", metavar="EXPRESSION", help="only those whose names match, as in pytest")
+    parser.add_argument("--threads", type=positive, default=1, help="threads for every provider (default 1)")
+    parser.add_argument("--dlmc", metavar="DIR", help="also multiply by the .smtx patterns found below DIR")
+    parser.add_argument("--json", metavar="FILE", help="keep the measurements in FILE, as pytest-benchmark writes them")
+
+
+def _bench_name(text: str) -> str:
+    if text not in _BENCHES:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(_BENCHES)}")
+    return text
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -90,15 +107,31 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
-    """Run the benchmarks of a source checkout: `pytest bench/` with the arguments given, threads pinned."""
+    """Run the benchmarks of a source checkout and print their tables; other libraries join where installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "bench" / "workloads.py").is_file():
         raise FileNotFoundError("the benchmarks come with the source: run this from an editable install of a checkout")
-    try:
-        import pytest
-    except ImportError:
-        raise ImportError('the benchmarks need pytest; the extra "test" brings it: pip install -e ".[test]"') from None
-    return 0 if pytest.main(["--rootdir", str(root), str(root / "bench"), *args.arguments]) == 0 else 1
+    missing = [name for name in ("pytest", "pytest_benchmark", "threadpoolctl") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'the benchmarks need {", ".join(missing)}; the extra "test" brings it: pip install -e ".[test]"'
+        )
+    import pytest
+
+    with tempfile.TemporaryDirectory() as directory:
+        results = Path(args.json) if args.json else Path(directory) / "results.json"
+        files = [
+            str(root / "bench" / f"test_{name}.py") for chosen in args.what or _BENCHES for name in _BENCHES[chosen]
+        ]
+        options = [f"--rootdir={root}", f"--benchmark-json={results}", f"--bench-threads={args.threads}", "-q"]
+        options += [f"--dlmc={Path(args.dlmc).resolve()}"] if args.dlmc else []
+        options += ["-k", args.only] if args.only else []
+        status = int(pytest.main([*options, *files]))
+        if results.is_file():
+            from bench import table
+
+            table.main([str(results)])
+    return 0 if status == 0 else 1
 
 
 def _run_info(args: argparse.Namespace) -> int:

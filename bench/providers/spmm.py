@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from bench.providers import OURS, Call, Provider
@@ -44,9 +46,10 @@ def _torch_sparse(case: Spmm, threads: int) -> Call:
     import torch
 
     w = case.weight
-    weight = torch.sparse_csr_tensor(
-        torch.from_numpy(w.indptr), torch.from_numpy(w.indices), torch.from_numpy(w.data), size=w.shape
-    )
+    parts = [torch.from_numpy(part) for part in (w.indptr, w.indices, w.data)]
+    with warnings.catch_warnings():  # that the format is in beta
+        warnings.simplefilter("ignore")
+        weight = torch.sparse_csr_tensor(*parts, size=w.shape, check_invariants=True)
     x = torch.from_numpy(case.x)
     return lambda: (weight @ x).numpy()
 

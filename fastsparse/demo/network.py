@@ -1,0 +1,127 @@
+"""The demo's network, sparse or dense, and what of it the rivals need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from fastsparse import nn, sparsity
+from fastsparse.demo.data import CLASSES
+from fastsparse.demo.results import LayerRow
+from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
+
+SPARSITY = 0.9
+# The layer whose pattern the report shows.
+SHOWN = "conv2"
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A layer with weights: its name and the shape of its weights, (out, in, ...)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+# 8 x 8 pixels, halved by two poolings: 2 x 2 positions of 128 channels reach the linear layers.
+_SHAPES = [
+    _Shape("conv1", (64, 1, 3, 3)),
+    _Shape("conv2", (128, 64, 3, 3)),
+    _Shape("conv3", (128, 128, 3, 3)),
+    _Shape("linear1", (128, 128 * 2 * 2)),
+    _Shape("linear2", (CLASSES, 128)),
+]
+
+
+def build(sparse: bool, seed: int) -> nn.Sequential:
+    """A fresh network; its sparse form keeps 10% of all weights, shared out by Erdős–Rényi-Kernel (ERK).
+
+    U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the Lottery", ICML 2020, section 3.
+    """
+    rng = np.random.default_rng(seed)
+    densities = sparsity.erdos_renyi([layer.shape for layer in _SHAPES], SPARSITY, kernel=True) if sparse else None
+
+    def conv(place: int) -> nn.Module:
+        out, channels, kernel, _ = _SHAPES[place].shape
+        if densities is None:
+            return nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False, rng=rng)
+        kept = densities[place]
+        return nn.SparseConv2d(channels, out, kernel, padding=kernel // 2, bias=False, sparsity=1 - kept, rng=rng)
+
+    def linear(place: int, activation: str | None = None) -> nn.Module:
+        out, features = _SHAPES[place].shape
+        if densities is None:
+            return nn.Linear(features, out, activation=activation, rng=rng)
+        return nn.SparseLinear(features, out, sparsity=1 - densities[place], activation=activation, rng=rng)
+
+    return nn.Sequential(
+        *[conv(0), nn.BatchNorm2d(64), nn.ReLU()],
+        *[conv(1), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
+        *[conv(2), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
+        *[nn.Flatten(), linear(3, "relu"), linear(4)],
+    )
+
+
+def layer_rows(model: nn.Sequential) -> list[LayerRow]:
+    """How many weights each layer of a sparse network keeps."""
+    counts = [layer.pattern.nnz for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear)]
+    return [LayerRow(layer.name, layer.shape, count) for layer, count in zip(_SHAPES, counts)]
+
+
+def shown_pattern(model: nn.Sequential) -> NDArray[np.bool_]:
+    """Where the layer named `SHOWN` keeps its weights, as (out, in * kernel * kernel)."""
+    place = [layer.name for layer in _SHAPES].index(SHOWN)
+    sparse = [layer for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear)]
+    return sparse[place].weight.toarray() != 0
+
+
+def stages_of(model: nn.Sequential) -> list[Stage]:
+    """The trained sparse network as plain data, batch norm folded into the layer before it.
+
+    Raises
+    ------
+    TypeError
+        When the network has a layer the rivals do not know.
+    """
+    stages: list[Stage] = []
+    for layer in model:
+        if isinstance(layer, nn.SparseConv2d):
+            stages.append(_convolution(layer))
+        elif isinstance(layer, nn.SparseLinear):
+            product = Product(_weight(layer), _bias(layer))
+            stages.append(replace(product, relu=layer.activation == "relu"))
+        elif isinstance(layer, nn.BatchNorm2d):
+            stages[-1] = _folded(stages[-1], layer)
+        elif isinstance(layer, nn.ReLU):
+            stages[-1] = with_relu(stages[-1])
+        elif isinstance(layer, nn.MaxPool2d):
+            stages.append(MaxPool(layer.kernel_size[0]))
+        elif not isinstance(layer, nn.Flatten):
+            raise TypeError(f"the network holds a {type(layer).__name__}, which the rivals do not know")
+    return stages
+
+
+def _convolution(layer: nn.SparseConv2d) -> Convolution:
+    (before, _), _ = layer.padding
+    return Convolution(_weight(layer), _bias(layer), layer.kernel_size[0], before)
+
+
+def _weight(layer: nn.SparseConv2d | nn.SparseLinear) -> sp.csr_array:
+    return sp.csr_array(layer.weight.to_scipy())
+
+
+def _bias(layer: nn.SparseConv2d | nn.SparseLinear) -> NDArray[np.floating]:
+    if layer.bias is None:
+        return np.zeros(layer.values.shape[0], layer.values.dtype)
+    return layer.bias.value.copy()
+
+
+def _folded(stage: Stage, norm: nn.BatchNorm2d) -> Stage:
+    if isinstance(stage, MaxPool) or stage.relu:
+        raise TypeError("batch norm can be folded into a convolution or a linear layer right before it only")
+    wide = np.float64
+    scale = norm.weight.value.astype(wide) / np.sqrt(norm.running_var.astype(wide) + norm.eps)
+    return fold_scale(stage, scale, norm.bias.value - norm.running_mean * scale)

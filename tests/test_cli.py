@@ -1,0 +1,150 @@
+"""The command line: exit codes, one-line errors on standard error, results alone on standard output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastsparse import cli
+from fastsparse.demo import options
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _status(arguments: list[str]) -> int:
+    """Exit status, whichever way it comes."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["demo", "--epochs", "0"], "argument --epochs: got '0', expected an integer of at least 1"),
+        (["demo", "--seeds", "many"], "argument --seeds: got 'many', expected an integer of at least 1"),
+        (["demo", "--seed", "-1"], "argument --seed: got '-1', expected an integer of at least 0"),
+        (["demo", "--threads", "1.5"], "argument --threads: got '1.5', expected an integer of at least 1"),
+        (["demo", "--report", "/nowhere/at/all/r.html"], "the directory '/nowhere/at/all' does not exist"),
+        (["demo", "--report", "/"], "'/' is a directory, expected a file name"),
+        (["bench", "wings"], "argument WHAT: got 'wings', expected one of kernels, layers, scaling, startup"),
+        (["demo", "--wings"], "unrecognized arguments: --wings"),
+    ],
+)
+def test_bad_arguments(arguments, complaint, capsys):
+    assert _status(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert complaint in printed.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["bench", "--help"], ["--version"]])
+def test_help(arguments, capsys):
+    assert _status(arguments) == 0
+    assert "fastsparse" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib", "threadpoolctl"])
+def test_missing_extra(module, monkeypatch, capsys):
+    found = options.importlib.util.find_spec
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None if name == module else found(name))
+    assert _status(["demo"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("fastsparse: error: the demo needs ")
+    assert 'pip install -e ".[demo]"' in printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("x is 3,\n expected 4"), "fastsparse: error: x is 3, expected 4\n"),
+        (OSError(28, "No space left on device"), "fastsparse: error: [Errno 28] No space left on device\n"),
+        (KeyError("k"), "fastsparse: error: KeyError: 'k'\n"),
+        (ValueError(), "fastsparse: error: ValueError: \n"),
+    ],
+)
+def test_failure_is_one_line_without_traceback(error, message, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_run_info", fail)
+    assert _status(["info"]) == 1
+    assert capsys.readouterr().err == message
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run_info", interrupted)
+    assert _status(["info"]) == 130
+    assert capsys.readouterr().err == "fastsparse: interrupted\n"
+
+
+def test_bench_without_a_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "fastsparse" / "cli.py"))
+    assert _status(["bench", "-k", "spmm"]) == 1
+    assert "the benchmarks come with the source" in capsys.readouterr().err
+
+
+def test_bench_passes_arguments_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(pytest, "main", lambda arguments: seen.extend(arguments) or 0)
+    assert _status(["bench", "layers", "scaling", "-k", "conv", "--threads", "2"]) == 0
+    assert [Path(path).name for path in seen[-2:]] == ["test_steps.py", "test_scaling.py"]
+    assert all(Path(path).is_file() for path in seen[-2:])
+    assert seen[-4:-2] == ["-k", "conv"]
+    assert "--bench-threads=2" in seen
+
+
+def test_failed_bench(monkeypatch):
+    monkeypatch.setattr(pytest, "main", lambda arguments: pytest.ExitCode.TESTS_FAILED)
+    assert _status(["bench"]) == 1
+
+
+def test_info_as_a_process():
+    command = [sys.executable, "-m", "fastsparse.cli", "info"]
+    paths = f"{_ROOT}:{_ROOT / 'kernels'}"
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths, "HOME": str(_ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "numba" in done.stdout
+
+
+def _smoke(tmp_path, capsys, arguments):
+    report = tmp_path / "report.html"
+    assert _status(["demo", "--epochs", "1", "--report", str(report), *arguments]) == 0
+    return capsys.readouterr().out, report
+
+
+def test_demo_json(tmp_path, capsys):
+    out, report = _smoke(tmp_path, capsys, ["--json", "--threads", "1"])
+    found = json.loads(out)
+    assert out.count("\n") == 1
+    assert abs(found["sparsity"] - 0.9) < 5e-4
+    assert 0.3 < found["test_accuracy_sparse"] <= 1  # one epoch learns something; chance is 0.1
+    assert 0.3 < found["test_accuracy_dense"] <= 1
+    for key in ("scipy_b1", "numpy_b1", "scipy_b256", "numpy_b256", "scipy_products_b256", "numpy_products_b256"):
+        assert found[f"speedup_{key}"] > 0
+    assert found["seconds"] > 0
+    assert found["threads"] == 1
+    assert found["images"] == {"train": 1212, "validation": 135, "test": 450}
+    assert max(found["relative_error"].values()) < 1e-5
+    page = report.read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 3
+    assert "http" not in page.lower()
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_demo_summary_is_short(tmp_path, capsys):
+    out, report = _smoke(tmp_path, capsys, [])
+    assert str(report) in out
+    assert len(out.splitlines()) <= 15
