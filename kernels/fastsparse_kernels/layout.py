@@ -41,7 +41,8 @@ FLAT = kernel_record(
     "channels",
     "rows",  # image rows per channel plane, over all leading axes
     "row_length",
-    "stride",  # phases along a row
+    "phases",  # phases along a row that the kernel window reads
+    "step",  # columns between neighbours of one phase: the stride
     "user",  # address of user[image, channel, row, column], contiguous per image and channel
     "user_image_stride",
     "user_channel_stride",
@@ -49,8 +50,8 @@ FLAT = kernel_record(
     "flat_image_stride",
     "flat_channel_stride",
     "channel_vectors",  # vectors to zero per channel
-    "firsts",  # int64 [stride], first column of every phase along a row
-    "places",  # int64 [rows, stride], bytes from the channel to where a row's phase begins
+    "firsts",  # int64 [phases], first column of every phase along a row
+    "places",  # int64 [rows, phases], bytes from the channel to where a row's phase begins; negative: not read
 )
 _flat_arguments = simd.record_view(FLAT)
 
@@ -128,10 +129,16 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
         if i < count:
             simd.store_first(simd.load_first(like, source + i * size, count - i), target + i * size, count - i)
 
+    @register_jitable
+    def copy_phase(source, target, first, length, step):  # type: ignore[no-untyped-def]
+        for i in range(first, length, step):
+            simd.store_float(simd.load_float(bits, source + i * size), target)
+            target += size
+
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _flat_arguments(arguments)
         zero = simd.zeros(1, lanes, bits)
-        stride, length = a.stride, a.row_length
+        phases, step, length = a.phases, a.step, a.row_length
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             channel, image = task % a.channels, task // a.channels
@@ -141,15 +148,14 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
                 simd.store(zero, flat + i * vector)
             for row in range(a.rows):
                 source = user + row * length * size
-                if stride == 1:
-                    copy_row(source, flat + simd.load_i64(a.places + row * 8), length)
-                else:
-                    for phase in range(stride):
-                        target = flat + simd.load_i64(a.places + (row * stride + phase) * 8)
-                        first = simd.load_i64(a.firsts + phase * 8)
-                        for i in range(first, length, stride):
-                            value = simd.load_float(bits, source + i * size)
-                            simd.store_float(value, target + (i - first) // stride * size)
+                for phase in range(phases):
+                    place = simd.load_i64(a.places + (row * phases + phase) * 8)
+                    if place < 0:
+                        continue
+                    if step == 1:
+                        copy_row(source, flat + place, length)
+                    else:
+                        copy_phase(source, flat + place, simd.load_i64(a.firsts + phase * 8), length, step)
             task = simd.fetch_add(a.counter, 1)
 
     return run

@@ -116,11 +116,16 @@ def _array(kind: Any, axes: int = 1) -> Any:
     return types.Array(kind, axes, "C")
 
 
+def _structure(kind: Any) -> Any:
+    """A pattern's own array, which is read-only."""
+    return types.Array(kind, 1, "C", readonly=True)
+
+
 @compiled_once
 def count_blocks(column_bits: int) -> Callable[..., None]:
     """(indptr int64, columns int32/int64, column_block int32, counts int32 [M, blocks], first, last int32 [M])."""
-    i32, columns = types.int32, _array(types.int32 if column_bits == 32 else types.int64)
-    signature = types.void(_array(types.int64), columns, _array(i32), _array(i32, 2), _array(i32), _array(i32))
+    i32, columns = types.int32, _structure(types.int32 if column_bits == 32 else types.int64)
+    signature = types.void(_structure(types.int64), columns, _array(i32), _array(i32, 2), _array(i32), _array(i32))
     function = make_count_blocks()
     function.__qualname__ = f"count_blocks_{column_bits}"
     return compile_function(function, signature)
@@ -141,9 +146,9 @@ def order_entries() -> Callable[..., None]:
 def place_nonzeros(column_bits: int) -> Callable[..., None]:
     """(indptr, columns, column_block, column_offset uint32, starts, offsets uint32, permutation int64)."""
     i32, i64, u32 = types.int32, types.int64, types.uint32
-    columns = _array(i32 if column_bits == 32 else i64)
+    columns = _structure(i32 if column_bits == 32 else i64)
     signature = types.void(
-        _array(i64), columns, _array(i32), _array(u32), _array(i64, 2), _array(u32), _array(i64)
+        _structure(i64), columns, _array(i32), _array(u32), _array(i64, 2), _array(u32), _array(i64)
     )  # fmt: skip
     function = make_place_nonzeros()
     function.__qualname__ = f"place_nonzeros_{column_bits}"

@@ -1,0 +1,205 @@
+"""Functions on sparse matrices and dense arrays: validate -> plan -> pack -> kernel -> unpack.
+
+Every function takes float32 or float64 (float16, integers and bool are converted once; mixing float32 and float64
+raises TypeError), leaves its arguments as they are, and gives bitwise the same result on any number of threads. Only
+stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a stored zero does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from fastsparse import _linear, _sparse_input
+from fastsparse._arguments import as_bias, as_float, check_activation, check_matrix, check_out
+from fastsparse._convolution import conv1d, conv2d, conv2d_backward, conv3d, conv_backward
+from fastsparse.csr import CSR, Pattern
+from fastsparse.launch import ACTIVATIONS
+
+__all__ = [
+    "ACTIVATIONS",
+    "check_activation",
+    "conv1d",
+    "conv2d",
+    "conv2d_backward",
+    "conv3d",
+    "conv_backward",
+    "linear",
+    "linear_backward",
+    "sddmm",
+    "spmm",
+]
+
+
+def spmm(
+    W: CSR, X: Any, *, bias: Any = None, activation: str | None = None, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Sparse matrix times dense matrix: activation(W @ X + bias[:, None]).
+
+    Parameters
+    ----------
+    W : CSR (M, K)
+    X : array_like (K, N) or (K,)
+        Row-major and column-major are both fast; other layouts are copied first.
+    bias : array_like (M,), optional
+    activation : str, optional
+        One of the names in `ACTIVATIONS`.
+    out : ndarray (M, N) or (M,), optional
+        Where to write the result: C-contiguous, of W's dtype, apart from X.
+
+    Returns
+    -------
+    ndarray (M, N) or (M,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit; nothing has been computed or changed then.
+
+    Examples
+    --------
+    >>> import numpy as np, fastsparse as fs
+    >>> W = fs.csr(np.array([[0.0, 2.0], [3.0, 0.0]]))
+    >>> fs.spmm(W, np.array([[1.0, 2.0], [10.0, 20.0]]), bias=[0.5, -9.0], activation="relu")
+    array([[20.5, 40.5],
+           [ 0. ,  0. ]])
+    """
+    check_matrix(W)
+    check_activation(activation)
+    X = as_float(X, W.dtype, "X")
+    rows, columns = W.shape
+    if X.ndim not in (1, 2) or X.shape[0] != columns:
+        expected = f"({columns}, N) or ({columns},)"
+        raise ValueError(f"X has shape {X.shape}, expected {expected} to match W of shape {W.shape}")
+    bias = as_bias(bias, W.dtype, rows)
+    Y = check_out(out, (rows, *X.shape[1:]), W.dtype, X, bias)
+    if Y.size:
+        if X.ndim == 1 or X.shape[1] == 1:
+            _linear.spmv(W, X.reshape(-1), Y.reshape(-1), bias, activation)
+        elif X.strides[0] == X.itemsize and X.strides[1] >= X.shape[0] * X.itemsize:
+            _linear.spmm_column_major(W, X, Y, bias, activation)
+        else:
+            _linear.spmm_row_major(W, X, Y, bias, activation)
+    return Y
+
+
+def sddmm(pattern: Pattern, A: Any, B: Any) -> CSR:
+    """Sampled dense-dense product: (A @ B) at the pattern's nonzeros only, as `torch.sparse.sampled_addmm`.
+
+    Parameters
+    ----------
+    pattern : Pattern (M, K)
+    A : array_like (M, N)
+    B : array_like (N, K)
+
+    Returns
+    -------
+    CSR (M, K)
+        Float32, or float64 when A and B are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit.
+    """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern is {type(pattern).__name__}, expected fastsparse.Pattern")
+    A, B = np.asarray(A), np.asarray(B)
+    dtype = np.dtype(np.float64 if np.float64 in (A.dtype.newbyteorder("="), B.dtype.newbyteorder("=")) else np.float32)
+    A, B = as_float(A, dtype, "A", "B"), as_float(B, dtype, "B", "A")
+    rows, columns = pattern.shape
+    if A.ndim != 2 or A.shape[0] != rows:
+        raise ValueError(f"A has shape {A.shape}, expected ({rows}, N) to match pattern of shape {pattern.shape}")
+    if B.shape != (A.shape[1], columns):
+        raise ValueError(
+            f"B has shape {B.shape}, expected {(A.shape[1], columns)} to match A and pattern of shape {pattern.shape}"
+        )
+    return CSR._trusted(pattern, _linear.sddmm(pattern, A, B))
+
+
+def linear(
+    x: Any, W: CSR, bias: Any = None, *, activation: str | None = None, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Sparse linear layer: activation(x @ W.T + bias).
+
+    Parameters
+    ----------
+    x : array_like (..., in), or scipy.sparse (batch, in)
+        A sparse x stays sparse: work follows the matching nonzeros of x and W.
+    W : CSR (out, in)
+    bias : array_like (out,), optional
+    activation : str, optional
+    out : ndarray (..., out), optional
+        Where to write the result: C-contiguous, of W's dtype, apart from x.
+
+    Returns
+    -------
+    ndarray (..., out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit.
+    """
+    check_matrix(W)
+    check_activation(activation)
+    rows, columns = W.shape
+    bias = as_bias(bias, W.dtype, rows)
+    if sparse.issparse(x):
+        x = _sparse_input.as_csr(x, W)
+        y = check_out(out, (x.shape[0], rows), W.dtype)
+        _sparse_input.linear(x, W, y, bias, activation)
+        return y
+    x = _as_samples(x, W, "x")
+    y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias)
+    if y.size:
+        samples = _linear.as_rows(x)
+        if len(samples) == 1:
+            _linear.spmv(W, samples[0], y.reshape(-1), bias, activation)
+        else:
+            _linear.linear(W, samples, y.reshape(len(samples), rows), bias, activation)
+    return y
+
+
+def linear_backward(
+    grad: Any, x: Any, W: CSR, *, need_input: bool = True
+) -> tuple[NDArray[Any] | None, NDArray[Any], NDArray[Any]]:
+    """Gradients of `linear`, given the gradient `grad` (..., out) before the activation.
+
+    Returns
+    -------
+    grad_x : ndarray like x (dense, also for sparse x), or None without `need_input`
+    grad_values : ndarray (nnz,)
+        In the order of W.data: gradients exist at the nonzeros only.
+    grad_bias : ndarray (out,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit.
+    """
+    check_matrix(W)
+    rows, columns = W.shape
+    is_sparse = sparse.issparse(x)
+    x = _sparse_input.as_csr(x, W) if is_sparse else _as_samples(x, W, "x")
+    grad = as_float(grad, W.dtype, "grad")
+    if grad.shape != (*x.shape[:-1], rows):
+        raise ValueError(f"grad has shape {grad.shape}, expected {(*x.shape[:-1], rows)} to match x and W")
+    grad_rows = _linear.as_rows(grad)
+    grad_bias = grad_rows.sum(axis=0)
+    if is_sparse:
+        grad_values = _sparse_input.weight_gradient(grad_rows, x, W)
+        grad_x = _linear.input_gradient(grad_rows, W) if need_input else None
+        return grad_x, grad_values, grad_bias
+    grad_x, grad_values = _linear.backward(grad_rows, _linear.as_rows(x), W, need_input)
+    return None if grad_x is None else grad_x.reshape(x.shape), grad_values, grad_bias
+
+
+def _as_samples(x: Any, W: CSR, name: str) -> NDArray[Any]:
+    x = as_float(x, W.dtype, name)
+    if x.ndim == 0 or x.shape[-1] != W.shape[1]:
+        raise ValueError(f"{name} has shape {x.shape}, expected (..., {W.shape[1]}) to match W of shape {W.shape}")
+    return x

@@ -1,0 +1,1 @@
+"""Policy: (pattern, geometry, machine) -> plan. Choosing is pure; building packs structure in O(nnz)."""

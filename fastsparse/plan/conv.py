@@ -1,0 +1,412 @@
+"""Plans of convolution: the im2col index of every nonzero folded into a byte offset, for any number of axes.
+
+A window element (channel c, kernel index k) lies at `((c * H + k_h) * W + k_w)` from the window's corner in padded
+planes, so a convolution is an SpMM whose columns have these offsets and whose positions are the windows' corners.
+Strides, dilation, groups and depthwise need no kernels of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+
+from . import policy
+from .linear import Machine, SddmmPlan
+from .operator import INDEX_LIMIT, ColumnBlocks, Operator, build_operator
+from .tiles import SpmmPlan, tiles_of_vectors, whole_vectors
+
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's sizes, one entry per spatial axis. Padding is (before, after) pairs."""
+
+    channels: int
+    out_channels: int
+    spatial: Ints
+    kernel: Ints
+    stride: Ints
+    padding: tuple[tuple[int, int], ...]
+    dilation: Ints
+    groups: int
+
+    @property
+    def padded(self) -> Ints:
+        return tuple(n + before + after for n, (before, after) in zip(self.spatial, self.padding, strict=True))
+
+    @property
+    def out_spatial(self) -> Ints:
+        return tuple(
+            (n - d * (k - 1) - 1) // s + 1
+            for n, k, s, d in zip(self.padded, self.kernel, self.stride, self.dilation, strict=True)
+        )
+
+    @property
+    def positions(self) -> int:
+        """Output positions of one channel."""
+        return math.prod(self.out_spatial)
+
+    @property
+    def pointwise(self) -> bool:
+        """A 1x1 convolution that reads its input as it is."""
+        return set(self.kernel) == {1} and set(self.stride) == {1} and not any(map(any, self.padding))
+
+
+def absolute_columns(pattern: Pattern, geometry: Geometry) -> NDArray[np.integer]:
+    """Column of every nonzero as (channel, kernel index) over all input channels, whatever the groups."""
+    if geometry.groups == 1:
+        return pattern.indices
+    group = pattern.rows() // (geometry.out_channels // geometry.groups)
+    return (pattern.indices + group * pattern.shape[1]).astype(np.int32)
+
+
+def grid(sizes: Ints, steps: Ints, strides: Ints) -> NDArray[np.int64]:
+    """sum of index * step * stride over all index tuples below `sizes`, in row-major order."""
+    total = np.zeros((), np.int64)
+    for size, step, stride in zip(sizes, steps, strides, strict=True):
+        total = np.add.outer(total, np.arange(size, dtype=np.int64) * step * stride)
+    return total.ravel()
+
+
+def row_major(sizes: Ints) -> Ints:
+    """Strides of a contiguous row-major array, in elements."""
+    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+
+
+def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
+    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes."""
+    farthest = int(window.max(initial=0))
+    per_block = max(1, min(per_block, channels, (INDEX_LIMIT - 1 - farthest) // max(1, channel_stride)))
+    channel = np.arange(channels, dtype=np.int64)
+    block = channel // per_block
+    offset = np.add.outer((channel - block * per_block) * channel_stride, window)
+    count = max(1, -(-channels // per_block))
+    starts = np.minimum(np.arange(count + 1) * per_block, channels)
+    return ColumnBlocks(
+        np.repeat(block, len(window)).astype(np.int32),
+        offset.ravel().astype(np.uint32),
+        starts[:-1] * channel_stride,
+        starts,
+    )
+
+
+# ---------------------------------------------------------------- lanes layout
+
+
+@dataclass(frozen=True, eq=False)
+class LanesPlanes:
+    """Planes (groups, channels, positions, VL) in lanes layout, with a zero border or none. Strides in bytes."""
+
+    channels: int
+    positions: int  # of the user's plane
+    places: NDArray[np.int64]  # [positions, rounded up to a multiple of VL]; empty: positions in a row
+    borders: NDArray[np.int64]
+    channel_stride: int
+    group_stride: int
+
+
+def lanes_planes(
+    channels: int, spatial: Ints, padding: tuple[tuple[int, int], ...], machine: Machine
+) -> tuple[LanesPlanes, Ints]:
+    """Planes for `spatial` images with a zero border, and the byte strides of their axes. Padding may be negative
+    only in the sense of 0: callers shift positions instead."""
+    padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
+    strides = tuple(s * machine.vector for s in row_major(padded))
+    total, positions = math.prod(padded), math.prod(spatial)
+    channel_stride = policy.off_the_sets(max(1, total) * machine.vector, machine.vector)
+    group_stride = policy.off_the_sets(channels * channel_stride, machine.vector)
+    if total == positions:
+        none = np.empty(0, np.int64)
+        return LanesPlanes(channels, positions, none, none, channel_stride, group_stride), strides
+    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
+    places = grid(spatial, (1,) * len(spatial), strides) + corner
+    inside = np.zeros(total, bool)
+    inside[places // machine.vector] = True
+    borders = np.flatnonzero(~inside) * machine.vector
+    places = np.concatenate([places, np.zeros(-positions % machine.lanes, np.int64)])
+    return LanesPlanes(channels, positions, places, borders, channel_stride, group_stride), strides
+
+
+@dataclass(frozen=True, eq=False)
+class LanesConv:
+    """Forward convolution on lanes layout: planes of x and y, and the SpMM between them."""
+
+    x: LanesPlanes
+    y: LanesPlanes
+    spmm: SpmmPlan
+
+
+def _window_bytes(kernel: Ints, width: int, vector: int) -> int:
+    """About what one channel's window of a tile brings to L1."""
+    return math.prod(kernel[:-1]) * (width + kernel[-1] - 1) * vector
+
+
+def lanes_operator(pattern: Pattern, geometry: Geometry, planes: LanesPlanes, strides: Ints, per_block: int, groups: int) -> Operator:
+    """The operator on lanes planes with the given axis strides."""
+    window = grid(geometry.kernel, geometry.dilation, strides)
+    blocks = channel_blocks(geometry.channels, per_block, planes.channel_stride, window)
+    return build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
+
+
+def conv_lanes(pattern: Pattern, geometry: Geometry, machine: Machine, sample_groups: int) -> LanesConv:
+    """Forward plan for batches of `sample_groups` groups (which decide only how rows are split over workers)."""
+    x, x_strides = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
+    y, y_strides = lanes_planes(geometry.out_channels, geometry.out_spatial, _no_padding(geometry), machine)
+    width = policy.tile_width(geometry.positions)
+    starts = grid(geometry.out_spatial, geometry.stride, x_strides)
+    ends = grid(geometry.out_spatial, (1,) * len(geometry.kernel), y_strides)
+    tiles = whole_vectors(starts, ends, width, machine.lanes)
+    groups = policy.row_groups(
+        geometry.out_channels, tiles.count * sample_groups, machine.workers, width * machine.vector
+    )
+    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector))
+    operator = pattern.cached(
+        ("conv lanes operator", geometry, machine.bits, machine.lanes, per_block, groups),
+        lambda: lanes_operator(pattern, geometry, x, x_strides, per_block, groups),
+    )
+    return LanesConv(x, y, SpmmPlan(operator, tiles))
+
+
+def _no_padding(geometry: Geometry) -> tuple[tuple[int, int], ...]:
+    return ((0, 0),) * len(geometry.kernel)
+
+
+# ---------------------------------------------------------------- backward, on lanes layout
+
+
+@dataclass(frozen=True, eq=False)
+class LanesConvBackward:
+    """dX and dW of a convolution. `dx_phases`: one SpMM with the transposed operator per phase of the stride."""
+
+    x: LanesPlanes  # padded as in the forward pass, for dW
+    dy: LanesPlanes  # padded for dX
+    dx: LanesPlanes
+    dw: SddmmPlan
+    dx_phases: list[SpmmPlan]
+
+
+def _transposed_structure(pattern: Pattern, geometry: Geometry) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Nonzeros ordered by (input channel, output channel, kernel index): those arrays, and their place in the CSR."""
+    columns = absolute_columns(pattern, geometry)
+    taps = math.prod(geometry.kernel)
+    channel, tap = columns // taps, columns % taps
+    order = np.argsort(channel, kind="stable")  # rows already ascend, then taps: a stable sort by channel keeps that
+    return channel[order], pattern.rows()[order], tap[order], order
+
+
+def _phase_axis(n: int, k: int, s: int, d: int, before: int, phase: int) -> tuple[int, NDArray, NDArray]:
+    """One axis of one phase of dX: inputs phase, phase + s, ... : their number, the taps that reach them, and the
+    output index that tap k adds to input index 0 of the phase."""
+    taps = np.arange(k)
+    reach = (phase + before - taps * d) % s == 0
+    return max(0, -(-(n - phase) // s)), taps[reach], (phase + before - taps[reach] * d) // s
+
+
+def conv_backward_lanes(
+    pattern: Pattern, geometry: Geometry, machine: Machine, sample_groups: int
+) -> LanesConvBackward:
+    """Plan of both gradients."""
+    axes = list(
+        zip(geometry.spatial, geometry.kernel, geometry.stride, geometry.dilation, geometry.padding, strict=True)
+    )
+    phases = [[_phase_axis(n, k, s, d, p[0], a) for a in range(min(s, n))] for n, k, s, d, p in axes]
+    padding = []
+    for axis, out in zip(phases, geometry.out_spatial, strict=True):
+        lowest = min((int(shift.min(initial=0)) for _, _, shift in axis), default=0)
+        highest = max((count - 1 + int(shift.max(initial=0)) for count, _, shift in axis), default=0)
+        padding.append((max(0, -lowest), max(0, highest - (out - 1))))
+    x, x_strides = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
+    dx, dx_strides = lanes_planes(geometry.channels, geometry.spatial, _no_padding(geometry), machine)
+    dy, dy_strides = lanes_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), machine)
+    corner = sum(before * stride for (before, _), stride in zip(padding, dy_strides, strict=True))
+    dw = _conv_sddmm(pattern, geometry, machine, x, x_strides, dy_strides, corner)
+    structure = _transposed_structure(pattern, geometry)
+    plans = []
+    for index in np.ndindex(*(len(axis) for axis in phases)):
+        chosen = [axis[i] for axis, i in zip(phases, index, strict=True)]
+        plans.append(
+            _phase_plan(structure, geometry, machine, sample_groups, index, chosen, dy, dy_strides, dx_strides, corner)
+        )
+    return LanesConvBackward(x, dy, dx, dw, plans)
+
+
+def _conv_sddmm(
+    pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, x_strides: Ints, dy_strides: Ints, corner: int
+) -> SddmmPlan:
+    """dW: positions are the output positions, x read at the windows' corners."""
+    x_positions = grid(geometry.out_spatial, geometry.stride, x_strides)
+    y_positions = grid(geometry.out_spatial, (1,) * len(geometry.kernel), dy_strides) + corner
+    row = geometry.out_spatial[-1]
+    position_block = min(max(1, geometry.positions), row * max(1, 32 // row))
+    height = -(-position_block // row)
+    extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
+    per_block = max(1, 2 * policy.L1_BLOCK_BYTES // extent)
+    groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
+    operator = lanes_operator(pattern, geometry, x, x_strides, per_block, groups)
+    return SddmmPlan(operator, x_positions, y_positions, position_block)
+
+
+def _phase_plan(
+    structure: tuple[NDArray, NDArray, NDArray, NDArray],
+    geometry: Geometry,
+    machine: Machine,
+    sample_groups: int,
+    phase: Ints,
+    axes: list[tuple[int, NDArray, NDArray]],
+    dy: LanesPlanes,
+    dy_strides: Ints,
+    dx_strides: Ints,
+    corner: int,
+) -> SpmmPlan:
+    """The SpMM that gives dX at the inputs of one phase: the transposed operator's taps that reach them."""
+    channel, row, tap, order = structure
+    taps_shape = geometry.kernel
+    reach = np.ones(1, bool)
+    shift_bytes = np.zeros(1, np.int64)
+    lowest = 0
+    for (_, taps, shift), k, stride in zip(axes, taps_shape, dy_strides, strict=True):
+        axis_reach, axis_shift = np.zeros(k, bool), np.zeros(k, np.int64)
+        least = int(shift.min(initial=0)) if len(shift) else 0
+        axis_reach[taps], axis_shift[taps] = True, (shift - least) * stride
+        lowest += least * stride
+        reach = np.logical_and.outer(reach, axis_reach).ravel()
+        shift_bytes = np.add.outer(shift_bytes, axis_shift).ravel()
+    kept = reach[tap]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(channel[kept], minlength=geometry.channels))]).astype(np.int64)
+    counts = tuple(count for count, _, _ in axes)
+    width = policy.tile_width(max(1, math.prod(counts)))
+    steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
+    first = sum(a * stride for a, stride in zip(phase, dx_strides, strict=True))
+    starts = grid(counts, (1,) * len(counts), dy_strides) + corner + lowest
+    ends = grid(counts, steps, dx_strides) + first
+    tiles = whole_vectors(starts, ends, width, machine.lanes)
+    groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
+    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector))
+    blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
+    columns = row[kept] * len(shift_bytes) + tap[kept]
+    operator = build_operator(indptr, columns.astype(np.int64), blocks, groups)
+    return SpmmPlan(_renumbered(operator, order[kept]), tiles)
+
+
+def _renumbered(operator: Operator, order: NDArray) -> Operator:
+    """The operator with its permutation pointing through `order` into the CSR's data."""
+    return Operator(
+        operator.group_starts,
+        operator.segments,
+        operator.row_ends,
+        operator.rows,
+        operator.offsets,
+        order[operator.permutation].astype(np.int64),
+        operator.columns,
+    )
+
+
+# ---------------------------------------------------------------- flat layout
+
+
+@dataclass(frozen=True, eq=False)
+class FlatConv:
+    """Forward convolution of single images: packing into phase planes, and an SpMM that writes the user's layout."""
+
+    rows: int
+    row_length: int
+    step: int
+    places: NDArray[np.int64]  # [rows, phases]
+    firsts: NDArray[np.int64]  # [phases]
+    channel_stride: int
+    slack: int  # bytes behind the last plane that vectors may touch
+    spmm: SpmmPlan
+
+
+def conv_flat(pattern: Pattern, geometry: Geometry, machine: Machine, images: int) -> FlatConv:
+    """Plan for a small batch: a vector is VL consecutive positions of a padded plane."""
+    size, axes = machine.size, len(geometry.kernel)
+    extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
+    if geometry.stride[-1] == 1:
+        # The zeros behind one row serve as those in front of the next.
+        extents[-1] = max(geometry.spatial[-1] + max(geometry.padding[-1]), geometry.out_spatial[-1])
+    strides = row_major(tuple(extents))
+    read = [sorted({k * d % s for k in range(n)}) for n, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)]  # fmt: skip
+    # The last row's window may look past its end by the padding that the next row would have brought.
+    plane = policy.off_the_sets(-(-(math.prod(extents) + max(geometry.padding[-1])) * size // 64) * 64, 64)
+    phase_planes = row_major(tuple(len(r) for r in read))
+    channel_stride = plane * math.prod(len(r) for r in read)
+    window = np.zeros(1, np.int64)
+    for a in range(axes):
+        tap = np.arange(geometry.kernel[a]) * geometry.dilation[a]
+        index = np.searchsorted(read[a], tap % geometry.stride[a])
+        window = np.add.outer(
+            window, index * phase_planes[a] * plane + tap // geometry.stride[a] * strides[a] * size
+        ).ravel()
+    places = _flat_places(geometry, read, strides, phase_planes, plane, size)
+    firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in read[-1]], np.int64)
+    x, y, masks = _flat_vectors(geometry, strides, machine)
+    width = policy.tile_width(len(x))
+    tiles = tiles_of_vectors(x, y, masks, width, machine.lanes)
+    groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
+    touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
+    blocks = channel_blocks(geometry.channels, policy.block_rows(touched), channel_stride, window)
+    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
+    leading = math.prod(geometry.spatial[:-1])
+    return FlatConv(
+        leading, geometry.spatial[-1], geometry.stride[-1], places, firsts, channel_stride, machine.vector,
+        SpmmPlan(operator, tiles),
+    )  # fmt: skip
+
+
+def _flat_places(
+    geometry: Geometry, read: list[list[int]], strides: Ints, phase_planes: Ints, plane: int, size: int
+) -> NDArray[np.int64]:
+    """Bytes from the channel to where every image row's phases begin; -1 where the window never looks."""
+    place = np.zeros(1, np.int64)
+    seen = np.ones(1, bool)
+    for a, n in enumerate(geometry.spatial):
+        s, before = geometry.stride[a], geometry.padding[a][0]
+        last = a == len(geometry.spatial) - 1
+        index = np.array([(r - before) % s for r in read[a]]) if last else np.arange(n)
+        at = index + before
+        phase = np.searchsorted(read[a], at % s).clip(max=len(read[a]) - 1)
+        known = np.isin(at % s, read[a])
+        place = np.add.outer(place, phase * phase_planes[a] * plane + at // s * strides[a] * size).ravel()
+        seen = np.logical_and.outer(seen, known).ravel()
+    return np.where(seen, place, -1).astype(np.int64)
+
+
+def _flat_vectors(
+    geometry: Geometry, strides: Ints, machine: Machine
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
+    """Vectors that cover all output positions: where each reads, and per image row it crosses where it writes.
+
+    Lane l of a vector at flat position f holds position f + l. Inside one output row that lies l elements behind
+    lane 0 in the user's array as well, so one masked store per row crossed suffices.
+    """
+    flat = grid(geometry.out_spatial, (1,) * len(strides), strides)  # ascending
+    row_length = geometry.out_spatial[-1]
+    starts, at = [], 0
+    while at < len(flat):
+        starts.append(flat[at])
+        at = int(np.searchsorted(flat, flat[at] + machine.lanes))
+    x = np.array(starts, np.int64)
+    lane_position = x[:, None] + np.arange(machine.lanes)
+    out = np.searchsorted(flat, lane_position)
+    valid = (out < len(flat)) & (flat[np.minimum(out, len(flat) - 1)] == lane_position)
+    row = np.where(valid, out // row_length, -1)
+    first_row = row.max(axis=1, where=valid, initial=-1)
+    first_row = np.where(valid, row, len(flat)).min(axis=1)
+    passes = int((row.max(axis=1) - first_row).max(initial=0)) + 1
+    y = np.zeros((len(x), passes), np.int64)
+    masks = np.zeros((len(x), passes), np.uint16)
+    bit = 1 << np.arange(machine.lanes)
+    for i in range(passes):
+        here = valid & (row == first_row[:, None] + i)
+        masks[:, i] = (here * bit).sum(axis=1)
+        lane = here.argmax(axis=1)
+        base = np.take_along_axis(out, lane[:, None], 1)[:, 0] - lane
+        y[:, i] = np.where(here.any(axis=1), base, 0) * machine.size
+    return x * machine.size, y, masks

@@ -1,0 +1,117 @@
+"""Plans of SpMM, SpMV and SDDMM on matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+
+from . import policy
+from .operator import Operator, build_operator, even_blocks, split_rows
+from .tiles import SpmmPlan, row_major_tiles, whole_vectors
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads."""
+
+    bits: int
+    lanes: int
+    workers: int
+
+    @property
+    def size(self) -> int:
+        return self.bits // 8
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one vector."""
+        return self.lanes * self.size
+
+
+def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: int) -> Operator:
+    """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern."""
+    return pattern.cached(
+        ("linear operator", row_bytes, block_rows, groups),
+        lambda: build_operator(
+            pattern.indptr, pattern.indices, even_blocks(pattern.shape[1], block_rows, row_bytes), groups
+        ),
+    )
+
+
+def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan:
+    """Plan of row-major X (K, columns) -> row-major Y (M, columns), X packed into panels block by block."""
+    width = policy.tile_width(-(-columns // machine.lanes))
+    tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
+    row_bytes = width * machine.vector
+    groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles)
+
+
+def lanes_group_stride(rows: int, machine: Machine) -> int:
+    """Bytes from one group of VL samples to the next in lanes layout (groups, rows, VL)."""
+    return policy.off_the_sets(max(1, rows) * machine.vector, machine.vector)
+
+
+def spmm_lanes(pattern: Pattern, samples: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
+    """Plan of x in lanes layout (groups, K, VL) -> y in lanes layout, or row-major (M, samples); a tile takes T groups."""
+    rows, columns = pattern.shape
+    sample_groups = -(-samples // machine.lanes)
+    width = policy.tile_width(sample_groups)
+    group = np.arange(sample_groups, dtype=np.int64)
+    x_positions = group * lanes_group_stride(columns, machine)
+    if y_row_major:
+        tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions)
+    else:
+        tiles = whole_vectors(x_positions, group * lanes_group_stride(rows, machine), width, machine.lanes)
+    groups = policy.row_groups(rows, tiles.count, machine.workers, width * machine.vector)
+    block_rows = policy.block_rows(width * machine.vector)
+    return SpmmPlan(linear_operator(pattern, machine.vector, block_rows, groups), tiles)
+
+
+@dataclass(frozen=True, eq=False)
+class SddmmPlan:
+    """SDDMM over positions; see the record in `fastsparse_kernels.sddmm`."""
+
+    operator: Operator
+    x_positions: NDArray[np.int64]
+    y_positions: NDArray[np.int64]
+    position_block: int
+
+
+def sddmm_lanes(pattern: Pattern, sample_groups: int, machine: Machine, y_stride: int | None = None) -> SddmmPlan:
+    """Plan of dW = y x^T at the pattern, x (groups, K, VL) in lanes layout.
+
+    y is in lanes layout too, or has its vectors `y_stride` bytes apart (rows of a row-major matrix).
+    """
+    rows, columns = pattern.shape
+    group = np.arange(sample_groups, dtype=np.int64)
+    position_block = min(max(sample_groups, 1), 32)
+    block_rows = policy.block_rows(position_block * machine.vector)
+    groups = policy.row_groups(rows, 1, machine.workers, 0)
+    operator = linear_operator(pattern, machine.vector, block_rows, groups)
+    y_stride = lanes_group_stride(rows, machine) if y_stride is None else y_stride
+    return SddmmPlan(operator, group * lanes_group_stride(columns, machine), group * y_stride, position_block)
+
+
+@dataclass(frozen=True, eq=False)
+class SpmvPlan:
+    """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit."""
+
+    group_starts: NDArray[np.int64]
+    columns: NDArray[np.uint16] | NDArray[np.uint32]
+
+    @property
+    def column_bits(self) -> int:
+        return self.columns.dtype.itemsize * 8
+
+
+def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
+    """Plan of W @ x for one column."""
+    narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
+    columns = pattern.cached(("spmv columns",), lambda: pattern.indices.astype(narrow))
+    groups = 1 if workers == 1 else policy.TASKS_PER_WORKER * workers
+    return SpmvPlan(split_rows(pattern.indptr, groups), columns)

@@ -1,0 +1,130 @@
+"""Sparse operators: a pattern's structure packed in the order and with the byte offsets that a kernel reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from fastsparse_kernels import operators as kernels
+from fastsparse_kernels.build import aligned_empty
+from numpy.typing import NDArray
+
+INDEX_LIMIT = 2**32
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnBlocks:
+    """Where the kernel finds column k of an operator: block, and bytes from the block's base.
+
+    Attributes
+    ----------
+    block : int32 [columns], ascending
+    offset : uint32 [columns]
+    bases : int64 [blocks], bytes from a position to the block's first input
+    starts : int64 [blocks + 1], first input row of every block (used when inputs are packed block by block)
+    """
+
+    block: NDArray[np.int32]
+    offset: NDArray[np.uint32]
+    bases: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A packed structure; see `fastsparse_kernels.operators` for the order of its entries.
+
+    `permutation[i]` is the place in the CSR's data of the operator's nonzero i.
+    """
+
+    group_starts: NDArray[np.int64]
+    segments: NDArray[np.uint32]
+    row_ends: NDArray[np.uint32]
+    rows: NDArray[np.uint32]
+    offsets: NDArray[np.uint32]
+    permutation: NDArray[np.int64]
+    columns: ColumnBlocks
+
+    @property
+    def groups(self) -> int:
+        return len(self.group_starts) - 1
+
+    @property
+    def blocks(self) -> int:
+        return len(self.columns.bases)
+
+    @property
+    def nnz(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def widest_group(self) -> int:
+        """Rows of the largest group: the partial sums a worker must hold."""
+        return int(np.diff(self.group_starts).max(initial=0))
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values in the operator's order, aligned: one gather."""
+        packed = aligned_empty((self.nnz,), values.dtype)
+        # Indices come from our own code, and mode="clip" is the one that writes to `out` without a buffer.
+        return np.take(values, self.permutation, out=packed, mode="clip")
+
+    def unpack(self, packed: NDArray[np.floating], size: int | None = None) -> NDArray[np.floating]:
+        """The inverse of `pack`: per nonzero of the CSR, 0 where the operator does not hold it."""
+        values = np.zeros(self.nnz if size is None else size, packed.dtype)
+        values[self.permutation] = packed
+        return values
+
+
+def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """Bounds of contiguous row groups of about equal nonzeros (a row counts as one more, for its output)."""
+    rows = len(indptr) - 1
+    groups = max(1, min(groups, rows))
+    work = indptr + np.arange(rows + 1)
+    targets = work[-1] * np.arange(1, groups) // groups
+    cuts = np.searchsorted(work, targets, side="left")
+    bounds = np.concatenate([[0], cuts, [rows]]).astype(np.int64)
+    return np.unique(bounds) if rows else np.zeros(2, np.int64)
+
+
+def build_operator(
+    indptr: NDArray[np.int64],
+    columns: NDArray[np.integer],
+    blocks: ColumnBlocks,
+    groups: int = 1,
+) -> Operator:
+    """Pack a structure with sorted columns. O(nnz + M * blocks).
+
+    Raises
+    ------
+    ValueError
+        When there are 2**32 nonzeros or more: positions of nonzeros are 32-bit.
+    """
+    rows, count, nnz = len(indptr) - 1, len(blocks.bases), len(columns)
+    if nnz >= INDEX_LIMIT:
+        raise ValueError(f"W has {nnz} nonzeros, expected fewer than {INDEX_LIMIT}")
+    bits = 64 if columns.dtype.itemsize == 8 else 32
+    counts = np.zeros((rows, count), np.int32)
+    first, last = np.empty(rows, np.int32), np.empty(rows, np.int32)
+    kernels.count_blocks(bits)(indptr, columns, blocks.block, counts, first, last)
+    group_starts = split_rows(indptr, groups)
+    empty = int(np.count_nonzero(indptr[1:] == indptr[:-1]))
+    entries = int(np.count_nonzero(counts)) + empty
+    segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
+    row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
+    starts = np.empty((rows, count), np.int64)
+    buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
+    kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
+    offsets, permutation = np.empty(nnz, np.uint32), np.empty(nnz, np.int64)
+    kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
+    return Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
+
+
+def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
+    """Blocks of `block_rows` input rows that lie `row_bytes` apart."""
+    block_rows = max(1, min(block_rows, rows, (INDEX_LIMIT - 1) // row_bytes))
+    count = max(1, -(-rows // block_rows))
+    column = np.arange(rows, dtype=np.int64)
+    block = column // block_rows
+    starts = np.minimum(np.arange(count + 1) * block_rows, rows)
+    offset = ((column - block * block_rows) * row_bytes).astype(np.uint32)
+    return ColumnBlocks(block.astype(np.int32), offset, starts[:-1] * row_bytes, starts)

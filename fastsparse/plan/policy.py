@@ -1,0 +1,52 @@
+"""Choices, as pure functions of sizes: which kernel, tile width, block size and number of row groups.
+
+The figures behind the numbers are in kernels/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
+PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
+LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
+CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
+MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
+TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
+PARALLEL_FLOPS = 200_000  # below this a parallel region costs more than it brings
+SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s on a slow core
+
+# Useful rate of a tile of T vectors, relative to the best: loads per FMA are (T + 2) / T, few accumulators wait on
+# FMA latency, and a wide tile's panel leaves room for fewer rows in L1.
+TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
+
+
+def tile_width(vectors: int, allowed: Iterable[int] = range(1, 9)) -> int:
+    """T for a line of `vectors` vectors: the best useful rate, idle vectors of the last tile counted."""
+
+    def rate(count: int) -> float:
+        return TILE_RATE[count] * vectors / (-(-vectors // count) * count)
+
+    return max(allowed, key=rate)
+
+
+def block_rows(row_bytes: int) -> int:
+    """Input rows per column block when each brings `row_bytes` bytes to L1."""
+    return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
+
+
+def row_groups(rows: int, tiles: int, workers: int, tile_bytes: int) -> int:
+    """Row groups: more than one when tiles alone do not feed the workers, or partial sums would leave L2."""
+    for_workers = 1 if workers == 1 or tiles >= TASKS_PER_WORKER * workers else -(-TASKS_PER_WORKER * workers // tiles)
+    for_partials = -(-rows * tile_bytes // PARTIAL_BYTES)
+    return max(1, min(max(for_workers, for_partials), rows // 8 or 1))
+
+
+def prefers_lanes(samples: int, lanes: int) -> bool:
+    """Whether a batch fills vectors of samples well enough: aligned loads are worth about 1.4 unaligned ones."""
+    return samples >= 0.7 * lanes * -(-samples // lanes)
+
+
+def off_the_sets(stride_bytes: int, vector_bytes: int) -> int:
+    """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
+    return stride_bytes + vector_bytes if stride_bytes % LINE_SETS_BYTES == 0 else stride_bytes

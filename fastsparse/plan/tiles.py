@@ -1,0 +1,98 @@
+"""Tables of a kernel's tiles: where each of its T vectors is read and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .operator import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Positions of an SpMM: see the record in `fastsparse_kernels.spmm` for the arrays.
+
+    `columns` is given when the input is row-major and packed block by block.
+    """
+
+    width: int  # T
+    x_positions: NDArray[np.int64]  # [tiles, T]
+    y_positions: NDArray[np.int64]  # [tiles, passes, T]
+    masks: NDArray[np.uint16]  # [tiles, passes, T]
+    full: NDArray[np.uint8]  # [tiles]
+    columns: NDArray[np.uint32] | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.x_positions)
+
+    @property
+    def passes(self) -> int:
+        return self.y_positions.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SpmmPlan:
+    """An operator and the tiles it runs over."""
+
+    operator: Operator
+    tiles: Tiles
+
+
+def _by_tiles(values: NDArray, width: int, fill: int | None = None) -> NDArray:
+    """[n, ...] -> [tiles, width, ...], the last tile filled up with `fill`, or with the last item."""
+    missing = -len(values) % width
+    if missing:
+        tail = values[-1:] if fill is None else np.full_like(values[-1:], fill)
+        values = np.concatenate([values, np.repeat(tail, missing, axis=0)])
+    return np.ascontiguousarray(values.reshape(-1, width, *values.shape[1:]))
+
+
+def tiles_of_vectors(
+    x_positions: NDArray[np.int64],
+    y_positions: NDArray[np.int64],
+    masks: NDArray[np.uint16],
+    width: int,
+    lanes: int,
+    columns: NDArray[np.uint32] | None = None,
+) -> Tiles:
+    """Tiles of `width` vectors, from one x position [n], y position and mask [n, passes] per vector.
+
+    A last tile that has fewer vectors repeats one and does not store it.
+    """
+    tiled_masks = _by_tiles(masks, width, fill=0).swapaxes(1, 2)
+    every = (1 << lanes) - 1
+    full = (tiled_masks.shape[1] == 1) & (tiled_masks[:, 0] == every).all(axis=1)
+    return Tiles(
+        width=width,
+        x_positions=_by_tiles(x_positions, width).astype(np.int64),
+        y_positions=np.ascontiguousarray(_by_tiles(y_positions, width).swapaxes(1, 2)).astype(np.int64),
+        masks=np.ascontiguousarray(tiled_masks).astype(np.uint16),
+        full=np.atleast_1d(full).astype(np.uint8),
+        columns=columns,
+    )
+
+
+def whole_vectors(x_positions: NDArray[np.int64], y_positions: NDArray[np.int64], width: int, lanes: int) -> Tiles:
+    """Tiles of vectors that are stored whole."""
+    masks = np.full((len(x_positions), 1), (1 << lanes) - 1, np.uint16)
+    return tiles_of_vectors(x_positions, y_positions[:, None], masks, width, lanes)
+
+
+def row_major_tiles(
+    columns: int, width: int, lanes: int, size: int, x_positions: NDArray[np.int64] | None = None
+) -> Tiles:
+    """Tiles over the columns of row-major y, elements of `size` bytes.
+
+    x is row-major too and packed block by block, or has its vectors at `x_positions`.
+    """
+    start = np.arange(-(-columns // lanes), dtype=np.int64) * lanes
+    masks = ((1 << np.clip(columns - start, 0, lanes)) - 1).astype(np.uint16)[:, None]
+    position = start * size
+    if x_positions is not None:
+        return tiles_of_vectors(x_positions, position[:, None], masks, width, lanes)
+    first = np.arange(0, columns, width * lanes)
+    tile_columns = np.minimum(columns - first, width * lanes).astype(np.uint32)
+    return tiles_of_vectors(position, position[:, None], masks, width, lanes, tile_columns)
