@@ -33,6 +33,7 @@ _blocks: list[_Block] = []  # `with threads(n)` blocks that are open, in any thr
 _local = threading.local()  # .blocks: those of this thread
 _layer_lock = threading.Lock()
 _layer: str | None = None  # what prepare_threading() found
+_foreign = False  # Numba's threads were there before us, and may have been left behind by a fork
 _forked = False
 
 
@@ -164,7 +165,10 @@ def parallel_allowed() -> bool:
     """Tell whether a parallel region may be entered in this process: never after fork(), never on workqueue."""
     if _forked:
         return False
-    return prepare_threading() in _PARALLEL_LAYERS
+    layer = prepare_threading()
+    if _foreign and layer == "omp" and _openmp_was_left_behind():
+        return False
+    return layer in _PARALLEL_LAYERS
 
 
 def prepare_threading() -> str:
@@ -176,23 +180,27 @@ def prepare_threading() -> str:
     Returns
     -------
     str
-        "tbb", "omp" or "workqueue"; "none" when Numba cannot start the layer it was told to use, or when the layer
-        was started before a fork that this module did not see.
+        "tbb", "omp" or "workqueue"; "none" when Numba cannot start the layer it was told to use.
     """
-    global _layer
-    if _layer is not None:
-        return _layer
-    with _layer_lock:
-        if _layer is None:
-            _layer = _start_threads()
+    global _layer, _foreign
+    if _layer is None:
+        with _layer_lock:
+            if _layer is None:
+                _foreign = _running()
+                _layer = _start_threads(_foreign)
     return _layer
 
 
-def _start_threads() -> str:
-    import numba
+def _running() -> bool:
+    """Tell whether Numba's threads were started already, by somebody else."""
     from numba.np.ufunc import parallel
 
-    running = bool(getattr(parallel, "_is_initialized", False))
+    return bool(getattr(parallel, "_is_initialized", False))
+
+
+def _start_threads(running: bool) -> str:
+    import numba
+
     if not running and str(numba.config.THREADING_LAYER).lower() not in ("omp", "workqueue"):
         load_tbb()
     try:
@@ -200,18 +208,22 @@ def _start_threads() -> str:
     except ValueError as error:
         warnings.warn(f"calls use one thread: {str(error).strip()}", RuntimeWarning, stacklevel=2)
         return "none"
-    layer = str(numba.threading_layer())
-    if running and layer == "omp" and _native_threads() < numba.config.NUMBA_NUM_THREADS:
-        return "none"  # OpenMP is running but its threads are not here: a parent started it before fork()
-    return layer
+    return str(numba.threading_layer())
 
 
-def _native_threads() -> int:
-    """Threads of this process, Python's or not; on systems that do not tell, more than anybody has."""
+def _openmp_was_left_behind() -> bool:
+    """Tell whether OpenMP runs, but its threads are not here: a parent started it before a fork we did not see.
+
+    Before its first parallel region a process looks the same, so the answer may be no later; only Linux tells at all.
+    """
+    global _foreign
+    from numba import config
+
     try:
-        return len(os.listdir("/proc/self/task"))
+        _foreign = len(os.listdir("/proc/self/task")) < config.NUMBA_NUM_THREADS
     except OSError:
-        return sys.maxsize
+        _foreign = False
+    return _foreign
 
 
 def load_tbb() -> bool:
@@ -338,7 +350,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
         "threads": get_num_threads(),
         "threading_layer": layer,
         "tbb": _version("tbb"),
-        "parallel": layer in _PARALLEL_LAYERS,
+        "parallel": parallel_allowed(),
         "cache_directory": cache_directory(),
     }
     width = max(map(len, found))

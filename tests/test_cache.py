@@ -1,0 +1,355 @@
+"""Contracts C1 to C3: compiled kernels on disk are never stale, never an error, and nobody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from fastsparse import _cachedir
+from fastsparse_kernels import cache
+
+ROOT = Path(__file__).parents[1]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
+
+# Compiles two variants of one factory and a C callback, through a helper in another module, and tells for each what
+# it computes and whether it came from the cache. `probe_helper` stands for any file of the kernels' package.
+PROBE = """
+import ctypes, json, sys
+import numpy as np
+from numba import njit, types
+from numba.core.ccallback import CFunc
+from fastsparse_kernels.cache import KernelCache
+from fastsparse_kernels.probe_helper import scale
+
+def variant(T):
+    def kernel(x):
+        return scale(x) + T
+    kernel.__qualname__ = f"probe_T{T}"
+    return kernel
+
+def callback(x):
+    return scale(x)
+
+directory, found = sys.argv[1] or None, {}
+for T in (3, 4):
+    dispatcher = njit(variant(T))
+    dispatcher._cache = KernelCache(dispatcher.py_func, directory)
+    dispatcher.compile(types.float64(types.float64))
+    found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
+compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
+compiled._cache = KernelCache(callback, directory)
+compiled.compile()
+found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
+print(json.dumps(found))
+"""
+HELPER = "from numba.extending import register_jitable\n\n@register_jitable\ndef scale(x):\n    return {factor} * x\n"
+COLD = {"T3": [23.0, 0], "T4": [24.0, 0], "callback": [20.0, 0]}
+WARM = {"T3": [23.0, 1], "T4": [24.0, 1], "callback": [20.0, 1]}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of both packages with a helper that the probe's kernels call."""
+    root = tmp_path / "tree"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "fastsparse", root / "fastsparse", ignore=ignore)
+    shutil.copytree(ROOT / "kernels", root / "kernels", ignore=ignore)
+    (root / "kernels/fastsparse_kernels/probe_helper.py").write_text(HELPER.format(factor=2.0))
+    return root
+
+
+@pytest.fixture
+def probe(run_python, tree, tmp_path):
+    """Run the probe in a new process; returns what it found and its stderr."""
+
+    def run(directory=tmp_path / "kernels", prelude="", **environment):
+        done = run_python(prelude + PROBE, str(directory), root=tree, **environment)
+        return json.loads(done.stdout), done.stderr
+
+    return run
+
+
+def files(directory):
+    return sorted(path for path in directory.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------- loading, saving
+
+
+def test_a_second_process_compiles_nothing(probe, tmp_path):
+    assert probe() == (COLD, "")
+    assert len(files(tmp_path / "kernels")) == 3
+    assert probe() == (WARM, "")
+
+
+def test_variants_have_files_of_their_own(probe, tmp_path):
+    probe()
+    names = [path.name for path in files(tmp_path / "kernels")]
+    assert [name.partition(".")[0] for name in names] == ["callback", "probe_T3", "probe_T4"]
+
+
+def test_without_a_directory_nothing_is_kept(probe, tmp_path):
+    assert probe(directory="") == (COLD, "")
+    assert probe(directory="") == (COLD, "")
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_settings_that_change_the_code_change_the_file(probe):
+    probe()
+    assert probe(NUMBA_OPT="0")[0] == COLD
+    assert probe(NUMBA_OPT="0")[0] == WARM
+    assert probe()[0] == WARM
+
+
+@posix
+def test_files_are_private(probe, tmp_path):
+    probe()
+    assert stat.S_IMODE((tmp_path / "kernels").stat().st_mode) == 0o700
+    for path in files(tmp_path / "kernels"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+# ------------------------------------------------------------------------------------------ C1: the sources changed
+
+DIGEST = "from fastsparse import _cachedir; print(_cachedir.kernel_digest())"
+
+
+def test_an_edited_helper_changes_the_directory(run_python, tree):
+    first = run_python(DIGEST, root=tree).stdout
+    assert run_python(DIGEST, root=tree).stdout == first
+    helper = tree / "kernels/fastsparse_kernels/probe_helper.py"
+    helper.write_text(HELPER.format(factor=5.0))
+    second = run_python(DIGEST, root=tree).stdout
+    assert second != first
+    helper.rename(helper.with_name("probe_helper_2.py"))
+    assert run_python(DIGEST, root=tree).stdout not in (first, second)
+
+
+def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path):
+    """The whole way: directory by digest, as the kernels' builder uses it."""
+    prelude = "import sys; from fastsparse import runtime; sys.argv[1] = runtime.cache_directory()\n"
+    environment = {"FASTSPARSE_CACHE_DIR": str(tmp_path / "base")}
+    assert probe(prelude=prelude, **environment)[0] == COLD
+    assert probe(prelude=prelude, **environment)[0] == WARM
+    (tree / "kernels/fastsparse_kernels/probe_helper.py").write_text(HELPER.format(factor=5.0))
+    changed = {"T3": [53.0, 0], "T4": [54.0, 0], "callback": [50.0, 0]}
+    assert probe(prelude=prelude, **environment)[0] == changed
+
+
+def test_sources_edited_while_a_process_runs_are_not_saved_under_the_old_digest(probe, tree, tmp_path):
+    helper = tree / "kernels/fastsparse_kernels/probe_helper.py"
+    edit = f"import fastsparse_kernels.cache; open({str(helper)!r}, 'a').write('# edited')\n"
+    assert probe(prelude=edit)[0] == COLD
+    assert not (tmp_path / "kernels").exists()
+
+
+# --------------------------------------------------------------------------------------------- C2: damaged, unwritable
+
+
+def truncate(path, share):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+DAMAGES = {
+    "empty": lambda path: truncate(path, 0),
+    "half": lambda path: truncate(path, 0.5),
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-100] + b"\xff" * 100),
+    "other magic": lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]),
+    "text": lambda path: path.write_text("hello"),
+    "whole but no pickle": lambda path: path.write_bytes(sealed(b"\x80\x05garbage")),
+    "whole but another object": lambda path: path.write_bytes(sealed(b"\x80\x04N.")),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def sealed(payload):
+    """A file as KernelCache writes it, checksum included."""
+    return cache._MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_means_compiling_again_and_one_warning(probe, tmp_path, damage):
+    probe()
+    for path in files(tmp_path / "kernels"):
+        DAMAGES[damage](path)
+    found, errors = probe()
+    assert found == COLD
+    assert errors.count("RuntimeWarning") == 1
+    assert "kernels are compiled anew instead" in errors
+    if damage != "a directory":
+        assert probe() == (WARM, "")
+
+
+def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
+    probe()
+    directory = tmp_path / "kernels"
+    files(directory)[0].unlink()
+    read_only = """
+import tempfile
+def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
+tempfile.mkstemp = denied
+"""
+    found, errors = probe(prelude=read_only)
+    assert found == {**WARM, "callback": COLD["callback"]}
+    assert errors.count("RuntimeWarning") == 1
+    assert len(files(directory)) == 2
+
+
+def test_a_file_in_the_place_of_the_directory(probe, tmp_path):
+    (tmp_path / "kernels").write_text("not a directory")
+    found, errors = probe()
+    assert found == COLD
+    assert errors.count("RuntimeWarning") == 1
+
+
+def test_a_full_disk_leaves_no_half_file(probe, tmp_path):
+    prelude = """
+import os
+def full(*args): raise OSError(28, "No space left on device")
+os.replace = full
+"""
+    found, errors = probe(prelude=prelude)
+    assert found == COLD
+    assert errors.count("RuntimeWarning") == 1
+    assert files(tmp_path / "kernels") == []
+
+
+WHERE = "from fastsparse import runtime; print(runtime.cache_directory()); print(runtime.cache_directory())"
+
+
+@posix
+@pytest.mark.parametrize("home", ["/dev/null", "{file}", "{file}/home"])
+def test_a_bad_home_means_no_cache_and_one_warning(run_python, home, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    home = home.format(file=tmp_path / "file")
+    done = run_python(WHERE, HOME=home, XDG_CACHE_HOME=None, FASTSPARSE_CACHE_DIR=None)
+    assert done.stdout == "None\nNone\n"
+    assert done.stderr.count("RuntimeWarning: compiled kernels are not kept: ") == 1
+
+
+# ------------------------------------------------------------------------------------------------------- C3: private
+
+DIGEST_NAME = "0123456789abcdef0123"
+
+
+def refused(base, reason):
+    with pytest.raises(_cachedir.UnusableDirectory, match=reason):
+        _cachedir.open_directory(base, DIGEST_NAME)
+
+
+@posix
+def test_the_directory_is_made_private(tmp_path):
+    old = os.umask(0)
+    try:
+        directory = _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME)
+    finally:
+        os.umask(old)
+    assert directory == tmp_path / "a" / "b" / DIGEST_NAME
+    for path in (directory, directory.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME) == directory
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
+@pytest.mark.parametrize("below", ["", DIGEST_NAME])
+def test_directories_that_others_can_write_are_refused(tmp_path, mode, below):
+    directory = tmp_path / "base" / below
+    _cachedir.open_directory(tmp_path / "base", DIGEST_NAME)
+    directory.chmod(mode)
+    refused(tmp_path / "base", rf"can be written by others \(mode {mode:04o}\)$")
+
+
+@posix
+@pytest.mark.parametrize("below", ["", DIGEST_NAME])
+def test_links_are_refused(tmp_path, below):
+    elsewhere = tmp_path / "elsewhere"
+    _cachedir.open_directory(elsewhere, DIGEST_NAME)
+    base = tmp_path / "base"
+    if below:
+        _cachedir.open_directory(base, DIGEST_NAME)
+        (base / below).rmdir()
+    (base / below).symlink_to(elsewhere / below, target_is_directory=True)
+    refused(base, "is a symbolic link$")
+
+
+@posix
+def test_directories_of_somebody_else_are_refused(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    _cachedir.open_directory(base, DIGEST_NAME)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    refused(base, f"base belongs to user {me}, not to user {me + 1}$")
+
+
+def test_a_planted_file_is_refused(tmp_path):
+    (tmp_path / "base").mkdir(mode=0o700)
+    (tmp_path / "base" / DIGEST_NAME).write_text("planted")
+    refused(tmp_path / "base", "is not a directory$")
+
+
+@posix
+def test_a_shared_temporary_folder_is_never_used(run_python, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    done = run_python(WHERE, FASTSPARSE_CACHE_DIR=str(shared), TMPDIR=str(tmp_path))
+    assert done.stdout == "None\nNone\n"
+    reason = f"RuntimeWarning: compiled kernels are not kept: {shared} can be written by others (mode 1777)"
+    assert done.stderr.count(reason) == 1
+    assert files(shared) == []
+
+
+def test_where_the_directory_is(tmp_path):
+    home = Path.home()
+    find = _cachedir.base_directory
+    assert find({"FASTSPARSE_CACHE_DIR": str(tmp_path), "XDG_CACHE_HOME": "/x"}) == tmp_path
+    assert find({"FASTSPARSE_CACHE_DIR": "~/kernels"}) == home / "kernels"
+    if sys.platform != "win32":
+        assert find({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fastsparse"
+        assert find({"XDG_CACHE_HOME": "relative"}) == find({}) == home / ".cache" / "fastsparse"
+
+
+def test_directories_of_other_sources_go_when_nothing_used_them_for_long(tmp_path):
+    base, day, now = tmp_path / "base", 86_400, time.time()
+    _cachedir.open_directory(base, DIGEST_NAME)
+    ages = {f"{number:020x}": age * day for number, age in enumerate([0, 2, 3, 4, 5, 6, 7, 8, 9, 29, 31, 400])}
+    for name, age in ages.items():
+        directory = base / name
+        directory.mkdir()
+        (directory / "kernel").write_text("")
+        os.utime(directory, (now - age, now - age))
+    (base / "notes").mkdir()
+    os.utime(base / "notes", (0, 0))
+    new = "f" * 20
+    _cachedir.open_directory(base, new)
+    left = {path.name for path in base.iterdir()}
+    # the eight newest stay (DIGEST_NAME among them), and nothing but caches is touched
+    assert left == {"notes", new, DIGEST_NAME, *list(ages)[:7]}
+
+
+def test_a_directory_in_use_looks_used(tmp_path):
+    base = tmp_path / "base"
+    directory = _cachedir.open_directory(base, DIGEST_NAME)
+    os.utime(directory, (0, 0))
+    _cachedir.open_directory(base, DIGEST_NAME)
+    assert time.time() - directory.stat().st_mtime < 3600
+
+
+def test_warnings_come_once_per_process(monkeypatch):
+    monkeypatch.setattr(cache, "_warned", cache.threading.Event())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache._warn_once("first")
+        cache._warn_once("second")
+    assert [str(warning.message) for warning in caught] == ["first; kernels are compiled anew instead"]

@@ -1,0 +1,80 @@
+"""How many CPUs a process may use: affinity and control groups."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from fastsparse import _cpus
+
+V2_MOUNT = "25 1 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+V1_MOUNT = "32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+V1_OTHER = "33 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+
+
+def fake_system(root, membership, mounts, files):
+    """A file tree with what the kernel tells about control groups."""
+    for name, text in {"proc/self/cgroup": membership, "proc/self/mountinfo": mounts, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def v1_files(directory, quota, period="100000\n"):
+    return {f"{directory}/cpu.cfs_quota_us": quota, f"{directory}/cpu.cfs_period_us": period}
+
+
+V1, V2 = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
+SYSTEMS = {
+    "v2": ("0::/app\n", V2_MOUNT, {f"{V2}/app/cpu.max": "150000 100000\n"}, 1.5),
+    "v2 without a limit": ("0::/app\n", V2_MOUNT, {f"{V2}/app/cpu.max": "max 100000\n"}, None),
+    "v2 limited above": (
+        "0::/pod/app\n",
+        V2_MOUNT,
+        {f"{V2}/pod/app/cpu.max": "400000 100000\n", f"{V2}/pod/cpu.max": "200000 100000\n"},
+        2.0,
+    ),
+    "v2 in a namespace": ("0::/\n", V2_MOUNT, {f"{V2}/cpu.max": "50000 100000\n"}, 0.5),
+    "v2 path of the host": ("0::/../../other\n", V2_MOUNT, {f"{V2}/cpu.max": "300000 100000\n"}, 3.0),
+    "v1": (
+        "5:memory:/job\n4:cpu,cpuacct:/job\n0::/\n",
+        V1_MOUNT.format(root="/") + V1_OTHER,
+        v1_files(f"{V1}/job", "250000\n"),
+        2.5,
+    ),
+    "v1 without a limit": ("4:cpu,cpuacct:/job\n", V1_MOUNT.format(root="/"), v1_files(f"{V1}/job", "-1\n"), None),
+    "v1 in a container": (
+        "4:cpu,cpuacct:/docker/abc\n",
+        V1_MOUNT.format(root="/docker/abc"),
+        v1_files(V1, "100000\n", "50000\n"),
+        2.0,
+    ),
+    "v1 limited above": (
+        "4:cpu,cpuacct:/a/b\n",
+        V1_MOUNT.format(root="/"),
+        v1_files(f"{V1}/a/b", "-1\n") | v1_files(f"{V1}/a", "100000\n"),
+        1.0,
+    ),
+    "cpuset only": ("4:cpuset:/a\n", V1_OTHER, {}, None),
+    "nonsense": ("what\n:\n", "ever\n - \n1 2 3 - cgroup2\n", {}, None),
+    "damaged quota": ("0::/app\n", V2_MOUNT, {f"{V2}/app/cpu.max": "100000 0\n"}, None),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_quota_of_control_groups(tmp_path, name):
+    membership, mounts, files, expected = SYSTEMS[name]
+    assert _cpus.cgroup_quota(fake_system(tmp_path, membership, mounts, files)) == expected
+
+
+def test_no_quota_without_control_groups(tmp_path):
+    assert _cpus.cgroup_quota(tmp_path) is None
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(0.2, 1), (1.0, 1), (1.5, 2), (2.0, 2), (100.0, 3), (None, 3)])
+def test_cpus_follow_the_quota(monkeypatch, quota, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    monkeypatch.setattr(_cpus, "cgroup_quota", lambda: quota)
+    assert _cpus.available_cpus() == expected

@@ -1,0 +1,262 @@
+"""Contracts T3 and T5: thread settings, threading layer, what importing does, show_config."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import threading
+
+import numba
+import pytest
+
+import fastsparse as fs
+from fastsparse import runtime
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+
+
+@pytest.fixture(autouse=True)
+def fresh_setting(monkeypatch):
+    """Every test starts with nothing set and leaves nothing set."""
+    monkeypatch.setattr(runtime, "_default_threads", None)
+
+
+def in_new_thread(function):
+    """Call `function` in a thread of its own and return what it returns."""
+    found = []
+    worker = threading.Thread(target=lambda: found.append(function()))
+    worker.start()
+    worker.join()
+    return found[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- threads
+
+
+def test_setting_holds_everywhere():
+    fs.set_num_threads(3)
+    assert fs.get_num_threads() == 3
+    assert in_new_thread(fs.get_num_threads) == 3
+
+
+def test_setting_made_in_a_thread_outlives_it():
+    in_new_thread(lambda: fs.set_num_threads(5))
+    assert fs.get_num_threads() == 5
+
+
+def test_blocks_nest_and_end():
+    fs.set_num_threads(4)
+    with fs.threads(2):
+        assert fs.get_num_threads() == 2
+        assert in_new_thread(fs.get_num_threads) == 2
+        with fs.threads(7):
+            assert fs.get_num_threads() == 7
+        assert fs.get_num_threads() == 2
+    assert fs.get_num_threads() == 4
+
+
+def test_blocks_end_when_something_raises():
+    fs.set_num_threads(4)
+    with pytest.raises(KeyError), fs.threads(2):
+        raise KeyError
+    assert fs.get_num_threads() == 4
+
+
+def test_setting_inside_a_block_ends_with_it():
+    fs.set_num_threads(4)
+    with fs.threads(2):
+        fs.set_num_threads(6)
+        assert fs.get_num_threads() == 6
+    assert fs.get_num_threads() == 4
+
+
+def test_blocks_of_two_threads_do_not_mix():
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with fs.threads(9):
+            inside.set()
+            leave.wait()
+            return fs.get_num_threads()
+
+    with fs.threads(2):
+        found = []
+        worker = threading.Thread(target=lambda: found.append(hold()))
+        worker.start()
+        inside.wait()
+        assert fs.get_num_threads() == 2
+        leave.set()
+        worker.join()
+        assert found == [9]
+        assert fs.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("setter", [fs.set_num_threads, lambda n: fs.threads(n).__enter__()])
+def test_wrong_numbers(setter):
+    fs.set_num_threads(4)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"^n is {wrong}, expected a positive integer$"):
+            setter(wrong)
+    for wrong in (1.5, "2", None):
+        with pytest.raises(TypeError, match=f"^n is {re.escape(repr(wrong))}, expected a positive integer$"):
+            setter(wrong)
+    assert fs.get_num_threads() == 4
+
+
+REPORT = "import fastsparse as fs; print(fs.get_num_threads())"
+
+
+def test_environment_sets_the_first_number(run_python):
+    assert run_python(REPORT, FASTSPARSE_NUM_THREADS="3").stdout == "3\n"
+    code = "import fastsparse as fs; fs.set_num_threads(2); print(fs.get_num_threads())"
+    assert run_python(code, FASTSPARSE_NUM_THREADS="3").stdout == "2\n"
+
+
+@pytest.mark.parametrize("wrong", ["0", "-2", "two", "1.5"])
+def test_wrong_environment_is_told_when_it_is_needed(run_python, wrong):
+    assert run_python("import fastsparse", FASTSPARSE_NUM_THREADS=wrong).returncode == 0
+    done = run_python(REPORT, FASTSPARSE_NUM_THREADS=wrong, check=False)
+    assert done.returncode == 1
+    assert f"ValueError: FASTSPARSE_NUM_THREADS is {wrong!r}, expected a positive integer\n" in done.stderr
+
+
+@linux
+def test_affinity_is_the_default(run_python):
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});" + REPORT
+    assert run_python(code, FASTSPARSE_NUM_THREADS=None).stdout == "1\n"
+
+
+def test_nobody_elses_setting_is_touched(run_python):
+    code = """
+import json, numba, fastsparse as fs
+from fastsparse import runtime
+before = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
+fs.set_num_threads(1)
+with fs.threads(3):
+    runtime.worker_slots()
+    during = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
+print(json.dumps([before, during, [numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()]]))
+"""
+    before, during, after = json.loads(run_python(code, NUMBA_NUM_THREADS="4").stdout)
+    assert before == during == after == [4, 4]
+
+
+def test_worker_slots_never_exceed_numbas_threads(run_python):
+    code = (
+        "import fastsparse as fs; from fastsparse import runtime; fs.set_num_threads(64); print(runtime.worker_slots())"
+    )
+    assert run_python(code, NUMBA_NUM_THREADS="3").stdout == "3\n"
+
+
+def test_one_thread_starts_no_threading_layer(run_python):
+    code = """
+import fastsparse as fs
+from fastsparse import runtime
+from numba.np.ufunc import parallel
+with fs.threads(1):
+    print(runtime.worker_slots(), parallel._is_initialized)
+"""
+    assert run_python(code).stdout == "1 False\n"
+
+
+# -------------------------------------------------------------------------------------------------- threading layer
+
+LAYER = """
+from fastsparse import runtime
+print(runtime.prepare_threading(), runtime.parallel_allowed())
+"""
+
+
+def installed_tbb():
+    return any(path.name in ("libtbb.so.12", "tbb12.dll") for path in runtime._installed_files("tbb"))
+
+
+@pytest.mark.skipif(not installed_tbb(), reason="TBB has no wheel for this platform")
+def test_tbb_of_pip_is_found(run_python):
+    done = run_python(LAYER, NUMBA_THREADING_LAYER=None)
+    assert done.stdout == "tbb True\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("layer", "allowed"), [("omp", True), ("workqueue", False)])
+def test_a_chosen_layer_is_respected(run_python, layer, allowed):
+    if layer == "omp":
+        pytest.importorskip("numba.np.ufunc.omppool")
+    assert run_python(LAYER, NUMBA_THREADING_LAYER=layer).stdout == f"{layer} {allowed}\n"
+
+
+def test_a_layer_that_cannot_start_means_one_thread(run_python):
+    code = (
+        "from fastsparse import runtime; runtime.load_tbb = lambda: False\n" + LAYER + "print(runtime.worker_slots())"
+    )
+    code = "import sys; sys.modules['numba.np.ufunc.tbbpool'] = None\n" + code
+    done = run_python(code, NUMBA_THREADING_LAYER="tbb", FASTSPARSE_NUM_THREADS="2")
+    assert done.stdout == "none False\n1\n"
+    assert done.stderr.count("RuntimeWarning: calls use one thread: No threading layer could be loaded.") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ import
+
+IMPORT = """
+import json, logging, sys, threading, warnings
+import numba, scipy.sparse
+from numba.core import event
+compiled = []
+class Listener(event.Listener):
+    def on_start(self, event): compiled.append(str(event.data))
+    def on_end(self, event): pass
+event.register("numba:compile", Listener())
+filters, handlers = list(warnings.filters), list(logging.root.handlers)
+settings = {name: getattr(numba.config, name) for name in dir(numba.config) if name.isupper()}
+import fastsparse
+from numba.np.ufunc import parallel
+print(json.dumps({
+    "compiled": compiled,
+    "threads": threading.active_count(),
+    "started": parallel._is_initialized,
+    "filters": filters == list(warnings.filters),
+    "handlers": handlers == list(logging.root.handlers),
+    "settings": all(getattr(numba.config, name) == value for name, value in settings.items()),
+    "modules": sorted(name for name in sys.modules if name.startswith("fastsparse")),
+}))
+"""
+
+
+def test_import_changes_nothing(run_python):
+    found = json.loads(run_python(IMPORT).stdout)
+    modules = found.pop("modules")
+    assert found == {
+        "compiled": [],
+        "threads": 1,
+        "started": False,
+        "filters": True,
+        "handlers": True,
+        "settings": True,
+    }
+    assert not [
+        name for name in modules if name.startswith(("fastsparse_kernels", "fastsparse.nn", "fastsparse.engine"))
+    ]
+
+
+def test_unknown_names_of_the_package():
+    with pytest.raises(AttributeError, match=r"^module 'fastsparse' has no attribute 'nonsense'$"):
+        fs.nonsense  # noqa: B018
+    assert {"spmm", "nn", "compile", "csr"} <= set(dir(fs))
+
+
+# ------------------------------------------------------------------------------------------------------- show_config
+
+
+def test_show_config_prints_what_it_returns():
+    text = io.StringIO()
+    found = fs.show_config(file=text)
+    lines = dict(re.split(r"\s+", line, maxsplit=1) for line in text.getvalue().splitlines())
+    assert lines == {name: str(value) for name, value in found.items()}
+    assert found["numba"] == numba.__version__
+    assert found["fastsparse"] == fs.__version__
+    assert found["vector_bits"] in (128, 256, 512)
+    assert found["threads"] == fs.get_num_threads()
+    assert found["threading_layer"] in ("tbb", "omp", "workqueue", "none")
+    assert found["cpu"].strip()
