@@ -1,0 +1,98 @@
+"""Launching what networks need beside products: activations, pooling, batch normalisation.
+
+A part of `launch`: contiguous buffers in, kernel calls out, nothing validated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import workspace
+from fastsparse.launch import address, run
+from fastsparse.plan.linear import Machine
+from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
+from fastsparse_kernels import epilogue, pooling
+
+Array = NDArray[Any]
+
+
+def filled(dtype: Any, **fields: int) -> NDArray[Any]:
+    """A kernel's argument record."""
+    record = np.zeros((), dtype)
+    for name, value in fields.items():
+        record[name] = value
+    return record
+
+
+# ---------------------------------------------------------------- activations
+
+# What an activation costs per element, in units of launch's estimates.
+_ACTIVATION_FLOPS = 4.0
+
+
+def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
+    """y = activation(z), contiguous arrays of one shape; y may be z."""
+    chunk = epilogue.CHUNK
+    record = filled(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
+    kernel = epilogue.activation_array_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
+    run(kernel, record, -(-z.size // chunk), _ACTIVATION_FLOPS * z.size, m.workers)
+
+
+def run_activation_grad(name: str, dy: Array, kept: Array, dz: Array, m: Machine) -> None:
+    """dz = slope * dy, contiguous arrays of one shape; dz may be dy."""
+    chunk = epilogue.CHUNK
+    record = filled(
+        epilogue.ACTIVATION_GRAD, count=dy.size, chunk=chunk, dy=address(dy), kept=address(kept), dz=address(dz)
+    )
+    kernel = epilogue.activation_grad_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
+    run(kernel, record, -(-dy.size // chunk), _ACTIVATION_FLOPS * dy.size, m.workers)
+
+
+# ---------------------------------------------------------------- pooling
+
+_POOL_FLOPS = 4.0  # per element of x, transposing included
+
+
+def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index: Array | None, m: Machine) -> None:
+    planes = math.prod(x.shape[:2])
+    x_bytes = (bands.input_rows * w.spatial[1] + m.lanes) * m.vector
+    y_bytes = (bands.output_rows * len(w.columns) + m.lanes) * m.vector
+    stride = x_bytes + 2 * y_bytes
+    scratch = workspace.take("scratch", stride * m.workers)
+    record = filled(
+        pooling.PLANES,
+        planes=planes,
+        bands=len(bands.table),
+        band_rows=address(bands.table),
+        width=w.spatial[1],
+        out_width=len(w.columns),
+        rows=address(w.rows),
+        columns=address(w.columns),
+        x=address(x),
+        x_stride=math.prod(w.spatial) * m.size,
+        y=address(y),
+        y_stride=math.prod(w.out_spatial) * m.size,
+        index=0 if index is None else address(index),
+        scratch=address(scratch),
+        scratch_stride=stride,
+        scratch_y=x_bytes,
+        scratch_index=x_bytes + y_bytes,
+    )
+    tasks = -(-planes // m.lanes) * len(bands.table)
+    run(kernel, record, tasks, _POOL_FLOPS * x.size, m.workers)
+
+
+def run_pool(kind: int, w: Windows, x: Array, y: Array, index: Array | None, m: Machine) -> None:
+    """Pool x (N, C, *w.spatial) into y (N, C, *w.out_spatial); kind and index as in the kernels."""
+    bands = forward_bands(w, m.vector, -(-math.prod(x.shape[:2]) // m.lanes), m.workers)
+    _run_planes(pooling.pool_kernel(kind, m.bits, m.lanes), w, bands, x, y, index, m)
+
+
+def run_pool_grad(kind: int, w: Windows, dy: Array, index: Array | None, dx: Array, m: Machine) -> None:
+    """Gradient dx (N, C, *w.spatial) from dy (N, C, *w.out_spatial)."""
+    bands = backward_bands(w, m.vector, -(-math.prod(dx.shape[:2]) // m.lanes), m.workers)
+    _run_planes(pooling.pool_grad_kernel(kind, m.bits, m.lanes), w, bands, dx, dy, index, m)

@@ -1,0 +1,388 @@
+"""Pooling: the largest value or the mean of windows, and the gradients of both.
+
+Everything is computed on vectors of VL planes (image and channel), one lane each, position by position: any window,
+stride and padding then costs one aligned load per element, and small images fill their vectors. Arrays (N, C, H, W) are
+brought to that form in the worker's scratch by transposing squares in registers, a band of rows at a time; networks
+that keep the lanes layout are pooled where they lie.
+
+Windows are data, one table per axis: int64 [outputs, 3] = first input, end, weight. Windows are clipped to the image,
+so padding is never read. A mean is the sum over the window divided by the row weight times the column weight. First
+inputs and ends must not descend. The index of a largest value is its position h * W + w in the plane, as in torch.
+
+The gradient of an element is summed by the one worker that owns it, in ascending order of outputs.
+Time: O(outputs * window). No function here allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+
+from . import simd
+from .build import compile_kernel, compiled_once, kernel_record
+from .simd_math import Lanes, Mask, lanewise, where
+
+MAX, MAX_INDEX, MEAN = 0, 1, 2
+_NAMES = ("max", "max_index", "mean")
+
+# Planes one after the other, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,
+# band), the band innermost.
+PLANES = kernel_record(
+    "planes",  # N * C
+    "bands",
+    "band_rows",  # int64 [bands, 4]: input rows from, to; output rows from, to
+    "width",  # of x
+    "out_width",
+    "rows",  # int64 [output height, 3]
+    "columns",  # int64 [output width, 3]
+    "x",  # float [planes, height * width]
+    "x_stride",  # bytes per plane
+    "y",  # float [planes, output height * output width]
+    "y_stride",
+    "index",  # integers of the size of y's numbers, of its shape (MAX_INDEX and its gradient only)
+    # worker scratch: a band of x, of y and of the index, each with room for VL more vectors
+    "scratch",
+    "scratch_stride",
+    "scratch_y",
+    "scratch_index",
+)
+
+# Lanes layout (groups, channels, positions, VL). Tasks are (group, channel, band), the band innermost.
+LANES = kernel_record(
+    "channels",
+    "bands",
+    "band_rows",
+    "width",
+    "out_width",
+    "rows",
+    "columns",
+    "x",
+    "x_group_stride",
+    "x_channel_stride",
+    "x_places",  # int64 [height * width], bytes from the plane to each position; 0: positions in a row
+    "y",
+    "y_group_stride",
+    "y_channel_stride",
+    "y_places",  # int64 [output height * output width], or 0
+    "borders",  # int64 [border_count], places of the padding around y, to be zeroed
+    "border_count",
+)
+_planes_arguments = simd.record_view(PLANES)
+_lanes_arguments = simd.record_view(LANES)
+
+# ---------------------------------------------------------------- on vectors
+
+
+def _wins(value: Lanes, best: Lanes) -> Mask:
+    """True where value is larger than best, or is the first NaN."""
+    return Mask(value.builder, value.builder.fcmp_unordered(">", value.value, best.value)) & best.is_number()
+
+
+_larger = lanewise(lambda best, value: where(best > value, best, value), 2)  # keeps no NaN but the last
+_poisoned = lanewise(lambda poison, value: where(value.is_number(), poison, value), 2)
+_lowest = lanewise(lambda like: like.spread(float("-inf")), 1)
+
+
+def _numbers(builder: Any, tile: simd.Tile, number: Any) -> Any:
+    """An int64 in every lane, as integers of the lanes' size."""
+    lane = ir.IntType(tile.bits)
+    number = builder.trunc(number, lane) if tile.bits < 64 else number
+    undefined = ir.Constant(ir.VectorType(lane, tile.lanes), ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), tile.lanes), [0] * tile.lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+@intrinsic
+def _contest(typing: Any, like: Any, position: Any) -> Any:
+    """A tile of two vectors: -inf, and the bits of `position`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lowest = Lanes(builder, like, None).spread(float("-inf"))
+        index = lowest.from_bits(_numbers(builder, like, args[1]))
+        return simd._pack(builder, like.vector, [lowest.value, index.value])
+
+    return simd.Tile(2, like.lanes, like.bits)(like, types.int64), codegen
+
+
+@intrinsic
+def _challenge(typing: Any, contest: Any, address: Any, position: Any) -> Any:
+    """(best, index) after a look at the vector at `address`, which belongs to `position`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        best, index = (Lanes(builder, contest, v) for v in simd._unpack(builder, args[0], 2))
+        value = Lanes(builder, contest, simd._load(builder, args[1], contest.vector, contest.size))
+        position = index.from_bits(_numbers(builder, contest, args[2]))
+        wins = _wins(value, best)
+        return simd._pack(builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value])
+
+    return contest(contest, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _chosen(typing: Any, gradient: Any, index: Any, position: Any) -> Any:
+    """The gradient in lanes whose index is `position`, 0 elsewhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        dy, at = (Lanes(builder, gradient, simd._unpack(builder, arg, 1)[0]) for arg in args[:2])
+        same = builder.icmp_unsigned("==", at.bits(), _numbers(builder, gradient, args[2]))
+        return simd._pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
+
+    return gradient(gradient, gradient, types.int64), codegen
+
+
+@intrinsic
+def _divided(typing: Any, tile: Any, weight: Any) -> Any:
+    """The tile divided by an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        divisor = simd._splat(builder, tile, builder.sitofp(args[1], tile.element))
+        return simd._elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
+
+    return tile(tile, types.int64), codegen
+
+
+# ---------------------------------------------------------------- windows
+
+
+def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
+    """Loop over windows: rows `first` to `last` of the output of one plane vector.
+
+    x, y, index: addresses of position 0 of planes whose positions lie at `places`, or in a row when that is 0.
+    """
+    vector = lanes * bits // 8
+
+    @register_jitable
+    def place(base, places, position):  # type: ignore[no-untyped-def]
+        return base + (position * vector if places == 0 else simd.load_i64(places + position * 8))
+
+    @register_jitable
+    def largest(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        best, poison = _lowest(like), like  # apart, so that steps wait for one comparison only
+        for h in range(top, end):
+            for w in range(left, right):
+                value = simd.load(like, place(x, places, h * width + w))
+                best, poison = _larger(best, value), _poisoned(poison, value)
+        simd.store(_poisoned(best, poison), out)
+
+    @register_jitable
+    def largest_index(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+        contest = _contest(simd.zeros(1, lanes, bits), top * width + left)
+        for h in range(top, end):
+            for w in range(left, right):
+                contest = _challenge(contest, place(x, places, h * width + w), h * width + w)
+        simd.store_at(contest, simd.spread(2, out, index - out), 0)
+
+    @register_jitable
+    def mean(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        total = like
+        for h in range(top, end):
+            for w in range(left, right):
+                total = simd.add(total, simd.load(like, place(x, places, h * width + w)))
+        simd.store(_divided(total, weight), out)
+
+    reduce_window = (largest, largest_index, mean)[kind]
+
+    @register_jitable
+    def windows(a, x, x_places, y, y_places, index, first, last):  # type: ignore[no-untyped-def]
+        width, out_width, columns = a.width, a.out_width, a.columns
+        for i in range(first, last):
+            row = a.rows + i * 24
+            top, end, row_weight = simd.load_i64(row), simd.load_i64(row + 8), simd.load_i64(row + 16)
+            for j in range(out_width):
+                column = columns + j * 24
+                left, right = simd.load_i64(column), simd.load_i64(column + 8)
+                weight = row_weight * simd.load_i64(column + 16)
+                at = i * out_width + j
+                out = place(y, y_places, at)
+                reduce_window(x, x_places, width, top, end, left, right, weight, out, index + at * vector)
+
+    return windows
+
+
+def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
+    """Loop over windows backward: add output rows `first` to `last` to the input rows `low` to `high`."""
+    vector = lanes * bits // 8
+
+    @register_jitable
+    def to_largest(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        gradient, winner = simd.load(like, dy), simd.load(like, index)
+        for h in range(top, end):
+            for w in range(left, right):
+                at = x + (h * width + w) * vector
+                simd.store(simd.add(simd.load(like, at), _chosen(gradient, winner, h * width + w)), at)
+
+    @register_jitable
+    def to_all(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        share = _divided(simd.load(like, dy), weight)
+        for h in range(top, end):
+            for w in range(left, right):
+                at = x + (h * width + w) * vector
+                simd.store(simd.add(simd.load(like, at), share), at)
+
+    spread_window = to_all if kind == MEAN else to_largest
+
+    @register_jitable
+    def windows_grad(a, x, y, index, low, high, first, last):  # type: ignore[no-untyped-def]
+        width, out_width, columns = a.width, a.out_width, a.columns
+        for i in range(first, last):
+            row = a.rows + i * 24
+            row_weight = simd.load_i64(row + 16)
+            top, end = max(low, simd.load_i64(row)), min(high, simd.load_i64(row + 8))
+            for j in range(out_width):
+                column = columns + j * 24
+                left, right = simd.load_i64(column), simd.load_i64(column + 8)
+                weight = row_weight * simd.load_i64(column + 16)
+                at = (i * out_width + j) * vector
+                spread_window(x, width, top, end, left, right, weight, y + at, index + at)
+
+    return windows_grad
+
+
+# ---------------------------------------------------------------- planes <-> vectors of planes
+
+
+def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(gather, scatter): `count` contiguous elements of `planes` planes <-> `count` vectors, through squares."""
+    size = bits // 8
+    vector = lanes * size
+
+    @register_jitable
+    def gather(user, stride, planes, count, target):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        for i in range(0, count, lanes):
+            source = user + i * size
+            if planes >= lanes and count - i >= lanes:
+                square = simd.load_at(like, simd.spread(lanes, source, stride), 0)
+            else:
+                square = simd.load_rows(like, source, stride, planes, count - i)
+            simd.store(simd.transpose(square), target + i * vector)
+
+    @register_jitable
+    def scatter(source, user, stride, planes, count):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        for i in range(0, count, lanes):
+            square = simd.transpose(simd.load(like, source + i * vector))
+            target = user + i * size
+            if planes >= lanes and count - i >= lanes:
+                simd.store_at(square, simd.spread(lanes, target, stride), 0)
+            else:
+                simd.store_rows(square, target, stride, planes, count - i)
+
+    return gather, scatter
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def make_pool(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel of record PLANES, x -> y."""
+    size, vector = bits // 8, lanes * bits // 8
+    parts = 2 if kind == MAX_INDEX else 1  # y, and the index
+    windows = _make_windows(kind, bits, lanes)
+    gather, scatter = _make_transposes(bits, lanes)
+
+    def pool(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _planes_arguments(arguments)
+        scratch = a.scratch + slot * a.scratch_stride
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            group, band = task // a.bands, a.band_rows + task % a.bands * 32
+            planes = a.planes - group * lanes
+            start, end = simd.load_i64(band) * a.width, simd.load_i64(band + 8) * a.width
+            first, last = simd.load_i64(band + 16), simd.load_i64(band + 24)
+            x = a.x + group * lanes * a.x_stride + start * size
+            gather(x, a.x_stride, planes, end - start, scratch)
+            done, count = first * a.out_width, (last - first) * a.out_width
+            y, index = scratch + a.scratch_y - done * vector, scratch + a.scratch_index - done * vector
+            windows(a, scratch - start * vector, 0, y, 0, index, first, last)
+            target = group * lanes * a.y_stride + done * size
+            for part in range(parts):
+                band_part = scratch + a.scratch_y + part * (a.scratch_index - a.scratch_y)
+                scatter(band_part, (a.index if part else a.y) + target, a.y_stride, planes, count)
+            task = simd.fetch_add(a.counter, 1)
+
+    return pool
+
+
+def make_pool_grad(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel of record PLANES, y (dY) -> x (dX); kind is MAX_INDEX or MEAN."""
+    size, vector = bits // 8, lanes * bits // 8
+    parts = 2 if kind == MAX_INDEX else 1  # y, and the index
+    windows_grad = _make_windows_grad(kind, bits, lanes)
+    gather, scatter = _make_transposes(bits, lanes)
+
+    def pool_grad(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _planes_arguments(arguments)
+        scratch = a.scratch + slot * a.scratch_stride
+        zero = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            group, band = task // a.bands, a.band_rows + task % a.bands * 32
+            planes = a.planes - group * lanes
+            low, high = simd.load_i64(band), simd.load_i64(band + 8)
+            first, last = simd.load_i64(band + 16), simd.load_i64(band + 24)
+            done, count = first * a.out_width, (last - first) * a.out_width
+            source = group * lanes * a.y_stride + done * size
+            for part in range(parts):
+                band_part = scratch + a.scratch_y + part * (a.scratch_index - a.scratch_y)
+                gather((a.index if part else a.y) + source, a.y_stride, planes, count, band_part)
+            start, elements = low * a.width, (high - low) * a.width
+            for i in range(elements):
+                simd.store(zero, scratch + i * vector)
+            y, index = scratch + a.scratch_y - done * vector, scratch + a.scratch_index - done * vector
+            windows_grad(a, scratch - start * vector, y, index, low, high, first, last)
+            x = a.x + group * lanes * a.x_stride + start * size
+            scatter(scratch, x, a.x_stride, planes, elements)
+            task = simd.fetch_add(a.counter, 1)
+
+    return pool_grad
+
+
+def make_pool_lanes(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel of record LANES; kind is MAX or MEAN."""
+    windows = _make_windows(kind, bits, lanes)
+
+    def pool_lanes(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _lanes_arguments(arguments)
+        zero = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            plane, band = task // a.bands, task % a.bands
+            group, channel = plane // a.channels, plane % a.channels
+            x = a.x + group * a.x_group_stride + channel * a.x_channel_stride
+            y = a.y + group * a.y_group_stride + channel * a.y_channel_stride
+            table = a.band_rows + band * 32
+            windows(a, x, a.x_places, y, a.y_places, 0, simd.load_i64(table + 16), simd.load_i64(table + 24))
+            if band == 0:
+                for i in range(a.border_count):
+                    simd.store(zero, y + simd.load_i64(a.borders + i * 8))
+            task = simd.fetch_add(a.counter, 1)
+
+    return pool_lanes
+
+
+@compiled_once
+def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """Compiled forward pooling of record PLANES."""
+    return compile_kernel(make_pool(kind, bits, lanes), f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
+
+
+@compiled_once
+def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """Compiled gradient of record PLANES."""
+    return compile_kernel(make_pool_grad(kind, bits, lanes), f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
+
+
+@compiled_once
+def pool_lanes_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """Compiled forward pooling of record LANES."""
+    return compile_kernel(make_pool_lanes(kind, bits, lanes), f"pool_lanes_{_NAMES[kind]}_f{bits}_v{lanes}")
