@@ -1,0 +1,95 @@
+"""Mini-batches from arrays, sparse matrices or any iterable."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+Batch = tuple[Any, Any]
+
+
+class Arrays:
+    """Mini-batches of two arrays of equal length; x may be a scipy.sparse matrix and stays sparse.
+
+    A last batch of one single sample joins the batch before it (one sample has no variance to normalise by).
+    """
+
+    def __init__(self, x: Any, y: Any, batch_size: int, name: str = "data") -> None:
+        self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+        self._y = np.asarray(y)
+        self.samples = self._x.shape[0] if self._x.ndim else 0
+        if self._y.ndim == 0 or len(self._y) != self.samples or not self.samples:
+            raise ValueError(
+                f"{name} has x of shape {self._x.shape} and y of shape {self._y.shape}, "
+                "expected first sizes that are equal and not 0"
+            )
+        if batch_size > self.samples:
+            raise ValueError(f"batch_size is {batch_size}, expected at most {self.samples}, the samples in {name}")
+        for part, array in (("x", self._x), ("y", self._y)):
+            if _has_nan(array.data if sparse.issparse(array) else array):
+                raise ValueError(f"{name} holds NaN in {part}, expected numbers")
+        cuts = list(range(0, self.samples, batch_size))
+        if len(cuts) > 1 and self.samples - cuts[-1] == 1:
+            cuts.pop()
+        self._bounds = list(zip(cuts, [*cuts[1:], self.samples]))
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield the batches in the order of the data."""
+        return ((self._x[a:b], self._y[a:b]) for a, b in self._bounds)
+
+    def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """Yield batches of the data in a new random order."""
+        order = rng.permutation(self.samples)
+        return ((self._x[order[a:b]], self._y[order[a:b]]) for a, b in self._bounds)
+
+
+class Stream:
+    """Mini-batches that an iterable of (x, y) gives; it is iterated over once per epoch."""
+
+    def __init__(self, batches: Iterable[Batch], name: str = "data") -> None:
+        self._batches = batches
+        self._name = name
+
+    def __len__(self) -> int:
+        """Number of batches, 0 when unknown."""
+        return operator.length_hint(self._batches)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield the batches."""
+        empty = True
+        for batch in self._batches:
+            empty = False
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                raise ValueError(f"{self._name} gives a {type(batch).__name__}, expected pairs (x, y)")
+            yield batch[0], batch[1]
+        if empty:
+            raise ValueError(f"{self._name} gives no batch, expected an iterable that starts anew for every epoch")
+
+    def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """Yield the batches; their order is the iterable's business."""
+        return self.in_order()
+
+
+def batches(data: Any, batch_size: int, name: str = "data") -> Arrays | Stream:
+    """Mini-batches of `data`: a tuple (x, y) of arrays, or an iterable of batches (x, y)."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
+    if isinstance(data, tuple) and len(data) == 2:
+        return Arrays(data[0], data[1], int(batch_size), name)
+    if not isinstance(data, tuple) and isinstance(data, Iterable):
+        return Stream(data, name)
+    raise TypeError(f"{name} is a {type(data).__name__}, expected (x, y) or an iterable of batches (x, y)")
+
+
+def _has_nan(array: Any) -> bool:
+    """Tell whether a float array holds NaN, without a mask of its whole size."""
+    if array.dtype.kind != "f":
+        return False
+    return any(bool(np.isnan(part).any()) for part in np.array_split(array, max(1, array.size >> 20)))

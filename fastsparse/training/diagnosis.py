@@ -1,0 +1,43 @@
+"""Where the numbers of a model stopped being finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from fastsparse.nn.module import Array, Module, watching
+
+
+def find_not_finite(model: Module, x: Any) -> str:
+    """Name the first thing that is NaN or Inf on x's way through the model, in its present mode.
+
+    Buffers (running statistics) are as before afterwards.
+    """
+    if not _finite(x.data if sparse.issparse(x) else np.asarray(x)):
+        return "the batch's x is not finite"
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter.value):
+            return f"parameter {name!r} is not finite"
+    names = {id(module): name for name, module in model.named_modules()}
+    found: list[str] = []
+
+    def watch(module: Module, y: Array) -> None:
+        if not found and not _finite(y):
+            found.append(f"layer {names[id(module)]!r} ({type(module).__name__}) gives an output that is not finite")
+
+    saved = [
+        (module, name, getattr(module, name)) for _, module in model.named_modules() for name in module.buffer_names
+    ]
+    try:
+        with watching(watch), np.errstate(all="ignore"):
+            model(x)
+    finally:
+        for module, name, array in saved:
+            setattr(module, name, array)
+    return found[0] if found else "the outputs of all layers are finite, the loss function is not"
+
+
+def _finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())

@@ -1,0 +1,244 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from fastsparse.nn.module import Array, Module
+from fastsparse.training import checkpoint as checkpoints
+from fastsparse.training.data import Arrays, Stream, batches
+from fastsparse.training.diagnosis import find_not_finite
+from fastsparse.training.history import History
+from fastsparse.training.losses import cross_entropy
+from fastsparse.training.optimizers import Optimizer
+
+Loss = Callable[[Array, Any], tuple[float, Array]]
+
+
+@dataclass
+class Progress:
+    """What callbacks see after each epoch; setting `stop` ends the training.
+
+    Attributes
+    ----------
+    model, optimizer, history
+        ``history.records[-1]`` is the epoch's record.
+    epoch : int
+        Number of epochs done.
+    stop : bool
+    """
+
+    model: Module
+    optimizer: Optimizer
+    history: History
+    epoch: int = 0
+    stop: bool = False
+
+
+def fit(
+    model: Module,
+    data: Any,
+    *,
+    epochs: int,
+    batch_size: int = 32,
+    optimizer: Optimizer,
+    loss: Loss = cross_entropy,
+    sparsity: Any = None,
+    validation: Any = None,
+    callbacks: Iterable[Callable[[Progress], object]] = (),
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    rng: Any = None,
+) -> History:
+    """Train a model; it is in evaluation mode afterwards, ready to be used.
+
+    Parameters
+    ----------
+    model : fs.nn.Module
+    data : (x, y) arrays, or an iterable of batches (x, y)
+        x may be a scipy.sparse matrix. Arrays are shuffled for each epoch; an iterable is iterated over anew.
+    epochs : int
+    batch_size : int
+        Of arrays; iterables bring their own.
+    optimizer : Optimizer
+    loss : callable
+        (output, y) -> (loss, gradient at the output).
+    sparsity : object with a method ``step(step)``, optional
+        Changes the patterns; called after each step of the optimizer with the number of steps made.
+    validation : like data, optional
+        Evaluated after each epoch.
+    callbacks : iterable of callables
+        Each is called with a `Progress` after each epoch.
+    progress : bool
+        Show a progress bar on stderr.
+    checkpoint : path, optional
+        Where model, optimizer, random state and history are saved after each epoch, in one atomic step.
+    resume : bool
+        Continue from `checkpoint` when the file exists; the run ends with the same bits as one never interrupted.
+    rng : None, int or Generator
+        For the order of samples.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an argument does not fit; nothing has been changed then.
+    FloatingPointError
+        When the loss is NaN or infinite; the message names the layer where that began.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 0:
+        raise ValueError(f"epochs is {epochs!r}, expected an integer of at least 0")
+    if sparsity is not None and not callable(getattr(sparsity, "step", None)):
+        raise TypeError(f"sparsity is a {type(sparsity).__name__}, expected an object with a method step(step)")
+    if resume and checkpoint is None:
+        raise ValueError("resume is True and checkpoint is None, expected the path of a checkpoint")
+    source = batches(data, batch_size)
+    held_out = None if validation is None else batches(validation, _capped(validation, batch_size), "validation")
+    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng))
+    if resume and checkpoint is not None and os.path.exists(checkpoint):
+        checkpoints.restore(checkpoint, run.snapshot())
+    return run.train(source, held_out, int(epochs), list(callbacks), progress, checkpoint)
+
+
+def _capped(validation: Any, batch_size: int) -> int:
+    """The batch size, or the number of validation samples when there are fewer."""
+    if isinstance(validation, tuple) and len(validation) == 2 and np.ndim(validation[1]):
+        return max(1, min(batch_size, len(validation[1])))
+    return batch_size
+
+
+@dataclass
+class _Totals:
+    """Sums over the samples of an epoch."""
+
+    samples: int = 0
+    loss: float = 0.0
+    right: int | None = None
+
+    def add(self, loss: float, output: Array, y: Any) -> None:
+        """Count one batch."""
+        count = len(output)
+        self.samples += count
+        self.loss += loss * count
+        labels = np.asarray(y)
+        if labels.ndim == 1 and labels.dtype.kind in "iu" and output.ndim == 2 and output.shape[1] > 1:
+            self.right = (self.right or 0) + int(np.count_nonzero(output.argmax(axis=1) == labels))
+
+    def record(self, prefix: str = "") -> dict[str, float]:
+        """Means, by name."""
+        result = {f"{prefix}loss": self.loss / max(self.samples, 1)}
+        if self.right is not None:
+            result[f"{prefix}accuracy"] = self.right / max(self.samples, 1)
+        return result
+
+
+@dataclass
+class _Run:
+    """One training run."""
+
+    model: Module
+    optimizer: Optimizer
+    loss: Loss
+    sparsity: Any
+    rng: np.random.Generator
+    history: History = field(default_factory=History)
+
+    def snapshot(self) -> checkpoints.Snapshot:
+        """What a checkpoint holds."""
+        return checkpoints.Snapshot(self.model, self.optimizer, self.sparsity, self.rng, self.history)
+
+    def train(
+        self,
+        source: Arrays | Stream,
+        held_out: Arrays | Stream | None,
+        epochs: int,
+        callbacks: list[Callable[[Progress], object]],
+        progress: bool,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> History:
+        """Run the epochs that the history does not have yet."""
+        state = Progress(self.model, self.optimizer, self.history, len(self.history))
+        total = len(source) * epochs or None
+        with tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar:
+            while state.epoch < epochs and not state.stop:
+                bar.set_description(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
+                self.history.records.append(self._epoch(source, held_out, state.epoch + 1, bar))
+                state.epoch += 1
+                for callback in callbacks:
+                    callback(state)
+                if checkpoint is not None:
+                    checkpoints.save(checkpoint, self.snapshot())
+        self.model.eval()
+        return self.history
+
+    def _epoch(
+        self, source: Arrays | Stream, held_out: Arrays | Stream | None, epoch: int, bar: Any
+    ) -> dict[str, float]:
+        totals, start, shown = _Totals(), time.perf_counter(), 0.0
+        rate = self.optimizer.rate
+        self.model.train()
+        for x, y in source.shuffled(self.rng):
+            self._step(x, y, epoch, totals)
+            now = time.perf_counter()
+            if now - shown > 0.2:
+                shown = now
+                bar.set_postfix(self._postfix(totals, now - start), refresh=False)
+            bar.update()
+        seconds = time.perf_counter() - start
+        record = {"epoch": epoch, **totals.record(), "density": self._density(), "lr": rate}
+        record["seconds"] = seconds
+        if held_out is not None:
+            record.update(evaluate(self.model, held_out, self.loss).record("val_"))
+        bar.set_postfix({**self._postfix(totals, seconds), **_shown(record)}, refresh=False)
+        return record
+
+    def _step(self, x: Any, y: Any, epoch: int, totals: _Totals) -> None:
+        self.optimizer.zero_grad()
+        output = self.model(x)
+        value, grad = self.loss(output, y)
+        if not math.isfinite(value):
+            where = find_not_finite(self.model, x)
+            raise FloatingPointError(f"the loss is {value} in epoch {epoch}, step {self.optimizer.steps + 1}: {where}")
+        self.model.backward(grad, need_input=False)
+        self.optimizer.step()
+        if self.sparsity is not None:
+            self.sparsity.step(self.optimizer.steps)
+        totals.add(value, output, y)
+
+    def _postfix(self, totals: _Totals, seconds: float) -> dict[str, str]:
+        result = {name: f"{value:.4g}" for name, value in totals.record().items()}
+        result["samples/s"] = f"{totals.samples / max(seconds, 1e-9):,.0f}"
+        result["density"] = f"{self._density():.1%}"
+        return result
+
+    def _density(self) -> float:
+        """Stored weights over all elements, of the sparse layers; 1.0 when there are none."""
+        patterns = [parameter.pattern for parameter in self.model.parameters() if parameter.pattern is not None]
+        full = sum(pattern.shape[0] * pattern.shape[1] for pattern in patterns)
+        return sum(pattern.nnz for pattern in patterns) / full if full else 1.0
+
+
+def evaluate(model: Module, source: Arrays | Stream, loss: Loss) -> _Totals:
+    """Sums of loss and right answers over all batches, in evaluation mode, in which the model stays."""
+    model.eval()
+    totals = _Totals()
+    for x, y in source.in_order():
+        output = model(x)
+        totals.add(loss(output, y)[0], output, y)
+    return totals
+
+
+def _shown(record: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4g}" for name, value in record.items() if name.startswith("val_")}

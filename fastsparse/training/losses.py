@@ -1,0 +1,121 @@
+"""Losses: each gives the mean loss over the batch and its gradient at the model's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:
+    """Mean of -log softmax(logits)[label].
+
+    Parameters
+    ----------
+    logits : float array (N, classes)
+    labels : integer array (N,), each in [0, classes)
+
+    Returns
+    -------
+    loss : float
+    grad : array (N, classes), of the type of logits
+
+    Raises
+    ------
+    ValueError
+        When shapes do not fit or a label is out of range.
+    TypeError
+        When labels are not integers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsparse.training import cross_entropy
+    >>> loss, grad = cross_entropy(np.array([[0.0, 0.0]]), [1])
+    >>> round(loss, 4), grad.tolist()
+    (0.6931, [[0.5, -0.5]])
+    """
+    scores = _output(logits, "logits")
+    classes = np.asarray(labels)
+    if scores.ndim != 2 or scores.shape[1] < 1 or len(scores) < 1:
+        raise ValueError(f"logits has shape {scores.shape}, expected (N, classes), neither of them 0")
+    if classes.shape != scores.shape[:1]:
+        raise ValueError(f"labels has shape {classes.shape}, expected {scores.shape[:1]} to match logits")
+    if classes.dtype.kind not in "iu":
+        raise TypeError(f"labels has dtype {classes.dtype.name}, expected integers")
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or high >= scores.shape[1]:
+        raise ValueError(f"labels go from {low} to {high}, expected 0 to {scores.shape[1] - 1} to match logits")
+    with np.errstate(invalid="ignore"):  # Inf - Inf is the NaN that a diverged model deserves
+        shifted = scores - scores.max(axis=1, keepdims=True)
+    grad = np.exp(shifted)
+    total = grad.sum(axis=1, keepdims=True)
+    rows = np.arange(len(scores))
+    loss = float(np.mean(np.log(total[:, 0]) - shifted[rows, classes], dtype=np.float64))
+    grad /= total
+    grad[rows, classes] -= 1
+    grad /= len(scores)
+    return loss, grad
+
+
+def mse(prediction: Any, target: Any) -> tuple[float, Array]:
+    """Mean of (prediction - target)^2 over all elements.
+
+    Parameters
+    ----------
+    prediction : float array
+    target : array of the same shape
+
+    Returns
+    -------
+    loss : float
+    grad : array like prediction
+    """
+    y = _output(prediction, "prediction")
+    difference = y - _target(target, y)
+    loss = float(np.mean(difference * difference, dtype=np.float64))
+    difference *= 2 / difference.size
+    return loss, difference
+
+
+def binary_cross_entropy(logits: Any, target: Any) -> tuple[float, Array]:
+    """Mean of -target log s - (1 - target) log(1 - s) over all elements, s = sigmoid(logits).
+
+    Parameters
+    ----------
+    logits : float array
+    target : array of the same shape, numbers from 0 to 1
+
+    Returns
+    -------
+    loss : float
+    grad : array like logits
+    """
+    z = _output(logits, "logits")
+    wanted = _target(target, z)
+    if not (wanted.min() >= 0 and wanted.max() <= 1):
+        raise ValueError(f"target goes from {wanted.min()} to {wanted.max()}, expected numbers from 0 to 1")
+    small = np.exp(-np.abs(z))
+    loss = float(np.mean(np.maximum(z, 0) - z * wanted + np.log1p(small), dtype=np.float64))
+    grad = np.where(z >= 0, 1, small) / (1 + small) - wanted
+    grad /= grad.size
+    return loss, grad
+
+
+def _output(value: Any, name: str) -> Array:
+    array = np.asarray(value)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} has dtype {array.dtype.name}, expected float32 or float64")
+    return array
+
+
+def _target(value: Any, output: Array) -> Array:
+    array = np.asarray(value)
+    if array.shape != output.shape or output.size == 0:
+        raise ValueError(f"target has shape {array.shape}, expected {output.shape} like the output, not empty")
+    if array.dtype.kind not in "fbiu":
+        raise TypeError(f"target has dtype {array.dtype.name}, expected real numbers")
+    return array.astype(output.dtype, copy=False)

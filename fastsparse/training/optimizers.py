@@ -1,0 +1,232 @@
+"""Optimizers: they change parameters in place, only where a nonzero is.
+
+An optimizer's arrays live in ``parameter.state``, so that they follow their nonzeros when a pattern changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.nn.parameter import Parameter
+from fastsparse.training.schedules import Schedule, rate_at
+
+Array = NDArray[Any]
+
+
+class Optimizer:
+    """Base of the optimizers.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or of (name, Parameter)
+        ``model.parameters()``.
+    lr : float or callable
+        Learning rate, or a function of the step's number, for example ``CosineDecay(0.1, steps=1000)``.
+    max_norm : float, optional
+        When the norm of all gradients together is larger, they are scaled down to it.
+
+    Attributes
+    ----------
+    steps : int
+        Number of steps made.
+    """
+
+    # Names of the arrays in parameter.state.
+    state_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, parameters: Iterable[Any], lr: float | Schedule, max_norm: float | None = None) -> None:
+        self.parameters = [_parameter(item) for item in parameters]
+        if not self.parameters:
+            raise ValueError("parameters is empty, expected at least one Parameter")
+        if not callable(lr):
+            _at_least_zero(lr, "lr")
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm is {max_norm!r}, expected a positive number")
+        self.lr = lr
+        self.max_norm = max_norm
+        self.steps = 0
+        for parameter in self.parameters:
+            parameter.state = {}
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return rate_at(self.lr, self.steps)
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient; the gradients stay, scaled if they were clipped."""
+        updated = [parameter for parameter in self.parameters if parameter.grad is not None]
+        if self.max_norm is not None:
+            clip_gradients(updated, self.max_norm)
+        rate = self.rate
+        self.steps += 1
+        for parameter in updated:
+            for name in self.state_names:
+                if name not in parameter.state:
+                    parameter.state[name] = np.zeros_like(parameter.value)
+            self._update(parameter, rate)
+            parameter.updated()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.zero_grad()
+
+    def _update(self, parameter: Parameter, rate: float) -> None:
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    v = momentum v + g, value -= lr v; with nesterov value -= lr (g + momentum v). g includes weight_decay times value.
+    Sutskever et al., On the importance of initialization and momentum, ICML 2013.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float | Schedule,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0,
+        *,
+        max_norm: float | None = None,
+    ) -> None:
+        self.momentum = _below_one(momentum, "momentum")
+        self.nesterov = bool(nesterov)
+        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is True and momentum is 0, expected a momentum above 0")
+        if self.momentum:
+            self.state_names = ("velocity",)  # type: ignore[misc]
+        super().__init__(parameters, lr, max_norm)
+
+    def _update(self, parameter: Parameter, rate: float) -> None:
+        velocity = parameter.state.get("velocity")
+        _sgd(parameter.value, parameter.grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay)
+
+
+class Adam(Optimizer):
+    """Adam; weight_decay is added to the gradient. Kingma and Ba, Adam, ICLR 2015."""
+
+    state_names = ("first", "second")
+    _decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        *,
+        max_norm: float | None = None,
+    ) -> None:
+        self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
+        self.eps = _at_least_zero(eps, "eps")
+        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        super().__init__(parameters, lr, max_norm)
+
+    def _update(self, parameter: Parameter, rate: float) -> None:
+        value, state = parameter.value, parameter.state
+        grad: Any = parameter.grad
+        if self.weight_decay and self._decoupled:
+            value *= 1 - rate * self.weight_decay
+        elif self.weight_decay:
+            grad = grad + self.weight_decay * value
+        _adam(value, grad, state["first"], state["second"], rate, self.betas, self.eps, self.steps)
+
+
+class AdamW(Adam):
+    """Adam whose weight decay shrinks the values directly.
+
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay, max_norm=max_norm)
+
+
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(float(np.sum(np.square(grad, dtype=np.float64))) for grad in grads))
+    if norm > max_norm:
+        for grad in grads:
+            grad *= max_norm / norm
+    return norm
+
+
+def _sgd(
+    value: Array, grad: Any, velocity: Array | None, rate: float, momentum: float, nesterov: bool, weight_decay: float
+) -> None:
+    """One step of SGD, in place on value and velocity."""
+    if weight_decay:
+        grad = grad + weight_decay * value
+    if velocity is not None:
+        velocity *= momentum
+        velocity += grad
+        grad = grad + momentum * velocity if nesterov else velocity
+    value -= rate * grad
+
+
+def _adam(
+    value: Array,
+    grad: Any,
+    first: Array,
+    second: Array,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    steps: int,
+) -> None:
+    """One step of Adam, in place on value, first and second moment."""
+    first *= betas[0]
+    first += (1 - betas[0]) * grad
+    second *= betas[1]
+    second += (1 - betas[1]) * (grad * grad)
+    scale = np.sqrt(second)
+    scale *= 1 / math.sqrt(1 - betas[1] ** steps)
+    scale += eps
+    np.divide(first, scale, out=scale)
+    scale *= rate / (1 - betas[0] ** steps)
+    value -= scale
+
+
+def _parameter(item: Any) -> Parameter:
+    found = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+    if not isinstance(found, Parameter):
+        raise TypeError(f"parameters holds a {type(found).__name__}, expected fs.nn.Parameter (model.parameters())")
+    return found
+
+
+def _at_least_zero(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} is {value!r}, expected a number of at least 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
+    return float(value)
+
+
+def _below_one(value: Any, name: str) -> float:
+    number = _at_least_zero(value, name)
+    if number >= 1:
+        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
+    return number
