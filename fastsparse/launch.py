@@ -6,10 +6,10 @@ Buffers are NumPy arrays that the caller keeps alive, or addresses inside such a
 from __future__ import annotations
 
 import functools
+from array import array
 from typing import Any
 
 import numpy as np
-from fastsparse_kernels import build, epilogue, layout, sddmm, spgemm, spmm, spmv
 from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
@@ -18,11 +18,13 @@ from fastsparse.plan import policy
 from fastsparse.plan.conv import FlatConv, LanesPlanes
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
 from fastsparse.plan.tiles import SpmmPlan
+from fastsparse_kernels import build, epilogue, layout, sddmm, spgemm, spmm, spmv
 
 build.set_cache_directory(runtime.cache_directory)
 
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
+_COUNTER, _STOP = 0, 1  # the first fields of every record
 PACK_CHUNK = 512  # positions that one packing task moves
 
 
@@ -32,25 +34,56 @@ def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     return Machine(bits, build.lanes(bits), runtime.get_num_threads() if workers is None else workers)
 
 
-def address(array: NDArray[Any]) -> int:
+def address(buffer: NDArray[Any]) -> int:
     """Address of the first element."""
-    return int(array.__array_interface__["data"][0])
+    return int(buffer.__array_interface__["data"][0])
 
 
-def run(kernel: Any, record: NDArray[Any], tasks: int, flops: float, workers: int) -> None:
+@functools.cache
+def _places(dtype: np.dtype[Any]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(dtype.names or ())}
+
+
+class Record:
+    """A kernel's argument record, filled by name: int64 words, and behind them the task counter on a line of its own.
+
+    An `array` and not a NumPy record: setting a field costs 50 ns and its address 60, where NumPy's cost microseconds.
+    """
+
+    __slots__ = ("_places", "words")
+
+    def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
+        self._places = _places(dtype)
+        self.words = array("q", bytes(8 * (len(self._places) + 16)))
+        self.set(**fields)
+
+    def set(self, **fields: int) -> None:
+        """Set fields by name."""
+        for name, value in fields.items():
+            self.words[self._places[name]] = value
+
+    def copy(self) -> Record:
+        """A record of its own for one call: calls of other threads have theirs."""
+        twin = object.__new__(Record)
+        twin._places, twin.words = self._places, self.words[:]
+        return twin
+
+
+def run(kernel: Any, record: Record, tasks: int, flops: float, workers: int) -> None:
     """Run all tasks of a filled record: in parallel when it pays, in slices short enough that Ctrl-C is noticed."""
     if tasks <= 0:
         return
-    counter = np.zeros(1, np.int64)
-    record["counter"] = address(counter)
-    arguments = address(record)
+    words = record.words
+    arguments = words.buffer_info()[0]
+    counter = len(words) - 8
+    words[_COUNTER] = arguments + 8 * counter
     slots = 1
     if workers > 1 and tasks > 1 and flops >= policy.PARALLEL_FLOPS:
         slots = min(workers, tasks, runtime.worker_slots())
     slices = max(1, min(tasks, int(flops / (policy.SLICE_FLOPS * slots))))
     for i in range(slices):
-        counter[0] = tasks * i // slices
-        record["stop"] = tasks * (i + 1) // slices
+        words[counter] = tasks * i // slices
+        words[_STOP] = tasks * (i + 1) // slices
         if slots > 1:
             build.run_parallel()(kernel.address, arguments, slots)
         else:
@@ -58,17 +91,52 @@ def run(kernel: Any, record: NDArray[Any], tasks: int, flops: float, workers: in
 
 
 @functools.cache
-def _limits(activation: str | None, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.array(CLAMPS.get(activation, CLAMPS[None]), dtype)
+def _limits(activation: str | None, bits: int) -> tuple[int, NDArray[Any]]:
+    """Address of the clamp (low, high), and the array that lives there."""
+    limits = np.array(CLAMPS.get(activation, CLAMPS[None]), np.float32 if bits == 32 else np.float64)
+    return address(limits), limits
 
 
-def _set_epilogue(record: NDArray[Any], bias: NDArray[Any] | None, activation: str | None, m: Machine) -> None:
-    dtype = np.dtype(np.float32 if m.bits == 32 else np.float64)
-    record["limits"] = address(_limits(activation, dtype))
-    record["bias"] = 0 if bias is None else address(bias)
+def _set_epilogue(record: Record, bias: NDArray[Any] | None, activation: str | None, m: Machine) -> None:
+    record.set(limits=_limits(activation, m.bits)[0], bias=0 if bias is None else address(bias))
     if activation not in CLAMPS:
         code = epilogue.ACTIVATION_CODES[activation]
-        record["activation"] = epilogue.activation_kernel(code, m.bits, m.lanes).address
+        record.set(activation=epilogue.activation_kernel(code, m.bits, m.lanes).address)
+
+
+def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
+    """What all calls of a plan share: the record's fixed fields, the kernel, scratch per worker, work per batch."""
+    operator, tiles = plan.operator, plan.tiles
+    width = tiles.width * m.vector
+    partial = operator.widest_group * width if operator.blocks > 1 else 0
+    packed = tiles.columns is not None
+    panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
+    scratch = -(-(partial + width + panel) // 64) * 64
+    record = Record(
+        spmm.ARGUMENTS,
+        tiles=tiles.count,
+        groups=operator.groups,
+        blocks=operator.blocks,
+        group_starts=address(operator.group_starts),
+        segments=address(operator.segments),
+        row_ends=address(operator.row_ends),
+        rows=address(operator.rows),
+        offsets=address(operator.offsets),
+        block_bases=address(operator.columns.bases),
+        block_rows=address(operator.columns.starts),
+        x_positions=address(tiles.x_positions),
+        packed=packed,
+        tile_columns=0 if tiles.columns is None else address(tiles.columns),
+        passes=tiles.passes,
+        y_positions=address(tiles.y_positions),
+        masks=address(tiles.masks),
+        full=address(tiles.full),
+        scratch_stride=scratch,
+        scratch_tile=partial,
+        scratch_panel=partial + width,
+    )
+    flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
+    return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width), scratch, flops
 
 
 def run_spmm(
@@ -90,48 +158,23 @@ def run_spmm(
 
     values : packed by `plan.operator.pack`
     """
-    operator, tiles = plan.operator, plan.tiles
-    width = tiles.width * m.vector
-    partial = operator.widest_group * width if operator.blocks > 1 else 0
-    widest_block = int(np.diff(operator.columns.starts).max(initial=0)) if tiles.columns is not None else 0
-    stride = partial + width + widest_block * width + 64
-    scratch = workspace.take("scratch", stride * m.workers)
-    record = np.zeros((), spmm.ARGUMENTS)
-    for name, value in (
-        ("tiles", tiles.count),
-        ("groups", operator.groups),
-        ("blocks", operator.blocks),
-        ("group_starts", address(operator.group_starts)),
-        ("segments", address(operator.segments)),
-        ("row_ends", address(operator.row_ends)),
-        ("rows", address(operator.rows)),
-        ("offsets", address(operator.offsets)),
-        ("values", address(values)),
-        ("block_bases", address(operator.columns.bases)),
-        ("block_rows", address(operator.columns.starts)),
-        ("x", x),
-        ("x_batch_stride", x_batch_stride),
-        ("x_positions", address(tiles.x_positions)),
-        ("x_row_stride", x_row_stride),
-        ("packed", tiles.columns is not None),
-        ("tile_columns", 0 if tiles.columns is None else address(tiles.columns)),
-        ("y", y),
-        ("y_batch_stride", y_batch_stride),
-        ("y_row_stride", y_row_stride),
-        ("passes", tiles.passes),
-        ("y_positions", address(tiles.y_positions)),
-        ("masks", address(tiles.masks)),
-        ("full", address(tiles.full)),
-        ("scratch", address(scratch)),
-        ("scratch_stride", stride // 64 * 64),
-        ("scratch_tile", partial),
-        ("scratch_panel", partial + width),
-    ):
-        record[name] = value
+    prepared = plan.prepared.get("launch")
+    if prepared is None:
+        prepared = plan.prepared["launch"] = _prepare_spmm(plan, m)
+    template, kernel, scratch, flops = prepared
+    record = template.copy()
+    record.set(
+        values=address(values),
+        x=x,
+        x_batch_stride=x_batch_stride,
+        x_row_stride=x_row_stride,
+        y=y,
+        y_batch_stride=y_batch_stride,
+        y_row_stride=y_row_stride,
+        scratch=address(workspace.take("scratch", scratch * m.workers)),
+    )
     _set_epilogue(record, bias, activation, m)
-    flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes * batches
-    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width)
-    run(kernel, record, tiles.count * batches * operator.groups, flops, m.workers)
+    run(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches, m.workers)
 
 
 def run_spmv(
@@ -146,20 +189,19 @@ def run_spmv(
     activation: str | None = None,
 ) -> None:
     """y (M,) = W @ x (K,); x contiguous, y with any stride."""
-    record = np.zeros((), spmv.ARGUMENTS)
     scratch = workspace.take("scratch", m.vector * m.workers)
-    for name, value in (
-        ("group_starts", address(plan.group_starts)),
-        ("indptr", address(indptr)),
-        ("columns", address(plan.columns)),
-        ("values", address(values)),
-        ("x", address(x)),
-        ("y", address(y)),
-        ("y_stride", y.strides[0]),
-        ("scratch", address(scratch)),
-        ("scratch_stride", m.vector),
-    ):
-        record[name] = value
+    record = Record(
+        spmv.ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        indptr=address(indptr),
+        columns=address(plan.columns),
+        values=address(values),
+        x=address(x),
+        y=address(y),
+        y_stride=y.strides[0],
+        scratch=address(scratch),
+        scratch_stride=m.vector,
+    )
     _set_epilogue(record, bias, activation, m)
     kernel = spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
     run(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values), m.workers)
@@ -179,27 +221,26 @@ def run_sddmm(
 ) -> None:
     """gradients (in the operator's order) += y x^T at the nonzeros, over all positions of `batches` batches."""
     operator = plan.operator
-    record = np.zeros((), sddmm.ARGUMENTS)
-    for name, value in (
-        ("blocks", operator.blocks),
-        ("segments", address(operator.segments)),
-        ("row_ends", address(operator.row_ends)),
-        ("rows", address(operator.rows)),
-        ("offsets", address(operator.offsets)),
-        ("gradients", address(gradients)),
-        ("block_bases", address(operator.columns.bases)),
-        ("batches", batches),
-        ("positions", len(plan.x_positions)),
-        ("position_block", plan.position_block),
-        ("x", x),
-        ("x_batch_stride", x_batch_stride),
-        ("x_positions", address(plan.x_positions)),
-        ("y", y),
-        ("y_batch_stride", y_batch_stride),
-        ("y_row_stride", y_row_stride),
-        ("y_positions", address(plan.y_positions)),
-    ):
-        record[name] = value
+    record = Record(
+        sddmm.ARGUMENTS,
+        blocks=operator.blocks,
+        segments=address(operator.segments),
+        row_ends=address(operator.row_ends),
+        rows=address(operator.rows),
+        offsets=address(operator.offsets),
+        gradients=address(gradients),
+        block_bases=address(operator.columns.bases),
+        batches=batches,
+        positions=len(plan.x_positions),
+        position_block=plan.position_block,
+        x=x,
+        x_batch_stride=x_batch_stride,
+        x_positions=address(plan.x_positions),
+        y=y,
+        y_batch_stride=y_batch_stride,
+        y_row_stride=y_row_stride,
+        y_positions=address(plan.y_positions),
+    )
     kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes))
     flops = 2.0 * operator.nnz * len(plan.x_positions) * m.lanes * batches
     run(kernel, record, operator.groups, flops, m.workers)
@@ -230,24 +271,23 @@ def _run_lanes(
     m: Machine,
 ) -> None:
     chunks = max(1, -(-planes.positions // PACK_CHUNK))
-    record = np.zeros((), layout.LANES)
-    for name, value in (
-        ("channels", planes.channels),
-        ("chunks", chunks),
-        ("chunk", PACK_CHUNK),
-        ("positions", planes.positions),
-        ("samples", samples),
-        ("user", user),
-        ("user_sample_stride", sample_stride),
-        ("user_channel_stride", channel_stride),
-        ("lanes", lanes),
-        ("lanes_group_stride", planes.group_stride),
-        ("lanes_channel_stride", planes.channel_stride),
-        ("places", address(planes.places) if len(planes.places) else 0),
-        ("borders", address(planes.borders)),
-        ("border_count", len(planes.borders)),
-    ):
-        record[name] = value
+    record = Record(
+        layout.LANES,
+        channels=planes.channels,
+        chunks=chunks,
+        chunk=PACK_CHUNK,
+        positions=planes.positions,
+        samples=samples,
+        user=user,
+        user_sample_stride=sample_stride,
+        user_channel_stride=channel_stride,
+        lanes=lanes,
+        lanes_group_stride=planes.group_stride,
+        lanes_channel_stride=planes.channel_stride,
+        places=address(planes.places) if len(planes.places) else 0,
+        borders=address(planes.borders),
+        border_count=len(planes.borders),
+    )
     groups = -(-samples // m.lanes)
     # Moving an element costs about as much as four FMAs.
     flops = 4.0 * groups * m.lanes * planes.channels * planes.positions
@@ -258,24 +298,23 @@ def pack_flat(
     user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
 ) -> None:
     """user[image, channel, ...] -> zero-padded phase planes."""
-    record = np.zeros((), layout.FLAT)
-    for name, value in (
-        ("channels", channels),
-        ("rows", plan.rows),
-        ("row_length", plan.row_length),
-        ("phases", len(plan.firsts)),
-        ("step", plan.step),
-        ("user", user),
-        ("user_image_stride", image_stride),
-        ("user_channel_stride", channel_stride),
-        ("flat", flat),
-        ("flat_image_stride", channels * plan.channel_stride),
-        ("flat_channel_stride", plan.channel_stride),
-        ("channel_vectors", plan.channel_stride // m.vector),
-        ("firsts", address(plan.firsts)),
-        ("places", address(plan.places)),
-    ):
-        record[name] = value
+    record = Record(
+        layout.FLAT,
+        channels=channels,
+        rows=plan.rows,
+        row_length=plan.row_length,
+        phases=len(plan.firsts),
+        step=plan.step,
+        user=user,
+        user_image_stride=image_stride,
+        user_channel_stride=channel_stride,
+        flat=flat,
+        flat_image_stride=channels * plan.channel_stride,
+        flat_channel_stride=plan.channel_stride,
+        channel_vectors=plan.channel_stride // m.vector,
+        firsts=address(plan.firsts),
+        places=address(plan.places),
+    )
     flops = 1.0 * images * channels * plan.channel_stride / m.size
     run(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops, m.workers)
 
@@ -292,24 +331,23 @@ def run_sparse_linear(
     # At W's mean row length, what a sample costs; rows of y are cleared and finished as well.
     flops = 2.0 * len(values) * W_T.nnz / max(1, W_T.shape[0]) + 4.0 * y.size
     scratch = workspace.take("scratch", m.vector * m.workers)
-    record = np.zeros((), spgemm.FORWARD)
     chunk = max(1, min(16, samples // (4 * m.workers)))
-    for name, value in (
-        ("samples", samples),
-        ("chunk", chunk),
-        ("x_indptr", address(indptr)),
-        ("x_indices", address(indices)),
-        ("x_values", address(values)),
-        ("w_indptr", address(W_T.indptr)),
-        ("w_indices", address(W_T.indices)),
-        ("w_values", address(W_T.data)),
-        ("outputs", y.shape[1]),
-        ("y", address(y)),
-        ("y_row_stride", y.strides[0]),
-        ("scratch", address(scratch)),
-        ("scratch_stride", m.vector),
-    ):
-        record[name] = value
+    record = Record(
+        spgemm.FORWARD,
+        samples=samples,
+        chunk=chunk,
+        x_indptr=address(indptr),
+        x_indices=address(indices),
+        x_values=address(values),
+        w_indptr=address(W_T.indptr),
+        w_indices=address(W_T.indices),
+        w_values=address(W_T.data),
+        outputs=y.shape[1],
+        y=address(y),
+        y_row_stride=y.strides[0],
+        scratch=address(scratch),
+        scratch_stride=m.vector,
+    )
     _set_epilogue(record, bias, activation, m)
     run(spgemm.forward_kernel(m.bits, m.lanes), record, -(-samples // chunk), flops, m.workers)
 
@@ -318,20 +356,19 @@ def run_sparse_gradient(x: SparseArrays, W_T: Pattern, gradients: NDArray[Any], 
     """gradients (in W_T's order) += x^T dy at the pattern of W_T, for x by columns: (indptr, indices, data)."""
     indptr, indices, values = x
     inputs = len(indptr) - 1
-    record = np.zeros((), spgemm.GRADIENT)
     chunk = max(1, min(256, inputs // (8 * m.workers)))
-    for name, value in (
-        ("inputs", inputs),
-        ("chunk", chunk),
-        ("x_indptr", address(indptr)),
-        ("x_indices", address(indices)),
-        ("x_values", address(values)),
-        ("w_indptr", address(W_T.indptr)),
-        ("w_indices", address(W_T.indices)),
-        ("gradients", address(gradients)),
-        ("dy", address(dy)),
-        ("dy_row_stride", dy.strides[0]),
-    ):
-        record[name] = value
+    record = Record(
+        spgemm.GRADIENT,
+        inputs=inputs,
+        chunk=chunk,
+        x_indptr=address(indptr),
+        x_indices=address(indices),
+        x_values=address(values),
+        w_indptr=address(W_T.indptr),
+        w_indices=address(W_T.indices),
+        gradients=address(gradients),
+        dy=address(dy),
+        dy_row_stride=dy.strides[0],
+    )
     flops = 2.0 * len(values) * W_T.nnz / max(1, inputs)
     run(spgemm.gradient_kernel(m.bits), record, -(-inputs // chunk), flops, m.workers)

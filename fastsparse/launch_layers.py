@@ -8,24 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
-from fastsparse.launch import address, run
+from fastsparse.launch import Record, address, run
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
 from fastsparse_kernels import epilogue, pooling
 
 Array = NDArray[Any]
-
-
-def filled(dtype: Any, **fields: int) -> NDArray[Any]:
-    """A kernel's argument record."""
-    record = np.zeros((), dtype)
-    for name, value in fields.items():
-        record[name] = value
-    return record
 
 
 # ---------------------------------------------------------------- activations
@@ -37,7 +28,7 @@ _ACTIVATION_FLOPS = 4.0
 def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
     """y = activation(z), contiguous arrays of one shape; y may be z."""
     chunk = epilogue.CHUNK
-    record = filled(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
+    record = Record(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
     kernel = epilogue.activation_array_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
     run(kernel, record, -(-z.size // chunk), _ACTIVATION_FLOPS * z.size, m.workers)
 
@@ -45,7 +36,7 @@ def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
 def run_activation_grad(name: str, dy: Array, kept: Array, dz: Array, m: Machine) -> None:
     """dz = slope * dy, contiguous arrays of one shape; dz may be dy."""
     chunk = epilogue.CHUNK
-    record = filled(
+    record = Record(
         epilogue.ACTIVATION_GRAD, count=dy.size, chunk=chunk, dy=address(dy), kept=address(kept), dz=address(dz)
     )
     kernel = epilogue.activation_grad_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
@@ -63,7 +54,7 @@ def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index
     y_bytes = (bands.output_rows * len(w.columns) + m.lanes) * m.vector
     stride = x_bytes + 2 * y_bytes
     scratch = workspace.take("scratch", stride * m.workers)
-    record = filled(
+    record = Record(
         pooling.PLANES,
         planes=planes,
         bands=len(bands.table),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,11 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class SpmmPlan:
-    """An operator and the tiles it runs over."""
+    """An operator and the tiles it runs over. `prepared` is where `launch` keeps what all calls share."""
 
     operator: Operator
     tiles: Tiles
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def _by_tiles(values: NDArray, width: int, fill: int | None = None) -> NDArray:
