@@ -1,0 +1,316 @@
+"""What layers compute in both modes, against the oracles; what they refuse; how they start."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fastsparse as fs
+from fastsparse import nn
+from fastsparse_kernels import reference as ref
+
+Array = NDArray[Any]
+DTYPES = ["float32", "float64"]
+
+
+def _parts(W: fs.CSR) -> tuple[Any, ...]:
+    return W.indptr, W.indices, W.data, W.shape
+
+
+def _absolute(W: fs.CSR) -> tuple[Any, ...]:
+    return W.indptr, W.indices, abs(W.data), W.shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("training", [True, False])
+def test_sparse_linear_is_the_product(dtype: str, activation: str | None, training: bool, rng: Any) -> None:
+    layer = nn.SparseLinear(40, 12, sparsity=0.7, activation=activation, dtype=dtype, rng=rng).train(training)
+    layer.bias.value = rng.normal(size=12)
+    x = rng.normal(size=(5, 3, 40)).astype(dtype)
+    y = layer(x)
+    want = ref.linear(x, *_parts(layer.weight), layer.bias.value, activation)
+    z = ref.linear(x, *_parts(layer.weight), layer.bias.value)
+    abs_sum = ref.linear(abs(x), *_absolute(layer.weight), abs(layer.bias.value))
+    # An activation's slope is below 1.2 and it adds 4 units itself; gelu in training is NumPy's, twice as coarse.
+    extra = 0 if activation is None else 8 * np.finfo(dtype).eps / 2 * np.maximum(1, abs(z))
+    assert y.dtype == dtype
+    assert y.shape == (5, 3, 12)
+    assert np.all(abs(y - want) <= 1.2 * ref.bound(40, abs_sum, dtype) + extra)
+
+
+CONVOLUTIONS = [
+    (nn.SparseConv1d, (11,), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (nn.SparseConv2d, (7, 6), {"kernel_size": (3, 2), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}),
+    (nn.SparseConv3d, (4, 3, 5), {"kernel_size": (2, 1, 3), "padding": 1, "stride": (1, 2, 1)}),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("layer_type", "spatial", "options"), CONVOLUTIONS)
+def test_sparse_convolutions_are_the_oracle(layer_type: Any, spatial: Any, options: Any, dtype: str, rng: Any) -> None:
+    layer = layer_type(4, 6, **options, sparsity=0.5, dtype=dtype, rng=rng)
+    layer.bias.value = rng.normal(size=6)
+    x = rng.normal(size=(3, 4, *spatial)).astype(dtype)
+    window = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    want = ref.conv(*_parts(layer.weight), x, **window, bias=layer.bias.value)
+    abs_sum = ref.conv(*_absolute(layer.weight), abs(x), **window, bias=abs(layer.bias.value))
+    assert np.all(abs(layer(x) - want) <= ref.bound(layer.weight.shape[1], abs_sum, dtype))
+    assert np.all(abs(layer.eval()(x) - want) <= ref.bound(layer.weight.shape[1], abs_sum, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_from_dense_computes_what_the_dense_layer_computes(dtype: str, rng: Any) -> None:
+    dense = nn.Conv2d(4, 6, (3, 2), (2, 1), ((1, 0), (0, 2)), (1, 2), 2, dtype=dtype, rng=rng)
+    dense.weight.value *= rng.random(dense.weight.shape) < 0.4
+    dense.bias.value = rng.normal(size=6)
+    sparse = nn.SparseConv2d.from_dense(
+        dense.weight.value, dense.bias.value, stride=(2, 1), padding=((1, 0), (0, 2)), dilation=(1, 2), groups=2
+    )
+    assert sparse.values.dtype == dtype
+    assert sparse.weight.nnz == np.count_nonzero(dense.weight.value)
+    x = rng.normal(size=(40, 4, 6, 5)).astype(dtype)
+    window = {name: getattr(dense, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    abs_sum = ref.conv(*_absolute(sparse.weight), abs(x), **window, bias=abs(dense.bias.value))
+    assert np.all(abs(sparse(x) - dense(x)) <= 2 * ref.bound(12, abs_sum, dtype))
+    linear = nn.Linear(9, 4, dtype=dtype, rng=rng)
+    again = nn.SparseLinear.from_dense(linear.weight.value, activation="tanh")
+    assert again.bias is None
+    assert again.activation == "tanh"
+    np.testing.assert_array_equal(again.weight.toarray(), linear.weight.value)
+
+
+def test_dense_convolution_of_a_large_batch_goes_in_parts(rng: Any) -> None:
+    layer = nn.Conv2d(8, 4, 3, padding=1, rng=rng)
+    x = rng.normal(size=(100, 8, 28, 28)).astype("f")  # 22 MB of columns, the buffer holds 16
+    whole, pieces = layer(x), np.concatenate([layer(part) for part in np.array_split(x, 7)])
+    np.testing.assert_allclose(whole, pieces, rtol=1e-4, atol=1e-5)
+    layer(x)
+    dy = rng.normal(size=whole.shape).astype("f")
+    grad_x = layer.backward(dy)
+    grad = layer.weight.grad
+    layer.zero_grad()
+    parts = []
+    for part, part_dy in zip(np.array_split(x, 7), np.array_split(dy, 7), strict=True):
+        layer(part)
+        parts.append(layer.backward(part_dy))
+    np.testing.assert_allclose(grad_x, np.concatenate(parts), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grad, layer.weight.grad, rtol=1e-3, atol=1e-2)
+
+
+def test_initial_values_follow_each_row_s_own_fan_in(rng: Any) -> None:
+    rows = np.repeat([2, 50, 800], 400)
+    indptr = np.concatenate([[0], np.cumsum(rows)])
+    indices = np.concatenate([np.arange(n) for n in rows])
+    layer = nn.SparseLinear(1000, 1200, pattern=fs.Pattern(indptr, indices, (1200, 1000)), rng=rng)
+    for first, count in ((0, 2), (400, 50), (800, 800)):
+        values = layer.values.value[indptr[first] : indptr[first + 400]]
+        spread = np.sqrt(2 / count)
+        assert abs(values.std() / spread - 1) < 5 / np.sqrt(2 * values.size)  # five standard errors
+        assert abs(values.mean()) < 5 * spread / np.sqrt(values.size)
+    assert not layer.bias.value.any()
+
+
+def test_the_pattern_may_come_from_a_function_of_the_shape() -> None:
+    layer = nn.SparseConv2d(4, 3, 2, pattern=lambda shape: fs.csr(np.eye(*shape)).pattern)
+    assert layer.weight.shape == (3, 16)
+    assert layer.weight.nnz == 3
+
+
+def test_the_same_seed_gives_the_same_layer() -> None:
+    a, b, c = (nn.SparseConv2d(8, 8, 3, rng=seed) for seed in (1, 1, 2))
+    assert a.pattern == b.pattern
+    assert a.pattern != c.pattern
+    np.testing.assert_array_equal(a.values.value, b.values.value)
+
+
+def test_weight_is_a_snapshot_and_its_pattern_is_shared() -> None:
+    layer = nn.SparseLinear(10, 5, sparsity=0.5, rng=0)
+    before = layer.weight
+    kept = before.data.copy()
+    layer.values.value += 1
+    np.testing.assert_array_equal(before.data, kept)
+    np.testing.assert_array_equal(layer.weight.data, kept + 1)
+    assert layer.weight.pattern is before.pattern
+
+
+def test_a_changed_value_changes_the_output() -> None:
+    layer = nn.SparseLinear(10, 5, sparsity=0.5, rng=0)
+    x = np.ones((20, 10), "f")
+    before = layer(x)
+    layer.values.value *= 2
+    layer.bias.value += 1
+    np.testing.assert_array_equal(layer(x), 2 * before + 1)
+    layer.values.value[:] = 0
+    layer.values.updated()
+    np.testing.assert_array_equal(layer(x), np.ones((20, 5), "f"))
+
+
+def test_copies_do_not_share_values() -> None:
+    layer = nn.Sequential(nn.SparseLinear(10, 5, sparsity=0.5, rng=0))
+    x = np.ones((20, 10), "f")
+    before = layer(x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        layer.parameters()[0].value += 1
+        np.testing.assert_array_equal(twin(x), before)
+        twin.parameters()[0].value += 5
+        assert not np.array_equal(twin(x), before)
+        layer.parameters()[0].value -= 1
+
+
+def test_evaluation_keeps_nothing_and_backward_says_so() -> None:
+    layer = nn.Sequential(nn.SparseLinear(4, 3, rng=0), nn.ReLU()).eval()
+    layer(np.ones((2, 4), "f"))
+    with pytest.raises(RuntimeError, match=r"^ReLU\.backward needs a forward call in training mode before it$"):
+        layer.backward(np.ones((2, 3), "f"))
+    layer.train()
+    layer(np.ones((2, 4), "f"))
+    layer.backward(np.ones((2, 3), "f"))
+    with pytest.raises(RuntimeError, match=r"^ReLU\.backward needs"):
+        layer.backward(np.ones((2, 3), "f"))
+
+
+def test_batch_norm_moves_its_statistics_towards_the_batch(rng: Any) -> None:
+    layer = nn.BatchNorm2d(3, momentum=0.25)
+    x = rng.normal(2.0, 3.0, (8, 3, 5, 5)).astype("f")
+    layer(x)
+    flat = np.moveaxis(x, 1, 0).reshape(3, -1).astype(float)
+    np.testing.assert_allclose(layer.running_mean, 0.25 * flat.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(layer.running_var, 0.75 + 0.25 * flat.var(1, ddof=1), rtol=1e-6)
+    layer.eval()
+    want = ref.batch_norm_eval(x, np.ones(3), np.zeros(3), layer.running_mean, layer.running_var, layer.eps)
+    np.testing.assert_allclose(layer(x), want.astype(float), rtol=1e-5, atol=1e-6)
+    before = layer.running_mean.copy()
+    layer(x)
+    np.testing.assert_array_equal(layer.running_mean, before)
+
+
+def test_dropout_drops_and_scales_in_training_only() -> None:
+    layer = nn.Dropout(0.25, rng=0)
+    x = np.ones((400, 100), "f")
+    y = layer(x)
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs(np.mean(y == 0) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / y.size)
+    assert layer.eval()(x) is x
+
+
+def test_embedding_looks_rows_up_and_checks_them() -> None:
+    layer = nn.Embedding(5, 3, rng=0)
+    np.testing.assert_array_equal(layer([[0, 4]]), layer.weight.value[[[0, 4]]])
+    with pytest.raises(ValueError, match=r"^x goes from 0 to 5, expected 0 to 4$"):
+        layer([0, 5])
+    with pytest.raises(TypeError, match=r"^x has dtype float64, expected integers$"):
+        layer([0.0])
+
+
+REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda: nn.SparseLinear(0, 3), ValueError, "in_features is 0, expected an integer of at least 1"),
+    (lambda: nn.SparseLinear(3, 2.5), ValueError, "out_features is 2.5, expected an integer of at least 1"),
+    (lambda: nn.SparseLinear(3, 3, sparsity=1.0), ValueError, "sparsity is 1.0, expected a number in [0, 1)"),
+    (lambda: nn.SparseLinear(3, 3, sparsity="x"), TypeError, "sparsity is 'x', expected a number in [0, 1)"),
+    (lambda: nn.SparseLinear(3, 3, dtype="float16"), TypeError, "dtype is 'float16', expected float32 or float64"),
+    (lambda: nn.SparseLinear(3, 3, bias=1), TypeError, "bias is 1, expected True or False"),
+    (
+        lambda: nn.SparseLinear(3, 3, pattern=fs.csr(np.eye(4)).pattern),
+        ValueError,
+        "pattern has shape (4, 4), expected (3, 3) to match the layer",
+    ),
+    (
+        lambda: nn.SparseLinear(3, 3, pattern=np.eye(3)),
+        TypeError,
+        "pattern is a ndarray, expected a fastsparse.Pattern",
+    ),
+    (
+        lambda: nn.SparseLinear(3, 3, rng="x"),
+        TypeError,
+        "rng is 'x', expected None, an integer seed or a numpy.random.Generator",
+    ),
+    (lambda: nn.SparseConv2d(4, 6, 3, groups=3), ValueError, "groups is 3, expected a divisor of in_channels = 4"),
+    (lambda: nn.Conv2d(3, 4, 3, groups=3), ValueError, "groups is 3, expected a divisor of out_channels = 4"),
+    (
+        lambda: nn.SparseConv2d.from_dense(np.ones((2, 3, 3))),
+        ValueError,
+        "weight has shape (2, 3, 3), expected 4 axes (out, in / groups, *kernel)",
+    ),
+    (
+        lambda: nn.SparseLinear.from_dense(np.ones((2, 3)), np.ones(3)),
+        ValueError,
+        "bias has shape (3,), expected (2,) to match weight",
+    ),
+    (lambda: nn.Dropout(1.0), ValueError, "p is 1.0, expected a number from 0 to below 1"),
+    (lambda: nn.BatchNorm2d(3, eps=-1), ValueError, "eps is -1, expected a number of at least 0.0"),
+    (lambda: nn.GELU("fast"), ValueError, "approximate is 'fast', expected 'none' or 'tanh'"),
+    (lambda: nn.MaxPool2d(2, padding=2), ValueError, "padding is 2, expected at most half of kernel_size (2, 2)"),
+    (lambda: nn.Sequential(np.ones(3)), TypeError, "layers[0] is a ndarray, expected a layer of fastsparse.nn"),
+    (
+        lambda: nn.Linear(3, 4)(np.ones((2, 4), "f")),
+        ValueError,
+        "x has shape (2, 4), expected (..., 3) to match the layer",
+    ),
+    (lambda: nn.Linear(3, 4)(np.ones((2, 3))), TypeError, "x has dtype float64, expected float32 to match the layer"),
+    (
+        lambda: nn.Conv2d(3, 4, 3)(np.ones((2, 4, 5, 5), "f")),
+        ValueError,
+        "x has shape (2, 4, 5, 5), expected (N, 3, H, W) to match the layer",
+    ),
+    (
+        lambda: nn.Conv2d(1, 1, 5)(np.ones((1, 1, 4, 9), "f")),
+        ValueError,
+        "x has shape (1, 1, 4, 9), expected a height and width in which a window of size (5, 5) fits with padding "
+        "((0, 0), (0, 0)) and dilation (1, 1)",
+    ),
+    (
+        lambda: nn.MaxPool2d(3)(np.ones((1, 1, 2, 9), "f")),
+        ValueError,
+        "x has shape (1, 1, 2, 9), expected a height and width in which a window of size (3, 3) fits with padding "
+        "((0, 0), (0, 0))",
+    ),
+    (
+        lambda: nn.BatchNorm2d(3)(np.ones((2, 3), "f")),
+        ValueError,
+        "x has shape (2, 3), expected (N, 3, H, W) to match the layer",
+    ),
+    (
+        lambda: nn.BatchNorm1d(3)(np.ones((1, 3), "f")),
+        ValueError,
+        "x has shape (1, 3), expected at least 2 values per channel in training mode",
+    ),
+    (
+        lambda: nn.LayerNorm((3, 4))(np.ones((2, 4), "f")),
+        ValueError,
+        "x has shape (2, 4), expected (..., 3, 4) to match the layer",
+    ),
+    (lambda: nn.ReLU()(np.ones(2, complex)), TypeError, "x has dtype complex128, expected float32 or float64"),
+    (
+        lambda: nn.Residual(nn.Linear(3, 4))(np.ones((2, 3), "f")),
+        ValueError,
+        "body gives shape (2, 4) and the shortcut (2, 3), expected equal shapes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
+def test_bad_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_a_gradient_of_the_wrong_shape_is_refused() -> None:
+    layer = nn.SparseLinear(4, 3, rng=0)
+    layer(np.ones((2, 4), "f"))
+    with pytest.raises(ValueError, match=r"^dy has shape \(2, 4\), expected \(2, 3\), the shape of the output$"):
+        layer.backward(np.ones((2, 4), "f"))
+
+
+def test_one_layer_cannot_stand_in_two_places() -> None:
+    layer = nn.Linear(3, 3, rng=0)
+    with pytest.raises(ValueError, match=r"^Sequential holds the same Linear twice, expected different layers$"):
+        nn.Sequential(layer, nn.Sequential(layer))
+    with pytest.raises(ValueError, match=r"^Residual holds the same Linear twice"):
+        nn.Residual(layer, layer)
