@@ -260,14 +260,14 @@ def _forward_lanes(
     for start, stop in chunks(len(x), plan.x.group_stride + plan.y.group_stride, m):
         samples = stop - start
         groups = -(-samples // m.lanes)
-        x_lanes = address(workspace.take("x", groups * plan.x.group_stride))
-        y_lanes = address(workspace.take("y", groups * plan.y.group_stride))
-        launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, x_lanes, samples, m)
+        x_lanes = workspace.take("x", groups * plan.x.group_stride)
+        y_lanes = workspace.take("y", groups * plan.y.group_stride)
+        launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, address(x_lanes), samples, m)
         launch.run_spmm(
-            plan.spmm, values, x_lanes, y_lanes, m, y_row_stride=plan.y.channel_stride, batches=groups,
+            plan.spmm, values, address(x_lanes), address(y_lanes), m, y_row_stride=plan.y.channel_stride, batches=groups,
             x_batch_stride=plan.x.group_stride, y_batch_stride=plan.y.group_stride, bias=bias, activation=activation,
         )  # fmt: skip
-        launch.unpack_lanes(y_lanes, plan.y, address(y[start:]), y.strides[0], y.strides[1], samples, m)
+        launch.unpack_lanes(address(y_lanes), plan.y, address(y[start:]), y.strides[0], y.strides[1], samples, m)
 
 
 def _forward_pointwise(
@@ -295,12 +295,12 @@ def _forward_flat(
     values = packed_values(W, plan.spmm.operator)
     image_stride = geometry.channels * plan.channel_stride
     for start, stop in chunks(len(x), image_stride * m.lanes, m):
-        flat = address(workspace.take("x", (stop - start) * image_stride + plan.slack))
+        flat = workspace.take("x", (stop - start) * image_stride + plan.slack)
         launch.pack_flat(
-            address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, flat, stop - start, m
+            address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, address(flat), stop - start, m
         )
         launch.run_spmm(
-            plan.spmm, values, flat, address(y[start:]), m, y_row_stride=y.strides[1], batches=stop - start,
+            plan.spmm, values, address(flat), address(y[start:]), m, y_row_stride=y.strides[1], batches=stop - start,
             x_batch_stride=image_stride, y_batch_stride=y.strides[0], bias=bias, activation=activation,
         )  # fmt: skip
 
@@ -320,9 +320,10 @@ def backward(
     for start, stop in chunks(len(x), plan.x.group_stride + plan.dy.group_stride, m):
         samples = stop - start
         groups = -(-samples // m.lanes)
-        dy_lanes = address(workspace.take("y", groups * plan.dy.group_stride))
+        y_buffer = workspace.take("y", groups * plan.dy.group_stride)
+        x_buffer = workspace.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
+        dy_lanes, x_lanes = address(y_buffer), address(x_buffer)
         launch.pack_lanes(address(grad[start:]), grad.strides[0], grad.strides[1], plan.dy, dy_lanes, samples, m)
-        x_lanes = address(workspace.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride)))
         launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, x_lanes, samples, m)
         launch.run_sddmm(
             plan.dw, gradients, x_lanes, dy_lanes, m, y_row_stride=plan.dy.channel_stride, batches=groups,

@@ -53,11 +53,11 @@ def _groups(samples: int, m: Machine) -> int:
     return -(-samples // m.lanes)
 
 
-def _packed(x: Array, start: int, stop: int, purpose: str, m: Machine) -> int:
-    """Address of samples start..stop of x (samples, features) in lanes layout, in the workspace."""
+def _packed(x: Array, start: int, stop: int, purpose: str, m: Machine) -> Array:
+    """Samples start..stop of x (samples, features) in lanes layout, in a workspace buffer."""
     layout = planes(x.shape[1], m)
-    lanes = address(workspace.take(purpose, _groups(stop - start, m) * layout.group_stride))
-    launch.pack_lanes(address(x) + start * x.strides[0], x.strides[0], 0, layout, lanes, stop - start, m)
+    lanes = workspace.take(purpose, _groups(stop - start, m) * layout.group_stride)
+    launch.pack_lanes(address(x) + start * x.strides[0], x.strides[0], 0, layout, address(lanes), stop - start, m)
     return lanes
 
 
@@ -92,8 +92,9 @@ def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation
     m, x = machine(W.dtype), X.T
     for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m), m):
         plan = _lanes_plan(W.pattern, stop - start, m, y_row_major=True)
+        x_lanes = _packed(x, start, stop, "x", m)
         launch.run_spmm(
-            plan, packed_values(W, plan.operator), _packed(x, start, stop, "x", m), address(Y) + start * m.size, m,
+            plan, packed_values(W, plan.operator), address(x_lanes), address(Y) + start * m.size, m,
             y_row_stride=Y.strides[0], bias=bias, activation=activation,
         )  # fmt: skip
 
@@ -105,12 +106,13 @@ def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | Non
     for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m) + layout.group_stride, m):
         plan = _lanes_plan(W.pattern, stop - start, m)
         x_lanes = _packed(x, start, stop, "x", m)
-        y_lanes = address(workspace.take("y", _groups(stop - start, m) * layout.group_stride))
+        y_lanes = workspace.take("y", _groups(stop - start, m) * layout.group_stride)
         launch.run_spmm(
-            plan, packed_values(W, plan.operator), x_lanes, y_lanes, m,
+            plan, packed_values(W, plan.operator), address(x_lanes), address(y_lanes), m,
             y_row_stride=m.vector, bias=bias, activation=activation,
         )  # fmt: skip
-        launch.unpack_lanes(y_lanes, layout, address(y) + start * y.strides[0], y.strides[0], 0, stop - start, m)
+        target = address(y) + start * y.strides[0]
+        launch.unpack_lanes(address(y_lanes), layout, target, y.strides[0], 0, stop - start, m)
 
 
 def sddmm(pattern: Pattern, A: Array, B: Array) -> Array:
@@ -150,13 +152,13 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
                     gradients = operator.unpack(gradients)[plan.operator.permutation]
                 operator = plan.operator
             x_lanes = _packed(x, start, stop, "x", m)
-            launch.run_sddmm(plan, gradients, x_lanes, y_lanes, m, y_row_stride=m.vector)
+            launch.run_sddmm(plan, gradients, address(x_lanes), address(y_lanes), m, y_row_stride=m.vector)
         if grad_x is not None and W_T is not None and features:
             layout = planes(features, m)
             spmm_plan = _lanes_plan(W_T.pattern, stop - start, m)
-            x_lanes = address(workspace.take("x", groups * x_stride))
+            x_lanes = workspace.take("x", groups * x_stride)
             values = packed_values(W_T, spmm_plan.operator)
-            launch.run_spmm(spmm_plan, values, y_lanes, x_lanes, m, y_row_stride=m.vector)
+            launch.run_spmm(spmm_plan, values, address(y_lanes), address(x_lanes), m, y_row_stride=m.vector)
             target = address(grad_x) + start * grad_x.strides[0]
-            launch.unpack_lanes(x_lanes, layout, target, grad_x.strides[0], 0, stop - start, m)
+            launch.unpack_lanes(address(x_lanes), layout, target, grad_x.strides[0], 0, stop - start, m)
     return grad_x, gradients if operator is None else operator.unpack(gradients)

@@ -16,7 +16,8 @@ _own = threading.local()
 def take(purpose: str, size: int) -> NDArray[np.uint8]:
     """A 64-byte-aligned buffer of at least `size` bytes with unspecified contents.
 
-    The next call with the same purpose in the same thread gives the same memory again.
+    The next call with the same purpose in the same thread gives the same memory again, unless it is large: hold the
+    array, and not its address alone, for as long as the memory is in use.
     """
     buffers: dict[str, NDArray[np.uint8]] = _own.__dict__.setdefault("buffers", {})
     buffer = buffers.get(purpose)
