@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,20 @@ class Record:
         twin = object.__new__(Record)
         twin._places, twin.words = self._places, self.words[:]
         return twin
+
+
+class Call(NamedTuple):
+    """A kernel with a filled record. Whoever keeps a call keeps alive what its record points to."""
+
+    kernel: Any
+    record: Record
+    tasks: int
+    flops: float  # estimate of the work
+
+
+def run_call(call: Call, workers: int) -> None:
+    """Run all tasks of a call."""
+    run(*call, workers)
 
 
 def run(kernel: Any, record: Record, tasks: int, flops: float, workers: int) -> None:
@@ -139,13 +153,26 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width), scratch, flops
 
 
-def run_spmm(
+def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
+    prepared = plan.prepared.get("launch")
+    if prepared is None:
+        prepared = plan.prepared["launch"] = _prepare_spmm(plan, m)
+    return prepared  # type: ignore[no-any-return]
+
+
+def spmm_scratch(plan: SpmmPlan, m: Machine) -> int:
+    """Bytes of scratch that one worker needs."""
+    return _prepared_spmm(plan, m)[2]
+
+
+def spmm_call(
     plan: SpmmPlan,
     values: NDArray[Any],
     x: int,
     y: int,
     m: Machine,
     *,
+    scratch: int,
     y_row_stride: int,
     x_row_stride: int = 0,
     batches: int = 1,
@@ -153,15 +180,9 @@ def run_spmm(
     y_batch_stride: int = 0,
     bias: NDArray[Any] | None = None,
     activation: str | None = None,
-) -> None:
-    """SpMM over the plan's tiles, in each of `batches` batches. x and y are addresses, strides are in bytes.
-
-    values : packed by `plan.operator.pack`
-    """
-    prepared = plan.prepared.get("launch")
-    if prepared is None:
-        prepared = plan.prepared["launch"] = _prepare_spmm(plan, m)
-    template, kernel, scratch, flops = prepared
+) -> Call:
+    """See `run_spmm`; scratch is the address of `spmm_scratch` bytes per worker."""
+    template, kernel, _, flops = _prepared_spmm(plan, m)
     record = template.copy()
     record.set(
         values=address(values),
@@ -171,10 +192,51 @@ def run_spmm(
         y=y,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        scratch=address(workspace.take("scratch", scratch * m.workers)),
+        scratch=scratch,
     )
     _set_epilogue(record, bias, activation, m)
-    run(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches, m.workers)
+    return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
+
+
+def run_spmm(plan: SpmmPlan, values: NDArray[Any], x: int, y: int, m: Machine, **rest: Any) -> None:
+    """SpMM over the plan's tiles, in each of `batches` batches. x and y are addresses, strides are in bytes.
+
+    values : packed by `plan.operator.pack`
+    rest : keywords of `spmm_call`, without scratch
+    """
+    scratch = workspace.take("scratch", spmm_scratch(plan, m) * m.workers)
+    run_call(spmm_call(plan, values, x, y, m, scratch=address(scratch), **rest), m.workers)
+
+
+def spmv_call(
+    plan: SpmvPlan,
+    indptr: NDArray[np.int64],
+    values: NDArray[Any],
+    x: int,
+    y: int,
+    m: Machine,
+    *,
+    scratch: int,
+    y_stride: int,
+    bias: NDArray[Any] | None = None,
+    activation: str | None = None,
+) -> Call:
+    """y (M,) = W @ x (K,); x contiguous. scratch is the address of one vector per worker."""
+    record = Record(
+        spmv.ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        indptr=address(indptr),
+        columns=address(plan.columns),
+        values=address(values),
+        x=x,
+        y=y,
+        y_stride=y_stride,
+        scratch=scratch,
+        scratch_stride=m.vector,
+    )
+    _set_epilogue(record, bias, activation, m)
+    kernel = spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
+    return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
 
 
 def run_spmv(
@@ -190,21 +252,11 @@ def run_spmv(
 ) -> None:
     """y (M,) = W @ x (K,); x contiguous, y with any stride."""
     scratch = workspace.take("scratch", m.vector * m.workers)
-    record = Record(
-        spmv.ARGUMENTS,
-        group_starts=address(plan.group_starts),
-        indptr=address(indptr),
-        columns=address(plan.columns),
-        values=address(values),
-        x=address(x),
-        y=address(y),
-        y_stride=y.strides[0],
-        scratch=address(scratch),
-        scratch_stride=m.vector,
-    )
-    _set_epilogue(record, bias, activation, m)
-    kernel = spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
-    run(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values), m.workers)
+    call = spmv_call(
+        plan, indptr, values, address(x), address(y), m, scratch=address(scratch), y_stride=y.strides[0], bias=bias,
+        activation=activation,
+    )  # fmt: skip
+    run_call(call, m.workers)
 
 
 def run_sddmm(
@@ -246,21 +298,21 @@ def run_sddmm(
     run(kernel, record, operator.groups, flops, m.workers)
 
 
-def pack_lanes(
+def pack_lanes_call(
     user: int, sample_stride: int, channel_stride: int, planes: LanesPlanes, lanes: int, samples: int, m: Machine
-) -> None:
+) -> Call:
     """user[sample, channel, position] -> lanes planes. Addresses and strides in bytes, positions contiguous."""
-    _run_lanes(layout.pack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+    return _lanes_call(layout.pack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
 
 
-def unpack_lanes(
+def unpack_lanes_call(
     lanes: int, planes: LanesPlanes, user: int, sample_stride: int, channel_stride: int, samples: int, m: Machine
-) -> None:
+) -> Call:
     """Lanes planes -> user[sample, channel, position]."""
-    _run_lanes(layout.unpack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+    return _lanes_call(layout.unpack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
 
 
-def _run_lanes(
+def _lanes_call(
     kernel: Any,
     user: int,
     sample_stride: int,
@@ -269,7 +321,7 @@ def _run_lanes(
     lanes: int,
     samples: int,
     m: Machine,
-) -> None:
+) -> Call:
     chunks = max(1, -(-planes.positions // PACK_CHUNK))
     record = Record(
         layout.LANES,
@@ -291,12 +343,26 @@ def _run_lanes(
     groups = -(-samples // m.lanes)
     # Moving an element costs about as much as four FMAs.
     flops = 4.0 * groups * m.lanes * planes.channels * planes.positions
-    run(kernel(m.bits, m.lanes), record, groups * planes.channels * chunks, flops, m.workers)
+    return Call(kernel(m.bits, m.lanes), record, groups * planes.channels * chunks, flops)
 
 
-def pack_flat(
-    user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
+def pack_lanes(
+    user: int, sample_stride: int, channel_stride: int, planes: LanesPlanes, lanes: int, samples: int, m: Machine
 ) -> None:
+    """Run `pack_lanes_call`."""
+    run_call(pack_lanes_call(user, sample_stride, channel_stride, planes, lanes, samples, m), m.workers)
+
+
+def unpack_lanes(
+    lanes: int, planes: LanesPlanes, user: int, sample_stride: int, channel_stride: int, samples: int, m: Machine
+) -> None:
+    """Run `unpack_lanes_call`."""
+    run_call(unpack_lanes_call(lanes, planes, user, sample_stride, channel_stride, samples, m), m.workers)
+
+
+def pack_flat_call(
+    user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
+) -> Call:
     """user[image, channel, ...] -> zero-padded phase planes."""
     record = Record(
         layout.FLAT,
@@ -316,7 +382,14 @@ def pack_flat(
         places=address(plan.places),
     )
     flops = 1.0 * images * channels * plan.channel_stride / m.size
-    run(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops, m.workers)
+    return Call(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops)
+
+
+def pack_flat(
+    user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
+) -> None:
+    """Run `pack_flat_call`."""
+    run_call(pack_flat_call(user, image_stride, channel_stride, plan, channels, flat, images, m), m.workers)
 
 
 SparseArrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
