@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
+from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
 from .linear import Machine, SddmmPlan
-from .operator import INDEX_LIMIT, ColumnBlocks, Operator, build_operator
+from .operator import Operator, build_operator
 from .tiles import SpmmPlan, tiles_of_vectors, whole_vectors
 
 Ints = tuple[int, ...]
@@ -66,71 +67,7 @@ def absolute_columns(pattern: Pattern, geometry: Geometry) -> NDArray[np.integer
     return (pattern.indices + group * pattern.shape[1]).astype(np.int32)
 
 
-def grid(sizes: Ints, steps: Ints, strides: Ints) -> NDArray[np.int64]:
-    """sum of index * step * stride over all index tuples below `sizes`, in row-major order."""
-    total = np.zeros((), np.int64)
-    for size, step, stride in zip(sizes, steps, strides, strict=True):
-        total = np.add.outer(total, np.arange(size, dtype=np.int64) * step * stride)
-    return total.ravel()
-
-
-def row_major(sizes: Ints) -> Ints:
-    """Strides of a contiguous row-major array, in elements."""
-    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
-
-
-def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
-    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes."""
-    farthest = int(window.max(initial=0))
-    per_block = max(1, min(per_block, channels, (INDEX_LIMIT - 1 - farthest) // max(1, channel_stride)))
-    channel = np.arange(channels, dtype=np.int64)
-    block = channel // per_block
-    offset = np.add.outer((channel - block * per_block) * channel_stride, window)
-    count = max(1, -(-channels // per_block))
-    starts = np.minimum(np.arange(count + 1) * per_block, channels)
-    return ColumnBlocks(
-        np.repeat(block, len(window)).astype(np.int32),
-        offset.ravel().astype(np.uint32),
-        starts[:-1] * channel_stride,
-        starts,
-    )
-
-
 # ---------------------------------------------------------------- lanes layout
-
-
-@dataclass(frozen=True, eq=False)
-class LanesPlanes:
-    """Planes (groups, channels, positions, VL) in lanes layout, with a zero border or none. Strides in bytes."""
-
-    channels: int
-    positions: int  # of the user's plane
-    places: NDArray[np.int64]  # [positions, rounded up to a multiple of VL]; empty: positions in a row
-    borders: NDArray[np.int64]
-    channel_stride: int
-    group_stride: int
-
-
-def lanes_planes(
-    channels: int, spatial: Ints, padding: tuple[tuple[int, int], ...], machine: Machine
-) -> tuple[LanesPlanes, Ints]:
-    """Planes for `spatial` images with a zero border, and the byte strides of their axes. Padding may be negative
-    only in the sense of 0: callers shift positions instead."""
-    padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
-    strides = tuple(s * machine.vector for s in row_major(padded))
-    total, positions = math.prod(padded), math.prod(spatial)
-    channel_stride = policy.off_the_sets(max(1, total) * machine.vector, machine.vector)
-    group_stride = policy.off_the_sets(channels * channel_stride, machine.vector)
-    if total == positions:
-        none = np.empty(0, np.int64)
-        return LanesPlanes(channels, positions, none, none, channel_stride, group_stride), strides
-    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
-    places = grid(spatial, (1,) * len(spatial), strides) + corner
-    inside = np.zeros(total, bool)
-    inside[places // machine.vector] = True
-    borders = np.flatnonzero(~inside) * machine.vector
-    places = np.concatenate([places, np.zeros(-positions % machine.lanes, np.int64)])
-    return LanesPlanes(channels, positions, places, borders, channel_stride, group_stride), strides
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,35 +79,54 @@ class LanesConv:
     spmm: SpmmPlan
 
 
-def _window_bytes(kernel: Ints, width: int, vector: int) -> int:
-    """About what one channel's window of a tile brings to L1."""
-    return math.prod(kernel[:-1]) * (width + kernel[-1] - 1) * vector
-
-
-def lanes_operator(pattern: Pattern, geometry: Geometry, planes: LanesPlanes, strides: Ints, per_block: int, groups: int) -> Operator:
-    """The operator on lanes planes with the given axis strides."""
-    window = grid(geometry.kernel, geometry.dilation, strides)
-    blocks = channel_blocks(geometry.channels, per_block, planes.channel_stride, window)
-    return build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
+def lanes_operator(
+    pattern: Pattern, geometry: Geometry, planes: LanesPlanes, per_block: int, groups: int
+) -> Operator:
+    """The operator on lanes planes, cached on the pattern."""
+    window = grid(geometry.kernel, geometry.dilation, planes.strides)
+    return planes_operator(
+        pattern, lambda: absolute_columns(pattern, geometry), planes, window, per_block, groups, geometry.groups
+    )
 
 
 def conv_lanes(pattern: Pattern, geometry: Geometry, machine: Machine, sample_groups: int) -> LanesConv:
     """Forward plan for batches of `sample_groups` groups (which decide only how rows are split over workers)."""
-    x, x_strides = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
-    y, y_strides = lanes_planes(geometry.out_channels, geometry.out_spatial, _no_padding(geometry), machine)
-    width = policy.tile_width(geometry.positions)
-    starts = grid(geometry.out_spatial, geometry.stride, x_strides)
-    ends = grid(geometry.out_spatial, (1,) * len(geometry.kernel), y_strides)
-    tiles = whole_vectors(starts, ends, width, machine.lanes)
+    x = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
+    y = lanes_planes(geometry.out_channels, geometry.out_spatial, _no_padding(geometry), machine)
+    return LanesConv(x, y, conv_between(pattern, geometry, x, y, machine, sample_groups))
+
+
+def conv_between(
+    pattern: Pattern,
+    geometry: Geometry,
+    x: LanesPlanes,
+    y: LanesPlanes,
+    machine: Machine,
+    sample_groups: int,
+    tile_groups: int = 1,
+) -> SpmmPlan:
+    """Convolution from given planes to given planes; x has at least the convolution's padding.
+
+    With tile_groups > 1 a tile's vectors run over the positions of that many groups: for images of few positions.
+    """
+    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
+    starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
+    width = policy.tile_width(geometry.positions * tile_groups)
+    tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
     groups = policy.row_groups(
-        geometry.out_channels, tiles.count * sample_groups, machine.workers, width * machine.vector
+        geometry.out_channels,
+        -(-tiles.count * sample_groups // tile_groups),
+        machine.workers,
+        width * machine.vector,
     )
-    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector))
-    operator = pattern.cached(
-        ("conv lanes operator", geometry, machine.bits, machine.lanes, per_block, groups),
-        lambda: lanes_operator(pattern, geometry, x, x_strides, per_block, groups),
-    )
-    return LanesConv(x, y, SpmmPlan(operator, tiles))
+    apart = tile_groups > 1 and geometry.positions < width
+    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector, apart))
+    return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
+
+
+def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
+    """About what one channel's window of a tile brings to L1; the windows of neighbours overlap, or lie apart."""
+    return math.prod(kernel[:-1]) * (width * kernel[-1] if apart else width + kernel[-1] - 1) * vector
 
 
 def _no_padding(geometry: Geometry) -> tuple[tuple[int, int], ...]:
@@ -221,34 +177,31 @@ def conv_backward_lanes(
         lowest = min((int(shift.min(initial=0)) for _, _, shift in axis), default=0)
         highest = max((count - 1 + int(shift.max(initial=0)) for count, _, shift in axis), default=0)
         padding.append((max(0, -lowest), max(0, highest - (out - 1))))
-    x, x_strides = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
-    dx, dx_strides = lanes_planes(geometry.channels, geometry.spatial, _no_padding(geometry), machine)
-    dy, dy_strides = lanes_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), machine)
-    corner = sum(before * stride for (before, _), stride in zip(padding, dy_strides, strict=True))
-    dw = _conv_sddmm(pattern, geometry, machine, x, x_strides, dy_strides, corner)
+    x = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
+    dx = lanes_planes(geometry.channels, geometry.spatial, _no_padding(geometry), machine)
+    dy = lanes_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), machine)
+    dw = _conv_sddmm(pattern, geometry, machine, x, dy)
     structure = _transposed_structure(pattern, geometry)
     plans = []
     for index in np.ndindex(*(len(axis) for axis in phases)):
         chosen = [axis[i] for axis, i in zip(phases, index, strict=True)]
-        plans.append(
-            _phase_plan(structure, geometry, machine, sample_groups, index, chosen, dy, dy_strides, dx_strides, corner)
-        )
+        plans.append(_phase_plan(structure, geometry, machine, sample_groups, index, chosen, dy, dx))
     return LanesConvBackward(x, dy, dx, dw, plans)
 
 
 def _conv_sddmm(
-    pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, x_strides: Ints, dy_strides: Ints, corner: int
+    pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes
 ) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    x_positions = grid(geometry.out_spatial, geometry.stride, x_strides)
-    y_positions = grid(geometry.out_spatial, (1,) * len(geometry.kernel), dy_strides) + corner
+    x_positions = grid(geometry.out_spatial, geometry.stride, x.strides)
+    y_positions = dy.all_places()
     row = geometry.out_spatial[-1]
     position_block = min(max(1, geometry.positions), row * max(1, 32 // row))
     height = -(-position_block // row)
     extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
     per_block = max(1, 2 * policy.L1_BLOCK_BYTES // extent)
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
-    operator = lanes_operator(pattern, geometry, x, x_strides, per_block, groups)
+    operator = lanes_operator(pattern, geometry, x, per_block, groups)
     return SddmmPlan(operator, x_positions, y_positions, position_block)
 
 
@@ -260,9 +213,7 @@ def _phase_plan(
     phase: Ints,
     axes: list[tuple[int, NDArray, NDArray]],
     dy: LanesPlanes,
-    dy_strides: Ints,
-    dx_strides: Ints,
-    corner: int,
+    dx: LanesPlanes,
 ) -> SpmmPlan:
     """The SpMM that gives dX at the inputs of one phase: the transposed operator's taps that reach them."""
     channel, row, tap, order = structure
@@ -270,7 +221,7 @@ def _phase_plan(
     reach = np.ones(1, bool)
     shift_bytes = np.zeros(1, np.int64)
     lowest = 0
-    for (_, taps, shift), k, stride in zip(axes, taps_shape, dy_strides, strict=True):
+    for (_, taps, shift), k, stride in zip(axes, taps_shape, dy.strides, strict=True):
         axis_reach, axis_shift = np.zeros(k, bool), np.zeros(k, np.int64)
         least = int(shift.min(initial=0)) if len(shift) else 0
         axis_reach[taps], axis_shift[taps] = True, (shift - least) * stride
@@ -282,9 +233,9 @@ def _phase_plan(
     counts = tuple(count for count, _, _ in axes)
     width = policy.tile_width(max(1, math.prod(counts)))
     steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
-    first = sum(a * stride for a, stride in zip(phase, dx_strides, strict=True))
-    starts = grid(counts, (1,) * len(counts), dy_strides) + corner + lowest
-    ends = grid(counts, steps, dx_strides) + first
+    first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
+    starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
+    ends = grid(counts, steps, dx.strides) + first
     tiles = whole_vectors(starts, ends, width, machine.lanes)
     groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
     per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector))
