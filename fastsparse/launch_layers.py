@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
 from fastsparse.launch import Record, address, run
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
-from fastsparse_kernels import epilogue, pooling
+from fastsparse_kernels import epilogue, norm, pooling
 
 Array = NDArray[Any]
 
@@ -87,3 +88,102 @@ def run_pool_grad(kind: int, w: Windows, dy: Array, index: Array | None, dx: Arr
     """Gradient dx (N, C, *w.spatial) from dy (N, C, *w.out_spatial)."""
     bands = backward_bands(w, m.vector, -(-math.prod(dx.shape[:2]) // m.lanes), m.workers)
     _run_planes(pooling.pool_grad_kernel(kind, m.bits, m.lanes), w, bands, dx, dy, index, m)
+
+
+# ---------------------------------------------------------------- batch normalisation
+
+_NORM_FLOPS = 6.0  # per element of x
+_BLOCK_BYTES = 1024  # of x that a task reads in a row
+_BLOCKS_PER_WORKER = 3
+
+
+def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, training: bool, **fields: int) -> None:
+    images, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    columns = positions == 1
+    lines = -(-channels // m.lanes) if columns else channels
+    line_bytes = (m.lanes if columns else max(1, positions)) * m.size
+    share = -(-lines // (_BLOCKS_PER_WORKER * m.workers)) if m.workers > 1 else lines
+    block = max(1, min(_BLOCK_BYTES // line_bytes, share))
+    stride = block * norm.scratch_line(m.bits, m.lanes)
+    scratch, number = workspace.take("scratch", stride * m.workers), np.array([eps], np.float64)
+    record = Record(
+        dtype,
+        images=images,
+        lines=lines,
+        block=block,
+        channels=channels,
+        positions=positions,
+        image_stride=channels * positions * m.size,
+        eps=address(number),
+        training=int(training),
+        scratch=address(scratch),
+        scratch_stride=stride,
+        x=address(x),
+        **fields,
+    )
+    run(kernel(m.bits, m.lanes, int(columns)), record, -(-lines // block), _NORM_FLOPS * x.size, m.workers)
+
+
+def run_batch_norm(
+    x: Array,
+    y: Array,
+    gamma: Array,
+    beta: Array,
+    mean: Array,
+    variance: Array,
+    eps: float,
+    m: Machine,
+    *,
+    training: bool,
+) -> None:
+    """Normalise contiguous x (N, C, ...) into y (which may be x).
+
+    gamma, beta, mean, variance : float64 (C,); training writes the last two, otherwise they are read.
+    """
+    first = max(1, min(-(-x.shape[0] // norm.PARTS), norm.FIRST_NUMBERS // max(1, math.prod(x.shape[2:]))))
+    _run_norm(
+        norm.batch_norm_kernel,
+        norm.FORWARD,
+        x,
+        eps,
+        m,
+        training,
+        first_images=min(first, x.shape[0]),
+        y=address(y),
+        gamma=address(gamma),
+        beta=address(beta),
+        mean=address(mean),
+        variance=address(variance),
+    )
+
+
+def run_batch_norm_grad(
+    dy: Array,
+    x: Array,
+    dx: Array,
+    gamma: Array,
+    mean: Array,
+    variance: Array,
+    grad_gamma: Array,
+    grad_beta: Array,
+    eps: float,
+    m: Machine,
+    *,
+    training: bool,
+) -> None:
+    """Gradients of `run_batch_norm`; arrays per channel are float64 (C,), the two gradients are written."""
+    _run_norm(
+        norm.batch_norm_grad_kernel,
+        norm.BACKWARD,
+        x,
+        eps,
+        m,
+        training,
+        dy=address(dy),
+        dx=address(dx),
+        gamma=address(gamma),
+        mean=address(mean),
+        variance=address(variance),
+        grad_gamma=address(grad_gamma),
+        grad_beta=address(grad_beta),
+    )

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
 from . import simd
@@ -149,6 +150,12 @@ def with_sign_of(sign: Lanes, magnitude: Lanes) -> Lanes:
     """abs(magnitude) with the sign of `sign`."""
     top = sign.builder.and_(sign.bits(), sign.integer(1 << (sign.tile.bits - 1)))
     return sign.from_bits(sign.builder.or_(absolute(magnitude).bits(), top))
+
+
+def square_root(x: Lanes) -> Lanes:
+    """The correctly rounded square root."""
+    operation = simd._llvm(x.builder, f"llvm.sqrt.v{x.tile.lanes}f{x.tile.bits}", x.tile.vector, [x.tile.vector])
+    return Lanes(x.builder, x.tile, operation(x.value))
 
 
 def polynomial(x: Lanes, coefficients: tuple[float, ...]) -> Lanes:
@@ -286,3 +293,61 @@ def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
         return typed(a)
 
     return intrinsic((of_one, of_two, of_three)[inputs - 1])
+
+
+@intrinsic
+def converted(typing: Any, like: Any, tile: Any) -> Any:
+    """The tile's numbers, widened or rounded to the type of `like`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if like.bits == tile.bits:
+            return args[1]
+        convert = builder.fpext if like.bits > tile.bits else builder.fptrunc
+        vectors = simd._unpack(builder, args[1], tile.count)
+        return simd._pack(builder, like.vector, [convert(vector, like.vector) for vector in vectors])
+
+    return like(like, tile), codegen
+
+
+@intrinsic
+def filled(typing: Any, like: Any, number: Any) -> Any:
+    """`number` (a scalar of the tile's type) in every lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return simd._pack(builder, like.vector, [simd._splat(builder, like, args[1])] * like.count)
+
+    return like(like, simd._NUMBA_FLOATS[like.bits]), codegen
+
+
+@intrinsic
+def first_kept(typing: Any, tile: Any, count: Any) -> Any:
+    """The tile's first `count` elements, zeros behind them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kept = []
+        for i, vector in enumerate(simd._unpack(builder, args[0], tile.count)):
+            mask = simd._first_lanes(builder, tile, simd._shifted(builder, args[1], -i * tile.lanes))
+            kept.append(builder.select(mask, vector, ir.Constant(tile.vector, None)))
+        return simd._pack(builder, tile.vector, kept)
+
+    return tile(tile, types.int64), codegen
+
+
+@intrinsic
+def total(typing: Any, tile: Any) -> Any:
+    """The sum of all elements of a tile, by halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = simd._unpack(builder, args[0], tile.count)
+        while len(vectors) > 1:
+            half = (len(vectors) + 1) // 2
+            sums = [builder.fadd(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
+            vectors = sums + vectors[len(sums) : half]
+        vector, lanes = vectors[0], tile.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = (simd._shuffle(builder, vector, vector, range(i * lanes, (i + 1) * lanes)) for i in (0, 1))
+            vector = builder.fadd(low, high)
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    return simd._NUMBA_FLOATS[tile.bits](tile), codegen
