@@ -22,6 +22,9 @@ Array = NDArray[Any]
 
 # ---------------------------------------------------------------- activations
 
+NAMES = tuple(epilogue.ACTIVATION_CODES)
+KEEPS_OUTPUT = epilogue.KEEPS_OUTPUT
+
 # What an activation costs per element, in units of launch's estimates.
 _ACTIVATION_FLOPS = 4.0
 
@@ -46,6 +49,7 @@ def run_activation_grad(name: str, dy: Array, kept: Array, dz: Array, m: Machine
 
 # ---------------------------------------------------------------- pooling
 
+MAX, MAX_INDEX, MEAN = pooling.MAX, pooling.MAX_INDEX, pooling.MEAN
 _POOL_FLOPS = 4.0  # per element of x, transposing included
 
 
@@ -97,7 +101,7 @@ _BLOCK_BYTES = 1024  # of x that a task reads in a row
 _BLOCKS_PER_WORKER = 3
 
 
-def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, training: bool, **fields: int) -> None:
+def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, **fields: int) -> None:
     images, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     columns = positions == 1
     lines = -(-channels // m.lanes) if columns else channels
@@ -115,7 +119,6 @@ def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, trainin
         positions=positions,
         image_stride=channels * positions * m.size,
         eps=address(number),
-        training=int(training),
         scratch=address(scratch),
         scratch_stride=stride,
         x=address(x),
@@ -147,7 +150,7 @@ def run_batch_norm(
         x,
         eps,
         m,
-        training,
+        training=int(training),
         first_images=min(first, x.shape[0]),
         y=address(y),
         gamma=address(gamma),
@@ -168,17 +171,14 @@ def run_batch_norm_grad(
     grad_beta: Array,
     eps: float,
     m: Machine,
-    *,
-    training: bool,
 ) -> None:
-    """Gradients of `run_batch_norm`; arrays per channel are float64 (C,), the two gradients are written."""
+    """Gradients of `run_batch_norm` in training; arrays per channel are float64 (C,), two gradients are written."""
     _run_norm(
         norm.batch_norm_grad_kernel,
         norm.BACKWARD,
         x,
         eps,
         m,
-        training,
         dy=address(dy),
         dx=address(dx),
         gamma=address(gamma),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +47,14 @@ def _axis(size: int, kernel: int, stride: int, padding: tuple[int, int], count_p
     return np.ascontiguousarray(np.stack([first, end, weight], 1))
 
 
+@functools.lru_cache(maxsize=64)
 def windows(spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Pads, *, count_padding: bool = True) -> Windows:
     """Windows of fixed size; their weights count the padding or leave it out."""
     rows, columns = (_axis(n, k, s, p, count_padding) for n, k, s, p in zip(spatial, kernel, stride, padding))
     return Windows(spatial, rows, columns)
 
 
+@functools.lru_cache(maxsize=64)
 def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
     """Windows that split the image as evenly as possible: i goes from floor(i n / m) to ceil((i + 1) n / m)."""
 
@@ -70,6 +73,7 @@ def _band_count(rows: int, row_bytes: int, tasks: int, workers: int) -> int:
     return max(1, min(rows, max(fitting, wanted)))
 
 
+@functools.lru_cache(maxsize=64)
 def forward_bands(w: Windows, vector: int, groups: int, workers: int) -> Bands:
     """Bands of output rows, for `groups` tasks per band on vectors of `vector` bytes."""
     outputs = len(w.rows)
@@ -82,6 +86,7 @@ def forward_bands(w: Windows, vector: int, groups: int, workers: int) -> Bands:
     return _bands(table)
 
 
+@functools.lru_cache(maxsize=64)
 def backward_bands(w: Windows, vector: int, groups: int, workers: int) -> Bands:
     """Bands of input rows, with the output rows whose windows meet them."""
     height = w.spatial[0]

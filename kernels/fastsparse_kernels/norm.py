@@ -1,9 +1,9 @@
 """Batch normalisation of (N, C, S): statistics per channel, y = gamma (x - mean) / sqrt(variance + eps) + beta.
 
-One pass over x gives both statistics, as float64 sums of x - K and (x - K)^2, where K is the mean of the channel's first
-images. What the subtraction `sum2 - sum1^2 / n` can lose is at most the number of such parts that the channel has, for
-any data, so the variance needs no second pass. See Chan, Golub, LeVeque, Algorithms for computing the sample variance,
-The American Statistician 37 (1983), section 3.
+One pass over x gives both statistics, as float64 sums of x - K and (x - K)^2, where K is the mean of the first images.
+What the subtraction `sum2 - sum1^2 / n` can lose is at most the number of such parts that the channel has, for any
+data, so the variance needs no second pass. See Chan, Golub, LeVeque, Algorithms for computing the sample variance, The
+American Statistician 37 (1983), section 3.
 
 A channel is summed by one worker in a fixed order, so results do not depend on the number of threads. x - mean is
 computed with the mean rounded to x's type; what the rounding lost goes into the shift.
@@ -34,12 +34,12 @@ _SHAPE = (
     "positions",  # S
     "image_stride",  # bytes, of all arrays shaped as x
     "eps",  # float64 [1]
-    "training",
     "scratch",
     "scratch_stride",  # block * scratch_line(...)
 )
 FORWARD = kernel_record(
     *_SHAPE,
+    "training",  # 1: by the statistics of x; 0: by those given
     "first_images",  # whose mean is K
     "x",
     "y",  # may be x
@@ -54,7 +54,7 @@ BACKWARD = kernel_record(
     "dy",
     "dx",  # may be dy
     "gamma",
-    "mean",  # of a forward pass in training; otherwise constants
+    "mean",  # of the forward pass in training
     "variance",
     "grad_gamma",
     "grad_beta",
@@ -122,8 +122,7 @@ def _make_channels(lanes: int, columns: int) -> tuple[Callable[..., Any], ...]:
 
 def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
     """(sum_lines, sum_gradients) of a block, added to the two sums at each line's scratch."""
-    size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
-    pitch = scratch_line(bits, lanes)
+    size, wide_vector, pitch = bits // 8, lanes * 8, scratch_line(bits, lanes)
 
     @register_jitable
     def clear(scratch, lines):  # type: ignore[no-untyped-def]
@@ -292,7 +291,7 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
     """Kernel of record BACKWARD; `columns` is 1 for S = 1."""
     read, write, collected, line_numbers = _make_channels(lanes, columns)
     _, sum_gradients = _make_sums(bits, lanes, line_numbers)
-    normalise, combine = _make_affine(bits, lanes, line_numbers)
+    _, combine = _make_affine(bits, lanes, line_numbers)
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
@@ -306,20 +305,15 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
         write(a, sum1, a.grad_beta, line)
         write(a, _multiply(sum2, inverse), a.grad_gamma, line)
         place = sums + 3 * wide_vector
-        if a.training != 0:
-            # dx = scale (dy - mean(dy) - (x - mean) inverse^2 mean(dy (x - mean)))
-            rate = _divide(_negative(scale), filled(one, float(a.images * a.positions)))
-            slope = _multiply(_multiply(rate, sum2), _multiply(inverse, inverse))
-            centre = converted(like, mean)
-            lost = _subtract(converted(one, centre), mean)
-            simd.store(centre, place)
-            simd.store(converted(like, slope), place + vector)
-            simd.store(converted(like, _multiply_add(lost, slope, _multiply(rate, sum1))), place + 2 * vector)
-            simd.store(converted(like, scale), place + 3 * vector)
-        else:
-            simd.store(like, place)
-            simd.store(converted(like, scale), place + vector)
-            simd.store(like, place + 2 * vector)
+        # dx = scale (dy - mean(dy) - (x - mean) inverse^2 mean(dy (x - mean)))
+        rate = _divide(_negative(scale), filled(one, float(a.images * a.positions)))
+        slope = _multiply(_multiply(rate, sum2), _multiply(inverse, inverse))
+        centre = converted(like, mean)
+        lost = _subtract(converted(one, centre), mean)
+        simd.store(centre, place)
+        simd.store(converted(like, slope), place + vector)
+        simd.store(converted(like, _multiply_add(lost, slope, _multiply(rate, sum1))), place + 2 * vector)
+        simd.store(converted(like, scale), place + 3 * vector)
 
     def batch_norm_grad(arguments, slot):  # type: ignore[no-untyped-def]
         a = _backward(arguments)
@@ -335,10 +329,7 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
             sum_gradients(a, a.dy + start, a.x + start, a.images, first, last, scratch)
             for line in range(first, last):
                 prepare(a, line, scratch + (line - first) * pitch, eps)
-            if a.training != 0:
-                combine(a, a.dy + start, a.x + start, a.dx + start, first, last, scratch)
-            else:
-                normalise(a, a.dy + start, a.dx + start, first, last, scratch)
+            combine(a, a.dy + start, a.x + start, a.dx + start, first, last, scratch)
             task = simd.fetch_add(a.counter, 1)
 
     return batch_norm_grad

@@ -188,16 +188,18 @@ def max_pool(x: Array, kernel_size: Sequence[int], stride: Sequence[int], paddin
 def max_pool_backward(dy: Array, x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
     """Gradient at x: dy goes to the first largest element of each window, in C order of the window.
 
-    A NaN counts as larger than any number.
+    A NaN counts as larger than any number; padding gets nothing, even beside -inf.
     """
     dy, x = wide(dy, x)
     padded = pad_spatial(x, padding, -np.inf)
+    real = pad_spatial(np.ones((1, 1, *x.shape[2:]), bool), padding, False)[0, 0]
     grad = np.zeros_like(padded)
     for image, channel in itertools.product(range(x.shape[0]), range(x.shape[1])):
         for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-            values = padded[image, channel][window]
-            first = np.unravel_index(np.argmax(values), values.shape)
-            grad[image, channel][window][first] += dy[image, channel][position]
+            values, inside = padded[image, channel][window], np.flatnonzero(real[window])
+            if len(inside):
+                first = np.unravel_index(inside[np.argmax(values.ravel()[inside])], values.shape)
+                grad[image, channel][window][first] += dy[image, channel][position]
     return crop_spatial(grad, padding, x.shape[2:])
 
 
