@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,16 @@ def load(path: PathLike) -> Module:
 
 def write(path: PathLike, kind: str, arrays: Arrays, metadata: Mapping[str, Any]) -> None:
     """Write arrays and JSON metadata as a safetensors file of a kind, atomically."""
-    text = {
-        "format": f"fastsparse {kind}",
-        "format_version": str(FORMAT_VERSION),
-        **{name: json.dumps(value, allow_nan=False, sort_keys=True) for name, value in metadata.items()},
-    }
-    text["digest"] = _digest(arrays, text)
+    described = {"format": f"fastsparse {kind}", "format_version": FORMAT_VERSION, **metadata}
+    described["digest"] = _digest(arrays, described)
+    text = {"fastsparse": json.dumps(described)}  # one entry: safetensors does not keep their order
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        with open(temporary, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # what the umask allows; save_file is stricter
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, text)
+        os.chmod(temporary, mode)
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -119,17 +120,25 @@ def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, 
         pass
     with damage(path):
         with safe_open(os.fspath(path), framework="numpy") as file:
-            text = dict(file.metadata() or {})
-            if text.get("format") != f"fastsparse {kind}":
-                raise ValueError(f"its format is {text.get('format')!r}, expected 'fastsparse {kind}'")
-            if text.get("format_version") != str(FORMAT_VERSION):
-                raise ValueError(f"its format version is {text.get('format_version')!r}, expected '{FORMAT_VERSION}'")
+            described = _described(file.metadata(), kind)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        expected = text.pop("digest", None)
-        if expected != _digest(arrays, text):
+        expected = described.pop("digest", None)
+        if expected != _digest(arrays, described):
             raise ValueError("its digest does not fit its contents")
-        ours = ("format", "format_version")
-        return arrays, {name: json.loads(value) for name, value in text.items() if name not in ours}
+        return arrays, described
+
+
+def _described(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
+    """Our entry in a file's metadata."""
+    if not metadata or set(metadata) != {"fastsparse"}:
+        raise ValueError("its metadata is not that of fastsparse")
+    described = json.loads(metadata["fastsparse"])
+    if not isinstance(described, dict) or described.get("format") != f"fastsparse {kind}":
+        found = described.get("format") if isinstance(described, dict) else described
+        raise ValueError(f"its format is {found!r}, expected 'fastsparse {kind}'")
+    if described.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"its format version is {described.get('format_version')!r}, expected {FORMAT_VERSION}")
+    return described
 
 
 @contextlib.contextmanager
@@ -143,7 +152,7 @@ def damage(path: PathLike) -> Any:
         raise FileFormatError(f"{os.fspath(path)} is damaged or not a fastsparse file: {error}") from error
 
 
-def _digest(arrays: Arrays, text: Mapping[str, str]) -> str:
+def _digest(arrays: Arrays, described: Mapping[str, Any]) -> str:
     """BLAKE2 of all names, types, shapes, numbers and metadata."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
@@ -152,7 +161,7 @@ def _digest(arrays: Arrays, text: Mapping[str, str]) -> str:
             raise ValueError(f"entry {name!r} has dtype {array.dtype.name}, expected one of {', '.join(_TYPES)}")
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
         digest.update(np.ascontiguousarray(array).data)
-    digest.update(json.dumps(sorted(text.items())).encode())
+    digest.update(json.dumps(described).encode())
     return digest.hexdigest()
 
 

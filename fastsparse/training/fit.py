@@ -131,7 +131,7 @@ class _Totals:
         """Count one batch."""
         count = len(output)
         self.samples += count
-        self.loss += loss * count
+        self.loss += float(loss) * count
         labels = np.asarray(y)
         if labels.ndim == 1 and labels.dtype.kind in "iu" and output.ndim == 2 and output.shape[1] > 1:
             self.right = (self.right or 0) + int(np.count_nonzero(output.argmax(axis=1) == labels))

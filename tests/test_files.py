@@ -1,0 +1,345 @@
+"""Model files: the same bits come back; writing is atomic (F1); damage is one documented error (F2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import fastsparse as fs
+from fastsparse import files, nn
+from fastsparse.nn.spec import LAYERS
+
+bench = pytest.importorskip("bench.fuzz_files")
+ROOT = Path(__file__).parents[1]
+
+
+def _small() -> nn.Sequential:
+    return nn.Sequential(nn.SparseLinear(8, 4, sparsity=0.5, rng=0), nn.ReLU())
+
+
+def _everything() -> nn.Sequential:
+    rng = np.random.default_rng(0)
+    f64: Any = {"dtype": "float64", "rng": rng}
+    return nn.Sequential(
+        nn.SparseConv2d(2, 4, (3, 2), (1, 2), ((1, 0), (2, 2)), (1, 2), 2, sparsity=0.4, activation="silu", **f64),
+        nn.Conv2d(4, 4, 3, padding=1, bias=False, **f64),
+        nn.BatchNorm2d(4, 1e-3, 0.3, dtype="float64"),
+        *[layer() for layer in (nn.ReLU6, nn.LeakyReLU, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU, nn.ReLU, nn.Sigmoid)],
+        nn.GELU("tanh"),
+        nn.MaxPool2d(2, 1, ((1, 1), (0, 1))),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d((3, 2)),
+        nn.Residual(nn.Sequential(nn.Conv2d(4, 4, 1, **f64), nn.ReLU()), activation="tanh"),
+        nn.Residual(nn.SparseConv2d(4, 2, 1, **f64), nn.Conv2d(4, 2, 1, **f64)),
+        nn.Flatten(),
+        nn.Dropout(0.3, rng=0),
+        nn.SparseLinear(12, 6, False, sparsity=0.5, activation="relu", **f64),
+        nn.LayerNorm(6, 1e-4, dtype="float64"),
+        nn.BatchNorm1d(6, dtype="float64"),
+        nn.Linear(6, 3, activation="tanh", **f64),
+        nn.Softmax(),
+    )
+
+
+def test_a_model_comes_back_to_the_bit(tmp_path: Path, rng: Any) -> None:
+    model, x = _everything(), rng.normal(size=(4, 2, 6, 7))
+    model(x)  # moves the running statistics
+    path = tmp_path / "model.safetensors"
+    fs.save(model, path)
+    again = fs.load(path)
+    assert repr(again) == repr(model)
+    assert not any(module.training for _, module in again.named_modules())
+    np.testing.assert_array_equal(again(x), model.eval()(x))
+    for (name, want), (other, got) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert name == other
+        assert got.pattern == want.pattern
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got.value, want.value)
+        assert got.value.flags.writeable
+    fs.save(again, str(tmp_path / "again.safetensors"))
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_every_layer_can_be_saved(tmp_path: Path) -> None:
+    others = nn.Sequential(nn.SparseConv1d(2, 3, 2, rng=0), nn.SparseConv3d(2, 3, 2, rng=0), nn.Embedding(4, 3, rng=0))
+    saved: set[str] = set()
+    for model in (_everything(), others):
+        fs.save(model, tmp_path / "m")
+        assert repr(fs.load(tmp_path / "m")) == repr(model)
+        saved |= {type(module).__name__ for _, module in model.named_modules()}
+    assert saved == set(LAYERS)
+
+
+def test_a_loaded_model_trains_on(tmp_path: Path) -> None:
+    fs.save(_small(), tmp_path / "m")
+    model = fs.load(tmp_path / "m").train()
+    y = model(np.ones((3, 8), "f"))
+    model.backward(np.ones_like(y))
+    fs.training.SGD(model.parameters(), 0.1).step()
+    assert not np.array_equal(model(np.ones((3, 8), "f")), y)
+
+
+def test_any_safetensors_reader_finds_the_arrays(tmp_path: Path) -> None:
+    model = _small()
+    fs.save(model, tmp_path / "m.safetensors")
+    arrays = load_file(tmp_path / "m.safetensors")
+    assert set(arrays) == {"0.values", "0.bias", "0.indptr", "0.indices"}
+    np.testing.assert_array_equal(arrays["0.values"], model[0].values.value)
+    header = (tmp_path / "m.safetensors").read_bytes()
+    length = struct.unpack("<Q", header[:8])[0]
+    metadata = json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["fastsparse"])
+    assert metadata["format"] == "fastsparse model"
+    assert metadata["format_version"] == 1
+    assert metadata["architecture"]["children"]["0"]["arguments"]["out_features"] == 4
+
+
+# --- F1 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["save_file", "_sync"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(failing: str, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "m.safetensors"
+    fs.save(_small(), path)
+    old = path.read_bytes()
+    real = getattr(files, failing)
+
+    def broken(*arguments: Any) -> None:
+        real(*arguments)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, failing, broken)
+    with pytest.raises(OSError, match="disk full"):
+        fs.save(_everything(), path)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+KILLED = """
+import os, signal, sys, time
+import numpy as np
+import fastsparse as fs
+from fastsparse import nn
+models = [nn.Sequential(nn.Linear(512, 512, rng=seed)) for seed in (1, 2)]
+print("ready", flush=True)
+while True:
+    for model in models:
+        fs.save(model, sys.argv[1])
+"""
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    fs.save(nn.Sequential(nn.Linear(512, 512, rng=1)), path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
+    for pause in (0.0, 0.005, 0.011, 0.017, 0.023):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        threading.Event().wait(pause)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        layer = fs.load(path)[0]
+        wanted = [nn.Linear(512, 512, rng=seed).weight.value for seed in (1, 2)]
+        assert any(np.array_equal(layer.weight.value, value) for value in wanted)
+
+
+def test_saving_follows_the_umask_and_symbolic_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    fs.save(_small(), tmp_path / "real" / "m")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "real" / "m").stat().st_mode) == 0o666 & ~umask
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "m")
+    fs.save(_everything(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(fs.load(tmp_path / "real" / "m")) == len(_everything())
+
+
+# --- F2 -----------------------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    fs.save(_small(), path)
+    data, want = path.read_bytes(), fs.load(path).state_dict()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 0x01 << place % 8
+        path.write_bytes(changed)
+        try:
+            got = fs.load(path).state_dict()
+        except fs.FileFormatError:
+            continue
+        assert chr(data[place]).isspace(), place  # the header's padding
+        assert all(np.array_equal(got[name], want[name]) for name in want)
+
+
+def test_every_cut_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    fs.save(_small(), path)
+    data = path.read_bytes()
+    for length in range(0, len(data), 3):
+        path.write_bytes(data[:length])
+        with pytest.raises(fs.FileFormatError):
+            fs.load(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_damage_is_refused(seed: int, tmp_path: Path) -> None:
+    counts = bench.fuzz(200, seed, tmp_path)
+    assert counts["refused"] > 100
+
+
+HUGE = """
+import json, resource, sys
+import numpy as np
+import fastsparse as fs
+from fastsparse import files, nn
+from bench.fuzz_files import limit_memory
+
+path = sys.argv[1]
+fs.save(nn.Sequential(nn.Linear(4, 4)), path)
+try:
+    fs.load(path)
+finally:
+    limit_memory(64 << 20)
+arrays, metadata = files.read(path, "model")
+
+def attempt(layer, arguments, arrays):
+    spec = {"type": "Sequential", "arguments": {}, "children": {"0": {"type": layer, "arguments": arguments}}}
+    files.write(path, "model", arrays, {"architecture": spec})
+    try:
+        fs.load(path)
+    except fs.FileFormatError:
+        return
+    sys.exit(f"loaded {layer} {arguments}")
+
+for n in (2**20, 2**31, 2**40, 2**62, 2**63, 10**30):
+    attempt("Linear", {"in_features": n, "out_features": n}, arrays)
+    attempt("Linear", {"in_features": 4, "out_features": n}, arrays)
+    attempt("Conv2d", {"in_channels": n, "out_channels": 4, "kernel_size": n}, arrays)
+    attempt("BatchNorm2d", {"num_features": n}, arrays)
+    attempt("LayerNorm", {"normalized_shape": [n, n]}, arrays)
+    attempt("Embedding", {"num_embeddings": n, "embedding_dim": 4}, arrays)
+    small = {"0.indptr": np.zeros(5, np.int64), "0.indices": np.zeros(0, np.int32), "0.values": np.zeros(0, "f")}
+    attempt("SparseLinear", {"in_features": 4, "out_features": n}, small)
+    attempt("SparseLinear", {"in_features": n, "out_features": n}, small)
+    attempt("SparseConv2d", {"in_channels": 4, "out_channels": n, "kernel_size": 3}, small)
+deep = {"type": "ReLU", "arguments": {}}
+for _ in range(200):
+    deep = {"type": "Sequential", "arguments": {}, "children": {"0": deep}}
+files.write(path, "model", {}, {"architecture": deep})
+try:
+    fs.load(path)
+except fs.FileFormatError as error:
+    assert "nested more than 64 layers deep" in str(error), error
+else:
+    sys.exit("loaded a deep one")
+files.write(path, "model", {}, {"architecture": "X"})
+text = open(path, "rb").read()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs a limit on memory as Linux has it")
+def test_huge_declared_shapes_take_no_memory(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    assert run_python(HUGE, str(tmp_path / "m"), OPENBLAS_NUM_THREADS="1").stdout == "done\n"
+
+
+def _written(path: Path, architecture: Any, arrays: dict[str, Any] | None = None) -> None:
+    files.write(path, "model", {} if arrays is None else arrays, {"architecture": architecture})
+
+
+LINEAR = {"in_features": 2, "out_features": 1, "bias": False}
+CSR = {"indptr": np.array([0, 1]), "indices": np.array([1], np.int32), "values": np.ones(1, "f")}
+HOSTILE: list[tuple[Any, dict[str, Any], str]] = [
+    ({"type": "os.system", "arguments": {"x": 1}}, {}, "the model has the type 'os.system', expected a layer of fast"),
+    ({"type": "Module", "arguments": {}}, {}, "the model has the type 'Module', expected a layer of fastsparse.nn"),
+    ({"type": ["ReLU"], "arguments": {}}, {}, "the model has the type ['ReLU'], expected a layer"),
+    ([], {}, "the description of the model is not an object with type, arguments and children"),
+    ({"type": "ReLU", "arguments": [], "children": {}}, {}, "the arguments and children of the model are not objects"),
+    ({"type": "ReLU", "arguments": {"training": 1}}, {}, "ReLU() takes no arguments"),
+    (
+        {"type": "ReLU", "arguments": {}, "children": {"0": {"type": "ReLU", "arguments": {}}}},
+        {},
+        "ReLU() takes no arguments",
+    ),
+    (
+        {"type": "Sequential", "arguments": {}, "children": {"x": {"type": "ReLU", "arguments": {}}}},
+        {},
+        "the children of the model are ['x'], which do not fit the type Sequential",
+    ),
+    ({"type": "SparseLinear", "arguments": LINEAR}, {}, "there is no entry 'indptr'"),
+    (
+        {"type": "SparseLinear", "arguments": LINEAR},
+        {**CSR, "indices": np.array([2], np.int32)},
+        "indices[0] is 2, expected 0 <= column < 2 to match shape (1, 2)",
+    ),
+    (
+        {"type": "SparseLinear", "arguments": LINEAR},
+        {**CSR, "indptr": np.array([0, 2])},
+        "indptr[1] is 2, expected 1, the length of indices",
+    ),
+    (
+        {"type": "SparseLinear", "arguments": LINEAR},
+        {**CSR, "values": np.ones(2, "f")},
+        "state entry 'values' has shape (2,), expected (1,)",
+    ),
+    (
+        {"type": "SparseLinear", "arguments": {**LINEAR, "activation": "swosh"}},
+        CSR,
+        "activation is 'swosh', expected one of",
+    ),
+    (
+        {"type": "SparseLinear", "arguments": LINEAR},
+        {**CSR, "extra": np.ones(1)},
+        "state has the entry 'extra', which the model does not have",
+    ),
+]
+
+
+@pytest.mark.parametrize(("architecture", "arrays", "message"), HOSTILE)
+def test_hostile_files_are_refused_with_the_reason(
+    architecture: Any, arrays: Any, message: str, tmp_path: Path
+) -> None:
+    _written(tmp_path / "m", architecture, arrays)
+    with pytest.raises(fs.FileFormatError) as caught:
+        fs.load(tmp_path / "m")
+    prefix = f"{tmp_path / 'm'} is damaged or not a fastsparse file: "
+    assert str(caught.value).startswith(prefix)
+    assert message in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m"
+    save_file({"x": np.ones(3)}, path)
+    with pytest.raises(fs.FileFormatError, match="its metadata is not that of fastsparse"):
+        fs.load(path)
+    path.write_bytes(b"PK\x03\x04" * 100)
+    with pytest.raises(fs.FileFormatError, match="is damaged or not a fastsparse file"):
+        fs.load(path)
+    files.write(path, "model", {}, {"architecture": {"type": "ReLU", "arguments": {}}})
+    path.write_bytes(path.read_bytes().replace(b'format_version\\": 1', b'format_version\\": 2'))
+    with pytest.raises(fs.FileFormatError, match="its format version is 2, expected 1"):
+        fs.load(path)
+    with pytest.raises(FileNotFoundError):
+        fs.load(tmp_path / "none")
+    with pytest.raises(OSError):  # noqa: PT011
+        fs.load(tmp_path)

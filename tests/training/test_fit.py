@@ -1,0 +1,271 @@
+"""The training loop: it learns, repeats to the bit, resumes to the bit, and names what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import fastsparse as fs
+from fastsparse import nn
+from fastsparse.training import SGD, Adam, CosineDecay, History, fit, mse
+
+
+def _data(n: int = 120) -> tuple[Any, Any]:
+    """Three classes in the plane, far apart, with 18 columns of noise."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, n)
+    x = rng.normal(0, 0.4, (n, 20))
+    x[:, :2] += 2 * np.array([[0, 1], [1, -1], [-1, -1]])[y]
+    return x.astype("f"), y
+
+
+def _model(seed: int = 0) -> nn.Sequential:
+    rng = np.random.default_rng(seed)
+    return nn.Sequential(
+        nn.SparseLinear(20, 32, sparsity=0.5, rng=rng),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.2, rng=seed),
+        nn.SparseLinear(32, 3, sparsity=0.5, rng=rng),
+    )
+
+
+def _run(epochs: int = 3, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, History]:
+    model = model or _model()
+    settings: dict[str, Any] = {
+        "optimizer": SGD(model.parameters(), CosineDecay(0.1, 36)),
+        "batch_size": 16,
+        "rng": 5,
+        "progress": False,
+        **options,
+    }
+    return model, fit(model, settings.pop("data", _data()), epochs=epochs, **settings)
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_it_learns_and_tells_how() -> None:
+    model, history = _run(10, validation=_data(60))
+    assert history["val_accuracy"][-1] > 0.95
+    assert history["loss"][-1] < 0.3 * history["loss"][0]
+    assert history["epoch"] == list(range(1, 11))
+    assert history["density"] == [0.5] * 10
+    assert history["lr"][0] == 0.1
+    assert not any(module.training for _, module in model.named_modules())
+    x, y = _data(60)
+    assert history["val_accuracy"][-1] == np.mean(model(x).argmax(1) == y)
+    assert history["val_loss"][-1] == pytest.approx(fs.training.cross_entropy(model(x), y)[0], rel=1e-5)
+
+
+def test_a_seed_repeats_a_run_to_the_bit() -> None:
+    first, history = _run()
+    second, again = _run()
+    third, _ = _run(rng=6)
+    assert _same(first, second)
+    assert history["loss"] == again["loss"]
+    assert not _same(first, third)
+
+
+def test_sparse_input_and_other_losses() -> None:
+    x, y = _data()
+    x[abs(x) < 0.5] = 0
+    model = nn.Sequential(nn.SparseLinear(20, 8, activation="relu", rng=0), nn.Linear(8, 1, rng=0))
+    target = (y == 1).astype("f")[:, None]
+    optimizer = Adam(model.parameters(), 0.01)
+    _, history = _run(5, model, data=(sparse.csr_matrix(x), target), loss=mse, optimizer=optimizer)
+    assert history["loss"][-1] < history["loss"][0]
+    assert "accuracy" not in history
+
+
+def test_batches_of_an_iterable() -> None:
+    x, y = _data()
+    parts = [(x[i : i + 30], y[i : i + 30]) for i in range(0, 120, 30)]
+    _, history = _run(4, data=parts)
+    assert len(history) == 4
+    with pytest.raises(
+        ValueError, match=r"^data gives no batch, expected an iterable that starts anew for every epoch$"
+    ):
+        _run(2, data=iter(parts))
+    with pytest.raises(ValueError, match=r"^data gives a ndarray, expected pairs \(x, y\)$"):
+        _run(1, data=[x])
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    sizes: list[int] = []
+
+    class Watch(nn.Flatten):
+        def forward(self, x: Any) -> Any:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    x, y = _data(33)
+    model = nn.Sequential(Watch(), *_model().layers)
+    _run(1, model, data=(x, y))
+    assert sizes == [16, 17]
+
+
+def test_callbacks_see_each_epoch_and_may_stop() -> None:
+    seen = []
+
+    def callback(progress: Any) -> None:
+        seen.append((progress.epoch, len(progress.history), progress.model.training))
+        progress.stop = progress.epoch == 2
+
+    _, history = _run(5, callbacks=[callback])
+    assert seen == [(1, 1, True), (2, 2, True)]
+    assert len(history) == 2
+
+
+def test_sparsity_algorithms_are_called_after_each_step() -> None:
+    steps = []
+
+    class Algorithm:
+        def step(self, step: int) -> None:
+            steps.append(step)
+
+    _run(2, sparsity=Algorithm())
+    assert steps == list(range(1, 17))
+
+
+def test_progress_goes_to_stderr(capsys: Any) -> None:
+    _run(2, progress=True, validation=_data(30))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for word in ("epoch 2/2", "loss=", "accuracy=", "samples/s=", "density=50.0%", "val_accuracy="):
+        assert word in captured.err
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _stop_after(epoch: int) -> Callable[[Any], None]:
+    def callback(progress: Any) -> None:
+        if progress.epoch == epoch + 1:
+            raise _Interrupted  # after this epoch's work, before its checkpoint
+
+    return callback
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_run_that_was_killed_ends_with_the_same_bits(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    whole = _model()
+    _, history = _run(4, whole, optimizer=kind(whole.parameters(), CosineDecay(0.05, 32)))
+    for killed_at in (1, 3):
+        path.unlink(missing_ok=True)
+        model = _model()
+        optimizer = kind(model.parameters(), CosineDecay(0.05, 32))
+        with pytest.raises(_Interrupted):
+            _run(4, model, optimizer=optimizer, checkpoint=path, callbacks=[_stop_after(killed_at)])
+        model = _model(seed=9)  # other values, pattern and dropout
+        optimizer = kind(model.parameters(), CosineDecay(0.05, 32))
+        _, resumed = _run(4, model, optimizer=optimizer, checkpoint=path, resume=True, rng=99)
+        assert _same(model, whole)
+        assert resumed["loss"] == history["loss"]
+        assert resumed["epoch"] == [1, 2, 3, 4]
+    assert os.listdir(tmp_path) == ["run.safetensors"]
+
+
+def test_resume_without_a_file_starts_anew(tmp_path: Path) -> None:
+    model, _ = _run(2, checkpoint=tmp_path / "run", resume=True)
+    assert _same(model, _run(2)[0])
+    assert (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    _run(1, checkpoint=path)
+    other = nn.Sequential(nn.Linear(20, 3, rng=0))
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=r"is a checkpoint of another model: state has no entry '0\.weight'"):
+        _run(2, other, checkpoint=path, resume=True)
+    for name, array in other.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    model = _model(3)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"was written by the optimizer SGD, expected Adam$"):
+        _run(2, model, optimizer=Adam(model.parameters()), checkpoint=path, resume=True)
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+    fs.save(model, path)
+    with pytest.raises(fs.FileFormatError, match="its format is 'fastsparse model', expected 'fastsparse checkpoint'"):
+        _run(2, model, checkpoint=path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_layer() -> None:
+    class Poison(nn.ReLU):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * np.float32(np.nan)
+
+    model = nn.Sequential(nn.Linear(20, 8, rng=0), Poison(), nn.Linear(8, 3, rng=0))
+    with pytest.raises(FloatingPointError) as caught:
+        _run(1, model)
+    assert str(caught.value) == (
+        "the loss is nan in epoch 1, step 1: layer '1' (Poison) gives an output that is not finite"
+    )
+    model = _model()
+    model[4].values.value[2] = np.inf
+    with pytest.raises(FloatingPointError, match=r"parameter '4\.values' is not finite$"):
+        _run(1, model)
+    x, y = _data()
+    x[3, 3] = np.inf
+    with pytest.raises(FloatingPointError, match=r"the batch's x is not finite$"):
+        _run(1, data=(x, y))
+
+
+def test_divergence_is_found_without_touching_running_statistics() -> None:
+    model = _model()
+    model[1].running_mean = np.full(32, 7, np.float32)
+    model[4].values.value[:] = np.nan
+    from fastsparse.training.diagnosis import find_not_finite
+
+    assert find_not_finite(model, _data()[0]) == "parameter '4.values' is not finite"
+    model = _model()
+    assert find_not_finite(model, _data()[0]).startswith("the outputs of all layers are finite")
+    np.testing.assert_array_equal(model[1].running_mean, np.zeros(32))
+
+
+X, Y = _data()
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"epochs": -1}, ValueError, "epochs is -1, expected an integer of at least 0"),
+    ({"batch_size": 0}, ValueError, "batch_size is 0, expected an integer of at least 1"),
+    ({"batch_size": 121}, ValueError, "batch_size is 121, expected at most 120, the samples in data"),
+    ({"data": (X, Y[:9])}, ValueError, "data has x of shape (120, 20) and y of shape (9,), expected first sizes that"),
+    ({"data": (np.full((20, 20), np.nan), Y[:20])}, ValueError, "data holds NaN in x, expected numbers"),
+    ({"validation": (X[:5], Y[:4])}, ValueError, "validation has x of shape (5, 20) and y of shape (4,)"),
+    ({"data": 7}, TypeError, "data is a int, expected (x, y) or an iterable of batches (x, y)"),
+    ({"data": (X, np.full(120, 3))}, ValueError, "labels go from 3 to 3, expected 0 to 2 to match logits"),
+    ({"sparsity": 0.9}, TypeError, "sparsity is a float, expected an object with a method step(step)"),
+    ({"resume": True}, ValueError, "resume is True and checkpoint is None, expected the path of a checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_bad_arguments_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = _model()
+    before = model.parameters()[0].value.copy()
+    with pytest.raises(error) as caught:
+        _run(model=model, **options)
+    assert str(caught.value).startswith(message)
+    np.testing.assert_array_equal(model.parameters()[0].value, before)
+
+
+def test_history_draws_what_it_has() -> None:
+    pytest.importorskip("matplotlib")
+    _, history = _run(3, validation=_data(30))
+    figure = history.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
+    lines = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(lines[1].get_ydata(), history["val_loss"])
+    assert "epoch 3, loss" in repr(history)
+    with pytest.raises(KeyError, match="history has no 'f1', only"):
+        history["f1"]

@@ -1,0 +1,161 @@
+"""Optimizers against their formulas step by step; schedules as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse.nn import Parameter
+from fastsparse.training import SGD, Adam, AdamW, CosineDecay, StepDecay, WarmUp, clip_gradients
+
+
+def _trajectory(make: Any, steps: int = 5) -> tuple[list[Any], list[Any]]:
+    """Values before each step, and the gradients that were given."""
+    rng = np.random.default_rng(0)
+    parameter = Parameter(rng.normal(size=7))
+    optimizer = make([parameter])
+    values, grads = [parameter.value.copy()], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        grads.append(rng.normal(size=7))
+        parameter.accumulate(grads[-1].copy())
+        version = parameter.version
+        optimizer.step()
+        assert parameter.version > version
+        values.append(parameter.value.copy())
+    return values, grads
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_sgd(nesterov: bool, decay: float) -> None:
+    values, grads = _trajectory(lambda p: SGD(p, 0.1, 0.9, nesterov, decay))
+    w, v = values[0], np.zeros(7)
+    for given, got in zip(grads, values[1:], strict=True):
+        g = given + decay * w
+        v = 0.9 * v + g
+        w = w - 0.1 * (g + 0.9 * v if nesterov else v)
+        np.testing.assert_allclose(got, w, rtol=1e-13)
+
+
+def test_sgd_without_momentum_keeps_no_state() -> None:
+    parameter = Parameter(np.ones(3))
+    optimizer = SGD([parameter], 0.5, momentum=0)
+    parameter.accumulate(np.array([1.0, 2.0, 3.0]))
+    optimizer.step()
+    np.testing.assert_array_equal(parameter.value, [0.5, 0.0, -0.5])
+    assert not parameter.state
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_adam(kind: Any) -> None:
+    values, grads = _trajectory(lambda p: kind(p, 0.01, (0.8, 0.95), 1e-6, weight_decay=0.1))
+    w, m, s = values[0], np.zeros(7), np.zeros(7)
+    for t, (given, got) in enumerate(zip(grads, values[1:], strict=True), start=1):
+        g = given + 0.1 * w if kind is Adam else given
+        if kind is AdamW:
+            w = w * (1 - 0.01 * 0.1)
+        m, s = 0.8 * m + 0.2 * g, 0.95 * s + 0.05 * g * g
+        w = w - 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(s / (1 - 0.95**t)) + 1e-6)
+        np.testing.assert_allclose(got, w, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_float32_stays_float32(kind: Any) -> None:
+    parameter = Parameter(np.ones(3, np.float32))
+    optimizer = kind([parameter], 0.1, weight_decay=0.1)
+    parameter.accumulate(np.ones(3, np.float32))
+    optimizer.step()
+    assert parameter.value.dtype == np.float32
+    assert {array.dtype for array in parameter.state.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_state_follows_its_nonzeros_to_a_new_pattern(kind: Any) -> None:
+    """A nonzero that stays moves as if the pattern had never changed; a new one as if it started today."""
+    old, new = fs.Pattern([0, 3], [0, 2, 3], (1, 5)), fs.Pattern([0, 3], [1, 2, 3], (1, 5))
+    moved, still = Parameter(np.array([1.0, 2.0, 3.0]), old), Parameter(np.array([1.0, 2.0, 3.0]))
+    for parameter in (moved, still):
+        optimizer = kind([parameter], 0.1)
+        parameter.accumulate(np.array([0.5, -0.5, 0.25]))
+        optimizer.step()
+        if parameter is moved:
+            parameter.replace_pattern(new)
+            np.testing.assert_array_equal(parameter.value[:1], [0.0])
+        optimizer.zero_grad()
+        parameter.accumulate(np.array([0.1, 0.2, -0.3]))
+        optimizer.step()
+    np.testing.assert_array_equal(moved.value[1:], still.value[1:])
+    for name, array in moved.state.items():
+        np.testing.assert_array_equal(array[1:], still.state[name][1:])
+
+
+def test_parameters_without_gradient_stay() -> None:
+    a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
+    optimizer = SGD([("a", a), ("b", b)], 0.1, weight_decay=0.5)
+    a.accumulate(np.ones(2))
+    optimizer.step()
+    np.testing.assert_array_equal(b.value, [1, 1])
+    assert b.version == 0
+
+
+def test_clipping_scales_all_gradients_together() -> None:
+    a, b = Parameter(np.zeros(1)), Parameter(np.zeros(1))
+    a.accumulate(np.array([3.0]))
+    b.accumulate(np.array([4.0]))
+    assert clip_gradients([a, b], 10) == 5
+    np.testing.assert_array_equal([a.grad, b.grad], [[3], [4]])
+    SGD([a, b], 1.0, momentum=0, max_norm=2.5).step()
+    np.testing.assert_allclose([a.value, b.value], [[-1.5], [-2]], rtol=1e-15)
+
+
+def test_schedules_are_functions_of_the_step() -> None:
+    cosine = CosineDecay(0.2, 100, 0.02)
+    assert cosine(0) == 0.2
+    assert cosine(50) == pytest.approx(0.11)
+    assert cosine(25) == pytest.approx(0.02 + 0.18 * (1 + math.cos(math.pi / 4)) / 2)
+    assert cosine(100) == cosine(1000) == pytest.approx(0.02)
+    step = StepDecay(1.0, 10, 0.5)
+    assert [step(i) for i in (0, 9, 10, 19, 20)] == [1, 1, 0.5, 0.5, 0.25]
+    warm = WarmUp(CosineDecay(0.4, 10), 4)
+    assert [warm(i) for i in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert warm(14) == pytest.approx(0)
+    assert [WarmUp(0.3, 3)(i) for i in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
+
+
+def test_optimizers_follow_their_schedule() -> None:
+    parameter = Parameter(np.zeros(1))
+    optimizer = SGD([parameter], StepDecay(1.0, 2, 0.1), momentum=0)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.rate)
+        before = parameter.value.copy()
+        parameter.grad = np.ones(1)
+        optimizer.step()
+        assert (before - parameter.value)[0] == pytest.approx(rates[-1])
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda p: SGD([], 0.1), ValueError, "parameters is empty, expected at least one Parameter"),
+    (lambda p: SGD([np.ones(2)], 0.1), TypeError, "parameters holds a ndarray, expected fs.nn.Parameter"),
+    (lambda p: SGD(p, -0.1), ValueError, "lr is -0.1, expected a number of at least 0"),
+    (lambda p: SGD(p, "0.1"), TypeError, "lr is '0.1', expected a number of at least 0"),
+    (lambda p: SGD(p, 0.1, 1.0), ValueError, "momentum is 1.0, expected a number in [0, 1)"),
+    (lambda p: SGD(p, 0.1, 0, True), ValueError, "nesterov is True and momentum is 0, expected a momentum above 0"),
+    (lambda p: Adam(p, betas=(0.9, 1)), ValueError, "betas[1] is 1, expected a number in [0, 1)"),
+    (lambda p: SGD(p, 0.1, max_norm=0), ValueError, "max_norm is 0, expected a positive number"),
+    (lambda p: CosineDecay(0.1, 0), ValueError, "steps is 0, expected an integer of at least 1"),
+    (lambda p: StepDecay(0.1, 1.5), ValueError, "every is 1.5, expected an integer of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
+def test_bad_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        call([Parameter(np.ones(2))])
+    assert str(caught.value).startswith(message)
