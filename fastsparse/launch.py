@@ -62,6 +62,10 @@ class Record:
         for name, value in fields.items():
             self.words[self._places[name]] = value
 
+    def field_address(self, name: str) -> int:
+        """Where a field lies; it stays there as long as the record lives."""
+        return self.words.buffer_info()[0] + 8 * self._places[name]
+
     def copy(self) -> Record:
         """A record of its own for one call: calls of other threads have theirs."""
         twin = object.__new__(Record)

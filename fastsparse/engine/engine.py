@@ -1,0 +1,186 @@
+"""The engine: a compiled network, planned for each batch size when it is first used, safe in any number of threads."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import launch, nn, runtime
+from fastsparse._arguments import as_float
+from fastsparse.engine.flat import flat_schedule
+from fastsparse.engine.from_model import program_of
+from fastsparse.engine.lanes import lanes_schedule
+from fastsparse.engine.passes import optimised
+from fastsparse.engine.program import Program
+from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.workspace import Pool
+from fastsparse.plan import policy
+
+Array = NDArray[Any]
+_KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
+_WORKSPACES = 8  # calls of one batch size that run at once; more wait
+
+
+def compile(  # noqa: A001 - the public name of api.md
+    model: nn.Sequential, input_shape: Sequence[int], *, threads: int | None = None, tune: bool = True
+) -> Engine:
+    """Compile a network for inference.
+
+    Batch norm is folded, activations are fused, and activations stay in the kernels' layouts from the first layer to
+    the last. The engine is a snapshot of the model as it would run in evaluation mode.
+
+    Parameters
+    ----------
+    model : nn.Sequential
+        May be nested.
+    input_shape : tuple of int
+        Batch first; other batch sizes are planned when they are first used.
+    threads : int, optional
+        Threads of every call; by default what `fastsparse.get_num_threads()` says when a call is made.
+    tune : bool
+        Measure once how to cut batches of the size in `input_shape`, instead of estimating it. The results are the
+        same bits either way.
+
+    Returns
+    -------
+    Engine
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Naming the first layer that is not supported.
+    TypeError, ValueError
+        When an argument or the model's layers do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(64, 32, activation="relu", rng=0), fs.nn.Linear(32, 10, rng=1))
+    >>> engine = fs.compile(model, input_shape=(16, 64))
+    >>> engine(np.zeros((5, 64), np.float32)).shape
+    (5, 10)
+    """
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"model is a {type(model).__name__}, expected a fastsparse.nn.Sequential")
+    shape = _checked_shape(input_shape)
+    if threads is not None:
+        with runtime.threads(threads):  # checks the number
+            pass
+    program = optimised(program_of(model, shape[1:]))
+    engine = Engine(program, shape, threads)
+    engine.prepare(shape[0])
+    return engine
+
+
+def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(n) for n in input_shape)
+    except TypeError:
+        raise TypeError(f"input_shape is {input_shape!r}, expected a tuple of integers, batch first") from None
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"input_shape is {shape}, expected at least (batch, features), all at least 1")
+    return shape
+
+
+class Engine:
+    """A compiled network; made by `fastsparse.compile`.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        For the batch size it was compiled for.
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, program: Program, input_shape: tuple[int, ...], threads: int | None) -> None:
+        self._program = program
+        self._threads = threads
+        self.input_shape = input_shape
+        self.dtype = program.dtype
+        self._sample_shape = program.shapes[program.outputs[0]]
+        self.output_shape = (input_shape[0], *self._sample_shape)
+        self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+        """Run the network.
+
+        Parameters
+        ----------
+        x : array_like (N, ...)
+            Any N; the other sizes as in `input_shape`.
+        out : ndarray (N, ...), optional
+            Where to write the result: C-contiguous, of the engine's dtype, apart from x.
+
+        Returns
+        -------
+        ndarray (N, ...)
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x or out does not fit; nothing has been computed then.
+        """
+        array = self._checked(x)
+        y = self._output(out, array)
+        if len(array):
+            with self._pool(len(array)).workspace() as workspace:
+                workspace.run(array, y)
+        return y
+
+    def run(self, inputs: Sequence[Any], *, out: Sequence[Array] | None = None) -> list[Array]:
+        """Run on a list of inputs and give a list of outputs: one of each."""
+        if len(inputs) != 1 or (out is not None and len(out) != 1):
+            raise ValueError(f"inputs has {len(inputs)} arrays, expected 1 (and as many in out)")
+        return [self(inputs[0], out=None if out is None else out[0])]
+
+    def prepare(self, batch: int) -> None:
+        """Plan for a batch size now, instead of at its first call."""
+        with self._pool(batch).workspace():
+            pass
+
+    # ------------------------------------------------------------------------------------------
+
+    def _checked(self, x: Any) -> Array:
+        array = as_float(x, self.dtype, "x", "the engine")
+        if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
+            expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
+            raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
+        return np.ascontiguousarray(array)
+
+    def _output(self, out: Any, x: Array) -> Array:
+        shape = (len(x), *self._sample_shape)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        from fastsparse._arguments import check_out
+
+        return check_out(out, shape, self.dtype, x)
+
+    def _pool(self, batch: int) -> Pool:
+        workers = runtime.get_num_threads() if self._threads is None else self._threads
+        key = (batch, workers)
+        with self._lock:
+            pool = self._plans.get(key)
+            if pool is not None:
+                self._plans.move_to_end(key)
+                return pool
+        made = Pool(self._schedule(batch, workers), _WORKSPACES)
+        with self._lock:
+            pool = self._plans.setdefault(key, made)
+            self._plans.move_to_end(key)
+            while len(self._plans) > _KEPT_PLANS:
+                self._plans.popitem(last=False)
+        return pool
+
+    def _schedule(self, batch: int, workers: int) -> Schedule:
+        machine = launch.machine(self.dtype, workers)
+        on_images = any(len(shape) > 1 for shape in self._program.shapes)
+        if policy.prefers_lanes(batch, machine.lanes) or (batch > 1 and not on_images):
+            return lanes_schedule(self._program, batch, machine)
+        return flat_schedule(self._program, batch, machine)

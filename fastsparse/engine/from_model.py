@@ -1,0 +1,179 @@
+"""From layers to a program: one function per kind of layer, in one table.
+
+Values are copied in evaluation mode's form, so the program is a snapshot: training on changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import nn
+from fastsparse.csr import CSR, csr
+from fastsparse.engine.program import (
+    Activate,
+    Conv,
+    Linear,
+    Node,
+    Operator,
+    Pool,
+    Program,
+    Reshape,
+    Scale,
+    Shape,
+    UnsupportedOperatorError,
+)
+from fastsparse.plan.conv import Geometry
+from fastsparse.plan.pooling import adaptive_windows, windows
+
+Array = NDArray[Any]
+# An operator and the shape it gives, or None for a layer that changes nothing.
+Translated = tuple[Operator, Shape] | None
+
+
+def program_of(model: nn.Module, shape: Shape) -> Program:
+    """The program of a Sequential for samples of `shape`, layer by layer as it stands.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Naming the first layer that is not known.
+    ValueError
+        When a layer does not fit the shape that reaches it.
+    TypeError
+        When layers have different dtypes.
+    """
+    shapes, nodes = [shape], []
+    for name, layer in leaves(model):
+        translated = _translated(name, layer, shapes[-1])
+        if translated is not None:
+            operator, shape = translated
+            shapes.append(shape)
+            nodes.append(Node(f"{name} {type(layer).__name__}", operator, (len(shapes) - 2,), len(shapes) - 1))
+    dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
+    if len(dtypes) > 1:
+        raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
+    dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
+    return Program(tuple(shapes), (0,), (len(shapes) - 1,), tuple(nodes), dtype)
+
+
+def leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) in order of execution, nested Sequentials opened."""
+    if isinstance(model, nn.Sequential):
+        for name, child in model.children():
+            yield from leaves(child, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix or "model", model
+
+
+def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:
+    for kinds, translate in _TABLE:
+        if isinstance(layer, kinds):
+            try:
+                return translate(layer, shape)
+            except _Misfit as misfit:
+                got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
+                raise ValueError(
+                    f"input_shape gives layer {name} ({type(layer).__name__}) an input of shape {got}, expected {misfit}"
+                ) from None
+    raise UnsupportedOperatorError(f"layer {name} is a {type(layer).__name__}, which fs.compile does not support yet")
+
+
+class _Misfit(ValueError):
+    """What a layer expected of its input's shape."""
+
+
+def _bias(layer: Any) -> Array | None:
+    return None if layer.bias is None else layer.bias.value.copy()
+
+
+def _sparse_linear(layer: nn.SparseLinear, shape: Shape) -> Translated:
+    return _linear(layer, layer.weight, shape, dense=False)
+
+
+def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
+    return _linear(layer, csr(layer.weight.value), shape, dense=True)
+
+
+def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
+    if shape != (layer.in_features,):
+        raise _Misfit(f"(N, {layer.in_features})")
+    return Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,)
+
+
+def _sparse_conv(layer: Any, shape: Shape) -> Translated:
+    return _conv(layer, layer.weight, shape, dense=False)
+
+
+def _dense_conv(layer: nn.Conv2d, shape: Shape) -> Translated:
+    return _conv(layer, csr(layer.weight.value.reshape(layer.out_channels, -1)), shape, dense=True)
+
+
+def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
+    axes = len(layer.kernel_size)
+    if len(shape) != axes + 1 or shape[0] != layer.in_channels:
+        raise _Misfit(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
+    geometry = Geometry(
+        layer.in_channels, layer.out_channels, shape[1:], layer.kernel_size, layer.stride, layer.padding,
+        layer.dilation, layer.groups,
+    )  # fmt: skip
+    if min(geometry.out_spatial) < 1:
+        raise _Misfit(f"an image in which a window of {layer.kernel_size} fits")
+    operator = Conv(weight, _bias(layer), geometry, layer.activation, dense)
+    return operator, (layer.out_channels, *geometry.out_spatial)
+
+
+def _batch_norm(layer: Any, shape: Shape) -> Translated:
+    axes = (1, 2) if isinstance(layer, nn.BatchNorm1d) else (3,)
+    if len(shape) not in axes or shape[0] != layer.num_features:
+        raise _Misfit(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
+    wide = np.float64
+    scale = layer.weight.value.astype(wide) / np.sqrt(layer.running_var.astype(wide) + layer.eps)
+    return Scale(scale, layer.bias.value.astype(wide) - layer.running_mean.astype(wide) * scale), shape
+
+
+def _activation(layer: Any, shape: Shape) -> Translated:
+    return Activate(layer.activation), shape
+
+
+def _window_pool(layer: Any, shape: Shape) -> Translated:
+    if len(shape) != 3:
+        raise _Misfit("(N, C, H, W)")
+    tables = windows((shape[1], shape[2]), layer.kernel_size, layer.stride, layer.padding)
+    if min(tables.out_spatial) < 1:
+        raise _Misfit(f"an image in which a window of {layer.kernel_size} fits")
+    kind = "max" if isinstance(layer, nn.MaxPool2d) else "mean"
+    return Pool(kind, tables), (shape[0], *tables.out_spatial)
+
+
+def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
+    if len(shape) != 3:
+        raise _Misfit("(N, C, H, W)")
+    tables = adaptive_windows((shape[1], shape[2]), layer.output_size)
+    return Pool("mean", tables), (shape[0], *tables.out_spatial)
+
+
+def _flatten(layer: nn.Flatten, shape: Shape) -> Translated:
+    return None if len(shape) == 1 else (Reshape(), (math.prod(shape),))
+
+
+def _nothing(layer: nn.Module, shape: Shape) -> Translated:
+    return None
+
+
+_TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translated]]] = [
+    ((nn.SparseLinear,), _sparse_linear),
+    ((nn.Linear,), _dense_linear),
+    ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d), _sparse_conv),
+    ((nn.Conv2d,), _dense_conv),
+    ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
+    ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU), _activation),
+    ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
+    ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
+    ((nn.Flatten,), _flatten),
+    ((nn.Dropout,), _nothing),
+]

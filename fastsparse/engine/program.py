@@ -1,0 +1,138 @@
+"""Programs: what a network computes, as a graph of operators on tensors, apart from how it is computed.
+
+A tensor is a number; its shape is that of one sample, without the batch. Every tensor is written by one node or is an
+input, and nodes stand in an order in which they can run. Passes take a program and give a program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR
+from fastsparse.plan.conv import Geometry
+from fastsparse.plan.pooling import Windows
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class UnsupportedOperatorError(NotImplementedError):
+    """A layer or operator that the engine does not know."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """activation(conv(x, weight) + bias); x (C, *spatial). weight is CSR (out, C/groups * kernel)."""
+
+    weight: CSR
+    bias: Array | None
+    geometry: Geometry
+    activation: str | None = None
+    dense: bool = False  # written as a dense layer in the model
+
+    @property
+    def useful_flops(self) -> float:
+        """Multiplications and additions per sample."""
+        return 2.0 * self.weight.nnz * self.geometry.positions
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """activation(weight @ x + bias); x of any shape, read in row-major order. weight is CSR (out, in)."""
+
+    weight: CSR
+    bias: Array | None
+    activation: str | None = None
+    dense: bool = False
+
+    @property
+    def useful_flops(self) -> float:
+        """Multiplications and additions per sample."""
+        return 2.0 * self.weight.nnz
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """scale * x + shift per channel (the first axis), in float64: batch norm at inference."""
+
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Activate:
+    """An activation by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Largest value ("max") or mean ("mean") of windows of x (C, H, W)."""
+
+    kind: str
+    windows: Windows
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same numbers in another shape."""
+
+
+Operator = Conv | Linear | Scale | Activate | Pool | Reshape
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operator between tensors. `name` is what messages and the report call it."""
+
+    name: str
+    operator: Operator
+    inputs: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A network. shapes[t] is the shape of one sample of tensor t."""
+
+    shapes: tuple[Shape, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    dtype: np.dtype[Any]
+
+    def with_nodes(self, nodes: list[Node]) -> Program:
+        """The same tensors with other nodes."""
+        return replace(self, nodes=tuple(nodes))
+
+    def producers(self) -> dict[int, Node]:
+        """The node that writes each tensor."""
+        return {node.output: node for node in self.nodes}
+
+    def uses(self) -> Counter[int]:
+        """How often each tensor is read, by nodes or as an output."""
+        return Counter([t for node in self.nodes for t in node.inputs] + list(self.outputs))
+
+    def roots(self) -> dict[int, int]:
+        """For every tensor the one whose memory it shares: reshaping moves nothing."""
+        root = {t: t for t in range(len(self.shapes))}
+        for node in self.nodes:
+            if isinstance(node.operator, Reshape):
+                root[node.output] = root[node.inputs[0]]
+        return root
+
+    def useful_flops(self) -> float:
+        """Multiplications and additions of all products, per sample."""
+        return sum(n.operator.useful_flops for n in self.nodes if isinstance(n.operator, Conv | Linear))
+
+
+def size(shape: Shape) -> int:
+    """Numbers in one sample of a tensor."""
+    return math.prod(shape)

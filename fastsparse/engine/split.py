@@ -1,0 +1,72 @@
+"""How a batch is cut: pure functions of sizes.
+
+Figures are of an AVX-512 core with 1 MB of L2 cache; a wrong guess costs some per cent, never a result: all cuts give
+the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fastsparse.plan.policy import SLICE_FLOPS, TILE_RATE, tile_width
+
+FEW_POSITIONS = 4  # images smaller than this make their tiles over groups of samples
+LIVE_BYTES = 1 << 20  # what two neighbouring layers of the first stage may hold: about the L2 cache
+LATE_BYTES = 1 << 20  # the same of the second stage
+STEP_COST = 2e5  # of a meeting of all workers, in multiplications and additions (2 us)
+SHARED_RATE = 0.85  # of shared steps: a core reads what others wrote
+
+
+class Work(NamedTuple):
+    """Of one group of VL samples: flops of both stages, bytes of activations live at once in both, and steps."""
+
+    early_flops: float
+    late_flops: float
+    early_bytes: int
+    late_bytes: int
+    steps: int
+
+
+class Split(NamedTuple):
+    """per_worker as in `Schedule`; groups of a task; groups of the first stage's steps."""
+
+    per_worker: bool
+    outer: int
+    inner: int
+
+
+def rate(vectors: int) -> float:
+    """Useful rate of tiles over a line of `vectors` vectors."""
+    width = tile_width(vectors)
+    return TILE_RATE[width] * vectors / (-(-vectors // width) * width)
+
+
+def tile_groups(positions: int, groups: int) -> int:
+    """Groups that one line of tiles goes over: all where positions alone fill their tiles badly."""
+    return groups if groups > 1 and rate(positions) < 0.9 * rate(positions * groups) else 1
+
+
+def choose(work: Work, groups: int, workers: int) -> Split:
+    """The cut that costs least by a rough count."""
+    per_group = work.early_flops + work.late_flops
+    inner = max(1, LIVE_BYTES // max(1, work.early_bytes))
+    cap = inner
+    if work.late_flops > 0:
+        cap = max(4, min(16, LATE_BYTES // max(1, work.late_bytes)))
+    cap = max(1, min(cap, groups, int(SLICE_FLOPS // max(1.0, per_group))))
+    rounds = math.ceil(groups / cap / workers)
+    outer = math.ceil(groups / (rounds * workers))
+    alone = rounds * outer * (work.early_flops + work.late_flops / rate(outer))
+    tasks = math.ceil(groups / cap)
+    shared_outer = math.ceil(groups / tasks)
+    total = groups * (work.early_flops + work.late_flops / rate(shared_outer))
+    shared = total / workers / SHARED_RATE + tasks * work.steps * STEP_COST
+    if per_group <= SLICE_FLOPS and (workers == 1 or alone <= shared):
+        return Split(True, outer, _divisor(outer, inner))
+    return Split(False, shared_outer, _divisor(shared_outer, inner * workers))
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return max(i for i in range(1, number + 1) if number % i == 0 and i <= max(1, most))

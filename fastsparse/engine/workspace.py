@@ -1,0 +1,141 @@
+"""Workspaces: a schedule with memory and with its kernel calls made, ready to run; and a bounded pool of them.
+
+A workspace serves one call at a time. Everything a call needs but its output is allocated when the workspace is made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import launch_engine
+from fastsparse.engine.schedule import SAMPLES, USER, Place, Schedule, Step, X, Y, assign_memory
+from fastsparse.launch import Call, address
+from fastsparse.plan import policy
+from fastsparse_kernels.build import aligned_empty
+
+Array = NDArray[Any]
+
+
+class Workspace:
+    """Memory and calls of one schedule."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        offsets, size = assign_memory(schedule.buffers)
+        sharing = 1 if schedule.per_worker else schedule.workers
+        scratch = max((step.scratch for step in schedule.steps), default=0) * sharing
+        size = -(-size // 4096) * 4096
+        self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(schedule.slots)]
+        self.calls: list[list[Call]] = []
+        for memory in self.memory:
+            memory.fill(0)  # the borders of planes: nothing writes them again
+            self.calls.append([_bound(step, address(memory), offsets, address(memory) + size) for step in schedule.steps])
+        self._variables = np.zeros(3, np.int64)
+        self._tables = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
+        patches = [self._patches(calls) for calls in self.calls]
+        self._patch_table = np.array(patches, np.int64).reshape(len(self.calls), -1, 4)
+        self.flops = sum(call.flops for call in self.calls[0]) * schedule.tasks
+        self._sequence = launch_engine.sequence_call(
+            self._tables, self._patch_table, self._variables, schedule.tasks, self.flops
+        )
+        self._spans = _spans(self.calls[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for activations and scratch."""
+        return sum(memory.nbytes for memory in self.memory)
+
+    def _patches(self, calls: list[Call]) -> list[tuple[int, int, int, int]]:
+        return [
+            (call.record.field_address(patch.field), patch.variable, patch.offset, patch.per_task)
+            for step, call in zip(self.schedule.steps, calls, strict=True)
+            for patch in step.patches
+        ]
+
+    def run(self, x: Array, y: Array) -> None:
+        """y = network(x); both contiguous, of the schedule's batch size."""
+        schedule = self.schedule
+        self.set_arrays(x, y)
+        if schedule.per_worker:
+            launch_engine.run_tasks(self._sequence, schedule.workers)
+            return
+        for task in range(schedule.tasks):
+            launch_engine.apply_patches(self._patch_table[0], self._variables, task)
+            for first, last in self._spans:
+                if last - first == 1 and self.calls[0][first].flops > policy.SLICE_FLOPS:
+                    launch_engine.run_tasks(self.calls[0][first], schedule.workers)
+                else:
+                    launch_engine.run_rows(self._tables[0], first, last, schedule.workers)
+
+    def set_arrays(self, x: Array, y: Array) -> None:
+        """Say where the user's arrays are."""
+        variables = self._variables
+        variables[X], variables[Y], variables[SAMPLES] = address(x), address(y), len(x)
+
+    def run_step(self, index: int, workers: int) -> None:
+        """Run one step of the first task, for measuring."""
+        launch_engine.apply_patches(self._patch_table[0], self._variables, 0)
+        launch_engine.run_tasks(self.calls[0][index], workers)
+
+
+def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> Call:
+    def at(place: Place) -> int:
+        return 0 if place[0] == USER else base + offsets[place[0]] + place[1]
+
+    return step.make(at(step.source), at(step.target), scratch)
+
+
+def _spans(calls: list[Call]) -> list[tuple[int, int]]:
+    """Runs of steps short enough that Ctrl-C is noticed between them."""
+    spans, first, flops = [], 0, 0.0
+    for i, call in enumerate(calls):
+        if i > first and flops + call.flops > policy.SLICE_FLOPS:
+            spans.append((first, i))
+            first, flops = i, 0.0
+        flops += call.flops
+    return [*spans, (first, len(calls))]
+
+
+class Pool:
+    """Workspaces of one schedule: made when needed, at most `limit`, and handed round."""
+
+    def __init__(self, schedule: Schedule, limit: int) -> None:
+        self.schedule = schedule
+        self._limit = limit
+        self._made = 0
+        self._free: list[Workspace] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def workspace(self) -> Iterator[Workspace]:
+        """A workspace for one call; waits for one when all are in use."""
+        taken = self._take()
+        try:
+            yield taken
+        finally:
+            with self._changed:
+                self._free.append(taken)
+                self._changed.notify()
+
+    def _take(self) -> Workspace:
+        with self._changed:
+            while not self._free:
+                if self._made < self._limit:
+                    self._made += 1
+                    break
+                self._changed.wait()
+            else:
+                return self._free.pop()
+        try:
+            return Workspace(self.schedule)
+        except BaseException:
+            with self._changed:
+                self._made -= 1
+                self._changed.notify()
+            raise

@@ -1,0 +1,153 @@
+"""Launching whole networks: calls made once, then run in a row without Python between them.
+
+A part of `launch`: nothing is validated here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import runtime
+from fastsparse.launch import Call, Record, address
+from fastsparse.plan import policy
+from fastsparse.plan.lanes import LanesPlanes
+from fastsparse.plan.linear import Machine
+from fastsparse.plan.pooling import Bands, Windows
+from fastsparse_kernels import build, pooling, sequence
+
+Table = NDArray[np.int64]
+_KINDS = {"max": pooling.MAX, "mean": pooling.MEAN}
+_POOL_FLOPS = 4.0  # per element of x
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def pool_lanes_call(
+    kind: str, w: Windows, bands: Bands, x: int, planes: LanesPlanes, y: int, out: LanesPlanes, groups: int, m: Machine
+) -> Call:
+    """Pool `groups` groups of planes at address x into planes at y; the border around y is left alone."""
+    record = Record(
+        pooling.LANES,
+        channels=planes.channels,
+        bands=len(bands.table),
+        band_rows=address(bands.table),
+        width=w.spatial[1],
+        out_width=len(w.columns),
+        rows=address(w.rows),
+        columns=address(w.columns),
+        x=x,
+        x_group_stride=planes.group_stride,
+        x_channel_stride=planes.channel_stride,
+        x_places=address(planes.places) if len(planes.places) else 0,
+        y=y,
+        y_group_stride=out.group_stride,
+        y_channel_stride=out.channel_stride,
+        y_places=address(out.places) if len(out.places) else 0,
+    )
+    tasks = groups * planes.channels * len(bands.table)
+    flops = _POOL_FLOPS * groups * planes.channels * planes.positions * m.lanes
+    return Call(pooling.pool_lanes_kernel(_KINDS[kind], m.bits, m.lanes), record, tasks, flops)
+
+
+def pool_scratch(w: Windows, bands: Bands, m: Machine) -> tuple[int, int, int]:
+    """Bytes of scratch per worker, and where a band of y and of the index begin in it."""
+    x_bytes = (bands.input_rows * w.spatial[1] + m.lanes) * m.vector
+    y_bytes = (bands.output_rows * len(w.columns) + m.lanes) * m.vector
+    return x_bytes + y_bytes, x_bytes, x_bytes + y_bytes
+
+
+def pool_call(
+    kind: str, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int
+) -> Call:
+    """Pool `planes` contiguous planes at address x into those at y."""
+    stride, scratch_y, scratch_index = pool_scratch(w, bands, m)
+    x_size, y_size = w.spatial[0] * w.spatial[1], len(w.rows) * len(w.columns)
+    record = Record(
+        pooling.PLANES,
+        planes=planes,
+        bands=len(bands.table),
+        band_rows=address(bands.table),
+        width=w.spatial[1],
+        out_width=len(w.columns),
+        rows=address(w.rows),
+        columns=address(w.columns),
+        x=x,
+        x_stride=x_size * m.size,
+        y=y,
+        y_stride=y_size * m.size,
+        scratch=scratch,
+        scratch_stride=stride,
+        scratch_y=scratch_y,
+        scratch_index=scratch_index,
+    )
+    kernel = pooling.pool_kernel(_KINDS[kind], m.bits, m.lanes)
+    return Call(kernel, record, -(-planes // m.lanes) * len(bands.table), _POOL_FLOPS * planes * x_size)
+
+
+# ---------------------------------------------------------------- sequences
+
+
+def available_slots(workers: int) -> int:
+    """How many of `workers` may really run at once, here and now."""
+    if workers == 1 or not runtime.parallel_allowed():
+        return 1
+    from numba import config
+
+    return min(workers, int(config.NUMBA_NUM_THREADS))
+
+
+def step_table(calls: list[Call], workers: int) -> Table:
+    """Calls as the rows that `sequence` reads; a call too small to share gets one slot."""
+    table = np.zeros((len(calls), 4), np.int64)
+    for row, call in zip(table, calls, strict=True):
+        words = call.record.words
+        start = words.buffer_info()[0]
+        words[0] = start + 8 * (len(words) - 8)
+        shared = call.flops >= policy.PARALLEL_FLOPS
+        row[:] = call.kernel.address, start, call.tasks, min(workers, max(1, call.tasks)) if shared else 1
+    return table
+
+
+def sequence_call(steps: Table, patches: Table, variables: Table, tasks: int, flops: float) -> Call:
+    """Call of the sequence kernel. steps [slots, n, 4], patches [slots, n, 4] as in the kernel; flops in all."""
+    record = Record(
+        sequence.ARGUMENTS,
+        steps=steps.shape[1],
+        step_table=address(steps),
+        patches=patches.shape[1],
+        patch_table=address(patches),
+        variables=address(variables),
+    )
+    return Call(sequence.sequence_kernel(), record, tasks, flops)
+
+
+def run_tasks(call: Call, workers: int) -> None:
+    """Run a call by up to `workers` workers, in slices short enough that Ctrl-C is noticed."""
+    words, tasks = call.record.words, call.tasks
+    start, counter = words.buffer_info()[0], len(words) - 8
+    words[0] = start + 8 * counter
+    slots = min(tasks, available_slots(workers))
+    slices = max(1, min(tasks, int(call.flops / (policy.SLICE_FLOPS * slots))))
+    for i in range(slices):
+        words[counter], words[1] = tasks * i // slices, tasks * (i + 1) // slices
+        if slots > 1:
+            build.run_parallel()(call.kernel.address, start, slots)
+        else:
+            build.run_serial()(call.kernel.address, start)
+
+
+def apply_patches(patches: Table, variables: Table, task: int) -> None:
+    """Patch fields for one task, from outside of the sequence kernel."""
+    sequence.apply_patches()(address(patches), len(patches), address(variables), task)
+
+
+def run_rows(table: Table, first: int, last: int, workers: int) -> None:
+    """Run the steps `first` to `last` of a table one after the other, each by its workers."""
+    if workers > 1 and available_slots(workers) > 1:
+        sequence.run_steps()(address(table), first, last)
+    else:
+        sequence.run_steps_serial()(address(table), first, last)

@@ -1,0 +1,127 @@
+"""Sequences: a whole network's kernels, one after the other, in one call from Python.
+
+`sequence` is itself a kernel. Its tasks are parts of a batch; a worker that takes one runs all steps of the network on
+it, on records, buffers and scratch of its own. Workers meet once per batch instead of once per layer, and what a layer
+writes is read by the same core while it is in that core's cache. `run_steps` is for batches of too few parts: the
+workers share the tasks of each step.
+
+Steps are int64 [steps, 4]: kernel, record, tasks, and the number of slots (`run_steps` only). Before a task the fields
+of records that depend on the call or on the part are patched, int64 [patches, 4]: field = variables[index] + offset +
+task * step, as address of the field, index, offset and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic, register_jitable
+
+from . import simd
+from .build import compile_function, compile_kernel, compiled_once, kernel_record
+
+ARGUMENTS = kernel_record(
+    "steps",
+    "step_table",  # int64 [slots, steps, 4]
+    "patches",
+    "patch_table",  # int64 [slots, patches, 4]
+    "variables",  # int64 [variables]
+)
+_arguments = simd.record_view(ARGUMENTS)
+
+
+@intrinsic
+def _store_i64(typing: Any, value: Any, address: Any) -> Any:
+    """Write one int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[0], builder.inttoptr(args[1], ir.IntType(64).as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@register_jitable
+def _patch(table, patches, variables, task):  # type: ignore[no-untyped-def]
+    for i in range(patches):
+        row = table + i * 32
+        value = simd.load_i64(variables + simd.load_i64(row + 8) * 8)
+        _store_i64(value + simd.load_i64(row + 16) + task * simd.load_i64(row + 24), simd.load_i64(row))
+
+
+@register_jitable
+def _reset(record, tasks):  # type: ignore[no-untyped-def]
+    """Start a record's task counter; counter and stop are its first words."""
+    _store_i64(0, simd.load_i64(record))
+    _store_i64(tasks, record + 8)
+
+
+def make_sequence() -> Callable[..., None]:
+    """Kernel of record ARGUMENTS."""
+
+    def sequence(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _arguments(arguments)
+        steps = a.step_table + slot * a.steps * 32
+        patches = a.patch_table + slot * a.patches * 32
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            _patch(patches, a.patches, a.variables, task)
+            for i in range(a.steps):
+                step = steps + i * 32
+                record = simd.load_i64(step + 8)
+                _reset(record, simd.load_i64(step + 16))
+                simd.call(simd.load_i64(step), record, 0)
+            task = simd.fetch_add(a.counter, 1)
+
+    return sequence
+
+
+@compiled_once
+def sequence_kernel() -> Any:
+    """The compiled kernel."""
+    return compile_kernel(make_sequence(), "sequence")
+
+
+@compiled_once
+def run_steps() -> Callable[[int, int, int], None]:
+    """Run steps `first` to `last` of the table at an address, each by its number of slots."""
+
+    def run_steps(table, first, last):  # type: ignore[no-untyped-def]
+        for i in range(first, last):
+            step = table + i * 32
+            kernel, record = simd.load_i64(step), simd.load_i64(step + 8)
+            slots = simd.load_i64(step + 24)
+            _reset(record, simd.load_i64(step + 16))
+            if slots == 1:
+                simd.call(kernel, record, 0)
+            else:
+                for slot in prange(slots):
+                    simd.call(kernel, record, slot)
+
+    return compile_function(run_steps, types.void(types.int64, types.int64, types.int64), parallel=True)
+
+
+@compiled_once
+def run_steps_serial() -> Callable[[int, int, int], None]:
+    """The serial twin: slot 0 takes all tasks of every step on the calling thread."""
+
+    def run_steps_serial(table, first, last):  # type: ignore[no-untyped-def]
+        for i in range(first, last):
+            step = table + i * 32
+            record = simd.load_i64(step + 8)
+            _reset(record, simd.load_i64(step + 16))
+            simd.call(simd.load_i64(step), record, 0)
+
+    return compile_function(run_steps_serial, types.void(types.int64, types.int64, types.int64))
+
+
+@compiled_once
+def apply_patches() -> Callable[[int, int, int, int], None]:
+    """(patch table, patches, variables, task): what the sequence kernel does before a task."""
+
+    def apply_patches(table, patches, variables, task):  # type: ignore[no-untyped-def]
+        _patch(table, patches, variables, task)
+
+    return compile_function(apply_patches, types.void(*[types.int64] * 4))
