@@ -6,9 +6,7 @@ mode it keeps nothing, so that any number of threads may call one model at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,12 +14,11 @@ from numpy.typing import NDArray
 
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.state import commit, stage
+from fastsparse.nn.summary import summary_table
+from fastsparse.nn.watching import seen
 
 Array = NDArray[Any]
 Self = TypeVar("Self", bound="Module")
-Watcher = Callable[["Module", Array], None]
-
-_watcher: ContextVar[Watcher | None] = ContextVar("fastsparse_watcher", default=None)
 
 
 class Module:
@@ -39,9 +36,7 @@ class Module:
     def __call__(self, x: Any) -> Array:
         """Run the layer on `x`; the same as ``forward``."""
         y = self.forward(x)
-        watcher = _watcher.get()
-        if watcher is not None:
-            watcher(self, y)
+        seen(self, y)
         return y
 
     def forward(self, x: Any) -> Array:
@@ -173,23 +168,11 @@ class Module:
         input_shape : tuple of int, optional
             With it (batch first) the table shows output shapes, found by one run on zeros.
         """
-        from fastsparse.nn.summary import summary_table
-
         print(summary_table(self, input_shape))
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
-
-
-@contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """Have `watcher` called with (layer, output) after each layer's call, in this thread."""
-    token = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
 
 
 def distinct(modules: list[Module], owner: str) -> None:

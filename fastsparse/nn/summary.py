@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastsparse.nn.module import Array, Module, watching
 from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.watching import watching
+
+if TYPE_CHECKING:
+    from fastsparse.nn.module import Module
 
 _HEADER = ("layer", "type", "output shape", "nonzeros", "of", "density", "memory")
 
@@ -61,7 +65,7 @@ def _output_shapes(model: Module, input_shape: tuple[int, ...]) -> dict[int, tup
     """Shape of every layer's output, by the layer's id."""
     shapes: dict[int, tuple[int, ...]] = {}
 
-    def watch(module: Module, y: Array) -> None:
+    def watch(module: Module, y: NDArray[Any]) -> None:
         shapes[id(module)] = tuple(y.shape)
 
     modes = [(module, module.training) for _, module in model.named_modules()]

@@ -139,7 +139,7 @@ def erdos_renyi(shapes: Sequence[Sequence[int]], sparsity: float, *, kernel: boo
     --------
     >>> from fastsparse.sparsity import erdos_renyi
     >>> erdos_renyi([(100, 100), (10, 100)], 0.8)
-    [0.142, 0.78]
+    [0.1419, 0.781]
     """
     checked = [_layer_shape(shape, position) for position, shape in enumerate(shapes)]
     sizes = [math.prod(shape) for shape in checked]

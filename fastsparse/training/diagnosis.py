@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from fastsparse.nn.module import Array, Module, watching
+from fastsparse.nn.module import Array, Module
+from fastsparse.nn.watching import watching
 
 
 def find_not_finite(model: Module, x: Any) -> str:
