@@ -289,9 +289,7 @@ def _forward_flat(
     x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation: str | None, y: Array, m: Machine
 ) -> None:
     pattern = W.pattern
-    plan = pattern.cached(
-        ("conv flat", geometry, m, len(x)), lambda: plans.conv_flat(pattern, geometry, m, len(x))
-    )
+    plan = pattern.cached(("conv flat", geometry, m, len(x)), lambda: plans.conv_flat(pattern, geometry, m, len(x)))
     values = packed_values(W, plan.spmm.operator)
     image_stride = geometry.channels * plan.channel_stride
     for start, stop in chunks(len(x), image_stride * m.lanes, m):
@@ -305,9 +303,7 @@ def _forward_flat(
         )  # fmt: skip
 
 
-def backward(
-    grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
-) -> tuple[Array | None, Array]:
+def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool) -> tuple[Array | None, Array]:
     """dX, when asked for, and the values' gradient, always through lanes layout."""
     m, pattern = machine(W.dtype), W.pattern
     sample_groups = min(-(-len(x) // m.lanes), policy.MIN_CHUNK_GROUPS)
@@ -336,7 +332,5 @@ def backward(
                 phase, packed_values(W, phase.operator), dy_lanes, x_lanes, m, y_row_stride=plan.dx.channel_stride,
                 batches=groups, x_batch_stride=plan.dy.group_stride, y_batch_stride=plan.dx.group_stride,
             )  # fmt: skip
-        launch.unpack_lanes(
-            x_lanes, plan.dx, address(grad_x[start:]), grad_x.strides[0], grad_x.strides[1], samples, m
-        )
+        launch.unpack_lanes(x_lanes, plan.dx, address(grad_x[start:]), grad_x.strides[0], grad_x.strides[1], samples, m)
     return grad_x, plan.dw.operator.unpack(gradients)

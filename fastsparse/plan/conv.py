@@ -79,9 +79,7 @@ class LanesConv:
     spmm: SpmmPlan
 
 
-def lanes_operator(
-    pattern: Pattern, geometry: Geometry, planes: LanesPlanes, per_block: int, groups: int
-) -> Operator:
+def lanes_operator(pattern: Pattern, geometry: Geometry, planes: LanesPlanes, per_block: int, groups: int) -> Operator:
     """The operator on lanes planes, cached on the pattern."""
     window = grid(geometry.kernel, geometry.dilation, planes.strides)
     return planes_operator(
@@ -189,9 +187,7 @@ def conv_backward_lanes(
     return LanesConvBackward(x, dy, dx, dw, plans)
 
 
-def _conv_sddmm(
-    pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes
-) -> SddmmPlan:
+def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
     x_positions = grid(geometry.out_spatial, geometry.stride, x.strides)
     y_positions = dy.all_places()

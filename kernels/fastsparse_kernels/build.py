@@ -29,7 +29,13 @@ from .cache import KernelCache
 
 _KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
 _lock = threading.RLock()
-_cache_directory: Callable[[], str | os.PathLike[str] | None] = lambda: None
+
+
+def _nowhere() -> None:
+    """The cache directory until somebody sets one."""
+
+
+_cache_directory: Callable[[], str | os.PathLike[str] | None] = _nowhere
 
 
 def _before_fork() -> None:

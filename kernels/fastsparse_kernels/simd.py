@@ -201,7 +201,7 @@ def gather_addresses(typing: Any, count: Any, base: Any, table: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: Any) -> Any:
-    """`count` addresses base + table[min(i, valid - 1)], the table being uint32: entries from `valid` on repeat the last."""
+    """`count` addresses base + table[min(i, valid - 1)] of a uint32 table: the last valid one is repeated."""
     bases = Addresses(count.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -456,7 +456,7 @@ def transpose(typing: Any, tile: Any) -> Any:
 
 @intrinsic
 def load_rows(typing: Any, like: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
-    """Vector i = the first `columns` elements at address + i * stride for i < rows; zeros elsewhere, nothing else read."""
+    """Vector i = the first `columns` elements at address + i * stride for i < rows; zeros elsewhere."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = []
@@ -490,7 +490,7 @@ def store_rows(typing: Any, tile: Any, address: Any, stride: Any, rows: Any, col
 
 
 def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
-    """One vector whose lane i is the sum of the lanes of parts[i], by a shuffle tree; len(parts) a power of two <= VL."""
+    """One vector whose lane i is the sum of the lanes of parts[i] (a power of two, at most VL), by a shuffle tree."""
     count, block = len(parts), 1
     while len(parts) > 1:
         low = [lane if lane // block % 2 == 0 else lanes + lane - block for lane in range(lanes)]
@@ -542,11 +542,11 @@ def add_sums(typing: Any, tile: Any, address: Any) -> Any:
 # ---------------------------------------------------------------- scalars and memory
 
 
-def _scalar_load(bits: int) -> Any:
+def _scalar_load(bits: int, align: int) -> Any:
     @intrinsic
     def load_unsigned(typing: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            value = _load(builder, args[0], ir.IntType(bits), bits // 8)
+            value = _load(builder, args[0], ir.IntType(bits), align)
             return builder.zext(value, _I64) if bits < 64 else value
 
         return types.int64(types.int64), codegen
@@ -554,7 +554,8 @@ def _scalar_load(bits: int) -> Any:
     return load_unsigned
 
 
-load_u8, load_u16, load_u32, load_i64 = (_scalar_load(bits) for bits in (8, 16, 32, 64))
+load_u8, load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (8, 16, 32, 64))
+load_u64 = _scalar_load(64, 4)  # two neighbours of a uint32 array, the first in the low half (little-endian)
 
 
 @intrinsic(prefer_literal=True)

@@ -72,36 +72,49 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
         """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
 
         @register_jitable
+        def begin(row, partial):  # type: ignore[no-untyped-def]
+            acc = simd.zeros(count, lanes, bits)
+            if not first:
+                acc = simd.load(acc, partial + row * width)
+            return acc
+
+        @register_jitable
+        def finish(acc, a, row, partial, tile_buffer, y, out, masks, table, low, high):  # type: ignore[no-untyped-def]
+            if not last:
+                simd.store(acc, partial + row * width)
+                return
+            if a.bias != 0:
+                acc = simd.add_scalar(acc, simd.load_float(bits, a.bias + row * size))
+            acc = simd.clamp(acc, low, high)
+            if a.activation != 0:
+                simd.store(acc, tile_buffer)
+                simd.call(a.activation, tile_buffer, count)
+                acc = simd.load(acc, tile_buffer)
+            if masks == 0:
+                simd.store_at(acc, out, row * a.y_row_stride)
+            else:
+                for i in range(a.passes):
+                    places = simd.gather_addresses(count, y, table + i * count * 8)
+                    simd.store_masked_at(acc, places, row * a.y_row_stride, masks + i * count * 2)
+
+        @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
             a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
-            bias, activation, y_row_stride, passes = a.bias, a.activation, a.y_row_stride, a.passes
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                acc = simd.zeros(count, lanes, bits)
-                if not first:
-                    acc = simd.load(acc, partial + row * width)
-                while p < stop:
+                acc = begin(row, partial)
+                while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
+                    two = simd.load_u64(offsets + p * 4)
+                    acc = simd.axpy_at(acc, values + p * size, bases, two & 0xFFFFFFFF)
+                    acc = simd.axpy_at(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+                    p += 2
+                if p < stop:
                     acc = simd.axpy_at(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
                     p += 1
-                if not last:
-                    simd.store(acc, partial + row * width)
-                else:
-                    if bias != 0:
-                        acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
-                    acc = simd.clamp(acc, low, high)
-                    if activation != 0:
-                        simd.store(acc, tile_buffer)
-                        simd.call(activation, tile_buffer, count)
-                        acc = simd.load(acc, tile_buffer)
-                    if masks == 0:
-                        simd.store_at(acc, out, row * y_row_stride)
-                    else:
-                        for i in range(passes):
-                            places = simd.gather_addresses(count, y, table + i * count * 8)
-                            simd.store_masked_at(acc, places, row * y_row_stride, masks + i * count * 2)
+                finish(acc, a, row, partial, tile_buffer, y, out, masks, table, low, high)
                 entry += 1
             return p
 
