@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from fastsparse import workspace
+from fastsparse_kernels import build
+
 ROOT = Path(__file__).parents[1]
 
 # A first example may wait for a kernel to be compiled, so examples have no deadline.
@@ -48,15 +51,36 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make np.empty and np.empty_like hand out NaN."""
+    """Make np.empty, np.empty_like and the workspace hand out NaN."""
+    take = workspace.take
+
+    def poisoned_take(purpose: str, size: int) -> np.ndarray:
+        buffer = take(purpose, size)
+        buffer[:size].fill(255)
+        return buffer
+
     monkeypatch.setattr(np, "empty", _poisoned_empty)
     monkeypatch.setattr(np, "empty_like", _poisoned_empty_like)
+    monkeypatch.setattr(workspace, "take", poisoned_take)
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return np.random.default_rng(20240607)
+
+
+@pytest.fixture
+def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the parallel regions that were entered since the test began."""
+    entered, enter = [], build.run_parallel
+
+    def counted() -> Callable[..., None]:
+        entered.append(1)
+        return enter()
+
+    monkeypatch.setattr(build, "run_parallel", counted)
+    return lambda: len(entered)
 
 
 @pytest.fixture

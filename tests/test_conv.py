@@ -1,0 +1,470 @@
+"""Convolution over one to three axes, and its gradients: contracts R1 to R6."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastsparse as fs
+from fastsparse import functional
+from fastsparse.plan import policy
+from fastsparse_kernels import reference as ref
+from tests.checking import (
+    ACTIVATIONS,
+    DTYPES,
+    PATTERNS,
+    SETTINGS,
+    Array,
+    assert_same_specials,
+    assert_within,
+    choose,
+    fresh,
+    lanes,
+    matrix,
+    numbers,
+    parts,
+    same_bits,
+    with_values,
+)
+
+FUNCTIONS = {1: fs.conv1d, 2: fs.conv2d, 3: fs.conv3d}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A convolution: channels and outputs are those of one group."""
+
+    channels: int
+    outputs: int
+    spatial: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+    padding: tuple[tuple[int, int], ...] | None = None
+    dilation: tuple[int, ...] | None = None
+    groups: int = 1
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """As the oracle takes them; `fs.conv*` takes them too."""
+        ones = (1,) * len(self.kernel)
+        return {
+            "kernel_size": self.kernel,
+            "stride": self.stride or ones,
+            "padding": self.padding or ((0, 0),) * len(ones),
+            "dilation": self.dilation or ones,
+            "groups": self.groups,
+        }
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.outputs * self.groups, self.channels * math.prod(self.kernel)
+
+    @property
+    def out_spatial(self) -> tuple[int, ...]:
+        k = self.keywords
+        return ref.output_size(self.spatial, self.kernel, k["stride"], k["padding"], k["dilation"])
+
+    def drawn(
+        self, rng: np.random.Generator, samples: int, dtype: Any, pattern: str = "scattered", integers: bool = False
+    ) -> tuple[Array, fs.CSR, Array, Array]:
+        """x, W, bias and a gradient."""
+        x = numbers(rng, (samples, self.channels * self.groups, *self.spatial), dtype, integers)
+        W = matrix(rng, PATTERNS[pattern](rng, self.shape), dtype, integers)
+        grad = numbers(rng, (samples, self.shape[0], *self.out_spatial), dtype, integers)
+        return x, W, numbers(rng, self.shape[0], dtype, integers), grad
+
+    def forward(self, x: Array, W: fs.CSR, bias: Array | None = None, **rest: Any) -> Array:
+        return FUNCTIONS[len(self.kernel)](x, W, bias, **self.keywords, **rest)
+
+    def backward(self, grad: Array, x: Array, W: fs.CSR, **rest: Any) -> tuple[Array, Array, Array]:
+        return functional.conv_backward(grad, x, W, **self.keywords, **rest)
+
+
+TABLE = {
+    "pointwise": Sizes(9, 5, (6, 7), (1, 1)),
+    "pointwise in groups": Sizes(4, 3, (6, 7), (1, 1), groups=2),
+    "3x3": Sizes(3, 4, (6, 7), (3, 3), padding=((1, 1), (1, 1))),
+    "3x3 without padding": Sizes(3, 4, (6, 7), (3, 3)),
+    "one position": Sizes(3, 4, (3, 3), (3, 3)),
+    "even kernel": Sizes(3, 4, (5, 6), (2, 4), padding=((0, 1), (2, 1))),
+    "stride 2": Sizes(3, 4, (8, 9), (3, 3), stride=(2, 2), padding=((1, 1), (1, 1))),
+    "stride 2 without padding": Sizes(2, 3, (8, 9), (2, 3), stride=(2, 2)),
+    "stride above kernel": Sizes(3, 2, (11, 13), (2, 1), stride=(3, 4)),
+    "stride above kernel, padded": Sizes(3, 2, (7, 9), (1, 2), stride=(4, 5), padding=((2, 0), (1, 3))),
+    "stride above image": Sizes(2, 3, (3, 4), (2, 2), stride=(9, 7), padding=((1, 1), (0, 1))),
+    "dilation": Sizes(3, 4, (9, 10), (3, 2), dilation=(2, 4), padding=((2, 1), (0, 3))),
+    "dilation and stride": Sizes(3, 4, (11, 12), (3, 3), stride=(2, 3), dilation=(2, 3), padding=((2, 2), (3, 1))),
+    "dilation divides stride": Sizes(2, 3, (12, 12), (3, 3), stride=(4, 2), dilation=(2, 2), padding=((1, 1), (0, 2))),
+    "padding above kernel": Sizes(2, 3, (4, 3), (2, 2), padding=((3, 4), (5, 2))),
+    "padding only": Sizes(2, 3, (1, 1), (3, 3), padding=((4, 1), (0, 3))),
+    "groups": Sizes(2, 3, (6, 7), (3, 3), padding=((1, 1), (1, 1)), groups=3),
+    "depthwise": Sizes(1, 1, (6, 7), (3, 3), padding=((1, 1), (1, 1)), groups=7),
+    "depthwise, two each, stride 2": Sizes(1, 2, (7, 8), (3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), groups=5),
+    "rows wider than a vector": Sizes(2, 3, (3, 41), (1, 3), padding=((0, 0), (1, 1))),
+    "1-D": Sizes(4, 5, (37,), (5,), padding=((2, 2),)),
+    "1-D, strided, dilated": Sizes(4, 5, (37,), (3,), stride=(3,), dilation=(4,), padding=((0, 5),)),
+    "3-D": Sizes(2, 3, (3, 4, 5), (2, 3, 3), padding=((0, 1), (1, 1), (1, 1))),
+    "3-D, strided, grouped": Sizes(
+        2, 2, (4, 5, 6), (3, 2, 3), stride=(2, 1, 2), padding=((1, 1), (0, 1), (1, 0)), groups=2
+    ),
+}
+everywhere = pytest.mark.parametrize("name", TABLE)
+both_types = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def batches(dtype: Any) -> tuple[int, ...]:
+    """Through flat planes, through lanes with and without a tail."""
+    vector = lanes(dtype)
+    return 1, 3, vector, 2 * vector - 1
+
+
+# ------------------------------------------------------------------------------------------------------------- R1
+
+
+def assert_forward(y: Array, sizes: Sizes, x: Array, W: fs.CSR, bias: Array | None, activation: str | None) -> None:
+    """y is the convolution within R1's bound."""
+    indptr, indices, values, shape = parts(W)
+    rest: Any = sizes.keywords
+    exact = ref.conv(indptr, indices, values, shape, x, bias=bias, **rest)
+    absolute = None if bias is None else abs(bias)
+    total = ref.conv(indptr, indices, abs(values), shape, abs(x), bias=absolute, **rest)
+    products = np.diff(indptr).reshape(-1, *(1,) * len(sizes.spatial))
+    assert_within(y, exact, products, total, activation, sizes)
+
+
+def assert_backward(found: tuple[Array, Array, Array], sizes: Sizes, grad: Array, x: Array, W: fs.CSR) -> None:
+    """Gradients within R1's bound; the number of products is counted by a gradient of ones."""
+    indptr, indices, values, shape = parts(W)
+    rest: Any = sizes.keywords
+    exact = ref.conv_backward(grad, indptr, indices, values, shape, x, **rest)
+    total = ref.conv_backward(abs(grad), indptr, indices, abs(values), shape, abs(x), **rest)
+    ones = np.ones_like(grad), np.ones_like(values), np.ones_like(x)
+    count = ref.conv_backward(ones[0], indptr, indices, ones[1], shape, ones[2], **rest)
+    positions = len(x) * math.prod(sizes.out_spatial)
+    for part, actual, wanted, k, bound in zip(
+        ("x", "values", "bias"), found, exact, (count[0], positions, positions), total, strict=True
+    ):
+        assert actual.dtype == W.dtype
+        assert_within(actual, wanted, k, bound, None, (part, sizes))
+
+
+@both_types
+@everywhere
+def test_error_bound_on_every_geometry(rng, name, dtype):
+    for samples in batches(dtype):
+        x, W, bias, grad = TABLE[name].drawn(rng, samples, dtype)
+        assert_forward(TABLE[name].forward(x, W, bias), TABLE[name], x, W, bias, None)
+        assert_backward(TABLE[name].backward(grad, x, W), TABLE[name], grad, x, W)
+
+
+@both_types
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_error_bound_on_every_pattern(rng, pattern, dtype):
+    for name in ("3x3", "stride 2", "groups", "pointwise"):
+        for samples in (2, lanes(dtype)):
+            x, W, bias, grad = TABLE[name].drawn(rng, samples, dtype, pattern)
+            assert_forward(TABLE[name].forward(x, W, bias), TABLE[name], x, W, bias, None)
+            assert_backward(TABLE[name].backward(grad, x, W), TABLE[name], grad, x, W)
+
+
+@both_types
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_error_bound_with_every_activation(rng, activation, dtype):
+    for name in ("3x3", "stride 2", "pointwise"):
+        for samples in (1, lanes(dtype)):
+            x, W, bias, _ = TABLE[name].drawn(rng, samples, dtype)
+            x, W = rng.standard_normal(x.shape).astype(dtype), with_values(W, rng.standard_normal(W.nnz))
+            for b in (bias, None):
+                y = TABLE[name].forward(x, W, b, activation=activation)
+                assert_forward(y, TABLE[name], x, W, b, activation)
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Sizes:
+    """Any convolution that has an output, over one to three axes; images may be smaller than the window."""
+    axes = draw(st.integers(1, 3))
+
+    def per_axis(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=axes, max_size=axes)))
+
+    kernel, stride, dilation = per_axis(1, 4 - axes // 2), per_axis(1, 4), per_axis(1, 3)
+    padding = tuple(zip(per_axis(0, 3), per_axis(0, 3), strict=True))
+    windows = (d * (k - 1) + 1 - sum(p) for d, k, p in zip(dilation, kernel, padding, strict=True))
+    spatial = tuple(max(0, w) + e for w, e in zip(windows, per_axis(0, (40, 6, 3)[axes - 1]), strict=True))
+    groups, channels, outputs = draw(st.sampled_from([(1, 3, 4), (1, 1, 1), (2, 2, 1), (3, 1, 2), (4, 1, 1)]))
+    return Sizes(channels, outputs, spatial, kernel, stride, padding, dilation, groups)
+
+
+@given(geometries(), st.integers(1, 20), st.sampled_from(DTYPES), st.sampled_from(list(PATTERNS)), st.integers(0, 2**32))
+def test_error_bound_on_drawn_geometries(sizes, samples, dtype, pattern, seed):
+    x, W, bias, grad = sizes.drawn(np.random.default_rng(seed), samples, dtype, pattern)
+    assert_forward(sizes.forward(x, W, bias), sizes, x, W, bias, None)
+    assert_backward(sizes.backward(grad, x, W), sizes, grad, x, W)
+
+
+# ------------------------------------------------------------------------------------------------------------- R2
+
+
+@both_types
+@everywhere
+def test_small_integers_are_exact(rng, monkeypatch, name, dtype):
+    sizes, vector = TABLE[name], lanes(dtype)
+    for samples in (0, 1, 2, vector - 1, vector, vector + 1, 2 * vector + 1):
+        x, W, bias, grad = sizes.drawn(rng, samples, dtype, integers=True)
+        rest: Any = sizes.keywords
+        expected = ref.conv(*parts(W), x, bias=bias, **rest)
+        for always_lanes in (True, False):
+            monkeypatch.setattr(policy, "prefers_lanes", lambda *_, chosen=always_lanes: chosen)
+            assert np.array_equal(sizes.forward(x, W, bias), expected)
+            assert np.array_equal(sizes.forward(x, W, bias, activation="relu"), expected.clip(0))
+        for actual, wanted in zip(
+            sizes.backward(grad, x, W), ref.conv_backward(grad, *parts(W), x, **rest), strict=True
+        ):
+            assert np.array_equal(actual, wanted)
+
+
+@both_types
+def test_small_integers_are_exact_around_row_ends(rng, monkeypatch, dtype):
+    """Image rows of every length around one and two vectors, which tiles cross in flat planes."""
+    vector = lanes(dtype)
+    monkeypatch.setattr(policy, "prefers_lanes", lambda *_: False)
+    for width in {1, 2, 3, vector - 1, vector, vector + 1, 2 * vector - 1, 2 * vector, 2 * vector + 1}:
+        for stride in (1, 2, 3):
+            sizes = Sizes(2, 3, (4, width), (2, 3), (1, stride), ((1, 0), (1, 1)))
+            x, W, bias, _ = sizes.drawn(rng, 2, dtype, integers=True)
+            rest: Any = sizes.keywords
+            assert np.array_equal(sizes.forward(x, W, bias), ref.conv(*parts(W), x, bias=bias, **rest))
+
+
+# ------------------------------------------------------------------------------------------------------------- R3
+
+
+def im2col(x: Array, sizes: Sizes) -> Array:
+    """(channels * taps, samples * positions) for one group."""
+    k = sizes.keywords
+    padded = ref.pad_spatial(x, k["padding"], 0.0)
+    rows = []
+    for channel, offset in itertools.product(range(x.shape[1]), np.ndindex(*sizes.kernel)):
+        window = ref.window_slices(offset, sizes.out_spatial, k["stride"], k["dilation"])
+        rows.append(padded[(slice(None), channel, *window)].ravel())
+    return np.array(rows, x.dtype).reshape(len(rows), -1)
+
+
+@both_types
+@everywhere
+def test_bits_are_those_of_a_product_with_im2col(rng, name, dtype):
+    """Convolution in every layout sums as SpMM does: ascending columns, one FMA each, bias last."""
+    sizes = TABLE[name]
+    for samples in batches(dtype):
+        x, W, bias, _ = sizes.drawn(rng, samples, dtype)
+        dense, expected = W.toarray(), []
+        for group in range(sizes.groups):
+            rows = slice(group * sizes.outputs, (group + 1) * sizes.outputs)
+            columns = im2col(x[:, group * sizes.channels : (group + 1) * sizes.channels], sizes)
+            # One more column, so that a single one does not go through SpMV.
+            columns = np.concatenate([columns, columns[:, :1]], axis=1)
+            expected.append(fs.spmm(fs.csr(dense[rows]), columns, bias=bias[rows])[:, :-1])
+        y = np.moveaxis(sizes.forward(x, W, bias), 1, 0).reshape(sizes.shape[0], -1)
+        assert same_bits(y, np.concatenate(expected))
+
+
+@both_types
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bits_do_not_depend_on_the_plan(rng, monkeypatch, setting, dtype):
+    for name in ("3x3", "dilation and stride", "groups", "pointwise", "3-D, strided, grouped"):
+        for samples in (2, lanes(dtype) + 1):
+            x, W, bias, grad = TABLE[name].drawn(rng, samples, dtype)
+            expected = TABLE[name].forward(x, W, bias, activation="tanh"), TABLE[name].backward(grad, x, W)[0]
+            with monkeypatch.context() as patch:
+                choose(patch, setting)
+                W = fresh(W)
+                for threads in (1, 3):
+                    with fs.threads(threads):
+                        y, dx = TABLE[name].forward(x, W, bias, activation="tanh"), TABLE[name].backward(grad, x, W)[0]
+                    assert same_bits(y, expected[0]), (name, samples, threads)
+                    assert same_bits(dx, expected[1]), (name, samples, threads)
+
+
+@both_types
+@everywhere
+def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, name, dtype):
+    vector = lanes(dtype)
+    x, W, bias, grad = TABLE[name].drawn(rng, 3 * vector, dtype)
+    y, dx = TABLE[name].forward(x, W, bias), TABLE[name].backward(grad, x, W)[0]
+    for part in (slice(1), slice(3, 5), slice(1, vector + 1), slice(2 * vector + 1)):
+        assert same_bits(TABLE[name].forward(x[part], W, bias), y[part])
+        assert same_bits(TABLE[name].backward(grad[part], x[part], W)[0], dx[part])
+
+
+@both_types
+def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parallel_regions, dtype):
+    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+    for name in ("3x3", "stride 2", "depthwise"):
+        x, W, bias, grad = TABLE[name].drawn(rng, 2 * lanes(dtype) + 1, dtype)
+        with fs.threads(1):
+            expected = (*TABLE[name].backward(grad, x, W), TABLE[name].forward(x, W, bias))
+        for repeat in range(40):
+            with fs.threads(2 + repeat % 3):
+                found = (*TABLE[name].backward(grad, x, W), TABLE[name].forward(x, W, bias))
+            assert all(itertools.starmap(same_bits, zip(found, expected, strict=True)))
+    assert parallel_regions() > 120 or fs.show_config(file=open("/dev/null", "w"))["cpus"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- R4
+
+
+@both_types
+@everywhere
+def test_every_element_is_written(rng, name, dtype):
+    sizes = TABLE[name]
+    for samples in batches(dtype):
+        x, W, bias, _ = sizes.drawn(rng, samples, dtype)
+        out = np.full((samples, sizes.shape[0], *sizes.out_spatial), np.nan, dtype)
+        assert sizes.forward(x, W, bias, out=out) is out
+        assert_forward(out, sizes, x, W, bias, None)
+
+
+@both_types
+@pytest.mark.parametrize(
+    ("sizes", "samples"),
+    [
+        (Sizes(0, 3, (4, 5), (3, 3)), 2),  # no input channel: the bias alone
+        (Sizes(3, 0, (4, 5), (3, 3)), 2),
+        (Sizes(3, 2, (4, 5), (3, 3)), 0),
+        (Sizes(2, 2, (0, 5), (2, 3), padding=((1, 1), (0, 0))), 2),  # an image without a row, between padding
+        (Sizes(2, 2, (5, 0), (2, 1), stride=(1, 2), padding=((0, 0), (1, 1))), 2),
+        (Sizes(0, 0, (2, 2), (1, 1)), 1),
+    ],
+)
+def test_sizes_of_zero(rng, sizes, samples, dtype):
+    for samples_ in (samples, samples * lanes(dtype)):
+        x, W, bias, grad = sizes.drawn(rng, samples_, dtype)
+        assert_forward(sizes.forward(x, W, bias), sizes, x, W, bias, None)
+        assert_backward(sizes.backward(grad, x, W), sizes, grad, x, W)
+
+
+@both_types
+def test_nothing_around_the_output_is_written(rng, dtype):
+    for name in ("3x3", "stride 2", "rows wider than a vector", "pointwise", "padding above kernel"):
+        sizes = TABLE[name]
+        for samples in batches(dtype):
+            x, W, bias, _ = sizes.drawn(rng, samples, dtype)
+            shape = samples, sizes.shape[0], *sizes.out_spatial
+            memory = np.full(2048 + math.prod(shape), 7, dtype)
+            sizes.forward(x, W, bias, out=memory[1024:-1024].reshape(shape))
+            assert (memory[:1024] == 7).all()
+            assert (memory[-1024:] == 7).all()
+
+
+def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
+    """Buffers that the workspace does not keep live as long as a call: 64 images whose planes fill 100 KB each."""
+    monkeypatch.setattr("fastsparse.workspace.KEEP_BYTES", 1000)
+    for name in ("3x3", "stride 2"):
+        for samples in (3, 64):
+            x, W, bias, grad = TABLE[name].drawn(rng, samples, "float32")
+            assert_forward(TABLE[name].forward(x, W, bias), TABLE[name], x, W, bias, None)
+            assert_backward(TABLE[name].backward(grad, x, W), TABLE[name], grad, x, W)
+
+
+# ------------------------------------------------------------------------------------------------------------- R5
+
+
+@both_types
+@everywhere
+def test_nan_and_inf_travel(rng, name, dtype):
+    """Stored weights multiply the zeros of the padding, absent ones nothing."""
+    sizes = TABLE[name]
+    for samples in (2, lanes(dtype)):
+        x, W, bias, _ = sizes.drawn(rng, samples, dtype)
+        values = W.data.copy()
+        if W.nnz > 4:
+            values[[0, W.nnz // 2, W.nnz - 1]] = np.nan, np.inf, 0
+        W = W.with_data(values)
+        x.flat[rng.integers(x.size, size=3)] = np.inf, -np.inf, np.nan
+        rest: Any = sizes.keywords
+        for activation in (None, "relu", "silu"):
+            expected = ref.conv(*parts(W), x, bias=bias, activation=activation, **rest)
+            assert_same_specials(sizes.forward(x, W, bias, activation=activation), expected, name)
+
+
+@both_types
+@everywhere
+def test_nan_and_inf_travel_backwards(rng, name, dtype):
+    """In x and the gradient: places they do not reach stay finite, junk lanes and borders included."""
+    sizes = TABLE[name]
+    for samples in (2, lanes(dtype) + 1):
+        x, W, _, grad = sizes.drawn(rng, samples, dtype)
+        x.flat[rng.integers(x.size, size=2)] = np.inf, np.nan
+        grad.flat[rng.integers(grad.size, size=2)] = -np.inf, np.nan
+        rest: Any = sizes.keywords
+        for actual, wanted in zip(
+            sizes.backward(grad, x, W), ref.conv_backward(grad, *parts(W), x, **rest), strict=True
+        ):
+            assert_same_specials(actual, wanted, name)
+
+
+# ------------------------------------------------------------------------------------------------------------- R6
+
+
+@everywhere
+def test_gradients_are_finite_differences(rng, name):
+    """The loss is linear in each of x, values and bias, so that a step of 1 has no truncation error."""
+    sizes = TABLE[name]
+    x, W, bias, grad = (
+        array if isinstance(array, fs.CSR) else rng.standard_normal(array.shape)
+        for array in sizes.drawn(rng, 2, "float64")
+    )
+    W = with_values(W, rng.standard_normal(W.nnz))
+    found = sizes.backward(grad, x, W)
+
+    def slope(steps: dict[str, Array]) -> float:
+        def loss(sign: int) -> float:
+            moved = W.with_data(W.data + sign * steps.get("values", 0))
+            y = sizes.forward(x + sign * steps.get("x", 0), moved, bias + sign * steps.get("bias", 0))
+            return float((grad * y).sum())
+
+        return (loss(1) - loss(-1)) / 2
+
+    for part, actual in zip(("x", "values", "bias"), found, strict=True):
+        for place in rng.choice(actual.size, min(actual.size, 12), replace=False):
+            step = np.zeros(actual.shape)
+            step.flat[place] = 1
+            assert abs(slope({part: step}) - actual.flat[place]) < 1e-10 * (1 + abs(grad).sum())
+
+
+@both_types
+@everywhere
+def test_adjoint_identity(rng, name, dtype):
+    """<conv(x), g> = <x, dX(g)> = <w, dW(g)>: to 1e-12 in float64 of small integers times powers of two, exactly."""
+    sizes = TABLE[name]
+    for samples in batches(dtype):
+        x, W, _, grad = sizes.drawn(rng, samples, dtype, integers=True)
+        dx, dw, db = sizes.backward(grad, x, W)
+        product = (sizes.forward(x, W).astype(np.float64) * grad).sum()
+        assert product == (x * dx.astype(np.float64)).sum() == (W.data * dw.astype(np.float64)).sum()
+        assert np.array_equal(db, grad.sum(axis=(0, *range(2, grad.ndim)), dtype=np.float64))
+
+
+# ------------------------------------------------------------------------------------------------------ conveniences
+
+
+def test_ways_to_say_the_same_geometry(rng):
+    sizes = Sizes(2, 3, (6, 7), (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x, W, bias, grad = sizes.drawn(rng, 2, "float32")
+    expected = sizes.forward(x, W, bias)
+    assert same_bits(fs.conv2d(x, W, bias, kernel_size=3, stride=2, padding=1), expected)
+    assert same_bits(fs.conv2d(x, W, bias, kernel_size=[3, 3], stride=np.int64(2), padding=(1, [1, 1])), expected)
+    gradients = fs.conv2d_backward(grad, x, W, kernel_size=3, stride=2, padding=1)
+    assert all(itertools.starmap(same_bits, zip(gradients, sizes.backward(grad, x, W), strict=True)))
+    without = fs.conv2d_backward(grad, x, W, kernel_size=3, stride=2, padding=1, need_input=False)
+    assert without[0] is None
+    assert same_bits(without[1], gradients[1])
+    single = replace(sizes, padding=((2, 2), (0, 0)))
+    assert same_bits(fs.conv2d(x, W, kernel_size=3, stride=2, padding=(2, 0)), single.forward(x, W))
