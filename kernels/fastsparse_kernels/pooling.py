@@ -67,9 +67,7 @@ LANES = kernel_record(
     "y",
     "y_group_stride",
     "y_channel_stride",
-    "y_places",  # int64 [output height * output width], or 0
-    "borders",  # int64 [border_count], places of the padding around y, to be zeroed
-    "border_count",
+    "y_places",  # int64 [output height * output width], or 0; what lies between is left alone
 )
 _planes_arguments = simd.record_view(PLANES)
 _lanes_arguments = simd.record_view(LANES)
@@ -353,18 +351,13 @@ def make_pool_lanes(kind: int, bits: int, lanes: int) -> Callable[..., None]:
 
     def pool_lanes(arguments, slot):  # type: ignore[no-untyped-def]
         a = _lanes_arguments(arguments)
-        zero = simd.zeros(1, lanes, bits)
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            plane, band = task // a.bands, task % a.bands
+            plane, band = task // a.bands, a.band_rows + task % a.bands * 32
             group, channel = plane // a.channels, plane % a.channels
             x = a.x + group * a.x_group_stride + channel * a.x_channel_stride
             y = a.y + group * a.y_group_stride + channel * a.y_channel_stride
-            table = a.band_rows + band * 32
-            windows(a, x, a.x_places, y, a.y_places, 0, simd.load_i64(table + 16), simd.load_i64(table + 24))
-            if band == 0:
-                for i in range(a.border_count):
-                    simd.store(zero, y + simd.load_i64(a.borders + i * 8))
+            windows(a, x, a.x_places, y, a.y_places, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
             task = simd.fetch_add(a.counter, 1)
 
     return pool_lanes

@@ -1,0 +1,53 @@
+"""What the tests of layer kernels share: running a kernel, NaN-guarded arrays, error units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.launch import Record, address, run
+from fastsparse.plan.linear import Machine
+from fastsparse_kernels import build
+
+Array = NDArray[Any]
+DTYPES = ["float32", "float64"]
+
+
+def bits_of(dtype: Any) -> int:
+    return np.dtype(dtype).itemsize * 8
+
+
+def lanes_of(dtype: Any) -> int:
+    return build.lanes(bits_of(dtype))
+
+
+def machine_of(dtype: Any, workers: int = 1) -> Machine:
+    return Machine(bits_of(dtype), lanes_of(dtype), workers)
+
+
+def unit(dtype: Any) -> float:
+    """The unit round-off u."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+def run_kernel(kernel: Any, record_type: Any, tasks: int, workers: int = 1, **fields: Any) -> None:
+    """Run all tasks; arrays among the fields stand for their addresses."""
+    words = {name: address(v) if isinstance(v, np.ndarray) else int(v) for name, v in fields.items()}
+    run(kernel, Record(record_type, **words), tasks, 1e9, workers)
+
+
+class Guarded:
+    """An array filled with NaN, of a size that need not fit vectors, between margins that must stay NaN."""
+
+    def __init__(self, shape: Any, dtype: Any, margin: int = 64) -> None:
+        size = int(np.prod(shape))
+        self._whole = np.full(size + 2 * margin, np.nan, dtype)
+        self._margin = margin
+        self.inside = self._whole[margin : margin + size].reshape(shape)
+
+    def intact(self) -> bool:
+        """Nothing was written outside."""
+        margins = self._whole[: self._margin], self._whole[len(self._whole) - self._margin :]
+        return all(bool(np.isnan(part).all()) for part in margins)

@@ -1,0 +1,269 @@
+"""Pooling against the oracle: every geometry, cut into bands, with NaN and Inf; gradients; the lanes layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastsparse import launch_layers
+from fastsparse.plan import pooling as plan
+from fastsparse.plan.pooling import Windows, adaptive_windows, windows
+from fastsparse_kernels import pooling
+from fastsparse_kernels import reference as ref
+from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, machine_of, run_kernel
+
+Array = NDArray[Any]
+NO_PADDING = ((0, 0), (0, 0))
+
+# shape, kernel, stride, padding
+GEOMETRIES: list[Any] = [
+    ((2, 3, 4, 6), (2, 2), (2, 2), NO_PADDING),
+    ((3, 11, 8, 8), (2, 2), (2, 2), NO_PADDING),
+    ((1, 1, 1, 1), (1, 1), (1, 1), NO_PADDING),
+    ((1, 17, 9, 7), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    ((2, 9, 10, 11), (3, 2), (2, 3), ((1, 0), (0, 1))),
+    ((5, 3, 7, 7), (7, 7), (1, 1), NO_PADDING),
+    ((1, 2, 13, 5), (2, 1), (3, 2), NO_PADDING),  # inputs that no window sees
+    ((1, 33, 3, 35), (3, 5), (1, 4), ((1, 1), (2, 2))),
+]
+
+
+def _each_row(kind: str, w: Windows, vector: int, groups: int, workers: int) -> plan.Bands:
+    """Bands of one row each."""
+    rows = len(w.rows) if kind == "forward" else w.spatial[0]
+    cuts = np.arange(rows + 1, dtype=np.int64)
+    if kind == "forward":
+        return plan._bands(np.stack([w.rows[:, 0], w.rows[:, 1], cuts[:-1], cuts[1:]], 1))
+    met = [np.flatnonzero((w.rows[:, 0] <= row) & (w.rows[:, 1] > row)) for row in range(rows)]
+    ends = [(int(m[0]), int(m[-1]) + 1) if len(m) else (0, 0) for m in met]
+    return plan._bands(np.column_stack([cuts[:-1], cuts[1:], np.array(ends)]))
+
+
+@pytest.fixture(params=["planned bands", "a band per row"])
+def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the planned bands, and with the smallest ones, found another way."""
+    if request.param == "a band per row":
+        for kind in ("forward", "backward"):
+            monkeypatch.setattr(launch_layers, f"{kind}_bands", lambda *args, kind=kind: _each_row(kind, *args))
+
+
+def forward(kind: int, w: Windows, x: Array, workers: int = 1) -> tuple[Array, Array]:
+    y = Guarded((*x.shape[:2], *w.out_spatial), x.dtype)
+    index = np.full(y.inside.shape, -1, np.int32 if x.itemsize == 4 else np.int64)
+    launch_layers.run_pool(kind, w, x, y.inside, index, machine_of(x.dtype, workers))
+    assert y.intact()
+    return y.inside, index
+
+
+def backward(kind: int, w: Windows, dy: Array, index: Array | None, workers: int = 1) -> Array:
+    dx = Guarded((*dy.shape[:2], *w.spatial), dy.dtype)
+    launch_layers.run_pool_grad(kind, w, dy, index, dx.inside, machine_of(dy.dtype, workers))
+    assert dx.intact()
+    return dx.inside
+
+
+def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.Generator) -> None:
+    w = windows(x.shape[2:], kernel, stride, padding)
+    want = ref.max_pool(x, kernel, stride, padding)
+    np.testing.assert_array_equal(forward(pooling.MAX, w, x)[0], want)
+    y, index = forward(pooling.MAX_INDEX, w, x)
+    np.testing.assert_array_equal(y, want)
+    for plane, places, values in zip(
+        *(v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]) for v in (x, index, y)), strict=True
+    ):
+        np.testing.assert_array_equal(plane.ravel()[places], values)
+    dy = rng.integers(-8, 9, y.shape).astype(x.dtype)
+    got = backward(pooling.MAX_INDEX, w, dy, index)
+    np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, kernel, stride, padding))
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.usefixtures("bands")
+def test_max_is_the_oracle(geometry: Any, dtype: str, special: bool, rng: np.random.Generator) -> None:
+    shape, *window = geometry
+    x = rng.integers(-3, 4, shape).astype(dtype)  # many ties
+    if special:
+        for value in (np.nan, np.inf, -np.inf):
+            x[rng.random(shape) < 0.2] = value
+    check_max(x, *window, rng)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_of_equals_wins(dtype: str, value: float, rng: np.random.Generator) -> None:
+    check_max(np.full((2, 3, 6, 6), value, dtype), (3, 3), (2, 2), ((1, 1), (1, 1)), rng)
+
+
+def test_negative_zero_ties_with_zero() -> None:
+    x = np.zeros((1, 1, 1, 2), np.float32)
+    x[..., 0] = -0.0
+    index = forward(pooling.MAX_INDEX, windows((1, 2), (1, 2), (1, 1), NO_PADDING), x)[1]
+    assert index.item() == 0
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.usefixtures("bands")
+def test_mean_is_within_the_bound(geometry: Any, dtype: str, count_padding: bool, rng: np.random.Generator) -> None:
+    shape, *window = geometry
+    x = rng.normal(size=shape).astype(dtype)
+    w = windows(shape[2:], *window, count_padding=count_padding)
+    y = forward(pooling.MEAN, w, x)[0]
+    taps = int(np.prod(window[0]))
+    bound = ref.bound(taps, ref.avg_pool(abs(x), *window, count_padding), dtype)
+    assert np.all(abs(y - ref.avg_pool(x, *window, count_padding)) <= bound)
+    dy = rng.normal(size=y.shape).astype(dtype)
+    error = abs(backward(pooling.MEAN, w, dy, None) - ref.avg_pool_backward(dy, x, *window, count_padding))
+    assert np.all(error <= ref.bound(taps, ref.avg_pool_backward(abs(dy), x, *window, count_padding), dtype))
+
+
+@pytest.mark.parametrize("output", [(1, 1), (2, 3), (7, 6), (9, 8), (1, 6)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("bands")
+def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, rng: np.random.Generator) -> None:
+    w = adaptive_windows((7, 6), output)
+    x = rng.integers(-9, 10, (3, 7, 7, 6)).astype(dtype)
+    y = forward(pooling.MEAN, w, x)[0]
+    areas = np.zeros(output, dtype)
+    for i in range(output[0]):
+        for j in range(output[1]):
+            rows = slice(i * 7 // output[0], -(-(i + 1) * 7 // output[0]))
+            columns = slice(j * 6 // output[1], -(-(j + 1) * 6 // output[1]))
+            part = x[:, :, rows, columns]
+            areas[i, j] = part.shape[2] * part.shape[3]
+            np.testing.assert_array_equal(y[:, :, i, j], part.sum((2, 3)) / areas[i, j])
+    dy = rng.integers(-9, 10, y.shape) * areas  # the quotients are integers
+    dx = backward(pooling.MEAN, w, dy.astype(dtype), None)
+    assert np.sum(dx * x) == np.sum(dy / areas * (y * areas).round())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_inf_travel_through_means(dtype: str) -> None:
+    x = np.ones((1, 1, 2, 8), dtype)
+    x[0, 0, 0, ::2] = [np.nan, np.inf, -np.inf, 0]
+    w = windows((2, 8), (2, 2), (2, 2), NO_PADDING)
+    np.testing.assert_array_equal(forward(pooling.MEAN, w, x)[0].ravel(), [np.nan, np.inf, -np.inf, 0.75])
+    dy = np.array([np.nan, np.inf, 4, 8], dtype).reshape(1, 1, 1, 4)
+    dx = backward(pooling.MEAN, w, dy, None)
+    np.testing.assert_array_equal(dx[0, 0], np.repeat(np.array([[np.nan, np.inf, 1, 2]] * 2, dtype), 2, axis=1))
+
+
+@pytest.mark.parametrize("planes", [0, 1, "lanes - 1", "lanes", "lanes + 1", "2 lanes + 1"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_planes(planes: Any, dtype: str, rng: np.random.Generator) -> None:
+    lanes = lanes_of(dtype)
+    known = {"lanes - 1": lanes - 1, "lanes": lanes, "lanes + 1": lanes + 1, "2 lanes + 1": 2 * lanes + 1}
+    check_max(rng.integers(-5, 6, (1, known.get(planes, planes), 5, 5)).astype(dtype), (2, 2), (1, 1), NO_PADDING, rng)
+
+
+axis = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(0, 2)).filter(
+    lambda a: a[0] + a[3] + a[4] >= a[1] and max(a[3:]) < a[1]
+)
+
+
+@given(st.integers(1, 3), st.integers(1, 12), axis, axis, st.integers(0, 2**32 - 1))
+def test_drawn_geometries(images: int, channels: int, rows: Any, columns: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (height, *down), (width, *across) = rows, columns
+    kernel, stride = zip(down[:2], across[:2], strict=True)
+    padding = (tuple(down[2:]), tuple(across[2:]))
+    x = rng.integers(-3, 4, (images, channels, height, width)).astype(np.float32)
+    check_max(x, kernel, stride, padding, rng)
+
+
+def test_gradients_are_slopes(rng: np.random.Generator) -> None:
+    w = windows((6, 7), (3, 2), (2, 2), ((1, 1), (0, 1)))
+    x = rng.permutation(2 * 3 * 6 * 7).reshape(2, 3, 6, 7).astype(np.float64)  # no ties within the step
+    dy = rng.normal(size=(2, 3, *w.out_spatial))
+    for kind in (pooling.MAX_INDEX, pooling.MEAN):
+        _, index = forward(kind, w, x)
+        dx = backward(kind, w, dy, index)
+        for at in rng.permutation(x.size)[:40]:
+            step = np.zeros(x.size)
+            step[at] = 0.25
+            moved = [forward(kind, w, x + sign * step.reshape(x.shape))[0] for sign in (1, -1)]
+            assert np.sum(dy * (moved[0] - moved[1])) / 0.5 == pytest.approx(dx.ravel()[at], abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_workers_do_not_change_a_bit(dtype: str, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3, 40, 14, 14)).astype(dtype)
+    w = windows((14, 14), (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for kind in (pooling.MAX_INDEX, pooling.MEAN):
+        y, index = forward(kind, w, x)
+        dx = backward(kind, w, y, index)
+        for workers in (2, 7):
+            again, index_again = forward(kind, w, x, workers)
+            np.testing.assert_array_equal(again, y)
+            np.testing.assert_array_equal(index_again, index)
+            np.testing.assert_array_equal(backward(kind, w, y, index, workers), dx)
+
+
+# --- lanes layout ------------------------------------------------------------------------------
+
+
+def _places(spatial: Any, border: int, vector: int) -> Array:
+    """Where the positions of a bordered plane lie, in bytes."""
+    height, width = (n + 2 * border for n in spatial)
+    inside = np.zeros((height, width), bool)
+    inside[border : height - border, border : width - border] = True
+    return np.flatnonzero(inside) * vector
+
+
+@pytest.mark.parametrize("border", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_lanes_layout(geometry: Any, dtype: str, border: int, rng: np.random.Generator) -> None:
+    (groups, channels, *spatial), *window = geometry
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    vector = lanes * size
+    w = windows(tuple(spatial), *window)
+    bands = plan.forward_bands(w, vector, 1, 3)
+    x = rng.integers(-9, 10, (groups * lanes, channels, *spatial)).astype(dtype)
+    x[rng.random(x.shape) < 0.1] = np.nan
+
+    def padded(spatial: Any) -> tuple[Guarded, Array]:
+        positions = (spatial[0] + 2 * border) * (spatial[1] + 2 * border)
+        return Guarded((groups, channels, positions, lanes), dtype), _places(spatial, border, vector)
+
+    source, x_places = padded(spatial)
+    by_lane = x.reshape(groups, lanes, channels, -1).transpose(0, 2, 3, 1)
+    source.inside[:, :, x_places // vector] = by_lane
+    makers: list[tuple[int, Callable[..., Array]]] = [(pooling.MAX, ref.max_pool), (pooling.MEAN, ref.avg_pool)]
+    for kind, oracle in makers:
+        target, y_places = padded(w.out_spatial)
+        run_kernel(
+            pooling.pool_lanes_kernel(kind, bits_of(dtype), lanes),
+            pooling.LANES,
+            groups * channels * len(bands.table),
+            channels=channels,
+            bands=len(bands.table),
+            band_rows=bands.table,
+            width=spatial[1],
+            out_width=len(w.columns),
+            rows=w.rows,
+            columns=w.columns,
+            x=source.inside,
+            x_group_stride=source.inside.strides[0],
+            x_channel_stride=source.inside.strides[1],
+            x_places=x_places if border else 0,
+            y=target.inside,
+            y_group_stride=target.inside.strides[0],
+            y_channel_stride=target.inside.strides[1],
+            y_places=y_places if border else 0,
+        )
+        assert target.intact()
+        between = np.delete(target.inside, y_places // vector, axis=2)
+        assert np.isnan(between).all()
+        got = target.inside[:, :, y_places // vector].transpose(0, 3, 1, 2)
+        want = oracle(x, *window).reshape(got.shape)
+        np.testing.assert_array_equal(got, want.astype(dtype))
