@@ -301,12 +301,11 @@ def warmup(*, progress: bool = True) -> None:
     """
     from tqdm import tqdm
 
-    from fastsparse_kernels import build
+    from fastsparse_kernels import build, variants
 
     build.set_cache_directory(cache_directory)
     worker_slots()  # starts the threads that parallel kernels need at loading
-    variants = list(build.usual_variants())
-    with tqdm(variants, desc="kernels", unit="kernel", disable=not progress) as bar:
+    with tqdm(list(variants.usual()), desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:
             bar.set_postfix_str(name)
             prepare()

@@ -26,7 +26,7 @@ from . import simd
 from .build import compile_kernel, compiled_once, kernel_record
 from .simd_math import Lanes, Mask, lanewise, where
 
-MAX, MAX_INDEX, MEAN = 0, 1, 2
+KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
 _NAMES = ("max", "max_index", "mean")
 
 # Planes one after the other, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,

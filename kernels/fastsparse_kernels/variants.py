@@ -1,0 +1,81 @@
+"""The table of kernel variants: one row per kernel family. `warmup`, tests and benches read it.
+
+A row names the family, the function that gives the compiled variant, and the arguments it is built for on a CPU with
+`lanes(bits)` lanes. What a dispatcher may ask for beyond the usual is compiled when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import build, epilogue, layout, norm, operators, pooling, sddmm, spgemm, spmm, spmv
+
+TILE_WIDTHS = range(1, 9)
+Arguments = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Variants of one kernel: `get(*arguments)` compiles one, or gives the one compiled before."""
+
+    name: str
+    get: Callable[..., Any]
+    arguments: Callable[[int, int], list[Arguments]]  # of (bits, lanes)
+
+
+def _once(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, lanes)]
+
+
+FAMILIES = (
+    Family("spmm", spmm.spmm_kernel, lambda bits, lanes: [(bits, lanes, width) for width in TILE_WIDTHS]),
+    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
+    Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes))]),
+    Family("sparse input", spgemm.forward_kernel, _once),
+    Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
+    Family("pack lanes", layout.pack_lanes_kernel, _once),
+    Family("unpack lanes", layout.unpack_lanes_kernel, _once),
+    Family("pack flat", layout.pack_flat_kernel, _once),
+    Family(
+        "activation in an epilogue",
+        epilogue.activation_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in epilogue.ACTIVATION_CODES.values()],
+    ),
+    Family(
+        "activation",
+        epilogue.activation_array_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in epilogue.ACTIVATION_CODES.values()],
+    ),
+    Family(
+        "activation gradient",
+        epilogue.activation_grad_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in epilogue.ACTIVATION_CODES.values()],
+    ),
+    Family("pooling", pooling.pool_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.KINDS]),
+    Family("pooling gradient", pooling.pool_grad_kernel, lambda bits, lanes: [(k, bits, lanes) for k in pooling.KINDS]),
+    Family(
+        "pooling on lanes", pooling.pool_lanes_kernel, lambda bits, lanes: [(k, bits, lanes) for k in pooling.KINDS]
+    ),
+    Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
+    Family(
+        "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
+    ),
+)
+
+
+def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, function that compiles or loads it) of what most float32 programs use: some forty variants."""
+    yield "serial launch", build.run_serial
+    yield "parallel launch", build.run_parallel
+    for name, get in (("count blocks", operators.count_blocks), ("place nonzeros", operators.place_nonzeros)):
+        yield name, lambda get=get: get(32)
+    yield "order entries", operators.order_entries
+    for family in FAMILIES:
+        arguments = family.arguments(32, build.lanes(32))
+        if family.name.startswith("activation"):
+            relu = epilogue.ACTIVATION_CODES["relu"]
+            arguments = [key for key in arguments if key[0] == relu]
+        for key in arguments:
+            yield f"{family.name} {key}", lambda get=family.get, key=key: get(*key)
