@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ def chunks(samples: int, group_bytes: int, m: Machine) -> Iterator[tuple[int, in
 
 def as_rows(x: Array) -> Array:
     """(..., features) as (samples, features) with contiguous rows; no copy where there need be none."""
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim != 2 else x
     itemsize = rows.itemsize
     if rows.shape[1] and (rows.strides[1] != itemsize or rows.strides[0] < 0) and rows.size:
         rows = np.ascontiguousarray(rows)

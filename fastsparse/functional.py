@@ -150,7 +150,7 @@ def linear(
     bias = as_bias(bias, W.dtype, rows)
     if sparse.issparse(x):
         x = _sparse_input.as_csr(x, W)
-        y = check_out(out, (x.shape[0], rows), W.dtype)
+        y = check_out(out, (x.shape[0], rows), W.dtype, x.data, x.indices, x.indptr, bias)
         _sparse_input.linear(x, W, y, bias, activation)
         return y
     x = _as_samples(x, W, "x")

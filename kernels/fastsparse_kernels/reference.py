@@ -16,6 +16,7 @@ reached from here as well.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -154,6 +155,11 @@ def sddmm(indptr: Array, indices: Array, A: Array, B: Array) -> Array:
     return out
 
 
+def _as_rows(x: Array) -> Array:
+    """(..., features) -> (samples, features), also when there is no feature."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def linear(
     x: Array,
     indptr: Array,
@@ -164,8 +170,7 @@ def linear(
     activation: str | None = None,
 ) -> Array:
     """activation(x @ W.T + bias): x (..., in), W (out, in), bias (out,) -> (..., out)."""
-    flat = x.reshape(-1, shape[1])
-    out = spmm(indptr, indices, data, shape, flat.T, bias, activation)
+    out = spmm(indptr, indices, data, shape, _as_rows(x).T, bias, activation)
     return out.T.reshape(*x.shape[:-1], shape[0])
 
 
@@ -181,12 +186,12 @@ def linear_backward(
     -------
     grad_x (..., in), grad_values (nnz,), grad_bias (out,)
     """
-    values, dy = wide(data, grad.reshape(-1, shape[0]))
+    values, dy = wide(data, _as_rows(grad))
     grad_x = np.zeros((dy.shape[0], shape[1]), dy.dtype)
     rows = row_of(indptr)
     for p in range(len(indices)):
         grad_x[:, indices[p]] += values[p] * dy[:, rows[p]]
-    grad_values = sddmm(indptr, indices, grad.reshape(-1, shape[0]).T, x.reshape(-1, shape[1]))
+    grad_values = sddmm(indptr, indices, _as_rows(grad).T, _as_rows(x))
     return grad_x.reshape(x.shape), grad_values, dy.sum(axis=0)
 
 
