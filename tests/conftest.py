@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fastsparse import workspace
+from fastsparse import runtime, workspace
 from fastsparse_kernels import build
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +108,19 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture
+def layer_environment() -> Callable[[str], dict[str, str | None]]:
+    """Environment in which Numba takes the given threading layer; skips the test where the system lacks it."""
+
+    def environment(layer: str) -> dict[str, str | None]:
+        if layer != "workqueue" and find_spec(f"numba.np.ufunc.{layer}pool") is None:
+            pytest.skip(f"Numba has no layer {layer} here")
+        if layer != "tbb":
+            return {"NUMBA_THREADING_LAYER": layer}
+        if not any(path.name in ("libtbb.so.12", "tbb12.dll") for path in runtime._installed_files("tbb")):
+            pytest.skip("TBB has no wheel for this platform")
+        return {"NUMBA_THREADING_LAYER": None}  # the first choice: fastsparse puts it within reach
+
+    return environment

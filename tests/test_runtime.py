@@ -169,22 +169,11 @@ print(runtime.prepare_threading(), runtime.parallel_allowed())
 """
 
 
-def installed_tbb():
-    return any(path.name in ("libtbb.so.12", "tbb12.dll") for path in runtime._installed_files("tbb"))
-
-
-@pytest.mark.skipif(not installed_tbb(), reason="TBB has no wheel for this platform")
-def test_tbb_of_pip_is_found(run_python):
-    done = run_python(LAYER, NUMBA_THREADING_LAYER=None)
-    assert done.stdout == "tbb True\n"
+@pytest.mark.parametrize(("layer", "allowed"), [("tbb", True), ("omp", True), ("workqueue", False)])
+def test_layers(run_python, layer_environment, layer, allowed):
+    done = run_python(LAYER, **layer_environment(layer))
+    assert done.stdout == f"{layer} {allowed}\n"
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(("layer", "allowed"), [("omp", True), ("workqueue", False)])
-def test_a_chosen_layer_is_respected(run_python, layer, allowed):
-    if layer == "omp":
-        pytest.importorskip("numba.np.ufunc.omppool")
-    assert run_python(LAYER, NUMBA_THREADING_LAYER=layer).stdout == f"{layer} {allowed}\n"
 
 
 def test_a_layer_that_cannot_start_means_one_thread(run_python):
