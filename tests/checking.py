@@ -211,7 +211,9 @@ def assert_within(
     bad = ~(error <= limit)
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise AssertionError(f"{label} {bad.sum()} of {bad.size}, first at {at}: {actual[at]} for {exact[at]} +- {limit[at]}")
+        raise AssertionError(
+            f"{label} {bad.sum()} of {bad.size}, first at {at}: {actual[at]} for {exact[at]} +- {limit[at]}"
+        )
 
 
 def assert_product(

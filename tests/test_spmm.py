@@ -57,10 +57,15 @@ def test_error_bound_with_every_activation(rng, activation, columns, dtype):
 
 
 @given(
-    st.integers(0, 40), st.integers(0, 80), st.integers(0, 70), st.sampled_from(list(PATTERNS)), st.sampled_from(DTYPES),
-    st.booleans(), st.sampled_from(list(WAYS)), st.integers(0, 2**32 - 1),
-)  # fmt: skip
-def test_error_bound_on_drawn_shapes(rows, columns, samples, pattern, dtype, has_bias, way, seed):
+    st.tuples(st.integers(0, 40), st.integers(0, 80), st.integers(0, 70)),
+    st.sampled_from(list(PATTERNS)),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.sampled_from(list(WAYS)),
+    st.integers(0, 2**32 - 1),
+)
+def test_error_bound_on_drawn_shapes(shape, pattern, dtype, has_bias, way, seed):
+    rows, columns, samples = shape
     rng = np.random.default_rng(seed)
     W = matrix(rng, PATTERNS[pattern](rng, (rows, columns)), dtype)
     X, bias = numbers(rng, (columns, samples), dtype), numbers(rng, rows, dtype) if has_bias else None
@@ -249,9 +254,9 @@ def test_nothing_around_the_output_is_written(rng, monkeypatch):
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     for samples in (1, 2, 15, 16, 17, 31, 33, 130):
         X = numbers(rng, (30, samples), "float32")
-        for call in (lambda out: fs.spmm(W, X, out=out), lambda out: fs.spmm(W, np.asfortranarray(X), out=out)):
+        for layout in (X, np.asfortranarray(X)):
             memory = np.full(2048 + 9 * samples, 7, np.float32)
-            call(memory[1024:-1024].reshape(9, samples))
+            fs.spmm(W, layout, out=memory[1024:-1024].reshape(9, samples))
             assert (memory[:1024] == 7).all()
             assert (memory[-1024:] == 7).all()
 
