@@ -65,6 +65,14 @@ def test_small_numbers_keep_their_digits(name: str, dtype: str, rng: np.random.G
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["sigmoid", "silu"])
+def test_far_tails_keep_their_digits(name: str, dtype: str, rng: np.random.Generator) -> None:
+    z = rng.uniform(-80 if dtype == "float32" else -700, 0, 5000).astype(dtype)
+    want = ref.activate(name, z)
+    assert np.all(np.abs(apply(name, z) - want) <= 8 * unit(dtype) * np.abs(want))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_special_values(name: str, dtype: str) -> None:
     big = float(np.finfo(dtype).max)

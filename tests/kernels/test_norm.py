@@ -167,24 +167,27 @@ def test_unlike_first_images_cost_no_accuracy(shape: Any, dtype: str, rng: np.ra
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(6, 20), (6, 3, 7, 7)])
+@pytest.mark.parametrize("shape", [(6, 300), (6, 300, 7, 7)])
 def test_constant_channels_have_no_variance(shape: Any, dtype: str, rng: np.random.Generator) -> None:
-    case = Case(np.full(shape, 0.1, dtype), rng)
+    constants = rng.uniform(1, 2, shape[1]).astype(dtype)
+    case = Case(np.ascontiguousarray(np.broadcast_to(constants.reshape(1, -1, *(1 for _ in shape[2:])), shape)), rng)
     y = case.forward()
-    assert np.all(case.variance <= (unit("float64") * 0.1) ** 2 * 16)
+    assert np.all(case.variance >= 0)
+    assert np.all(case.variance <= (64 * unit("float64")) ** 2)
     error = np.abs(y - case.like_x(case.beta))
-    assert np.all(error <= 8 * unit("float64") * 0.1 / np.sqrt(EPS) * case.like_x(np.abs(case.gamma)) + unit(dtype))
+    assert np.all(error <= 64 * unit("float64") / np.sqrt(EPS) * case.like_x(np.abs(case.gamma)) + 4 * unit(dtype))
 
 
+@pytest.mark.parametrize("image", [0, 1])  # 0 is one of the first images
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 40), (5, 6, 3, 3), (2, 3, 9, 9)])
 def test_what_is_not_finite_stays_in_its_channel(
-    shape: Any, dtype: str, value: float, rng: np.random.Generator
+    shape: Any, dtype: str, value: float, image: int, rng: np.random.Generator
 ) -> None:
     x = rng.normal(size=shape).astype(dtype)
     spoilt = Case(x.copy(), rng)
-    spoilt.x[1, 1] = value
+    spoilt.x[image, 1] = value
     clean = Case(x, rng)
     clean.gamma, clean.beta, clean.dy = spoilt.gamma, spoilt.beta, spoilt.dy
     others = np.arange(shape[1]) != 1
