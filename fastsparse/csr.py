@@ -170,22 +170,22 @@ class CSR:
 
         if isinstance(X, CSR):
             X = X.to_scipy()
-        if sparse.issparse(X):
-            return functional.linear(sparse.csr_array(X.T), self).T
-        return functional.spmm(self, X)
+        if not sparse.issparse(X):
+            return functional.spmm(self, X)
+        if X.ndim != 2 or X.shape[0] != self.shape[1]:
+            raise ValueError(f"X has shape {X.shape}, expected ({self.shape[1]}, N) to match W of shape {self.shape}")
+        return functional.linear(sparse.csr_array(X.T), self).T
 
     def __rmatmul__(self, X: Any) -> Any:
         """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array."""
         from fastsparse import functional
 
+        if not sparse.issparse(X):
+            X = np.asarray(X)
+        if X.ndim not in (1, 2) or X.shape[-1] != self.shape[0]:
+            raise ValueError(f"X has shape {X.shape}, expected (..., {self.shape[0]}) to match W of shape {self.shape}")
         if sparse.issparse(X):
             return functional.linear(sparse.csr_array(X), self.T)
-        X = np.asarray(X)
-        if X.ndim not in (1, 2) or X.shape[-1] != self.shape[0]:
-            rows = self.shape[0]
-            raise ValueError(
-                f"X has shape {X.shape}, expected ({rows},) or (n, {rows}) to match W of shape {self.shape}"
-            )
         return functional.spmm(self.T, X.T).T
 
     def __repr__(self) -> str:

@@ -1,20 +1,18 @@
-"""Contracts C1 to C3: compiled kernels on disk are never stale, never an error, and nobody else's."""
+"""Contracts C1, C2 and C4: compiled kernels on disk are never stale, never an error, never mixed up."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import stat
 import sys
-import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from fastsparse import _cachedir
 from fastsparse_kernels import cache
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +20,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are
 
 # Compiles two variants of one factory and a C callback, through a helper in another module, and tells for each what
 # it computes and whether it came from the cache. `probe_helper` stands for any file of the kernels' package.
+# Arguments: directory, order of the variants.
 PROBE = """
 import ctypes, json, sys
 import numpy as np
@@ -40,7 +39,7 @@ def callback(x):
     return scale(x)
 
 directory, found = sys.argv[1] or None, {}
-for T in (3, 4):
+for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
     dispatcher._cache = KernelCache(dispatcher.py_func, directory)
     dispatcher.compile(types.float64(types.float64))
@@ -71,8 +70,8 @@ def tree(tmp_path):
 def probe(run_python, tree, tmp_path):
     """Run the probe in a new process; returns what it found and its stderr."""
 
-    def run(directory=tmp_path / "kernels", prelude="", **environment):
-        done = run_python(prelude + PROBE, str(directory), root=tree, **environment)
+    def run(directory=tmp_path / "kernels", prelude="", order="34", **environment):
+        done = run_python(prelude + PROBE, str(directory), order, root=tree, **environment)
         return json.loads(done.stdout), done.stderr
 
     return run
@@ -224,128 +223,6 @@ os.replace = full
     assert files(tmp_path / "kernels") == []
 
 
-WHERE = "from fastsparse import runtime; print(runtime.cache_directory()); print(runtime.cache_directory())"
-
-
-@posix
-@pytest.mark.parametrize("home", ["/dev/null", "{file}", "{file}/home"])
-def test_a_bad_home_means_no_cache_and_one_warning(run_python, home, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    home = home.format(file=tmp_path / "file")
-    done = run_python(WHERE, HOME=home, XDG_CACHE_HOME=None, FASTSPARSE_CACHE_DIR=None)
-    assert done.stdout == "None\nNone\n"
-    assert done.stderr.count("RuntimeWarning: compiled kernels are not kept: ") == 1
-
-
-# ------------------------------------------------------------------------------------------------------- C3: private
-
-DIGEST_NAME = "0123456789abcdef0123"
-
-
-def refused(base, reason):
-    with pytest.raises(_cachedir.UnusableDirectory, match=reason):
-        _cachedir.open_directory(base, DIGEST_NAME)
-
-
-@posix
-def test_the_directory_is_made_private(tmp_path):
-    old = os.umask(0)
-    try:
-        directory = _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME)
-    finally:
-        os.umask(old)
-    assert directory == tmp_path / "a" / "b" / DIGEST_NAME
-    for path in (directory, directory.parent):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME) == directory
-
-
-@posix
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
-@pytest.mark.parametrize("below", ["", DIGEST_NAME])
-def test_directories_that_others_can_write_are_refused(tmp_path, mode, below):
-    directory = tmp_path / "base" / below
-    _cachedir.open_directory(tmp_path / "base", DIGEST_NAME)
-    directory.chmod(mode)
-    refused(tmp_path / "base", rf"can be written by others \(mode {mode:04o}\)$")
-
-
-@posix
-@pytest.mark.parametrize("below", ["", DIGEST_NAME])
-def test_links_are_refused(tmp_path, below):
-    elsewhere = tmp_path / "elsewhere"
-    _cachedir.open_directory(elsewhere, DIGEST_NAME)
-    base = tmp_path / "base"
-    if below:
-        _cachedir.open_directory(base, DIGEST_NAME)
-        (base / below).rmdir()
-    (base / below).symlink_to(elsewhere / below, target_is_directory=True)
-    refused(base, "is a symbolic link$")
-
-
-@posix
-def test_directories_of_somebody_else_are_refused(tmp_path, monkeypatch):
-    base = tmp_path / "base"
-    _cachedir.open_directory(base, DIGEST_NAME)
-    me = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
-    refused(base, f"base belongs to user {me}, not to user {me + 1}$")
-
-
-def test_a_planted_file_is_refused(tmp_path):
-    (tmp_path / "base").mkdir(mode=0o700)
-    (tmp_path / "base" / DIGEST_NAME).write_text("planted")
-    refused(tmp_path / "base", "is not a directory$")
-
-
-@posix
-def test_a_shared_temporary_folder_is_never_used(run_python, tmp_path):
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o1777)
-    done = run_python(WHERE, FASTSPARSE_CACHE_DIR=str(shared), TMPDIR=str(tmp_path))
-    assert done.stdout == "None\nNone\n"
-    reason = f"RuntimeWarning: compiled kernels are not kept: {shared} can be written by others (mode 1777)"
-    assert done.stderr.count(reason) == 1
-    assert files(shared) == []
-
-
-def test_where_the_directory_is(tmp_path):
-    home = Path.home()
-    find = _cachedir.base_directory
-    assert find({"FASTSPARSE_CACHE_DIR": str(tmp_path), "XDG_CACHE_HOME": "/x"}) == tmp_path
-    assert find({"FASTSPARSE_CACHE_DIR": "~/kernels"}) == home / "kernels"
-    if sys.platform != "win32":
-        assert find({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fastsparse"
-        assert find({"XDG_CACHE_HOME": "relative"}) == find({}) == home / ".cache" / "fastsparse"
-
-
-def test_directories_of_other_sources_go_when_nothing_used_them_for_long(tmp_path):
-    base, day, now = tmp_path / "base", 86_400, time.time()
-    _cachedir.open_directory(base, DIGEST_NAME)
-    ages = {f"{number:020x}": age * day for number, age in enumerate([0, 2, 3, 4, 5, 6, 7, 8, 9, 29, 31, 400])}
-    for name, age in ages.items():
-        directory = base / name
-        directory.mkdir()
-        (directory / "kernel").write_text("")
-        os.utime(directory, (now - age, now - age))
-    (base / "notes").mkdir()
-    os.utime(base / "notes", (0, 0))
-    new = "f" * 20
-    _cachedir.open_directory(base, new)
-    left = {path.name for path in base.iterdir()}
-    # the eight newest stay (DIGEST_NAME among them), and nothing but caches is touched
-    assert left == {"notes", new, DIGEST_NAME, *list(ages)[:7]}
-
-
-def test_a_directory_in_use_looks_used(tmp_path):
-    base = tmp_path / "base"
-    directory = _cachedir.open_directory(base, DIGEST_NAME)
-    os.utime(directory, (0, 0))
-    _cachedir.open_directory(base, DIGEST_NAME)
-    assert time.time() - directory.stat().st_mtime < 3600
-
-
 def test_warnings_come_once_per_process(monkeypatch):
     monkeypatch.setattr(cache, "_warned", cache.threading.Event())
     with warnings.catch_warnings(record=True) as caught:
@@ -353,3 +230,56 @@ def test_warnings_come_once_per_process(monkeypatch):
         cache._warn_once("first")
         cache._warn_once("second")
     assert [str(warning.message) for warning in caught] == ["first; kernels are compiled anew instead"]
+
+
+# ------------------------------------------------------------------------------------------- C4: many cold processes
+
+# Each process waits, before it puts its first file in place, until the other is about to do the same.
+MEET = """
+import os, pathlib, time
+here, there = (pathlib.Path({meeting!r}, name) for name in {names!r})
+replace = os.replace
+def meet(*args):
+    here.touch()
+    while not there.exists():
+        time.sleep(0.001)
+    replace(*args)
+os.replace = meet
+"""
+
+
+@pytest.mark.parametrize("orders", [("34", "43"), ("34", "34")])
+def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
+    with ThreadPoolExecutor(2) as pool:
+        done = [
+            pool.submit(probe, prelude=MEET.format(meeting=str(tmp_path), names=names), order=order)
+            for order, names in zip(orders, (("a", "b"), ("b", "a")))
+        ]
+    for found, errors in (future.result() for future in done):
+        assert {name: value for name, (value, _) in found.items()} == {name: value for name, (value, _) in COLD.items()}
+        assert errors == ""
+    assert probe() == (WARM, "")
+    assert len(files(tmp_path / "kernels")) == 3
+
+
+SPMM = """
+import hashlib
+import numpy as np, fastsparse as fs
+from fastsparse_kernels import build
+rng = np.random.default_rng(3)
+A = rng.standard_normal((40, 60)) * (rng.random((40, 60)) < 0.3)
+with fs.threads(1):
+    Y = fs.spmm(fs.csr(A, "float32"), rng.standard_normal((60, 70)).astype("float32"), activation="relu")
+print(hashlib.sha256(Y).hexdigest())
+"""
+
+
+def test_sixteen_cold_processes_at_once(run_python, tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        done = list(pool.map(lambda _: run_python(SPMM, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold")), range(16)))
+    warm = run_python(SPMM, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold"))
+    uncached = run_python(SPMM, FASTSPARSE_CACHE_DIR="/dev/null/none")
+    assert {process.stdout for process in done} == {warm.stdout} == {uncached.stdout}
+    assert {process.stderr for process in (*done, warm)} == {""}
+    (directory,) = files(tmp_path / "cold")
+    assert {path.suffix for path in files(directory)} == {".kernel"}
