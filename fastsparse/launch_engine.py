@@ -5,8 +5,6 @@ A part of `launch`: nothing is validated here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -77,9 +77,8 @@ def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:
                 return translate(layer, shape)
             except _Misfit as misfit:
                 got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
-                raise ValueError(
-                    f"input_shape gives layer {name} ({type(layer).__name__}) an input of shape {got}, expected {misfit}"
-                ) from None
+                kind = type(layer).__name__
+                raise ValueError(f"input_shape gives layer {name} ({kind}) an x of {got}, expected {misfit}") from None
     raise UnsupportedOperatorError(f"layer {name} is a {type(layer).__name__}, which fs.compile does not support yet")
 
 

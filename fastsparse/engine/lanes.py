@@ -126,7 +126,7 @@ class _Lowering:
         """Buffers by lifetime, counted in nodes, and the buffer of every tensor with memory of its own."""
         last = {self.roots[t]: i for i, node in enumerate(nodes) for t in node.inputs}
         last.update({self.roots[t]: len(nodes) for t in self.program.outputs})
-        births = {t: -1 for t in self.program.inputs}
+        births = dict.fromkeys(self.program.inputs, -1)
         births.update({node.output: i for i, node in enumerate(nodes)})
         buffers, index = [], {}
         for t, birth in births.items():

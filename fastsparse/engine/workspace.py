@@ -35,7 +35,8 @@ class Workspace:
         self.calls: list[list[Call]] = []
         for memory in self.memory:
             memory.fill(0)  # the borders of planes: nothing writes them again
-            self.calls.append([_bound(step, address(memory), offsets, address(memory) + size) for step in schedule.steps])
+            start = address(memory)
+            self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
         self._variables = np.zeros(3, np.int64)
         self._tables = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
         patches = [self._patches(calls) for calls in self.calls]

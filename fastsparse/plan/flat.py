@@ -1,0 +1,150 @@
+"""Flat planes between layers: convolutions of single images that write the padded planes the next one reads.
+
+A plane is one channel's image with zeros around it, its rows joined by as many zeros as the padding asks for: those
+behind one row serve as those in front of the next. A vector is VL consecutive positions of a plane. Lanes that fall on
+the padding between rows compute something that is not stored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+
+from . import policy
+from .conv import Geometry, absolute_columns
+from .lanes import Ints, channel_blocks, grid, row_major
+from .linear import Machine
+from .operator import build_operator
+from .tiles import SpmmPlan, tiles_of_vectors
+
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatPlanes:
+    """Planes of images that stride-1 windows read; also what packing needs. Strides are in elements, the rest in bytes.
+
+    Without padding the planes are the user's own layout, channels `channel_stride` apart.
+    """
+
+    channels: int
+    spatial: Ints
+    padding: Pads
+    strides: Ints
+    corner: int  # place of position 0
+    channel_stride: int
+    slack: int  # behind the last plane, for vectors that look beyond it
+    places: NDArray[np.int64]  # [rows, 1], where every image row begins
+    size: int  # bytes of a number
+    firsts: NDArray[np.int64]
+    step: int = 1
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.spatial[:-1])
+
+    @property
+    def row_length(self) -> int:
+        return self.spatial[-1]
+
+    @property
+    def image_stride(self) -> int:
+        return self.channels * self.channel_stride
+
+    def all_places(self) -> NDArray[np.int64]:
+        """Place of every position, int64 [positions]."""
+        return grid(self.spatial, (1,) * len(self.spatial), self.strides) * self.size + self.corner
+
+
+def plain_planes(channels: int, spatial: Ints, machine: Machine) -> FlatPlanes:
+    """The user's layout: contiguous (channels, *spatial). spatial () is for features."""
+    strides = row_major(spatial)
+    none = np.zeros(0, np.int64)
+    stride = math.prod(spatial) * machine.size
+    pads = ((0, 0),) * len(spatial)
+    return FlatPlanes(channels, spatial, pads, strides, 0, stride, machine.vector, none, machine.size, none)
+
+
+def padded_planes(channels: int, spatial: Ints, readers: list[Geometry], machine: Machine) -> FlatPlanes:
+    """Planes with the padding that all the convolutions `readers`, of stride 1, ask for."""
+    axes = range(len(spatial))
+    padding = tuple((max(g.padding[a][0] for g in readers), max(g.padding[a][1] for g in readers)) for a in axes)
+    extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
+    extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers))
+    strides = row_major(tuple(extents))
+    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * machine.size
+    # The last row's window may look past its end by the padding that the next row would have brought.
+    plane = -(-(math.prod(extents) + max(padding[-1])) * machine.size // 64) * 64
+    places = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * machine.size + corner
+    return FlatPlanes(
+        channels, spatial, padding, strides, corner, policy.off_the_sets(plane, 64), machine.vector,
+        places.reshape(-1, 1), machine.size, np.zeros(1, np.int64),
+    )  # fmt: skip
+
+
+def conv_flat_between(
+    pattern: Pattern, geometry: Geometry, x: FlatPlanes, y: FlatPlanes, machine: Machine, images: int
+) -> SpmmPlan:
+    """Convolution of stride 1 from planes to planes; x has at least the convolution's padding."""
+    size = machine.size
+    shift = sum(
+        (have[0] - want[0]) * stride
+        for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
+    )
+    window = grid(geometry.kernel, geometry.dilation, x.strides) * size
+    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
+    positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
+    width = policy.tile_width(len(positions))
+    tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes)
+    groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
+    touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
+    per_block = policy.block_rows(touched)
+    operator = pattern.cached(
+        ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups),
+        lambda: build_operator(
+            pattern.indptr,
+            absolute_columns(pattern, geometry),
+            channel_blocks(x.channels, per_block, x.channel_stride, window),
+            groups,
+        ),
+    )
+    return SpmmPlan(operator, tiles)
+
+
+def flat_vectors(
+    starts: NDArray[np.int64], places: NDArray[np.int64], lanes: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
+    """Vectors that cover the ascending positions `starts` (in elements): where each reads, and where and which lanes
+    it writes, in as many passes as it takes.
+
+    Lane l of a vector at f holds position f + l. One masked store serves all lanes whose target lies l elements
+    behind a common base: those of one image row, or all of them where rows are as far apart in both planes.
+    """
+    first, at = [], 0
+    while at < len(starts):
+        first.append(starts[at])
+        at = int(np.searchsorted(starts, starts[at] + lanes))
+    x = np.array(first, np.int64)
+    lane = np.arange(lanes)
+    position = x[:, None] + lane
+    index = np.minimum(np.searchsorted(starts, position), len(starts) - 1)
+    valid = starts[index] == position
+    base = np.where(valid, places[index] - lane * size, 0)
+    # A lane opens a pass when its base differs from the last valid lane's; lane 0 is always valid.
+    latest = np.maximum.accumulate(np.where(valid, lane, 0), axis=1)
+    before = np.take_along_axis(base, np.concatenate([latest[:, :1], latest[:, :-1]], axis=1), 1)
+    turn = np.cumsum(valid & (base != before), axis=1)
+    passes = int(turn.max(initial=0)) + 1
+    targets = np.zeros((len(x), passes), np.int64)
+    masks = np.zeros((len(x), passes), np.uint16)
+    for i in range(passes):
+        here = valid & (turn == i)
+        masks[:, i] = (here * (1 << lane)).sum(axis=1)
+        some = np.take_along_axis(base, here.argmax(axis=1)[:, None], 1)[:, 0]
+        targets[:, i] = np.where(here.any(axis=1), some, 0)
+    return x, targets, masks
