@@ -304,8 +304,9 @@ def warmup(*, progress: bool = True) -> None:
     from fastsparse_kernels import build, variants
 
     build.set_cache_directory(cache_directory)
-    worker_slots()  # starts the threads that parallel kernels need at loading
-    with tqdm(list(variants.usual()), desc="kernels", unit="kernel", disable=not progress) as bar:
+    parallel = parallel_allowed()  # starts the threads that the parallel launch needs at loading
+    usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare is not build.run_parallel]
+    with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:
             bar.set_postfix_str(name)
             prepare()
