@@ -16,24 +16,18 @@ from threadpoolctl import threadpool_limits
 
 from bench.checks import Expected, check
 from bench.providers import OURS, Call, Provider
+from fastsparse.timing import PAUSE, cores_apart
 
 # Seconds of timed calls for each side, and the rounds they may take.
 BUDGET = 0.5
 ROUNDS = (9, 200)
-# Seconds. Other libraries' threads spin for a while after their last call.
-PAUSE = 0.03
 
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """The same number of threads for fastsparse, BLAS, OpenMP and torch."""
-    import sys
-
+    """The same number of threads for fastsparse, BLAS and OpenMP; other providers' setup tells their libraries."""
     import fastsparse as fs
 
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
     with fs.threads(threads), threadpool_limits(threads):
         yield
 
@@ -65,7 +59,8 @@ def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[flo
 
     slowest = max(_warm_seconds(ours, pause), _warm_seconds(rival, pause))
     rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / slowest)))
-    benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
+    with cores_apart():
+        benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     return seconds[-rounds:]
 
 

@@ -6,9 +6,11 @@ calls is preceded by a pause (threads of the previous contender may still spin f
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 Call = Callable[[], object]
@@ -57,17 +59,59 @@ def interleaved(
     """
     repeats = {name: _repeats(call, block_seconds) for name, call in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            time.sleep(pause)
-            call()
-            seconds[name].append(_mean_seconds(call, repeats[name]))
+    with cores_apart():
+        for _ in range(rounds):
+            for name, call in contenders.items():
+                time.sleep(pause)
+                call()
+                seconds[name].append(_mean_seconds(call, repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 def speedup(rival: Timing, ours: Timing) -> float:
     """How many times faster `ours` is: the median over the rounds of rival / ours within one round."""
     return statistics.median(r / o for r, o in zip(rival.rounds, ours.rounds))
+
+
+@contextlib.contextmanager
+def cores_apart() -> Iterator[None]:
+    """Keep the main thread on one core and all other threads of the process on the others, whoever started them.
+
+    Some kernels (seen on virtual machines) wake a pool's thread on the core of the thread that waits for it and leave
+    it there, so that two threads are as fast as one, in some processes and not in others. Threads must have been
+    started before: one that is started inside stays with the thread that starts it. Does nothing on one core and on
+    systems that cannot do it.
+    """
+    masks = _masks()
+    here = masks.get(os.getpid(), set())
+    if len(here) < 2:
+        yield
+        return
+    first, *others = sorted(here)
+    try:
+        for thread in masks:
+            _move(thread, {first} if thread == os.getpid() else set(others))
+        yield
+    finally:
+        for thread, mask in masks.items():
+            _move(thread, mask)
+
+
+def _masks() -> dict[int, set[int]]:
+    """The cores each thread of this process may use, by the thread's number; empty where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return {}
+    masks = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                masks[int(name)] = os.sched_getaffinity(int(name))
+    return masks
+
+
+def _move(thread: int, cores: set[int]) -> None:
+    with contextlib.suppress(OSError):  # it has ended, or a control group took the cores away
+        os.sched_setaffinity(thread, cores)
 
 
 def _mean_seconds(call: Call, repeats: int) -> float:

@@ -6,7 +6,7 @@ results). Setup may convert weights, allocate outputs and plan; it is not timed.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Provider:
     setup : callable
         `setup(case, threads)` returns the callable to time.
     needs : tuple of str
-        Modules that must be importable.
+        Distributions that must be installed.
     """
 
     name: str
@@ -36,5 +36,21 @@ class Provider:
 
     @property
     def missing(self) -> list[str]:
-        """Modules this provider needs and this environment lacks."""
-        return [module for module in self.needs if importlib.util.find_spec(module) is None]
+        """Distributions this provider needs and this environment lacks."""
+        return [name for name in self.needs if not _installed(name)]
+
+
+def torch_on(threads: int) -> Any:
+    """The module torch, told to use so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

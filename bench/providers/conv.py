@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bench.providers import OURS, Call, Provider
+from bench.providers import OURS, Call, Provider, torch_on
 from bench.workloads import Conv
 
 
@@ -72,7 +72,7 @@ def _by_im2col(case: Conv, multiply: Callable[[np.ndarray, np.ndarray], None]) -
 
 
 def _torch_dense(case: Conv, threads: int) -> Call:
-    import torch
+    torch = torch_on(threads)
 
     weight = torch.from_numpy(dense_oihw(case))
     x = torch.from_numpy(case.x)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from bench.providers import OURS, Call, Provider
+from bench.providers import OURS, Call, Provider, torch_on
 from bench.providers import mkl as mkl_library
 from bench.workloads import Spmm
 
@@ -35,7 +35,7 @@ def _mkl(case: Spmm, threads: int) -> Call:
 
 
 def _torch_dense(case: Spmm, threads: int) -> Call:
-    import torch
+    torch = torch_on(threads)
 
     weight, x = torch.from_numpy(case.weight.toarray()), torch.from_numpy(case.x)
     out = torch.empty((case.m, *x.shape[1:]))
@@ -43,7 +43,7 @@ def _torch_dense(case: Spmm, threads: int) -> Call:
 
 
 def _torch_sparse(case: Spmm, threads: int) -> Call:
-    import torch
+    torch = torch_on(threads)
 
     w = case.weight
     parts = [torch.from_numpy(part) for part in (w.indptr, w.indices, w.data)]

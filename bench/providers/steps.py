@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import bench.providers.conv as conv
-from bench.providers import OURS, Call, Provider
+from bench.providers import OURS, Call, Provider, torch_on
 from bench.workloads import ConvStep, LinearStep
 
 
@@ -34,10 +34,9 @@ def _linear_numpy(case: LinearStep, threads: int) -> Call:
 
 
 def _linear_torch(case: LinearStep, threads: int) -> Call:
-    import torch
-
+    torch = torch_on(threads)
     weight = torch.from_numpy(case.weight.toarray()).requires_grad_()
-    return _torch_step(case, weight, torch.nn.functional.linear)
+    return _torch_step(torch, case, weight, torch.nn.functional.linear)
 
 
 def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
@@ -52,19 +51,16 @@ def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
 
 
 def _conv_torch(case: ConvStep, threads: int) -> Call:
-    import torch
-
+    torch = torch_on(threads)
     weight = torch.from_numpy(conv.dense_oihw(case)).requires_grad_()
 
     def forward(x: Any, w: Any, b: Any) -> Any:
         return torch.nn.functional.conv2d(x, w, b, stride=case.stride, padding=case.padding)
 
-    return _torch_step(case, weight, forward)
+    return _torch_step(torch, case, weight, forward)
 
 
-def _torch_step(case: LinearStep | ConvStep, weight: Any, forward: Any) -> Call:
-    import torch
-
+def _torch_step(torch: Any, case: LinearStep | ConvStep, weight: Any, forward: Any) -> Call:
     bias = torch.zeros(weight.shape[0], requires_grad=True)
     x, grad = torch.from_numpy(case.x).requires_grad_(), torch.from_numpy(case.grad)
 

@@ -14,6 +14,8 @@ from fastsparse.demo.results import LayerRow
 from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 
 SPARSITY = 0.9
+# Initial values of the output layer are scaled by this: the first loss is that of a guess, and training is calmer.
+OUTPUT_SCALE = 0.1
 # The layer whose pattern the report shows.
 SHOWN = "conv2"
 
@@ -51,17 +53,20 @@ def build(sparse: bool, seed: int) -> nn.Sequential:
         kept = densities[place]
         return nn.SparseConv2d(channels, out, kernel, padding=kernel // 2, bias=False, sparsity=1 - kept, rng=rng)
 
-    def linear(place: int, activation: str | None = None) -> nn.Module:
+    def linear(place: int, activation: str | None = None) -> nn.Linear | nn.SparseLinear:
         out, features = _SHAPES[place].shape
         if densities is None:
             return nn.Linear(features, out, activation=activation, rng=rng)
         return nn.SparseLinear(features, out, sparsity=1 - densities[place], activation=activation, rng=rng)
 
+    output = linear(4)
+    values = output.values if isinstance(output, nn.SparseLinear) else output.weight
+    values.value = values.value * np.float32(OUTPUT_SCALE)
     return nn.Sequential(
         *[conv(0), nn.BatchNorm2d(64), nn.ReLU()],
         *[conv(1), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
         *[conv(2), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
-        *[nn.Flatten(), linear(3, "relu"), linear(4)],
+        *[nn.Flatten(), linear(3, "relu"), output],
     )
 
 
@@ -79,7 +84,7 @@ def shown_pattern(model: nn.Sequential) -> NDArray[np.bool_]:
 
 
 def stages_of(model: nn.Sequential) -> list[Stage]:
-    """The trained sparse network as plain data, batch norm folded into the layer before it.
+    """The trained sparse network as plain data in float64, batch norm folded into the layer before it.
 
     Raises
     ------
@@ -110,18 +115,15 @@ def _convolution(layer: nn.SparseConv2d) -> Convolution:
 
 
 def _weight(layer: nn.SparseConv2d | nn.SparseLinear) -> sp.csr_array:
-    return sp.csr_array(layer.weight.to_scipy())
+    return sp.csr_array(layer.weight.to_scipy()).astype(np.float64)
 
 
 def _bias(layer: nn.SparseConv2d | nn.SparseLinear) -> NDArray[np.floating]:
-    if layer.bias is None:
-        return np.zeros(layer.values.shape[0], layer.values.dtype)
-    return layer.bias.value.copy()
+    return np.zeros(layer.values.shape[0]) if layer.bias is None else layer.bias.value.astype(np.float64)
 
 
 def _folded(stage: Stage, norm: nn.BatchNorm2d) -> Stage:
     if isinstance(stage, MaxPool) or stage.relu:
         raise TypeError("batch norm can be folded into a convolution or a linear layer right before it only")
-    wide = np.float64
-    scale = norm.weight.value.astype(wide) / np.sqrt(norm.running_var.astype(wide) + norm.eps)
+    scale = norm.weight.value / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
     return fold_scale(stage, scale, norm.bias.value - norm.running_mean * scale)

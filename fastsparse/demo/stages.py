@@ -6,7 +6,6 @@ into the weights and biases before them, as the compiler does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,13 +72,3 @@ def with_relu(stage: Stage) -> Stage:
     if isinstance(stage, MaxPool):
         raise ValueError("relu after a pooling stage is not supported: put it before the pooling")
     return replace(stage, relu=True)
-
-
-def as_dtype(stages: Sequence[Stage], dtype: np.dtype) -> list[Stage]:
-    """The same stages with weights and biases of another floating dtype."""
-    return [
-        stage
-        if isinstance(stage, MaxPool)
-        else replace(stage, weight=stage.weight.astype(dtype), bias=stage.bias.astype(dtype))
-        for stage in stages
-    ]

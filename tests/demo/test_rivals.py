@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from fastsparse.demo.rivals import Rival
-from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, as_dtype, fold_scale, with_relu
+from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 from fastsparse_kernels import reference
 
 
@@ -72,7 +72,7 @@ def test_rival_equals_oracle(backend, batch):
 def test_rival_in_float32(backend):
     rng = np.random.default_rng(7)
     stages, x = _stages(rng), rng.standard_normal((4, 2, 8, 8))
-    got = Rival(as_dtype(stages, np.dtype(np.float32)), x.shape, backend)(x.astype(np.float32))
+    got = Rival(stages, x.shape, backend)(x.astype(np.float32))
     expected = _oracle(stages, x)
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()

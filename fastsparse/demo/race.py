@@ -1,0 +1,98 @@
+"""The compiled network against its rivals: do they agree, and how fast is each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fastsparse import nn
+from fastsparse.demo.data import Images
+from fastsparse.demo.results import NUMPY, OURS, SCIPY, Agreement, Speed
+from fastsparse.demo.rivals import Rival
+from fastsparse.demo.stages import Stage
+from fastsparse.engine import Engine
+from fastsparse.timing import interleaved, speedup
+
+BATCHES = (1, 256)
+# Images SciPy may be fed at a time: its product is faster while a row of its output stays in the first cache.
+CHUNKS = (16, 32, 64)
+# A float32 network of this depth rounds to about 1e-6 of its largest output.
+TOLERANCE = 1e-5
+
+Run = Callable[[Images], np.ndarray]
+
+
+def agreement(
+    model: nn.Sequential, reloaded: nn.Module, engine: Engine, stages: Sequence[Stage], x: Images
+) -> Agreement:
+    """Hold every float32 form of the network against the float64 one on the images `x`.
+
+    Raises
+    ------
+    RuntimeError
+        When one of them is off by more than `TOLERANCE` of the largest output.
+    """
+    exact = Rival(stages, x.shape, "numpy", np.float64)(x.astype(np.float64))
+    scale = float(np.abs(exact).max())
+
+    def error(run: Run) -> float:
+        return float(np.abs(run(x) - exact).max()) / scale
+
+    found = Agreement(
+        layers=error(model.eval()),
+        compiled=error(engine),
+        scipy=error(Rival(stages, x.shape, "scipy")),
+        numpy=error(Rival(stages, x.shape, "numpy")),
+        reloaded_is_identical=bool(np.array_equal(reloaded.eval()(x), model(x))),
+    )
+    for name in ("layers", "compiled", "scipy", "numpy"):
+        if not getattr(found, name) <= TOLERANCE:
+            raise RuntimeError(
+                f"{name}: outputs are off by {getattr(found, name):.1e} of the largest, at most {TOLERANCE}"
+            )
+    if not found.reloaded_is_identical:
+        raise RuntimeError("the network that was saved and loaded again gives other outputs")
+    return found
+
+
+def race(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int) -> Speed:
+    """Time one batch size, all contenders in turn."""
+    scipy, numpy = Rival(stages, x.shape, "scipy"), Rival(stages, x.shape, "numpy")
+    times = interleaved(
+        {
+            OURS: lambda: engine(x),
+            SCIPY: lambda: scipy(x),
+            NUMPY: lambda: numpy(x),
+            _products(SCIPY): scipy.products,
+            _products(NUMPY): numpy.products,
+        },
+        rounds=rounds,
+    )
+    rivals = (SCIPY, NUMPY)
+    return Speed(
+        batch=len(x),
+        times={name: 1e3 * times[name].median for name in (OURS, *rivals)},
+        ratios={name: speedup(times[name], times[OURS]) for name in rivals},
+        product_times={name: 1e3 * times[_products(name)].median for name in rivals},
+        product_ratios={name: speedup(times[_products(name)], times[OURS]) for name in rivals},
+    )
+
+
+def race_in_chunks(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int) -> tuple[int, float]:
+    """SciPy at its best: (images at a time, how many times faster the compiled network still is on the whole batch)."""
+    contenders: dict[str, Callable[[], object]] = {OURS: lambda: engine(x)}
+    contenders |= {str(chunk): _in_chunks(stages, x, chunk) for chunk in CHUNKS}
+    times = interleaved(contenders, rounds=rounds)
+    best = min(CHUNKS, key=lambda chunk: times[str(chunk)].median)
+    return best, speedup(times[str(best)], times[OURS])
+
+
+def _in_chunks(stages: Sequence[Stage], x: Images, chunk: int) -> Callable[[], object]:
+    rival = Rival(stages, (chunk, *x.shape[1:]), "scipy")
+    parts = [x[start : start + chunk] for start in range(0, len(x), chunk)]
+    return lambda: [rival(part) for part in parts]
+
+
+def _products(name: str) -> str:
+    return f"{name}, products alone"
