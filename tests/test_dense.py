@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,13 @@ def test_convolution_is_the_oracle(
     assert dense.conv_backward(dy, x, weight, geometry, False)[0] is None
 
 
-def test_threads_have_their_own_buffer(rng: Any) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    geometry = GEOMETRIES[0]
-    weight = rng.normal(size=(8, 4, 3, 3)).astype("f")
-    inputs = [rng.normal(size=(3, 4, 20, 20)).astype("f") for _ in range(16)]
-    alone = [dense.conv(x, weight, None, geometry) for x in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda x: dense.conv(x, weight, None, geometry), inputs * 4))
-    for got, want in zip(together, alone * 4, strict=True):
-        np.testing.assert_array_equal(got, want)
+def test_the_buffer_is_the_thread_s_own_and_small(rng: Any) -> None:
+    geometry, padded = GEOMETRIES[0], rng.normal(size=(4, 12, 12, 3))
+    mine = dense._columns(padded, geometry, (10, 10))
+    assert np.shares_memory(mine, dense._columns(padded, geometry, (10, 10)))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(dense._columns, padded, geometry, (10, 10)).result()
+    assert not np.shares_memory(mine, other)
+    huge = rng.normal(size=(4, 402, 402, 1))  # 46 MB of columns
+    assert not np.shares_memory(dense._columns(huge, geometry, (400, 400)), dense._columns(padded, geometry, (10, 10)))
+    assert dense._buffers.columns.nbytes <= 16 << 20

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,31 @@ print("done")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs a limit on memory as Linux has it")
 def test_huge_declared_shapes_take_no_memory(run_python: Callable[..., Any], tmp_path: Path) -> None:
     assert run_python(HUGE, str(tmp_path / "m"), OPENBLAS_NUM_THREADS="1").stdout == "done\n"
+
+
+SPARSE = {"indptr": np.zeros(5, np.int64), "indices": np.zeros(0, np.int32), "values": np.zeros(0, "f")}
+DECLARED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("Linear", {"in_features": 4, "out_features": 2**20}, {"weight": np.zeros((4, 4), "f")}),
+    ("Conv2d", {"in_channels": 64, "out_channels": 64, "kernel_size": 16}, {}),
+    ("BatchNorm2d", {"num_features": 2**20}, {}),
+    ("LayerNorm", {"normalized_shape": 2**20}, {}),
+    ("Embedding", {"num_embeddings": 2**20, "embedding_dim": 4}, {}),
+    ("SparseLinear", {"in_features": 4, "out_features": 2**20}, SPARSE),
+    ("SparseLinear", {"in_features": 2**20, "out_features": 4, "sparsity": 0.0}, {"values": np.zeros(0, "f")}),
+]
+
+
+@pytest.mark.parametrize(("layer", "arguments", "arrays"), DECLARED)
+def test_what_a_file_declares_is_not_allocated(layer: str, arguments: Any, arrays: Any, tmp_path: Path) -> None:
+    _written(tmp_path / "m", {"type": layer, "arguments": arguments}, arrays)
+    tracemalloc.start()
+    try:
+        with pytest.raises(fs.FileFormatError):
+            fs.load(tmp_path / "m")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 500_000  # each of them declares at least 4 MB
 
 
 def _written(path: Path, architecture: Any, arrays: dict[str, Any] | None = None) -> None:

@@ -151,9 +151,10 @@ def test_a_changed_value_changes_the_output() -> None:
     np.testing.assert_array_equal(layer(x), np.ones((20, 5), "f"))
 
 
-def test_copies_do_not_share_values() -> None:
+@pytest.mark.parametrize("batch", [1, 20])
+def test_copies_do_not_share_values(batch: int) -> None:
     layer = nn.Sequential(nn.SparseLinear(10, 5, sparsity=0.5, rng=0))
-    x = np.ones((20, 10), "f")
+    x = np.ones((batch, 10), "f")
     before = layer(x)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         layer.parameters()[0].value += 1
