@@ -27,6 +27,7 @@ LEVELS = {
     "fastsparse.workspace": 1,
     "fastsparse.plan": 2,
     "fastsparse.launch": 3,
+    "fastsparse.launch_engine": 3,
     "fastsparse.launch_layers": 3,
     "fastsparse._arguments": 4,
     "fastsparse._convolution": 4,
@@ -51,8 +52,8 @@ LEVELS = {
 # The operators of CSR are short for calls into functional, which is looked up when they are used.
 EXCEPTIONS = {("fastsparse.csr", "fastsparse.functional")}
 
-# What plan, csr and runtime may use of the kernels. All else computes, and launch alone runs it.
-STRUCTURE_KERNELS = {"build", "cache", "operators"}
+# What plan, csr and runtime may use of the kernels: compiling, the table, building structures. All else computes.
+STRUCTURE_KERNELS = {"build", "cache", "operators", "variants"}
 
 
 def modules() -> dict[str, Path]:
