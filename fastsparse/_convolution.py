@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse import launch, workspace
 from fastsparse._arguments import (
+    as_array,
     as_bias,
     as_float,
     check_activation,
@@ -32,6 +33,7 @@ from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
 
 Array = NDArray[Any]
+_MOST_NUMBERS = 2**53  # in the planes of an image: their bytes, for a vector of images, stay below 2**63
 
 
 def _conv(
@@ -145,14 +147,15 @@ def conv_backward(
     need_input: bool = True,
 ) -> tuple[Array | None, Array, Array]:
     """Gradients of `conv1d`, `conv2d` and `conv3d` (by the number of axes of x); see `conv2d_backward`."""
-    shape = np.shape(x)
+    shape = as_array(x, "x").shape
     if len(shape) not in (3, 4, 5):
         raise ValueError(f"x has shape {shape}, expected (N, C, ...) with one, two or three spatial axes")
     x, geometry = checked(len(shape) - 2, x, W, kernel_size, stride, padding, dilation, groups)
-    grad = np.ascontiguousarray(as_float(grad, W.dtype, "grad"))
+    grad = as_float(grad, W.dtype, "grad")
     expected = (len(x), W.shape[0], *geometry.out_spatial)
     if grad.shape != expected:
         raise ValueError(f"grad has shape {grad.shape}, expected {expected} to match x and W")
+    grad = np.ascontiguousarray(grad)
     grad_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
     if grad.size == 0 or x.size == 0:
         return np.zeros(x.shape, x.dtype) if need_input else None, np.zeros(W.nnz, W.dtype), grad_bias
@@ -177,7 +180,7 @@ def conv2d_backward(
     Returns
     -------
     grad_x : ndarray (N, C, H, W), or None without `need_input`
-        Inputs that no window saw get 0.
+        Inputs that no window saw get 0. Weights do multiply zeros around `grad` (Inf weights give NaN at borders).
     grad_values : ndarray (nnz,)
         In the order of W.data: gradients exist at the nonzeros only.
     grad_bias : ndarray (out,)
@@ -187,8 +190,9 @@ def conv2d_backward(
     TypeError, ValueError
         When a shape, dtype or size does not fit.
     """
-    if np.ndim(x) != 4:
-        raise ValueError(f"x has shape {np.shape(x)}, expected (N, C, H, W)")
+    x = as_array(x, "x")
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}, expected (N, C, H, W)")
     return conv_backward(
         grad, x, W, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups,
         need_input=need_input,
@@ -206,7 +210,7 @@ def checked(
         When something does not fit; the message names it.
     """
     check_matrix(W)
-    x = np.ascontiguousarray(as_float(x, W.dtype, "x"))
+    x = as_float(x, W.dtype, "x")
     if x.ndim != axes + 2:
         names = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[axes]
         raise ValueError(f"x has shape {x.shape}, expected {names}")
@@ -234,7 +238,13 @@ def checked(
             f"x has shape {x.shape}, expected at least the window of kernel_size {kernel} "
             f"with dilation {geometry.dilation} inside the padding {geometry.padding}"
         )
-    return x, geometry
+    largest = max(channels * math.prod(geometry.padded), rows * geometry.positions)
+    if largest >= _MOST_NUMBERS:
+        raise ValueError(
+            f"x has shape {x.shape}, expected fewer than {_MOST_NUMBERS} numbers per image with the padding "
+            f"{geometry.padding} and in the result"
+        )
+    return np.ascontiguousarray(x), geometry
 
 
 def forward(x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation: str | None, y: Array) -> None:
@@ -264,8 +274,9 @@ def _forward_lanes(
         y_lanes = workspace.take("y", groups * plan.y.group_stride)
         launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, address(x_lanes), samples, m)
         launch.run_spmm(
-            plan.spmm, values, address(x_lanes), address(y_lanes), m, y_row_stride=plan.y.channel_stride, batches=groups,
-            x_batch_stride=plan.x.group_stride, y_batch_stride=plan.y.group_stride, bias=bias, activation=activation,
+            plan.spmm, values, address(x_lanes), address(y_lanes), m, y_row_stride=plan.y.channel_stride,
+            batches=groups, x_batch_stride=plan.x.group_stride, y_batch_stride=plan.y.group_stride, bias=bias,
+            activation=activation,
         )  # fmt: skip
         launch.unpack_lanes(address(y_lanes), plan.y, address(y[start:]), y.strides[0], y.strides[1], samples, m)
 

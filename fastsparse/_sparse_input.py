@@ -10,7 +10,8 @@ from scipy import sparse
 
 from fastsparse import launch
 from fastsparse._arguments import as_float
-from fastsparse.csr import CSR
+from fastsparse._validate import INT32_MAX
+from fastsparse.csr import CSR, csr
 from fastsparse.launch import machine
 
 Array = NDArray[Any]
@@ -26,23 +27,14 @@ def as_csr(x: Any, W: CSR) -> sparse.csr_array:
     """
     if x.ndim != 2 or x.shape[1] != W.shape[1]:
         raise ValueError(f"x has shape {x.shape}, expected (batch, {W.shape[1]}) to match W of shape {W.shape}")
-    values = as_float(np.empty(0, x.dtype), W.dtype, "x")  # the same rules as for dense input
-    rows = sparse.csr_array(x)
+    if max(*W.shape, x.shape[0]) > INT32_MAX:
+        raise ValueError(f"x and W have shapes {x.shape} and {W.shape}, expected no size above {INT32_MAX}")
+    as_float(np.empty(0, x.dtype), W.dtype, "x")  # the same rules as for dense input
     try:
-        rows.check_format(full_check=True)
-    except ValueError as error:
-        raise ValueError(f"x is not a valid sparse matrix: {error}") from error
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
-    return sparse.csr_array(
-        (
-            np.ascontiguousarray(rows.data, values.dtype),
-            np.ascontiguousarray(rows.indices, np.uint32),
-            np.ascontiguousarray(rows.indptr, np.int64),
-        ),
-        shape=rows.shape,
-    )
+        rows = csr(x, W.dtype)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"x is not a valid sparse matrix: {error}") from error
+    return sparse.csr_array((rows.data, rows.indices.astype(np.uint32), rows.indptr), shape=rows.shape)
 
 
 def linear(x: sparse.csr_array, W: CSR, y: Array, bias: Array | None, activation: str | None) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from fastsparse import _linear, _sparse_input
-from fastsparse._arguments import as_bias, as_float, check_activation, check_matrix, check_out
+from fastsparse._arguments import as_array, as_bias, as_float, check_activation, check_matrix, check_out
 from fastsparse._convolution import conv1d, conv2d, conv2d_backward, conv3d, conv_backward
 from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import ACTIVATIONS
@@ -107,7 +107,7 @@ def sddmm(pattern: Pattern, A: Any, B: Any) -> CSR:
     """
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern is {type(pattern).__name__}, expected fastsparse.Pattern")
-    A, B = np.asarray(A), np.asarray(B)
+    A, B = as_array(A, "A"), as_array(B, "B")
     dtype = np.dtype(np.float64 if np.float64 in (A.dtype.newbyteorder("="), B.dtype.newbyteorder("=")) else np.float32)
     A, B = as_float(A, dtype, "A", "B"), as_float(B, dtype, "B", "A")
     rows, columns = pattern.shape
@@ -146,11 +146,12 @@ def linear(
     """
     check_matrix(W)
     check_activation(activation)
-    rows, columns = W.shape
+    rows = W.shape[0]
     bias = as_bias(bias, W.dtype, rows)
     if sparse.issparse(x):
+        given = getattr(x, "data", None)
         x = _sparse_input.as_csr(x, W)
-        y = check_out(out, (x.shape[0], rows), W.dtype, x.data, x.indices, x.indptr, bias)
+        y = check_out(out, (x.shape[0], rows), W.dtype, given, bias)
         _sparse_input.linear(x, W, y, bias, activation)
         return y
     x = _as_samples(x, W, "x")
@@ -182,7 +183,7 @@ def linear_backward(
         When a shape or dtype does not fit.
     """
     check_matrix(W)
-    rows, columns = W.shape
+    rows = W.shape[0]
     is_sparse = sparse.issparse(x)
     x = _sparse_input.as_csr(x, W) if is_sparse else _as_samples(x, W, "x")
     grad = as_float(grad, W.dtype, "grad")
