@@ -5,30 +5,60 @@ thread settings is imported when it is first touched.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsparse._version import __version__
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.runtime import get_num_threads, set_num_threads, show_config, threads, warmup
 
+if TYPE_CHECKING:
+    from fastsparse import engine, files, functional, nn, sparsity, training
+    from fastsparse.engine import UnsupportedOperatorError, compile  # noqa: A004
+    from fastsparse.files import FileFormatError, load, save
+    from fastsparse.functional import conv1d, conv2d, conv2d_backward, conv3d, linear, linear_backward, sddmm, spmm
+
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
     **dict.fromkeys(("spmm", "sddmm", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
     **dict.fromkeys(("linear_backward", "conv2d_backward"), "functional"),
-    **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
+    **dict.fromkeys(("compile", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
 }
 
 __all__ = [
     "CSR",
     "Pattern",
-    "__version__",
     "csr",
-    "get_num_threads",
+    # functions
+    "spmm",
+    "sddmm",
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "linear_backward",
+    "conv2d_backward",
+    # networks
+    "nn",
+    "sparsity",
+    "training",
+    "save",
+    "load",
+    "FileFormatError",
+    # inference
+    "compile",
+    "UnsupportedOperatorError",
+    # runtime
     "set_num_threads",
-    "show_config",
+    "get_num_threads",
     "threads",
     "warmup",
+    "show_config",
+    # modules whose names are above
+    "engine",
+    "files",
+    "functional",
+    "__version__",
 ]
 
 
@@ -36,17 +66,11 @@ def __getattr__(name: str) -> Any:
     """Import the submodule that `name` is, or the one where it lives, when it is first touched."""
     if name not in _MODULES and name not in _HOMES:
         raise AttributeError(f"module 'fastsparse' has no attribute {name!r}")
-    home = f"fastsparse.{_HOMES.get(name, name)}"
-    try:
-        module = import_module(home)
-    except ModuleNotFoundError as error:
-        if error.name != home:  # something that the module needs is missing: its own message tells what
-            raise
-        raise AttributeError(f"module 'fastsparse' has no attribute {name!r}: there is no {home}") from error
+    module = import_module(f"fastsparse.{_HOMES.get(name, name)}")
     found = module if name in _MODULES else getattr(module, name)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, *_HOMES})
+    return sorted(__all__)
