@@ -27,6 +27,8 @@ from .build import compile_kernel, compiled_once, kernel_record
 from .simd_math import Lanes, Mask, lanewise, where
 
 KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
+GRADIENT_KINDS = MAX_INDEX, MEAN
+LANES_KINDS = MAX, MEAN
 _NAMES = ("max", "max_index", "mean")
 
 # Planes one after the other, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,

@@ -54,9 +54,15 @@ FAMILIES = (
         lambda bits, lanes: [(code, bits, lanes) for code in epilogue.ACTIVATION_CODES.values()],
     ),
     Family("pooling", pooling.pool_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.KINDS]),
-    Family("pooling gradient", pooling.pool_grad_kernel, lambda bits, lanes: [(k, bits, lanes) for k in pooling.KINDS]),
     Family(
-        "pooling on lanes", pooling.pool_lanes_kernel, lambda bits, lanes: [(k, bits, lanes) for k in pooling.KINDS]
+        "pooling gradient",
+        pooling.pool_grad_kernel,
+        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.GRADIENT_KINDS],
+    ),
+    Family(
+        "pooling on lanes",
+        pooling.pool_lanes_kernel,
+        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.LANES_KINDS],
     ),
     Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
     Family(
