@@ -13,9 +13,11 @@ answer one another.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -78,9 +80,29 @@ def kernel_record(*fields: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in ("counter", "stop", *fields)])
 
 
+def _name_parts(part: Any, owner: str, counter: Iterator[int]) -> None:
+    """Give every function that a kernel's closures hold a name of its own.
+
+    A builder's variants have inner functions of the same name and types, which Numba tells apart by a number that
+    counts compilations in this process. Code of two processes, loaded from the cache into a third, may then define
+    one symbol twice, and the linker answers one variant with the other's part: seen, as corrupted memory.
+    """
+    if isinstance(part, (tuple, list)):
+        for item in part:
+            _name_parts(item, owner, counter)
+    elif isinstance(part, FunctionType):
+        if "<locals>" in part.__qualname__:
+            part.__qualname__ = f"{owner}.part{next(counter)}.{part.__name__}"
+        elif not part.__qualname__.startswith(owner):
+            return
+        for cell in part.__closure__ or ():
+            _name_parts(cell.cell_contents, owner, counter)
+
+
 def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
     function.__name__ = function.__qualname__ = name
+    _name_parts(function, name, itertools.count())
     compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
     compiled._cache = KernelCache(function, _cache_directory())
     compiled.compile()

@@ -1,0 +1,36 @@
+"""The table of variants: every family compiles for both sizes, under names that no other variant shares."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fastsparse_kernels import build, variants
+
+
+def defined_symbols(compiled) -> set[str]:
+    """Names of the functions that a variant's machine code defines, without the compilation's number."""
+    code = compiled._library.get_llvm_str()
+    return {re.sub(r"B\d+v\d+", "", name) for name in re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("family", variants.FAMILIES, ids=lambda family: family.name)
+def test_no_two_variants_define_the_same_symbol(family):
+    """Code that different processes cached is linked into one: a shared name would answer for both."""
+    seen: dict[str, tuple[int, ...]] = {}
+    for bits in (32, 64):
+        key = family.arguments(bits, build.lanes(bits))[0]
+        symbols = defined_symbols(family.get(*key))
+        assert symbols, "no function found"
+        assert not [name for name in symbols if "locals" in name]
+        for name in symbols:
+            assert name not in seen, f"{name} is defined by {seen[name]} and {key}"
+            seen[name] = key
+
+
+def test_warmup_lists_every_family_once_per_variant():
+    names = [name for name, _ in variants.usual()]
+    assert len(names) == len(set(names))
+    for family in variants.FAMILIES:
+        assert any(name.startswith(family.name) for name in names)
