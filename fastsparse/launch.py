@@ -287,18 +287,21 @@ def run_sddmm(
         gradients=address(gradients),
         block_bases=address(operator.columns.bases),
         batches=batches,
-        positions=len(plan.x_positions),
-        position_block=plan.position_block,
+        positions=plan.positions,
+        run_length=plan.run_length,
+        runs_per_block=plan.runs_per_block,
         x=x,
         x_batch_stride=x_batch_stride,
-        x_positions=address(plan.x_positions),
+        x_runs=address(plan.x_runs),
+        x_step=plan.x_step,
         y=y,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        y_positions=address(plan.y_positions),
+        y_runs=address(plan.y_runs),
+        y_step=plan.y_step,
     )
     kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes))
-    flops = 2.0 * operator.nnz * len(plan.x_positions) * m.lanes * batches
+    flops = 2.0 * operator.nnz * plan.positions * m.lanes * batches
     run(kernel, record, operator.groups, flops, m.workers)
 
 

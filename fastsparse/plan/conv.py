@@ -189,16 +189,15 @@ def conv_backward_lanes(
 
 def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    x_positions = grid(geometry.out_spatial, geometry.stride, x.strides)
-    y_positions = dy.all_places()
-    row = geometry.out_spatial[-1]
-    position_block = min(max(1, geometry.positions), row * max(1, 32 // row))
-    height = -(-position_block // row)
+    row = policy.sddmm_row_part(geometry.out_spatial[-1])
+    x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
+    y_runs = np.ascontiguousarray(dy.all_places()[::row])
+    height = min(len(x_runs), max(1, policy.SDDMM_POSITIONS // row))
     extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
-    per_block = max(1, 2 * policy.L1_BLOCK_BYTES // extent)
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
-    operator = lanes_operator(pattern, geometry, x, per_block, groups)
-    return SddmmPlan(operator, x_positions, y_positions, position_block)
+    operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent), groups)
+    x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
+    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step)
 
 
 def _phase_plan(

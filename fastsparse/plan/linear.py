@@ -74,27 +74,28 @@ def spmm_lanes(pattern: Pattern, samples: int, machine: Machine, y_row_major: bo
 
 @dataclass(frozen=True, eq=False)
 class SddmmPlan:
-    """SDDMM over positions; see the record in `fastsparse_kernels.sddmm`."""
+    """SDDMM over runs of equally spaced positions; see the record in `fastsparse_kernels.sddmm`. Strides in bytes."""
 
     operator: Operator
-    x_positions: NDArray[np.int64]
-    y_positions: NDArray[np.int64]
-    position_block: int
+    positions: int
+    run_length: int
+    runs_per_block: int
+    x_runs: NDArray[np.int64]
+    x_step: int
+    y_runs: NDArray[np.int64]
+    y_step: int
 
 
-def sddmm_lanes(pattern: Pattern, sample_groups: int, machine: Machine, y_stride: int | None = None) -> SddmmPlan:
-    """Plan of dW = y x^T at the pattern, x (groups, K, VL) in lanes layout.
-
-    y is in lanes layout too, or has its vectors `y_stride` bytes apart (rows of a row-major matrix).
-    """
+def sddmm_lanes(pattern: Pattern, sample_groups: int, machine: Machine) -> SddmmPlan:
+    """Plan of dW = y x^T at the pattern, x (groups, K, VL) and y (groups, M, VL) in lanes layout."""
     rows, columns = pattern.shape
-    group = np.arange(sample_groups, dtype=np.int64)
-    position_block = min(max(sample_groups, 1), 32)
-    block_rows = policy.block_rows(position_block * machine.vector)
+    run_length = policy.sddmm_run(sample_groups)
+    x_step, y_step = lanes_group_stride(columns, machine), lanes_group_stride(rows, machine)
+    runs = np.arange(-(-sample_groups // run_length), dtype=np.int64) * run_length
+    block_rows = policy.sddmm_block_rows(run_length * machine.vector)
     groups = policy.row_groups(rows, 1, machine.workers, 0)
     operator = linear_operator(pattern, machine.vector, block_rows, groups)
-    y_stride = lanes_group_stride(rows, machine) if y_stride is None else y_stride
-    return SddmmPlan(operator, group * lanes_group_stride(columns, machine), group * y_stride, position_block)
+    return SddmmPlan(operator, sample_groups, run_length, 1, runs * x_step, x_step, runs * y_step, y_step)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,15 +28,19 @@ ARGUMENTS = kernel_record(
     "gradients",  # float [nnz] in the operator's order, zeroed by the caller
     "block_bases",
     "batches",
-    "positions",  # positions per batch
-    "position_block",  # positions that are walked before the next nonzeros are taken
+    # positions: runs of equally spaced ones, a row of an image or some groups of samples
+    "positions",  # in all runs; the last run may be shorter than run_length
+    "run_length",
+    "runs_per_block",  # runs that are walked before the next nonzeros are taken
     "x",
     "x_batch_stride",
-    "x_positions",  # int64 [positions]
+    "x_runs",  # int64 [runs], bytes to each run's first position
+    "x_step",  # bytes between a run's positions
     "y",
     "y_batch_stride",
     "y_row_stride",
-    "y_positions",  # int64 [positions]
+    "y_runs",
+    "y_step",
 )
 _arguments = simd.record_view(ARGUMENTS)
 
@@ -45,46 +49,63 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
     """Kernel that takes `count` nonzeros of a row at a time (a power of two <= lanes)."""
     size = bits // 8
 
-    @register_jitable
-    def walk(a, bases, y_row, position, end):  # type: ignore[no-untyped-def]
-        acc = simd.zeros(count, lanes, bits)
-        while position < end:
-            y = y_row + simd.load_i64(a.y_positions + position * 8)
-            acc = simd.dot_step(acc, y, bases, simd.load_i64(a.x_positions + position * 8))
-            position += 1
-        return acc
+    half = max(1, count // 2)
+
+    def make_take(width: int) -> Callable[..., Any]:
+        """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
+
+        @register_jitable
+        def take(a, x, y_row, p, valid, run, run_end):  # type: ignore[no-untyped-def]
+            bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
+            acc = simd.zeros(width, lanes, bits)
+            x_step, y_step = a.x_step, a.y_step
+            while run < run_end:
+                offset = simd.load_i64(a.x_runs + run * 8)
+                y = y_row + simd.load_i64(a.y_runs + run * 8)
+                end = y + min(a.run_length, a.positions - run * a.run_length) * y_step
+                while y < end:
+                    acc = simd.dot_step(acc, y, bases, offset)
+                    y += y_step
+                    offset += x_step
+                run += 1
+            if valid == width:
+                simd.add_sums(acc, a.gradients + p * size)
+            else:
+                simd.add_sums_first(acc, a.gradients + p * size, valid)
+
+        return take
+
+    take_all, take_half = make_take(count), make_take(half)
 
     @register_jitable
-    def run_entries(a, entry, end, x, y, position, position_end):  # type: ignore[no-untyped-def]
-        offsets, gradients = a.offsets, a.gradients
+    def run_entries(a, entry, end, x, y, run, run_end):  # type: ignore[no-untyped-def]
         p = simd.load_u32(a.row_ends + entry * 4)
         while entry < end:
             stop = simd.load_u32(a.row_ends + entry * 4 + 4)
             y_row = y + simd.load_u32(a.rows + entry * 4) * a.y_row_stride
-            while p + count <= stop:
-                bases = simd.gather_addresses_u32(count, x, offsets + p * 4, count)
-                simd.add_sums(walk(a, bases, y_row, position, position_end), gradients + p * size)
-                p += count
+            while p + half < stop:
+                valid = min(count, stop - p)
+                take_all(a, x, y_row, p, valid, run, run_end)
+                p += valid
             if p < stop:
-                bases = simd.gather_addresses_u32(count, x, offsets + p * 4, stop - p)
-                simd.add_sums_first(walk(a, bases, y_row, position, position_end), gradients + p * size, stop - p)
+                take_half(a, x, y_row, p, stop - p, run, run_end)
                 p = stop
             entry += 1
 
     def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
+        runs = (a.positions + a.run_length - 1) // a.run_length
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             segments = a.segments + group * a.blocks * 16
             for batch in range(a.batches):
                 x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-                for position in range(0, a.positions, a.position_block):
-                    position_end = min(a.positions, position + a.position_block)
+                for run in range(0, runs, a.runs_per_block):
+                    run_end = min(runs, run + a.runs_per_block)
                     for block in range(a.blocks):
                         entry = simd.load_u32(segments + block * 16)
                         end = simd.load_u32(segments + block * 16 + 16)
-                        base = x + simd.load_i64(a.block_bases + block * 8)
-                        run_entries(a, entry, end, base, y, position, position_end)
+                        run_entries(a, entry, end, x + simd.load_i64(a.block_bases + block * 8), y, run, run_end)
             group = simd.fetch_add(a.counter, 1)
 
     return sddmm
