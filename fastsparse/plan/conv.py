@@ -109,7 +109,7 @@ def conv_between(
     """
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
-    width = policy.tile_width(geometry.positions * tile_groups)
+    width = policy.tile_width(geometry.positions * tile_groups, policy.WINDOW_TILE_RATE)
     tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
     groups = policy.row_groups(
         geometry.out_channels,
@@ -118,7 +118,7 @@ def conv_between(
         width * machine.vector,
     )
     apart = tile_groups > 1 and geometry.positions < width
-    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector, apart))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart))
     return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
 
 
@@ -226,14 +226,14 @@ def _phase_plan(
     kept = reach[tap]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(channel[kept], minlength=geometry.channels))]).astype(np.int64)
     counts = tuple(count for count, _, _ in axes)
-    width = policy.tile_width(max(1, math.prod(counts)))
+    width = policy.tile_width(max(1, math.prod(counts)), policy.WINDOW_TILE_RATE)
     steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
     starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
     ends = grid(counts, steps, dx.strides) + first
     tiles = whole_vectors(starts, ends, width, machine.lanes)
     groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
-    per_block = policy.block_rows(_window_bytes(geometry.kernel, width, machine.vector))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector))
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
     operator = build_operator(indptr, columns.astype(np.int64), blocks, groups)
@@ -293,11 +293,11 @@ def conv_flat(pattern: Pattern, geometry: Geometry, machine: Machine, images: in
     places = _flat_places(geometry, read, strides, phase_planes, plane, size)
     firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in read[-1]], np.int64)
     x, y, masks = _flat_vectors(geometry, strides, machine)
-    width = policy.tile_width(len(x))
+    width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
     tiles = tiles_of_vectors(x, y, masks, width, machine.lanes)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    blocks = channel_blocks(geometry.channels, policy.block_rows(touched), channel_stride, window)
+    blocks = channel_blocks(geometry.channels, policy.block_channels(touched), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(

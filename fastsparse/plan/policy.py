@@ -5,7 +5,7 @@ The figures behind the numbers are in kernels/README.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
@@ -19,22 +19,28 @@ PARALLEL_FLOPS = 200_000  # below this a parallel region costs more than it brin
 SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s on a slow core
 
 # Useful rate of a tile of T vectors, relative to the best: loads per FMA are (T + 2) / T, few accumulators wait on
-# FMA latency, and a wide tile's panel leaves room for fewer rows in L1.
+# FMA latency, and a wide tile's panel leaves room for fewer rows in L1. Windows of a convolution overlap, so there a
+# wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
+WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 
 
-def tile_width(vectors: int, allowed: Iterable[int] = range(1, 9)) -> int:
+def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
     """T for a line of `vectors` vectors: the best useful rate, idle vectors of the last tile counted."""
-
-    def rate(count: int) -> float:
-        return TILE_RATE[count] * vectors / (-(-vectors // count) * count)
-
-    return max(allowed, key=rate)
+    return max(rates, key=lambda count: rates[count] * vectors / (-(-vectors // count) * count))
 
 
 def block_rows(row_bytes: int) -> int:
     """Input rows per column block when each brings `row_bytes` bytes to L1."""
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
+
+
+def block_channels(window_bytes: int) -> int:
+    """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
+
+    Twice what a panel gets: the next tile's windows overlap with this one's, so part of them is there already.
+    """
+    return max(1, 2 * L1_BLOCK_BYTES // max(1, window_bytes))
 
 
 def sddmm_run(sample_groups: int) -> int:
