@@ -28,14 +28,6 @@ from fastsparse._version import __version__
 _ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
 _PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe when two Python threads call at once, so it is never used
 
-_default_threads: int | None = None  # set_num_threads, once called
-_blocks: list[_Block] = []  # `with threads(n)` blocks that are open, in any thread
-_local = threading.local()  # .blocks: those of this thread
-_layer_lock = threading.Lock()
-_layer: str | None = None  # what prepare_threading() found
-_foreign = False  # Numba's threads were there before us, and may have been left behind by a fork
-_forked = False
-
 
 class _Block:
     """An open `with threads(n)` block."""
@@ -44,6 +36,22 @@ class _Block:
 
     def __init__(self, count: int) -> None:
         self.count = count
+
+
+class _Own(threading.local):
+    """The blocks that one thread has open; a tuple on the class, since a missing attribute would cost a microsecond."""
+
+    blocks: tuple[_Block, ...] = ()
+
+
+_own = _Own()
+_blocks: list[_Block] = []  # those open in any thread
+_default_threads: int | None = None  # set_num_threads, once called
+_layer_lock = threading.Lock()
+_layer: str | None = None  # what prepare_threading() found
+_numba_threads = 1  # how many that started
+_foreign = False  # Numba's threads were there before us, and may have been left behind by a fork
+_forked = False
 
 
 # ---------------------------------------------------------------------------------------------------------- threads
@@ -77,9 +85,8 @@ def set_num_threads(n: int) -> None:
     """
     global _default_threads
     count = _checked_count(n, "n")
-    own: list[_Block] = getattr(_local, "blocks", [])
-    if own:
-        own[-1].count = count
+    if _own.blocks:
+        _own.blocks[-1].count = count
     else:
         _default_threads = count
 
@@ -96,13 +103,11 @@ def get_num_threads() -> int:
     ValueError
         When FASTSPARSE_NUM_THREADS is needed and is not a positive integer.
     """
-    own: list[_Block] | None = getattr(_local, "blocks", None)
-    if own:
-        return own[-1].count
-    try:
-        return _blocks[-1].count
-    except IndexError:
-        return _default_threads if _default_threads is not None else _initial_threads()
+    if _own.blocks:
+        return _own.blocks[-1].count
+    if latest := _blocks[-1:]:  # a slice: another thread may empty the list at any time
+        return latest[0].count
+    return _default_threads if _default_threads is not None else _initial_threads()
 
 
 @functools.cache
@@ -135,13 +140,12 @@ def threads(n: int) -> Iterator[None]:
     1
     """
     block = _Block(_checked_count(n, "n"))
-    own = _local.__dict__.setdefault("blocks", [])
-    own.append(block)
+    _own.blocks = (*_own.blocks, block)
     _blocks.append(block)
     try:
         yield
     finally:
-        own.remove(block)
+        _own.blocks = tuple(other for other in _own.blocks if other is not block)
         _blocks.remove(block)
 
 
@@ -153,9 +157,7 @@ def worker_slots() -> int:
     count = get_num_threads()
     if count == 1 or not parallel_allowed():
         return 1
-    from numba import config
-
-    return min(count, int(config.NUMBA_NUM_THREADS))
+    return min(count, _numba_threads)
 
 
 # -------------------------------------------------------------------------------------------------- threading layer
@@ -182,12 +184,16 @@ def prepare_threading() -> str:
     str
         "tbb", "omp" or "workqueue"; "none" when Numba cannot start the layer it was told to use.
     """
-    global _layer, _foreign
+    global _layer, _numba_threads, _foreign
     if _layer is None:
+        from numba import config
+
         with _layer_lock:
             if _layer is None:
                 _foreign = _running()
-                _layer = _start_threads(_foreign)
+                started = _start_threads(_foreign)
+                _numba_threads = int(config.NUMBA_NUM_THREADS)
+                _layer = started  # last: other threads look at it without the lock
     return _layer
 
 
@@ -261,7 +267,7 @@ def _installed_files(package: str) -> list[Path]:
 def _after_fork_in_child() -> None:
     global _forked
     _forked = True
-    _blocks[:] = getattr(_local, "blocks", [])  # threads that are not here any more close no block
+    _blocks[:] = _own.blocks  # threads that are not here any more close no block
 
 
 if hasattr(os, "register_at_fork"):
