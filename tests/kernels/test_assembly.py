@@ -1,0 +1,41 @@
+"""The inner loop is what it is meant to be: the speed of everything hangs on these few instructions."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from fastsparse_kernels import assembly, build
+
+x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 assembly")
+
+SCRIPT = """
+import sys
+from fastsparse_kernels import assembly, build
+for loop in assembly.inner_loops(assembly.assembly_of("spmm", 32, build.lanes(32), int(sys.argv[1]))):
+    print(";".join(loop))
+"""
+
+
+@x86
+@pytest.mark.parametrize("count", [4, 7])
+def test_spmm_loop_is_broadcast_and_fma_from_memory(run_python, count):
+    if build.vector_bytes() < 32:
+        pytest.skip("no FMA on this CPU")
+    # A process of its own: this one must go on using the cache.
+    result = run_python(SCRIPT, str(count))
+    loops = [line.split(";") for line in result.stdout.splitlines()]
+    assert len(loops) >= 4, "one loop per kind of entry"
+    for loop in loops:
+        fma = [text for text in loop if text.startswith("vfmadd")]
+        assert len(fma) == 2 * count
+        assert all("(" in text for text in fma), "every multiply-add reads its vector from memory"
+        assert sum("vbroadcast" in text for text in loop) == 2
+        assert not [text for text in loop if "%rsp" in text], "no spills"
+        assert len(loop) <= 2 * count + 12, "nothing else of weight in the loop"
+
+
+def test_inner_loops_finds_backward_jumps_only():
+    text = "f:\n.L1:\n\tvfmadd231ps\t(%rax), %zmm0, %zmm1\n\tjne\t.L1\n.L2:\n\tvfmadd231ps\t%zmm0\n\tjmp\t.L1\n"
+    assert assembly.inner_loops(text) == [["vfmadd231ps (%rax), %zmm0, %zmm1", "jne .L1"]]
