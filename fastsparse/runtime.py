@@ -311,7 +311,7 @@ def warmup(*, progress: bool = True) -> None:
 
     build.set_cache_directory(cache_directory)
     parallel = parallel_allowed()  # starts the threads that the parallel launch needs at loading
-    usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare is not build.run_parallel]
+    usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare not in variants.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:
             bar.set_postfix_str(name)

@@ -8,9 +8,9 @@ SpMV; those of a few samples go through lanes layout.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
-
 
 from fastsparse import launch, launch_engine
 from fastsparse._linear import packed_values
@@ -88,13 +88,14 @@ class _Lowering:
         return plain, self._new(t, "plain", plain)
 
     def _new(self, t: int, form: str, planes: FlatPlanes | LanesPlanes) -> Place:
+        layout: Hashable = None
         if isinstance(planes, FlatPlanes):
-            size, layout = self.batch * planes.image_stride + planes.slack, None
+            size = self.batch * planes.image_stride + planes.slack
             if form == "padded":
-                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner)
-                layout += (planes.image_stride,) if self.batch > 1 else ()
+                between = planes.image_stride if self.batch > 1 else 0
+                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
         else:
-            size, layout = self._groups * planes.group_stride, None
+            size = self._groups * planes.group_stride
         self.forms[t, form] = place = self._buffer(size, layout)
         return place
 
@@ -182,7 +183,7 @@ class _Lowering:
     def _spmv(self, node: Node, op: Linear) -> None:
         t, m, pattern = self.roots[node.inputs[0]], self.m, op.weight.pattern
         plan = linear_plans.spmv(pattern, m.workers)
-        y, target = self._target(node.output, False)
+        _, target = self._target(node.output, False)
         self._add(
             node.name, "spmv", node, self.forms[t, "plain"], target,
             lambda a, b, scratch: launch.spmv_call(

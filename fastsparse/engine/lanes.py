@@ -10,6 +10,7 @@ positions) run on all groups of the task at once, since their tiles go over grou
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,16 +129,17 @@ class _Lowering:
         last.update({self.roots[t]: len(nodes) for t in self.program.outputs})
         births = dict.fromkeys(self.program.inputs, -1)
         births.update({node.output: i for i, node in enumerate(nodes)})
-        buffers, index = [], {}
+        buffers: list[Buffer] = []
+        index: dict[int, int] = {}
         for t, birth in births.items():
             planes, whole = self.planes[t], t in self.whole
             groups = self.sizes.outer if whole else self.sizes.inner
             # What the first stage leaves for the second is written bit by bit, all through the first.
             first = -1 if whole and t not in self.late else birth
-            layout = None
+            layout: Hashable = None
             if len(planes.borders):
-                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner)
-                layout += (planes.group_stride,) if groups > 1 else ()
+                between = planes.group_stride if groups > 1 else 0
+                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
             index[t] = len(buffers)
             buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), layout))
         return buffers, index
@@ -199,7 +201,8 @@ class _Lowering:
                 node.name, f"{op.kind} pool in lanes", node, source, target,
                 lambda a, b, scratch: launch_engine.pool_lanes_call(op.kind, op.windows, bands, a, x, b, y, count, m),
             )  # fmt: skip
-        assert plan is not None and isinstance(op, Conv | Linear)
+        assert isinstance(op, Conv | Linear)
+        assert plan is not None
         values = packed_values(op.weight, plan.operator)
         over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count) > 1
         return Step(

@@ -28,7 +28,8 @@ def move_activations_before_max(program: Program) -> Program:
     """relu(max_pool(x)) -> max_pool(relu(x)), where the relu costs nothing once it is fused."""
     nodes = list(program.nodes)
     uses = program.uses()
-    for i, (first, second) in enumerate(zip(nodes, nodes[1:])):
+    for i in range(len(nodes) - 1):
+        first, second = nodes[i], nodes[i + 1]
         monotone = isinstance(second.operator, Activate) and second.operator.name in _MONOTONE
         maximum = isinstance(first.operator, Pool) and first.operator.kind == "max"
         if monotone and maximum and second.inputs == (first.output,) and uses[first.output] == 1:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fastsparse.plan.policy import SLICE_FLOPS, TILE_RATE, tile_width
+from fastsparse.plan.policy import TILE_RATE, tile_width
 
 FEW_POSITIONS = 4  # images smaller than this make their tiles over groups of samples
 LIVE_BYTES = 1 << 20  # what two neighbouring layers of the first stage may hold: about the L2 cache
 LATE_BYTES = 1 << 20  # the same of the second stage
+TASK_FLOPS = 10e9  # of a worker's task at most, so that Ctrl-C is noticed
 STEP_COST = 2e5  # of a meeting of all workers, in multiplications and additions (2 us)
 SHARED_RATE = 0.85  # of shared steps: a core reads what others wrote
 
@@ -54,7 +55,9 @@ def choose(work: Work, groups: int, workers: int) -> Split:
     cap = inner
     if work.late_flops > 0:
         cap = max(4, min(16, LATE_BYTES // max(1, work.late_bytes)))
-    cap = max(1, min(cap, groups, int(SLICE_FLOPS // max(1.0, per_group))))
+    if workers > 1:  # two tasks for each worker, so that a core that comes late still helps
+        cap = min(cap, max(4, math.ceil(groups / (2 * workers))))
+    cap = max(1, min(cap, groups, int(TASK_FLOPS // max(1.0, per_group))))
     rounds = math.ceil(groups / cap / workers)
     outer = math.ceil(groups / (rounds * workers))
     alone = rounds * outer * (work.early_flops + work.late_flops / rate(outer))
@@ -62,7 +65,7 @@ def choose(work: Work, groups: int, workers: int) -> Split:
     shared_outer = math.ceil(groups / tasks)
     total = groups * (work.early_flops + work.late_flops / rate(shared_outer))
     shared = total / workers / SHARED_RATE + tasks * work.steps * STEP_COST
-    if per_group <= SLICE_FLOPS and (workers == 1 or alone <= shared):
+    if per_group <= TASK_FLOPS and (workers == 1 or alone <= shared):
         return Split(True, outer, _divisor(outer, inner))
     return Split(False, shared_outer, _divisor(shared_outer, inner * workers))
 

@@ -55,9 +55,7 @@ class LanesPlanes:
         return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
 
 
-def lanes_planes(
-    channels: int, spatial: Ints, padding: tuple[tuple[int, int], ...], machine: Machine
-) -> LanesPlanes:
+def lanes_planes(channels: int, spatial: Ints, padding: tuple[tuple[int, int], ...], machine: Machine) -> LanesPlanes:
     """Planes for `spatial` images with a zero border. spatial () is for features: one position per channel.
 
     Padding may be negative only in the sense of 0: callers shift positions instead.

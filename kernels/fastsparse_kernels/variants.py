@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import build, epilogue, layout, norm, operators, pooling, sddmm, spgemm, spmm, spmv
+from . import build, epilogue, layout, norm, operators, pooling, sddmm, sequence, spgemm, spmm, spmv
 
 TILE_WIDTHS = range(1, 9)
 Arguments = tuple[int, ...]
@@ -70,11 +70,17 @@ FAMILIES = (
     ),
 )
 
+PARALLEL = (build.run_parallel, sequence.run_steps)  # of use only where parallel regions may be entered
+
 
 def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, function that compiles or loads it) of what most float32 programs use: some forty variants."""
     yield "serial launch", build.run_serial
     yield "parallel launch", build.run_parallel
+    yield "sequence of steps", sequence.sequence_kernel
+    yield "steps in a row", sequence.run_steps_serial
+    yield "parallel steps in a row", sequence.run_steps
+    yield "patches of steps", sequence.apply_patches
     for name, get in (("count blocks", operators.count_blocks), ("place nonzeros", operators.place_nonzeros)):
         yield name, lambda get=get: get(32)
     yield "order entries", operators.order_entries
