@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from fastsparse import launch
+from fastsparse import launch_sparse
 from fastsparse._arguments import as_float
 from fastsparse._validate import INT32_MAX
 from fastsparse.csr import CSR, csr
@@ -40,7 +40,7 @@ def as_csr(x: Any, W: CSR) -> sparse.csr_array:
 def linear(x: sparse.csr_array, W: CSR, y: Array, bias: Array | None, activation: str | None) -> None:
     """y (batch, out) = activation(x @ W.T + bias)."""
     if y.size:
-        launch.run_sparse_linear(arrays(x), W.T, y, machine(W.dtype), bias=bias, activation=activation)
+        launch_sparse.run_sparse_linear(arrays(x), W.T, y, machine(W.dtype), bias=bias, activation=activation)
 
 
 def weight_gradient(grad: Array, x: sparse.csr_array, W: CSR) -> Array:
@@ -48,7 +48,7 @@ def weight_gradient(grad: Array, x: sparse.csr_array, W: CSR) -> Array:
     transposed, permutation = W.pattern.transpose()
     gradients = np.zeros(W.nnz, W.dtype)
     if W.nnz and x.nnz:
-        launch.run_sparse_gradient(arrays(x.tocsc()), transposed, gradients, grad, machine(W.dtype))
+        launch_sparse.run_sparse_gradient(arrays(x.tocsc()), transposed, gradients, grad, machine(W.dtype))
     out = np.empty_like(gradients)
     out[permutation] = gradients
     return out

@@ -6,19 +6,20 @@ Buffers are NumPy arrays that the caller keeps alive, or addresses inside such a
 from __future__ import annotations
 
 import functools
+import math
 from array import array
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
-from fastsparse.csr import CSR, Pattern
 from fastsparse.plan import policy
 from fastsparse.plan.conv import FlatConv, LanesPlanes
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import build, epilogue, layout, sddmm, spgemm, spmm, spmv
+from fastsparse_kernels import build, epilogue, layout, sddmm, spmm, spmv
 
 build.set_cache_directory(runtime.cache_directory)
 
@@ -115,7 +116,8 @@ def _limits(activation: str | None, bits: int) -> tuple[int, NDArray[Any]]:
     return address(limits), limits
 
 
-def _set_epilogue(record: Record, bias: NDArray[Any] | None, activation: str | None, m: Machine) -> None:
+def set_epilogue(record: Record, bias: NDArray[Any] | None, activation: str | None, m: Machine) -> None:
+    """Fill the fields of bias and activation, which several records have."""
     record.set(limits=_limits(activation, m.bits)[0], bias=0 if bias is None else address(bias))
     if activation not in CLAMPS:
         code = epilogue.ACTIVATION_CODES[activation]
@@ -198,7 +200,7 @@ def spmm_call(
         y_row_stride=y_row_stride,
         scratch=scratch,
     )
-    _set_epilogue(record, bias, activation, m)
+    set_epilogue(record, bias, activation, m)
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 
@@ -238,7 +240,7 @@ def spmv_call(
         scratch=scratch,
         scratch_stride=m.vector,
     )
-    _set_epilogue(record, bias, activation, m)
+    set_epilogue(record, bias, activation, m)
     kernel = spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
     return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
 
@@ -286,23 +288,41 @@ def run_sddmm(
         offsets=address(operator.offsets),
         gradients=address(gradients),
         block_bases=address(operator.columns.bases),
-        batches=batches,
-        positions=plan.positions,
         run_length=plan.run_length,
         runs_per_block=plan.runs_per_block,
-        x=x,
         x_batch_stride=x_batch_stride,
-        x_runs=address(plan.x_runs),
         x_step=plan.x_step,
-        y=y,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        y_runs=address(plan.y_runs),
         y_step=plan.y_step,
     )
     kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes))
-    flops = 2.0 * operator.nnz * plan.positions * m.lanes * batches
-    run(kernel, record, operator.groups, flops, m.workers)
+    flops = 2.0 * operator.nnz * m.lanes
+    for batch, count, first, positions in _sddmm_parts(plan, batches, flops * plan.positions * batches):
+        record.set(
+            batches=count,
+            positions=positions,
+            x=x + batch * x_batch_stride,
+            x_runs=address(plan.x_runs) + 8 * first,
+            y=y + batch * y_batch_stride,
+            y_runs=address(plan.y_runs) + 8 * first,
+        )
+        run(kernel, record, operator.groups, flops * positions * count, m.workers)
+
+
+def _sddmm_parts(plan: SddmmPlan, batches: int, flops: float) -> Iterator[tuple[int, int, int, int]]:
+    """Pieces of an SDDMM that row groups alone would not cut short enough, in the order of the whole.
+
+    First batch and number of batches, first run and number of positions of every piece.
+    """
+    pieces = math.ceil(flops / (policy.SLICE_FLOPS * max(1, plan.operator.groups)))
+    batch_step = max(1, batches // max(1, pieces))
+    blocks = -(-len(plan.x_runs) // plan.runs_per_block)
+    run_step = plan.runs_per_block * max(1, blocks // max(1, -(-pieces // max(1, batches))))
+    for batch in range(0, batches, batch_step):
+        for first in range(0, len(plan.x_runs), run_step):
+            positions = min(run_step * plan.run_length, plan.positions - first * plan.run_length)
+            yield batch, min(batch_step, batches - batch), first, positions
 
 
 def pack_lanes_call(
@@ -397,58 +417,3 @@ def pack_flat(
 ) -> None:
     """Run `pack_flat_call`."""
     run_call(pack_flat_call(user, image_stride, channel_stride, plan, channels, flat, images, m), m.workers)
-
-
-SparseArrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-
-
-def run_sparse_linear(
-    x: SparseArrays, W_T: CSR, y: NDArray[Any], m: Machine, *, bias: NDArray[Any] | None, activation: str | None
-) -> None:
-    """y (samples, out) = epilogue(x @ W_T) for x given as (indptr int64, indices uint32, data), y contiguous."""
-    indptr, indices, values = x
-    samples = len(indptr) - 1
-    # At W's mean row length, what a sample costs; rows of y are cleared and finished as well.
-    flops = 2.0 * len(values) * W_T.nnz / max(1, W_T.shape[0]) + 4.0 * y.size
-    scratch = workspace.take("scratch", m.vector * m.workers)
-    chunk = max(1, min(16, samples // (4 * m.workers)))
-    record = Record(
-        spgemm.FORWARD,
-        samples=samples,
-        chunk=chunk,
-        x_indptr=address(indptr),
-        x_indices=address(indices),
-        x_values=address(values),
-        w_indptr=address(W_T.indptr),
-        w_indices=address(W_T.indices),
-        w_values=address(W_T.data),
-        outputs=y.shape[1],
-        y=address(y),
-        y_row_stride=y.strides[0],
-        scratch=address(scratch),
-        scratch_stride=m.vector,
-    )
-    _set_epilogue(record, bias, activation, m)
-    run(spgemm.forward_kernel(m.bits, m.lanes), record, -(-samples // chunk), flops, m.workers)
-
-
-def run_sparse_gradient(x: SparseArrays, W_T: Pattern, gradients: NDArray[Any], dy: NDArray[Any], m: Machine) -> None:
-    """gradients (in W_T's order) += x^T dy at the pattern of W_T, for x by columns: (indptr, indices, data)."""
-    indptr, indices, values = x
-    inputs = len(indptr) - 1
-    chunk = max(1, min(256, inputs // (8 * m.workers)))
-    record = Record(
-        spgemm.GRADIENT,
-        inputs=inputs,
-        chunk=chunk,
-        x_indptr=address(indptr),
-        x_indices=address(indices),
-        x_values=address(values),
-        w_indptr=address(W_T.indptr),
-        w_indices=address(W_T.indices),
-        gradients=address(gradients),
-        dy=address(dy),
-        dy_row_stride=dy.strides[0],
-    )
-    flops = 2.0 * len(values) * W_T.nnz / max(1, inputs)
-    run(spgemm.gradient_kernel(m.bits), record, -(-inputs // chunk), flops, m.workers)

@@ -114,5 +114,6 @@ def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
     """Plan of W @ x for one column."""
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
     columns = pattern.cached(("spmv columns",), lambda: pattern.indices.astype(narrow))
-    groups = 1 if workers == 1 else policy.TASKS_PER_WORKER * workers
+    slices = 2 * pattern.nnz // policy.SLICE_FLOPS + 1
+    groups = max(slices, 1 if workers == 1 else policy.TASKS_PER_WORKER * workers)
     return SpmvPlan(split_rows(pattern.indptr, groups), columns)

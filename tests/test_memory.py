@@ -1,0 +1,81 @@
+"""Contract T6: memory is flat over many calls; workspaces are reused and bounded."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from fastsparse import workspace
+
+CALLS = """
+import numpy as np
+import fastsparse as fs
+from scipy import sparse
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+rng = np.random.default_rng(0)
+A = rng.standard_normal((30, 40)) * (rng.random((30, 40)) < 0.2)
+W, X, G = fs.csr(A), rng.standard_normal((40, 20)), rng.standard_normal((20, 30))
+F = fs.csr(rng.standard_normal((6, 27)) * (rng.random((6, 27)) < 0.3))
+images, dy = rng.standard_normal((9, 3, 8, 8)), rng.standard_normal((9, 6, 8, 8))
+x = sparse.csr_array(X.T * (X.T > 0))
+
+def once(i):
+    fs.spmm(W, X)
+    fs.linear(X.T, W, activation="gelu")
+    fs.linear(X[:, 0], W)
+    fs.linear(x, W)
+    fs.linear_backward(G, X.T, W.with_data(W.data * 1.5))  # as after a step of an optimizer
+    fs.conv2d(images[: 1 + i % 9], F, kernel_size=3, padding=1)
+    fs.conv2d_backward(dy, images, F, kernel_size=3, padding=1)
+    fs.spmm(W, X[:, : 2 + i % 18])  # plans come and go
+    if i % 10 == 0:
+        fs.spmm(fs.csr(A), X)  # patterns too
+
+for i in range(300):
+    once(i)
+before = resident()
+for i in range(2000):
+    once(i)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_many_calls(run_python):
+    """18 000 calls in all. A plan kept by mistake is 20 KB, a byte of a call 18 KB."""
+    grown = int(run_python(CALLS, OPENBLAS_NUM_THREADS="1", FASTSPARSE_NUM_THREADS="2").stdout)
+    assert grown < 2_000_000
+
+
+def test_workspace_is_reused_and_bounded(monkeypatch):
+    monkeypatch.undo()  # of the poison
+    first = workspace.take("test", 1000)
+    assert len(first) >= 1000
+    assert first.ctypes.data % 64 == 0
+    assert workspace.take("test", 500) is first
+    assert workspace.take("other", 500) is not first
+    larger = workspace.take("test", 3000)
+    assert larger is not first
+    assert workspace.take("test", 1000) is larger
+    monkeypatch.setattr(workspace, "KEEP_BYTES", 10_000)
+    huge = workspace.take("test", 10_001)
+    assert len(huge) >= 10_001
+    assert not np.shares_memory(huge, workspace.take("test", 10_001)), "not kept"
+    assert workspace.take("test", 3000) is larger
+
+
+def test_every_thread_has_its_own_workspace(monkeypatch):
+    from threading import Thread
+
+    monkeypatch.undo()
+    mine, found = workspace.take("test", 1000), []
+    thread = Thread(target=lambda: found.append(workspace.take("test", 1000)))
+    thread.start()
+    thread.join()
+    assert not np.shares_memory(mine, found[0])
