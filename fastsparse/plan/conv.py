@@ -63,8 +63,9 @@ def absolute_columns(pattern: Pattern, geometry: Geometry) -> NDArray[np.integer
     """Column of every nonzero as (channel, kernel index) over all input channels, whatever the groups."""
     if geometry.groups == 1:
         return pattern.indices
-    group = pattern.rows() // (geometry.out_channels // geometry.groups)
-    return (pattern.indices + group * pattern.shape[1]).astype(np.int32)
+    group = pattern.rows() // max(1, geometry.out_channels // geometry.groups)
+    columns = pattern.indices + group * pattern.shape[1]
+    return columns.astype(np.int32) if geometry.groups * pattern.shape[1] < 2**31 else columns
 
 
 # ---------------------------------------------------------------- lanes layout

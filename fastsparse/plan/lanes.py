@@ -77,8 +77,16 @@ def lanes_planes(channels: int, spatial: Ints, padding: tuple[tuple[int, int], .
 
 
 def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
-    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes."""
+    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes.
+
+    Raises
+    ------
+    ValueError
+        When a window reaches 2**32 bytes or more from its corner: offsets are 32-bit.
+    """
     farthest = int(window.max(initial=0))
+    if farthest >= INDEX_LIMIT:
+        raise ValueError(f"the window of x spans {farthest} bytes, expected fewer than {INDEX_LIMIT} in 32-bit offsets")
     per_block = max(1, min(per_block, channels, (INDEX_LIMIT - 1 - farthest) // max(1, channel_stride)))
     channel = np.arange(channels, dtype=np.int64)
     block = channel // per_block

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
-from .operator import Operator, build_operator, even_blocks, split_rows
+from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
 from .tiles import SpmmPlan, row_major_tiles, whole_vectors
 
 
@@ -111,7 +111,15 @@ class SpmvPlan:
 
 
 def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
-    """Plan of W @ x for one column."""
+    """Plan of W @ x for one column.
+
+    Raises
+    ------
+    ValueError
+        When W has more than 2**32 columns: indices are 32-bit.
+    """
+    if pattern.shape[1] > INDEX_LIMIT:
+        raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
     columns = pattern.cached(("spmv columns",), lambda: pattern.indices.astype(narrow))
     slices = 2 * pattern.nnz // policy.SLICE_FLOPS + 1

@@ -1,0 +1,341 @@
+"""Policy as tables, packed operators decoded, one writer per output element, and sizes past 2**31 (contract I2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastsparse as fs
+from fastsparse.plan import conv, lanes, linear, operator, policy, tiles
+from fastsparse.plan.conv import Geometry
+from fastsparse.plan.linear import Machine
+from fastsparse_kernels import operators as kernels
+from tests.checking import PATTERNS, Array, matrix
+from tests.geometries import TABLE, Sizes
+
+MACHINES = [Machine(32, 16, 1), Machine(64, 8, 4), Machine(32, 8, 2), Machine(64, 2, 3)]
+
+# ---------------------------------------------------------------------------------------------------------- policy
+
+
+@pytest.mark.parametrize("rates", [policy.TILE_RATE, policy.WINDOW_TILE_RATE])
+def test_tile_width(rates):
+    """No idle vector where that is possible, no wider than the line, and the best rate for long lines."""
+    for vectors in range(1, 200):
+        width = policy.tile_width(vectors, rates)
+        assert width in rates
+        assert width <= vectors
+        assert -(-vectors // width) * width - vectors < width
+    assert policy.tile_width(1, rates) == 1
+    assert policy.tile_width(10**6, rates) == max(rates, key=rates.__getitem__)
+
+
+@given(st.integers(0, 10**5), st.integers(1, 10**4), st.integers(1, 64), st.integers(0, 2**20))
+def test_row_groups(rows, tiles_, workers, tile_bytes):
+    groups = policy.row_groups(rows, tiles_, workers, tile_bytes)
+    limit = max(1, rows // 8)
+    assert 1 <= groups <= limit
+    if groups < limit:
+        assert workers == 1 or groups * tiles_ >= policy.TASKS_PER_WORKER * workers
+        assert rows * tile_bytes <= groups * policy.PARTIAL_BYTES
+
+
+@given(st.integers(0, 2**40))
+def test_blocks_fit_the_cache(row_bytes):
+    for rows, limit in (
+        (policy.block_rows, policy.L1_BLOCK_BYTES),
+        (policy.block_channels, 2 * policy.L1_BLOCK_BYTES),
+        (policy.sddmm_block_rows, policy.SDDMM_BLOCK_BYTES),
+    ):
+        found = rows(row_bytes)
+        assert found >= 1
+        assert found == 1 or found * row_bytes <= limit
+
+
+@given(st.integers(1, 10**6))
+def test_sddmm_runs(count):
+    run, part = policy.sddmm_run(count), policy.sddmm_row_part(min(count, 5000))
+    assert 1 <= run <= min(count, policy.SDDMM_POSITIONS)
+    assert min(count, 5000) % part == 0
+
+
+def test_layout_by_batch():
+    for vector in (2, 4, 8, 16):
+        assert [n for n in range(1, vector + 1) if policy.prefers_lanes(n, vector)] == [
+            n for n in range(1, vector + 1) if n >= 0.7 * vector
+        ]
+        assert all(policy.prefers_lanes(n, vector) for n in range(4 * vector, 6 * vector))
+
+
+@given(st.integers(0, 2**45).map(lambda n: 64 * n))
+def test_strides_keep_off_the_sets(stride):
+    found = policy.off_the_sets(stride, 64)
+    assert found % policy.LINE_SETS_BYTES
+    assert found in (stride, stride + 64)
+
+
+# ------------------------------------------------------------------------------------------------------- operators
+
+
+def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]:
+    """Entries in order: (group, block, kind, row, places in the operator)."""
+    found, place = [], 0
+    shape = op.groups, op.blocks, kernels.KINDS
+    assert len(op.segments) == np.prod(shape) + 1
+    for i, (group, block, kind) in enumerate(np.ndindex(shape)):
+        for entry in range(op.segments[i], op.segments[i + 1]):
+            assert op.row_ends[entry] == place
+            end = int(op.row_ends[entry + 1])
+            found.append((group, block, kind, int(op.rows[entry]), list(range(place, end))))
+            place = end
+    assert op.segments[-1] == len(op.rows)
+    assert place == op.nnz
+    return found
+
+
+def assert_operator(op: operator.Operator, pattern: fs.Pattern, position: Array) -> None:
+    """The operator holds every nonzero once, in an order that sums every row's columns in ascending order."""
+    assert sorted(op.permutation) == list(range(pattern.nnz))
+    rows = pattern.rows()
+    kinds: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
+    order: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
+    lengths: dict[tuple[int, int, int], list[int]] = {}
+    for group, block, kind, row, places in decoded(op):
+        assert op.group_starts[group] <= row < op.group_starts[group + 1]
+        kinds[row].append(kind)
+        lengths.setdefault((group, block, kind), []).append(len(places))
+        for place in places:
+            p = int(op.permutation[place])
+            order[row].append(p)
+            column = pattern.indices[p]
+            assert rows[p] == row
+            assert op.columns.block[column] == block
+            assert int(op.columns.bases[block]) + int(op.offsets[place]) == position[column]
+    for row, found in order.items():
+        assert found == list(range(pattern.indptr[row], pattern.indptr[row + 1]))
+        middle = [kernels.MIDDLE] * (len(kinds[row]) - 2)
+        assert kinds[row] in ([kernels.ONLY], [kernels.FIRST, *middle, kernels.LAST])
+    assert all(found == sorted(found) for found in lengths.values())
+
+
+@given(
+    st.integers(0, 30), st.integers(0, 40), st.sampled_from(list(PATTERNS)), st.integers(1, 12), st.integers(1, 8),
+    st.sampled_from([np.int32, np.int64]), st.integers(0, 2**32),
+)  # fmt: skip
+def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, groups, kind, seed):
+    rng = np.random.default_rng(seed)
+    pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
+    blocks = operator.even_blocks(columns, block_rows, 320)
+    op = operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, groups)
+    assert_operator(op, pattern, np.arange(columns) * 320)
+    values = rng.standard_normal(pattern.nnz)
+    packed = op.pack(values)
+    assert packed.size == 0 or packed.ctypes.data % 64 == 0
+    assert np.array_equal(packed, values[op.permutation])
+    assert np.array_equal(op.unpack(packed), values)
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 70))
+def test_row_groups_have_equal_work(lengths, groups):
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    bounds = operator.split_rows(indptr, groups)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(lengths)
+    work = np.diff(indptr[bounds] + bounds)
+    if lengths:
+        assert (np.diff(bounds) > 0).all()
+        assert len(bounds) - 1 <= groups
+        assert work.max() <= work.sum() / min(groups, len(lengths)) + max(lengths) + 2
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", TABLE)
+def test_operators_of_convolutions_hold_every_nonzero_once(rng, monkeypatch, name, machine):
+    monkeypatch.setattr(policy, "block_channels", lambda *_: 2)
+    geometry = geometry_of(TABLE[name])
+    pattern = matrix(rng, PATTERNS["scattered"](rng, TABLE[name].shape), "float32").pattern
+    plan = conv.conv_lanes(pattern, geometry, machine, 1)
+    whole = geometry.channels * np.prod(geometry.kernel)
+    window = lanes.grid(geometry.kernel, geometry.dilation, plan.x.strides)
+    position = np.add.outer(np.arange(geometry.channels) * plan.x.channel_stride, window).ravel()
+    wide = fs.Pattern(pattern.indptr, conv.absolute_columns(pattern, geometry), (pattern.shape[0], whole))
+    assert_operator(plan.spmm.operator, wide, position)
+    backward = conv.conv_backward_lanes(pattern, geometry, machine, 1)
+    held = np.concatenate([phase.operator.permutation for phase in backward.dx_phases])
+    reached = Counter(held.tolist())
+    assert set(reached.values()) <= {1}
+    assert sorted(backward.dw.operator.permutation) == list(range(pattern.nnz))
+
+
+# ------------------------------------------------------------------------------------- tiles: one writer per element
+
+
+def geometry_of(sizes: Sizes) -> Geometry:
+    k = sizes.keywords
+    return Geometry(
+        sizes.channels * sizes.groups, sizes.shape[0], sizes.spatial, sizes.kernel, k["stride"], k["padding"],
+        k["dilation"], sizes.groups,
+    )  # fmt: skip
+
+
+def written(found: tiles.Tiles, m: Machine) -> Counter[int]:
+    """How often every element of a row is stored, by its place in bytes."""
+    assert found.y_positions.shape == found.masks.shape == (found.count, found.passes, found.width)
+    lane = np.arange(m.lanes)
+    stored = (found.masks[..., None] >> lane) & 1 == 1
+    assert (found.masks >> m.lanes == 0).all()
+    whole = (found.masks == (1 << m.lanes) - 1).all(axis=(1, 2)) & (found.passes == 1)
+    assert np.array_equal(found.full.astype(bool), whole)
+    return Counter((found.y_positions[..., None] + lane * m.size)[stored].tolist())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("width", range(1, 9))
+def test_tiles_of_a_row_major_product(width, machine):
+    for columns in range(1, 3 * width * machine.lanes + 2):
+        found = tiles.row_major_tiles(columns, width, machine.lanes, machine.size)
+        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
+        assert found.columns.sum() == columns
+        assert (found.x_positions[:, 0] == np.arange(found.count) * width * machine.vector).all()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", TABLE)
+def test_tiles_of_convolutions(rng, name, machine):
+    """Every output of the forward pass in both layouts, and every input in the phases of the backward pass."""
+    geometry = geometry_of(TABLE[name])
+    pattern = matrix(rng, PATTERNS["scattered"](rng, TABLE[name].shape), "float32").pattern
+    flat = conv.conv_flat(pattern, geometry, machine, 1)
+    everything = Counter(range(0, geometry.positions * machine.size, machine.size))
+    assert written(flat.spmm.tiles, machine) == everything
+    forward = conv.conv_lanes(pattern, geometry, machine, 1)
+    inputs, outputs = int(np.prod(geometry.spatial)), geometry.positions
+    for count, plans in (
+        (outputs, [forward.spmm]),
+        (inputs, conv.conv_backward_lanes(pattern, geometry, machine, 1).dx_phases),
+    ):
+        places = np.concatenate([vectors_written(plan.tiles) for plan in plans])
+        assert sorted(places) == list(range(0, count * machine.vector, machine.vector))
+
+
+def vectors_written(found: tiles.Tiles) -> Array:
+    """Places of the vectors that are stored, each whole."""
+    assert found.passes == 1
+    return found.y_positions[found.masks != 0]
+
+
+def test_lanes_planes_cover_image_and_border():
+    for machine in MACHINES:
+        for sizes in TABLE.values():
+            padding = sizes.keywords["padding"]
+            planes = lanes.lanes_planes(3, sizes.spatial, padding, machine)
+            inner = planes.all_places()
+            padded = np.prod([n + a + b for n, (a, b) in zip(sizes.spatial, padding, strict=True)])
+            assert sorted([*inner, *planes.borders]) == list(range(0, padded * machine.vector, machine.vector))
+            if len(planes.places):
+                assert np.array_equal(planes.places[: planes.positions], inner)
+                assert len(planes.places) % machine.lanes == 0
+            assert planes.channel_stride >= padded * machine.vector
+            assert planes.group_stride >= 3 * planes.channel_stride
+
+
+# ------------------------------------------------------------------------------------------------------- keeping
+
+
+def test_plans_are_kept_and_bounded(rng):
+    W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
+    for samples in range(2, 60):
+        fs.spmm(W, np.ones((30, samples), np.float32))
+    assert 0 < len(W.pattern._memo) <= 32
+    assert 0 < len(W._memo) <= 32
+    plan = W.pattern.cached(("spmm", 59, Machine(32, 16, 1)), lambda: "built")
+    assert plan == "built" or plan is W.pattern.cached(("spmm", 59, Machine(32, 16, 1)), lambda: "again")
+
+
+def test_values_are_packed_once_per_matrix(rng, monkeypatch):
+    packed = []
+    pack = operator.Operator.pack
+    monkeypatch.setattr(operator.Operator, "pack", lambda self, values: packed.append(1) or pack(self, values))
+    W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
+    X = np.ones((30, 40), np.float32)
+    for _ in range(3):
+        fs.spmm(W, X)
+    assert len(packed) == 1
+    fs.spmm(W.with_data(2 * W.data), X)
+    assert len(packed) == 2
+
+
+# ------------------------------------------------------------------------------------------ I2: sizes past 2**31
+
+
+def test_blocks_of_rows_past_four_gigabytes():
+    for row_bytes in (1, 4096 * 64, 2**31, 2**32 - 1, 2**32, 2**40):
+        blocks = operator.even_blocks(5000, 10**9, row_bytes)
+        found = blocks.bases[blocks.block] + blocks.offset.astype(np.int64)
+        assert np.array_equal(found, np.arange(5000) * row_bytes)
+        assert np.array_equal(
+            blocks.starts[blocks.block], np.arange(5000) - blocks.offset.astype(np.int64) // row_bytes
+        )
+
+
+def test_blocks_of_channels_past_four_gigabytes():
+    for stride in (64, 2**30, 2**32 - 1, 2**32, 2**41):
+        for farthest in (0, 5 * 64, 2**31, 2**32 - 1):
+            window = np.array([0, farthest // 2, farthest])
+            blocks = lanes.channel_blocks(70, 10**9, stride, window)
+            found = blocks.bases[blocks.block] + blocks.offset.astype(np.int64)
+            assert np.array_equal(found, np.add.outer(np.arange(70) * stride, window).ravel())
+
+
+def test_windows_past_four_gigabytes_are_refused():
+    message = r"^the window of x spans 4294967296 bytes, expected fewer than 4294967296 in 32-bit offsets$"
+    with pytest.raises(ValueError, match=message):
+        lanes.channel_blocks(3, 1, 64, np.array([0, 2**32]))
+
+
+def test_more_nonzeros_than_32_bits_count_are_refused():
+    columns = np.broadcast_to(np.int32(0), 2**32)
+    message = r"^W has 4294967296 nonzeros, expected fewer than 4294967296$"
+    with pytest.raises(ValueError, match=message):
+        operator.build_operator(np.array([0, 2**32]), columns, operator.even_blocks(1, 1, 64))
+
+
+def test_more_columns_than_32_bits_count_are_refused_by_spmv():
+    pattern = fs.Pattern([0, 1], [2**32], (1, 2**32 + 1))
+    with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
+        linear.spmv(pattern, 1)
+    pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
+    assert linear.spmv(pattern, 1).columns.tolist() == [7, 2**32 - 1]
+
+
+def test_rows_of_two_billion_nonzeros_are_split():
+    indptr = np.array([0, 2**31, 2**32, 2**40, 2**41])
+    assert operator.split_rows(indptr, 2).tolist() == [0, 3, 4]
+
+
+def test_columns_of_groups_past_two_billion():
+    geometry = Geometry(4 * 2**29, 4, (1, 1), (1, 2), (1, 1), ((0, 0), (0, 1)), (1, 1), 4)
+    pattern = fs.Pattern([0, 1, 2, 3, 4], [2**30 - 1] * 4, (4, 2**30))
+    assert conv.absolute_columns(pattern, geometry).tolist() == [2**30 * (g + 1) - 1 for g in range(4)]
+
+
+def test_places_of_planes_past_two_billion():
+    geometry = Geometry(1, 1, (2**10, 2), (1, 1), (1, 1), ((0, 0), (0, 2**20)), (1, 1), 1)
+    machine = Machine(32, 16, 1)
+    planes = lanes.LanesPlanes(
+        1, 2048, np.empty(0, np.int64), np.empty(0, np.int64), 2**36, 2**36, geometry.spatial,
+        ((2 + 2**20) * machine.vector, machine.vector), 0,
+    )  # fmt: skip
+    assert planes.all_places().max() == ((2**10 - 1) * (2 + 2**20) + 1) * 64
+    assert lanes.grid((2, 2, 3), (2**31, 2**16, 1), (2**20, 2**30, 4))[-1] == 2**51 + 2**46 + 8
+
+
+def test_tables_of_tiles_are_64_bit():
+    starts = np.array([0, 2**40])
+    found = tiles.whole_vectors(starts, 2 * starts, 2, 16)
+    assert found.x_positions.tolist() == [[0, 2**40]]
+    assert found.y_positions.tolist() == [[[0, 2**41]]]
