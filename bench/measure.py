@@ -18,9 +18,10 @@ from bench.checks import Expected, check
 from bench.providers import OURS, Call, Provider
 from fastsparse.timing import PAUSE, cores_apart
 
-# Seconds of timed calls for each side, and the rounds they may take.
+# Seconds of timed calls for each side, and the rounds they may take; fewer when each round begins with rests.
 BUDGET = 0.5
 ROUNDS = (9, 200)
+RESTED_ROUNDS = (9, 15)
 
 
 @contextmanager
@@ -58,7 +59,8 @@ def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[flo
         rival()
 
     slowest = max(_warm_seconds(ours, pause), _warm_seconds(rival, pause))
-    rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / slowest)))
+    least, most = RESTED_ROUNDS if pause else ROUNDS
+    rounds = min(most, max(least, round(BUDGET / slowest)))
     with cores_apart():
         benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     return seconds[-rounds:]

@@ -15,8 +15,8 @@ from fastsparse.demo.network import build
 from fastsparse.demo.results import Curves
 
 BATCH_SIZE = 64
-LEARNING_RATE = 0.05
-WEIGHT_DECAY = 5e-4
+LEARNING_RATE = 0.1
+WEIGHT_DECAY = 5e-3
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ class Options:
 
     seeds: int = 1
     seed: int = 0
-    epochs: int = 10
+    epochs: int = 12
     threads: int | None = None
     report: Path = Path("fastsparse-demo.html")
-    rounds: int = 7
+    rounds: int = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
