@@ -37,7 +37,7 @@ class Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Call], *, rounds: int = 7, block_seconds: float = 0.02, pause: float = PAUSE
+    contenders: Mapping[str, Call], *, rounds: int = 7, block_seconds: float = 0.02, pause: float | None = None
 ) -> dict[str, Timing]:
     """Time every contender in turn, `rounds` times.
 
@@ -49,20 +49,21 @@ def interleaved(
         How often each contender is measured.
     block_seconds : float
         A measurement repeats the call until about this much time has passed and takes the mean.
-    pause : float
-        Seconds of rest before each measurement.
+    pause : float, optional
+        Seconds of rest before each measurement; `PAUSE` by default.
 
     Returns
     -------
     dict of str to Timing
         In the order of `contenders`.
     """
+    rest = PAUSE if pause is None else pause
     repeats = {name: _repeats(call, block_seconds) for name, call in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with cores_apart():
         for _ in range(rounds):
             for name, call in contenders.items():
-                time.sleep(pause)
+                time.sleep(rest)
                 call()
                 seconds[name].append(_mean_seconds(call, repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
