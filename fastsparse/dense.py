@@ -88,6 +88,16 @@ def conv_backward(
     return grad_x, grad_weight.reshape(weight.shape), grad_bias
 
 
+def weight_gradient(dy: Array, x: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`conv` at the weight of a single group: (out, C * prod(kernel))."""
+    output = dy.shape[2:]
+    total = np.zeros((dy.shape[1], x.shape[1] * int(np.prod(geometry.kernel))), x.dtype)
+    for part in _parts(x, geometry, output):
+        columns = _columns(_padded(x[part], geometry), geometry, output).reshape(total.shape[1], -1)
+        total += np.ascontiguousarray(np.moveaxis(dy[part], 0, -1)).reshape(dy.shape[1], -1) @ columns.T
+    return total
+
+
 def _parts(x: Array, geometry: Geometry, output: Sequence[int]) -> Iterator[slice]:
     """Slices of the batch that fit the column buffer."""
     image_bytes = x.shape[1] * x.itemsize * int(np.prod(geometry.kernel)) * int(np.prod(output))

@@ -14,6 +14,7 @@ from fastsparse.csr import Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
+from fastsparse.nn.growth import ConvolutionGradient
 from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
@@ -64,6 +65,10 @@ class _Window:
             "dilation": list(self.dilation),
             "groups": self.groups,
         }
+
+    def geometry(self) -> dense.Geometry:
+        """The window as dense convolutions take it."""
+        return dense.Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the convolution functions."""
@@ -221,6 +226,8 @@ class _SparseConv(_Convolution, SparseWeight):
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         x, kept, shape = self._taken()
         grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
+        if self.values.watched:
+            self.values.keep(ConvolutionGradient(grad, x, self._window.geometry()))
         grad_x, grad_values, grad_bias = functional.conv_backward(
             grad, x, self.values.matrix(), **self._window.keywords(), need_input=need_input
         )
@@ -284,9 +291,7 @@ class Conv2d(_Convolution):
         functional.check_activation(activation)
         kind = check.dtype(dtype)
         self._window, self.activation = window, activation
-        self._geometry = dense.Geometry(
-            window.kernel_size, window.stride, window.padding, window.dilation, window.groups
-        )
+        self._geometry = window.geometry()
         self.weight = Parameter(initial.kaiming(window.weight_shape, kind, check.generator(rng)))
         use_bias = check.flag(bias, "bias")
         self.bias = Parameter(initial.constant(window.out_channels, 0.0, kind)) if use_bias else None

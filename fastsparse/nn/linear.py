@@ -15,6 +15,7 @@ from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
+from fastsparse.nn.growth import LinearGradient
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.sparsity.patterns import random_pattern
@@ -181,6 +182,8 @@ class SparseLinear(SparseWeight):
         x, kept, shape = self._taken()
         grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
         need_input = need_input and not sparse.issparse(x)
+        if self.values.watched:
+            self.values.keep(LinearGradient(grad, x))
         grad_x, grad_values, grad_bias = functional.linear_backward(
             grad, x, self.values.matrix(), need_input=need_input
         )

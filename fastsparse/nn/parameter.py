@@ -6,14 +6,25 @@ the matrix a layer multiplies with is packed anew once per change and not once p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
+from fastsparse.sparsity.selection import TopK
 
 Array = NDArray[Any]
+
+# Elements of the full gradient that exist at a time when places to grow are looked for.
+_BLOCK = 1 << 20
+
+
+class FullGradient(Protocol):
+    """The gradient of one backward pass at all elements of the matrix, computed in blocks of rows when asked for."""
+
+    def rows(self, first: int, stop: int) -> Array:
+        """Rows `first` to `stop`, (stop - first, columns): a new array."""
 
 
 class Parameter:
@@ -37,6 +48,8 @@ class Parameter:
         Counts the changes of value and pattern.
     state : dict of str to array
         The optimizer's arrays, each of value's shape: they follow their nonzeros when the pattern changes.
+    watched : bool
+        Whether layers hand the full gradient of their backward passes to :meth:`keep`.
     """
 
     def __init__(self, value: Array, pattern: Pattern | None = None) -> None:
@@ -48,6 +61,8 @@ class Parameter:
         self.grad: Array | None = None
         self.version = 0
         self.state: dict[str, Array] = {}
+        self.watched = False
+        self._full: list[FullGradient] = []
 
     @property
     def value(self) -> Array:
@@ -96,8 +111,9 @@ class Parameter:
             self.grad += grad
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Forget the gradient, and what was kept of backward passes."""
         self.grad = None
+        self._full = []
 
     def matrix(self) -> CSR:
         """The matrix of current values, built once per version; it sees later changes, so use it at once.
@@ -114,6 +130,56 @@ class Parameter:
             known = (version, CSR._trusted(self._pattern, self._value))
             self._matrix = known
         return known[1]
+
+    def watch(self, wanted: bool) -> None:
+        """Have the next backward passes keep what :meth:`grow_scores` needs, or not."""
+        self.watched = wanted
+        if not wanted:
+            self._full = []
+
+    def keep(self, full: FullGradient) -> None:
+        """Take what the full gradient of a backward pass can be computed from; layers call it while watched."""
+        self._full.append(full)
+
+    def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
+        """Find the places outside the pattern where the gradient is largest.
+
+        The gradient, summed over the backward passes since the last :meth:`zero_grad`, exists one block of rows at a
+        time; memory follows the block and `k`.
+
+        Parameters
+        ----------
+        k : int
+
+        Returns
+        -------
+        places : int64 array (at most k,)
+            row * columns + column, rising; of equal magnitudes the first. NaN is never chosen.
+        scores : array
+            Magnitudes of the gradient there.
+
+        Raises
+        ------
+        RuntimeError
+            When no backward pass was kept.
+        """
+        if self._pattern is None:
+            raise TypeError("a dense parameter has no pattern to grow")
+        if not self._full:
+            raise RuntimeError("no backward pass was kept for growing, expected one after watch(True)")
+        (rows, columns), indptr = self._pattern.shape, self._pattern.indptr
+        found, step = TopK(k), max(1, _BLOCK // max(columns, 1))
+        for first in range(0, rows, step):
+            stop = min(first + step, rows)
+            block = self._full[0].rows(first, stop)
+            for full in self._full[1:]:
+                block += full.rows(first, stop)
+            np.abs(block, out=block)
+            lengths = np.diff(indptr[first : stop + 1])
+            inside = slice(indptr[first], indptr[stop])
+            block[np.repeat(np.arange(stop - first), lengths), self._pattern.indices[inside]] = -1
+            found.offer(block.reshape(-1), first * columns)
+        return found.result()
 
     def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern of the same shape.
@@ -139,18 +205,21 @@ class Parameter:
             raise ValueError(f"source goes from {where.min()} to {where.max()}, expected -1 to {self._pattern.nnz - 1}")
         state = {name: _carried(array, where) for name, array in self.state.items()}
         value = _carried(self._value, where)
-        self._pattern, self._value, self.state, self.grad, self._matrix = pattern, value, state, None, None
+        self._pattern, self._value, self.state, self._matrix = pattern, value, state, None
+        self.zero_grad()
         self.updated()
 
     def _adopt(self, value: Array, pattern: Pattern | None) -> None:
         """Take over checked values, and another pattern when it differs; optimizer state survives an equal pattern."""
         if pattern is not None and pattern != self._pattern:
             self._pattern, self.state = pattern, {}
-        self._value, self.grad, self._matrix = value, None, None
+        self._value, self._matrix = value, None
+        self.zero_grad()
         self.updated()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_matrix": None}  # the cached matrix sees this object's array, not the copy's
+        # The cached matrix sees this object's array, not the copy's; what was kept of a step ends with the step.
+        return {**self.__dict__, "_matrix": None, "_full": []}
 
     def __repr__(self) -> str:
         kind = "dense" if self._pattern is None else f"{self._pattern.nnz} nonzeros"

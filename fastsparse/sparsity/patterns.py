@@ -9,12 +9,10 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse.sparsity.selection import distinct, from_places, largest_of_each
 
-# Above this density the elements that are left out are drawn instead of those that stay.
-_DENSE = 0.5
 _INT64_MAX = 2**63 - 1
 
 
@@ -61,47 +59,8 @@ def random_pattern(shape: tuple[int, int], sparsity: float, *, rng: Any = None) 
     """
     rows, columns = _matrix_shape(shape)
     size = rows * columns
-    count = count_nonzeros(size, sparsity)
-    generator = np.random.default_rng(rng)
-    if count > size * _DENSE:
-        mask = np.ones(size, np.bool_)
-        mask[_distinct(size, size - count, generator)] = False
-        places = np.flatnonzero(mask)
-    else:
-        places = _distinct(size, count, generator)
-    return _from_places(places, (rows, columns))
-
-
-def _distinct(size: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`count` different integers below `size` in rising order, every such set with the same probability.
-
-    Draws with repetition until there are enough different ones, then drops some at random. Whatever the number of
-    different ones, all sets of that many are equally likely.
-    """
-    places = np.empty(0, np.int64)
-    while len(places) < count:
-        missing = count - len(places)
-        # A draw hits a place that is still free with probability (size - found) / size.
-        draws = int(missing * size / (size - count) * 1.01) + 16
-        places = np.concatenate([places, rng.integers(0, size, draws)])
-        places.sort()
-        fresh = np.ones(len(places), np.bool_)
-        np.not_equal(places[1:], places[:-1], out=fresh[1:])
-        places = places[fresh]
-    surplus = len(places) - count
-    if surplus:
-        kept = np.ones(len(places), np.bool_)
-        kept[rng.choice(len(places), surplus, replace=False)] = False
-        places = places[kept]
-    return places
-
-
-def _from_places(places: NDArray[np.int64], shape: tuple[int, int]) -> Pattern:
-    """The pattern whose nonzeros have these numbers, row * columns + column, in rising order."""
-    rows, columns = shape
-    indptr = np.searchsorted(places, np.arange(rows + 1, dtype=np.int64) * columns)
-    indices = (places % max(columns, 1)).astype(np.int32 if columns < 2**31 else np.int64)
-    return Pattern._trusted(indptr, indices, shape)
+    places = distinct(size, count_nonzeros(size, sparsity), np.random.default_rng(rng))
+    return from_places(places, (rows, columns))
 
 
 def _matrix_shape(shape: Any) -> tuple[int, int]:
@@ -112,6 +71,75 @@ def _matrix_shape(shape: Any) -> tuple[int, int]:
     if min(rows, columns) < 0 or rows * columns > _INT64_MAX:
         raise ValueError(f"shape is {shape!r}, expected two non-negative integers with a product below 2**63")
     return rows, columns
+
+
+def nm_pattern(shape: tuple[int, int], n: int, m: int, *, scores: Any = None, rng: Any = None) -> Pattern:
+    """A pattern with `n` nonzeros in every `m` consecutive columns of a row (N:M sparsity).
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+    n, m : int
+        1 <= n <= m. Columns left over at the end of a row are a group of their own, with n nonzeros at most.
+    scores : array (rows, columns), optional
+        The largest magnitudes of every group are chosen, the first of equals; at random without them.
+    rng : None, int or Generator
+
+    Returns
+    -------
+    Pattern
+
+    Examples
+    --------
+    >>> from fastsparse.sparsity import nm_pattern
+    >>> nm_pattern((64, 128), 2, 4, rng=0)
+    <Pattern 64x128, 4096 nonzeros, density 0.5>
+    """
+    rows, columns = _matrix_shape(shape)
+    for name, number in (("n", n), ("m", m)):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+            raise ValueError(f"{name} is {number!r}, expected an integer of at least 1")
+    if n > m:
+        raise ValueError(f"n is {n}, expected at most m = {m}")
+    if scores is None:
+        magnitude = np.random.default_rng(rng).random((rows, columns), np.float32)
+    else:
+        magnitude = np.abs(np.asarray(scores))
+        if magnitude.shape != (rows, columns):
+            raise ValueError(f"scores has shape {magnitude.shape}, expected {(rows, columns)} to match shape")
+        if np.isnan(magnitude).any():
+            raise ValueError("scores holds NaN, expected numbers")
+    whole = columns - columns % m
+    chosen = np.zeros((rows, columns), np.bool_)
+    chosen[:, :whole] = largest_of_each(magnitude[:, :whole].reshape(-1, m), n).reshape(rows, whole)
+    if whole < columns:
+        chosen[:, whole:] = largest_of_each(magnitude[:, whole:], n)
+    return from_places(np.flatnonzero(chosen), (rows, columns))
+
+
+def mask_pattern(mask: Any) -> Pattern:
+    """The pattern of the elements of `mask` that are not zero.
+
+    Parameters
+    ----------
+    mask : array (rows, columns), or (out, in, *kernel) for a convolution
+        Of bool or numbers; further axes are joined to the columns.
+
+    Returns
+    -------
+    Pattern, (rows, columns)
+
+    Examples
+    --------
+    >>> from fastsparse.sparsity import mask_pattern
+    >>> mask_pattern([[True, False, True], [False, False, True]])
+    <Pattern 2x3, 3 nonzeros, density 0.5>
+    """
+    array = np.asarray(mask)
+    if array.ndim < 2 or array.dtype.kind not in "biuf":
+        raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype.name}, expected numbers (rows, columns)")
+    flat = array.reshape(len(array), math.prod(array.shape[1:]))
+    return from_places(np.flatnonzero(flat), (flat.shape[0], flat.shape[1]))
 
 
 def erdos_renyi(shapes: Sequence[Sequence[int]], sparsity: float, *, kernel: bool = True) -> list[float]:

@@ -1,39 +1,17 @@
-"""Pruning by magnitude: the smallest weights leave the pattern and cannot come back."""
+"""Pruning: weights leave the pattern, the smallest or random ones, and cannot come back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.patterns import count_nonzeros
-
-Array = NDArray[Any]
-
-
-class SparseParameter(Protocol):
-    """What pruning sees of a parameter."""
-
-    @property
-    def value(self) -> Array:
-        """Values, (nnz,)."""
-
-    @property
-    def pattern(self) -> Pattern | None:
-        """Where they are; None for a dense parameter."""
-
-    def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
-        """Move to another pattern, values and optimizer state with it."""
-
-
-class Model(Protocol):
-    """What pruning sees of a model."""
-
-    def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, parameter)."""
+from fastsparse.sparsity.selection import largest
 
 
 def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", exclude: Iterable[str] = ()) -> None:
@@ -58,20 +36,51 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
         When sparsity or scope is out of range, a name in `exclude` fits nothing, the model has no sparse layer, or
         a value is NaN. Nothing has been changed then.
     """
+    _prune(model, sparsity, scope, exclude, lambda name, parameter: _magnitudes(name, parameter.value))
+
+
+def random_prune(
+    model: Model, sparsity: float, *, scope: str = "layer", exclude: Iterable[str] = (), rng: Any = None
+) -> None:
+    """Remove weights drawn at random from the sparse layers of `model`: what other criteria have to beat.
+
+    Parameters
+    ----------
+    model, sparsity, scope, exclude
+        As for :func:`magnitude_prune`.
+    rng : None, int or Generator
+
+    Raises
+    ------
+    ValueError
+        As :func:`magnitude_prune`. Nothing has been changed then.
+    """
+    generator = np.random.default_rng(rng)
+    _prune(model, sparsity, scope, exclude, lambda name, parameter: generator.random(len(parameter.value)))
+
+
+def _magnitudes(name: str, value: Array) -> Array:
+    magnitude = np.abs(value)
+    if np.isnan(magnitude).any():
+        raise ValueError(f"{name} holds NaN, expected numbers")
+    return np.asarray(magnitude)
+
+
+def _prune(
+    model: Model, sparsity: float, scope: str, exclude: Iterable[str], score: Callable[[str, SparseParameter], Array]
+) -> None:
+    """Keep the weights of highest score."""
     if scope not in ("layer", "global"):
         raise ValueError(f"scope is {scope!r}, expected 'layer' or 'global'")
     count_nonzeros(1, sparsity)
-    chosen = _chosen(model, exclude)
-    magnitudes = [np.abs(parameter.value) for _, parameter in chosen]
-    for (name, _), magnitude in zip(chosen, magnitudes):
-        if np.isnan(magnitude).any():
-            raise ValueError(f"{name} holds NaN, expected numbers")
-    sizes = [pattern.shape[0] * pattern.shape[1] for pattern in (_pattern(p) for _, p in chosen)]
+    chosen = chosen_parameters(model, exclude)
+    scores = [score(name, parameter) for name, parameter in chosen]
+    sizes = [pattern.shape[0] * pattern.shape[1] for pattern in (pattern_of(p) for _, p in chosen)]
     if scope == "layer":
-        masks = [_largest(m, count_nonzeros(size, sparsity)) for m, size in zip(magnitudes, sizes)]
+        masks = [largest(s, count_nonzeros(size, sparsity)) for s, size in zip(scores, sizes)]
     else:
-        together = _largest(np.concatenate(magnitudes), count_nonzeros(sum(sizes), sparsity))
-        masks = np.split(together, np.cumsum([len(m) for m in magnitudes])[:-1])
+        together = largest(np.concatenate(scores), count_nonzeros(sum(sizes), sparsity))
+        masks = np.split(together, np.cumsum([len(s) for s in scores])[:-1])
     for (_, parameter), mask in zip(chosen, masks):
         if not mask.all():
             keep(parameter, mask)
@@ -79,48 +88,8 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
 
 def keep(parameter: SparseParameter, mask: NDArray[np.bool_]) -> None:
     """Drop the nonzeros of `parameter` for which `mask` (nnz,) is False."""
-    pattern = _pattern(parameter)
+    pattern = pattern_of(parameter)
     kept = np.flatnonzero(mask)
     before = np.concatenate([[0], np.cumsum(mask)])
     indptr = before[pattern.indptr].astype(np.int64)
     parameter.replace_pattern(Pattern._trusted(indptr, pattern.indices[kept], pattern.shape), kept)
-
-
-def _pattern(parameter: SparseParameter) -> Pattern:
-    pattern = parameter.pattern
-    if pattern is None:
-        raise TypeError("a dense parameter has no pattern to prune")
-    return pattern
-
-
-def _chosen(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
-    """The sparse parameters that no name in `exclude` covers."""
-    unwanted = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    named = list(model.named_parameters())
-    for name in unwanted:
-        if not any(_covers(name, parameter) for parameter, _ in named):
-            raise ValueError(f"exclude names {name!r}, expected layers or parameters of the model")
-    sparse = [(name, parameter) for name, parameter in named if parameter.pattern is not None]
-    if not sparse:
-        raise ValueError("model has no sparse layer, expected at least one (fs.nn.SparseLinear.from_dense makes one)")
-    chosen = [(name, p) for name, p in sparse if not any(_covers(out, name) for out in unwanted)]
-    if not chosen:
-        raise ValueError("exclude covers every sparse layer of the model, expected at least one to prune")
-    return chosen
-
-
-def _covers(excluded: str, name: str) -> bool:
-    return name == excluded or name.startswith(f"{excluded}.")
-
-
-def _largest(magnitude: Array, count: int) -> NDArray[np.bool_]:
-    """Mask of the `count` largest, the first of equals; all when there are not more."""
-    if count >= len(magnitude):
-        return np.ones(len(magnitude), np.bool_)
-    if count == 0:
-        return np.zeros(len(magnitude), np.bool_)
-    threshold = np.partition(magnitude, len(magnitude) - count)[len(magnitude) - count]
-    mask = magnitude > threshold
-    ties = np.flatnonzero(magnitude == threshold)
-    mask[ties[: count - int(mask.sum())]] = True
-    return mask

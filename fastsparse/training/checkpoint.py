@@ -22,7 +22,10 @@ PathLike = str | os.PathLike[str]
 
 @dataclass
 class Snapshot:
-    """What a training run consists of. `sparsity` may have state_dict() and load_state_dict() in JSON types."""
+    """What a training run consists of.
+
+    `sparsity` may have state_dict() and load_state_dict() in JSON types, and so may callbacks.
+    """
 
     model: Module
     optimizer: Optimizer
@@ -75,6 +78,7 @@ def restore(path: PathLike, run: Snapshot) -> None:
     generators = run.generators()
     if set(metadata["generators"]) != set(generators):
         raise ValueError(f"{os.fspath(path)} holds other random generators than this run")
+    _check_sparsity(path, run.sparsity, metadata["sparsity"])
     if hasattr(run.sparsity, "load_state_dict"):
         run.sparsity.load_state_dict(metadata["sparsity"])
     for name, rng in generators.items():
@@ -84,6 +88,14 @@ def restore(path: PathLike, run: Snapshot) -> None:
         parameter.state = state
     run.optimizer.steps = metadata["optimizer"]["steps"]
     run.history.records[:] = metadata["history"]
+
+
+def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:
+    """Raise unless `state` is of an algorithm of the same type, or there is none on both sides."""
+    own = algorithm.state_dict() if hasattr(algorithm, "state_dict") else None
+    written, expected = (s.get("type") if isinstance(s, dict) else None for s in (state, own))
+    if written != expected:
+        raise ValueError(f"{os.fspath(path)} was written with the sparsity algorithm {written}, expected {expected}")
 
 
 def _optimizer_states(

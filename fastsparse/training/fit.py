@@ -73,7 +73,8 @@ def fit(
     loss : callable
         (output, y) -> (loss, gradient at the output).
     sparsity : object with a method ``step(step)``, optional
-        Changes the patterns; called after each step of the optimizer with the number of steps made.
+        Changes the patterns, for example ``fs.sparsity.RigL(model)``; called after each step of the optimizer with
+        the number of steps made. ``begin(steps)``, when it has that, is called first with the number of the last step.
     validation : like data, optional
         Evaluated after each epoch.
     callbacks : iterable of callables
@@ -171,6 +172,9 @@ class _Run:
         """Run the epochs that the history does not have yet."""
         state = Progress(self.model, self.optimizer, self.history, len(self.history))
         total = len(source) * epochs or None
+        if callable(getattr(self.sparsity, "begin", None)):
+            before = self.optimizer.steps - len(source) * state.epoch  # steps of other runs
+            self.sparsity.begin(None if total is None else before + total)
         with tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar:
             while state.epoch < epochs and not state.stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{epochs}", refresh=False)

@@ -94,7 +94,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "exclude": ["7"]}, "exclude names '7', expected layers or parameters of the model"),
     (
         {"sparsity": 0.5, "exclude": ["0", "2"]},
-        "exclude covers every sparse layer of the model, expected at least one to prune",
+        "exclude covers every sparse layer of the model, expected at least one to change",
     ),
 ]
 

@@ -1,0 +1,72 @@
+"""What sparsity algorithms see of a model: parameters with patterns, found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+
+Array = NDArray[Any]
+
+
+class SparseParameter(Protocol):
+    """What algorithms see of a parameter."""
+
+    @property
+    def value(self) -> Array:
+        """Values, (nnz,)."""
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Where they are; None for a dense parameter."""
+
+    @property
+    def grad(self) -> Array | None:
+        """Gradient at the nonzeros, (nnz,)."""
+
+    def watch(self, wanted: bool) -> None:
+        """Have the next backward passes keep what `grow_scores` needs, or not."""
+
+    def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
+        """Places outside the pattern with the largest gradients, and their magnitudes."""
+
+    def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
+        """Move to another pattern, values and optimizer state with it."""
+
+
+class Model(Protocol):
+    """What algorithms see of a model."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, parameter)."""
+
+
+def pattern_of(parameter: SparseParameter) -> Pattern:
+    pattern = parameter.pattern
+    if pattern is None:
+        raise TypeError("a dense parameter has no pattern to change")
+    return pattern
+
+
+def chosen_parameters(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
+    """The sparse parameters that no name in `exclude` covers."""
+    unwanted = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    named = list(model.named_parameters())
+    for name in unwanted:
+        if not any(_covers(name, parameter) for parameter, _ in named):
+            raise ValueError(f"exclude names {name!r}, expected layers or parameters of the model")
+    sparse = [(name, parameter) for name, parameter in named if parameter.pattern is not None]
+    if not sparse:
+        raise ValueError("model has no sparse layer, expected at least one (fs.nn.SparseLinear.from_dense makes one)")
+    chosen = [(name, p) for name, p in sparse if not any(_covers(out, name) for out in unwanted)]
+    if not chosen:
+        raise ValueError("exclude covers every sparse layer of the model, expected at least one to change")
+    return chosen
+
+
+def _covers(excluded: str, name: str) -> bool:
+    return name == excluded or name.startswith(f"{excluded}.")

@@ -1,0 +1,273 @@
+"""Patterns that change while a model trains: gradual pruning, SET, RigL.
+
+An algorithm's `step(step)` is called after each step of the optimizer, with the number of steps made, from 1. `fit`
+does that, and tells the algorithm by `begin` which step will be the last. Optimizer state follows its nonzero; what
+leaves a pattern is forgotten, and what enters starts at zero, value and state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastsparse.sparsity._model import Model, SparseParameter, chosen_parameters, pattern_of
+from fastsparse.sparsity.pruning import magnitude_prune
+from fastsparse.sparsity.schedules import SparsitySchedule
+from fastsparse.sparsity.selection import Places, exchanged, free_places, largest
+
+
+class GradualPruning:
+    """Magnitude pruning along a schedule, with training in between.
+
+    Zhu and Gupta, To prune, or not to prune (2017). Start from layers with ``sparsity=0.0``.
+
+    Parameters
+    ----------
+    model : fs.nn.Module
+    schedule : PolynomialDecay, ConstantSparsity
+        Or anything with ``due(step) -> bool`` that gives a sparsity when called with a step.
+    scope : {"layer", "global"}
+    exclude : names of layers or parameters
+        Both as for :func:`magnitude_prune`.
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> from fastsparse.sparsity import GradualPruning, PolynomialDecay
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(100, 50, sparsity=0.0, rng=0))
+    >>> pruning = GradualPruning(model, PolynomialDecay(0.0, 0.9, 0, 200, frequency=50))
+    >>> for step in range(1, 201):
+    ...     pruning.step(step)  # after optimizer.step()
+    >>> model[0].pattern.nnz
+    500
+    """
+
+    def __init__(
+        self, model: Model, schedule: SparsitySchedule, *, scope: str = "layer", exclude: Iterable[str] = ()
+    ) -> None:
+        if not callable(schedule) or not callable(getattr(schedule, "due", None)):
+            raise TypeError(f"schedule is a {type(schedule).__name__}, expected PolynomialDecay or ConstantSparsity")
+        if scope not in ("layer", "global"):
+            raise ValueError(f"scope is {scope!r}, expected 'layer' or 'global'")
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        chosen_parameters(model, self.exclude)
+        self.model, self.schedule, self.scope = model, schedule, scope
+
+    def step(self, step: int) -> None:
+        """Prune when the schedule says so."""
+        if self.schedule.due(step):
+            magnitude_prune(self.model, self.schedule(step), scope=self.scope, exclude=self.exclude)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the patterns."""
+        return {"type": type(self).__name__}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from :meth:`state_dict`."""
+        _check_type(self, state)
+
+
+class _Evolving:
+    """What SET and RigL share: every so many steps, each layer exchanges its smallest weights for new ones.
+
+    The share that is exchanged falls along half a cosine from `drop_fraction` to 0 (Evci et al., section 3). The number
+    of nonzeros of every layer stays.
+    """
+
+    _watches = False
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        drop_fraction: float,
+        every: int,
+        stop: float,
+        steps: int | None,
+        exclude: Iterable[str],
+        rng: Any,
+    ) -> None:
+        self.drop_fraction = _number(drop_fraction, "drop_fraction")
+        self.stop = _number(stop, "stop")
+        self.every = _integer(every, "every")
+        self.steps = None if steps is None else _integer(steps, "steps")
+        self.parameters: list[tuple[str, SparseParameter]] = chosen_parameters(model, exclude)
+        self.rng = np.random.default_rng(rng)
+        self._given = self.steps
+        self._last = 0
+        self._watch(1)
+
+    def begin(self, steps: int | None) -> None:
+        """Learn which step of the optimizer will be the last; `fit` calls this. ``steps=`` goes before it."""
+        self.steps = self._given if self._given is not None else steps
+        self._watch(self._last + 1)
+
+    def fraction(self, step: int) -> float:
+        """Share of the nonzeros that is exchanged after step number `step`."""
+        if self.steps is None:
+            return self.drop_fraction
+        end = self.stop * self.steps
+        return self.drop_fraction * (1 + math.cos(math.pi * step / end)) / 2 if step < end else 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether patterns change after step number `step`."""
+        return step > 0 and step % self.every == 0 and self.fraction(step) > 0
+
+    def step(self, step: int) -> None:
+        """Exchange weights when it is time."""
+        if self.due(step):
+            fraction = self.fraction(step)
+            for name, parameter in self.parameters:
+                self._exchange(name, parameter, fraction)
+        self._last = step
+        self._watch(step + 1)
+
+    def _exchange(self, name: str, parameter: SparseParameter, fraction: float) -> None:
+        pattern = pattern_of(parameter)
+        free = pattern.shape[0] * pattern.shape[1] - pattern.nnz
+        count = min(int(fraction * pattern.nnz), free)
+        if count == 0:
+            return
+        grown = self._grown(name, parameter, count)
+        # Gradients that are not numbers are no reason to grow, so there may be fewer than asked for.
+        kept = largest(np.abs(parameter.value), pattern.nnz - len(grown))
+        parameter.replace_pattern(*exchanged(pattern, kept, grown))
+
+    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
+        raise NotImplementedError
+
+    def _watch(self, step: int) -> None:
+        """Have layers keep what growing needs when `step`, the next one, ends with a change of patterns."""
+        if self._watches:
+            due = self.due(step)
+            for _, parameter in self.parameters:
+                parameter.watch(due)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the patterns, in JSON types."""
+        return {"type": type(self).__name__, "last": self._last, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from :meth:`state_dict`."""
+        _check_type(self, state)
+        self.rng.bit_generator.state = state["rng"]
+        self._last = state["last"]
+        self._watch(self._last + 1)
+
+
+class SET(_Evolving):
+    """Sparse evolutionary training: the smallest weights make room for random new ones.
+
+    Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, Nature
+    Communications 9, 2383 (2018); here with a drop fraction that falls along a cosine.
+
+    Parameters
+    ----------
+    model : fs.nn.Module
+        Its sparse layers take part, but for those in `exclude`.
+    drop_fraction : float in [0, 1]
+        Share of a layer's nonzeros that is exchanged, at first.
+    every : int
+        Steps between changes.
+    stop : float in [0, 1]
+        Share of all steps after which patterns stay.
+    steps : int, optional
+        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
+        as it is and changes do not stop.
+    exclude : names of layers or parameters
+    rng : None, int or Generator
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(100, 50, sparsity=0.9, rng=0))
+    >>> before = model[0].pattern
+    >>> fs.sparsity.SET(model, every=1, rng=0).step(1)  # after optimizer.step()
+    >>> model[0].pattern == before, model[0].pattern.nnz
+    (False, 500)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        drop_fraction: float = 0.3,
+        every: int = 100,
+        stop: float = 1.0,
+        steps: int | None = None,
+        exclude: Iterable[str] = (),
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
+        )
+
+    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
+        return free_places(pattern_of(parameter), count, self.rng)
+
+
+class RigL(_Evolving):
+    """The smallest weights make room for those with the largest gradients.
+
+    Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery, ICML 2020. Gradients outside the patterns are computed in
+    blocks on the steps that need them, from the input and the output's gradient that layers keep on these steps.
+    Weights dropped in a change do not return in the same one.
+
+    Parameters
+    ----------
+    model : fs.nn.Module
+        Its sparse layers take part, but for those in `exclude`.
+    drop_fraction : float in [0, 1]
+        Share of a layer's nonzeros that is exchanged, at first.
+    every : int
+        Steps between changes.
+    stop : float in [0, 1]
+        Share of all steps after which patterns stay.
+    steps : int, optional
+        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
+        as it is and changes do not stop.
+    exclude : names of layers or parameters
+    """
+
+    _watches = True
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        drop_fraction: float = 0.3,
+        every: int = 100,
+        stop: float = 0.75,
+        steps: int | None = None,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        super().__init__(
+            model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=0
+        )
+
+    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
+        try:
+            return parameter.grow_scores(count)[0]
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: {error}") from None
+
+
+def _check_type(algorithm: Any, state: Any) -> None:
+    found = state.get("type") if isinstance(state, dict) else None
+    if found != type(algorithm).__name__:
+        raise ValueError(f"state is of the sparsity algorithm {found}, expected {type(algorithm).__name__}")
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
+    return float(value)
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+    return int(value)
