@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse._arguments import as_float
 from fastsparse_kernels import build
 from tests.checking import DTYPES, PATTERNS, Array, matrix, numbers, same_bits
 from tests.test_arguments import CALLS
@@ -81,6 +82,18 @@ def test_every_type_and_layout_gives_the_same_and_compiles_nothing(rng, monkeypa
             found = flat(function(**{**good, key: array}))
             assert found == expected, (key, kind, layout)
     assert not compiled
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_see_aligned_native_arrays(dtype):
+    for kind in [dtype, *OTHERS]:
+        for layout, array in layouts(np.ones((3, 4), kind)).items():
+            found = as_float(array, np.dtype(dtype), "x")
+            assert found.dtype == dtype
+            assert found.dtype.isnative
+            assert found.flags.aligned
+            copied = kind != dtype or layout in ("unaligned", "field of records", "big-endian", "list")
+            assert copied or found is array or layout == "little-endian"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
