@@ -1,0 +1,114 @@
+"""Packing and unpacking: every element in its place, borders and missing samples zero, nothing else touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastsparse import launch
+from fastsparse.launch import address
+from fastsparse.plan import conv, lanes
+from fastsparse.plan.conv import Geometry
+from fastsparse_kernels import reference as ref
+from fastsparse_kernels.build import aligned_empty
+from tests.kernels.support import DTYPES, Guarded, machine_of
+
+BOTH = pytest.mark.parametrize("dtype", DTYPES)
+WORKERS = pytest.mark.parametrize("workers", [1, 2])
+SHAPES: list[Any] = [
+    # channels, image, padding
+    (1, (1,), ((0, 0),)),
+    (3, (17,), ((0, 0),)),
+    (2, (600,), ((0, 0),)),  # more than one chunk
+    (2, (5, 7), ((1, 1), (1, 1))),
+    (2, (5, 7), ((0, 2), (3, 0))),
+    (1, (30, 40), ((0, 0), (0, 1))),
+    (2, (2, 3, 4), ((1, 0), (0, 0), (0, 2))),
+    (1, (0, 3), ((1, 1), (0, 0))),
+]
+
+
+@BOTH
+@WORKERS
+@pytest.mark.parametrize(("channels", "spatial", "padding"), SHAPES)
+def test_lanes_there_and_back(rng, monkeypatch, channels, spatial, padding, workers, dtype):
+    monkeypatch.setattr("fastsparse.plan.policy.PARALLEL_FLOPS", 0)
+    m = machine_of(dtype, workers)
+    planes = lanes.lanes_planes(channels, spatial, padding, m)
+    padded_shape = tuple(n + a + b for n, (a, b) in zip(spatial, padding, strict=True))
+    size = int(np.prod(padded_shape))
+    for samples in (1, 2, m.lanes - 1, m.lanes, m.lanes + 1, 2 * m.lanes):
+        groups = -(-samples // m.lanes)
+        user = rng.standard_normal((samples, channels, *spatial)).astype(dtype)
+        buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
+        launch.pack_lanes(address(user), user.strides[0], user.strides[1], planes, address(buffer), samples, m)
+        expected = np.zeros((groups * m.lanes, channels, *padded_shape), dtype)
+        expected[:samples] = ref.pad_spatial(user, padding, 0.0)
+        for group, channel in np.ndindex(groups, channels):
+            start = group * planes.group_stride + channel * planes.channel_stride
+            plane = buffer[start : start + size * m.vector].view(dtype).reshape(size, m.lanes)
+            wanted = expected[group * m.lanes : (group + 1) * m.lanes, channel].reshape(m.lanes, size).T
+            assert np.array_equal(plane, wanted)
+            gap = buffer[start + size * m.vector : start + planes.channel_stride]
+            assert (gap == 255).all(), "between planes nothing is written"
+        back = Guarded(user.shape, dtype)
+        inside = back.inside
+        launch.unpack_lanes(address(buffer), planes, address(inside), user.strides[0], user.strides[1], samples, m)
+        assert np.array_equal(inside, user)
+        assert back.intact()
+
+
+@BOTH
+def test_lanes_of_samples_far_apart(rng, dtype):
+    """Rows of a wider array, in any order; what lies between them is not read."""
+    m = machine_of(dtype)
+    wide = np.full((40, 90), np.nan, dtype)
+    wide[::3, :33] = rng.standard_normal((14, 33))
+    planes = lanes.lanes_planes(1, (33,), ((0, 0),), m)
+    for rows in (wide[::3, :33], wide[::-3, :33][:13], np.broadcast_to(wide[3, :33], (9, 33))):
+        groups = -(-len(rows) // m.lanes)
+        buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
+        launch.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), len(rows), m)
+        back = np.full_like(wide, np.nan)
+        launch.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, len(rows), m)
+        assert np.array_equal(back[: len(rows), :33], rows, equal_nan=True)
+        assert np.isnan(back[:, 33:]).all()
+        assert np.isnan(back[len(rows) :]).all()
+
+
+@BOTH
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3), (3, 1), (4, 5)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (3, 1))])
+def test_flat_planes(rng, stride, padding, dtype):
+    """Every window finds its element, through offsets that the plan folds into the operator."""
+    m = machine_of(dtype)
+    geometry = Geometry(3, 1, (9, 11), (2, 3), stride, padding, (1, 2), 1)
+    import fastsparse as fs
+
+    pattern = fs.csr(np.ones((1, 18), dtype)).pattern
+    plan = conv.conv_flat(pattern, geometry, m, 2)
+    images = rng.standard_normal((2, 3, 9, 11)).astype(dtype)
+    size = 2 * 3 * plan.channel_stride + plan.slack
+    buffer = aligned_empty((size,), np.uint8)
+    launch.pack_flat(address(images), images.strides[0], images.strides[1], plan, 3, address(buffer), 2, m)
+    numbers = buffer.view(dtype)
+    padded = ref.pad_spatial(images, padding, 0.0)
+    op = plan.spmm.operator
+    offsets = np.zeros(18, np.int64)
+    offsets[op.permutation] = op.offsets + op.columns.bases[op.columns.block[pattern.indices[op.permutation]]]
+    tiles = plan.spmm.tiles
+    lane = np.arange(m.lanes)
+    seen = 0
+    for tile, step, vector in np.ndindex(tiles.masks.shape):
+        for at in lane[(tiles.masks[tile, step, vector] >> lane) & 1 == 1]:
+            out = tiles.y_positions[tile, step, vector] // m.size + at
+            row, column = divmod(int(out), geometry.out_spatial[1])
+            place = tiles.x_positions[tile, vector] // m.size + at
+            for image in range(2):
+                found = numbers[place + (offsets + image * 3 * plan.channel_stride) // m.size]
+                window = padded[image, :, row * stride[0] :, column * stride[1] :][:, :2, :5:2]
+                assert np.array_equal(found, window.ravel())
+            seen += 1
+    assert seen == geometry.positions

@@ -1,0 +1,202 @@
+"""The register tile, operation by operation, against NumPy: what is read, what is written, what stays."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import cfunc, types
+
+from fastsparse.launch import address
+from fastsparse_kernels import build, simd
+from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
+
+BOTH = pytest.mark.parametrize("dtype", DTYPES)
+I64 = types.int64
+
+
+def compiled(function: Callable[..., None], arguments: int) -> Callable[..., None]:
+    """A C function of int64 arguments; arrays stand for their addresses. Nothing is cached."""
+    code = cfunc(types.void(*[I64] * arguments), error_model="numpy")(function)
+
+    def call(*values: Any) -> None:
+        code.ctypes(*(address(v) if isinstance(v, np.ndarray) else int(v) for v in values))
+
+    return call
+
+
+@BOTH
+def test_first_elements(rng, dtype):
+    """Loads put zeros behind `count` elements, stores leave the memory behind them alone; any count."""
+    bits, lanes = bits_of(dtype), lanes_of(dtype)
+
+    def copy(source, target, count):  # type: ignore[no-untyped-def]
+        simd.store(simd.load_first(simd.zeros(3, lanes, bits), source, count), target)
+
+    def keep(source, target, count):  # type: ignore[no-untyped-def]
+        simd.store_first(simd.load(simd.zeros(3, lanes, bits), source), target, count)
+
+    load, store = compiled(copy, 3), compiled(keep, 3)
+    whole = rng.standard_normal(3 * lanes).astype(dtype)
+    for count in range(-2, 3 * lanes + 3):
+        valid = min(max(count, 0), 3 * lanes)
+        source = np.full(3 * lanes, np.nan, dtype)
+        source[:valid] = whole[:valid]
+        target = np.full(3 * lanes, np.nan, dtype)
+        load(source, target, count)
+        assert np.array_equal(target, np.where(np.arange(3 * lanes) < valid, whole, 0))
+        guarded = Guarded(valid, dtype)
+        store(whole, guarded.inside, count)
+        assert np.array_equal(guarded.inside, whole[:valid])
+        assert guarded.intact()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+@BOTH
+def test_first_elements_at_the_end_of_a_page(dtype):
+    """Elements that are not wanted are not touched: behind them lies memory that cannot be read."""
+    bits, lanes, page = bits_of(dtype), lanes_of(dtype), mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, 2 * page), np.uint8)
+    base = address(memory)
+    protect = ctypes.CDLL(None).mprotect
+    protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    if protect(base + page, page, 0):
+        pytest.skip("memory cannot be protected")
+
+    def copy(source, target, count):  # type: ignore[no-untyped-def]
+        tile = simd.load_first(simd.zeros(2, lanes, bits), source, count)
+        simd.store_first(tile, target, count)
+
+    run = compiled(copy, 3)
+    size = np.dtype(dtype).itemsize
+    for count in range(2 * lanes + 1):
+        inside = memory[page - count * size : page].view(dtype)
+        inside[:] = np.arange(count)
+        target = np.full(2 * lanes, np.nan, dtype)
+        run(base + page - count * size, target, count)
+        assert np.array_equal(target[:count], np.arange(count))
+        inside[:] = -1
+        run(np.arange(2 * lanes, dtype=dtype), base + page - count * size, count)
+        assert np.array_equal(inside, np.arange(count))
+    assert protect(base + page, page, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+@BOTH
+def test_transpose_with_any_number_of_rows_and_columns(rng, dtype):
+    bits, lanes, size = bits_of(dtype), lanes_of(dtype), np.dtype(dtype).itemsize
+
+    def turn(source, target, rows, columns):  # type: ignore[no-untyped-def]
+        square = simd.load_rows(simd.zeros(lanes, lanes, bits), source, 50 * size, rows, columns)
+        simd.store(simd.transpose(square), target)
+
+    def turn_back(source, target, rows, columns):  # type: ignore[no-untyped-def]
+        square = simd.transpose(simd.load(simd.zeros(lanes, lanes, bits), source))
+        simd.store_rows(square, target, 50 * size, rows, columns)
+
+    there, back = compiled(turn, 4), compiled(turn_back, 4)
+    wide = rng.standard_normal((lanes, 50)).astype(dtype)
+    for rows in range(lanes + 1):
+        for columns in {0, 1, lanes - 1, lanes}:
+            source = np.full((lanes, 50), np.nan, dtype)
+            source[:rows, :columns] = wide[:rows, :columns]
+            target = np.full((lanes, lanes), np.nan, dtype)
+            there(source, target, rows, columns)
+            expected = np.zeros((lanes, lanes), dtype)
+            expected[:columns, :rows] = wide[:rows, :columns].T
+            assert np.array_equal(target, expected)
+            result = np.full((lanes, 50), np.nan, dtype)
+            back(expected, result, rows, columns)
+            assert np.array_equal(result[:rows, :columns], wide[:rows, :columns])
+            assert np.isnan(result).sum() == result.size - rows * columns
+
+
+@BOTH
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_sums_over_lanes(rng, count, dtype):
+    """Lane i of the result is the sum of vector i, added to what memory holds; all of them or the first ones."""
+    bits, lanes = bits_of(dtype), lanes_of(dtype)
+    if count > lanes:
+        pytest.skip("more vectors than lanes")
+
+    def every(source, target):  # type: ignore[no-untyped-def]
+        simd.add_sums(simd.load(simd.zeros(count, lanes, bits), source), target)
+
+    def some(source, target, valid):  # type: ignore[no-untyped-def]
+        simd.add_sums_first(simd.load(simd.zeros(count, lanes, bits), source), target, valid)
+
+    source = rng.integers(-50, 50, (count, lanes)).astype(dtype)
+    memory = Guarded(count, dtype)
+    memory.inside[:] = np.arange(count)
+    compiled(every, 2)(source, memory.inside)
+    assert np.array_equal(memory.inside, np.arange(count) + source.sum(axis=1))
+    assert memory.intact()
+    run = compiled(some, 3)
+    for valid in range(count + 1):
+        memory = Guarded(valid, dtype)
+        memory.inside[:] = np.arange(valid)
+        run(source, memory.inside, valid)
+        assert np.array_equal(memory.inside, np.arange(valid) + source[:valid].sum(axis=1))
+        assert memory.intact()
+
+
+@BOTH
+def test_clamp_keeps_nan_and_the_sign_of_zero(dtype):
+    bits, lanes = bits_of(dtype), lanes_of(dtype)
+
+    def clamp(memory, limits):  # type: ignore[no-untyped-def]
+        low, high = simd.load_float(bits, limits), simd.load_float(bits, limits + bits // 8)
+        simd.store(simd.clamp(simd.load(simd.zeros(2, lanes, bits), memory), low, high), memory)
+
+    run = compiled(clamp, 2)
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0, 7.0, -7.0, 6.0, 1e-45, np.finfo(dtype).max], dtype)
+    for low, high in ((0, 6), (0, np.inf), (-np.inf, np.inf)):
+        memory = np.resize(special, -(-len(special) // (2 * lanes)) * 2 * lanes).astype(dtype)
+        expected = np.where(memory < low, low, np.where(memory > high, high, memory)).astype(dtype)
+        for start in range(0, len(memory), 2 * lanes):
+            run(memory[start:], np.array([low, high], dtype))
+        assert memory.tobytes() == expected.tobytes()
+
+
+@BOTH
+def test_products_are_rounded_once(dtype):
+    """(1 + e)(1 - e) - 1 is -e^2 with one rounding and 0 with two."""
+    bits, lanes = bits_of(dtype), lanes_of(dtype)
+
+    def vector(memory):  # type: ignore[no-untyped-def]
+        acc = simd.load(simd.zeros(1, lanes, bits), memory)
+        step = lanes * bits // 8
+        simd.store(simd.axpy_at(acc, memory + step, simd.spread(1, memory + 2 * step, 0), 0), memory)
+
+    def scalar(memory):  # type: ignore[no-untyped-def]
+        size = bits // 8
+        a, b = simd.load_float(bits, memory), simd.load_float(bits, memory + size)
+        simd.store_float(simd.fma(a, b, simd.load_float(bits, memory + 2 * size)), memory)
+
+    eps = np.finfo(dtype).eps
+    rows = np.array([[-1.0], [1 + eps], [1 - eps]], dtype) * np.ones(lanes, dtype)
+    compiled(vector, 1)(rows)
+    assert (rows[0] == -(eps**2)).all()
+    numbers = np.array([1 + eps, 1 - eps, -1], dtype)
+    compiled(scalar, 1)(numbers)
+    assert numbers[0] == -(eps**2)
+
+
+def test_counter_hands_out_every_task_once():
+    """From as many workers as there are."""
+
+    def take(arguments, slot):  # type: ignore[no-untyped-def]
+        task = simd.fetch_add(arguments, 1)
+        while task < 100_000:
+            simd.fetch_add(arguments + 8 + task * 8, 1)
+            task = simd.fetch_add(arguments, 1)
+
+    code = cfunc(types.void(I64, I64))(take)
+    memory = np.zeros(100_001, np.int64)
+    build.run_parallel()(code.address, address(memory), 4)
+    assert (memory[1:] == 1).all()
+    assert memory[0] == 100_000 + 4
