@@ -53,8 +53,8 @@ LEVELS = {
 # The operators of CSR are short for calls into functional, which is looked up when they are used.
 EXCEPTIONS = {("fastsparse.csr", "fastsparse.functional")}
 
-# What plan, csr and runtime may use of the kernels: compiling, the table, building structures. All else computes.
-STRUCTURE_KERNELS = {"build", "cache", "operators", "variants"}
+# What others than launch may use of the kernels: compiling, the table, building structures. All else computes.
+STRUCTURE_KERNELS = {"build", "cache", "operators", "selection", "variants"}
 
 
 def modules() -> dict[str, Path]:

@@ -35,7 +35,7 @@ class LinearGradient:
         part = self._dy[:, first:stop]
         if sparse.issparse(self._x):
             return np.ascontiguousarray((self._x.T @ part).T, self._dy.dtype)
-        return np.asarray(part.T @ self._x)
+        return np.ascontiguousarray(part.T @ self._x)
 
 
 class ConvolutionGradient:

@@ -17,7 +17,7 @@ from fastsparse.sparsity.selection import TopK
 Array = NDArray[Any]
 
 # Elements of the full gradient that exist at a time when places to grow are looked for.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 class FullGradient(Protocol):
@@ -167,18 +167,14 @@ class Parameter:
             raise TypeError("a dense parameter has no pattern to grow")
         if not self._full:
             raise RuntimeError("no backward pass was kept for growing, expected one after watch(True)")
-        (rows, columns), indptr = self._pattern.shape, self._pattern.indptr
-        found, step = TopK(k), max(1, _BLOCK // max(columns, 1))
+        rows, columns = self._pattern.shape
+        found, step = TopK(self._pattern, k), max(1, _BLOCK // max(columns, 1))
         for first in range(0, rows, step):
             stop = min(first + step, rows)
             block = self._full[0].rows(first, stop)
             for full in self._full[1:]:
                 block += full.rows(first, stop)
-            np.abs(block, out=block)
-            lengths = np.diff(indptr[first : stop + 1])
-            inside = slice(indptr[first], indptr[stop])
-            block[np.repeat(np.arange(stop - first), lengths), self._pattern.indices[inside]] = -1
-            found.offer(block.reshape(-1), first * columns)
+            found.offer(block, first)
         return found.result()
 
     def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:

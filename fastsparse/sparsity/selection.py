@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels import selection as kernels
 
 Array = NDArray[Any]
 Places = NDArray[np.int64]
@@ -41,55 +42,51 @@ def largest_of_each(scores: Array, count: int) -> NDArray[np.bool_]:
 
 
 class TopK:
-    """The `count` largest of scores that come block by block, the first of equals; memory follows `count`."""
+    """The `count` largest magnitudes outside a pattern, of a matrix that comes in blocks of rows, the first of equals.
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    Memory follows `count` and the block.
+    """
+
+    def __init__(self, pattern: Pattern, count: int) -> None:
+        self._pattern, self._count = pattern, count
         self._threshold = -1.0
+        self._found: list[tuple[Places, Array]] = []
         self._held = 0
-        self._scores: list[Array] = []
-        self._places: list[Places] = []
 
-    def offer(self, scores: Array, first: int) -> None:
-        """Take part in the choice: places `first`, first + 1, ... Scores below 0 are not eligible."""
-        better = np.flatnonzero(scores > self._threshold)
-        if len(better) > _SLACK * self._count:
-            better = better[largest(scores[better], self._count)]
-        if self._count and len(better):
-            self._scores.append(scores[better])
-            self._places.append(better + first)
-            self._held += len(better)
+    def offer(self, block: Array, first: int) -> None:
+        """Let the rows from `first` on take part in the choice; block (rows, columns), contiguous. NaN is left out."""
+        places, scores = np.empty(block.size, np.int64), np.empty(block.size, block.dtype)
+        pattern = self._pattern
+        run = kernels.candidates(block.dtype.itemsize * 8, pattern.indices.dtype.itemsize * 8)
+        found = run(block, first, pattern.indptr, pattern.indices, self._threshold, places, scores)
+        if self._count and found:
+            self._found.append((places[:found].copy(), scores[:found].copy()))
+            self._held += found
         if self._held > _SLACK * self._count:
             self._compress()
 
     def result(self) -> tuple[Places, Array]:
-        """Places in rising order and their scores; fewer than `count` when there were fewer."""
-        if not self._scores:
+        """Places in rising order and their magnitudes; fewer than `count` when there were fewer."""
+        if not self._found:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         self._compress()
-        return self._places[0], self._scores[0]
+        return self._found[0]
 
     def _compress(self) -> None:
-        scores, places = np.concatenate(self._scores), np.concatenate(self._places)
-        kept = largest(scores, self._count)
-        scores, places = scores[kept], places[kept]
-        self._scores, self._places, self._held = [scores], [places], len(scores)
-        if len(scores) == self._count:
-            self._threshold = float(scores.min())
-
-
-def places_of(pattern: Pattern) -> Places:
-    """Places of the nonzeros, in rising order."""
-    return pattern.rows() * pattern.shape[1] + pattern.indices
+        places, scores = (np.concatenate(arrays) for arrays in zip(*self._found))
+        kept = np.flatnonzero(largest(scores, self._count))
+        self._found, self._held = [(places[kept], scores[kept])], len(kept)
+        if self._held == self._count:
+            self._threshold = float(self._found[0][1].min())
 
 
 def free_places(pattern: Pattern, count: int, rng: np.random.Generator) -> Places:
     """`count` different places outside the pattern in rising order, all such sets equally likely."""
-    taken = places_of(pattern)
-    free = pattern.shape[0] * pattern.shape[1] - len(taken)
-    ranks = distinct(free, count, rng)
-    # taken[i] - i free places lie before taken[i].
-    return ranks + np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")
+    rows, columns = pattern.shape
+    places = distinct(rows * columns - pattern.nnz, count, rng)
+    run = kernels.free_places(pattern.indices.dtype.itemsize * 8)
+    run(pattern.indptr, pattern.indices, columns, places)
+    return places
 
 
 def distinct(size: int, count: int, rng: np.random.Generator) -> Places:
@@ -143,13 +140,9 @@ def exchanged(pattern: Pattern, kept: NDArray[np.bool_], grown: Places) -> tuple
     source : int64 (nnz,)
         For every nonzero its number among the old ones, or -1 when it is new.
     """
-    old = np.flatnonzero(kept)
-    stay = places_of(pattern)[old]
-    at = np.searchsorted(stay, grown) + np.arange(len(grown))
-    fresh = np.zeros(len(stay) + len(grown), np.bool_)
-    fresh[at] = True
-    source = np.empty(len(fresh), np.int64)
-    source[fresh], source[~fresh] = -1, old
-    places = np.empty(len(fresh), np.int64)
-    places[fresh], places[~fresh] = grown, stay
-    return from_places(places, pattern.shape), source
+    count = int(np.count_nonzero(kept)) + len(grown)
+    indptr, indices = np.empty_like(pattern.indptr), np.empty(count, pattern.indices.dtype)
+    source = np.empty(count, np.int64)
+    run = kernels.exchange(pattern.indices.dtype.itemsize * 8)
+    run(pattern.indptr, pattern.indices, kept, grown, pattern.shape[1], indptr, indices, source)
+    return Pattern._trusted(indptr, indices, pattern.shape), source

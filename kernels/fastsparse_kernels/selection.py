@@ -1,0 +1,129 @@
+"""Changing patterns: candidates for new nonzeros, and patterns merged from old and new ones, in O(nnz + new).
+
+A place is the number of an element of the matrix, row * columns + column. Everything rises: columns inside a row,
+places among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from .build import compile_function, compiled_once
+
+
+def make_candidates() -> Callable[..., Any]:
+    """Elements of a block of rows outside the pattern whose magnitude is above a threshold; returns their number."""
+
+    def candidates(block, first, indptr, columns, threshold, places, scores):  # type: ignore[no-untyped-def]
+        width = block.shape[1]
+        found = 0
+        for i in range(block.shape[0]):
+            row, start = first + i, 0
+            for p in range(indptr[row], indptr[row + 1] + 1):
+                end = np.int64(columns[p]) if p < indptr[row + 1] else width
+                for column in range(start, end):
+                    score = abs(block[i, column])
+                    places[found] = row * width + column
+                    scores[found] = score
+                    found += score > threshold  # a branch would be mispredicted; NaN is not above
+                start = end + 1
+        return found
+
+    return candidates
+
+
+def make_free_places() -> Callable[..., None]:
+    """Turn ranks among the places outside the pattern into places, in place."""
+
+    def free_places(indptr, columns, width, ranks):  # type: ignore[no-untyped-def]
+        row, taken, p = np.int64(0), np.int64(0), np.int64(0)
+        rows = indptr.shape[0] - 1
+        for i in range(ranks.shape[0]):
+            while p < columns.shape[0]:
+                while row < rows and indptr[row + 1] <= p:
+                    row += 1
+                if row * width + columns[p] - taken > ranks[i]:
+                    break
+                taken += 1
+                p += 1
+            ranks[i] += taken
+
+    return free_places
+
+
+def make_exchange() -> Callable[..., None]:
+    """Merge the nonzeros that are kept with new ones; source[i] is the old number of nonzero i, -1 for a new one."""
+
+    def exchange(indptr, columns, kept, grown, width, new_indptr, new_columns, source):  # type: ignore[no-untyped-def]
+        at, g = np.int64(0), np.int64(0)
+        new_indptr[0] = 0
+        for row in range(indptr.shape[0] - 1):
+            for p in range(indptr[row], indptr[row + 1]):
+                if not kept[p]:
+                    continue
+                while g < grown.shape[0] and grown[g] < row * width + columns[p]:
+                    new_columns[at] = grown[g] - row * width
+                    source[at] = -1
+                    at += 1
+                    g += 1
+                new_columns[at] = columns[p]
+                source[at] = p
+                at += 1
+            while g < grown.shape[0] and grown[g] < (row + 1) * width:
+                new_columns[at] = grown[g] - row * width
+                source[at] = -1
+                at += 1
+                g += 1
+            new_indptr[row + 1] = at
+
+    return exchange
+
+
+def _array(kind: Any, axes: int = 1) -> Any:
+    return types.Array(kind, axes, "C")
+
+
+def _structure(bits: int) -> Any:
+    """A pattern's own array, which is read-only."""
+    return types.Array(types.int32 if bits == 32 else types.int64, 1, "C", readonly=True)
+
+
+def _compiled(function: Callable[..., Any], name: str, signature: Any) -> Callable[..., Any]:
+    function.__qualname__ = name
+    return compile_function(function, signature)
+
+
+@compiled_once
+def candidates(bits: int, column_bits: int) -> Callable[..., int]:
+    """(block float [n, columns], first row, indptr, columns, threshold float64, places int64, scores float).
+
+    `places` and `scores` are as long as the block. Returns how many were found.
+    """
+    number = types.float32 if bits == 32 else types.float64
+    signature = types.int64(
+        _array(number, 2), types.int64, _structure(64), _structure(column_bits), types.float64, _array(types.int64),
+        _array(number),
+    )  # fmt: skip
+    return _compiled(make_candidates(), f"candidates_f{bits}_{column_bits}", signature)
+
+
+@compiled_once
+def free_places(column_bits: int) -> Callable[..., None]:
+    """(indptr, columns, width, ranks int64, rising)."""
+    signature = types.void(_structure(64), _structure(column_bits), types.int64, _array(types.int64))
+    return _compiled(make_free_places(), f"free_places_{column_bits}", signature)
+
+
+@compiled_once
+def exchange(column_bits: int) -> Callable[..., None]:
+    """(indptr, columns, kept bool, grown int64, width, new_indptr int64, new_columns, source int64)."""
+    i64, columns = types.int64, types.int32 if column_bits == 32 else types.int64
+    signature = types.void(
+        _structure(64), _structure(column_bits), _array(types.boolean), _array(i64), i64, _array(i64), _array(columns),
+        _array(i64),
+    )  # fmt: skip
+    return _compiled(make_exchange(), f"exchange_{column_bits}", signature)
