@@ -18,10 +18,11 @@ from bench.checks import Expected, check
 from bench.providers import OURS, Call, Provider
 from fastsparse.timing import PAUSE, cores_apart
 
-# Seconds of timed calls for each side, and the rounds they may take; fewer when each round begins with rests.
+# Seconds of timed calls for each side, and the rounds they may take.
 BUDGET = 0.5
-ROUNDS = (9, 200)
-RESTED_ROUNDS = (9, 15)
+ROUNDS = (9, 31)
+# Seconds of untimed calls before a timed one: caches, clock and sleeping threads need several calls to settle.
+WARM = 0.015
 
 
 @contextmanager
@@ -54,21 +55,28 @@ def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[flo
 
     def setup() -> None:
         if ours is not rival:
-            seconds.append(_warm_seconds(ours, pause))
-        time.sleep(pause)
-        rival()
+            _warm_up(ours, pause)
+            seconds.append(_seconds(ours))
+        _warm_up(rival, pause)
 
-    slowest = max(_warm_seconds(ours, pause), _warm_seconds(rival, pause))
-    least, most = RESTED_ROUNDS if pause else ROUNDS
-    rounds = min(most, max(least, round(BUDGET / slowest)))
+    for call in (ours, rival):
+        _warm_up(call, pause)
+    rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / max(_seconds(ours), _seconds(rival)))))
     with cores_apart():
         benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     return seconds[-rounds:]
 
 
-def _warm_seconds(call: Call, pause: float) -> float:
+def _warm_up(call: Call, pause: float) -> None:
     time.sleep(pause)
-    call()
+    start = time.perf_counter()
+    while True:
+        call()
+        if time.perf_counter() - start > WARM:
+            return
+
+
+def _seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

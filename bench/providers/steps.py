@@ -43,7 +43,7 @@ def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
     import fastsparse as fs
 
     weight, bias = fs.csr(case.weight), np.zeros(case.out, np.float32)
-    geometry = {"kernel_size": case.kernel, "stride": case.stride, "padding": case.padding}
+    geometry: dict[str, Any] = {"kernel_size": case.kernel, "stride": case.stride, "padding": case.padding}
     return lambda: (
         fs.conv2d(case.x, weight, bias, **geometry),
         *fs.conv2d_backward(case.grad, case.x, weight, **geometry),
