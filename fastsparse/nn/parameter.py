@@ -33,7 +33,7 @@ class Parameter:
     Parameters
     ----------
     value : array of float32 or float64
-        Taken over, not copied. With a pattern: (nnz,), in the order of the pattern's nonzeros.
+        Taken over, not copied when it is contiguous. With a pattern: (nnz,), in the order of the pattern's nonzeros.
     pattern : Pattern, optional
         Where the values stand in their matrix; None for a dense parameter.
 
@@ -55,7 +55,7 @@ class Parameter:
     def __init__(self, value: Array, pattern: Pattern | None = None) -> None:
         if pattern is not None and value.shape != (pattern.nnz,):
             raise ValueError(f"value has shape {value.shape}, expected {(pattern.nnz,)}, one for each nonzero")
-        self._value = value
+        self._value = value if value.flags.c_contiguous else np.ascontiguousarray(value)
         self._pattern = pattern
         self._matrix: tuple[int, CSR] | None = None
         self.grad: Array | None = None

@@ -12,10 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import launch_optimizers
+from fastsparse.launch import machine
 from fastsparse.nn.parameter import Parameter
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
+
+_PART = 1 << 16
 
 
 class Optimizer:
@@ -68,7 +72,7 @@ class Optimizer:
         for parameter in updated:
             for name in self.state_names:
                 if name not in parameter.state:
-                    parameter.state[name] = np.zeros_like(parameter.value)
+                    parameter.state[name] = np.zeros(parameter.value.shape, parameter.value.dtype)
             self._update(parameter, rate)
             parameter.updated()
 
@@ -108,8 +112,10 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, max_norm)
 
     def _update(self, parameter: Parameter, rate: float) -> None:
-        velocity = parameter.state.get("velocity")
-        _sgd(parameter.value, parameter.grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay)
+        value, grad, velocity = parameter.value, _gradient(parameter), parameter.state.get("velocity")
+        launch_optimizers.run_sgd(
+            value, grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay, machine(value.dtype)
+        )
 
 
 class Adam(Optimizer):
@@ -134,13 +140,11 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, max_norm)
 
     def _update(self, parameter: Parameter, rate: float) -> None:
-        value, state = parameter.value, parameter.state
-        grad: Any = parameter.grad
-        if self.weight_decay and self._decoupled:
-            value *= 1 - rate * self.weight_decay
-        elif self.weight_decay:
-            grad = grad + self.weight_decay * value
-        _adam(value, grad, state["first"], state["second"], rate, self.betas, self.eps, self.steps)
+        value, grad, state = parameter.value, _gradient(parameter), parameter.state
+        launch_optimizers.run_adam(
+            value, grad, state["first"], state["second"], rate, self.betas, self.eps, self.weight_decay,
+            self._decoupled, self.steps, machine(value.dtype),
+        )  # fmt: skip
 
 
 class AdamW(Adam):
@@ -167,47 +171,26 @@ class AdamW(Adam):
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float(np.sum(np.square(grad, dtype=np.float64))) for grad in grads))
+    norm = math.sqrt(sum(_squares(grad) for grad in grads))
     if norm > max_norm:
         for grad in grads:
             grad *= max_norm / norm
     return norm
 
 
-def _sgd(
-    value: Array, grad: Any, velocity: Array | None, rate: float, momentum: float, nesterov: bool, weight_decay: float
-) -> None:
-    """One step of SGD, in place on value and velocity."""
-    if weight_decay:
-        grad = grad + weight_decay * value
-    if velocity is not None:
-        velocity *= momentum
-        velocity += grad
-        grad = grad + momentum * velocity if nesterov else velocity
-    value -= rate * grad
+def _squares(grad: Array) -> float:
+    """Sum of squares in float64, without a copy of the whole."""
+    flat = grad.reshape(-1)
+    parts = (flat[start : start + _PART].astype(np.float64) for start in range(0, len(flat), _PART))
+    return sum(float(np.dot(part, part)) for part in parts)
 
 
-def _adam(
-    value: Array,
-    grad: Any,
-    first: Array,
-    second: Array,
-    rate: float,
-    betas: tuple[float, float],
-    eps: float,
-    steps: int,
-) -> None:
-    """One step of Adam, in place on value, first and second moment."""
-    first *= betas[0]
-    first += (1 - betas[0]) * grad
-    second *= betas[1]
-    second += (1 - betas[1]) * (grad * grad)
-    scale = np.sqrt(second)
-    scale *= 1 / math.sqrt(1 - betas[1] ** steps)
-    scale += eps
-    np.divide(first, scale, out=scale)
-    scale *= rate / (1 - betas[0] ** steps)
-    value -= scale
+def _gradient(parameter: Parameter) -> Array:
+    """The gradient as kernels take it: contiguous, of the value's type."""
+    grad = np.ascontiguousarray(parameter.grad, parameter.dtype)
+    if grad.shape != parameter.value.shape:
+        raise ValueError(f"grad has shape {grad.shape}, expected {parameter.value.shape}, the shape of value")
+    return grad
 
 
 def _parameter(item: Any) -> Parameter:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import build, epilogue, layout, norm, operators, pooling, sddmm, sequence, spgemm, spmm, spmv
+from . import build, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
 
 TILE_WIDTHS = range(1, 9)
 Arguments = tuple[int, ...]
@@ -68,6 +68,8 @@ FAMILIES = (
     Family(
         "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
     ),
+    Family("sgd", optimizers.sgd_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in optimizers.SGD_KINDS]),
+    Family("adam", optimizers.adam_kernel, _once),
 )
 
 PARALLEL = (build.run_parallel, sequence.run_steps)  # of use only where parallel regions may be entered

@@ -1,0 +1,116 @@
+"""Optimizer steps, in place over values: one pass that reads and writes each array once.
+
+NumPy needs five to twelve passes and as many temporary arrays for the same formulas; these updates are bound by memory,
+so passes are what they cost. Rates and factors come at run time: one variant serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import simd
+from .build import compile_kernel, compiled_once, kernel_record
+from .simd_math import Lanes, filled, fma, lanewise, square_root
+
+CHUNK = 8192  # elements of a task, a multiple of VL
+PLAIN, MOMENTUM, NESTEROV = range(3)
+SGD_KINDS = (PLAIN, MOMENTUM, NESTEROV)
+
+# Contiguous arrays of `count` elements; a task is `chunk` elements. `numbers` are floats of the same size.
+SGD = kernel_record("count", "chunk", "value", "grad", "velocity", "numbers")  # numbers: -rate, momentum, decay
+ADAM = kernel_record(
+    "count",
+    "chunk",
+    "value",
+    "grad",
+    "first",
+    "second",
+    # beta1, 1 - beta1, beta2, 1 - beta2, 1 / sqrt(1 - beta2^t), eps, -rate / (1 - beta1^t), decay, shrink
+    "numbers",
+)
+_sgd = simd.record_view(SGD)
+_adam = simd.record_view(ADAM)
+
+
+def _root(second: Lanes, scale: Lanes, eps: Lanes) -> Lanes:
+    return fma(square_root(second), scale, eps)
+
+
+def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """g = grad + decay value; v = momentum v + g; value -= rate (g + momentum v | v | g) by `kind`."""
+    size = bits // 8
+    add_product = lanewise(fma, 3)
+
+    def sgd(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _sgd(arguments)
+        like = simd.zeros(1, lanes, bits)
+        rate = filled(like, simd.load_float(bits, a.numbers))
+        momentum = filled(like, simd.load_float(bits, a.numbers + size))
+        decay = filled(like, simd.load_float(bits, a.numbers + 2 * size))
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
+                at, rest = i * size, a.count - i
+                value = simd.load_first(like, a.value + at, rest)
+                step = add_product(decay, value, simd.load_first(like, a.grad + at, rest))
+                if kind:
+                    velocity = add_product(momentum, simd.load_first(like, a.velocity + at, rest), step)
+                    simd.store_first(velocity, a.velocity + at, rest)
+                    step = add_product(momentum, velocity, step) if kind == NESTEROV else velocity
+                simd.store_first(add_product(rate, step, value), a.value + at, rest)
+            task = simd.fetch_add(a.counter, 1)
+
+    return sgd
+
+
+def make_adam(bits: int, lanes: int) -> Callable[..., None]:
+    """Both moments and value, which is shrunk first (AdamW); decay is added to the gradient (Adam)."""
+    size = bits // 8
+    add_product = lanewise(fma, 3)
+    root = lanewise(_root, 3)
+    product = lanewise(lambda x, y: x * y, 2)
+    quotient = lanewise(lambda x, y: x / y, 2)
+
+    def adam(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _adam(arguments)
+        like = simd.zeros(1, lanes, bits)
+        beta1 = filled(like, simd.load_float(bits, a.numbers))
+        rest1 = filled(like, simd.load_float(bits, a.numbers + size))
+        beta2 = filled(like, simd.load_float(bits, a.numbers + 2 * size))
+        rest2 = filled(like, simd.load_float(bits, a.numbers + 3 * size))
+        scale = filled(like, simd.load_float(bits, a.numbers + 4 * size))
+        eps = filled(like, simd.load_float(bits, a.numbers + 5 * size))
+        rate = filled(like, simd.load_float(bits, a.numbers + 6 * size))
+        decay = filled(like, simd.load_float(bits, a.numbers + 7 * size))
+        shrink = filled(like, simd.load_float(bits, a.numbers + 8 * size))
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
+                at, rest = i * size, a.count - i
+                value = simd.load_first(like, a.value + at, rest)
+                grad = add_product(decay, value, simd.load_first(like, a.grad + at, rest))
+                first = add_product(beta1, simd.load_first(like, a.first + at, rest), product(rest1, grad))
+                squares = product(rest2, product(grad, grad))
+                second = add_product(beta2, simd.load_first(like, a.second + at, rest), squares)
+                simd.store_first(first, a.first + at, rest)
+                simd.store_first(second, a.second + at, rest)
+                step = quotient(first, root(second, scale, eps))
+                simd.store_first(add_product(rate, step, product(value, shrink)), a.value + at, rest)
+            task = simd.fetch_add(a.counter, 1)
+
+    return adam
+
+
+@compiled_once
+def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """The compiled kernel of record SGD."""
+    return compile_kernel(
+        make_sgd(kind, bits, lanes), f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}"
+    )
+
+
+@compiled_once
+def adam_kernel(bits: int, lanes: int) -> Any:
+    """The compiled kernel of record ADAM."""
+    return compile_kernel(make_adam(bits, lanes), f"adam_f{bits}_v{lanes}")
