@@ -5,6 +5,10 @@ A part of `launch`: nothing is validated here.
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +18,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows
-from fastsparse_kernels import build, pooling, sequence
+from fastsparse_kernels import build, peak, pooling, sequence
 
 Table = NDArray[np.int64]
 _KINDS = {"max": pooling.MAX, "mean": pooling.MEAN}
@@ -58,9 +62,7 @@ def pool_scratch(w: Windows, bands: Bands, m: Machine) -> tuple[int, int, int]:
     return x_bytes + y_bytes, x_bytes, x_bytes + y_bytes
 
 
-def pool_call(
-    kind: str, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int
-) -> Call:
+def pool_call(kind: str, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int) -> Call:
     """Pool `planes` contiguous planes at address x into those at y."""
     stride, scratch_y, scratch_index = pool_scratch(w, bands, m)
     x_size, y_size = w.spatial[0] * w.spatial[1], len(w.rows) * len(w.columns)
@@ -138,14 +140,32 @@ def run_tasks(call: Call, workers: int) -> None:
             build.run_serial()(call.kernel.address, start)
 
 
-def apply_patches(patches: Table, variables: Table, task: int) -> None:
-    """Patch fields for one task, from outside of the sequence kernel."""
-    sequence.apply_patches()(address(patches), len(patches), address(variables), task)
+def run_rows(
+    steps: int, first: int, last: int, patches: int, count: int, variables: int, task: int, slots: int
+) -> None:
+    """Patch records for a task, then run the steps `first` to `last` one after the other, on `slots` workers.
+
+    steps, patches, variables : addresses of a step table, of a table of `count` patches, and of the variables
+    """
+    run = sequence.run_steps() if slots > 1 else sequence.run_steps_serial()
+    run(steps, first, last, patches, count, variables, task)
 
 
-def run_rows(table: Table, first: int, last: int, workers: int) -> None:
-    """Run the steps `first` to `last` of a table one after the other, each by its workers."""
-    if workers > 1 and available_slots(workers) > 1:
-        sequence.run_steps()(address(table), first, last)
-    else:
-        sequence.run_steps_serial()(address(table), first, last)
+# ---------------------------------------------------------------- measuring
+
+
+@functools.cache
+def peak_flops(bits: int) -> float:
+    """Multiplications and additions per second that one core does at most, measured once per process."""
+    lanes, rounds = build.lanes(bits), 50_000
+    sink = build.aligned_empty((peak.CHAINS * lanes * bits // 8,), np.uint8)
+    record = Record(peak.PEAK, rounds=rounds, sink=address(sink))
+    call = Call(peak.peak_kernel(bits, lanes), record, 1, 2.0 * peak.CHAINS * lanes * rounds)
+    return call.flops / min(seconds(lambda: run_tasks(call, 1)) for _ in range(20))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import launch, nn, runtime
-from fastsparse._arguments import as_float
+from fastsparse._arguments import as_float, check_out
+from fastsparse.engine import split
 from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.from_model import program_of
-from fastsparse.engine.lanes import lanes_schedule
+from fastsparse.engine.lanes import lanes_schedule, work_of
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
+from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
 from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.tuning import fastest
 from fastsparse.engine.workspace import Pool
 from fastsparse.plan import policy
 
@@ -74,7 +77,7 @@ def compile(  # noqa: A001 - the public name of api.md
             pass
     program = optimised(program_of(model, shape[1:]))
     engine = Engine(program, shape, threads)
-    engine.prepare(shape[0])
+    engine.prepare(shape[0], tune=tune)
     return engine
 
 
@@ -140,10 +143,45 @@ class Engine:
             raise ValueError(f"inputs has {len(inputs)} arrays, expected 1 (and as many in out)")
         return [self(inputs[0], out=None if out is None else out[0])]
 
-    def prepare(self, batch: int) -> None:
-        """Plan for a batch size now, instead of at its first call."""
-        with self._pool(batch).workspace():
+    def prepare(self, batch: int, *, tune: bool = False) -> None:
+        """Plan for a batch size now, instead of at its first call; with `tune` by measuring."""
+        with self._pool(batch, tune).workspace():
             pass
+
+    def report(self, batch: int | None = None) -> Report:
+        """Measure every step on random numbers and tell what was done with each layer.
+
+        Parameters
+        ----------
+        batch : int, optional
+            Default: the batch size of `input_shape`.
+
+        Returns
+        -------
+        Report
+            To be printed.
+        """
+        x = self._random(batch)
+        y = np.empty((len(x), *self._sample_shape), self.dtype)
+        with self._pool(len(x)).workspace() as workspace:
+            return measured(self._program, workspace, x, y)
+
+    def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
+        """Call the engine for some seconds.
+
+        Returns
+        -------
+        Benchmark
+            p50, p95, p99 (milliseconds per call) and throughput (samples per second), to be printed.
+        """
+        x = self._random(batch)
+        return timed_calls(lambda: self(x), len(x), seconds)
+
+    def _random(self, batch: int | None) -> Array:
+        count = self.input_shape[0] if batch is None else operator.index(batch)
+        if count < 1:
+            raise ValueError(f"batch is {batch}, expected a positive integer")
+        return np.random.default_rng(0).standard_normal((count, *self.input_shape[1:])).astype(self.dtype)
 
     # ------------------------------------------------------------------------------------------
 
@@ -158,11 +196,9 @@ class Engine:
         shape = (len(x), *self._sample_shape)
         if out is None:
             return np.empty(shape, self.dtype)
-        from fastsparse._arguments import check_out
-
         return check_out(out, shape, self.dtype, x)
 
-    def _pool(self, batch: int) -> Pool:
+    def _pool(self, batch: int, tune: bool = False) -> Pool:
         workers = runtime.get_num_threads() if self._threads is None else self._threads
         key = (batch, workers)
         with self._lock:
@@ -170,7 +206,8 @@ class Engine:
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
-        made = Pool(self._schedule(batch, workers), _WORKSPACES)
+        candidates = self._candidates(batch, workers, tune)
+        made = Pool(fastest(self._program, candidates, batch), _WORKSPACES)
         with self._lock:
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
@@ -178,9 +215,13 @@ class Engine:
                 self._plans.popitem(last=False)
         return pool
 
-    def _schedule(self, batch: int, workers: int) -> Schedule:
-        machine = launch.machine(self.dtype, workers)
-        on_images = any(len(shape) > 1 for shape in self._program.shapes)
-        if policy.prefers_lanes(batch, machine.lanes) or (batch > 1 and not on_images):
-            return lanes_schedule(self._program, batch, machine)
-        return flat_schedule(self._program, batch, machine)
+    def _candidates(self, batch: int, workers: int, tune: bool) -> list[Schedule]:
+        """Schedules that give the same bits, the one by estimate first; that one alone without `tune`."""
+        program, machine = self._program, launch.machine(self.dtype, workers)
+        on_images = any(len(shape) > 1 for shape in program.shapes)
+        if not policy.prefers_lanes(batch, machine.lanes) and (batch == 1 or on_images):
+            return [flat_schedule(program, batch, machine)]
+        if not tune:
+            return [lanes_schedule(program, batch, machine)]
+        cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), workers)
+        return [lanes_schedule(program, batch, machine, cut) for cut in cuts]

@@ -127,7 +127,7 @@ class _Lowering:
         t, m, geometry, batch = self.roots[node.inputs[0]], self.m, op.geometry, self.batch
         x: Any
         if _steps_by_one(node):
-            x, source = self._padded(t), self._packed(t)
+            x, source = self._padded(t), self._packed(t, node)
             y, target = self._target(node.output, True)
             plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, batch)
             image_stride, kind = x.image_stride, "flat planes"
@@ -135,7 +135,7 @@ class _Lowering:
             x = conv_flat(op.weight.pattern, geometry, m, batch)
             image_stride, plan, kind = geometry.channels * x.channel_stride, x.spmm, "phase planes"
             source = self._buffer(batch * image_stride + x.slack)
-            self._pack(t, x, source, image_stride)
+            self._pack(t, x, source, image_stride, node)
             y, target = self._target(node.output, False)
         values = packed_values(op.weight, plan.operator)
         self._add(
@@ -147,16 +147,16 @@ class _Lowering:
             scratch=launch.spmm_scratch(plan, m),
         )  # fmt: skip
 
-    def _packed(self, t: int) -> Place:
+    def _packed(self, t: int, node: Node) -> Place:
         """The tensor in padded planes, packed now if nobody wrote it so."""
         if (t, "padded") not in self.forms:
             planes = self._padded(t)
             target = self._new(t, "padded", planes)
-            self._pack(t, planes, target, planes.image_stride, borders=False)
+            self._pack(t, planes, target, planes.image_stride, node, borders=False)
         return self.forms[t, "padded"]
 
-    def _pack(self, t: int, planes: Any, target: Place, image_stride: int, borders: bool = True) -> None:
-        """Step from plain to (phase) planes; without `borders` the zeros around the image are there already."""
+    def _pack(self, t: int, planes: Any, target: Place, image_stride: int, node: Node, borders: bool = True) -> None:
+        """Step from plain to (phase) planes, for `node`; without `borders` the image's zeros are there already."""
         m, batch, channels = self.m, self.batch, self.program.shapes[t][0]
         sample, channel = (math.prod(self.program.shapes[t][i:]) * m.size for i in (0, 1))
 
@@ -167,7 +167,7 @@ class _Lowering:
             return call
 
         source = self.forms[t, "plain"]
-        self._add("", "pack into planes", None, source, target, make, fields=("user", "flat"))
+        self._add(_before(node), "pack into planes", None, source, target, make, fields=("user", "flat"))
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, m = self.roots[node.inputs[0]], self.m
@@ -213,7 +213,7 @@ class _Lowering:
             plain = self.forms[t, "plain"]
             target = self._new(t, "lanes", x)
             self._add(
-                "", f"pack into lanes of {m.lanes}", None, plain, target,
+                _before(node), f"pack into lanes of {m.lanes}", None, plain, target,
                 lambda a, b, scratch: launch.pack_lanes_call(a, sample, sample, one, b, batch, m),
                 fields=("user", "lanes"), samples=True,
             )  # fmt: skip
@@ -248,6 +248,11 @@ class _Lowering:
             fields=("user", "lanes"), samples=True,
         )  # fmt: skip
         self._unpack(t)
+
+
+def _before(node: Node) -> str:
+    """What the report calls a step that prepares a node's input."""
+    return node.name.partition(" ")[0]
 
 
 def _steps_by_one(node: Node) -> bool:

@@ -31,12 +31,10 @@ _NO_BORDERS = np.empty(0, np.int64)
 
 def lanes_schedule(program: Program, batch: int, machine: Machine, sizes: split.Split | None = None) -> Schedule:
     """The schedule for `batch` samples. `sizes` is how the batch is cut, by `split.choose` when not given."""
-    groups = -(-batch // machine.lanes)
-    planes = assign_planes(program, machine)
-    late = late_nodes(program)
     if sizes is None:
-        sizes = split.choose(_work(program, planes, late, machine), groups, machine.workers)
-    return _Lowering(program, planes, late, sizes, groups, machine).schedule()
+        sizes = split.choose(work_of(program, machine), -(-batch // machine.lanes), machine.workers)
+    planes, late = assign_planes(program, machine), late_nodes(program)
+    return _Lowering(program, planes, late, sizes, -(-batch // machine.lanes), machine).schedule()
 
 
 def assign_planes(program: Program, machine: Machine) -> dict[int, LanesPlanes]:
@@ -66,7 +64,9 @@ def late_nodes(program: Program) -> set[int]:
     return late
 
 
-def _work(program: Program, planes: dict[int, LanesPlanes], late: set[int], machine: Machine) -> split.Work:
+def work_of(program: Program, machine: Machine) -> split.Work:
+    """What one group of samples costs."""
+    planes, late = assign_planes(program, machine), late_nodes(program)
     flops, live = [0.0, 0.0], [0, 0]
     for node in program.nodes:
         if isinstance(node.operator, Reshape):

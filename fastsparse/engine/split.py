@@ -15,6 +15,7 @@ FEW_POSITIONS = 4  # images smaller than this make their tiles over groups of sa
 LIVE_BYTES = 1 << 20  # what two neighbouring layers of the first stage may hold: about the L2 cache
 LATE_BYTES = 1 << 20  # the same of the second stage
 TASK_FLOPS = 10e9  # of a worker's task at most, so that Ctrl-C is noticed
+MOST_GROUPS = 16  # of a task
 STEP_COST = 2e5  # of a meeting of all workers, in multiplications and additions (2 us)
 SHARED_RATE = 0.85  # of shared steps: a core reads what others wrote
 
@@ -68,6 +69,20 @@ def choose(work: Work, groups: int, workers: int) -> Split:
     if per_group <= TASK_FLOPS and (workers == 1 or alone <= shared):
         return Split(True, outer, _divisor(outer, inner))
     return Split(False, shared_outer, _divisor(shared_outer, inner * workers))
+
+
+def candidates(work: Work, groups: int, workers: int) -> list[Split]:
+    """Cuts worth measuring, the one by estimate first."""
+    first = choose(work, groups, workers)
+    found = [first]
+    per_group = max(1.0, work.early_flops + work.late_flops)
+    for per_worker in (True, False) if workers > 1 else (first.per_worker,):
+        for tasks in {1, 2, 4, 8}:
+            outer = math.ceil(groups / (tasks * (workers if per_worker else 1)))
+            if per_worker and outer * per_group > TASK_FLOPS:
+                continue
+            found += [Split(per_worker, outer, _divisor(outer, most)) for most in (1, first.inner, 4 * first.inner)]
+    return list(dict.fromkeys(cut for cut in found if cut.outer <= MOST_GROUPS or cut == first))
 
 
 def _divisor(number: int, most: int) -> int:

@@ -38,12 +38,13 @@ class Workspace:
             start = address(memory)
             self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
         self._variables = np.zeros(3, np.int64)
-        self._tables = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
+        self._steps = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
         patches = [self._patches(calls) for calls in self.calls]
         self._patch_table = np.array(patches, np.int64).reshape(len(self.calls), -1, 4)
+        self._addresses = address(self._steps), address(self._patch_table), address(self._variables)
         self.flops = sum(call.flops for call in self.calls[0]) * schedule.tasks
         self._sequence = launch_engine.sequence_call(
-            self._tables, self._patch_table, self._variables, schedule.tasks, self.flops
+            self._steps, self._patch_table, self._variables, schedule.tasks, self.flops
         )
         self._spans = _spans(self.calls[0])
 
@@ -66,23 +67,30 @@ class Workspace:
         if schedule.per_worker:
             launch_engine.run_tasks(self._sequence, schedule.workers)
             return
+        slots = launch_engine.available_slots(schedule.workers)
         for task in range(schedule.tasks):
-            launch_engine.apply_patches(self._patch_table[0], self._variables, task)
             for first, last in self._spans:
-                if last - first == 1 and self.calls[0][first].flops > policy.SLICE_FLOPS:
-                    launch_engine.run_tasks(self.calls[0][first], schedule.workers)
-                else:
-                    launch_engine.run_rows(self._tables[0], first, last, schedule.workers)
+                self._run_rows(first, last, slots, task)
 
     def set_arrays(self, x: Array, y: Array) -> None:
         """Say where the user's arrays are."""
         variables = self._variables
         variables[X], variables[Y], variables[SAMPLES] = address(x), address(y), len(x)
 
-    def run_step(self, index: int, workers: int) -> None:
+    def run_step(self, index: int) -> None:
         """Run one step of the first task, for measuring."""
-        launch_engine.apply_patches(self._patch_table[0], self._variables, 0)
-        launch_engine.run_tasks(self.calls[0][index], workers)
+        workers = 1 if self.schedule.per_worker else self.schedule.workers
+        self._run_rows(index, index + 1, launch_engine.available_slots(workers), 0)
+
+    def _run_rows(self, first: int, last: int, slots: int, task: int) -> None:
+        steps, patches, variables = self._addresses
+        call = self.calls[0][first]
+        if last - first > 1 or call.flops <= policy.SLICE_FLOPS:
+            count = self._patch_table.shape[1]
+            launch_engine.run_rows(steps, first, last, patches, count, variables, task, slots)
+        else:  # patch, and run the step in slices
+            launch_engine.run_rows(steps, 0, 0, patches, self._patch_table.shape[1], variables, task, 1)
+            launch_engine.run_tasks(call, slots)
 
 
 def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> Call:

@@ -93,8 +93,7 @@ def conv_flat_between(
     """Convolution of stride 1 from planes to planes; x has at least the convolution's padding."""
     size = machine.size
     shift = sum(
-        (have[0] - want[0]) * stride
-        for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
+        (have[0] - want[0]) * stride for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
     )
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift

@@ -84,11 +84,22 @@ def sequence_kernel() -> Any:
     return compile_kernel(make_sequence(), "sequence")
 
 
-@compiled_once
-def run_steps() -> Callable[[int, int, int], None]:
-    """Run steps `first` to `last` of the table at an address, each by its number of slots."""
+def make_run_steps(parallel: int) -> Callable[..., None]:
+    """(step table, first, last, patch table, patches, variables, task): patch for the task, then run the steps.
 
-    def run_steps(table, first, last):  # type: ignore[no-untyped-def]
+    parallel : 1 to let `slots` workers share a step, 0 to let slot 0 take all tasks on the calling thread.
+    """
+
+    def run_steps_serial(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
+        _patch(patch_table, patches, variables, task)
+        for i in range(first, last):
+            step = table + i * 32
+            record = simd.load_i64(step + 8)
+            _reset(record, simd.load_i64(step + 16))
+            simd.call(simd.load_i64(step), record, 0)
+
+    def run_steps(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
+        _patch(patch_table, patches, variables, task)
         for i in range(first, last):
             step = table + i * 32
             kernel, record = simd.load_i64(step), simd.load_i64(step + 8)
@@ -100,28 +111,21 @@ def run_steps() -> Callable[[int, int, int], None]:
                 for slot in prange(slots):
                     simd.call(kernel, record, slot)
 
-    return compile_function(run_steps, types.void(types.int64, types.int64, types.int64), parallel=True)
+    return run_steps if parallel else run_steps_serial
+
+
+def _compiled_run_steps(parallel: int) -> Callable[..., None]:
+    signature = types.void(*[types.int64] * 7)
+    return compile_function(make_run_steps(parallel), signature, parallel=bool(parallel))
 
 
 @compiled_once
-def run_steps_serial() -> Callable[[int, int, int], None]:
-    """The serial twin: slot 0 takes all tasks of every step on the calling thread."""
-
-    def run_steps_serial(table, first, last):  # type: ignore[no-untyped-def]
-        for i in range(first, last):
-            step = table + i * 32
-            record = simd.load_i64(step + 8)
-            _reset(record, simd.load_i64(step + 16))
-            simd.call(simd.load_i64(step), record, 0)
-
-    return compile_function(run_steps_serial, types.void(types.int64, types.int64, types.int64))
+def run_steps() -> Callable[..., None]:
+    """Steps of a table, shared by workers; see `make_run_steps`."""
+    return _compiled_run_steps(1)
 
 
 @compiled_once
-def apply_patches() -> Callable[[int, int, int, int], None]:
-    """(patch table, patches, variables, task): what the sequence kernel does before a task."""
-
-    def apply_patches(table, patches, variables, task):  # type: ignore[no-untyped-def]
-        _patch(table, patches, variables, task)
-
-    return compile_function(apply_patches, types.void(*[types.int64] * 4))
+def run_steps_serial() -> Callable[..., None]:
+    """The serial twin."""
+    return _compiled_run_steps(0)

@@ -82,7 +82,6 @@ def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "sequence of steps", sequence.sequence_kernel
     yield "steps in a row", sequence.run_steps_serial
     yield "parallel steps in a row", sequence.run_steps
-    yield "patches of steps", sequence.apply_patches
     for name, get in (("count blocks", operators.count_blocks), ("place nonzeros", operators.place_nonzeros)):
         yield name, lambda get=get: get(32)
     yield "order entries", operators.order_entries

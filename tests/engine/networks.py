@@ -1,0 +1,229 @@
+"""Networks that the engine's tests run, and what they compute, in float64 with an error bound, from the oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastsparse as fs
+from fastsparse import nn
+from fastsparse_kernels import reference as ref
+from fastsparse_kernels import reference_layers as layers
+from tests.checking import SLOPES
+
+Array = NDArray[Any]
+
+
+def _convolutions(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """Every kind of step between layers: padding that differs, strides, groups, pools, what cannot be fused."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(8, dtype=dtype),
+        nn.ReLU(),
+        nn.SparseConv2d(8, 12, 3, padding=((2, 0), (1, 2)), sparsity=0.7, bias=False, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(12, dtype=dtype),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.ReLU6(),
+        nn.Sequential(
+            nn.SparseConv2d(12, 12, 3, padding=1, groups=12, sparsity=0.3, activation="silu", dtype=dtype, rng=rng),
+            nn.SparseConv2d(12, 20, 1, sparsity=0.6, dtype=dtype, rng=rng),
+            nn.Dropout(0.5, rng=0),
+            nn.Sigmoid(),
+        ),
+        nn.SparseConv2d(20, 9, (3, 2), stride=(2, 1), padding=1, dilation=(1, 2), sparsity=0.8, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(9, dtype=dtype),
+        nn.GELU(),
+        nn.AvgPool2d(2, 1, padding=((1, 0), (0, 1))),
+        nn.Flatten(),
+        nn.SparseLinear(9 * 3 * 5, 33, sparsity=0.8, activation="leaky_relu", dtype=dtype, rng=rng),
+        nn.BatchNorm1d(33, dtype=dtype),
+        nn.Tanh(),
+        nn.Linear(33, 7, dtype=dtype, rng=rng),
+    )
+
+
+def _demo_like(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.SparseConv2d(3, 10, 3, padding=1, bias=False, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(10, dtype=dtype),
+        nn.ReLU(),
+        nn.SparseConv2d(10, 17, 3, padding=1, bias=False, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(17, dtype=dtype),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.SparseLinear(17 * 4 * 5, 20, activation="relu", dtype=dtype, rng=rng),
+        nn.SparseLinear(20, 7, sparsity=0.5, dtype=dtype, rng=rng),
+    )
+
+
+def _to_one_pixel(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """Images shrink to one pixel, where tiles go over groups of samples; the output is an image."""
+    return nn.Sequential(
+        nn.SparseConv2d(3, 16, 3, stride=2, padding=1, sparsity=0.5, activation="relu", dtype=dtype, rng=rng),
+        nn.SparseConv2d(16, 16, 3, stride=3, padding=1, sparsity=0.7, activation="relu", dtype=dtype, rng=rng),
+        nn.SparseConv2d(16, 24, 2, sparsity=0.7, activation="hardswish", dtype=dtype, rng=rng),
+        nn.SparseConv2d(24, 11, 1, sparsity=0.7, dtype=dtype, rng=rng),
+    )
+
+
+def _pooled(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.SparseConv2d(3, 6, 3, padding=1, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.AdaptiveAvgPool2d((3, 2)),
+        nn.Flatten(),
+    )
+
+
+def _features(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.BatchNorm1d(40, dtype=dtype),
+        nn.SparseLinear(40, 100, dtype=dtype, rng=rng),
+        nn.BatchNorm1d(100, dtype=dtype),
+        nn.SiLU(),
+        nn.SparseLinear(100, 64, bias=False, activation="relu", dtype=dtype, rng=rng),
+        nn.GELU("tanh"),
+        nn.Linear(64, 5, activation="tanh", dtype=dtype, rng=rng),
+    )
+
+
+def _signals(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.SparseConv1d(3, 8, 5, padding=2, sparsity=0.5, activation="relu", dtype=dtype, rng=rng),
+        nn.BatchNorm1d(8, dtype=dtype),
+        nn.SparseConv1d(8, 6, 3, stride=2, dilation=2, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.Flatten(),
+        nn.SparseLinear(6 * 8, 4, sparsity=0.5, dtype=dtype, rng=rng),
+    )
+
+
+def _volumes(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.SparseConv3d(2, 5, 3, padding=1, sparsity=0.7, activation="relu", dtype=dtype, rng=rng),
+        nn.SparseConv3d(5, 4, (1, 2, 2), stride=(1, 2, 1), sparsity=0.5, dtype=dtype, rng=rng),
+    )
+
+
+def _nothing(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(0.3, rng=0), nn.Flatten())
+
+
+# Name -> (function that builds it, shape of a sample).
+NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], tuple[int, ...]]] = {
+    "convolutions": (_convolutions, (3, 11, 9)),
+    "demo": (_demo_like, (3, 8, 10)),
+    "one pixel": (_to_one_pixel, (3, 9, 11)),
+    "pooled": (_pooled, (3, 8, 7)),
+    "features": (_features, (40,)),
+    "signals": (_signals, (3, 19)),
+    "volumes": (_volumes, (2, 4, 5, 6)),
+    "nothing": (_nothing, (3, 4, 5)),
+}
+
+
+def network(name: str, dtype: str = "float32", seed: int = 0) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A network in evaluation mode whose batch norms have been given statistics and parameters, and its input shape."""
+    rng = np.random.default_rng(seed)
+    build, shape = NETWORKS[name]
+    model = build(rng, dtype)
+    for _, layer in model.named_modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            count = layer.num_features
+            layer.running_mean = rng.standard_normal(count).astype(dtype)
+            layer.running_var = rng.uniform(0.3, 2, count).astype(dtype)
+            layer.weight.value = rng.uniform(-1.5, 1.5, count).astype(dtype)
+            layer.bias.value = rng.standard_normal(count).astype(dtype)
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.value = rng.standard_normal(layer.bias.value.shape).astype(dtype)
+    return model.eval(), shape
+
+
+# ---------------------------------------------------------------- the oracle
+
+
+def exact(model: nn.Sequential, x: Array, dtype: Any) -> tuple[Array, Array]:
+    """What the network computes in float64, and the largest error that rounding in `dtype` may cause (contract R1,
+    carried from layer to layer)."""
+    value, error = x.astype(np.float64), np.zeros(x.shape)
+    u = float(np.finfo(dtype).eps) / 2
+    for layer in _leaves(model):
+        if isinstance(layer, nn.Flatten):
+            value, error = value.reshape(len(x), -1), error.reshape(len(x), -1)
+        elif hasattr(layer, "running_mean"):
+            value, error = _normalised(layer, value, error, u)
+        elif isinstance(layer, nn.MaxPool2d):
+            window = (layer.kernel_size, layer.stride, layer.padding)
+            value, error = layers.max_pool(value, *window), layers.max_pool(error, *window)
+        elif isinstance(layer, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            value, error = _averaged(layer, value, error, u)
+        elif hasattr(layer, "bias"):
+            value, error = _product(layer, value, error, dtype)
+        elif hasattr(layer, "activation"):
+            value, error = _activated(layer.activation, value, error, u)
+    return value, error
+
+
+def _leaves(model: nn.Module) -> list[nn.Module]:
+    if isinstance(model, nn.Sequential):
+        return [leaf for layer in model for leaf in _leaves(layer)]
+    return [model]
+
+
+def _activated(name: str | None, value: Array, error: Array, u: float) -> tuple[Array, Array]:
+    own = 0.0 if name is None else 4 * u * np.maximum(1, abs(value) + error)
+    return layers.apply_activation(name, value), SLOPES.get(name, 1.0) * error + own
+
+
+def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        W = fs.csr(layer.weight.value.reshape(len(layer.weight.value), -1))
+    else:
+        W = layer.weight
+    bias = None if layer.bias is None else layer.bias.value
+
+    def apply(data: Array, x: Array, bias: Array | None) -> Array:
+        if hasattr(layer, "kernel_size"):
+            geometry = {
+                name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")
+            }
+            return ref.conv(W.indptr, W.indices, data, W.shape, x, bias=bias, **geometry)
+        return ref.linear(x, W.indptr, W.indices, data, W.shape, bias)
+
+    value = apply(W.data, x, bias)
+    size = abs(W.data)
+    abs_sum = apply(size, abs(x) + error, None if bias is None else abs(bias))
+    # Folding a batch norm rounds values and bias once more.
+    own = ref.bound(int(np.diff(W.indptr).max(initial=0)) + 2, abs_sum, dtype)
+    return _activated(layer.activation, value, apply(size, error, None) + own, float(np.finfo(dtype).eps) / 2)
+
+
+def _normalised(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:
+    parameters = (layer.weight.value, layer.bias.value, layer.running_mean, layer.running_var)
+    gamma, beta, mean, variance = (np.asarray(p, np.float64).reshape(1, -1, *(1,) * (x.ndim - 2)) for p in parameters)
+    scale = gamma / np.sqrt(variance + layer.eps)
+    value = (x - mean) * scale + beta
+    return value, abs(scale) * error + 4 * u * (abs(scale) * (abs(x) + error + abs(mean)) + abs(beta))
+
+
+def _averaged(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:
+    if isinstance(layer, nn.AvgPool2d):
+        window = (layer.kernel_size, layer.stride, layer.padding)
+        count = layer.kernel_size[0] * layer.kernel_size[1]
+        means = [layers.avg_pool(v, *window) for v in (x, error, abs(x) + error)]
+    else:
+        count = x.shape[2] * x.shape[3]
+        means = [_adaptive(v, layer.output_size) for v in (x, error, abs(x) + error)]
+    return means[0], means[1] + (count + 2) * u * 1.01 * means[2]
+
+
+def _adaptive(x: Array, output: tuple[int, int]) -> Array:
+    y = np.empty((*x.shape[:2], *output))
+    for i, j in np.ndindex(*output):
+        rows, columns = (slice(o * n // m, -(-(o + 1) * n // m)) for o, n, m in zip((i, j), x.shape[2:], output))
+        y[:, :, i, j] = x[:, :, rows, columns].mean(axis=(2, 3))
+    return y

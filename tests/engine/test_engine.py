@@ -1,0 +1,281 @@
+"""The engine computes what the layers compute: for every network, batch size, dtype and number of threads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import launch, nn
+from fastsparse.engine import lanes, split
+from fastsparse.engine.workspace import Workspace
+from tests.checking import lanes as lanes_of
+from tests.engine.networks import NETWORKS, exact, network
+
+BATCHES = (1, 2, 5, 16, 17, 40, 100)
+# A network without parameters takes float32.
+CASES = [(n, d) for n in NETWORKS for d in ("float32", "float64") if (n, d) != ("nothing", "float64")]
+
+
+def inputs(shape: tuple[int, ...], batch: int, dtype: str, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, *shape)).astype(dtype)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def case(request):
+    """A network, the input and what it gives in float64 with its error bound."""
+    name, dtype = request.param
+    model, shape = network(name, dtype)
+    x = inputs(shape, max(BATCHES), dtype)
+    return model, x, *exact(model, x, dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_within_the_error_bound(case, batch, threads):
+    model, x, value, error = case
+    engine = fs.compile(model, (batch, *x.shape[1:]), threads=threads)
+    y = engine(x[:batch])
+    assert y.dtype == x.dtype
+    assert y.shape == engine.output_shape == value[:batch].shape
+    assert (abs(y - value[:batch]) <= error[:batch]).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_layers_within_both_errors(name):
+    model, shape = network(name)
+    x = inputs(shape, 24, "float32")
+    _, error = exact(model, x, "float32")
+    assert (abs(fs.compile(model, x.shape)(x) - model(x)) <= 2 * error).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_bits_on_any_number_of_threads_and_in_any_batch(name, monkeypatch):
+    """All but SpMV, which sums in another order, sum in ascending columns with the bias last."""
+    model, shape = network(name)
+    x = inputs(shape, 70, "float32")
+    expected = fs.compile(model, x.shape, threads=1)(x)
+    monkeypatch.setattr(launch.policy, "PARALLEL_FLOPS", 0)
+    for threads, batch in product((1, 2, 3), (2, 3, 16, 33, 70)):
+        engine = fs.compile(model, (batch, *shape), threads=threads)
+        for _ in range(3):
+            np.testing.assert_array_equal(engine(x[:batch]), expected[:batch])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_bits_however_the_batch_is_cut(name):
+    model, shape = network(name)
+    x = inputs(shape, 90, "float32")
+    engine = fs.compile(model, x.shape, threads=1)
+    expected = engine(x)
+    groups = -(-len(x) // lanes_of("float32"))
+    for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (4, 2), (groups, groups))):
+        machine = launch.machine(np.dtype("float32"), workers)
+        cut = split.Split(alone, outer, inner)
+        y = np.full(expected.shape, np.nan, np.float32)
+        Workspace(lanes.lanes_schedule(engine._program, len(x), machine, cut)).run(x, y)
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_long_calls_are_cut_into_slices(name, monkeypatch):
+    model, shape = network(name)
+    x = inputs(shape, 40, "float32")
+    engine = fs.compile(model, x.shape)
+    expected = {n: engine(x[:n]) for n in (1, 3, 40)}
+    monkeypatch.setattr(launch.policy, "SLICE_FLOPS", 5000)
+    sliced = fs.compile(model, x.shape)
+    for n, y in expected.items():
+        np.testing.assert_array_equal(sliced(x[:n]), y)
+    monkeypatch.setattr(split, "TASK_FLOPS", 5000)
+    np.testing.assert_array_equal(fs.compile(model, x.shape)(x), expected[40])
+
+
+def test_small_integers_are_exact():
+    rng = np.random.default_rng(3)
+    weight = rng.integers(-2, 3, (6, 4, 3, 3)) * (rng.random((6, 4, 3, 3)) < 0.5)
+    matrix = rng.integers(-2, 3, (5, 6 * 16)) * (rng.random((5, 6 * 16)) < 0.5)
+    model = nn.Sequential(
+        nn.SparseConv2d.from_dense(weight, np.arange(6), padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.SparseLinear.from_dense(matrix, np.arange(5)),
+    ).eval()
+    for batch in (1, 3, 15, 16, 17, 31, 33, 64, 65):
+        x = rng.integers(-3, 4, (batch, 4, 8, 8)).astype(np.float32)
+        np.testing.assert_array_equal(fs.compile(model, x.shape)(x), model(x))
+
+
+def test_nan_and_infinity_travel():
+    model, shape = network("demo")
+    x = inputs(shape, 40, "float32")
+    x[7, 1, 2, 3], x[20] = np.nan, np.inf
+    y = fs.compile(model, x.shape)(x)
+    with np.errstate(invalid="ignore"):
+        expected = model(x)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    others = np.delete(np.arange(40), [7, 20])
+    assert np.isfinite(y[others]).all()
+    engine = fs.compile(model, x.shape)
+    engine(x)
+    clean = inputs(shape, 40, "float32")
+    np.testing.assert_array_equal(engine(clean), fs.compile(model, x.shape)(clean))  # nothing is left behind
+
+
+def test_is_a_snapshot():
+    model, shape = network("demo")
+    x = inputs(shape, 20, "float32")
+    engine = fs.compile(model, x.shape)
+    before = engine(x)
+    for parameter in model.parameters():
+        parameter.value = parameter.value * 2
+    np.testing.assert_array_equal(engine(x), before)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_sixteen_threads_on_one_engine(batch):
+    model, shape = network("convolutions")
+    engine = fs.compile(model, (batch, *shape))
+    xs = [inputs(shape, batch, "float32", seed) for seed in range(16)]
+    expected = [engine(x) for x in xs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        wrong.extend(index for _ in range(30) if not np.array_equal(engine(xs[index]), expected[index]))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    (pool,) = engine._plans.values()
+    assert len(pool._free) == pool._made <= 8
+
+
+def test_threads_plan_one_new_batch_size_at_once():
+    model, shape = network("demo")
+    engine = fs.compile(model, (1, *shape))
+    x = inputs(shape, 23, "float32")
+    results: list[np.ndarray] = []
+    workers = [threading.Thread(target=lambda: results.append(engine(x))) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 8
+    assert all(np.array_equal(y, results[0]) for y in results)
+
+
+def test_plans_are_bounded():
+    model, shape = network("features")
+    engine = fs.compile(model, (1, *shape))
+    for batch in range(1, 30):
+        engine(inputs(shape, batch, "float32"))
+    assert len(engine._plans) <= 8
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    model, shape = network("demo")
+    assert fs.compile(model, (4, *shape))(np.zeros((0, *shape), np.float32)).shape == (0, 7)
+
+
+def test_out_and_run():
+    model, shape = network("demo")
+    x = inputs(shape, 20, "float32")
+    engine = fs.compile(model, x.shape)
+    out = np.full((20, 7), np.nan, np.float32)
+    assert engine(x, out=out) is out
+    (y,) = engine.run([x])
+    np.testing.assert_array_equal(out, y)
+    np.testing.assert_array_equal(engine(x.astype(np.float64).astype(np.float32)[::1]), y)
+    np.testing.assert_array_equal(engine(np.asfortranarray(x)), y)
+
+
+def test_other_layouts_of_the_input_are_copied():
+    model, shape = network("demo")
+    x = inputs(shape, 20, "float32")
+    engine = fs.compile(model, x.shape)
+    y = engine(x)
+    wide = np.full((40, *shape[:-1], 2 * shape[-1]), np.nan, np.float32)
+    wide[::2, ..., ::2] = x
+    np.testing.assert_array_equal(engine(wide[::2, ..., ::2]), y)
+    np.testing.assert_array_equal(engine(x.astype(">f4")), y)
+    ints = np.arange(20 * 240).reshape(20, *shape) % 5
+    np.testing.assert_array_equal(engine(ints), engine(ints.astype(np.float32)))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+class _Strange(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_unknown_layers_are_named():
+    model = nn.Sequential(nn.SparseLinear(4, 3, rng=0), nn.Sequential(nn.ReLU(), nn.Softmax()))
+    message = "layer 1.1 is a Softmax, which fs.compile does not support yet"
+    with pytest.raises(fs.UnsupportedOperatorError, match=f"^{message}$"):
+        fs.compile(model, (2, 4))
+    with pytest.raises(fs.UnsupportedOperatorError, match="layer 0 is a _Strange, which"):
+        fs.compile(nn.Sequential(_Strange()), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (((2, 4, 8, 10),), ValueError, "input_shape gives layer 0 (SparseConv2d) an x of (N, 4, 8, 10), "
+                                       "expected (N, 3, H, W)"),
+        (((2, 3, 12, 10),), ValueError, "input_shape gives layer 8 (SparseLinear) an x of (N, 510), expected (N, 340)"),
+        (((3,),), ValueError, "input_shape is (3,), expected at least (batch, features), all at least 1"),
+        (((2, 3, 0, 1),), ValueError, "input_shape is (2, 3, 0, 1), expected at least (batch, features), "
+                                      "all at least 1"),
+        ((7,), TypeError, "input_shape is 7, expected a tuple of integers, batch first"),
+        (((2, 3.5),), TypeError, "input_shape is (2, 3.5), expected a tuple of integers, batch first"),
+    ],
+)  # fmt: skip
+def test_bad_input_shapes(arguments, error, message):
+    model, _ = network("demo")
+    with pytest.raises(error) as caught:
+        fs.compile(model, *arguments)
+    assert str(caught.value) == message
+
+
+def test_bad_arguments_of_a_call():
+    model, shape = network("demo")
+    engine = fs.compile(model, (4, *shape))
+    x = inputs(shape, 4, "float32")
+    for bad, error, message in (
+        (x[:, :2], ValueError, "x has shape (4, 2, 8, 10), expected (N, 3, 8, 10) as compiled"),
+        (x[0], ValueError, "x has shape (3, 8, 10), expected (N, 3, 8, 10) as compiled"),
+        (x.astype(np.float64), TypeError, "x has dtype float64, expected float32 to match the engine"),
+    ):
+        with pytest.raises(error) as caught:
+            engine(bad)
+        assert str(caught.value) == message
+    with pytest.raises(ValueError, match=r"out has shape \(4, 8\)"):
+        engine(x, out=np.empty((4, 8), np.float32))
+    with pytest.raises(ValueError, match="inputs has 2 arrays, expected 1"):
+        engine.run([x, x])
+    with pytest.raises(TypeError, match=r"model is a ReLU, expected a fastsparse\.nn\.Sequential"):
+        fs.compile(nn.ReLU(), (2, 2))
+    with pytest.raises(ValueError, match="-1, expected a positive integer"):
+        fs.compile(model, (4, *shape), threads=-1)
+
+
+def test_one_dtype_per_model():
+    model = nn.Sequential(nn.SparseLinear(4, 3, rng=0), nn.SparseLinear(3, 2, dtype="float64", rng=0))
+    with pytest.raises(TypeError, match="model has parameters of float32 and float64, expected one dtype"):
+        fs.compile(model, (2, 4))
+
+
+def test_programs_are_replaced_not_changed():
+    model, shape = network("demo")
+    program = fs.compile(model, (2, *shape))._program
+    assert replace(program).nodes == program.nodes
