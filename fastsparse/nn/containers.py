@@ -54,10 +54,12 @@ class Sequential(Module):
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         grad: Array | None = dy
-        for position in reversed(range(len(self.layers))):
+        # Without a gradient at the input, the first layer that has something to learn is the last one to run.
+        first = 0 if need_input else next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+        for position in reversed(range(first, len(self.layers))):
             if grad is None:
                 raise RuntimeError(f"layer {position + 1} gives no gradient at its input, which layer {position} needs")
-            grad = self.layers[position].backward(grad, need_input=need_input or position > 0)
+            grad = self.layers[position].backward(grad, need_input=need_input or position > first)
         return grad
 
     def config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training: losses, optimizers, learning rates, the loop."""
 
+from fastsparse.training.callbacks import EarlyStopping
 from fastsparse.training.fit import Progress, fit
 from fastsparse.training.history import History
 from fastsparse.training.losses import binary_cross_entropy, cross_entropy, mse
@@ -11,6 +12,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "CosineDecay",
+    "EarlyStopping",
     "History",
     "Optimizer",
     "Progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fastsparse import files
 from fastsparse.nn.module import Module
 from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.spec import to_spec
 from fastsparse.nn.state import commit, stage
 from fastsparse.training.history import History
 from fastsparse.training.optimizers import Optimizer
@@ -24,7 +26,7 @@ PathLike = str | os.PathLike[str]
 class Snapshot:
     """What a training run consists of.
 
-    `sparsity` may have state_dict() and load_state_dict() in JSON types, and so may callbacks.
+    `sparsity` may have state_dict() and load_state_dict() in JSON types, callbacks may have them for arrays.
     """
 
     model: Module
@@ -32,6 +34,7 @@ class Snapshot:
     sparsity: Any
     rng: np.random.Generator
     history: History
+    callbacks: Sequence[Any] = ()
 
     def generators(self) -> dict[str, np.random.Generator]:
         """All sources of randomness: the order of samples, and those inside layers."""
@@ -49,7 +52,10 @@ def save(path: PathLike, run: Snapshot) -> None:
     arrays = {f"model.{name}": array for name, array in run.model.state_dict().items()}
     for name, parameter in _optimized(run):
         arrays.update((f"optimizer.{name}.{key}", array) for key, array in parameter.state.items())
+    for place, callback in _stateful(run):
+        arrays.update((f"callback.{place}.{name}", array) for name, array in callback.state_dict().items())
     metadata = {
+        "architecture": _architecture(run.model),
         "optimizer": {"type": type(run.optimizer).__name__, "steps": run.optimizer.steps},
         "generators": {name: rng.bit_generator.state for name, rng in run.generators().items()},
         "history": run.history.records,
@@ -73,6 +79,9 @@ def restore(path: PathLike, run: Snapshot) -> None:
         staged = stage(run.model, _within("model.", arrays))
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is a checkpoint of another model: {error}") from error
+    difference = _difference(metadata.get("architecture"), _architecture(run.model))
+    if difference:
+        raise ValueError(f"{os.fspath(path)} is a checkpoint of another model: {difference}")
     sizes = {id(parameter): value.shape for parameter, value, _ in staged.parameters}
     states = _optimizer_states(path, run, arrays, metadata["optimizer"], sizes)
     generators = run.generators()
@@ -88,6 +97,39 @@ def restore(path: PathLike, run: Snapshot) -> None:
         parameter.state = state
     run.optimizer.steps = metadata["optimizer"]["steps"]
     run.history.records[:] = metadata["history"]
+    for place, callback in _stateful(run):
+        callback.load_state_dict(_within(f"callback.{place}.", arrays))
+
+
+def _stateful(run: Snapshot) -> list[tuple[int, Any]]:
+    """Callbacks that keep something in checkpoints, with their places."""
+    return [(i, callback) for i, callback in enumerate(run.callbacks) if hasattr(callback, "load_state_dict")]
+
+
+def _architecture(model: Module) -> Any:
+    """The model's description; None when it holds layers that have none."""
+    try:
+        return to_spec(model)
+    except TypeError:
+        return None
+
+
+def _difference(written: Any, own: Any, prefix: str = "") -> str:
+    """Where two descriptions first differ, in words; empty when they do not or one is missing."""
+    if written is None or own is None or written == own:
+        return ""
+    where = f"layer {prefix!r}" if prefix else "the model"
+    if written["type"] != own["type"]:
+        return f"{where} was a {written['type']}, expected {own['type']}"
+    for name, value in own["arguments"].items():
+        if written["arguments"].get(name) != value:
+            return f"{where} had {name} = {written['arguments'].get(name)!r}, expected {value!r}"
+    children, others = own.get("children", {}), written.get("children", {})
+    for name in children:
+        difference = _difference(others.get(name), children[name], f"{prefix}.{name}" if prefix else name)
+        if difference:
+            return difference
+    return f"{where} had {len(others)} layers inside, expected {len(children)}"
 
 
 def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:

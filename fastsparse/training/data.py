@@ -35,10 +35,21 @@ class Arrays:
         cuts = list(range(0, self.samples, batch_size))
         if len(cuts) > 1 and self.samples - cuts[-1] == 1:
             cuts.pop()
+        self._name = name
         self._bounds = list(zip(cuts, [*cuts[1:], self.samples]))
 
     def __len__(self) -> int:
         return len(self._bounds)
+
+    def check_labels(self, output: tuple[int, ...]) -> None:
+        """Raise when y holds integers that are no classes of an output of this shape."""
+        if self._y.ndim == 1 and self._y.dtype.kind in "iu" and len(output) == 2:
+            low, high = int(self._y.min()), int(self._y.max())
+            if low < 0 or high >= output[1]:
+                raise ValueError(
+                    f"{self._name} has labels from {low} to {high}, expected 0 to {output[1] - 1} "
+                    f"to match the model's output of {output[1]} classes"
+                )
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the data."""

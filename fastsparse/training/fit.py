@@ -33,6 +33,8 @@ class Progress:
         ``history.records[-1]`` is the epoch's record.
     epoch : int
         Number of epochs done.
+    epochs : int
+        Number of epochs wanted.
     stop : bool
     """
 
@@ -40,6 +42,7 @@ class Progress:
     optimizer: Optimizer
     history: History
     epoch: int = 0
+    epochs: int = 0
     stop: bool = False
 
 
@@ -78,7 +81,7 @@ def fit(
     validation : like data, optional
         Evaluated after each epoch.
     callbacks : iterable of callables
-        Each is called with a `Progress` after each epoch.
+        Each is called with a `Progress` after each epoch, for example `EarlyStopping`.
     progress : bool
         Show a progress bar on stderr.
     checkpoint : path, optional
@@ -107,10 +110,10 @@ def fit(
         raise ValueError("resume is True and checkpoint is None, expected the path of a checkpoint")
     source = batches(data, batch_size)
     held_out = None if validation is None else batches(validation, _capped(validation, batch_size), "validation")
-    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng))
+    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng), list(callbacks))
     if resume and checkpoint is not None and os.path.exists(checkpoint):
         checkpoints.restore(checkpoint, run.snapshot())
-    return run.train(source, held_out, int(epochs), list(callbacks), progress, checkpoint)
+    return run.train(source, held_out, int(epochs), progress, checkpoint)
 
 
 def _capped(validation: Any, batch_size: int) -> int:
@@ -154,33 +157,36 @@ class _Run:
     loss: Loss
     sparsity: Any
     rng: np.random.Generator
+    callbacks: list[Callable[[Progress], object]]
     history: History = field(default_factory=History)
 
     def snapshot(self) -> checkpoints.Snapshot:
         """What a checkpoint holds."""
-        return checkpoints.Snapshot(self.model, self.optimizer, self.sparsity, self.rng, self.history)
+        return checkpoints.Snapshot(self.model, self.optimizer, self.sparsity, self.rng, self.history, self.callbacks)
 
     def train(
         self,
         source: Arrays | Stream,
         held_out: Arrays | Stream | None,
         epochs: int,
-        callbacks: list[Callable[[Progress], object]],
         progress: bool,
         checkpoint: str | os.PathLike[str] | None,
     ) -> History:
         """Run the epochs that the history does not have yet."""
-        state = Progress(self.model, self.optimizer, self.history, len(self.history))
+        state = Progress(self.model, self.optimizer, self.history, len(self.history), epochs)
         total = len(source) * epochs or None
         if callable(getattr(self.sparsity, "begin", None)):
             before = self.optimizer.steps - len(source) * state.epoch  # steps of other runs
             self.sparsity.begin(None if total is None else before + total)
+        for callback in self.callbacks:
+            if callable(getattr(callback, "begin", None)):
+                callback.begin(state)  # type: ignore[attr-defined]
         with tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar:
             while state.epoch < epochs and not state.stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
                 self.history.records.append(self._epoch(source, held_out, state.epoch + 1, bar))
                 state.epoch += 1
-                for callback in callbacks:
+                for callback in self.callbacks:
                     callback(state)
                 if checkpoint is not None:
                     checkpoints.save(checkpoint, self.snapshot())
@@ -194,7 +200,7 @@ class _Run:
         rate = self.optimizer.rate
         self.model.train()
         for x, y in source.shuffled(self.rng):
-            self._step(x, y, epoch, totals)
+            self._step(x, y, epoch, totals, [] if totals.samples or epoch > 1 else [source, held_out])
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
@@ -208,9 +214,12 @@ class _Run:
         bar.set_postfix({**self._postfix(totals, seconds), **_shown(record)}, refresh=False)
         return record
 
-    def _step(self, x: Any, y: Any, epoch: int, totals: _Totals) -> None:
+    def _step(self, x: Any, y: Any, epoch: int, totals: _Totals, unseen: list[Arrays | Stream | None]) -> None:
         self.optimizer.zero_grad()
         output = self.model(x)
+        for source in unseen:
+            if isinstance(source, Arrays) and self.loss is cross_entropy:
+                source.check_labels(output.shape)
         value, grad = self.loss(output, y)
         if not math.isfinite(value):
             where = find_not_finite(self.model, x)

@@ -201,6 +201,19 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path: Pa
         _run(2, model, checkpoint=path, resume=True)
 
 
+def test_a_checkpoint_of_a_model_that_only_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    _run(1, checkpoint=path)
+    model = _model()
+    model.layers = (*model.layers[:2], nn.Sigmoid(), *model.layers[3:])
+    with pytest.raises(ValueError, match=r"another model: layer '2' was a ReLU, expected Sigmoid$"):
+        _run(2, model, checkpoint=path, resume=True)
+    model = _model()
+    model[3].p = 0.3
+    with pytest.raises(ValueError, match=r"another model: layer '3' had p = 0\.2, expected 0\.3$"):
+        _run(2, model, checkpoint=path, resume=True)
+
+
 def test_a_loss_that_is_not_finite_names_the_layer() -> None:
     class Poison(nn.ReLU):
         def forward(self, x: Any) -> Any:
@@ -243,7 +256,11 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": (np.full((20, 20), np.nan), Y[:20])}, ValueError, "data holds NaN in x, expected numbers"),
     ({"validation": (X[:5], Y[:4])}, ValueError, "validation has x of shape (5, 20) and y of shape (4,)"),
     ({"data": 7}, TypeError, "data is a int, expected (x, y) or an iterable of batches (x, y)"),
-    ({"data": (X, np.full(120, 3))}, ValueError, "labels go from 3 to 3, expected 0 to 2 to match logits"),
+    ({"data": (X, np.full(120, 3))}, ValueError, "data has labels from 3 to 3, expected 0 to 2 to match the model's"),
+    ({"data": (X, np.append(Y[:-1], -1))}, ValueError, "data has labels from -1 to 2, expected 0 to 2 to match the"),
+    ({"validation": (X, Y + 1)}, ValueError, "validation has labels from 1 to 3, expected 0 to 2 to match the model"),
+    ({"data": [(X, Y + 1)]}, ValueError, "labels go from 1 to 3, expected 0 to 2 to match logits"),
+    ({"data": (sparse.csr_array(X * np.nan), Y)}, ValueError, "data holds NaN in x, expected numbers"),
     ({"sparsity": 0.9}, TypeError, "sparsity is a float, expected an object with a method step(step)"),
     ({"resume": True}, ValueError, "resume is True and checkpoint is None, expected the path of a checkpoint"),
 ]
