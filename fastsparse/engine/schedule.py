@@ -7,7 +7,7 @@ same schedule is bound to each workspace by filling in addresses.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastsparse.engine.program import Node
 from fastsparse.launch import Call
@@ -67,7 +67,6 @@ class Schedule:
     tasks: int
     workers: int
     per_worker: bool
-    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:

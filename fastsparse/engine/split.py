@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fastsparse.plan.policy import TILE_RATE, tile_width
+from fastsparse.plan.policy import PARALLEL_FLOPS, TILE_RATE, tile_width
 
 FEW_POSITIONS = 4  # images smaller than this make their tiles over groups of samples
 LIVE_BYTES = 1 << 20  # what two neighbouring layers of the first stage may hold: about the L2 cache
@@ -69,6 +69,22 @@ def choose(work: Work, groups: int, workers: int) -> Split:
     if per_group <= TASK_FLOPS and (workers == 1 or alone <= shared):
         return Split(True, outer, _divisor(outer, inner))
     return Split(False, shared_outer, _divisor(shared_outer, inner * workers))
+
+
+def choose_images(work: Work, batch: int, workers: int) -> Split:
+    """The cut of a batch of single images: `work` and the sizes of the result are in samples.
+
+    Parts are equal. Workers get images of their own where that keeps them evenly busy, and where linear layers, which
+    would rather have the whole batch, are not most of the work.
+    """
+    inner = LIVE_BYTES // max(1, work.early_bytes)
+    total = batch * (work.early_flops + work.late_flops)
+    for tasks in range(workers, batch + 1):
+        balance = tasks / (math.ceil(tasks / workers) * workers)
+        whole = batch % tasks == 0 and total / tasks <= TASK_FLOPS
+        if workers > 1 and whole and balance >= SHARED_RATE and work.late_flops <= work.early_flops:
+            return Split(total >= PARALLEL_FLOPS, batch // tasks, _divisor(batch // tasks, inner))
+    return Split(False, batch, _divisor(batch, inner * workers))
 
 
 def candidates(work: Work, groups: int, workers: int) -> list[Split]:

@@ -19,7 +19,7 @@ from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
 from .linear import Machine, SddmmPlan
 from .operator import Operator, build_operator
-from .tiles import SpmmPlan, tiles_of_vectors, whole_vectors
+from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors, whole_vectors
 
 Ints = tuple[int, ...]
 
@@ -271,8 +271,13 @@ class FlatConv:
     spmm: SpmmPlan
 
 
-def conv_flat(pattern: Pattern, geometry: Geometry, machine: Machine, images: int) -> FlatConv:
-    """Plan for a small batch: a vector is VL consecutive positions of a padded plane."""
+def conv_flat(
+    pattern: Pattern, geometry: Geometry, machine: Machine, images: int, places: NDArray[np.int64] | None = None
+) -> FlatConv:
+    """Plan for a small batch: a vector is VL consecutive positions of a padded plane.
+
+    places : bytes from an output channel to each of its positions; by default they lie in a row
+    """
     size, axes = machine.size, len(geometry.kernel)
     extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
     if geometry.stride[-1] == 1:
@@ -291,18 +296,21 @@ def conv_flat(pattern: Pattern, geometry: Geometry, machine: Machine, images: in
         window = np.add.outer(
             window, index * phase_planes[a] * plane + tap // geometry.stride[a] * strides[a] * size
         ).ravel()
-    places = _flat_places(geometry, read, strides, phase_planes, plane, size)
+    rows = _flat_places(geometry, read, strides, phase_planes, plane, size)
     firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in read[-1]], np.int64)
-    x, y, masks = _flat_vectors(geometry, strides, machine)
+    if places is None:
+        places = np.arange(geometry.positions, dtype=np.int64) * size
+    starts = grid(geometry.out_spatial, (1,) * axes, strides)
+    x, y, masks = flat_vectors(starts, places, machine.lanes, size)
     width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
-    tiles = tiles_of_vectors(x, y, masks, width, machine.lanes)
+    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(
-        leading, geometry.spatial[-1], geometry.stride[-1], places, firsts, channel_stride, machine.vector,
+        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, machine.vector,
         SpmmPlan(operator, tiles),
     )  # fmt: skip
 
@@ -323,37 +331,3 @@ def _flat_places(
         place = np.add.outer(place, phase * phase_planes[a] * plane + at // s * strides[a] * size).ravel()
         seen = np.logical_and.outer(seen, known).ravel()
     return np.where(seen, place, -1).astype(np.int64)
-
-
-def _flat_vectors(
-    geometry: Geometry, strides: Ints, machine: Machine
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
-    """Vectors that cover all output positions: where each reads, and per image row it crosses where it writes.
-
-    Lane l of a vector at flat position f holds position f + l. Inside one output row that lies l elements behind
-    lane 0 in the user's array as well, so one masked store per row crossed suffices.
-    """
-    flat = grid(geometry.out_spatial, (1,) * len(strides), strides)  # ascending
-    row_length = geometry.out_spatial[-1]
-    starts, at = [], 0
-    while at < len(flat):
-        starts.append(flat[at])
-        at = int(np.searchsorted(flat, flat[at] + machine.lanes))
-    x = np.array(starts, np.int64)
-    lane_position = x[:, None] + np.arange(machine.lanes)
-    out = np.searchsorted(flat, lane_position)
-    valid = (out < len(flat)) & (flat[np.minimum(out, len(flat) - 1)] == lane_position)
-    row = np.where(valid, out // row_length, -1)
-    first_row = row.max(axis=1, where=valid, initial=-1)
-    first_row = np.where(valid, row, len(flat)).min(axis=1)
-    passes = int((row.max(axis=1) - first_row).max(initial=0)) + 1
-    y = np.zeros((len(x), passes), np.int64)
-    masks = np.zeros((len(x), passes), np.uint16)
-    bit = 1 << np.arange(machine.lanes)
-    for i in range(passes):
-        here = valid & (row == first_row[:, None] + i)
-        masks[:, i] = (here * bit).sum(axis=1)
-        lane = here.argmax(axis=1)
-        base = np.take_along_axis(out, lane[:, None], 1)[:, 0] - lane
-        y[:, i] = np.where(here.any(axis=1), base, 0) * machine.size
-    return x * machine.size, y, masks

@@ -20,7 +20,7 @@ from .conv import Geometry, absolute_columns
 from .lanes import Ints, channel_blocks, grid, row_major
 from .linear import Machine
 from .operator import build_operator
-from .tiles import SpmmPlan, tiles_of_vectors
+from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -98,11 +98,11 @@ def conv_flat_between(
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
     positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
-    width = policy.tile_width(len(positions))
+    width = policy.tile_width(len(positions), policy.WINDOW_TILE_RATE)
     tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    per_block = policy.block_rows(touched)
+    per_block = policy.block_channels(touched)
     operator = pattern.cached(
         ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups),
         lambda: build_operator(
@@ -113,37 +113,3 @@ def conv_flat_between(
         ),
     )
     return SpmmPlan(operator, tiles)
-
-
-def flat_vectors(
-    starts: NDArray[np.int64], places: NDArray[np.int64], lanes: int, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
-    """Vectors that cover the ascending positions `starts` (in elements): where each reads, and where and which lanes
-    it writes, in as many passes as it takes.
-
-    Lane l of a vector at f holds position f + l. One masked store serves all lanes whose target lies l elements
-    behind a common base: those of one image row, or all of them where rows are as far apart in both planes.
-    """
-    first, at = [], 0
-    while at < len(starts):
-        first.append(starts[at])
-        at = int(np.searchsorted(starts, starts[at] + lanes))
-    x = np.array(first, np.int64)
-    lane = np.arange(lanes)
-    position = x[:, None] + lane
-    index = np.minimum(np.searchsorted(starts, position), len(starts) - 1)
-    valid = starts[index] == position
-    base = np.where(valid, places[index] - lane * size, 0)
-    # A lane opens a pass when its base differs from the last valid lane's; lane 0 is always valid.
-    latest = np.maximum.accumulate(np.where(valid, lane, 0), axis=1)
-    before = np.take_along_axis(base, np.concatenate([latest[:, :1], latest[:, :-1]], axis=1), 1)
-    turn = np.cumsum(valid & (base != before), axis=1)
-    passes = int(turn.max(initial=0)) + 1
-    targets = np.zeros((len(x), passes), np.int64)
-    masks = np.zeros((len(x), passes), np.uint16)
-    for i in range(passes):
-        here = valid & (turn == i)
-        masks[:, i] = (here * (1 << lane)).sum(axis=1)
-        some = np.take_along_axis(base, here.argmax(axis=1)[:, None], 1)[:, 0]
-        targets[:, i] = np.where(here.any(axis=1), some, 0)
-    return x, targets, masks

@@ -98,3 +98,37 @@ def row_major_tiles(
     first = np.arange(0, columns, width * lanes)
     tile_columns = np.minimum(columns - first, width * lanes).astype(np.uint32)
     return tiles_of_vectors(position, position[:, None], masks, width, lanes, tile_columns)
+
+
+def flat_vectors(
+    starts: NDArray[np.int64], places: NDArray[np.int64], lanes: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
+    """Vectors that cover the ascending positions `starts` (in elements): where each reads, and where and which lanes
+    it writes, in as many passes as it takes.
+
+    Lane l of a vector at f holds position f + l. One masked store serves all lanes whose target lies l elements
+    behind a common base: those of one image row, or all of them where rows are as far apart in both planes.
+    """
+    first, at = [], 0
+    while at < len(starts):
+        first.append(starts[at])
+        at = int(np.searchsorted(starts, starts[at] + lanes))
+    x = np.array(first, np.int64)
+    lane = np.arange(lanes)
+    position = x[:, None] + lane
+    index = np.minimum(np.searchsorted(starts, position), len(starts) - 1)
+    valid = starts[index] == position
+    base = np.where(valid, places[index] - lane * size, 0)
+    # A lane opens a pass when its base differs from the last valid lane's; lane 0 is always valid.
+    latest = np.maximum.accumulate(np.where(valid, lane, 0), axis=1)
+    before = np.take_along_axis(base, np.concatenate([latest[:, :1], latest[:, :-1]], axis=1), 1)
+    turn = np.cumsum(valid & (base != before), axis=1)
+    passes = int(turn.max(initial=0)) + 1
+    targets = np.zeros((len(x), passes), np.int64)
+    masks = np.zeros((len(x), passes), np.uint16)
+    for i in range(passes):
+        here = valid & (turn == i)
+        masks[:, i] = (here * (1 << lane)).sum(axis=1)
+        some = np.take_along_axis(base, here.argmax(axis=1)[:, None], 1)[:, 0]
+        targets[:, i] = np.where(here.any(axis=1), some, 0)
+    return x, targets, masks
