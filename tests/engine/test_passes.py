@@ -1,0 +1,105 @@
+"""Passes: what is folded and fused, what is not, and that a program computes the same before and after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastsparse import nn
+from fastsparse.engine.from_model import program_of
+from fastsparse.engine.passes import (
+    fold_scales,
+    fuse_activations,
+    move_activations_before_max,
+    optimised,
+    scales_as_products,
+)
+from fastsparse.engine.program import Activate, Conv, Linear, Pool, Program, Reshape, Scale
+from tests.engine.networks import NETWORKS, network
+
+
+def kinds(program: Program) -> list[str]:
+    return [type(node.operator).__name__ for node in program.nodes]
+
+
+def program(*layers: nn.Module, shape: tuple[int, ...] = (4, 6, 6)) -> Program:
+    return program_of(nn.Sequential(*layers), shape)
+
+
+def conv(**rest: object) -> nn.SparseConv2d:
+    return nn.SparseConv2d(4, 4, 3, padding=1, sparsity=0.5, rng=0, **rest)
+
+
+def test_batch_norm_goes_into_values_and_bias():
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean, norm.running_var = np.arange(4, dtype=np.float32), np.arange(1, 5, dtype=np.float32)
+    norm.weight.value, norm.bias.value = np.float32([1, -2, 0.5, 0]), np.float32([3, 1, 0, -1])
+    layer = conv()
+    layer.bias.value = np.float32([0.1, 0.2, 0.3, 0.4])
+    (node,) = fold_scales(program(layer, norm)).nodes
+    scale = norm.weight.value.astype(float) / np.sqrt(norm.running_var.astype(float) + norm.eps)
+    rows = layer.weight.pattern.rows()
+    # One rounding from float64.
+    np.testing.assert_array_equal(node.operator.weight.data, (layer.values.value * scale[rows]).astype(np.float32))
+    bias = layer.bias.value.astype(float) * scale + norm.bias.value - norm.running_mean * scale
+    np.testing.assert_array_equal(node.operator.bias, bias.astype(np.float32))
+    assert node.name == "0 SparseConv2d + 1 BatchNorm2d"
+
+
+def test_batch_norm_behind_an_activation_stays():
+    folded = fold_scales(program(conv(activation="relu"), nn.BatchNorm2d(4)))
+    assert kinds(folded) == ["Conv", "Scale"]
+    folded = fold_scales(fuse_activations(program(conv(), nn.ReLU(), nn.BatchNorm2d(4))))
+    assert kinds(folded) == ["Conv", "Scale"]
+
+
+def test_batch_norms_in_a_row_all_fold():
+    assert kinds(fold_scales(program(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))) == ["Conv"]
+
+
+def test_the_first_activation_fuses_and_the_second_does_not():
+    fused = fuse_activations(program(conv(), nn.SiLU(), nn.Tanh()))
+    assert kinds(fused) == ["Conv", "Activate"]
+    assert fused.nodes[0].operator.activation == "silu"
+    assert fused.nodes[1].operator == Activate("tanh")
+
+
+def test_monotone_activations_move_before_a_maximum_only():
+    moved = move_activations_before_max(program(conv(), nn.MaxPool2d(2), nn.ReLU6(), nn.ReLU()))
+    assert kinds(moved) == ["Conv", "Activate", "Activate", "Pool"]
+    assert [moved.shapes[node.output] for node in moved.nodes] == [(4, 6, 6)] * 3 + [(4, 3, 3)]
+    for layers in ((nn.AvgPool2d(2), nn.ReLU()), (nn.MaxPool2d(2), nn.SiLU())):
+        assert kinds(move_activations_before_max(program(conv(), *layers))) == ["Conv", "Pool", "Activate"]
+
+
+def test_what_is_left_becomes_a_diagonal():
+    left = scales_as_products(program(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.GELU()))
+    assert kinds(left) == ["Conv", "Pool", "Conv", "Reshape", "Linear"]
+    for node in left.nodes:
+        if isinstance(node.operator, Conv | Linear):
+            weight = node.operator.weight
+            assert weight.nnz == weight.shape[0] == weight.shape[1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_programs_end_with_what_can_be_run(name):
+    model, shape = network(name)
+    program = optimised(program_of(model, shape))
+    for node in program.nodes:
+        assert isinstance(node.operator, Conv | Linear | Pool | Reshape)
+        assert not isinstance(node.operator, Scale)
+    written = set(program.inputs)
+    for node in program.nodes:
+        assert set(node.inputs) <= written
+        assert node.output not in written
+        written.add(node.output)
+    assert set(program.outputs) <= written
+
+
+def test_passes_do_not_change_their_argument():
+    model, shape = network("convolutions")
+    before = program_of(model, shape)
+    nodes, shapes = before.nodes, before.shapes
+    optimised(before)
+    assert before.nodes == nodes
+    assert before.shapes == shapes

@@ -1,0 +1,90 @@
+"""Reports, benchmarks and tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import launch_engine
+from fastsparse.engine import tuning
+from tests.engine.networks import network
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_report_names_every_layer_once(batch):
+    model, shape = network("demo")
+    engine = fs.compile(model, (batch, *shape))
+    report = engine.report()
+    layers = [row for row in report.rows if row.operator]
+    assert [row.layer for row in layers] == ["0", "3", "6", "8", "9"]
+    assert [row.output for row in layers] == [(10, 8, 10), (17, 8, 10), (17, 4, 5), (20,), (7,)]
+    assert layers[0].operator == "SparseConv2d + BatchNorm2d + ReLU"
+    for row in layers:
+        assert row.milliseconds > 0
+        assert (row.gflops is None) == (row.sparsity is None) == (row.operator == "MaxPool2d")
+    assert layers[0].sparsity == pytest.approx(0.5, abs=0.01)
+    assert 0 < max(row.gflops for row in layers if row.gflops) < report.peak_gflops
+    text = str(report)
+    assert "MaxPool2d" in text
+    assert f"batch: {batch} samples of 3x8x10, float32" in text
+    assert all(len(line) < 200 for line in text.splitlines())
+
+
+def test_report_of_another_batch_size_and_of_dense_layers():
+    model, shape = network("features")
+    report = fs.compile(model, (1, *shape)).report(batch=40)
+    assert "batch: 40 samples of 40, float32" in str(report)
+    assert "dense layers: run on the sparse kernels as full patterns" in str(report)
+    with pytest.raises(ValueError, match="batch is 0, expected a positive integer"):
+        fs.compile(model, (1, *shape)).report(batch=0)
+
+
+def test_a_report_leaves_the_engine_as_it_was():
+    model, shape = network("convolutions")
+    engine = fs.compile(model, (20, *shape))
+    x = np.random.default_rng(0).standard_normal((20, *shape)).astype(np.float32)
+    y = engine(x)
+    engine.report()
+    np.testing.assert_array_equal(engine(x), y)
+
+
+def test_benchmark():
+    model, shape = network("demo")
+    found = fs.compile(model, (4, *shape)).benchmark(0.05)
+    assert found.batch == 4
+    assert found.calls >= 3
+    assert 0 < found.p50 <= found.p95 <= found.p99
+    assert found.throughput > 0
+    assert str(found).startswith("batch 4: p50 ")
+
+
+def test_tuning_takes_the_fastest_and_the_estimate_when_in_doubt(monkeypatch):
+    model, shape = network("demo")
+    program = fs.compile(model, (2, *shape), tune=False)._program
+    names = ["estimate", "slower", "faster"]
+    costs = dict(zip(names, (1.0, 2.0, 0.5)))
+
+    class Space:
+        def __init__(self, schedule):
+            self.name = schedule
+
+        def run(self, x, y):
+            monkeypatch.setattr(launch_engine, "last", self.name, raising=False)
+
+    def seconds(call):
+        call()
+        return costs[launch_engine.last]
+
+    monkeypatch.setattr(tuning, "Workspace", Space)
+    monkeypatch.setattr(launch_engine, "seconds", seconds)
+    assert tuning.fastest(program, names, 2) == "faster"
+    costs["faster"] = 0.97
+    assert tuning.fastest(program, names, 2) == "estimate"
+    assert tuning.fastest(program, names[:1], 2) == "estimate"
+
+
+def test_the_measured_peak_is_plausible():
+    single, double = launch_engine.peak_flops(32), launch_engine.peak_flops(64)
+    assert single > 1e9
+    assert 1.2 < single / double < 3

@@ -1,0 +1,113 @@
+"""Cutting batches and sharing memory: tables of decisions, and what must hold for any of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastsparse as fs
+from fastsparse import launch
+from fastsparse.engine import split
+from fastsparse.engine.flat import flat_schedule
+from fastsparse.engine.lanes import lanes_schedule, work_of
+from fastsparse.engine.schedule import USER, Buffer, assign_memory
+from fastsparse.engine.split import Split, Work
+from tests.engine.networks import NETWORKS, network
+
+# The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.
+IMAGES = Work(14.4e6, 0.54e6, 942_208, 41_088, 8)
+FEATURES = Work(0, 27e6, 0, 262_144, 8)
+
+
+@pytest.mark.parametrize(
+    ("work", "groups", "workers", "expected"),
+    [
+        (IMAGES, 1, 1, Split(True, 1, 1)),
+        (IMAGES, 16, 1, Split(True, 16, 1)),
+        (IMAGES, 16, 2, Split(True, 4, 1)),  # two tasks for each worker
+        (IMAGES, 1, 2, Split(False, 1, 1)),  # one group: workers share its steps
+        (FEATURES, 4, 1, Split(True, 4, 4)),
+        (Work(60e9, 1e6, 10**8, 10**5, 20), 4, 2, Split(False, 1, 1)),  # long tasks would not notice Ctrl-C
+        (Work(1e6, 0, 1000, 0, 3), 1000, 1, Split(True, 1000, 1000)),
+    ],
+)
+def test_cuts(work, groups, workers, expected):
+    assert split.choose(work, groups, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("work", "batch", "workers", "expected"),
+    [
+        (Work(1e6, 1e5, 50_000, 2_000, 8), 1, 1, Split(False, 1, 1)),
+        (Work(1e6, 1e5, 50_000, 2_000, 8), 1, 2, Split(False, 1, 1)),
+        (Work(1e6, 1e5, 50_000, 2_000, 8), 8, 1, Split(False, 8, 8)),
+        (Work(1e6, 1e5, 50_000, 2_000, 8), 8, 2, Split(True, 4, 4)),
+        (Work(1e9, 1e5, 10**7, 2_000, 8), 8, 2, Split(True, 4, 1)),
+        (Work(1e6, 1e5, 50_000, 2_000, 8), 3, 2, Split(False, 3, 3)),  # a worker would idle a third of the time
+        (Work(1e6, 1e8, 50_000, 2_000, 8), 8, 2, Split(False, 8, 8)),  # linear layers want the whole batch
+        (Work(60e9, 1e5, 10**7, 2_000, 8), 8, 2, Split(False, 8, 1)),
+    ],
+)
+def test_cuts_of_images(work, batch, workers, expected):
+    assert split.choose_images(work, batch, workers) == expected
+
+
+works = st.builds(
+    Work, st.floats(0, 1e12), st.floats(0, 1e12), st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 99)
+)
+
+
+@given(works, st.integers(1, 500), st.integers(1, 16))
+def test_any_cut_covers_the_batch(work, groups, workers):
+    for cut in split.candidates(work, groups, workers):
+        assert 1 <= cut.inner <= cut.outer <= groups
+        assert cut.outer % cut.inner == 0
+        assert math.ceil(groups / cut.outer) * cut.outer < groups + cut.outer
+    cut = split.choose_images(work, min(groups, 30), workers)
+    assert min(groups, 30) % cut.outer == 0
+    assert cut.outer % cut.inner == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 999), st.integers(0, 9), st.integers(0, 4), st.sampled_from("ab")), max_size=12)
+)
+def test_buffers_that_live_at_once_do_not_overlap(specs):
+    buffers = [Buffer(size, first, first + span, layout) for size, first, span, layout in specs]
+    offsets, total = assign_memory(buffers)
+    for i, (a, start) in enumerate(zip(buffers, offsets)):
+        assert start % 64 == 0
+        assert start + a.size <= total
+        for b, other in zip(buffers[:i], offsets):
+            apart = start + a.size <= other or other + b.size <= start
+            assert apart or a.last < b.first or b.last < a.first
+            assert apart or a.layout == b.layout  # what must stay zero stays zero
+            assert apart or start == other
+
+
+def test_buffers_share_memory():
+    buffers = [Buffer(1000, i, i + 1) for i in range(10)]
+    assert assign_memory(buffers)[1] < 3 * 1200
+
+
+@pytest.mark.parametrize("batch", [1, 6, 48])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
+    model, shape = network(name)
+    program = fs.compile(model, (batch, *shape), tune=False)._program
+    machine = launch.machine(np.dtype("float32"), 2)
+    schedules = [flat_schedule(program, batch, machine)]
+    if batch > 1:
+        cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), 2)
+        schedules += [lanes_schedule(program, batch, machine, cut) for cut in cuts]
+    for schedule in schedules:
+        written = {USER}
+        for step in schedule.steps:
+            for buffer, offset in (step.source, step.target):
+                assert buffer == USER or 0 <= offset < schedule.buffers[buffer].size
+            assert step.source[0] in written
+            written.add(step.target[0])
+        assert schedule.steps[-1].target[0] == USER
