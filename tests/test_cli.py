@@ -132,7 +132,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     for key in ("scipy_b1", "numpy_b1", "scipy_b256", "numpy_b256", "scipy_products_b256", "numpy_products_b256"):
         assert found[f"speedup_{key}"] > 0
     assert found["seconds"] > 0
-    assert found["threads"] == 1
+    assert found["threads"] == found["blas_threads"] == 1
     assert found["images"] == {"train": 1212, "validation": 135, "test": 450}
     assert max(found["relative_error"].values()) < 1e-5
     assert report.read_text(encoding="utf-8").endswith("</html>\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report",
         type=_report_path,
-        default=default.report,
+        default=str(default.report),
         metavar="PATH",
         help=f"HTML report (default {default.report})",
     )
@@ -87,4 +88,6 @@ def _report_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is a directory, expected a file name")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} cannot be written to")
     return path

@@ -100,6 +100,7 @@ class Results:
     epochs: int
     seconds: float
     threads: int
+    blas_threads: int
     versions: dict[str, str]
     machine: str
 
@@ -132,6 +133,7 @@ class Results:
             "train_seconds_sparse": self.sparse_train_seconds,
             "train_seconds_dense": self.dense_train_seconds,
             "threads": self.threads,
+            "blas_threads": self.blas_threads,
         }
         for batch, speed in self.speeds.items():
             for key, name in (("scipy", SCIPY), ("numpy", NUMPY)):

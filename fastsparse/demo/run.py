@@ -9,7 +9,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import fastsparse as fs
 from fastsparse.demo import network, race
@@ -79,6 +79,7 @@ def _results(options: Options, threads: int, started: float) -> Results:
         epochs=options.epochs,
         seconds=time.perf_counter() - started,
         threads=threads,
+        blas_threads=max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1),
         versions={"fastsparse": fs.__version__, **{name: metadata.version(name) for name in _SHOWN_VERSIONS}},
         machine=_machine(),
     )

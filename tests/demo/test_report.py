@@ -52,6 +52,7 @@ def results() -> Results:
         epochs=2,
         seconds=31.4,
         threads=2,
+        blas_threads=2,
         versions={"numpy": "2"},
         machine="a <machine>",
     )
