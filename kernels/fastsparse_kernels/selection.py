@@ -22,9 +22,9 @@ def make_candidates() -> Callable[..., Any]:
         width = block.shape[1]
         found = 0
         for i in range(block.shape[0]):
-            row, start = first + i, 0
+            row, start = first + i, np.int64(0)
             for p in range(indptr[row], indptr[row + 1] + 1):
-                end = np.int64(columns[p]) if p < indptr[row + 1] else width
+                end = np.int64(columns[p] if p < indptr[row + 1] else width)
                 for column in range(start, end):
                     score = abs(block[i, column])
                     places[found] = row * width + column

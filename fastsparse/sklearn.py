@@ -1,0 +1,389 @@
+"""Sparse multi-layer perceptrons with scikit-learn's interface. Needs the extra ``fastsparse[sklearn]``.
+
+Estimators can be cloned, searched over, put in pipelines and pickled as scikit-learn's own. To keep a trained network
+without pickle, save ``estimator.model_`` with ``fs.save``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install 'fastsparse[sklearn]'"
+    ) from error
+
+from fastsparse import nn, sparsity, training
+
+Array = NDArray[Any]
+
+__all__ = ["SparseMLPClassifier", "SparseMLPRegressor"]
+
+_EVOLVE = {"rigl": sparsity.RigL, "set": sparsity.SET}
+
+
+class _Steps:
+    """A sparsity algorithm that is not told when training ends, because nobody knows."""
+
+    def __init__(self, algorithm: Any) -> None:
+        self.step = algorithm.step
+
+
+class _SparseMLP(BaseEstimator):
+    """What classifier and regressor share."""
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (256,),
+        *,
+        sparsity: float = 0.9,
+        evolve: str | None = "rigl",
+        every: int = 100,
+        activation: str = "relu",
+        alpha: float = 1e-4,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 1e-3,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.sparsity = sparsity
+        self.evolve = evolve
+        self.every = every
+        self.activation = activation
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : array or scipy.sparse matrix (samples, features)
+            A sparse matrix stays sparse. float32 trains in float32, everything else in float64.
+        y : array (samples,)
+            Classes, or numbers; for the regressor also (samples, outputs).
+
+        Returns
+        -------
+        self
+        """
+        self._check_parameters()
+        X, y = self._checked(X, y, reset=True)
+        target = self._started(y, None)
+        self._build(X, target)
+        self.history_ = training.History()
+        self._train(X, target, int(self.max_iter), self._algorithm, self._callbacks())
+        return self
+
+    def _partial_fit(self, X: Any, y: Any, classes: Any) -> Any:
+        first = not hasattr(self, "model_")
+        self._check_parameters()
+        X, y = self._checked(X, y, reset=first)
+        if first:
+            target = self._started(y, classes)
+            self._build(X, target)
+            self.history_ = training.History()
+        else:
+            target = self._encoded(y, classes)
+        self._train(X, target, 1, None if self._algorithm is None else _Steps(self._algorithm), [])
+        return self
+
+    def _check_parameters(self) -> None:
+        sizes: Any = self.hidden_layer_sizes
+        self._sizes: list[int] = [int(sizes)] if isinstance(sizes, (int, np.integer)) else list(sizes)
+        for name in ("max_iter", "n_iter_no_change"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+        if self.evolve is not None and self.evolve not in _EVOLVE:
+            raise ValueError(f"evolve is {self.evolve!r}, expected one of {', '.join(map(repr, _EVOLVE))} or None")
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
+        return validate_data(
+            self, X, y, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32], multi_output=True
+        )
+
+    def _build(self, X: Any, target: Array) -> None:
+        """A new network and optimizer for these shapes."""
+        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        layers: list[nn.Module] = []
+        features, dtype = X.shape[1], X.dtype
+        for size in self._sizes:
+            layers.append(
+                nn.SparseLinear(
+                    features, size, sparsity=self.sparsity, activation=self.activation, dtype=dtype, rng=self._rng
+                )
+            )
+            features = size
+        output = nn.Linear(features, self._outputs(target), dtype=dtype, rng=self._rng)
+        output.weight.value *= dtype.type(0.5)  # a calm first loss
+        self.model_ = nn.Sequential(*layers, output)
+        self._optimizer = training.Adam(self.model_.parameters(), self.learning_rate_init, weight_decay=self.alpha)
+        self._algorithm: Any = None
+        if self.evolve is not None and layers:
+            options = {"rng": self._rng} if self.evolve == "set" else {}
+            self._algorithm = _EVOLVE[self.evolve](self.model_, every=self.every, **options)
+
+    def _callbacks(self) -> list[Any]:
+        patience, tol = int(self.n_iter_no_change), self.tol
+        if self.early_stopping:
+            return [training.EarlyStopping(self._monitor, patience, tol)]
+        return [training.EarlyStopping("loss", patience, tol, restore_best=False)]
+
+    def _train(self, X: Any, target: Array, epochs: int, algorithm: Any, callbacks: list[Any]) -> None:
+        validation = None
+        if self.early_stopping and callbacks:
+            X, held_x, target, held_y = train_test_split(
+                X, target, test_size=self.validation_fraction, stratify=self._stratify(target),
+                random_state=int(self._rng.integers(2**31)),
+            )  # fmt: skip
+            validation = held_x, held_y
+        samples = X.shape[0]
+        history = training.fit(
+            self.model_,
+            (X, target),
+            epochs=epochs,
+            batch_size=min(200, samples) if self.batch_size == "auto" else self._capped(samples),
+            optimizer=self._optimizer,
+            loss=self._loss,
+            sparsity=algorithm,
+            validation=validation,
+            callbacks=callbacks,
+            progress=bool(self.verbose),
+            rng=self._rng,
+        )
+        self.history_.records.extend(history.records)
+        self.n_iter_ = len(self.history_)
+        self.loss_curve_ = self.history_["loss"]
+        self.loss_ = self.loss_curve_[-1]
+
+    def _capped(self, samples: int) -> int:
+        size = self.batch_size
+        if isinstance(size, (bool, str)) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"batch_size is {size!r}, expected 'auto' or an integer of at least 1")
+        return min(int(size), samples)
+
+    def _output(self, X: Any) -> Array:
+        """The network's output (samples, outputs)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+        dtype = self.model_.parameters()[0].dtype
+        return self.model_(X if X.dtype == dtype else X.astype(dtype))
+
+    # --- what the two differ in ----------------------------------------------------------------
+
+    _loss: Any
+    _monitor: str
+
+    def _started(self, y: Array, classes: Any) -> Array:
+        """Targets of a first call, in the form the loss takes."""
+        raise NotImplementedError
+
+    def _encoded(self, y: Array, classes: Any) -> Array:
+        """Targets of a later call."""
+        raise NotImplementedError
+
+    def _outputs(self, target: Array) -> int:
+        raise NotImplementedError
+
+    def _stratify(self, target: Array) -> Array | None:
+        return None
+
+
+_PARAMETERS = """
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int
+        Sizes of the hidden layers, all of them sparse; the output layer is dense.
+    sparsity : float in [0, 1)
+        Share of the weights of the hidden layers that do not exist.
+    evolve : {"rigl", "set"} or None
+        How their patterns change while training: `fastsparse.sparsity.RigL`, `SET`, or not at all.
+    every : int
+        Steps between changes.
+    activation : str
+        One of ``fastsparse.functional.ACTIVATIONS``.
+    alpha : float
+        L2 penalty.
+    batch_size : int or "auto"
+        "auto" is min(200, samples).
+    learning_rate_init : float
+        Of Adam.
+    max_iter : int
+        Epochs, at most.
+    tol : float
+    n_iter_no_change : int
+        Training ends when the loss, or with `early_stopping` the validation score, has not improved by more than `tol`
+        for this many epochs.
+    early_stopping : bool
+        Hold out a share of the data, and end with the weights that did best on it.
+    validation_fraction : float
+        That share.
+    random_state : None, int or RandomState
+        For patterns, initial values, the order of samples and the held-out share.
+    verbose : bool
+        Show a progress bar.
+"""
+
+
+class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
+    __doc__ = f"""Classifier: a multi-layer perceptron with sparse hidden layers.
+{_PARAMETERS}
+    Attributes
+    ----------
+    classes_ : array
+    model_ : fs.nn.Sequential
+    history_ : fs.training.History
+    n_iter_, loss_, loss_curve_, n_features_in_
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from fastsparse.sklearn import SparseMLPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = make_pipeline(StandardScaler(), SparseMLPClassifier(sparsity=0.5, random_state=0))
+    >>> model.fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    _loss = staticmethod(training.cross_entropy)
+    _monitor = "val_accuracy"
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Any:
+        """Train for one epoch on this part of the data, from where the last call left.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+        classes : array, optional
+            All classes there will be; needed in the first call unless `y` holds them all.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, classes)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probability of every class, (samples, classes)."""
+        return np.asarray(nn.Softmax().eval()(self._output(X)))
+
+    def predict(self, X: Any) -> Array:
+        """The most likely class of every sample, (samples,)."""
+        chosen = self._output(X).argmax(axis=1)
+        return self.classes_[chosen]
+
+    def _started(self, y: Array, classes: Any) -> Array:
+        check_classification_targets(y)
+        y = column_or_1d(y, warn=True)
+        self.classes_ = np.unique(y if classes is None else classes)
+        return self._encoded(y, None)
+
+    def _encoded(self, y: Array, classes: Any) -> Array:
+        y = column_or_1d(y, warn=True)
+        if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes is {classes!r}, expected {self.classes_!r} as in the first call of partial_fit")
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y holds {unknown[0]!r}, expected one of the classes {self.classes_!r}")
+        return np.searchsorted(self.classes_, y)
+
+    def _outputs(self, target: Array) -> int:
+        return len(self.classes_)
+
+    def _stratify(self, target: Array) -> Array | None:
+        return target
+
+
+class SparseMLPRegressor(RegressorMixin, _SparseMLP):
+    __doc__ = f"""Regressor: a multi-layer perceptron with sparse hidden layers, trained on the mean squared error.
+{_PARAMETERS}
+    Attributes
+    ----------
+    model_ : fs.nn.Sequential
+    history_ : fs.training.History
+    n_iter_, loss_, loss_curve_, n_features_in_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsparse.sklearn import SparseMLPRegressor
+    >>> X = np.random.default_rng(0).normal(size=(200, 10))
+    >>> model = SparseMLPRegressor((64,), sparsity=0.5, max_iter=300, random_state=0)
+    >>> model.fit(X, X[:, 0] - 2 * X[:, 1]).score(X, X[:, 0] - 2 * X[:, 1]) > 0.9
+    True
+    """
+
+    _loss = staticmethod(training.mse)
+    _monitor = "val_loss"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def partial_fit(self, X: Any, y: Any) -> Any:
+        """Train for one epoch on this part of the data, from where the last call left.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, None)
+
+    def predict(self, X: Any) -> Array:
+        """Values for every sample, (samples,) or (samples, outputs)."""
+        y = self._output(X)
+        return y if self._columns else y[:, 0]
+
+    def _started(self, y: Array, classes: Any) -> Array:
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        self._columns = y.shape[1] if y.ndim == 2 else 0
+        return self._encoded(y, None)
+
+    def _encoded(self, y: Array, classes: Any) -> Array:
+        expected = (len(y), self._columns) if self._columns else (len(y),)
+        if y.shape != expected and y.shape != (len(y), 1):
+            raise ValueError(f"y has shape {y.shape}, expected {expected} as in the first call of partial_fit")
+        return np.asarray(y, np.float64).reshape(len(y), -1)
+
+    def _outputs(self, target: Array) -> int:
+        return target.shape[1]

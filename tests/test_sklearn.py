@@ -1,0 +1,156 @@
+"""The scikit-learn bridge: its own checks, sparse X, partial_fit, searches, pickles."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+sklearn = pytest.importorskip("sklearn", "1.6")
+
+from scipy import sparse  # noqa: E402
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris  # noqa: E402
+from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402
+from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+
+import fastsparse as fs  # noqa: E402
+from fastsparse.sklearn import SparseMLPClassifier, SparseMLPRegressor  # noqa: E402
+
+ESTIMATORS = [
+    SparseMLPClassifier((32,), sparsity=0.5, learning_rate_init=0.02, max_iter=60),
+    SparseMLPRegressor((32,), sparsity=0.5, learning_rate_init=0.02, max_iter=60),
+]
+
+
+@parametrize_with_checks(ESTIMATORS)
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+def _cancer() -> tuple[Any, Any]:
+    X, y = load_breast_cancer(return_X_y=True)
+    return StandardScaler().fit_transform(X).astype("f"), y
+
+
+def test_classification_in_a_pipeline_and_over_folds() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    network = SparseMLPClassifier((64, 32), sparsity=0.8, max_iter=30, learning_rate_init=0.01, random_state=0)
+    model = make_pipeline(StandardScaler(), network)
+    assert cross_val_score(model, X, y, cv=3).min() > 0.93
+    model.fit(X, y)
+    network = model[-1].model_
+    assert [layer.weight.density for layer in network[:2]] == [0.2, pytest.approx(0.2, abs=1e-3)]
+    probabilities = model.predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(model.predict(X), probabilities.argmax(axis=1))
+
+
+def test_regression_with_one_and_several_outputs() -> None:
+    X, y = load_diabetes(return_X_y=True)
+    X, y = StandardScaler().fit_transform(X), (y - y.mean()) / y.std()
+    model = SparseMLPRegressor((64,), sparsity=0.5, max_iter=60, random_state=0)
+    assert model.fit(X, y).score(X, y) > 0.4
+    both = np.stack([y, -2 * y], axis=1)
+    model.fit(X, both)
+    assert model.predict(X).shape == both.shape
+    assert model.score(X, both) > 0.4
+
+
+def test_sparse_input_stays_sparse_and_gives_what_dense_input_gives() -> None:
+    texts = ["sparse matrix product", "matrix of zeros", "soup with carrots", "boil the soup", "carrots and zeros"] * 4
+    y = np.array(["maths", "maths", "food", "food", "food"] * 4)
+    X = CountVectorizer(dtype=np.float64).fit_transform(texts)
+    assert sparse.issparse(X)
+    model = SparseMLPClassifier((32,), sparsity=0.5, max_iter=80, learning_rate_init=0.01, random_state=0)
+    model.fit(X, y)
+    assert model.score(X, y) == 1.0
+    dense = SparseMLPClassifier(**model.get_params()).fit(X.toarray(), y)
+    np.testing.assert_allclose(model.predict_proba(X), dense.predict_proba(X.toarray()), rtol=1e-6)
+    assert list(model.classes_) == ["food", "maths"]
+
+
+def test_random_state_repeats_to_the_bit_and_orders_samples() -> None:
+    X, y = _cancer()
+    options: dict[str, Any] = {"hidden_layer_sizes": (32,), "max_iter": 4, "batch_size": 64}
+    first, second, third = (SparseMLPClassifier(**options, random_state=seed).fit(X, y) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+    assert first.loss_curve_ == second.loss_curve_ != third.loss_curve_
+
+
+def test_partial_fit_goes_on_where_it_stopped() -> None:
+    X, y = _cancer()
+    model = SparseMLPClassifier((32,), sparsity=0.8, evolve="set", every=5, batch_size=32, random_state=0)
+    pattern = None
+    for _ in range(8):
+        for part in range(0, len(X), 150):
+            model.partial_fit(X[part : part + 150], y[part : part + 150], classes=[0, 1])
+        pattern = pattern or model.model_[0].pattern
+    assert model.score(X, y) > 0.93
+    assert model.model_[0].pattern != pattern, "patterns go on evolving"
+    assert model.model_[0].pattern.nnz == pattern.nnz
+    assert model.n_iter_ == 8 * 4
+    with pytest.raises(ValueError, match=r"^y holds .*2.*, expected one of the classes array\(\[0, 1\]\)$"):
+        model.partial_fit(X, y + 1)
+    with pytest.raises(ValueError, match=r"^classes is \[0, 1, 2\], expected array\(\[0, 1\]\) as in the first call"):
+        model.partial_fit(X, y, classes=[0, 1, 2])
+    regressor = SparseMLPRegressor((8,), random_state=0).partial_fit(X, np.stack([y, y], axis=1))
+    with pytest.raises(ValueError, match=r"^y has shape \(569,\), expected \(569, 2\) as in the first call"):
+        regressor.partial_fit(X, y)
+
+
+def test_early_stopping_holds_data_out() -> None:
+    X, y = _cancer()
+    model = SparseMLPClassifier(
+        (64,), learning_rate_init=0.02, early_stopping=True, n_iter_no_change=3, validation_fraction=0.3, random_state=0
+    ).fit(X, y)
+    assert model.n_iter_ < 200
+    accuracy = model.history_["val_accuracy"]
+    assert max(accuracy[-3:]) <= max(accuracy[:-3]) + 1e-4
+    assert model.score(X, y) > 0.95
+
+
+def test_grid_search_and_pickle(tmp_path: Any) -> None:
+    X, y = load_iris(return_X_y=True)
+    search = GridSearchCV(
+        make_pipeline(
+            StandardScaler(), SparseMLPClassifier((32,), learning_rate_init=0.01, max_iter=40, random_state=0)
+        ),
+        {"sparsemlpclassifier__sparsity": [0.5, 0.8], "sparsemlpclassifier__evolve": [None, "rigl"]},
+        cv=3,
+    ).fit(X, y)
+    assert search.best_score_ > 0.9
+    again = pickle.loads(pickle.dumps(search))
+    np.testing.assert_array_equal(again.predict_proba(X), search.predict_proba(X))
+    model = search.best_estimator_[-1]
+    fs.save(model.model_, tmp_path / "model.safetensors")
+    loaded = fs.load(tmp_path / "model.safetensors")
+    scaled = StandardScaler().fit_transform(X)
+    np.testing.assert_array_equal(loaded(scaled), model.model_(scaled))
+    copy = pickle.loads(pickle.dumps(model)).partial_fit(scaled, y)
+    assert copy.n_iter_ == model.n_iter_ + 1, "training goes on after a pickle"
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"sparsity": 1.0}, ValueError, "sparsity is 1.0, expected a number in [0, 1)"),
+    ({"evolve": "magic"}, ValueError, "evolve is 'magic', expected one of 'rigl', 'set' or None"),
+    ({"max_iter": 0}, ValueError, "max_iter is 0, expected an integer of at least 1"),
+    ({"batch_size": "all"}, ValueError, "batch_size is 'all', expected 'auto' or an integer of at least 1"),
+    ({"activation": "step"}, ValueError, "activation is 'step', expected"),
+    ({"hidden_layer_sizes": (0,)}, ValueError, "out_features is 0, expected an integer of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_bad_parameters_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(error) as caught:
+        SparseMLPClassifier(**options).fit(X, y)
+    assert str(caught.value).startswith(message)
