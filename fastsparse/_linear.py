@@ -14,7 +14,7 @@ from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import address, machine
 from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
-from fastsparse.plan.conv import LanesPlanes
+from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.operator import Operator
 from fastsparse.plan.tiles import SpmmPlan

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
 from fastsparse.plan import policy
-from fastsparse.plan.conv import FlatConv, LanesPlanes
+from fastsparse.plan.conv import FlatConv
+from fastsparse.plan.flat import FlatPlanes
+from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
 from fastsparse.plan.tiles import SpmmPlan
 from fastsparse_kernels import build, epilogue, layout, sddmm, spmm, spmv
@@ -119,7 +121,7 @@ def _limits(activation: str | None, bits: int) -> tuple[int, NDArray[Any]]:
 def set_epilogue(record: Record, bias: NDArray[Any] | None, activation: str | None, m: Machine) -> None:
     """Fill the fields of bias and activation, which several records have."""
     record.set(limits=_limits(activation, m.bits)[0], bias=0 if bias is None else address(bias))
-    if activation not in CLAMPS:
+    if activation is not None and activation not in CLAMPS:
         code = epilogue.ACTIVATION_CODES[activation]
         record.set(activation=epilogue.activation_kernel(code, m.bits, m.lanes).address)
 
@@ -163,7 +165,7 @@ def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]
     prepared = plan.prepared.get("launch")
     if prepared is None:
         prepared = plan.prepared["launch"] = _prepare_spmm(plan, m)
-    return prepared  # type: ignore[no-any-return]
+    return prepared
 
 
 def spmm_scratch(plan: SpmmPlan, m: Machine) -> int:
@@ -388,7 +390,14 @@ def unpack_lanes(
 
 
 def pack_flat_call(
-    user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
+    user: int,
+    image_stride: int,
+    channel_stride: int,
+    plan: FlatConv | FlatPlanes,
+    channels: int,
+    flat: int,
+    images: int,
+    m: Machine,
 ) -> Call:
     """user[image, channel, ...] -> zero-padded phase planes."""
     record = Record(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse import runtime
 from fastsparse.launch import Call, Record, address
+from fastsparse.launch_layers import planes_call, planes_scratch
 from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
@@ -55,37 +56,14 @@ def pool_lanes_call(
     return Call(pooling.pool_lanes_kernel(_KINDS[kind], m.bits, m.lanes), record, tasks, flops)
 
 
-def pool_scratch(w: Windows, bands: Bands, m: Machine) -> tuple[int, int, int]:
-    """Bytes of scratch per worker, and where a band of y and of the index begin in it."""
-    x_bytes = (bands.input_rows * w.spatial[1] + m.lanes) * m.vector
-    y_bytes = (bands.output_rows * len(w.columns) + m.lanes) * m.vector
-    return x_bytes + y_bytes, x_bytes, x_bytes + y_bytes
+def pool_scratch(w: Windows, bands: Bands, m: Machine) -> int:
+    """Bytes of scratch that one worker needs for `pool_call`."""
+    return planes_scratch(w, bands, m)[0]
 
 
 def pool_call(kind: str, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int) -> Call:
     """Pool `planes` contiguous planes at address x into those at y."""
-    stride, scratch_y, scratch_index = pool_scratch(w, bands, m)
-    x_size, y_size = w.spatial[0] * w.spatial[1], len(w.rows) * len(w.columns)
-    record = Record(
-        pooling.PLANES,
-        planes=planes,
-        bands=len(bands.table),
-        band_rows=address(bands.table),
-        width=w.spatial[1],
-        out_width=len(w.columns),
-        rows=address(w.rows),
-        columns=address(w.columns),
-        x=x,
-        x_stride=x_size * m.size,
-        y=y,
-        y_stride=y_size * m.size,
-        scratch=scratch,
-        scratch_stride=stride,
-        scratch_y=scratch_y,
-        scratch_index=scratch_index,
-    )
-    kernel = pooling.pool_kernel(_KINDS[kind], m.bits, m.lanes)
-    return Call(kernel, record, -(-planes // m.lanes) * len(bands.table), _POOL_FLOPS * planes * x_size)
+    return planes_call(pooling.pool_kernel(_KINDS[kind], m.bits, m.lanes), w, bands, x, y, planes, m, scratch=scratch)
 
 
 # ---------------------------------------------------------------- sequences

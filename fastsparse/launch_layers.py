@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
-from fastsparse.launch import Record, address, run
+from fastsparse.launch import Call, Record, address, run, run_call
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
 from fastsparse_kernels import epilogue, norm, pooling
@@ -53,12 +53,18 @@ MAX, MAX_INDEX, MEAN = pooling.MAX, pooling.MAX_INDEX, pooling.MEAN
 _POOL_FLOPS = 4.0  # per element of x, transposing included
 
 
-def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index: Array | None, m: Machine) -> None:
-    planes = math.prod(x.shape[:2])
+def planes_scratch(w: Windows, bands: Bands, m: Machine) -> tuple[int, int, int]:
+    """Bytes of scratch that one worker needs, and where a band of y and of the index begin in it."""
     x_bytes = (bands.input_rows * w.spatial[1] + m.lanes) * m.vector
     y_bytes = (bands.output_rows * len(w.columns) + m.lanes) * m.vector
-    stride = x_bytes + 2 * y_bytes
-    scratch = workspace.take("scratch", stride * m.workers)
+    return x_bytes + 2 * y_bytes, x_bytes, x_bytes + y_bytes
+
+
+def planes_call(
+    kernel: Any, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int, index: int = 0
+) -> Call:
+    """Pooling of `planes` contiguous planes, all by address; `kernel` says in which direction."""
+    stride, scratch_y, scratch_index = planes_scratch(w, bands, m)
     record = Record(
         pooling.PLANES,
         planes=planes,
@@ -68,18 +74,27 @@ def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index
         out_width=len(w.columns),
         rows=address(w.rows),
         columns=address(w.columns),
-        x=address(x),
+        x=x,
         x_stride=math.prod(w.spatial) * m.size,
-        y=address(y),
+        y=y,
         y_stride=math.prod(w.out_spatial) * m.size,
-        index=0 if index is None else address(index),
-        scratch=address(scratch),
+        index=index,
+        scratch=scratch,
         scratch_stride=stride,
-        scratch_y=x_bytes,
-        scratch_index=x_bytes + y_bytes,
+        scratch_y=scratch_y,
+        scratch_index=scratch_index,
     )
     tasks = -(-planes // m.lanes) * len(bands.table)
-    run(kernel, record, tasks, _POOL_FLOPS * x.size, m.workers)
+    return Call(kernel, record, tasks, _POOL_FLOPS * planes * math.prod(w.spatial))
+
+
+def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index: Array | None, m: Machine) -> None:
+    scratch = workspace.take("scratch", planes_scratch(w, bands, m)[0] * m.workers)
+    call = planes_call(
+        kernel, w, bands, address(x), address(y), math.prod(x.shape[:2]), m, scratch=address(scratch),
+        index=0 if index is None else address(index),
+    )  # fmt: skip
+    run_call(call, m.workers)
 
 
 def run_pool(kind: int, w: Windows, x: Array, y: Array, index: Array | None, m: Machine) -> None:

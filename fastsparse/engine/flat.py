@@ -226,7 +226,7 @@ class _Lowering:
         self._add(
             node.name, f"{op.kind} pool", node, self.forms[t, "plain"], target,
             lambda a, b, scratch: launch_engine.pool_call(op.kind, op.windows, bands, a, b, planes, m, scratch=scratch),
-            scratch=launch_engine.pool_scratch(op.windows, bands, m)[0],
+            scratch=launch_engine.pool_scratch(op.windows, bands, m),
         )  # fmt: skip
 
     def _spmv(self, node: Node, op: Linear) -> None:
