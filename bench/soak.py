@@ -125,32 +125,35 @@ class Soak:
         """Ctrl-C somewhere in this (the main) thread's calls; everything works afterwards."""
         rng = np.random.default_rng(seed)
         timer = threading.Timer(float(rng.random()) * 0.2, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()
             while timer.is_alive():
                 self.check(rng)
-            time.sleep(0.2)
+            time.sleep(10)
+            self.wrong.append("an interrupt was lost")
         except KeyboardInterrupt:
-            return
-        self.wrong.append("an interrupt was lost")
+            timer.join()
 
 
 def soak(minutes: float, threads: int, seed: int) -> int:
     """Run one layer in this process."""
+    faulthandler.register(signal.SIGUSR1)
     state = Soak(seed)
     workers = [threading.Thread(target=state.work, args=(seed + 1 + i,)) for i in range(threads)]
     for worker in workers:
         worker.start()
     end, memory, rounds = time.monotonic() + 60 * minutes, [], 0
-    while time.monotonic() < end and not state.wrong:
-        rounds += 1
-        state.fork(seed + 1000 + rounds)
-        state.interrupt(seed + 2000 + rounds)
-        memory.append(resident())
-        time.sleep(0.3)
-    state.stop.set()
-    for worker in workers:
-        worker.join()
+    try:
+        while time.monotonic() < end and not state.wrong:
+            rounds += 1
+            state.fork(seed + 1000 + rounds)
+            state.interrupt(seed + 2000 + rounds)
+            memory.append(resident())
+            time.sleep(0.3)
+    finally:
+        state.stop.set()
+        for worker in workers:
+            worker.join()
     layer = fs.show_config(file=sys.stderr)["threading_layer"]
     settled, last = max(memory[: len(memory) // 3 + 1], default=0), memory[-1] if memory else 0
     if last > 1.15 * settled + 20e6:
