@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ from fastsparse.plan import policy
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
 _WORKSPACES = 8  # calls of one batch size that run at once; more wait
+
+# One lock serves all engines: it is held for a dictionary access, never while something is planned or run. Held over
+# fork(), so that a child never inherits it locked by a thread that it does not have.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def compile(  # noqa: A001 - the public name of api.md
@@ -109,7 +116,6 @@ class Engine:
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __call__(self, x: Any, *, out: Array | None = None) -> Array:
         """Run the network.
@@ -201,14 +207,14 @@ class Engine:
     def _pool(self, batch: int, tune: bool = False) -> Pool:
         workers = runtime.get_num_threads() if self._threads is None else self._threads
         key = (batch, workers)
-        with self._lock:
+        with _lock:
             pool = self._plans.get(key)
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
         candidates = self._candidates(batch, workers, tune)
         made = Pool(fastest(self._program, candidates, batch), _WORKSPACES)
-        with self._lock:
+        with _lock:
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
             while len(self._plans) > _KEPT_PLANS:

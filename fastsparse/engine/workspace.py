@@ -5,10 +5,12 @@ A workspace serves one call at a time. Everything a call needs but its output is
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from fastsparse.plan import policy
 from fastsparse_kernels.build import aligned_empty
 
 Array = NDArray[Any]
+_pools: WeakSet[Pool] = WeakSet()
 
 
 class Workspace:
@@ -117,8 +120,13 @@ class Pool:
     def __init__(self, schedule: Schedule, limit: int) -> None:
         self.schedule = schedule
         self._limit = limit
-        self._made = 0
         self._free: list[Workspace] = []
+        self.renew()
+        _pools.add(self)
+
+    def renew(self) -> None:
+        """Forget the workspaces in use, as a forked child must: the threads that use them are not there."""
+        self._made = len(self._free)
         self._changed = threading.Condition()
 
     @contextmanager
@@ -148,3 +156,12 @@ class Pool:
                 self._made -= 1
                 self._changed.notify()
             raise
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
