@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+import weakref
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fastsparse import workspace
+from fastsparse import launch, launch_sparse, workspace
+from fastsparse_kernels.build import aligned_empty
+from tests.test_interrupt import NAMES, calls
 
 CALLS = """
 import numpy as np
@@ -71,11 +76,36 @@ def test_workspace_is_reused_and_bounded(monkeypatch):
 
 
 def test_every_thread_has_its_own_workspace(monkeypatch):
-    from threading import Thread
-
     monkeypatch.undo()
     mine, found = workspace.take("test", 1000), []
     thread = Thread(target=lambda: found.append(workspace.take("test", 1000)))
     thread.start()
     thread.join()
     assert not np.shares_memory(mine, found[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
+    """What the workspace does not keep is freed when the last reference goes, whoever has its address."""
+    lent: list[tuple[int, int, weakref.ref[np.ndarray], np.ndarray]] = []
+    used, run = [], launch.run
+
+    def take(purpose: str, size: int) -> np.ndarray:
+        memory = aligned_empty((max(size, 64),), np.uint8)
+        view = memory.view()
+        lent.append((memory.ctypes.data, memory.ctypes.data + len(memory), weakref.ref(view), memory))
+        return view
+
+    def checked(kernel: Any, record: launch.Record, *rest: Any) -> None:
+        for word in record.words:
+            for start, end, held, _ in lent:
+                if start <= word < end:
+                    assert held() is not None, "the buffer was given back"
+                    used.append(word)
+        run(kernel, record, *rest)
+
+    monkeypatch.setattr(workspace, "take", take)
+    monkeypatch.setattr(launch, "run", checked)
+    monkeypatch.setattr(launch_sparse, "run", checked)
+    calls(rng)[name][0]()
+    assert used or name == "sparse gradient"  # which needs no buffer
