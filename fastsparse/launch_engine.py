@@ -109,7 +109,8 @@ def run_tasks(call: Call, workers: int) -> None:
     start, counter = words.buffer_info()[0], len(words) - 8
     words[0] = start + 8 * counter
     slots = min(tasks, available_slots(workers))
-    slices = max(1, min(tasks, int(call.flops / (policy.SLICE_FLOPS * slots))))
+    # A slice has a task for every worker at least.
+    slices = max(1, min(tasks // slots, int(call.flops / (policy.SLICE_FLOPS * slots))))
     for i in range(slices):
         words[counter], words[1] = tasks * i // slices, tasks * (i + 1) // slices
         if slots > 1:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import launch
+from fastsparse import launch, launch_engine
 from fastsparse.engine import split
 from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.lanes import lanes_schedule, work_of
 from fastsparse.engine.schedule import USER, Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
+from fastsparse.plan import policy
 from tests.engine.networks import NETWORKS, network
 
 # The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.
@@ -111,3 +112,24 @@ def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
             assert step.source[0] in written
             written.add(step.target[0])
         assert schedule.steps[-1].target[0] == USER
+
+
+@pytest.mark.parametrize(("tasks", "workers", "slices"), [(2, 2, 1), (7, 2, 3), (8, 1, 8), (100, 2, 10)])
+def test_slices_keep_every_worker_busy(monkeypatch, tasks, workers, slices):
+    """Long calls are cut for Ctrl-C, but never into pieces of fewer tasks than workers."""
+    ranges = []
+    record = launch.Record(np.dtype([("counter", np.int64), ("stop", np.int64)]))
+    words = record.words
+
+    def run(*_):
+        ranges.append((words[len(words) - 8], words[1]))
+
+    monkeypatch.setattr(launch_engine, "available_slots", lambda workers: workers)
+    monkeypatch.setattr(launch_engine.build, "run_parallel", lambda: run)
+    monkeypatch.setattr(launch_engine.build, "run_serial", lambda: run)
+    flops = policy.SLICE_FLOPS * workers * 10
+    launch_engine.run_tasks(launch.Call(launch_engine.sequence.sequence_kernel(), record, tasks, flops), workers)
+    assert len(ranges) == slices
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == tasks
+    assert all(stop - start >= workers for start, stop in ranges)
