@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import config
 from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
@@ -34,7 +35,9 @@ PACK_CHUNK = 512  # positions that one packing task moves
 def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     """The machine as plans see it, for numbers of `dtype` and the current number of threads."""
     bits = dtype.itemsize * 8
-    return Machine(bits, build.lanes(bits), runtime.get_num_threads() if workers is None else workers)
+    if workers is None:  # no more than can run: each has its own scratch
+        workers = min(runtime.get_num_threads(), int(config.NUMBA_NUM_THREADS))
+    return Machine(bits, build.lanes(bits), workers)
 
 
 def address(buffer: NDArray[Any]) -> int:

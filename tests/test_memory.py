@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastsparse as fs
 from fastsparse import launch, launch_sparse, workspace
 from fastsparse_kernels.build import aligned_empty
 from tests.test_interrupt import NAMES, calls
@@ -73,6 +74,14 @@ def test_workspace_is_reused_and_bounded(monkeypatch):
     assert len(huge) >= 10_001
     assert not np.shares_memory(huge, workspace.take("test", 10_001)), "not kept"
     assert workspace.take("test", 3000) is larger
+
+
+def test_scratch_is_that_of_threads_that_can_run(rng):
+    """A number of threads beyond all measure is allowed, and does not use more."""
+    call = calls(rng)["spmm"][0]
+    expected = call()
+    with fs.threads(10**9):
+        assert np.array_equal(call(), expected)
 
 
 def test_every_thread_has_its_own_workspace(monkeypatch):
