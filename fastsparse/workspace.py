@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from fastsparse_kernels.build import aligned_empty
 from numpy.typing import NDArray
+
+from fastsparse_kernels.build import aligned_empty
 
 KEEP_BYTES = 64 * 2**20  # a larger buffer is given back to the system after its call
 

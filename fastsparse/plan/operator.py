@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fastsparse_kernels import operators as kernels
 from fastsparse_kernels.build import aligned_empty
-from numpy.typing import NDArray
 
 INDEX_LIMIT = 2**32
 

@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from . import simd
+from . import simd, vector_ir
 from .build import compile_kernel, compiled_once, kernel_record
 from .simd_math import Lanes, Mask, lanewise, where
 
@@ -104,7 +104,7 @@ def _contest(typing: Any, like: Any, position: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lowest = Lanes(builder, like, None).spread(float("-inf"))
         index = lowest.from_bits(_numbers(builder, like, args[1]))
-        return simd._pack(builder, like.vector, [lowest.value, index.value])
+        return vector_ir.pack(builder, like.vector, [lowest.value, index.value])
 
     return simd.Tile(2, like.lanes, like.bits)(like, types.int64), codegen
 
@@ -114,11 +114,13 @@ def _challenge(typing: Any, contest: Any, address: Any, position: Any) -> Any:
     """(best, index) after a look at the vector at `address`, which belongs to `position`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        best, index = (Lanes(builder, contest, v) for v in simd._unpack(builder, args[0], 2))
-        value = Lanes(builder, contest, simd._load(builder, args[1], contest.vector, contest.size))
+        best, index = (Lanes(builder, contest, v) for v in vector_ir.unpack(builder, args[0], 2))
+        value = Lanes(builder, contest, vector_ir.load_value(builder, args[1], contest.vector, contest.size))
         position = index.from_bits(_numbers(builder, contest, args[2]))
         wins = _wins(value, best)
-        return simd._pack(builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value])
+        return vector_ir.pack(
+            builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value]
+        )
 
     return contest(contest, types.int64, types.int64), codegen
 
@@ -128,9 +130,9 @@ def _chosen(typing: Any, gradient: Any, index: Any, position: Any) -> Any:
     """The gradient in lanes whose index is `position`, 0 elsewhere."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, at = (Lanes(builder, gradient, simd._unpack(builder, arg, 1)[0]) for arg in args[:2])
+        dy, at = (Lanes(builder, gradient, vector_ir.unpack(builder, arg, 1)[0]) for arg in args[:2])
         same = builder.icmp_unsigned("==", at.bits(), _numbers(builder, gradient, args[2]))
-        return simd._pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
+        return vector_ir.pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
 
     return gradient(gradient, gradient, types.int64), codegen
 
@@ -140,8 +142,8 @@ def _divided(typing: Any, tile: Any, weight: Any) -> Any:
     """The tile divided by an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        divisor = simd._splat(builder, tile, builder.sitofp(args[1], tile.element))
-        return simd._elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
+        divisor = vector_ir.splat(builder, tile, builder.sitofp(args[1], tile.element))
+        return vector_ir.elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
 
     return tile(tile, types.int64), codegen
 

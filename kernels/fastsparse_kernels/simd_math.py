@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import simd
+from . import simd, vector_ir
 
 
 class Mask:
@@ -131,7 +131,7 @@ def where(mask: Mask, yes: Lanes | float, no: Lanes | float) -> Lanes:
 
 def fma(a: Lanes, b: Lanes | float, c: Lanes | float) -> Lanes:
     """a * b + c, rounded once."""
-    operation = simd._fma(a.builder, a.tile)
+    operation = vector_ir.fma_function(a.builder, a.tile)
     return Lanes(a.builder, a.tile, operation(a.value, a.spread(b).value, a.spread(c).value))
 
 
@@ -154,7 +154,9 @@ def with_sign_of(sign: Lanes, magnitude: Lanes) -> Lanes:
 
 def square_root(x: Lanes) -> Lanes:
     """The correctly rounded square root."""
-    operation = simd._llvm(x.builder, f"llvm.sqrt.v{x.tile.lanes}f{x.tile.bits}", x.tile.vector, [x.tile.vector])
+    operation = vector_ir.llvm_function(
+        x.builder, f"llvm.sqrt.v{x.tile.lanes}f{x.tile.bits}", x.tile.vector, [x.tile.vector]
+    )
     return Lanes(x.builder, x.tile, operation(x.value))
 
 
@@ -279,7 +281,7 @@ def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
             def one(*vectors: Any) -> Any:
                 return function(*(Lanes(builder, tile, vector) for vector in vectors)).value
 
-            return simd._elementwise(builder, tile, one, *args)
+            return vector_ir.elementwise(builder, tile, one, *args)
 
         return tile(*[tile] * inputs), codegen
 
@@ -303,8 +305,8 @@ def converted(typing: Any, like: Any, tile: Any) -> Any:
         if like.bits == tile.bits:
             return args[1]
         convert = builder.fpext if like.bits > tile.bits else builder.fptrunc
-        vectors = simd._unpack(builder, args[1], tile.count)
-        return simd._pack(builder, like.vector, [convert(vector, like.vector) for vector in vectors])
+        vectors = vector_ir.unpack(builder, args[1], tile.count)
+        return vector_ir.pack(builder, like.vector, [convert(vector, like.vector) for vector in vectors])
 
     return like(like, tile), codegen
 
@@ -314,9 +316,9 @@ def filled(typing: Any, like: Any, number: Any) -> Any:
     """`number` (a scalar of the tile's type) in every lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return simd._pack(builder, like.vector, [simd._splat(builder, like, args[1])] * like.count)
+        return vector_ir.pack(builder, like.vector, [vector_ir.splat(builder, like, args[1])] * like.count)
 
-    return like(like, simd._NUMBA_FLOATS[like.bits]), codegen
+    return like(like, vector_ir.NUMBA_FLOATS[like.bits]), codegen
 
 
 @intrinsic
@@ -325,10 +327,10 @@ def first_kept(typing: Any, tile: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kept = []
-        for i, vector in enumerate(simd._unpack(builder, args[0], tile.count)):
-            mask = simd._first_lanes(builder, tile, simd._shifted(builder, args[1], -i * tile.lanes))
+        for i, vector in enumerate(vector_ir.unpack(builder, args[0], tile.count)):
+            mask = vector_ir.first_lanes(builder, tile, vector_ir.shifted(builder, args[1], -i * tile.lanes))
             kept.append(builder.select(mask, vector, ir.Constant(tile.vector, None)))
-        return simd._pack(builder, tile.vector, kept)
+        return vector_ir.pack(builder, tile.vector, kept)
 
     return tile(tile, types.int64), codegen
 
@@ -338,7 +340,7 @@ def total(typing: Any, tile: Any) -> Any:
     """The sum of all elements of a tile, by halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = simd._unpack(builder, args[0], tile.count)
+        vectors = vector_ir.unpack(builder, args[0], tile.count)
         while len(vectors) > 1:
             half = (len(vectors) + 1) // 2
             sums = [builder.fadd(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
@@ -346,8 +348,8 @@ def total(typing: Any, tile: Any) -> Any:
         vector, lanes = vectors[0], tile.lanes
         while lanes > 1:
             lanes //= 2
-            low, high = (simd._shuffle(builder, vector, vector, range(i * lanes, (i + 1) * lanes)) for i in (0, 1))
+            low, high = (vector_ir.shuffle(builder, vector, vector, range(i * lanes, (i + 1) * lanes)) for i in (0, 1))
             vector = builder.fadd(low, high)
         return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
-    return simd._NUMBA_FLOATS[tile.bits](tile), codegen
+    return vector_ir.NUMBA_FLOATS[tile.bits](tile), codegen

@@ -1,0 +1,122 @@
+"""Tile operations across lanes: transposing squares in registers, rows with tails, sums of lanes by shuffle trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .vector_ir import I32, I64, Tile, at, first_lanes, masked_load, masked_store, pack, shuffle, unpack
+
+
+def _transposed(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
+    """VL vectors of VL lanes, transposed by log2(VL) stages of two-vector shuffles."""
+    block = 1
+    while block < lanes:
+        low = [i if i // block % 2 == 0 else lanes + i - block for i in range(lanes)]
+        high = [i + block if i // block % 2 == 0 else lanes + i for i in range(lanes)]
+        out = list(vectors)
+        for i in range(lanes):
+            if i // block % 2 == 0:
+                a, b = vectors[i], vectors[i + block]
+                out[i], out[i + block] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
+        vectors, block = out, block * 2
+    return vectors
+
+
+@intrinsic
+def transpose(typing: Any, tile: Any) -> Any:
+    """Transpose a square tile (VL vectors of VL lanes) in registers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = _transposed(builder, unpack(builder, args[0], tile.count), tile.lanes)
+        return pack(builder, tile.vector, vectors)
+
+    return tile(tile), codegen
+
+
+@intrinsic
+def load_rows(typing: Any, like: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
+    """Vector i = the first `columns` elements at address + i * stride for i < rows; zeros elsewhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = []
+        inside = first_lanes(builder, like, args[4])
+        none = ir.Constant(like.mask, None)
+        for i in range(like.count):
+            exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
+            address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
+            vectors.append(masked_load(builder, like, address, builder.select(exists, inside, none)))
+        return pack(builder, like.vector, vectors)
+
+    i64 = types.int64
+    return like(like, i64, i64, i64, i64), codegen
+
+
+@intrinsic
+def store_rows(typing: Any, tile: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
+    """The first `columns` elements of vector i to address + i * stride for i < rows, and nothing else."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        inside = first_lanes(builder, tile, args[4])
+        none = ir.Constant(tile.mask, None)
+        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+            exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
+            address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
+            masked_store(builder, tile, vector, address, builder.select(exists, inside, none))
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(tile, i64, i64, i64, i64), codegen
+
+
+def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
+    """One vector whose lane i is the sum of the lanes of parts[i] (a power of two, at most VL), by a shuffle tree."""
+    count, block = len(parts), 1
+    while len(parts) > 1:
+        low = [lane if lane // block % 2 == 0 else lanes + lane - block for lane in range(lanes)]
+        high = [lane + block if lane // block % 2 == 0 else lanes + lane for lane in range(lanes)]
+        parts = [
+            builder.fadd(shuffle(builder, a, b, low), shuffle(builder, a, b, high))
+            for a, b in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        block *= 2
+    sums, width = parts[0], lanes
+    while width > count:
+        half = width // 2
+        indices = [lane + half if lane < half else lane for lane in range(lanes)]
+        sums, width = builder.fadd(sums, shuffle(builder, sums, sums, indices)), half
+    return shuffle(builder, sums, sums, list(range(count)))
+
+
+@intrinsic
+def add_sums_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
+        part = Tile(1, tile.count, tile.bits)
+        mask = first_lanes(builder, part, args[2])
+        before = masked_load(builder, part, args[1], mask)
+        masked_store(builder, part, builder.fadd(sums, before), args[1], mask)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
+def add_sums(typing: Any, tile: Any, address: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
+        shape = tile.element if tile.count == 1 else ir.VectorType(tile.element, tile.count)
+        if tile.count == 1:
+            sums = builder.extract_element(sums, ir.Constant(I32, 0))
+        pointer = at(builder, args[1], shape)
+        builder.store(builder.fadd(sums, builder.load(pointer, align=tile.size)), pointer, align=tile.size)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64), codegen

@@ -1,0 +1,145 @@
+"""Code generators under the register tile: LLVM values for vectors, masks and addresses, and the tile's two types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import models, register_model
+
+I1 = ir.IntType(1)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+FLOATS = {32: ir.FloatType(), 64: ir.DoubleType()}
+NUMBA_FLOATS = {32: types.float32, 64: types.float64}
+
+
+class Tile(types.Type):
+    """`count` vectors of `lanes` floating-point numbers of `bits` bits."""
+
+    def __init__(self, count: int, lanes: int, bits: int) -> None:
+        self.count, self.lanes, self.bits = count, lanes, bits
+        super().__init__(name=f"tile{count}x{lanes}f{bits}")
+
+    @property
+    def element(self) -> ir.Type:
+        return FLOATS[self.bits]
+
+    @property
+    def vector(self) -> ir.Type:
+        return ir.VectorType(self.element, self.lanes)
+
+    @property
+    def mask(self) -> ir.Type:
+        return ir.VectorType(I1, self.lanes)
+
+    @property
+    def size(self) -> int:
+        return self.bits // 8
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.lanes * self.size
+
+
+class Addresses(types.Type):
+    """`count` int64 byte addresses held in registers."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(name=f"addresses{count}")
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, tile: Tile) -> None:
+        super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.count))
+
+
+@register_model(Addresses)
+class _AddressesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, addresses: Addresses) -> None:
+        super().__init__(manager, addresses, ir.ArrayType(I64, addresses.count))
+
+
+def at(builder: Any, address: Any, pointee: ir.Type) -> Any:
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def shifted(builder: Any, address: Any, distance: int) -> Any:
+    return builder.add(address, ir.Constant(I64, distance)) if distance else address
+
+
+def load_value(builder: Any, address: Any, pointee: ir.Type, align: int) -> Any:
+    return builder.load(at(builder, address, pointee), align=align)
+
+
+def splat(builder: Any, tile: Tile, scalar: Any) -> Any:
+    undefined = ir.Constant(tile.vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, tile.lanes), [0] * tile.lanes))
+
+
+def shuffle(builder: Any, a: Any, b: Any, indices: Sequence[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), list(indices)))
+
+
+def unpack(builder: Any, aggregate: Any, count: int) -> list[Any]:
+    return [builder.extract_value(aggregate, i) for i in range(count)]
+
+
+def pack(builder: Any, element: ir.Type, items: Sequence[Any]) -> Any:
+    out = ir.Constant(ir.ArrayType(element, len(items)), ir.Undefined)
+    for i, item in enumerate(items):
+        out = builder.insert_value(out, item, i)
+    return out
+
+
+def llvm_function(builder: Any, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> Callable[..., Any]:
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, list(arguments)), name)
+    return lambda *args: builder.call(function, args)
+
+
+def fma_function(builder: Any, tile: Tile) -> Callable[..., Any]:
+    return llvm_function(builder, f"llvm.fma.v{tile.lanes}f{tile.bits}", tile.vector, [tile.vector] * 3)
+
+
+def mask_at(builder: Any, tile: Tile, address: Any, index: int) -> Any:
+    """Bit mask of one vector from a table of uint16, one entry per vector."""
+    word = ir.IntType(16)
+    bits = load_value(builder, shifted(builder, address, 2 * index), word, 2)
+    lanes = ir.IntType(tile.lanes)
+    bits = bits if tile.lanes == 16 else builder.trunc(bits, lanes)
+    return builder.bitcast(bits, tile.mask)
+
+
+def first_lanes(builder: Any, tile: Tile, count: Any) -> Any:
+    """Mask of the lanes below `count` (int64, may be negative or beyond the vector)."""
+    vector = ir.VectorType(I64, tile.lanes)
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, count, ir.Constant(I32, 0))
+    wide = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, tile.lanes), [0] * tile.lanes))
+    return builder.icmp_signed("<", ir.Constant(vector, list(range(tile.lanes))), wide)
+
+
+def masked_load(builder: Any, tile: Tile, address: Any, mask: Any) -> Any:
+    pointer = tile.vector.as_pointer()
+    name = f"llvm.masked.load.v{tile.lanes}f{tile.bits}.p0"
+    function = llvm_function(builder, name, tile.vector, [pointer, I32, tile.mask, tile.vector])
+    zero = ir.Constant(tile.vector, None)
+    return function(at(builder, address, tile.vector), ir.Constant(I32, tile.size), mask, zero)
+
+
+def masked_store(builder: Any, tile: Tile, vector: Any, address: Any, mask: Any) -> None:
+    pointer = tile.vector.as_pointer()
+    name = f"llvm.masked.store.v{tile.lanes}f{tile.bits}.p0"
+    function = llvm_function(builder, name, ir.VoidType(), [tile.vector, pointer, I32, tile.mask])
+    function(vector, at(builder, address, tile.vector), ir.Constant(I32, tile.size), mask)
+
+
+def elementwise(builder: Any, tile: Tile, operation: Callable[..., Any], *aggregates: Any) -> Any:
+    columns = [unpack(builder, aggregate, tile.count) for aggregate in aggregates]
+    return pack(builder, tile.vector, [operation(*vectors) for vectors in zip(*columns, strict=True)])
