@@ -16,9 +16,8 @@ def defined_symbols(compiled) -> set[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code = compiled._library.get_llvm_str()  # nothing, when it was loaded
-    if code:
-        names = re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)
-    else:
+    names = re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)
+    if not names:
         file = next(Path(build._cache_directory()).glob(f"{compiled._pyfunc.__qualname__}.*.kernel"))
         names = [name.decode() for name in re.findall(rb"_ZN18fastsparse_kernels[\w$.]+", file.read_bytes())]
     return {re.sub(r"B\d+v\d+", "", name) for name in names}
