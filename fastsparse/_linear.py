@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         groups = _groups(stop - start, m)
         y_lanes = _packed(grad, start, stop, "y", m)
         if pattern.nnz:
-            plan = pattern.cached(("sddmm", groups, m), lambda n=groups: plans.sddmm_lanes(pattern, n, m))
+            plan = pattern.cached(("sddmm", groups, m), partial(plans.sddmm_lanes, pattern, groups, m))
             if plan.operator is not operator:
                 if operator is not None:  # another operator, another order
                     gradients = operator.unpack(gradients)[plan.operator.permutation]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from .operator import Operator, build_operator
 from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors, whole_vectors
 
 Ints = tuple[int, ...]
+Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, place in the CSR
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class LanesConvBackward:
     dx_phases: list[SpmmPlan]
 
 
-def _transposed_structure(pattern: Pattern, geometry: Geometry) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _transposed_structure(
+    pattern: Pattern, geometry: Geometry
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Nonzeros ordered by (input channel, output channel, kernel index): those arrays, and their place in the CSR."""
     columns = absolute_columns(pattern, geometry)
     taps = math.prod(geometry.kernel)
@@ -155,7 +159,7 @@ def _transposed_structure(pattern: Pattern, geometry: Geometry) -> tuple[NDArray
     return channel[order], pattern.rows()[order], tap[order], order
 
 
-def _phase_axis(n: int, k: int, s: int, d: int, before: int, phase: int) -> tuple[int, NDArray, NDArray]:
+def _phase_axis(n: int, k: int, s: int, d: int, before: int, phase: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
     """One axis of one phase of dX: inputs phase, phase + s, ... : their number, the taps that reach them, and the
     output index that tap k adds to input index 0 of the phase."""
     taps = np.arange(k)
@@ -202,12 +206,12 @@ def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: Lanes
 
 
 def _phase_plan(
-    structure: tuple[NDArray, NDArray, NDArray, NDArray],
+    structure: Structure,
     geometry: Geometry,
     machine: Machine,
     sample_groups: int,
     phase: Ints,
-    axes: list[tuple[int, NDArray, NDArray]],
+    axes: list[tuple[int, NDArray[Any], NDArray[Any]]],
     dy: LanesPlanes,
     dx: LanesPlanes,
 ) -> SpmmPlan:
@@ -241,7 +245,7 @@ def _phase_plan(
     return SpmmPlan(_renumbered(operator, order[kept]), tiles)
 
 
-def _renumbered(operator: Operator, order: NDArray) -> Operator:
+def _renumbered(operator: Operator, order: NDArray[Any]) -> Operator:
     """The operator with its permutation pointing through `order` into the CSR's data."""
     return Operator(
         operator.group_starts,
@@ -284,7 +288,8 @@ def conv_flat(
         # The zeros behind one row serve as those in front of the next.
         extents[-1] = max(geometry.spatial[-1] + max(geometry.padding[-1]), geometry.out_spatial[-1])
     strides = row_major(tuple(extents))
-    read = [sorted({k * d % s for k in range(n)}) for n, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)]  # fmt: skip
+    taps = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
+    read = [sorted({k * d % s for k in range(n)}) for n, s, d in taps]
     # The last row's window may look past its end by the padding that the next row would have brought.
     plane = policy.off_the_sets(-(-(math.prod(extents) + max(geometry.padding[-1])) * size // 64) * 64, 64)
     phase_planes = row_major(tuple(len(r) for r in read))

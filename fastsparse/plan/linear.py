@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def lanes_group_stride(rows: int, machine: Machine) -> int:
 
 
 def spmm_lanes(pattern: Pattern, samples: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
-    """Plan of x in lanes layout (groups, K, VL) -> y in lanes layout, or row-major (M, samples); a tile takes T groups."""
+    """Plan of x in lanes layout (groups, K, VL) -> y in lanes layout, or row-major (M, samples)."""
     rows, columns = pattern.shape
     sample_groups = -(-samples // machine.lanes)
     width = policy.tile_width(sample_groups)
@@ -103,7 +104,7 @@ class SpmvPlan:
     """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit."""
 
     group_starts: NDArray[np.int64]
-    columns: NDArray[np.uint16] | NDArray[np.uint32]
+    columns: NDArray[Any]  # uint16 or uint32
 
     @property
     def column_bits(self) -> int:

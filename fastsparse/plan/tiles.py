@@ -43,7 +43,7 @@ class SpmmPlan:
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def _by_tiles(values: NDArray, width: int, fill: int | None = None) -> NDArray:
+def _by_tiles(values: NDArray[Any], width: int, fill: int | None = None) -> NDArray[Any]:
     """[n, ...] -> [tiles, width, ...], the last tile filled up with `fill`, or with the last item."""
     missing = -len(values) % width
     if missing:

@@ -27,7 +27,9 @@ _JUMP = re.compile(r"^\tj\w+\t(\.?\w+)")
 
 def inner_loops(assembly: str, instruction: str = "vfmadd") -> list[list[str]]:
     """Straight-line loops that hold `instruction`: from a label to the jump back to it, as lists of instructions."""
-    loops, label, body = [], None, []
+    loops: list[list[str]] = []
+    body: list[str] = []
+    label = None
     for line in assembly.splitlines():
         found = _LABEL.match(line)
         if found:

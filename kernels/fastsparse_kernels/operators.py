@@ -81,14 +81,14 @@ def make_order_entries() -> Callable[..., None]:
                         entry, buckets[key] = entry + buckets[key], entry
                     segments[base + kind + 1] = entry
                 for row in range(low, high):
-                    key = _sort_key(counts, first, last, row, block, longest)
-                    if key >= 0:
-                        rows[buckets[key]] = row
-                        buckets[key] += 1
+                    at = _sort_key(counts, first, last, row, block, longest)
+                    if at >= 0:
+                        rows[buckets[at]] = row
+                        buckets[at] += 1
                 for i in range(begin, entry):
-                    row = np.int64(rows[i])
-                    starts[row, block] = nonzero
-                    nonzero += counts[row, block]
+                    owner = np.int64(rows[i])
+                    starts[owner, block] = nonzero
+                    nonzero += counts[owner, block]
                     row_ends[i + 1] = nonzero
 
     return order_entries

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import build, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
@@ -83,7 +84,7 @@ def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "steps in a row", sequence.run_steps_serial
     yield "parallel steps in a row", sequence.run_steps
     for name, get in (("count blocks", operators.count_blocks), ("place nonzeros", operators.place_nonzeros)):
-        yield name, lambda get=get: get(32)
+        yield name, partial(get, 32)
     yield "order entries", operators.order_entries
     for family in FAMILIES:
         arguments = family.arguments(32, build.lanes(32))
@@ -91,4 +92,4 @@ def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
             relu = epilogue.ACTIVATION_CODES["relu"]
             arguments = [key for key in arguments if key[0] == relu]
         for key in arguments:
-            yield f"{family.name} {key}", lambda get=family.get, key=key: get(*key)
+            yield f"{family.name} {key}", partial(family.get, *key)
