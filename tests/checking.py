@@ -177,6 +177,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one group per chunk": {"CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},
     "lanes": {"prefers_lanes": lambda *_: True},
     "no lanes": {"prefers_lanes": lambda *_: False},
+    "no lanes, in parts": {"prefers_lanes": lambda *_: False, "CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},
     "slices": {"SLICE_FLOPS": 500},
     "parallel": {"PARALLEL_FLOPS": 0},
     "serial": {"PARALLEL_FLOPS": 1e30},
