@@ -55,7 +55,9 @@ class Parameter:
     def __init__(self, value: Array, pattern: Pattern | None = None) -> None:
         if pattern is not None and value.shape != (pattern.nnz,):
             raise ValueError(f"value has shape {value.shape}, expected {(pattern.nnz,)}, one for each nonzero")
-        self._value = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        # The empty shell of a model being read repeats one number and takes no memory: it is replaced, never trained.
+        shell = not any(value.strides)
+        self._value = value if shell or value.flags.c_contiguous else np.ascontiguousarray(value)
         self._pattern = pattern
         self._matrix: tuple[int, CSR] | None = None
         self.grad: Array | None = None
