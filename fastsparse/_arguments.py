@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from fastsparse import workspace
 from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import ACTIVATIONS
 
@@ -78,7 +79,7 @@ def as_bias(bias: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any] | None:
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: Any) -> NDArray[Any]:
     """`out`, when the result can be written into it; a new array when it is None."""
     if out is None:
-        return np.empty(shape, dtype)
+        return workspace.array(shape, dtype)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is {type(out).__name__}, expected a NumPy array")
     if out.shape != shape or out.dtype != dtype:

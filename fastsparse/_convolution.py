@@ -322,7 +322,7 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
         ("conv backward", geometry, m, sample_groups),
         lambda: plans.conv_backward_lanes(pattern, geometry, m, sample_groups),
     )
-    grad_x = np.empty_like(x) if need_input else None
+    grad_x = workspace.array(x.shape, x.dtype) if need_input else None
     gradients: Array = np.zeros(pattern.nnz, W.dtype)
     for start, stop in chunks(len(x), plan.x.group_stride + plan.dy.group_stride, m):
         samples = stop - start

@@ -130,7 +130,7 @@ def backward(grad: Array, x: Array, W: CSR, need_input: bool) -> tuple[Array | N
 
 def input_gradient(grad: Array, W: CSR) -> Array:
     """dX (samples, in) = grad @ W."""
-    grad_x = np.empty((len(grad), W.shape[1]), W.dtype)
+    grad_x = workspace.array((len(grad), W.shape[1]), W.dtype)
     if grad_x.size:
         linear(W.T, grad, grad_x, None, None)
     return grad_x
@@ -140,7 +140,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     """grad^T x at the pattern, and grad @ W from the same packed gradient when W_T is given."""
     m = machine(grad.dtype)
     samples, features = x.shape
-    grad_x = None if W_T is None else np.empty((samples, features), grad.dtype)
+    grad_x = None if W_T is None else workspace.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     operator: Operator | None = None
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)

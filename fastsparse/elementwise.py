@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch_layers
+from fastsparse import launch_layers, workspace
 from fastsparse.launch import machine
 from fastsparse.plan.pooling import Pads, Sizes, Windows, adaptive_windows, windows
 
@@ -29,7 +29,7 @@ def activate(name: str, z: Array) -> Array:
     """The activation `name` of every element."""
     _check_name(name)
     z = np.ascontiguousarray(z)
-    y = np.empty_like(z)
+    y = workspace.array(z.shape, z.dtype)
     launch_layers.run_activation(name, z, y, machine(z.dtype))
     return y
 
@@ -41,7 +41,7 @@ def activate_backward(name: str, dy: Array, kept: Array) -> Array:
     """
     _check_name(name)
     dy, kept = np.ascontiguousarray(dy), np.ascontiguousarray(kept, dy.dtype)
-    dz = np.empty_like(dy)
+    dz = workspace.array(dy.shape, dy.dtype)
     launch_layers.run_activation_grad(name, dy, kept, dz, machine(dy.dtype))
     return dz
 
@@ -73,7 +73,7 @@ def max_pool2d_with_index(x: Array, kernel: Sizes, stride: Sizes, padding: Pads)
     The first of equals wins. The index has the output's shape; its integers are as long as x's numbers.
     """
     w = windows(_spatial(x), kernel, stride, padding)
-    index = np.empty((*x.shape[:2], *w.out_spatial), np.int32 if x.dtype.itemsize == 4 else np.int64)
+    index = workspace.array((*x.shape[:2], *w.out_spatial), np.int32 if x.dtype.itemsize == 4 else np.int64)
     return _pooled(launch_layers.MAX_INDEX, x, w, index), index
 
 
@@ -108,14 +108,14 @@ def _spatial(x: Array) -> Sizes:
 
 def _pooled(kind: int, x: Array, w: Windows, index: Index | None = None) -> Array:
     x = np.ascontiguousarray(x)
-    y = np.empty((*x.shape[:2], *w.out_spatial), x.dtype)
+    y = workspace.array((*x.shape[:2], *w.out_spatial), x.dtype)
     launch_layers.run_pool(kind, w, x, y, index, machine(x.dtype))
     return y
 
 
 def _pooled_backward(kind: int, dy: Array, w: Windows, index: Index | None = None) -> Array:
     dy = np.ascontiguousarray(dy)
-    dx = np.empty((*dy.shape[:2], *w.spatial), dy.dtype)
+    dx = workspace.array((*dy.shape[:2], *w.spatial), dy.dtype)
     launch_layers.run_pool_grad(kind, w, dy, index, dx, machine(dy.dtype))
     return dx
 
@@ -144,7 +144,7 @@ def batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_train`: grad_x (shape of x), grad_gamma (C,), grad_beta (C,)."""
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy, x.dtype)
-    grad_x, grad_gamma, grad_beta = np.empty_like(x), np.empty(x.shape[1]), np.empty(x.shape[1])
+    grad_x, grad_gamma, grad_beta = workspace.array(x.shape, x.dtype), np.empty(x.shape[1]), np.empty(x.shape[1])
     parameters = _wide(gamma), _wide(mean), _wide(variance)
     launch_layers.run_batch_norm_grad(dy, x, grad_x, *parameters, grad_gamma, grad_beta, eps, machine(x.dtype))
     return grad_x, grad_gamma.astype(x.dtype), grad_beta.astype(x.dtype)
@@ -154,7 +154,7 @@ def _normalised(
     x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float, *, training: bool
 ) -> Array:
     x = np.ascontiguousarray(x)
-    y, m = np.empty_like(x), machine(x.dtype)
+    y, m = workspace.array(x.shape, x.dtype), machine(x.dtype)
     launch_layers.run_batch_norm(x, y, _wide(gamma), _wide(beta), mean, variance, eps, m, training=training)
     return y
 

@@ -62,7 +62,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(np, "empty", _poisoned_empty)
     monkeypatch.setattr(np, "empty_like", _poisoned_empty_like)
+    array = workspace.array
+
+    def poisoned_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        fresh = array(shape, dtype)
+        fresh.reshape(-1).view(np.uint8).fill(255)
+        return fresh
+
     monkeypatch.setattr(workspace, "take", poisoned_take)
+    monkeypatch.setattr(workspace, "array", poisoned_array)
 
 
 @pytest.fixture

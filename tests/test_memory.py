@@ -118,3 +118,68 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     monkeypatch.setattr(launch_sparse, "run", checked)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
+
+
+def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
+    monkeypatch.undo()  # of the poison
+    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    shape = (300, 400)
+    first = workspace.array(shape, np.float32)
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
+    assert first.ctypes.data % 64 == 0
+    place = first.ctypes.data
+    part = first[3:5].T.reshape(-1, 2)[1:]  # a view of a view
+    part[...] = 7
+    del first
+    second = workspace.array(shape, np.float32)
+    second.fill(1)
+    assert second.ctypes.data != place
+    assert (part == 7).all()
+    del part
+    third = workspace.array((299, 400), np.float32)
+    assert third.ctypes.data == place, "a little smaller fits too"
+    assert not np.shares_memory(second, third)
+    third.fill(2)
+    assert (second == 1).all()
+    small = workspace.array((2, 3), np.float64)
+    assert small.shape == (2, 3)
+    assert small.base is None, "the C library serves small ones"
+
+
+def test_memory_of_results_is_bounded(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(workspace, "POOL_BYTES", 1_000_000)
+    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    held = [workspace.array((400_000,), np.uint8) for _ in range(6)]
+    for i, array in enumerate(held):
+        array.fill(i)
+    kept = workspace._own.owners
+    assert sum(map(len, kept)) <= 1_000_000
+    assert all((array == i).all() for i, array in enumerate(held)), "what was given up stays with its holder"
+    held.clear()
+    workspace.array((900_000,), np.uint8)
+    assert sum(map(len, kept)) <= 1_000_000
+    assert workspace.array((2_000_000,), np.uint8).base is None
+
+
+def test_results_are_the_callers(monkeypatch, rng):
+    """A result that is held stays as it is, whatever is computed afterwards, also in other threads."""
+    from threading import Thread
+
+    import fastsparse as fs
+
+    monkeypatch.undo()
+    W = fs.csr(rng.standard_normal((64, 50)) * (rng.random((64, 50)) < 0.2))
+    X = rng.standard_normal((50, 2000))
+    first = fs.spmm(W, X)
+    kept, view = first.copy(), first[5]
+    del first
+    threads = [Thread(target=lambda: [fs.spmm(W, X + i) for i in range(20)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(20):
+        fs.spmm(W, X + i)
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(view, kept[5])

