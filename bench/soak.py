@@ -138,6 +138,7 @@ class Soak:
 def soak(minutes: float, threads: int, seed: int) -> int:
     """Run one layer in this process."""
     faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells tell what they start with & to ignore it
     state = Soak(seed)
     workers = [threading.Thread(target=state.work, args=(seed + 1 + i,)) for i in range(threads)]
     for worker in workers:

@@ -77,6 +77,7 @@ def test_parts_of_a_weight_gradient_are_the_whole(rng, monkeypatch):
 LONG = """
 import faulthandler, os, signal, sys, threading
 faulthandler.dump_traceback_later(600, exit=True)  # a hang ends with a traceback
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells tell what they start with & to ignore it
 import numpy as np
 import fastsparse as fs
 from numpy.lib.stride_tricks import as_strided
