@@ -48,7 +48,8 @@ def test_row_groups(rows, tiles_, workers, tile_bytes):
 def test_blocks_fit_the_cache(row_bytes):
     for rows, limit in (
         (policy.block_rows, policy.L1_BLOCK_BYTES),
-        (policy.block_channels, 2 * policy.L1_BLOCK_BYTES),
+        (lambda window: policy.block_channels(window, 48 * 1024), 2 * policy.L1_BLOCK_BYTES),
+        (lambda window: policy.block_channels(window, 32 * 1024), 24 * 1024),
         (policy.sddmm_block_rows, policy.SDDMM_BLOCK_BYTES),
     ):
         found = rows(row_bytes)

@@ -121,7 +121,7 @@ def conv_between(
         width * machine.vector,
     )
     apart = tile_groups > 1 and geometry.positions < width
-    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
     return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
 
 
@@ -238,7 +238,7 @@ def _phase_plan(
     ends = grid(counts, steps, dx.strides) + first
     tiles = whole_vectors(starts, ends, width, machine.lanes)
     groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
-    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector), machine.l1_bytes)
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
     operator = build_operator(indptr, columns.astype(np.int64), blocks, groups)
@@ -311,7 +311,7 @@ def conv_flat(
     tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    blocks = channel_blocks(geometry.channels, policy.block_channels(touched), channel_stride, window)
+    blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(

@@ -102,7 +102,7 @@ def conv_flat_between(
     tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    per_block = policy.block_channels(touched)
+    per_block = policy.block_channels(touched, machine.l1_bytes)
     operator = pattern.cached(
         ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups),
         lambda: build_operator(

@@ -17,11 +17,12 @@ from .tiles import SpmmPlan, row_major_tiles, whole_vectors
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads."""
+    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads, L1 cache."""
 
     bits: int
     lanes: int
     workers: int
+    l1_bytes: int = 32 * 1024
 
     @property
     def size(self) -> int:

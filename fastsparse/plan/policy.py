@@ -35,12 +35,14 @@ def block_rows(row_bytes: int) -> int:
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
 
 
-def block_channels(window_bytes: int) -> int:
+def block_channels(window_bytes: int, l1_bytes: int) -> int:
     """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
 
-    Twice what a panel gets: the next tile's windows overlap with this one's, so part of them is there already.
+    The windows of neighbouring tiles overlap. With 48 KB of L1 cache (Zen 5) twice a panel's bytes was best, with 32 KB
+    (Zen 1) three quarters of the cache: a quarter faster than twice the panel's.
     """
-    return max(1, 2 * L1_BLOCK_BYTES // max(1, window_bytes))
+    block = 2 * L1_BLOCK_BYTES if l1_bytes > 32 * 1024 else 3 * l1_bytes // 4
+    return max(1, block // max(1, window_bytes))
 
 
 def sddmm_run(sample_groups: int) -> int:

@@ -45,7 +45,7 @@ from .vector_ir import (
     first_lanes,
     fma_function,
     load_value,
-    mask_at,
+    mask_bits,
     masked_load,
     masked_store,
     pack,
@@ -61,6 +61,7 @@ __all__ = [
     "add_scalar",
     "add_sums",
     "add_sums_first",
+    "axpy",
     "axpy_at",
     "call",
     "clamp",
@@ -74,6 +75,7 @@ __all__ = [
     "load_first",
     "load_float",
     "load_i64",
+    "load_masked_at",
     "load_rows",
     "load_some_at",
     "load_u16",
@@ -237,14 +239,37 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def load_masked_at(typing: Any, like: Any, bases: Any, offset: Any, masks: Any) -> Any:
+    """Vector i from bases[i] + offset, zeros but in the lanes set in the uint16 mask i of the table at `masks`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = []
+        for i, base in enumerate(unpack(builder, args[1], bases.count)):
+            mask = builder.bitcast(mask_bits(builder, like, args[3], i), like.mask)
+            vectors.append(masked_load(builder, like, builder.add(base, args[2]), mask))
+        return pack(builder, like.vector, vectors)
+
+    return like(like, bases, types.int64, types.int64), codegen
+
+
+@intrinsic
 def store_masked_at(typing: Any, tile: Any, bases: Any, offset: Any, masks: Any) -> Any:
-    """Vector i to bases[i] + offset, only the lanes set in the uint16 mask i of the table at `masks`."""
+    """Vector i to bases[i] + offset, only the lanes set in the uint16 mask i of the table at `masks`.
+
+    Masks of all lanes and of none are told apart by a jump: most are such, and without AVX-512 a masked store is slow.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
         for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
-            mask = mask_at(builder, tile, args[3], i)
-            masked_store(builder, tile, vector, builder.add(base, args[2]), mask)
+            address = builder.add(base, args[2])
+            bits = mask_bits(builder, tile, args[3], i)
+            every = builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
+            with builder.if_else(every) as (whole, part):
+                with whole:
+                    builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+                with part, builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))):
+                    masked_store(builder, tile, vector, address, builder.bitcast(bits, tile.mask))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64, types.int64), codegen
@@ -302,6 +327,22 @@ def axpy_at(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, bases, types.int64), codegen
+
+
+@intrinsic
+def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
+    """`axpy_at` on vectors that lie in a row from `address` on: one address register serves all of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
+        out = []
+        for i, acc in enumerate(unpack(builder, args[0], tile.count)):
+            x = load_value(builder, shifted(builder, args[2], i * tile.vector_bytes), tile.vector, tile.size)
+            out.append(fma(w, x, acc))
+        return pack(builder, tile.vector, out)
+
+    return tile(tile, types.int64, types.int64), codegen
 
 
 @intrinsic
