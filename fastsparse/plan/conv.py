@@ -308,14 +308,14 @@ def conv_flat(
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     x, y, masks = flat_vectors(starts, places, machine.lanes, size)
     width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
-    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes)
+    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(
-        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, machine.vector,
+        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, width * machine.vector,
         SpmmPlan(operator, tiles),
     )  # fmt: skip
 

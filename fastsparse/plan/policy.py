@@ -23,6 +23,7 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
+WIDEST_TILE = max(TILE_RATE)
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:

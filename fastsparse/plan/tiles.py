@@ -64,17 +64,20 @@ def tiles_of_vectors(
     width: int,
     lanes: int,
     columns: NDArray[np.uint32] | None = None,
+    step: int = 0,
 ) -> Tiles:
     """Tiles of `width` vectors, from one x position [n], y position and mask [n, passes] per vector.
 
-    A last tile that has fewer vectors repeats one and does not store it.
+    A last tile that has fewer vectors repeats one, or runs on by `step` bytes a vector, and does not store it.
     """
+    missing = np.arange(1, -len(x_positions) % width + 1, dtype=np.int64)
+    x_positions = np.concatenate([x_positions, x_positions[-1:] + missing * step])
     tiled_masks = _by_tiles(masks, width, fill=0).swapaxes(1, 2)
     every = (1 << lanes) - 1
     full = (tiled_masks.shape[1] == 1) & (tiled_masks[:, 0] == every).all(axis=1)
     return Tiles(
         width=width,
-        x_positions=_by_tiles(x_positions, width).astype(np.int64),
+        x_positions=np.ascontiguousarray(x_positions.reshape(-1, width), np.int64),
         y_positions=np.ascontiguousarray(_by_tiles(y_positions, width).swapaxes(1, 2)).astype(np.int64),
         masks=np.ascontiguousarray(tiled_masks).astype(np.uint16),
         full=np.atleast_1d(full).astype(np.uint8),
