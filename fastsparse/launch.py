@@ -373,6 +373,8 @@ def _lanes_call(
         lanes=lanes,
         lanes_group_stride=planes.group_stride,
         lanes_channel_stride=planes.channel_stride,
+        panel_groups=planes.panel_groups,
+        panel_stride=planes.panel_stride or planes.group_stride,
         places=address(planes.places) if len(planes.places) else 0,
         borders=address(planes.borders),
         border_count=len(planes.borders),

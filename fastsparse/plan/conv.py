@@ -194,10 +194,11 @@ def conv_backward_lanes(
 
 def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    row = policy.sddmm_row_part(geometry.out_spatial[-1])
+    positions = policy.sddmm_positions(machine.vector)
+    row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)
     x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
     y_runs = np.ascontiguousarray(dy.all_places()[::row])
-    height = min(len(x_runs), max(1, policy.SDDMM_POSITIONS // row))
+    height = min(len(x_runs), max(1, positions // row))
     extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
     operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent), groups)
