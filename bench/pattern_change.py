@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsity", type=float, default=0.9)
     args = parser.parse_args(argv)
     print(f"{args.threads} threads, {args.sparsity:.0%} sparse, a change every {args.every} steps; ms\n")
-    print("| network | algorithm | step | change of patterns with new plans | share of training |\n|---|---|---|---|---|")
+    print(
+        "| network | algorithm | step | change of patterns with new plans | share of training |\n|---|---|---|---|---|"
+    )
     with pinned(args.threads):
         for name in CASES:
             for kind in (sparsity.SET, sparsity.RigL):
