@@ -32,7 +32,7 @@ def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
     )
 
 
-TASK = Task("digits", "1,797 digits of 8x8, MLP", load, network, Settings(epochs=60, rate=0.05, weight_decay=5e-4))
+TASK = Task("digits", "1,797 digits of 8x8, MLP", load, network, Settings(epochs=80, rate=0.1, weight_decay=1e-4))
 
 if __name__ == "__main__":
     sys.exit(run(TASK, __doc__))

@@ -58,7 +58,7 @@ TASK = Task(
     "topics of docstrings, sparse input",
     load,
     network,
-    Settings(epochs=10, rate=2e-3, optimizer="adamw", weight_decay=0.01),
+    Settings(epochs=20, rate=5e-3, optimizer="adamw", weight_decay=0.1),
 )
 
 if __name__ == "__main__":
