@@ -117,7 +117,7 @@ def train(
     rng = np.random.default_rng(seed)
     model = task.network({"dense": None, "magnitude": 0.0}.get(method, share), rng)
     steps = chosen.epochs * math.ceil(len(split.train[1]) / chosen.batch_size)
-    history, start = training.History(), time.perf_counter()
+    start = time.perf_counter()
     history = training.fit(
         model,
         split.train,
@@ -142,11 +142,10 @@ def _optimizer(model: nn.Sequential, settings: Settings, steps: int) -> training
 
 def _algorithm(method: str, model: nn.Sequential, share: float, settings: Settings, steps: int, seed: int) -> Any:
     """What changes the patterns while a model trains; None when nothing does."""
-    exchange = {"drop_fraction": settings.drop, "every": settings.every}
     if method == "set":
-        return sparsity.SET(model, **exchange, stop=0.75, rng=seed)
+        return sparsity.SET(model, drop_fraction=settings.drop, every=settings.every, stop=0.75, rng=seed)
     if method == "rigl":
-        return sparsity.RigL(model, **exchange, stop=0.75)
+        return sparsity.RigL(model, drop_fraction=settings.drop, every=settings.every, stop=0.75)
     if method == "magnitude":
         # A tenth of the steps with all weights, the second half to recover.
         schedule = sparsity.PolynomialDecay(0.0, share, steps // 10, max(steps // 2, 1), frequency=settings.every)

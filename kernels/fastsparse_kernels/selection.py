@@ -14,7 +14,6 @@ from numba import types
 
 from .build import compile_function, compiled_once
 
-
 # Elements that are looked at together: two vectors of the narrowest machine, and few enough that most have no hit.
 _CHUNK = 16
 
@@ -30,9 +29,9 @@ def make_candidates() -> Callable[..., Any]:
         width, chunk, found = np.uint64(block.shape[1]), np.uint64(_CHUNK), np.uint64(0)
         flat = block.reshape(-1)
         for i in range(block.shape[0]):
-            start = np.uint64(i) * width
+            row = np.uint64(i) * width
             for p in range(np.uint64(indptr[first + i]), np.uint64(indptr[first + i + 1])):
-                flat[start + np.uint64(columns[p])] = np.nan
+                flat[row + np.uint64(columns[p])] = np.nan
         base = first * np.int64(width)
         size = np.uint64(flat.shape[0])
         for start in range(np.uint64(0), size, chunk):
@@ -123,7 +122,8 @@ def candidates(bits: int, column_bits: int) -> Callable[..., int]:
     """
     number = types.float32 if bits == 32 else types.float64
     signature = types.int64(
-        _array(number, 2), types.int64, _structure(64), _structure(column_bits), number, _array(types.int64), _array(number),
+        _array(number, 2), types.int64, _structure(64), _structure(column_bits), number, _array(types.int64),
+        _array(number),
     )  # fmt: skip
     return _compiled(make_candidates(), f"candidates_f{bits}_{column_bits}", signature)
 
