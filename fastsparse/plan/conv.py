@@ -254,7 +254,7 @@ def _renumbered(operator: Operator, order: NDArray[Any]) -> Operator:
         operator.row_ends,
         operator.rows,
         operator.offsets,
-        order[operator.permutation].astype(np.int64),
+        order[operator.permutation].astype(np.uint32),
         operator.columns,
     )
 
