@@ -154,6 +154,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         x_positions=address(tiles.x_positions),
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
+        ahead=m.workers if plan.asks_ahead else 0,
         passes=tiles.passes,
         y_positions=address(tiles.y_positions),
         masks=address(tiles.masks),

@@ -50,7 +50,8 @@ def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan
     tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles)
+    ahead = policy.asks_ahead(*pattern.shape, columns * machine.size)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles, ahead)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:

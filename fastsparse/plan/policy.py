@@ -11,6 +11,7 @@ L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the o
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
+ASK_AHEAD_BYTES = 2**20  # X of this size or less stays in L2, or nearly so
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
 MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
@@ -34,6 +35,14 @@ def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
 def block_rows(row_bytes: int) -> int:
     """Input rows per column block when each brings `row_bytes` bytes to L1."""
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
+
+
+def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
+    """Whether to ask for the next panel of X (columns, row_bytes) while this one is worked on.
+
+    It pays where reading X is much of the work, X is not in the cache anyway, and its rows do not share cache sets.
+    """
+    return columns >= rows and columns * row_bytes > ASK_AHEAD_BYTES and row_bytes % LINE_SETS_BYTES != 0
 
 
 def block_channels(window_bytes: int, l1_bytes: int) -> int:

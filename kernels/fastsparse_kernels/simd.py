@@ -44,6 +44,7 @@ from .vector_ir import (
     elementwise,
     first_lanes,
     fma_function,
+    llvm_function,
     load_value,
     mask_bits,
     masked_load,
@@ -83,6 +84,7 @@ __all__ = [
     "load_u64",
     "load_u8",
     "moved",
+    "prefetch",
     "record_view",
     "spread",
     "store",
@@ -185,6 +187,19 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
         return pack(builder, like.vector, vectors)
 
     return like(like, types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at any address, for the L2 cache; an address that is nobody's does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+        ask(builder.inttoptr(args[0], byte), *(ir.Constant(I32, flag) for flag in (0, 2, 1)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

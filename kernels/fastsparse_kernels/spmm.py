@@ -44,6 +44,7 @@ ARGUMENTS = kernel_record(
     "x_row_stride",  # packed inputs only
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel; 0: read x in place
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
+    "ahead",  # 0, or how many tiles ahead the next panel is asked for while this one is worked on (packed inputs only)
     # output
     "y",
     "y_batch_stride",
@@ -144,6 +145,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
             else:
                 simd.store_masked_at(acc, places, target, stored)
 
+    @register_jitable
+    def ask_for(source):  # type: ignore[no-untyped-def]
+        """A tile's part of one row of x, which need not begin on a line."""
+        for distance in range(0, width, 64):
+            simd.prefetch(source + distance)
+        simd.prefetch(source + width - 1)
+
     def make_rows(first: int, last: int) -> Callable[..., Any]:
         """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
 
@@ -156,7 +164,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
 
         @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
-            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high
+            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
@@ -166,6 +174,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
                 acc = begin(row, partial)
+                for i in range(ahead_rows):
+                    ask_for(ahead + (entry * ahead_rows + i) * a.x_row_stride)
                 while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
                     two = simd.load_u64(offsets + p * 4)
                     acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
@@ -207,6 +217,21 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
                 simd.store(simd.load_first(like, source + k * stride, columns), panel + k * width)
 
     @register_jitable
+    def next_panel(a, tile, block, entry, end):  # type: ignore[no-untyped-def]
+        """Where the panel behind this one begins, as bytes from x, less what entries before `entry` would add, and how
+        many of its rows each of the entries up to `end` asks for."""
+        if block + 1 < a.blocks:
+            block += 1
+        else:
+            tile, block = tile + a.ahead, 0
+        if tile >= a.tiles or end == entry:
+            return 0, 0
+        row = simd.load_i64(a.block_rows + block * 8)
+        rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
+        each = (rows + end - entry - 1) // (end - entry)
+        return simd.load_i64(a.x_positions + tile * count * 8) + (row - entry * each) * a.x_row_stride, each
+
+    @register_jitable
     def run_task(a, task, scratch, low, high):  # type: ignore[no-untyped-def]
         groups, blocks = a.groups, a.blocks
         group, tile = task % groups, task // groups
@@ -223,6 +248,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
         segment = a.segments + group * blocks * 16
         entry = simd.load_u32(segment)
         p = simd.load_u32(a.row_ends + entry * 4)
+        ahead, ahead_rows = 0, 0
         for block in range(blocks):
             if a.packed != 0:
                 row = simd.load_i64(a.block_rows + block * 8)
@@ -230,17 +256,22 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
                 source = x + simd.load_i64(places) + row * a.x_row_stride
                 pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
                 bases = panel_addresses(panel)
+                if a.ahead != 0:
+                    ahead, ahead_rows = next_panel(a, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+                    ahead += x
             else:
                 bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
-            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry, end = end, simd.load_u32(ends + 8)
-            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry, end = end, simd.load_u32(ends + 12)
-            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = middle(
+                a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
+            )
             entry, end = end, simd.load_u32(ends + 16)
-            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry = end
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
