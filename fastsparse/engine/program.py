@@ -85,7 +85,14 @@ class Reshape:
     """The same numbers in another shape."""
 
 
-Operator = Conv | Linear | Scale | Activate | Pool | Reshape
+@dataclass(frozen=True)
+class Add:
+    """activation(a + b), both of one shape: what joins the branches of a residual block."""
+
+    activation: str | None = None
+
+
+Operator = Conv | Linear | Scale | Activate | Pool | Reshape | Add
 
 
 @dataclass(frozen=True, eq=False)
