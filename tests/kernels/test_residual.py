@@ -77,7 +77,9 @@ def test_residuals_in_flat_planes(rng, monkeypatch, width, dtype):
                 assert np.isnan(y[outside(y_planes, 2, len(y))]).all(), "borders and what lies behind are left alone"
                 expected = in_planes(y_planes, exact.astype(np.float64), np.nan)
                 allowed = in_planes(y_planes, ref.bound(CHANNELS * kernel**2 + 1, sizes, dtype), np.nan)
-                allowed = 1.1 * allowed + 4 * np.finfo(dtype).eps * np.maximum(1, abs(expected)) * (activation == "silu")
+                allowed = 1.1 * allowed + 4 * np.finfo(dtype).eps * np.maximum(1, abs(expected)) * (
+                    activation == "silu"
+                )
                 within = abs(y - expected) <= allowed
                 assert within[~outside(y_planes, 2, len(y))].all()
             np.testing.assert_array_equal(beside, inside)
