@@ -142,7 +142,7 @@ def _bottlenecks(rng: np.random.Generator, dtype: str) -> nn.Sequential:
 
 
 def _sums(rng: np.random.Generator, dtype: str) -> nn.Sequential:
-    """Sums of padded planes, of the input, of a pool, of what has an activation already, in one another, of features."""
+    """Sums of padded planes, of a pool, of what has an activation already, in one another, of features."""
 
     def conv(padding: Any = 1, kernel: int = 3, activation: str | None = None) -> nn.SparseConv2d:
         return nn.SparseConv2d(
