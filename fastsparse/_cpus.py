@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: affinity and, on Linux, the quota of its control group."""
+"""What CPUs this process may use: how many, by affinity and the quota of its control group, and their L1 cache."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def available_cpus() -> int:
         count = os.cpu_count() or 1
     quota = cgroup_quota()
     return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+def l1_bytes() -> int:
+    """Size of a core's L1 data cache in bytes, 32 KB where the system does not tell."""
+    try:
+        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such question on this system
+        size = 0
+    return size if size > 0 else 32 * 1024
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:

@@ -45,22 +45,39 @@ def as_rows(x: Array) -> Array:
     return rows
 
 
-def planes(features: int, m: Machine) -> LanesPlanes:
-    """Lanes layout of (samples, features): one plane whose positions are the features."""
-    none = np.empty(0, np.int64)
-    return LanesPlanes(1, features, none, none, 0, plans.lanes_group_stride(features, m))
+def _panels(features: int, width: int, m: Machine) -> LanesPlanes:
+    """(samples, features) in panels of `width` groups of samples: positions are the features."""
+    places = np.arange(-(-features // m.lanes) * m.lanes, dtype=np.int64) * (width * m.vector)
+    stride = plans.panel_stride(features, width, m)
+    return LanesPlanes(1, features, places, np.empty(0, np.int64), 0, m.vector, panel_groups=width, panel_stride=stride)
 
 
-def _groups(samples: int, m: Machine) -> int:
-    return -(-samples // m.lanes)
+def _panel_bytes(samples: int, layout: LanesPlanes, m: Machine) -> int:
+    return -(-samples // (layout.panel_groups * m.lanes)) * layout.panel_stride
 
 
-def _packed(x: Array, start: int, stop: int, purpose: str, m: Machine) -> Array:
-    """Samples start..stop of x (samples, features) in lanes layout, in a workspace buffer."""
-    layout = planes(x.shape[1], m)
-    lanes = workspace.take(purpose, _groups(stop - start, m) * layout.group_stride)
-    launch.pack_lanes(address(x) + start * x.strides[0], x.strides[0], 0, layout, address(lanes), stop - start, m)
-    return lanes
+def _packed(x: Array, start: int, stop: int, width: int, purpose: str, m: Machine) -> Array:
+    """Samples start..stop of x (samples, features) in panels, in a workspace buffer."""
+    layout = _panels(x.shape[1], width, m)
+    panels = workspace.take(purpose, _panel_bytes(stop - start, layout, m))
+    launch.pack_lanes(address(x) + start * x.strides[0], x.strides[0], 0, layout, address(panels), stop - start, m)
+    return panels
+
+
+def _spmm_unpacked(
+    W: CSR, x: Array, y: Array, start: int, stop: int, width: int, m: Machine, purpose: str, bias: Array | None = None,
+    activation: str | None = None,
+) -> None:  # fmt: skip
+    """Samples start..stop of y (samples, out), from those of x in panels, by way of the workspace buffer `purpose`."""
+    samples = stop - start
+    plan, layout = _panels_plan(W.pattern, samples, width, m), _panels(W.shape[0], width, m)
+    panels = workspace.take(purpose, _panel_bytes(samples, layout, m))
+    launch.run_spmm(
+        plan, packed_values(W, plan.operator), address(x), address(panels), m,
+        y_row_stride=layout.panel_groups * m.vector, bias=bias, activation=activation,
+    )  # fmt: skip
+    target = address(y) + start * y.strides[0]
+    launch.unpack_lanes(address(panels), layout, target, y.strides[0], 0, samples, m)
 
 
 def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
@@ -82,10 +99,10 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
     )  # fmt: skip
 
 
-def _lanes_plan(pattern: Pattern, samples: int, m: Machine, y_row_major: bool = False) -> SpmmPlan:
+def _panels_plan(pattern: Pattern, samples: int, width: int, m: Machine, y_row_major: bool = False) -> SpmmPlan:
     return pattern.cached(
-        ("spmm lanes", samples if y_row_major else _groups(samples, m), m, y_row_major),
-        lambda: plans.spmm_lanes(pattern, samples, m, y_row_major),
+        ("spmm panels", samples if y_row_major else -(-samples // m.lanes), width, m, y_row_major),
+        lambda: plans.spmm_panels(pattern, samples, width, m, y_row_major),
     )
 
 
@@ -93,10 +110,11 @@ def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and row-major Y."""
     m, x = machine(W.dtype), X.T
     for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m), m):
-        plan = _lanes_plan(W.pattern, stop - start, m, y_row_major=True)
-        x_lanes = _packed(x, start, stop, "x", m)
+        width = plans.panel_width(stop - start, m)
+        plan = _panels_plan(W.pattern, stop - start, width, m, y_row_major=True)
+        x_panels = _packed(x, start, stop, width, "x", m)
         launch.run_spmm(
-            plan, packed_values(W, plan.operator), address(x_lanes), address(Y) + start * m.size, m,
+            plan, packed_values(W, plan.operator), address(x_panels), address(Y) + start * m.size, m,
             y_row_stride=Y.strides[0], bias=bias, activation=activation,
         )  # fmt: skip
 
@@ -104,17 +122,11 @@ def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation
 def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows."""
     m = machine(W.dtype)
-    layout = planes(W.shape[0], m)
-    for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m) + layout.group_stride, m):
-        plan = _lanes_plan(W.pattern, stop - start, m)
-        x_lanes = _packed(x, start, stop, "x", m)
-        y_lanes = workspace.take("y", _groups(stop - start, m) * layout.group_stride)
-        launch.run_spmm(
-            plan, packed_values(W, plan.operator), address(x_lanes), address(y_lanes), m,
-            y_row_stride=m.vector, bias=bias, activation=activation,
-        )  # fmt: skip
-        target = address(y) + start * y.strides[0]
-        launch.unpack_lanes(address(y_lanes), layout, target, y.strides[0], 0, stop - start, m)
+    out_bytes, in_bytes = (plans.lanes_group_stride(features, m) for features in W.shape)
+    for start, stop in chunks(len(x), in_bytes + out_bytes, m):
+        width = plans.panel_width(stop - start, m)
+        x_panels = _packed(x, start, stop, width, "x", m)
+        _spmm_unpacked(W, x_panels, y, start, stop, width, m, "y", bias, activation)
 
 
 def sddmm(pattern: Pattern, A: Array, B: Array) -> Array:
@@ -145,22 +157,17 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     operator: Operator | None = None
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
     for start, stop in chunks(samples, y_stride + x_stride, m):
-        groups = _groups(stop - start, m)
-        y_lanes = _packed(grad, start, stop, "y", m)
+        count = stop - start
+        width = plans.panel_width(count, m, backward=True)
+        y_panels = _packed(grad, start, stop, width, "y", m)
         if pattern.nnz:
-            plan = pattern.cached(("sddmm", groups, m), partial(plans.sddmm_lanes, pattern, groups, m))
+            plan = pattern.cached(("sddmm", -(-count // m.lanes), m), partial(plans.sddmm_panels, pattern, count, m))
             if plan.operator is not operator:
                 if operator is not None:  # another operator, another order
                     gradients = operator.unpack(gradients)[plan.operator.permutation]
                 operator = plan.operator
-            x_lanes = _packed(x, start, stop, "x", m)
-            launch.run_sddmm(plan, gradients, address(x_lanes), address(y_lanes), m, y_row_stride=m.vector)
+            x_panels = _packed(x, start, stop, width, "x", m)
+            launch.run_sddmm(plan, gradients, address(x_panels), address(y_panels), m, y_row_stride=width * m.vector)
         if grad_x is not None and W_T is not None and features:
-            layout = planes(features, m)
-            spmm_plan = _lanes_plan(W_T.pattern, stop - start, m)
-            x_lanes = workspace.take("x", groups * x_stride)
-            values = packed_values(W_T, spmm_plan.operator)
-            launch.run_spmm(spmm_plan, values, address(y_lanes), address(x_lanes), m, y_row_stride=m.vector)
-            target = address(grad_x) + start * grad_x.strides[0]
-            launch.unpack_lanes(address(x_lanes), layout, target, grad_x.strides[0], 0, stop - start, m)
+            _spmm_unpacked(W_T, y_panels, grad_x, start, stop, width, m, "x")
     return grad_x, gradients if operator is None else operator.unpack(gradients)

@@ -92,23 +92,22 @@ class Pattern:
         """Row of every nonzero, int64 (nnz,), computed on each call."""
         return np.repeat(np.arange(self._shape[0]), np.diff(self._indptr))
 
-    def transpose(self) -> tuple[Pattern, NDArray[np.int64]]:
+    def transpose(self) -> tuple[Pattern, NDArray[Any]]:
         """Return the transposed pattern and the permutation of the values that goes with it.
 
         Returns
         -------
         pattern : Pattern, (columns, rows)
-        permutation : int64 array (nnz,), read-only
+        permutation : int64 array (nnz,), uint32 below 2**32 nonzeros, read-only
             The transposed matrix's values are ``data[permutation]``.
         """
         return self.cached("transpose", self._transpose)
 
-    def _transpose(self) -> tuple[Pattern, NDArray[np.int64]]:
+    def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
         shape = self._shape[::-1]
-        numbered = sparse.csr_array((np.arange(self.nnz), self._indices, self._indptr), shape=self._shape)
-        columns = numbered.tocsc()
-        permutation = np.array(columns.data, dtype=np.int64)
-        return Pattern._trusted(columns.indptr, columns.indices, shape), _validate.frozen(permutation)
+        numbers = np.arange(self.nnz, dtype=np.uint32 if self.nnz < 2**32 else np.int64)
+        columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
+        return Pattern._trusted(columns.indptr, columns.indices, shape), _validate.frozen(columns.data)
 
     def cached(self, key: Hashable, build: Callable[[], Built]) -> Built:
         """Return what was built for this pattern under `key`, building it first when there is nothing.

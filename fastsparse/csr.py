@@ -17,6 +17,7 @@ from scipy import sparse
 from fastsparse import _validate
 from fastsparse._memo import Memo
 from fastsparse._pattern import Pattern
+from fastsparse_kernels import operators as kernels
 
 __all__ = ["CSR", "Pattern", "csr"]
 
@@ -125,7 +126,11 @@ class CSR:
 
     def _transpose(self) -> CSR:
         pattern, permutation = self._pattern.transpose()
-        return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
+        if permutation.dtype != np.uint32:
+            return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
+        values = np.empty_like(self._data)
+        kernels.gather(values.itemsize * 8)(self._data, permutation, values)
+        return CSR._trusted(pattern, _validate.frozen(values))
 
     def with_data(self, values: Any) -> CSR:
         """Return a matrix of the same pattern with other values.

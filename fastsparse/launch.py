@@ -16,6 +16,7 @@ from numba import config
 from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
+from fastsparse._cpus import l1_bytes
 from fastsparse.plan import policy
 from fastsparse.plan.conv import FlatConv
 from fastsparse.plan.flat import FlatPlanes
@@ -29,6 +30,7 @@ build.set_cache_directory(runtime.cache_directory)
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
 _COUNTER, _STOP = 0, 1  # the first fields of every record
+_L1_BYTES = l1_bytes()
 PACK_CHUNK = 512  # positions that one packing task moves
 
 
@@ -37,7 +39,7 @@ def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     bits = dtype.itemsize * 8
     if workers is None:  # no more than can run: each has its own scratch
         workers = min(runtime.get_num_threads(), int(config.NUMBA_NUM_THREADS))
-    return Machine(bits, build.lanes(bits), workers)
+    return Machine(bits, build.lanes(bits), workers, _L1_BYTES)
 
 
 def address(buffer: NDArray[Any]) -> int:
@@ -161,7 +163,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         scratch_panel=partial + width,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width), scratch, flops
+    return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector))), scratch, flops
 
 
 def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
@@ -371,6 +373,8 @@ def _lanes_call(
         lanes=lanes,
         lanes_group_stride=planes.group_stride,
         lanes_channel_stride=planes.channel_stride,
+        panel_groups=planes.panel_groups,
+        panel_stride=planes.panel_stride or planes.group_stride,
         places=address(planes.places) if len(planes.places) else 0,
         borders=address(planes.borders),
         border_count=len(planes.borders),

@@ -28,7 +28,7 @@ def test_transpose_is_built_once_and_sorted():
     assert W.T is W.T
     pattern, permutation = W.pattern.transpose()
     assert W.pattern.transpose()[0] is pattern is W.T.pattern
-    assert permutation.dtype == np.int64
+    assert permutation.dtype == np.uint32
     assert not permutation.flags.writeable
     assert np.array_equal(W.T.data, W.data[permutation])
     assert W.T.T.pattern == W.pattern

@@ -48,7 +48,8 @@ def test_row_groups(rows, tiles_, workers, tile_bytes):
 def test_blocks_fit_the_cache(row_bytes):
     for rows, limit in (
         (policy.block_rows, policy.L1_BLOCK_BYTES),
-        (policy.block_channels, 2 * policy.L1_BLOCK_BYTES),
+        (lambda window: policy.block_channels(window, 48 * 1024), 2 * policy.L1_BLOCK_BYTES),
+        (lambda window: policy.block_channels(window, 32 * 1024), 24 * 1024),
         (policy.sddmm_block_rows, policy.SDDMM_BLOCK_BYTES),
     ):
         found = rows(row_bytes)
@@ -56,11 +57,13 @@ def test_blocks_fit_the_cache(row_bytes):
         assert found == 1 or found * row_bytes <= limit
 
 
-@given(st.integers(1, 10**6))
-def test_sddmm_runs(count):
-    run, part = policy.sddmm_run(count), policy.sddmm_row_part(min(count, 5000))
-    assert 1 <= run <= min(count, policy.SDDMM_POSITIONS)
-    assert min(count, 5000) % part == 0
+@given(st.integers(1, 5000), st.sampled_from([16, 32, 64]))
+def test_sddmm_runs(row, vector):
+    positions = policy.sddmm_positions(vector)
+    assert positions * vector == policy.SDDMM_PASS_BYTES
+    part = policy.sddmm_row_part(row, positions)
+    assert row % part == 0
+    assert part <= 2 * positions or part == row
 
 
 def test_layout_by_batch():

@@ -169,15 +169,22 @@ class Parameter:
             raise TypeError("a dense parameter has no pattern to grow")
         if not self._full:
             raise RuntimeError("no backward pass was kept for growing, expected one after watch(True)")
-        rows, columns = self._pattern.shape
-        found, step = TopK(self._pattern, k), max(1, _BLOCK // max(columns, 1))
+        found = self._offered(TopK(self._pattern, k, guess=True))
+        if not found.complete:
+            found = self._offered(TopK(self._pattern, k))
+        return found.result()
+
+    def _offered(self, found: TopK) -> TopK:
+        """`found` after it has seen the full gradient, block by block."""
+        rows, columns = self.shape
+        step = max(1, _BLOCK // max(columns, 1))
         for first in range(0, rows, step):
             stop = min(first + step, rows)
             block = self._full[0].rows(first, stop)
             for full in self._full[1:]:
                 block += full.rows(first, stop)
             found.offer(block, first)
-        return found.result()
+        return found
 
     def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern of the same shape.
@@ -201,8 +208,9 @@ class Parameter:
             raise ValueError(f"source has shape {where.shape}, expected {(pattern.nnz,)}, one for each new nonzero")
         if where.size and not -1 <= int(where.min()) <= int(where.max()) < self._pattern.nnz:
             raise ValueError(f"source goes from {where.min()} to {where.max()}, expected -1 to {self._pattern.nnz - 1}")
-        state = {name: _carried(array, where) for name, array in self.state.items()}
-        value = _carried(self._value, where)
+        fresh = np.flatnonzero(where < 0)
+        state = {name: _carried(array, where, fresh) for name, array in self.state.items()}
+        value = _carried(self._value, where, fresh)
         self._pattern, self._value, self.state, self._matrix = pattern, value, state, None
         self.zero_grad()
         self.updated()
@@ -224,12 +232,12 @@ class Parameter:
         return f"<Parameter {'x'.join(map(str, self.shape))}, {kind}, {self.dtype}>"
 
 
-def _carried(array: Array, where: Array) -> Array:
-    """array[where], with 0 where `where` is -1."""
+def _carried(array: Array, where: Array, fresh: Array) -> Array:
+    """array[where], with 0 at the places `fresh`, where `where` is -1."""
     if len(array) == 0:
         return np.zeros(len(where), array.dtype)
-    moved = array[where]
-    moved[where < 0] = 0
+    moved = np.take(array, where, mode="clip")  # checked by the caller; "clip" needs no second check
+    moved[fresh] = 0
     return moved
 
 

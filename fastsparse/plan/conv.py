@@ -121,7 +121,7 @@ def conv_between(
         width * machine.vector,
     )
     apart = tile_groups > 1 and geometry.positions < width
-    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
     return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
 
 
@@ -194,10 +194,11 @@ def conv_backward_lanes(
 
 def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    row = policy.sddmm_row_part(geometry.out_spatial[-1])
+    positions = policy.sddmm_positions(machine.vector)
+    row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)
     x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
     y_runs = np.ascontiguousarray(dy.all_places()[::row])
-    height = min(len(x_runs), max(1, policy.SDDMM_POSITIONS // row))
+    height = min(len(x_runs), max(1, positions // row))
     extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
     operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent), groups)
@@ -238,7 +239,7 @@ def _phase_plan(
     ends = grid(counts, steps, dx.strides) + first
     tiles = whole_vectors(starts, ends, width, machine.lanes)
     groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
-    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector))
+    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector), machine.l1_bytes)
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
     operator = build_operator(indptr, columns.astype(np.int64), blocks, groups)
@@ -253,7 +254,7 @@ def _renumbered(operator: Operator, order: NDArray[Any]) -> Operator:
         operator.row_ends,
         operator.rows,
         operator.offsets,
-        order[operator.permutation].astype(np.int64),
+        order[operator.permutation].astype(np.uint32),
         operator.columns,
     )
 
@@ -308,14 +309,14 @@ def conv_flat(
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     x, y, masks = flat_vectors(starts, places, machine.lanes, size)
     width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
-    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes)
+    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    blocks = channel_blocks(geometry.channels, policy.block_channels(touched), channel_stride, window)
+    blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(
-        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, machine.vector,
+        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, width * machine.vector,
         SpmmPlan(operator, tiles),
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ class FlatPlanes:
     strides: Ints
     corner: int  # place of position 0
     channel_stride: int
-    slack: int  # behind the last plane, for vectors that look beyond it
+    slack: int  # behind the last plane, for vectors and tiles that look beyond it
     places: NDArray[np.int64]  # [rows, 1], where every image row begins
     size: int  # bytes of a number
     firsts: NDArray[np.int64]
@@ -93,8 +93,8 @@ def padded_planes(channels: int, spatial: Ints, readers: list[Geometry], machine
     plane = -(-(math.prod(extents) + max(padding[-1])) * machine.size // 64) * 64
     places = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * machine.size + corner
     return FlatPlanes(
-        channels, spatial, padding, strides, corner, policy.off_the_sets(plane, 64), machine.vector,
-        places.reshape(-1, 1), machine.size, np.zeros(1, np.int64),
+        channels, spatial, padding, strides, corner, policy.off_the_sets(plane, 64),
+        policy.WIDEST_TILE * machine.vector, places.reshape(-1, 1), machine.size, np.zeros(1, np.int64),
     )  # fmt: skip
 
 
@@ -110,10 +110,11 @@ def conv_flat_between(
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
     positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
     width = policy.tile_width(len(positions), policy.WINDOW_TILE_RATE)
-    tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes)
+    step = machine.vector if x.slack >= width * machine.vector else 0
+    tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes, step=step)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-    per_block = policy.block_channels(touched)
+    per_block = policy.block_channels(touched, machine.l1_bytes)
     operator = pattern.cached(
         ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups),
         lambda: build_operator(

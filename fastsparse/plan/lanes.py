@@ -49,6 +49,8 @@ class LanesPlanes:
     spatial: Ints = ()
     strides: Ints = ()  # of the spatial axes
     corner: int = 0  # place of position 0
+    panel_groups: int = 1  # groups that lie `group_stride` apart; of 1 each group is a panel
+    panel_stride: int = 0  # bytes between panels of more groups
 
     def all_places(self) -> NDArray[np.int64]:
         """Place of every position, int64 [positions]."""

@@ -17,11 +17,12 @@ from .tiles import SpmmPlan, row_major_tiles, whole_vectors
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads."""
+    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads, L1 cache."""
 
     bits: int
     lanes: int
     workers: int
+    l1_bytes: int = 32 * 1024
 
     @property
     def size(self) -> int:
@@ -57,20 +58,32 @@ def lanes_group_stride(rows: int, machine: Machine) -> int:
     return policy.off_the_sets(max(1, rows) * machine.vector, machine.vector)
 
 
-def spmm_lanes(pattern: Pattern, samples: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
-    """Plan of x in lanes layout (groups, K, VL) -> y in lanes layout, or row-major (M, samples)."""
+def panel_stride(features: int, width: int, machine: Machine) -> int:
+    """Bytes from one panel (features, width, VL) of samples to the next."""
+    return policy.off_the_sets(max(1, features) * width * machine.vector, machine.vector)
+
+
+def panel_width(samples: int, machine: Machine, backward: bool = False) -> int:
+    """Groups of VL samples that a panel holds: the width of a tile, or the widest one where SDDMM reads it, too."""
+    groups = -(-samples // machine.lanes)
+    return min(groups, policy.WIDEST_TILE) if backward else policy.tile_width(groups)
+
+
+def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
+    """Plan of x in panels (panels, K, width, VL) of samples -> y in panels (panels, M, width, VL), or row-major
+    (M, samples)."""
     rows, columns = pattern.shape
     sample_groups = -(-samples // machine.lanes)
-    width = policy.tile_width(sample_groups)
-    group = np.arange(sample_groups, dtype=np.int64)
-    x_positions = group * lanes_group_stride(columns, machine)
+    panel, vector = np.arange(-(-sample_groups // width)), np.arange(width) * machine.vector
+    x_positions = np.add.outer(panel * panel_stride(columns, width, machine), vector).ravel()
     if y_row_major:
-        tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions)
+        tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions[:sample_groups])
     else:
-        tiles = whole_vectors(x_positions, group * lanes_group_stride(rows, machine), width, machine.lanes)
-    groups = policy.row_groups(rows, tiles.count, machine.workers, width * machine.vector)
-    block_rows = policy.block_rows(width * machine.vector)
-    return SpmmPlan(linear_operator(pattern, machine.vector, block_rows, groups), tiles)
+        y_positions = np.add.outer(panel * panel_stride(rows, width, machine), vector).ravel()
+        tiles = whole_vectors(x_positions, y_positions, width, machine.lanes)
+    row_bytes = width * machine.vector
+    groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +100,17 @@ class SddmmPlan:
     y_step: int
 
 
-def sddmm_lanes(pattern: Pattern, sample_groups: int, machine: Machine) -> SddmmPlan:
-    """Plan of dW = y x^T at the pattern, x (groups, K, VL) and y (groups, M, VL) in lanes layout."""
+def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
+    """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run."""
     rows, columns = pattern.shape
-    run_length = policy.sddmm_run(sample_groups)
-    x_step, y_step = lanes_group_stride(columns, machine), lanes_group_stride(rows, machine)
-    runs = np.arange(-(-sample_groups // run_length), dtype=np.int64) * run_length
-    block_rows = policy.sddmm_block_rows(run_length * machine.vector)
+    sample_groups, width = -(-samples // machine.lanes), panel_width(samples, machine, backward=True)
+    run = np.arange(-(-sample_groups // width), dtype=np.int64)
+    together = max(1, policy.sddmm_positions(machine.vector) // width)
+    block_rows = policy.sddmm_block_rows(together * width * machine.vector)
     groups = policy.row_groups(rows, 1, machine.workers, 0)
-    operator = linear_operator(pattern, machine.vector, block_rows, groups)
-    return SddmmPlan(operator, sample_groups, run_length, 1, runs * x_step, x_step, runs * y_step, y_step)
+    operator = linear_operator(pattern, width * machine.vector, block_rows, groups)
+    x_runs, y_runs = (run * panel_stride(features, width, machine) for features in (columns, rows))
+    return SddmmPlan(operator, sample_groups, width, together, x_runs, machine.vector, y_runs, machine.vector)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ class Operator:
     row_ends: NDArray[np.uint32]
     rows: NDArray[np.uint32]
     offsets: NDArray[np.uint32]
-    permutation: NDArray[np.int64]
+    permutation: NDArray[np.uint32]
     columns: ColumnBlocks
 
     @property
@@ -66,13 +66,13 @@ class Operator:
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the operator's order, aligned: one gather."""
         packed = aligned_empty((self.nnz,), values.dtype)
-        # Indices come from our own code, and mode="clip" is the one that writes to `out` without a buffer.
-        return np.take(values, self.permutation, out=packed, mode="clip")
+        kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
+        return packed
 
     def unpack(self, packed: NDArray[np.floating], size: int | None = None) -> NDArray[np.floating]:
         """The inverse of `pack`: per nonzero of the CSR, 0 where the operator does not hold it."""
         values = np.zeros(self.nnz if size is None else size, packed.dtype)
-        values[self.permutation] = packed
+        kernels.scatter(packed.itemsize * 8)(packed, self.permutation, values)
         return values
 
 
@@ -112,10 +112,10 @@ def build_operator(
     entries = int(np.count_nonzero(counts)) + empty
     segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
     row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
-    starts = np.empty((rows, count), np.int64)
+    starts = np.empty((rows, count), np.uint32)
     buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
     kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
-    offsets, permutation = np.empty(nnz, np.uint32), np.empty(nnz, np.int64)
+    offsets, permutation = np.empty(nnz, np.uint32), np.empty(nnz, np.uint32)
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
     return Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
 

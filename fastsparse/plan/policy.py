@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
-SDDMM_BLOCK_BYTES = 64 * 1024  # inputs of one SDDMM block
-SDDMM_POSITIONS = 8  # positions per pass: enough to pay for the reduction over lanes
+SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
+SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
 MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
@@ -23,6 +23,7 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
+WIDEST_TILE = max(TILE_RATE)
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
@@ -35,23 +36,24 @@ def block_rows(row_bytes: int) -> int:
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
 
 
-def block_channels(window_bytes: int) -> int:
+def block_channels(window_bytes: int, l1_bytes: int) -> int:
     """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
 
-    Twice what a panel gets: the next tile's windows overlap with this one's, so part of them is there already.
+    The windows of neighbouring tiles overlap. With 48 KB of L1 cache (Zen 5) twice a panel's bytes was best, with 32 KB
+    (Zen 1) three quarters of the cache: a quarter faster than twice the panel's.
     """
-    return max(1, 2 * L1_BLOCK_BYTES // max(1, window_bytes))
+    block = 2 * L1_BLOCK_BYTES if l1_bytes > 32 * 1024 else 3 * l1_bytes // 4
+    return max(1, block // max(1, window_bytes))
 
 
-def sddmm_run(sample_groups: int) -> int:
-    """Groups of samples that one SDDMM pass takes: even shares of about SDDMM_POSITIONS."""
-    passes = max(1, -(-sample_groups // SDDMM_POSITIONS))
-    return max(1, -(-sample_groups // passes))
+def sddmm_positions(vector_bytes: int) -> int:
+    """Positions of one SDDMM pass."""
+    return max(1, SDDMM_PASS_BYTES // vector_bytes)
 
 
-def sddmm_row_part(row: int) -> int:
-    """Positions of an image row that one run takes: the row in equal parts of at most twice SDDMM_POSITIONS."""
-    return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * SDDMM_POSITIONS), row)
+def sddmm_row_part(row: int, positions: int) -> int:
+    """Positions of an image row that one run takes: the row in equal parts of at most twice `positions`."""
+    return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * positions), row)
 
 
 def sddmm_block_rows(row_bytes: int) -> int:

@@ -33,6 +33,11 @@ class Tiles:
     def passes(self) -> int:
         return self.y_positions.shape[1]
 
+    def in_a_row(self, vector: int) -> bool:
+        """Whether every tile reads, and those that are stored whole write, vectors of `vector` bytes in a row."""
+        reads = self.columns is not None or bool((np.diff(self.x_positions, axis=1) == vector).all())
+        return reads and bool((np.diff(self.y_positions[self.full != 0, 0], axis=1) == vector).all())
+
 
 @dataclass(frozen=True, eq=False)
 class SpmmPlan:
@@ -59,17 +64,20 @@ def tiles_of_vectors(
     width: int,
     lanes: int,
     columns: NDArray[np.uint32] | None = None,
+    step: int = 0,
 ) -> Tiles:
     """Tiles of `width` vectors, from one x position [n], y position and mask [n, passes] per vector.
 
-    A last tile that has fewer vectors repeats one and does not store it.
+    A last tile that has fewer vectors repeats one, or runs on by `step` bytes a vector, and does not store it.
     """
+    missing = np.arange(1, -len(x_positions) % width + 1, dtype=np.int64)
+    x_positions = np.concatenate([x_positions, x_positions[-1:] + missing * step])
     tiled_masks = _by_tiles(masks, width, fill=0).swapaxes(1, 2)
     every = (1 << lanes) - 1
     full = (tiled_masks.shape[1] == 1) & (tiled_masks[:, 0] == every).all(axis=1)
     return Tiles(
         width=width,
-        x_positions=_by_tiles(x_positions, width).astype(np.int64),
+        x_positions=np.ascontiguousarray(x_positions.reshape(-1, width), np.int64),
         y_positions=np.ascontiguousarray(_by_tiles(y_positions, width).swapaxes(1, 2)).astype(np.int64),
         masks=np.ascontiguousarray(tiled_masks).astype(np.uint16),
         full=np.atleast_1d(full).astype(np.uint8),
@@ -104,23 +112,23 @@ def flat_vectors(
     starts: NDArray[np.int64], places: NDArray[np.int64], lanes: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
     """Vectors that cover the ascending positions `starts` (in elements): where each reads, and where and which lanes
-    it writes, in as many passes as it takes.
+    it writes, in as many passes as it takes. Vectors lie in a row, but for those that would hold no position at all.
 
     Lane l of a vector at f holds position f + l. One masked store serves all lanes whose target lies l elements
     behind a common base: those of one image row, or all of them where rows are as far apart in both planes.
     """
-    first, at = [], 0
-    while at < len(starts):
-        first.append(starts[at])
-        at = int(np.searchsorted(starts, starts[at] + lanes))
-    x = np.array(first, np.int64)
+    steps = (starts - starts[0]) // lanes  # from one valid position to the next vector that holds one
+    x = starts[0] + np.arange(steps[-1] + 1, dtype=np.int64) * lanes
+    x = x[np.isin(np.arange(len(x)), steps)]
     lane = np.arange(lanes)
     position = x[:, None] + lane
     index = np.minimum(np.searchsorted(starts, position), len(starts) - 1)
     valid = starts[index] == position
     base = np.where(valid, places[index] - lane * size, 0)
-    # A lane opens a pass when its base differs from the last valid lane's; lane 0 is always valid.
-    latest = np.maximum.accumulate(np.where(valid, lane, 0), axis=1)
+    # A lane opens a pass when its base differs from the last valid lane's; those in front of the first have its base.
+    earliest = valid.argmax(axis=1)[:, None]
+    base = np.where(lane < earliest, np.take_along_axis(base, earliest, 1), base)
+    latest = np.maximum.accumulate(np.where(valid | (lane < earliest), lane, 0), axis=1)
     before = np.take_along_axis(base, np.concatenate([latest[:, :1], latest[:, :-1]], axis=1), 1)
     turn = np.cumsum(valid & (base != before), axis=1)
     passes = int(turn.max(initial=0)) + 1

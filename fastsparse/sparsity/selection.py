@@ -5,6 +5,7 @@ A place is the number of an element of the matrix, row * columns + column. Nothi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ Array = NDArray[Any]
 Places = NDArray[np.int64]
 
 # Compress the candidates when there are this many times more of them than are wanted.
-_SLACK = 2
+_SLACK = 3
+# The first rows' elements say where the threshold will be about: that many times more pass than should be needed.
+_MARGIN = 1.5
 
 
 def largest(scores: Array, count: int) -> NDArray[np.bool_]:
@@ -44,26 +47,57 @@ def largest_of_each(scores: Array, count: int) -> NDArray[np.bool_]:
 class TopK:
     """The `count` largest magnitudes outside a pattern, of a matrix that comes in blocks of rows, the first of equals.
 
-    Memory follows `count` and the block.
+    Memory follows `count` and the block. With `guess`, the first block tells the threshold that candidates have to
+    pass; it may turn out too high, and :attr:`complete` says so: then the blocks are to be offered once more, without.
     """
 
-    def __init__(self, pattern: Pattern, count: int) -> None:
-        self._pattern, self._count = pattern, count
+    def __init__(self, pattern: Pattern, count: int, *, guess: bool = False) -> None:
+        self._pattern, self._count, self._guess = pattern, count, guess
         self._threshold = -1.0
         self._found: list[tuple[Places, Array]] = []
         self._held = 0
+        self._guessed = False
+        self._buffers: tuple[Places, Array] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result is exact: always, unless a guess let fewer than `count` pass."""
+        return not self._guessed or self._held >= self._count
 
     def offer(self, block: Array, first: int) -> None:
-        """Let the rows from `first` on take part in the choice; block (rows, columns), contiguous. NaN is left out."""
-        places, scores = np.empty(block.size, np.int64), np.empty(block.size, block.dtype)
+        """Let the rows from `first` on take part in the choice; block (rows, columns), contiguous, is overwritten.
+
+        NaN is left out.
+        """
+        if not self._count or not block.size:
+            return
+        if self._buffers is None or len(self._buffers[0]) <= block.size:
+            self._buffers = np.empty(block.size + 1, np.int64), np.empty(block.size + 1, block.dtype)
+        places, scores = self._buffers
         pattern = self._pattern
         run = kernels.candidates(block.dtype.itemsize * 8, pattern.indices.dtype.itemsize * 8)
-        found = run(block, first, pattern.indptr, pattern.indices, self._threshold, places, scores)
-        if self._count and found:
+        threshold = block.dtype.type(self._threshold)
+        found = run(block, first, pattern.indptr, pattern.indices, threshold, places, scores)
+        if self._guess and not self._found:
+            found = self._pass_likely(places[:found], scores[:found])
+        if found:
             self._found.append((places[:found].copy(), scores[:found].copy()))
             self._held += found
         if self._held > _SLACK * self._count:
             self._compress()
+
+    def _pass_likely(self, places: Places, scores: Array) -> int:
+        """Set the threshold by the first block's candidates; those above it move to the front. Their number."""
+        self._guess = False
+        rows, columns = self._pattern.shape
+        wanted = math.ceil(_MARGIN * self._count * len(scores) / max(rows * columns - self._pattern.nnz, 1))
+        if not 0 < wanted < len(scores):
+            return len(scores)
+        self._threshold = float(np.partition(scores, len(scores) - wanted)[len(scores) - wanted])
+        self._guessed = True
+        above = np.flatnonzero(scores > self._threshold)
+        places[: len(above)], scores[: len(above)] = places[above], scores[above]
+        return len(above)
 
     def result(self) -> tuple[Places, Array]:
         """Places in rising order and their magnitudes; fewer than `count` when there were fewer."""

@@ -2,6 +2,7 @@
 
 lanes   (batch / VL, channels, positions, VL): VL samples innermost, so every load is one aligned vector and a tile may
         take any positions: strides, dilation and image borders cost nothing. Packing transposes in registers.
+panels  (batch / (T * VL), features, T, VL): lanes layout of features in which the T vectors of a tile lie in a row.
 flat    (batch, channels, phases, plane): zero-padded planes of one image, for small batches; a vector is VL consecutive
         positions of a plane, rows of the image joined by the padding between them. With stride s a plane is split into
         s * s phases, each a stride-1 image.
@@ -30,6 +31,8 @@ LANES = kernel_record(
     "lanes",  # address of lanes[group, channel, place of position]
     "lanes_group_stride",
     "lanes_channel_stride",
+    "panel_groups",  # groups `lanes_group_stride` apart; behind them the next so many begin `panel_stride` further
+    "panel_stride",
     "places",  # int64 [positions rounded up to VL], bytes from the plane to each position; 0: positions in a row
     "borders",  # int64 [border_count], places of the plane's padding, to be zeroed (packing only)
     "border_count",
@@ -102,7 +105,8 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             chunk, plane_index = task % a.chunks, task // a.chunks
             channel, group = plane_index % a.channels, plane_index // a.channels
             user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
-            plane = a.lanes + group * a.lanes_group_stride + channel * a.lanes_channel_stride
+            panel, inside = group // a.panel_groups, group % a.panel_groups
+            plane = a.lanes + panel * a.panel_stride + inside * a.lanes_group_stride + channel * a.lanes_channel_stride
             samples = min(lanes, a.samples - group * lanes)
             end = min(a.positions, (chunk + 1) * a.chunk)
             for position in range(chunk * a.chunk, end, lanes):

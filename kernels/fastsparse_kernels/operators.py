@@ -112,6 +112,26 @@ def make_place_nonzeros() -> Callable[..., None]:
     return place_nonzeros
 
 
+def make_gather() -> Callable[..., None]:
+    """out[i] = values[places[i]]."""
+
+    def gather(values, places, out):  # type: ignore[no-untyped-def]
+        for i in range(places.shape[0]):
+            out[i] = values[places[i]]
+
+    return gather
+
+
+def make_scatter() -> Callable[..., None]:
+    """out[places[i]] = values[i]."""
+
+    def scatter(values, places, out):  # type: ignore[no-untyped-def]
+        for i in range(places.shape[0]):
+            out[places[i]] = values[i]
+
+    return scatter
+
+
 def _array(kind: Any, axes: int = 1) -> Any:
     return types.Array(kind, axes, "C")
 
@@ -133,23 +153,41 @@ def count_blocks(column_bits: int) -> Callable[..., None]:
 
 @compiled_once
 def order_entries() -> Callable[..., None]:
-    """(counts, first, last, group_starts int64, buckets int64, segments, rows, row_ends uint32, starts int64)."""
+    """(counts, first, last, group_starts int64, buckets int64, segments, rows, row_ends, starts uint32)."""
     i32, i64, u32 = types.int32, types.int64, types.uint32
     signature = types.void(
         _array(i32, 2), _array(i32), _array(i32), _array(i64), _array(i64),
-        _array(u32), _array(u32), _array(u32), _array(i64, 2),
+        _array(u32), _array(u32), _array(u32), _array(u32, 2),
     )  # fmt: skip
     return compile_function(make_order_entries(), signature)
 
 
 @compiled_once
 def place_nonzeros(column_bits: int) -> Callable[..., None]:
-    """(indptr, columns, column_block, column_offset uint32, starts, offsets uint32, permutation int64)."""
+    """(indptr, columns, column_block, column_offset, starts, offsets, permutation uint32)."""
     i32, i64, u32 = types.int32, types.int64, types.uint32
     columns = _structure(i32 if column_bits == 32 else i64)
     signature = types.void(
-        _structure(i64), columns, _array(i32), _array(u32), _array(i64, 2), _array(u32), _array(i64)
+        _structure(i64), columns, _array(i32), _array(u32), _array(u32, 2), _array(u32), _array(u32)
     )  # fmt: skip
     function = make_place_nonzeros()
     function.__qualname__ = f"place_nonzeros_{column_bits}"
     return compile_function(function, signature)
+
+
+@compiled_once
+def gather(bits: int) -> Callable[..., None]:
+    """(values float, places uint32, out float): see `make_gather`."""
+    return _moving(make_gather(), f"gather_f{bits}", bits)
+
+
+@compiled_once
+def scatter(bits: int) -> Callable[..., None]:
+    """(values float, places uint32, out float): see `make_scatter`."""
+    return _moving(make_scatter(), f"scatter_f{bits}", bits)
+
+
+def _moving(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:
+    number = types.float32 if bits == 32 else types.float64
+    function.__qualname__ = name
+    return compile_function(function, types.void(_structure(number), _structure(types.uint32), _array(number)))

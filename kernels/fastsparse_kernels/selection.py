@@ -14,24 +14,40 @@ from numba import types
 
 from .build import compile_function, compiled_once
 
+# Elements that are looked at together: two vectors of the narrowest machine, and few enough that most have no hit.
+_CHUNK = 16
+
 
 def make_candidates() -> Callable[..., Any]:
-    """Elements of a block of rows outside the pattern whose magnitude is above a threshold; returns their number."""
+    """Elements of a block of rows outside the pattern whose magnitude is above a threshold; returns their number.
+
+    The block's elements inside the pattern are overwritten by NaN, which is above nothing. Then chunks are counted as
+    vectors, and few of them are looked at one by one. Indices are unsigned: no code for negative ones.
+    """
 
     def candidates(block, first, indptr, columns, threshold, places, scores):  # type: ignore[no-untyped-def]
-        width = block.shape[1]
-        found = 0
+        width, chunk, found = np.uint64(block.shape[1]), np.uint64(_CHUNK), np.uint64(0)
+        flat = block.reshape(-1)
         for i in range(block.shape[0]):
-            row, start = first + i, np.int64(0)
-            for p in range(indptr[row], indptr[row + 1] + 1):
-                end = np.int64(columns[p] if p < indptr[row + 1] else width)
-                for column in range(start, end):
-                    score = abs(block[i, column])
-                    places[found] = row * width + column
-                    scores[found] = score
-                    found += score > threshold  # a branch would be mispredicted; NaN is not above
-                start = end + 1
-        return found
+            row = np.uint64(i) * width
+            for p in range(np.uint64(indptr[first + i]), np.uint64(indptr[first + i + 1])):
+                flat[row + np.uint64(columns[p])] = np.nan
+        base = first * np.int64(width)
+        size = np.uint64(flat.shape[0])
+        for start in range(np.uint64(0), size, chunk):
+            stop = min(start + chunk, size)
+            if stop - start == chunk:
+                hits = np.int32(0)
+                for k in range(chunk):
+                    hits += np.int32(abs(flat[start + k]) > threshold)
+                if hits == 0:
+                    continue
+            for at in range(start, stop):
+                score = abs(flat[at])
+                places[found] = base + np.int64(at)
+                scores[found] = score
+                found += np.uint64(score > threshold)  # a branch would be mispredicted
+        return np.int64(found)
 
     return candidates
 
@@ -99,13 +115,14 @@ def _compiled(function: Callable[..., Any], name: str, signature: Any) -> Callab
 
 @compiled_once
 def candidates(bits: int, column_bits: int) -> Callable[..., int]:
-    """(block float [n, columns], first row, indptr, columns, threshold float64, places int64, scores float).
+    """(block float [n, columns], first row, indptr, columns, threshold, places int64, scores), one kind of float.
 
-    `places` and `scores` are as long as the block. Returns how many were found.
+    `places` and `scores` are longer than the block by one, which is written and means nothing. Returns how many were
+    found.
     """
     number = types.float32 if bits == 32 else types.float64
     signature = types.int64(
-        _array(number, 2), types.int64, _structure(64), _structure(column_bits), types.float64, _array(types.int64),
+        _array(number, 2), types.int64, _structure(64), _structure(column_bits), number, _array(types.int64),
         _array(number),
     )  # fmt: skip
     return _compiled(make_candidates(), f"candidates_f{bits}_{column_bits}", signature)

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .across import add_sums, add_sums_first, load_rows, store_rows, transpose
+from .across import add_sums, add_sums_first, load_evens, load_rows, store_rows, transpose
 from .scalars import (
     call,
     fetch_add,
@@ -45,12 +45,11 @@ from .vector_ir import (
     first_lanes,
     fma_function,
     load_value,
-    mask_at,
+    mask_bits,
     masked_load,
     masked_store,
     pack,
     shifted,
-    shuffle,
     splat,
     unpack,
 )
@@ -62,6 +61,7 @@ __all__ = [
     "add_scalar",
     "add_sums",
     "add_sums_first",
+    "axpy",
     "axpy_at",
     "call",
     "clamp",
@@ -189,21 +189,6 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
-def load_evens(typing: Any, like: Any, address: Any) -> Any:
-    """A tile of one vector: every second of the numbers from `address` on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first, second = (
-            load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size)
-            for i in range(2)
-        )
-        evens = shuffle(builder, first, second, range(0, 2 * like.lanes, 2))
-        return pack(builder, like.vector, [evens])
-
-    return like(like, types.int64), codegen
-
-
-@intrinsic
 def store(typing: Any, tile: Any, address: Any) -> Any:
     """Write the tile to consecutive memory."""
 
@@ -261,7 +246,7 @@ def load_masked_at(typing: Any, like: Any, bases: Any, offset: Any, masks: Any) 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = []
         for i, base in enumerate(unpack(builder, args[1], bases.count)):
-            mask = mask_at(builder, like, args[3], i)
+            mask = builder.bitcast(mask_bits(builder, like, args[3], i), like.mask)
             vectors.append(masked_load(builder, like, builder.add(base, args[2]), mask))
         return pack(builder, like.vector, vectors)
 
@@ -270,13 +255,22 @@ def load_masked_at(typing: Any, like: Any, bases: Any, offset: Any, masks: Any) 
 
 @intrinsic
 def store_masked_at(typing: Any, tile: Any, bases: Any, offset: Any, masks: Any) -> Any:
-    """Vector i to bases[i] + offset, only the lanes set in the uint16 mask i of the table at `masks`."""
+    """Vector i to bases[i] + offset, only the lanes set in the uint16 mask i of the table at `masks`.
+
+    Masks of all lanes and of none are told apart by a jump: most are such, and without AVX-512 a masked store is slow.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
         for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
-            mask = mask_at(builder, tile, args[3], i)
-            masked_store(builder, tile, vector, builder.add(base, args[2]), mask)
+            address = builder.add(base, args[2])
+            bits = mask_bits(builder, tile, args[3], i)
+            every = builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
+            with builder.if_else(every) as (whole, part):
+                with whole:
+                    builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+                with part, builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))):
+                    masked_store(builder, tile, vector, address, builder.bitcast(bits, tile.mask))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64, types.int64), codegen
@@ -334,6 +328,22 @@ def axpy_at(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, bases, types.int64), codegen
+
+
+@intrinsic
+def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
+    """`axpy_at` on vectors that lie in a row from `address` on: one address register serves all of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
+        out = []
+        for i, acc in enumerate(unpack(builder, args[0], tile.count)):
+            x = load_value(builder, shifted(builder, args[2], i * tile.vector_bytes), tile.vector, tile.size)
+            out.append(fma(w, x, acc))
+        return pack(builder, tile.vector, out)
+
+    return tile(tile, types.int64, types.int64), codegen
 
 
 @intrinsic

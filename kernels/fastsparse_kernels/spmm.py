@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba.extending import register_jitable
 
 from . import simd
@@ -65,34 +66,83 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
-    """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits."""
+def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[..., None]:
+    """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
+
+    in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
+        registers for wider tiles. 0: each vector has an address of its own.
+    """
     size = bits // 8
     vector = lanes * size
     width = count * vector
 
-    @register_jitable
-    def activated(acc, a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
-        acc = simd.clamp(acc, low, high)
-        if a.activation != 0:
-            simd.store(acc, tile_buffer)
-            simd.call(a.activation, tile_buffer, count)
-            acc = simd.load(acc, tile_buffer)
-        return acc
+    if in_a_row:
+
+        @register_jitable
+        def addresses(base, table):  # type: ignore[no-untyped-def]
+            return base + simd.load_i64(table)
+
+        @register_jitable
+        def panel_addresses(panel):  # type: ignore[no-untyped-def]
+            return panel
+
+        @register_jitable
+        def axpy(acc, weight, bases, offset):  # type: ignore[no-untyped-def]
+            return simd.axpy(acc, weight, bases + offset)
+
+        @register_jitable
+        def load(like, bases, offset):  # type: ignore[no-untyped-def]
+            return simd.load(like, bases + offset)
+
+        @register_jitable
+        def store(acc, bases, offset):  # type: ignore[no-untyped-def]
+            simd.store(acc, bases + offset)
+
+    else:
+
+        @register_jitable
+        def addresses(base, table):  # type: ignore[no-untyped-def]
+            return simd.gather_addresses(count, base, table)
+
+        @register_jitable
+        def panel_addresses(panel):  # type: ignore[no-untyped-def]
+            return simd.spread(count, panel, vector)
+
+        axpy, load, store = simd.axpy_at, simd.load_at, simd.store_at
 
     @register_jitable
-    def finish_added(acc, a, row, tile_buffer, y, out, masks, table, low, high):  # type: ignore[no-untyped-def]
-        """The end of the epilogue from the residual on, in each of a tile's passes for the lanes that it stores."""
+    def activate(a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
+        """Clamp and activate the tile in `tile_buffer`."""
+        simd.store(simd.clamp(simd.load(simd.zeros(count, lanes, bits), tile_buffer), low, high), tile_buffer)
+        if a.activation != 0:
+            simd.call(a.activation, tile_buffer, count)
+
+    @register_jitable
+    def finish_elsewhere(a, row, tile_buffer, y, masks, table, low, high):  # type: ignore[no-untyped-def]
+        """The epilogue behind the bias of the tile in `tile_buffer`, stored in parts where `masks` says so.
+
+        What few tiles need is kept out of the way of the loop over rows.
+        """
+        like = simd.zeros(count, lanes, bits)
         target = row * a.y_row_stride
         source = target + a.residual - a.y
         if masks == 0:
-            acc = simd.add(acc, simd.load_at(acc, out, source))
-            simd.store_at(activated(acc, a, tile_buffer, low, high), out, target)
+            if a.residual != 0:
+                simd.store(simd.add(simd.load(like, tile_buffer), load(like, addresses(y, table), source)), tile_buffer)
+            activate(a, tile_buffer, low, high)
+            store(simd.load(like, tile_buffer), addresses(y, table), target)
             return
+        if a.residual == 0:
+            activate(a, tile_buffer, low, high)
+        acc = simd.load(like, tile_buffer)
         for i in range(a.passes):
-            places, lanes_stored = simd.gather_addresses(count, y, table + i * count * 8), masks + i * count * 2
-            added = simd.add(acc, simd.load_masked_at(acc, places, source, lanes_stored))
-            simd.store_masked_at(activated(added, a, tile_buffer, low, high), places, target, lanes_stored)
+            places, stored = simd.gather_addresses(count, y, table + i * count * 8), masks + i * count * 2
+            if a.residual != 0:
+                simd.store(simd.add(acc, simd.load_masked_at(acc, places, source, stored)), tile_buffer)
+                activate(a, tile_buffer, low, high)
+                simd.store_masked_at(simd.load(like, tile_buffer), places, target, stored)
+            else:
+                simd.store_masked_at(acc, places, target, stored)
 
     def make_rows(first: int, last: int) -> Callable[..., Any]:
         """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
@@ -105,41 +155,39 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
             return acc
 
         @register_jitable
-        def finish(acc, a, row, partial, tile_buffer, y, out, masks, table, low, high):  # type: ignore[no-untyped-def]
-            if not last:
-                simd.store(acc, partial + row * width)
-                return
-            if a.bias != 0:
-                acc = simd.add_scalar(acc, simd.load_float(bits, a.bias + row * size))
-            if a.residual != 0:
-                finish_added(acc, a, row, tile_buffer, y, out, masks, table, low, high)
-                return
-            acc = activated(acc, a, tile_buffer, low, high)
-            if masks == 0:
-                simd.store_at(acc, out, row * a.y_row_stride)
-            else:
-                for i in range(a.passes):
-                    places = simd.gather_addresses(count, y, table + i * count * 8)
-                    simd.store_masked_at(acc, places, row * a.y_row_stride, masks + i * count * 2)
-
-        @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
             a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
+            bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
+            clamped = low > -np.inf or high < np.inf
+            here = masks == 0 and a.activation == 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
                 acc = begin(row, partial)
                 while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
                     two = simd.load_u64(offsets + p * 4)
-                    acc = simd.axpy_at(acc, values + p * size, bases, two & 0xFFFFFFFF)
-                    acc = simd.axpy_at(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+                    acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
+                    acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
                     p += 2
                 if p < stop:
-                    acc = simd.axpy_at(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
+                    acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
                     p += 1
-                finish(acc, a, row, partial, tile_buffer, y, out, masks, table, low, high)
+                if last:
+                    if bias != 0:
+                        acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
+                    if here:
+                        if residual != 0:
+                            acc = simd.add(acc, load(acc, out, row * y_row_stride + residual - a.y))
+                        if clamped:
+                            acc = simd.clamp(acc, low, high)
+                        store(acc, out, row * y_row_stride)
+                    else:
+                        simd.store(acc, tile_buffer)
+                        finish_elsewhere(a, row, tile_buffer, y, masks, table, low, high)
+                else:
+                    simd.store(acc, partial + row * width)
                 entry += 1
             return p
 
@@ -166,7 +214,7 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
         x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
         places = a.x_positions + tile * count * 8
         table = a.y_positions + tile * a.passes * count * 8
-        out = simd.gather_addresses(count, y, table)
+        out = addresses(y, table)
         masks = a.masks + tile * a.passes * count * 2
         if simd.load_u8(a.full + tile) != 0:
             masks = 0
@@ -181,9 +229,9 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
                 rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
                 source = x + simd.load_i64(places) + row * a.x_row_stride
                 pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
-                bases = simd.spread(count, panel, vector)
+                bases = panel_addresses(panel)
             else:
-                bases = simd.gather_addresses(count, x + simd.load_i64(a.block_bases + block * 8), places)
+                bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
             p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
@@ -208,6 +256,7 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int) -> Any:
     """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
-    return compile_kernel(make_spmm(bits, lanes, count), f"spmm_f{bits}_v{lanes}_t{count}")
+    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}"
+    return compile_kernel(make_spmm(bits, lanes, count, in_a_row), name)

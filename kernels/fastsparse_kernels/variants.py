@@ -30,8 +30,12 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes)]
 
 
+def _tiles(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, lanes, width, in_a_row) for width in TILE_WIDTHS for in_a_row in (0, 1)]
+
+
 FAMILIES = (
-    Family("spmm", spmm.spmm_kernel, lambda bits, lanes: [(bits, lanes, width) for width in TILE_WIDTHS]),
+    Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
     Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes))]),
     Family("sparse input", spgemm.forward_kernel, _once),

@@ -107,13 +107,11 @@ def fma_function(builder: Any, tile: Tile) -> Callable[..., Any]:
     return llvm_function(builder, f"llvm.fma.v{tile.lanes}f{tile.bits}", tile.vector, [tile.vector] * 3)
 
 
-def mask_at(builder: Any, tile: Tile, address: Any, index: int) -> Any:
-    """Bit mask of one vector from a table of uint16, one entry per vector."""
+def mask_bits(builder: Any, tile: Tile, address: Any, index: int) -> Any:
+    """Mask of one vector, as an integer of as many bits as lanes, from a table of uint16, one entry per vector."""
     word = ir.IntType(16)
     bits = load_value(builder, shifted(builder, address, 2 * index), word, 2)
-    lanes = ir.IntType(tile.lanes)
-    bits = bits if tile.lanes == 16 else builder.trunc(bits, lanes)
-    return builder.bitcast(bits, tile.mask)
+    return bits if tile.lanes == 16 else builder.trunc(bits, ir.IntType(tile.lanes))
 
 
 def first_lanes(builder: Any, tile: Tile, count: Any) -> Any:
