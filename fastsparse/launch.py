@@ -409,8 +409,12 @@ def pack_flat_call(
     flat: int,
     images: int,
     m: Machine,
+    sources: NDArray[np.int64] | None = None,
 ) -> Call:
-    """user[image, channel, ...] -> zero-padded phase planes."""
+    """user[image, channel, ...] -> zero-padded phase planes.
+
+    sources : bytes from the user's channel to each of its rows; by default they follow one another
+    """
     record = Record(
         layout.FLAT,
         channels=channels,
@@ -421,6 +425,7 @@ def pack_flat_call(
         user=user,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
+        sources=0 if sources is None else address(sources),
         flat=flat,
         flat_image_stride=channels * plan.channel_stride,
         flat_channel_stride=plan.channel_stride,

@@ -120,3 +120,17 @@ def add_sums(typing: Any, tile: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
+
+
+@intrinsic
+def load_evens(typing: Any, like: Any, address: Any) -> Any:
+    """A tile of one vector: every second one of the numbers from `address` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, second = (
+            load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size)
+            for i in range(2)
+        )
+        return pack(builder, like.vector, [shuffle(builder, first, second, range(0, 2 * like.lanes, 2))])
+
+    return like(like, types.int64), codegen

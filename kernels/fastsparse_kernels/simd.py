@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .across import add_sums, add_sums_first, load_rows, store_rows, transpose
+from .across import add_sums, add_sums_first, load_evens, load_rows, store_rows, transpose
 from .scalars import (
     call,
     fetch_add,
@@ -73,6 +73,7 @@ __all__ = [
     "gather_addresses_u32",
     "load",
     "load_at",
+    "load_evens",
     "load_first",
     "load_float",
     "load_i64",
