@@ -134,7 +134,7 @@ def test_summary_counts_nonzeros_and_bytes(capsys: Any) -> None:
 
 
 def test_summary_of_a_model_that_takes_integers(capsys: Any) -> None:
-    model = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.Flatten(), nn.Linear(12, 2, dtype="float64", rng=1))
+    model = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.Flatten(), nn.Linear(12, 2, rng=1))
     model.summary((2, 3))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[2] for line in lines if line.startswith("0 ")] == ["(2, 3, 4)"]
