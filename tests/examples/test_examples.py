@@ -53,8 +53,8 @@ def test_every_method_and_every_network(task: Task, method: str) -> None:
     sparse_layers = [layer for layer in outcome.model if isinstance(layer, nn.SparseLinear | nn.SparseConv2d)]
     assert len(outcome.history) == 2
     assert bool(sparse_layers) == (method != "dense")
-    for layer in sparse_layers:
-        assert layer.pattern.nnz == round(0.1 * np.prod(layer.pattern.shape))
+    places = sum(np.prod(layer.pattern.shape) for layer in sparse_layers)
+    assert abs(sum(layer.pattern.nnz for layer in sparse_layers) - 0.1 * places) <= len(sparse_layers)
     again = train(small, small.load(), method, 0.9, 0, progress=False)
     assert again.accuracy == outcome.accuracy
     assert again.history["loss"] == outcome.history["loss"]
