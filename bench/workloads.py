@@ -6,6 +6,7 @@ unless a `.smtx` file says otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from bench.dlmc import read_smtx
 
 Floats = NDArray[np.float32]
+_PRIME = 1_048_573
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ class Spmm:
             return random_weight(rng, self.m, self.k, self.sparsity)
         indptr, indices, shape = read_smtx(self.file)
         data = rng.standard_normal(len(indices), dtype=np.float32)
-        return sp.csr_array((data, indices, indptr), shape=shape)
+        return sp.csr_array((data, indices.copy(), indptr.copy()), shape=shape)
 
     @cached_property
     def x(self) -> Floats:
         """The dense operand: (k, n), or (k,) for one column."""
-        shape = (self.k,) if self.n == 1 else (self.k, self.n)
-        return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+        return normal((self.k,) if self.n == 1 else (self.k, self.n))
+
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values and 32-bit columns of the nonzeros, X and Y."""
+        return 8 * int(self.weight.nnz) + 4 * self.n * (self.k + self.m)
 
     @property
     def flops(self) -> int:
@@ -107,6 +113,11 @@ class Conv:
         """Useful operations: two for each nonzero and output position."""
         return 2 * int(self.weight.nnz) * self.batch * self.out_side**2
 
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values and 32-bit columns of the nonzeros, input and output."""
+        return 8 * int(self.weight.nnz) + 4 * (self.x.size + math.prod(self.out_shape))
+
 
 @dataclass(frozen=True)
 class LinearStep:
@@ -142,6 +153,11 @@ class LinearStep:
         """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch
 
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
+        return 12 * int(self.weight.nnz) + 8 * self.batch * (self.inputs + self.outputs)
+
 
 @dataclass(frozen=True)
 class ConvStep(Conv):
@@ -156,6 +172,17 @@ class ConvStep(Conv):
     def flops(self) -> int:
         """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch * self.out_side**2
+
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
+        return 12 * int(self.weight.nnz) + 8 * (self.x.size + math.prod(self.out_shape))
+
+
+def normal(shape: tuple[int, ...], seed: int = 2) -> Floats:
+    """Normal values. Large arrays repeat themselves after a prime number of values, which is soon made."""
+    base = np.random.default_rng(seed).standard_normal(_PRIME, dtype=np.float32)
+    return np.resize(base, shape) if math.prod(shape) > _PRIME else base[: math.prod(shape)].reshape(shape)
 
 
 def random_weight(rng: np.random.Generator, rows: int, columns: int, sparsity: float) -> sp.csr_array:

@@ -1,0 +1,140 @@
+"""Figures from the rounds: ratios, geometric means per class of workloads, the slowest of all, as text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from bench.providers import OURS
+
+Entry = dict[str, Any]
+
+# Peers on the same sparse matrix: no workload may be slower than the best of them.
+SPARSE_PEERS = ("scipy", "MKL sparse", "torch.sparse")
+
+
+def ratio(entry: Entry, rival: str) -> float | None:
+    """How many times faster fastsparse is: median over the rounds that both took part in."""
+    ours, theirs = entry["seconds"].get(OURS), entry["seconds"].get(rival)
+    return statistics.median(r / o for r, o in zip(theirs, ours)) if ours and theirs else None
+
+
+def best_ratio(entry: Entry, rivals: Iterable[str]) -> tuple[float, str] | None:
+    """The smallest ratio, against the fastest of `rivals`, and who that is."""
+    found = [(value, rival) for rival in rivals if (value := ratio(entry, rival)) is not None]
+    return min(found) if found else None
+
+
+def rivals_of(entries: Sequence[Entry]) -> list[str]:
+    """Everybody else who was measured, in their order."""
+    return list(dict.fromkeys(name for entry in entries for name in entry["seconds"] if name != OURS))
+
+
+def rate(entry: Entry) -> float | None:
+    """Useful GF/s of fastsparse."""
+    seconds = entry["seconds"].get(OURS)
+    return entry["flops"] / statistics.median(seconds) / 1e9 if seconds else None
+
+
+def sparsity_class(entry: Entry) -> str:
+    """Sparsity to the nearest per cent."""
+    return f"{entry['fields'].get('sparsity', 0.0):.0%}"
+
+
+def columns_class(n: int) -> str:
+    """The classes that the targets speak of."""
+    return "N <= 1024" if n <= 1024 else "N >= 3136" if n >= 3136 else "1024 < N < 3136"
+
+
+def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries whose geometric mean is worth a line: group, sparsity and, for SpMM, columns."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        name = f"{entry['group']} {sparsity_class(entry)}"
+        if "n" in entry["fields"]:
+            name += f", {columns_class(entry['fields']['n'])}"
+        found.setdefault(name, []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def geometric_mean(entries: Sequence[Entry], rival: str) -> float | None:
+    """Unweighted, over the entries that have both sides."""
+    values = [value for entry in entries if (value := ratio(entry, rival)) is not None]
+    return statistics.geometric_mean(values) if values else None
+
+
+def worst(entries: Sequence[Entry], rivals: Sequence[str], count: int = 10) -> list[tuple[float, str, Entry]]:
+    """The workloads with the smallest ratio to the fastest of `rivals`."""
+    found = [(*best, entry) for entry in entries if (best := best_ratio(entry, rivals)) is not None]
+    return sorted(found, key=lambda item: item[0])[:count]
+
+
+def text(results: dict[str, Any]) -> str:
+    """Header, geometric means, the ten slowest workloads."""
+    entries = results["workloads"]
+    return "\n".join([*header(results), "", *_means(entries), "", *_slowest(entries), *_errors(results)])
+
+
+def header(results: dict[str, Any]) -> Iterator[str]:
+    """Lines on machine, versions, peak, bandwidth, and who is missing."""
+    m, peaks = results["machine"], results["peaks"]
+    yield f"{m['cpu']}, {m['cpus']} processors, {m['vector_bits']}-bit vectors, {m['system']}"
+    yield (
+        f"one core: {peaks['fma_gflops']:.1f} GF/s of multiply-adds, "
+        f"{peaks['bandwidth_gbs']:.1f} GB/s of copying; threads for every provider: {results['threads']}"
+    )
+    yield f"fastsparse {m['fastsparse']} ({m['commit']}), {results['date']}, Python {m['python']}, " + ", ".join(
+        f"{name} {version}" for name, version in m["packages"].items() if version
+    )
+    if m["environment"]:
+        yield "held to AVX2: " + ", ".join(f"{name}={value}" for name, value in m["environment"].items())
+    if results["missing"]:
+        yield f"Not installed, so not measured: {', '.join(results['missing'])}"
+
+
+def _means(entries: Sequence[Entry]) -> Iterator[str]:
+    rivals = rivals_of(entries)
+    head = ("geometric means", "count", "GF/s", *rivals)
+    rows = [head]
+    for name, members in classes(entries).items():
+        rates = [value for entry in members if (value := rate(entry)) is not None]
+        cells = [_times(geometric_mean(members, rival)) for rival in rivals]
+        rows.append((name, str(len(members)), f"{statistics.geometric_mean(rates):.1f}" if rates else "-", *cells))
+    yield from aligned(rows)
+
+
+def _slowest(entries: Sequence[Entry]) -> Iterator[str]:
+    rivals = rivals_of(entries)
+    peers = [rival for rival in rivals if rival in SPARSE_PEERS] or rivals
+    rows = [(f"slowest against the best of {', '.join(peers)}", "ratio", "best", "GF/s", "fastsparse", "minimum")]
+    for value, rival, entry in worst(entries, peers):
+        ours = entry["seconds"][OURS]
+        rows.append(
+            (f"{entry['group']} {entry['name']}", _times(value), rival, f"{rate(entry):.1f}",
+             time(statistics.median(ours)), time(min(ours)))
+        )  # fmt: skip
+    yield from aligned(rows)
+
+
+def _errors(results: dict[str, Any]) -> Iterator[str]:
+    if results["errors"]:
+        yield from ("", "Failed or wrong, so not measured:", *results["errors"])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for first, *rest in rows:
+        yield "  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:]))])
+
+
+def time(seconds: float) -> str:
+    """Seconds in a fitting unit."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
