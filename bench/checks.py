@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.workloads import Conv, ConvStep, LinearStep, Spmm
+from bench.workloads import Chain, Conv, ConvStep, LinearStep, SparseInput, Spmm
 from fastsparse_kernels import reference
 
 # (value, largest error) of every result. Where a third element follows, all are about one result, and it says of which
@@ -52,6 +52,32 @@ def expected_conv(case: Conv) -> Expected:
         w.indptr, w.indices, np.abs(w.data).astype(np.float64), w.shape, np.abs(case.x).astype(np.float64), **geometry
     )
     return [(value, reference.bound(_row_lengths(w)[None, :, None, None], total, np.float32))]
+
+
+def expected_any(case: Spmm | Conv) -> Expected:
+    """A product's or a convolution's result."""
+    return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_chain(case: Chain) -> Expected:
+    """W8 ... W1 x in float64; a layer adds its own error to what it makes of its input's."""
+    value = _wide(case.x)
+    error = np.zeros_like(value)
+    for weight in case.weights:
+        wide = weight.astype(np.float64)
+        totals = abs(wide) @ (np.abs(value) + error)
+        value, error = wide @ value, abs(wide) @ error + reference.bound(_row_lengths(weight), totals, np.float32)
+    return [(value, error)]
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_sparse_input(case: SparseInput) -> Expected:
+    """x @ W.T in float64."""
+    x, transposed = case.x.astype(np.float64), case.weight.T.astype(np.float64).tocsr()
+    most = int(min(_row_lengths(case.x).max(), _row_lengths(case.weight).max()))
+    totals = (abs(x) @ abs(transposed)).toarray()
+    return [((x @ transposed).toarray(), reference.bound(most, totals, np.float32))]
 
 
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command with the arguments of `fastsparse.cli`; 1 when something failed or was wrong."""
     if args.isa == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
         return _again_on_avx2()
-    from bench import catalog, runner, summary
+    from bench import catalog, html, runner, summary
 
     for path in (args.html, args.json):
         if path:
@@ -30,9 +30,11 @@ def run(args: argparse.Namespace) -> int:
     results = runner.run(groups, chosen, threads=args.threads, only=args.only, budget=budget)
     if not results["workloads"]:
         raise ValueError(f"no workload matches {args.only!r}")
-    print(summary.text(results))
     if args.json:
         Path(args.json).write_text(json.dumps(results), encoding="utf-8")
+    if args.html:
+        Path(args.html).write_text(html.page(results), encoding="utf-8")
+    print(summary.text(results))
     return 1 if results["errors"] else 0
 
 

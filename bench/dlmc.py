@@ -56,6 +56,20 @@ def columns_of(path: Path) -> list[int]:
     return [side * side * batch for batch in RESNET_BATCHES]
 
 
+def convolution_of(path: Path) -> tuple[int, int, int] | None:
+    """Side of the input, kernel size and stride of a ResNet-50 layer with a 3x3 or 1x1 kernel; None for others.
+
+    The 3x3 layer and the shortcut of a group's first block have the group's stride.
+    """
+    stem = path.stem
+    if not stem.startswith("bottleneck"):
+        return None
+    kernel = 3 if stem.startswith("bottleneck_2") else 1
+    first = "projection_block" in stem and not stem.endswith("group1")
+    stride = 2 if first and stem.startswith(("bottleneck_2", "bottleneck_projection")) else 1
+    return stride * _resnet_side(stem), kernel, stride
+
+
 def _resnet_side(stem: str) -> int:
     """Height and width of a ResNet-50 layer's output (stride in the 3x3 layers, 224 x 224 images)."""
     if stem.startswith("initial"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.providers import OURS
@@ -14,26 +14,36 @@ Entry = dict[str, Any]
 SPARSE_PEERS = ("scipy", "MKL sparse", "torch.sparse")
 
 
-def ratio(entry: Entry, rival: str) -> float | None:
+def ratio(entry: Entry, rival: str, ours: str = OURS) -> float | None:
     """How many times faster fastsparse is: median over the rounds that both took part in."""
-    ours, theirs = entry["seconds"].get(OURS), entry["seconds"].get(rival)
+    ours, theirs = entry["seconds"].get(ours), entry["seconds"].get(rival)
     return statistics.median(r / o for r, o in zip(theirs, ours)) if ours and theirs else None
 
 
-def best_ratio(entry: Entry, rivals: Iterable[str]) -> tuple[float, str] | None:
+def best_ratio(entry: Entry, rivals: Iterable[str], ours: str = OURS) -> tuple[float, str] | None:
     """The smallest ratio, against the fastest of `rivals`, and who that is."""
-    found = [(value, rival) for rival in rivals if (value := ratio(entry, rival)) is not None]
+    found = [(value, rival) for rival in rivals if (value := ratio(entry, rival, ours)) is not None]
     return min(found) if found else None
 
 
 def rivals_of(entries: Sequence[Entry]) -> list[str]:
-    """Everybody else who was measured, in their order."""
-    return list(dict.fromkeys(name for entry in entries for name in entry["seconds"] if name != OURS))
+    """Other libraries that were measured, in their order."""
+    return list(dict.fromkeys(name for entry in entries for name in entry["seconds"] if not name.startswith(OURS)))
 
 
-def rate(entry: Entry) -> float | None:
-    """Useful GF/s of fastsparse."""
-    seconds = entry["seconds"].get(OURS)
+def races(results: Mapping[str, Any]) -> list[Entry]:
+    """Entries where libraries were raced."""
+    return [entry for entry in results["workloads"] if entry["seconds"].get(OURS) and rivals_of([entry])]
+
+
+def others(results: Mapping[str, Any]) -> list[Entry]:
+    """Entries that are about fastsparse alone."""
+    return [entry for entry in results["workloads"] if entry["seconds"].get(OURS) and not rivals_of([entry])]
+
+
+def rate(entry: Entry, ours: str = OURS) -> float | None:
+    """Useful GF/s of fastsparse; None where nothing is multiplied."""
+    seconds = entry["seconds"].get(ours) if entry["flops"] else None
     return entry["flops"] / statistics.median(seconds) / 1e9 if seconds else None
 
 
@@ -58,10 +68,16 @@ def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return dict(sorted(found.items()))
 
 
-def geometric_mean(entries: Sequence[Entry], rival: str) -> float | None:
+def geometric_mean(entries: Sequence[Entry], rival: str, ours: str = OURS) -> float | None:
     """Unweighted, over the entries that have both sides."""
-    values = [value for entry in entries if (value := ratio(entry, rival)) is not None]
+    values = [value for entry in entries if (value := ratio(entry, rival, ours)) is not None]
     return statistics.geometric_mean(values) if values else None
+
+
+def mean_rate(entries: Sequence[Entry]) -> float | None:
+    """Geometric mean of useful GF/s."""
+    rates = [value for entry in entries if (value := rate(entry)) is not None]
+    return statistics.geometric_mean(rates) if rates else None
 
 
 def worst(entries: Sequence[Entry], rivals: Sequence[str], count: int = 10) -> list[tuple[float, str, Entry]]:
@@ -71,9 +87,11 @@ def worst(entries: Sequence[Entry], rivals: Sequence[str], count: int = 10) -> l
 
 
 def text(results: dict[str, Any]) -> str:
-    """Header, geometric means, the ten slowest workloads."""
-    entries = results["workloads"]
-    return "\n".join([*header(results), "", *_means(entries), "", *_slowest(entries), *_errors(results)])
+    """Header, geometric means, the ten slowest workloads, what is measured alone, targets, failures."""
+    sections = [header(results), *_means(races(results)), _slowest(races(results)), _alone(results), _targets(results)]
+    if results["errors"]:
+        sections.append(["Failed or wrong, so not measured:", *results["errors"]])
+    return "\n\n".join("\n".join(lines) for section in sections if (lines := list(section)))
 
 
 def header(results: dict[str, Any]) -> Iterator[str]:
@@ -93,33 +111,54 @@ def header(results: dict[str, Any]) -> Iterator[str]:
         yield f"Not installed, so not measured: {', '.join(results['missing'])}"
 
 
-def _means(entries: Sequence[Entry]) -> Iterator[str]:
-    rivals = rivals_of(entries)
-    head = ("geometric means", "count", "GF/s", *rivals)
-    rows = [head]
-    for name, members in classes(entries).items():
-        rates = [value for entry in members if (value := rate(entry)) is not None]
-        cells = [_times(geometric_mean(members, rival)) for rival in rivals]
-        rows.append((name, str(len(members)), f"{statistics.geometric_mean(rates):.1f}" if rates else "-", *cells))
-    yield from aligned(rows)
+def _means(entries: Sequence[Entry]) -> Iterator[Iterable[str]]:
+    """A table for each set of rivals: groups that were raced against the same ones share it."""
+    tables: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        tables.setdefault(tuple(rivals_of([entry])), []).append(entry)
+    for rivals, members in tables.items():
+        rows = [("geometric means: faster than", "count", "GF/s", *rivals)]
+        for name, chosen in classes(members).items():
+            mean = mean_rate(chosen)
+            cells = [times(geometric_mean(chosen, rival)) for rival in rivals]
+            rows.append((name, str(len(chosen)), "-" if mean is None else f"{mean:.1f}", *cells))
+        yield aligned(rows)
 
 
-def _slowest(entries: Sequence[Entry]) -> Iterator[str]:
-    rivals = rivals_of(entries)
-    peers = [rival for rival in rivals if rival in SPARSE_PEERS] or rivals
+def _slowest(entries: Sequence[Entry]) -> Iterable[str]:
+    """Against sparse peers where there are any, else against everybody."""
+    peers = SPARSE_PEERS if set(rivals_of(entries)) & set(SPARSE_PEERS) else rivals_of(entries)
+    found = worst(entries, peers)
+    if not found:
+        return []
     rows = [(f"slowest against the best of {', '.join(peers)}", "ratio", "best", "GF/s", "fastsparse", "minimum")]
-    for value, rival, entry in worst(entries, peers):
+    for value, rival, entry in found:
         ours = entry["seconds"][OURS]
+        speed = rate(entry) or 0.0
         rows.append(
-            (f"{entry['group']} {entry['name']}", _times(value), rival, f"{rate(entry):.1f}",
+            (f"{entry['group']} {entry['name']}", times(value), rival, f"{speed:.1f}",
              time(statistics.median(ours)), time(min(ours)))
         )  # fmt: skip
-    yield from aligned(rows)
+    return aligned(rows)
 
 
-def _errors(results: dict[str, Any]) -> Iterator[str]:
-    if results["errors"]:
-        yield from ("", "Failed or wrong, so not measured:", *results["errors"])
+def _alone(results: Mapping[str, Any]) -> Iterable[str]:
+    peak = results["peaks"]["fma_gflops"]
+    rows = [("fastsparse alone", "median", "minimum", "GF/s", "of peak")]
+    for entry in others(results):
+        seconds, speed = entry["seconds"][OURS], rate(entry)
+        cells = ("", "") if speed is None else (f"{speed:.1f}", f"{speed / peak:.0%}")
+        name = f"{entry['group']} {entry['name']}"
+        rows.append((name, time(statistics.median(seconds)), time(min(seconds)), *cells))
+    return aligned(rows) if len(rows) > 1 else []
+
+
+def _targets(results: dict[str, Any]) -> Iterable[str]:
+    from bench import targets
+
+    rows = [("target", "wanted", "found", "")]
+    rows += [(row.what, row.wanted, row.found, row.verdict) for row in targets.evaluate(results)]
+    return aligned(rows)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -136,5 +175,6 @@ def time(seconds: float) -> str:
     return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A ratio."""
     return "-" if value is None else f"{value:.2f}x"

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from bench.providers import OURS, Call, Provider, torch_on
+from bench.providers import OURS, Call, Provider, resident, torch_on
 from bench.providers import mkl as mkl_library
 from bench.workloads import Spmm
 
@@ -64,3 +64,6 @@ PROVIDERS = [
     Provider("torch dense", _torch_dense, needs=("torch",)),
     Provider("torch.sparse", _torch_sparse, needs=("torch",)),
 ]
+
+# X and W @ X stay in panels; nobody else has them.
+PANEL_PROVIDERS = [Provider(OURS, resident.product)]
