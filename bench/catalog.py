@@ -1,4 +1,4 @@
-"""The groups of workloads: what `fastsparse bench` and `pytest bench/` run, each with its providers and its reference."""
+"""The groups of workloads that `fastsparse bench` and `pytest bench/` run, each with its providers and its reference."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ GROUPS = {
         Group("panels", "SpMM from panels to panels", panels, spmm.PANEL_PROVIDERS, checks.expected_spmm),
         Group("conv", "Convolution", _always(workloads.CONV), conv.PROVIDERS, checks.expected_conv),
         Group("resnet", "ResNet-50's pruned convolutions", layers, conv.LAYER_PROVIDERS, checks.expected_conv),
-        Group("chain", "Layers in a row, one sample", _always(workloads.CHAINS), chain.PROVIDERS, checks.expected_chain),
+        Group("chain", "Layers in a row", _always(workloads.CHAINS), chain.PROVIDERS, checks.expected_chain),
         Group(
             "sparse input", "Sparse samples", _always(workloads.SPARSE_INPUTS), sparse_input.PROVIDERS,
             checks.expected_sparse_input,

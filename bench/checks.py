@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import lowered
 from bench.workloads import Chain, Conv, ConvStep, LinearStep, SparseInput, Spmm
 from fastsparse_kernels import reference
 
@@ -43,20 +44,10 @@ def expected_spmm(case: Spmm) -> Expected:
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv(case: Conv) -> Expected:
     """The convolution in float64."""
-    w = case.weight
-    geometry = _geometry(case)
-    value = reference.conv(
-        w.indptr, w.indices, w.data.astype(np.float64), w.shape, case.x.astype(np.float64), **geometry
-    )
-    total = reference.conv(
-        w.indptr, w.indices, np.abs(w.data).astype(np.float64), w.shape, np.abs(case.x).astype(np.float64), **geometry
-    )
-    return [(value, reference.bound(_row_lengths(w)[None, :, None, None], total, np.float32))]
-
-
-def expected_any(case: Spmm | Conv) -> Expected:
-    """A product's or a convolution's result."""
-    return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
+    w = case.weight.astype(np.float64)
+    totals = lowered.forward(case, abs(w), np.abs(_wide(case.x)))
+    error = reference.bound(_row_lengths(w)[None, :, None, None], totals, np.float32)
+    return [(lowered.forward(case, w, _wide(case.x)), error)]
 
 
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
@@ -102,19 +93,16 @@ def expected_linear_step(case: LinearStep) -> Expected:
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv_step(case: ConvStep) -> Expected:
     """y, grad_x, grad_values and grad_b in float64."""
-    w, geometry = case.weight, _geometry(case)
-    grad_x, values, _ = reference.conv_backward(
-        _wide(case.grad), w.indptr, w.indices, _wide(w.data), w.shape, _wide(case.x), **geometry
-    )
-    total_x, total_values, _ = reference.conv_backward(
-        np.abs(_wide(case.grad)), w.indptr, w.indices, np.abs(_wide(w.data)), w.shape, np.abs(_wide(case.x)), **geometry
-    )
+    w = case.weight.astype(np.float64)
+    places = reference.row_of(w.indptr), w.indices
+    grad_x, values = lowered.backward(case, w, _wide(case.x), _wide(case.grad))
+    total_x, totals = lowered.backward(case, abs(w), np.abs(_wide(case.x)), np.abs(_wide(case.grad)))
     terms = case.batch * case.out_side**2
     most = int(_row_lengths(w.T.tocsr()).max()) * case.kernel**2
     return [
         *expected_conv(case),
         (grad_x, reference.bound(most, total_x, np.float32)),
-        (values, reference.bound(terms, total_values, np.float32)),
+        (values[places], reference.bound(terms, totals[places], np.float32)),
         _bias_gradient(case.grad, (0, 2, 3)),
     ]
 
@@ -132,8 +120,8 @@ def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
         if np.ndim(got) > np.ndim(value):  # a dense gradient
             got = np.reshape(got, weight.shape)[reference.row_of(weight.indptr), weight.indices]
         assert got.shape == value.shape, f"result {place} of {name} has shape {got.shape}, expected {value.shape}"
-        excess = np.abs(got - value) - bound
-        assert not excess.size or excess.max() <= 0, f"result {place} of {name} is off by up to {np.abs(got - value).max():.2e}"
+        off = np.abs(got - value)
+        assert np.all(off <= bound), f"result {place} of {name} is off by up to {off.max():.2e}"
 
 
 def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,15 +134,6 @@ def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _bias_gradient(grad: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     terms = grad.size // grad.shape[1]
     return _wide(grad).sum(axis=axes), reference.bound(terms, np.abs(_wide(grad)).sum(axis=axes), np.float32)
-
-
-def _geometry(case: Conv) -> dict[str, Any]:
-    return {
-        "kernel_size": (case.kernel,) * 2,
-        "stride": (case.stride,) * 2,
-        "padding": ((case.padding, case.padding),) * 2,
-        "dilation": (1, 1),
-    }
 
 
 def _row_lengths(weight: Any) -> np.ndarray:

@@ -1,1 +1,2 @@
-def page(results): return ""
+def page(results):
+    return ""

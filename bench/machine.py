@@ -76,7 +76,9 @@ def commit() -> str:
     """The checkout's commit, marked when files were changed after it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""

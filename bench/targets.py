@@ -86,9 +86,7 @@ def _one_thread(find: Find) -> Find:
 
 
 def _spmm(columns: str, rival: str) -> Find:
-    return _one_thread(
-        lambda results: summary.geometric_mean(_entries(results, "dlmc", _pruned(columns)), rival)
-    )
+    return _one_thread(lambda results: summary.geometric_mean(_entries(results, "dlmc", _pruned(columns)), rival))
 
 
 def _best_mean(group: str, rivals: Sequence[str], ours: str = OURS) -> Find:
@@ -165,11 +163,13 @@ TARGETS = [
     Target("8 layers 2048x2048, batch 1, against onnxruntime dense", 10.0, _best_mean("chain", ("onnxruntime dense",))),
     Target("linear forward+backward, slowest, against the fastest trainer", 3.2, _worst("linear step", _TRAINERS)),
     Target("conv forward+backward, slowest, against the fastest trainer", 3.2, _worst("conv step", _TRAINERS)),
+    Target("sparse x through sparse W against scipy", 5.0, _best_mean("sparse input", ("scipy (x @ W.T).toarray()",))),
     Target(
-        "sparse x through sparse W against scipy", 5.0, _best_mean("sparse input", ("scipy (x @ W.T).toarray()",))
+        "the same: memory beyond x, W, output", 50e6, _memory, most=True, show=lambda value: f"{value / 1e6:.1f} MB"
     ),
-    Target("the same: memory beyond x, W, output", 50e6, _memory, most=True, show=lambda value: f"{value / 1e6:.1f} MB"),
-    Target("two threads against one", 1.85, lambda r: _mean(summary.best_ratio(e, (ONE,)) for e in _entries(r, "threads"))),
+    Target(
+        "two threads against one", 1.85, lambda r: _mean(summary.best_ratio(e, (ONE,)) for e in _entries(r, "threads"))
+    ),
     Target("plan of a 2048x512 layer at 90%", 5e-3, _seconds("plan", "2048x512"), most=True, show=_milliseconds),
     Target("plans of all of ResNet-50", 1.0, _seconds("plan", "ResNet-50"), most=True, show=_milliseconds),
     Target("AVX2: SpMM against dense", 4.0, _on_avx2("dlmc", ("numpy dense",))),

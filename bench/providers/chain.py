@@ -81,7 +81,9 @@ def _onnxruntime(case: Chain, threads: int) -> Call:
     names = [f"t{i}" for i in range(len(case.weights) + 1)]
     nodes = [onnx.helper.make_node("Gemm", [a, f"w{a}"], [b], transB=1) for a, b in zip(names, names[1:])]
     weights = [onnx.numpy_helper.from_array(w.toarray(), f"w{a}") for w, a in zip(case.weights, names)]
-    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, case.size)) for n in (names[0], names[-1])]
+    ends = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, case.size)) for n in (names[0], names[-1])
+    ]
     graph = onnx.helper.make_graph(nodes, "chain", [ends[0]], [ends[1]], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
