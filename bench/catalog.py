@@ -1,4 +1,4 @@
-"""The groups of workloads that `fastsparse bench` and `pytest bench/` run, each with its providers and its reference."""
+"""The groups of workloads that `fastsparse bench` and `pytest bench/` run, each with providers and a reference."""
 
 from __future__ import annotations
 

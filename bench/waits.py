@@ -74,7 +74,7 @@ def _layer_jobs(case: Plan) -> list[Job]:
 def _layer_job(file: Path) -> Job:
     import fastsparse as fs
 
-    rows, columns, _ = dlmc.shape_of(file)
+    _, columns, _ = dlmc.shape_of(file)
     rng = np.random.default_rng(0)
     geometry = dlmc.convolution_of(file)
     if file.stem.startswith("final"):
@@ -119,7 +119,7 @@ print(resident("VmHWM") - before - out.nbytes)
 
 
 def memory(case: workloads.SparseInput) -> Measured:
-    """Bytes beyond x, W and the output in the first call of a process of its own; None where the system does not tell."""
+    """Bytes beyond x, W and the output in the first call of a process; None where the system does not tell."""
     if not Path("/proc/self/clear_refs").exists():
         return {}, {"bytes_beyond": None}
     fields = ", ".join(repr(getattr(case, name)) for name in case.__dataclass_fields__)

@@ -64,8 +64,8 @@ SMALL = [
     (workloads.Conv(2, 3, 7, 5, 3), conv.PROVIDERS, checks.expected_conv),
     (workloads.Conv(2, 3, 7, 5, 3, stride=2), conv.PROVIDERS, checks.expected_conv),
     (workloads.Conv(2, 16, 6, 5, 1), conv.PROVIDERS, checks.expected_conv),
-    (workloads.LinearStep(6, 40, 20), steps.LINEAR_PROVIDERS, checks.expected_linear_step),
-    (workloads.ConvStep(2, 3, 7, 5, 3), steps.CONV_PROVIDERS, checks.expected_conv_step),
+    (workloads.LinearStep(16, 40, 20), steps.LINEAR_PROVIDERS, checks.expected_linear_step),
+    (workloads.ConvStep(16, 3, 8, 5, 3), steps.CONV_PROVIDERS, checks.expected_conv_step),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,7 @@ def _onnxruntime(case: Chain, threads: int) -> Call:
     import onnxruntime
 
     names = [f"t{i}" for i in range(len(case.weights) + 1)]
-    nodes = [onnx.helper.make_node("Gemm", [a, f"w{a}"], [b], transB=1) for a, b in zip(names, names[1:])]
+    nodes = [onnx.helper.make_node("Gemm", [a, f"w{a}"], [b], transB=1) for a, b in itertools.pairwise(names)]
     weights = [onnx.numpy_helper.from_array(w.toarray(), f"w{a}") for w, a in zip(case.weights, names)]
     ends = [
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, case.size)) for n in (names[0], names[-1])

@@ -1,5 +1,7 @@
 """Forward and backward of one layer by everybody: returns (y, grad_x, grad_w, grad_b).
 
+SparseProp computes whole vectors of samples and is wrong on batches that do not fill them; those are not timed.
+
 fastsparse gives grad_w at the nonzeros; dense rivals give all of it, as they must.
 """
 
