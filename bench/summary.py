@@ -157,7 +157,9 @@ def _targets(results: dict[str, Any]) -> Iterable[str]:
     from bench import targets
 
     rows = [("target", "wanted", "found", "")]
-    rows += [(row.what, row.wanted, row.found, row.verdict) for row in targets.evaluate(results)]
+    rows += [
+        (row.what, row.wanted, row.found, f"{row.verdict}  {row.note}".rstrip()) for row in targets.evaluate(results)
+    ]
     return aligned(rows)
 
 
