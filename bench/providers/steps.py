@@ -96,7 +96,16 @@ def _linear_sparselab(case: LinearStep, threads: int) -> Call:
         layer._csr = sparselab.layout.from_dense(torch.from_numpy(case.weight.toarray()), padding_ratio=0.0)
     layer._values = torch.nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
     torch.nn.init.zeros_(layer.bias)
-    return _module_step(torch, case, layer, layer._values)
+    step, csr = _module_step(torch, case, layer, layer._values), layer._csr
+    # An empty row keeps a free place in the values, which is not a nonzero.
+    live = np.concatenate([np.arange(n) + start for start, n in zip(csr.row_start, csr.row_nnz)])
+
+    def result() -> tuple[np.ndarray, ...]:
+        y, grad_x, grad_values, grad_bias = step()
+        return y, grad_x, grad_values[live], grad_bias
+
+    step.result = result  # type: ignore[attr-defined]
+    return step
 
 
 def _conv_sparseprop(over_batch: bool) -> Callable[[ConvStep, int], Call]:
