@@ -50,6 +50,11 @@ def expected_conv(case: Conv) -> Expected:
     return [(lowered.forward(case, w, _wide(case.x)), error)]
 
 
+def expected_any(case: Spmm | Conv) -> Expected:
+    """A product's or a convolution's result."""
+    return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
+
+
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_chain(case: Chain) -> Expected:
     """W8 ... W1 x in float64; a layer adds its own error to what it makes of its input's."""
