@@ -17,10 +17,10 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #fff; m
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; }
 p { margin: .4rem 0 .8rem; } .muted { color: #6c757d; font-size: .88rem; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; } .wide { overflow-x: auto; margin-bottom: 1rem; }
 td, th { padding: .2rem .5rem; border-bottom: 1px solid #e3e7ea; text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-td:first-child, th:first-child { text-align: left; white-space: normal; }
+td:first-child, th:first-child { text-align: left; white-space: normal; min-width: 14rem; }
 th { font-weight: 600; vertical-align: bottom; }
 .met { color: #2b8a3e; } .missed { color: #c92a2a; } .not { color: #868e96; } td.less { color: #c92a2a; }
 svg.chart { width: 100%; height: auto; font-family: system-ui, sans-serif; }
@@ -76,24 +76,26 @@ def _machine(results: dict[str, Any]) -> str:
 def _targets(results: dict[str, Any]) -> str:
     rows = []
     for row in targets.evaluate(results):
-        note = f"{row.verdict}: {row.note}" if row.note else row.verdict
+        note = f'<br><span class="muted">{escape(row.note)}</span>' if row.note else ""
         rows.append(
-            f"<tr><td>{escape(row.what)}</td><td>{escape(row.wanted)}</td><td>{escape(row.found)}</td>"
-            f'<td class="{row.verdict.split()[0]}">{escape(note)}</td></tr>'
+            f"<tr><td>{escape(row.what)}{note}</td><td>{escape(row.wanted)}</td><td>{escape(row.found)}</td>"
+            f'<td class="{row.verdict.split()[0]}">{escape(row.verdict)}</td></tr>'
         )
     return f"<table><tr><th>target<th>wanted<th>found<th></tr>{''.join(rows)}</table>"
 
 
 def _means(results: dict[str, Any]) -> str:
     peak = results["peaks"]["fma_gflops"] * max(1, results["threads"])
-    entries = [entry for entry in results["workloads"] if entry["flops"] and entry["seconds"].get(OURS)]
-    rivals = summary.rivals_of(entries)
-    rows = []
-    for name, members in summary.classes(entries).items():
-        rate = summary.mean_rate(members) or 0.0
-        cells = [_ratio_cell(summary.geometric_mean(members, rival)) for rival in rivals]
-        rows.append([name, len(members), f"{rate:.1f}", f"{rate / peak:.0%}", *cells])
-    return _table(["geometric means", "count", "GF/s", "of peak", *rivals], rows)
+    entries = [e for e in results["workloads"] if e["flops"] and e["seconds"].get(OURS) and e["group"] != "threads"]
+    tables = []
+    for rivals, sharing in summary.by_rivals(entries).items():
+        rows = []
+        for name, members in summary.classes(sharing).items():
+            rate = summary.mean_rate(members) or 0.0
+            cells = [_ratio_cell(summary.geometric_mean(members, rival)) for rival in rivals]
+            rows.append([name, len(members), f"{rate:.1f}", f"{rate / peak:.0%}", *cells])
+        tables.append(_table(["geometric means: faster than", "count", "GF/s", "of peak", *rivals], rows))
+    return "".join(tables)
 
 
 def _slowest(results: dict[str, Any]) -> str:

@@ -29,7 +29,18 @@ COLOURS = {
     "SparseProp over batch": "#fab005",
     "SparseLab": "#5f3dc4",
 }
-_GROUP_COLOURS = ("#0b7285", "#e8590c", "#1971c2", "#9c36b5", "#2f9e44", "#c2255c", "#f08c00", "#5f3dc4", "#868e96")
+_GROUP_COLOURS = (
+    "#0b7285",
+    "#e8590c",
+    "#1971c2",
+    "#9c36b5",
+    "#2f9e44",
+    "#c2255c",
+    "#f08c00",
+    "#5f3dc4",
+    "#868e96",
+    "#846358",
+)
 # What is varied, and the values it is held at elsewhere in the sweep over sizes.
 _SWEEPS = {"n": ("columns N", 512), "m": ("rows M", 1024), "k": ("inner size K", 1024), "density": ("density", 0.1)}
 

@@ -68,6 +68,14 @@ def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return dict(sorted(found.items()))
 
 
+def by_rivals(entries: Sequence[Entry]) -> dict[tuple[str, ...], list[Entry]]:
+    """Entries that were raced against the same libraries: they share a table."""
+    tables: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        tables.setdefault(tuple(rivals_of([entry])), []).append(entry)
+    return tables
+
+
 def geometric_mean(entries: Sequence[Entry], rival: str, ours: str = OURS) -> float | None:
     """Unweighted, over the entries that have both sides."""
     values = [value for entry in entries if (value := ratio(entry, rival, ours)) is not None]
@@ -112,11 +120,7 @@ def header(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _means(entries: Sequence[Entry]) -> Iterator[Iterable[str]]:
-    """A table for each set of rivals: groups that were raced against the same ones share it."""
-    tables: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        tables.setdefault(tuple(rivals_of([entry])), []).append(entry)
-    for rivals, members in tables.items():
+    for rivals, members in by_rivals(entries).items():
         rows = [("geometric means: faster than", "count", "GF/s", *rivals)]
         for name, chosen in classes(members).items():
             mean = mean_rate(chosen)
@@ -156,11 +160,9 @@ def _alone(results: Mapping[str, Any]) -> Iterable[str]:
 def _targets(results: dict[str, Any]) -> Iterable[str]:
     from bench import targets
 
-    rows = [("target", "wanted", "found", "")]
-    rows += [
-        (row.what, row.wanted, row.found, f"{row.verdict}  {row.note}".rstrip()) for row in targets.evaluate(results)
-    ]
-    return aligned(rows)
+    found = targets.evaluate(results)
+    rows = [("target", "wanted", "found", ""), *((row.what, row.wanted, row.found, row.verdict) for row in found)]
+    return [f"{line}  {note}".rstrip() for line, note in zip(aligned(rows), ["", *(row.note for row in found)])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
