@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[flo
     for call in (ours, rival):
         _warm_up(call, pause)
     rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / max(_seconds(ours), _seconds(rival)))))
-    with cores_apart():
+    with cores_apart() if threads > 1 else nullcontext():
         benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     return seconds[-rounds:]
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_arguments(demo)
     demo.set_defaults(run=_run_demo)
     bench = commands.add_parser("bench", help="measure the kernels against others", description=_run_bench.__doc__)
-    _add_bench_arguments(bench, options.positive)
+    _add_bench_arguments(bench, options.positive, options.report_path)
     bench.set_defaults(run=_run_bench)
     info = commands.add_parser(
         "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
@@ -74,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_bench_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+def _add_bench_arguments(
+    parser: argparse.ArgumentParser, positive: Callable[[str], int], written: Callable[[str], Path]
+) -> None:
     what = parser.add_argument("what", nargs="*", metavar="WHAT", help=f"some of: {', '.join(_BENCHES)} (default all)")
     what.type = _bench_name
     parser.add_argument(
@@ -85,8 +88,8 @@ def _add_bench_arguments(parser: argparse.ArgumentParser, positive: Callable[[st
         "--dlmc", metavar="DIR", type=_directory, help="also multiply by the .smtx patterns found below DIR"
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
-    parser.add_argument("--html", metavar="FILE", help="write a report with pictures")
-    parser.add_argument("--json", metavar="FILE", help="write all measurements")
+    parser.add_argument("--html", metavar="FILE", type=written, help="write a report with pictures")
+    parser.add_argument("--json", metavar="FILE", type=written, help="write all measurements")
     parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
 
 
