@@ -7,16 +7,14 @@ times that, so the two share whatever the machine is doing at that moment; the r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from bench.checks import Expected, check
 from bench.providers import OURS, Call, Provider
+from bench.rotation import pinned
 from fastsparse.timing import PAUSE, cores_apart
 
 # Seconds of timed calls for each side, and the rounds they may take.
@@ -24,18 +22,6 @@ BUDGET = 0.5
 ROUNDS = (9, 31)
 # Seconds of untimed calls before a timed one: caches, clock and sleeping threads need several calls to settle.
 WARM = 0.015
-
-
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """The same number of threads for fastsparse, BLAS and OpenMP; other providers' setup tells their libraries."""
-    import fastsparse as fs
-
-    with fs.threads(threads), threadpool_limits(threads):
-        # Before its first large product OpenBLAS was seen to be four times slower on small ones, for good.
-        square = np.ones((512, 512), np.float32)
-        np.matmul(square, square)
-        yield
 
 
 def race(benchmark: Any, case: Any, ours: Provider, rival: Provider, threads: int, expected: Expected) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+from threadpoolctl import threadpool_limits
+
 from bench.providers import Call
 from fastsparse.timing import PAUSE, cores_apart
 
@@ -38,6 +41,18 @@ class Budget:
 
 # From this on a call's own data flush the caches anyway: no untimed call comes first.
 _LONG = 0.03
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """The same number of threads for fastsparse, BLAS and OpenMP; other providers' setup tells their libraries."""
+    import fastsparse as fs
+
+    with fs.threads(threads), threadpool_limits(threads):
+        # Before its first large product OpenBLAS was seen to be four times slower on small ones, for good.
+        square = np.ones((512, 512), np.float32)
+        np.matmul(square, square)
+        yield
 
 
 def rotate(calls: Mapping[str, Call], threads: int, budget: Budget) -> dict[str, list[float]]:

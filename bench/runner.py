@@ -12,8 +12,7 @@ from tqdm import tqdm
 from bench import machine
 from bench.catalog import Chosen, Group, missing_providers
 from bench.checks import check
-from bench.measure import pinned
-from bench.rotation import Budget, rotate
+from bench.rotation import Budget, pinned, rotate
 
 Results = dict[str, Any]
 Entry = dict[str, Any]
