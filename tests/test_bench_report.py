@@ -135,6 +135,18 @@ def test_pruned_convolutions(tmp_path):
     assert [case.k for case in catalog.panels(catalog.Chosen(tmp_path))] == []  # too narrow to fill panels
 
 
+def test_catalog():
+    groups = [group for groups in catalog.GROUPS.values() for group in groups]
+    labels = [group.label(case) for group in groups for case in group.cases(catalog.Chosen())]
+    assert len(set(labels)) == len(labels)
+    for group in groups:
+        assert (group.expected is None) is (group.measure is not None)
+        if group.measure is None:
+            names = [provider.name for provider in group.providers]
+            assert names[0] == OURS
+            assert len(set(names)) == len(names)
+
+
 def test_no_patterns(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.smtx file found below"):
         catalog.dlmc_spmm(catalog.Chosen(tmp_path))
