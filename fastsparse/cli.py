@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-# What `fastsparse bench` can be asked for, and the files bench/test_*.py that measure it.
-_BENCHES = {"kernels": ("spmm", "conv"), "layers": ("steps",), "scaling": ("scaling",), "startup": ("startup",)}
+# What `fastsparse bench` can be asked for: the keys of bench.catalog.GROUPS, which is imported when it runs.
+_BENCHES = ("kernels", "layers", "scaling", "startup")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_arguments(demo)
     demo.set_defaults(run=_run_demo)
     bench = commands.add_parser("bench", help="measure the kernels against others", description=_run_bench.__doc__)
-    _add_bench_arguments(bench, options.positive)
+    _add_bench_arguments(bench, options.positive, options.report_path)
     bench.set_defaults(run=_run_bench)
     info = commands.add_parser(
         "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
@@ -75,13 +75,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_bench_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+def _add_bench_arguments(
+    parser: argparse.ArgumentParser, positive: Callable[[str], int], written: Callable[[str], Path]
+) -> None:
     what = parser.add_argument("what", nargs="*", metavar="WHAT", help=f"some of: {', '.join(_BENCHES)} (default all)")
     what.type = _bench_name
-    parser.add_argument("-k", dest="only", metavar="EXPRESSION", help="only those whose names match, as in pytest")
+    parser.add_argument(
+        "-k", dest="only", metavar="EXPRESSION", help="only those whose names match: words with and, or, not"
+    )
     parser.add_argument("--threads", type=positive, default=1, help="threads for every provider (default 1)")
-    parser.add_argument("--dlmc", metavar="DIR", help="also multiply by the .smtx patterns found below DIR")
-    parser.add_argument("--json", metavar="FILE", help="keep the measurements in FILE, as pytest-benchmark writes them")
+    parser.add_argument(
+        "--dlmc", metavar="DIR", type=_directory, help="also multiply by the .smtx patterns found below DIR"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
+    parser.add_argument("--html", metavar="FILE", type=written, help="write a report with pictures")
+    parser.add_argument("--json", metavar="FILE", type=written, help="write all measurements")
+    parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a directory")
+    return path.resolve()
 
 
 def _bench_name(text: str) -> str:
@@ -107,31 +123,17 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
-    """Run the benchmarks of a source checkout and print their tables; other libraries join where installed."""
+    """Measure fastsparse and the libraries that are installed beside it, on workloads of a source checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "bench" / "workloads.py").is_file():
         raise FileNotFoundError("the benchmarks come with the source: run this from an editable install of a checkout")
-    missing = [name for name in ("pytest", "pytest_benchmark", "threadpoolctl") if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f'the benchmarks need {", ".join(missing)}; the extra "test" brings it: pip install -e ".[test]"'
-        )
-    import pytest
+    if find_spec("threadpoolctl") is None:
+        raise ImportError('the benchmarks need threadpoolctl; the extra "test" brings it: pip install -e ".[test]"')
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    from bench import command
 
-    with tempfile.TemporaryDirectory() as directory:
-        results = Path(args.json) if args.json else Path(directory) / "results.json"
-        files = [
-            str(root / "bench" / f"test_{name}.py") for chosen in args.what or _BENCHES for name in _BENCHES[chosen]
-        ]
-        options = [f"--rootdir={root}", f"--benchmark-json={results}", f"--bench-threads={args.threads}", "-q"]
-        options += [f"--dlmc={Path(args.dlmc).resolve()}"] if args.dlmc else []
-        options += ["-k", args.only] if args.only else []
-        status = int(pytest.main([*options, *files]))
-        if results.is_file():
-            from bench import table
-
-            table.main([str(results)])
-    return 0 if status == 0 else 1
+    return command.run(args)
 
 
 def _run_info(args: argparse.Namespace) -> int:
