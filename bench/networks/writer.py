@@ -23,7 +23,7 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, ...], sparsity: floa
 
 
 def drawn(rng: np.random.Generator, mask: NDArray[np.bool_], gain: float = 2.0) -> NDArray[np.float32]:
-    """Normal values at a mask (out, ...), of a size that keeps the variance of activations: He's rule at the nonzeros."""
+    """Normal values at a mask (out, ...), sized by He's rule at the nonzeros, which keeps variances."""
     per_row = max(1.0, mask.sum() / len(mask))
     values = rng.standard_normal(mask.shape, np.float32) * np.float32(math.sqrt(gain / per_row))
     return np.where(mask, values, np.float32(0))

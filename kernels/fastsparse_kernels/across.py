@@ -8,7 +8,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vector_ir import I32, I64, Tile, at, first_lanes, masked_load, masked_store, pack, shuffle, unpack
+from .vector_ir import (
+    I32,
+    I64,
+    Tile,
+    at,
+    first_lanes,
+    load_value,
+    masked_load,
+    masked_store,
+    pack,
+    shifted,
+    shuffle,
+    unpack,
+)
 
 
 def _transposed(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
