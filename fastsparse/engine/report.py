@@ -101,7 +101,7 @@ def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
     turns = math.ceil(schedule.tasks / schedule.slots) if schedule.per_worker else schedule.tasks
     found: dict[tuple[str, str], list[Any]] = {}
     for index, step in enumerate(schedule.steps):
-        spent = _fastest(lambda index=index: workspace.run_step(index))  # type: ignore[misc]
+        spent = fastest_seconds(lambda index=index: workspace.run_step(index))  # type: ignore[misc]
         entry = found.setdefault((step.name, step.kernel), [step, 0.0])
         entry[1] += spent * turns
     cores = schedule.slots if schedule.per_worker else schedule.workers
@@ -139,7 +139,8 @@ def _facts(program: Program, workspace: Workspace, batch: int, peak: float) -> d
     return facts
 
 
-def _fastest(call: Callable[[], object]) -> float:
+def fastest_seconds(call: Callable[[], object]) -> float:
+    """Least of some calls' times, about as many as fit a few milliseconds."""
     once = launch_engine.seconds(call)
     repeats = max(_REPEATS[0], min(_REPEATS[1], int(_STEP_SECONDS / max(once, 1e-9))))
     return min(launch_engine.seconds(call) for _ in range(repeats))
