@@ -91,9 +91,7 @@ def compile(  # noqa: A001 - the public name of api.md
     (5, 10)
     """
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
-        return compile_onnx(
-            model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data
-        )
+        return compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")

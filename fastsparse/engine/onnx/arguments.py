@@ -89,9 +89,7 @@ def check_fit(value: Value, shape: Shape, names: dict[str, tuple[int, str]], wha
     if declared is None:
         return
     said = "(" + ", ".join(map(str, declared)) + ")"
-    fits = len(shape) == len(declared) and all(
-        n == d for n, d in zip(shape, declared) if isinstance(d, int)
-    )
+    fits = len(shape) == len(declared) and all(n == d for n, d in zip(shape, declared) if isinstance(d, int))
     if not fits:
         raise ValueError(f"{what} is {shape} for {value.name!r}, expected {said} as in the model")
     for n, d in zip(shape, declared):

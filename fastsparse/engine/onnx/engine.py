@@ -256,9 +256,7 @@ class GraphEngine:
                     self._plans.popitem(last=False)
             return pool
 
-    def _planned(
-        self, shapes: Mapping[str, Shape], parameters: Mapping[str, Array], workers: int, tune: bool
-    ) -> Pool:
+    def _planned(self, shapes: Mapping[str, Shape], parameters: Mapping[str, Array], workers: int, tune: bool) -> Pool:
         graph = simplified(specialised(self._model, shapes, parameters))
         parts = self._partitioner.parts(graph)
         plan = planned(graph, parts, lambda segment: self._schedule(segment, workers, tune))

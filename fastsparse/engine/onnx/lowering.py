@@ -181,8 +181,11 @@ class Lowering:
         wide = vector.astype(np.float64)
         ones, zeros = np.ones_like(wide), np.zeros_like(wide)
         scale, shift = {
-            "Add": (ones, wide), "Sub": (ones, -wide), "Mul": (wide, zeros), "Div": (1 / np.where(wide == 0, 1, wide), zeros),
-        }[node.op]  # fmt: skip
+            "Add": (ones, wide),
+            "Sub": (ones, -wide),
+            "Mul": (wide, zeros),
+            "Div": (1 / np.where(wide == 0, 1, wide), zeros),
+        }[node.op]
         return self._scale(form, scale, shift)
 
     def _scale(self, form: Form, scale: Array, shift: Array) -> Lowered:
@@ -202,7 +205,7 @@ class Lowering:
             return None
         counted = node.op == "MaxPool" or bool(node.get("count_include_pad", 0))
         spatial, kernel, stride, pads = x[2:], found.kernel, found.stride, found.pads
-        tables = windows(spatial, kernel, stride, pads, count_padding=counted)  # type: ignore[arg-type]
+        tables = windows(spatial, kernel, stride, pads, count_padding=counted)
         if tables.out_spatial != y[2:]:  # windows over the edge, which ceil_mode makes
             return None
         kind = "max" if node.op == "MaxPool" else "mean"
@@ -210,9 +213,9 @@ class Lowering:
 
     def _global_pool(self, node: Node, form: Form | None) -> Lowered | None:
         x, y = self._shapes(node)
-        source, target = Form(x[0], x[1:]), Form(y[0], y[1:])
-        if len(x) != 4 or len(y) != 4 or form not in (None, source):
+        if len(x) != 4 or len(y) != 4 or form not in (None, Form(x[0], x[1:])):
             return None
+        source, target = Form(x[0], x[1:]), Form(y[0], y[1:])
         if node.op == "ReduceMean" and (y != (*x[:2], 1, 1) or math.prod(x[2:]) == 1):
             return None
         tables = adaptive_windows((x[2], x[3]), (1, 1))

@@ -100,5 +100,3 @@ class Partitioner:
             program = self.programs[segment.key] = optimised(program)
         segment.program = program
         return segment
-
-

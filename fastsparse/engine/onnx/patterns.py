@@ -189,7 +189,12 @@ def _layer_norm(rewriter: Rewriter, root: Node) -> None:
     centred = square.inputs[0]
     difference = rewriter.made_by(centred, "Sub")
     mean = rewriter.made_by(difference.inputs[1], "ReduceMean") if difference is not None else None
-    if difference is None or mean is None or not _over_last_axis(rewriter, mean) or mean.inputs[0] != difference.inputs[0]:
+    if (
+        difference is None
+        or mean is None
+        or not _over_last_axis(rewriter, mean)
+        or mean.inputs[0] != difference.inputs[0]
+    ):
         return
     last = rewriter.only_reader(root.outputs[0], "Div")
     if last is None or last.inputs != (centred, root.outputs[0]):

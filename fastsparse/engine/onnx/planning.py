@@ -123,7 +123,7 @@ class _Planner:
         if view:
             for t in outputs:
                 self.root[t] = self.root.get(inputs[0], inputs[0])
-            if node.op != "Identity" and not operator.contiguous or inputs[0] in self.loose:
+            if (node.op != "Identity" and not operator.contiguous) or inputs[0] in self.loose:
                 self.loose.update(t for t in outputs if self._is_loose(node, inputs[0], t))
         return Step(node.name, node, None, None, inputs, outputs, view)
 
@@ -140,9 +140,7 @@ class _Planner:
 
     # --- memory --------------------------------------------------------------------------------
 
-    def _results(
-        self, steps: list[Step], outputs: list[int]
-    ) -> tuple[dict[int, int], list[tuple[int, int]], set[int]]:
+    def _results(self, steps: list[Step], outputs: list[int]) -> tuple[dict[int, int], list[tuple[int, int]], set[int]]:
         """Outputs that are written in place, those that are copied at the end, and all tensors that steps write."""
         owned = {t for step in steps if not step.view for t in step.outputs}
         direct: dict[int, int] = {}

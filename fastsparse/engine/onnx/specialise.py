@@ -116,11 +116,11 @@ class _Propagation:
             return
         inputs = [self.infos[name] if name else None for name in node.inputs]
         outputs = infos_of(node, inputs)
-        if all(info is None or info.constant is not None for info in inputs):
-            if any(info.constant is None for info in outputs):
+        if any(info.constant is None for info in outputs):
+            if all(info is None or info.constant is not None for info in inputs):
                 outputs = self._fold(node, inputs, outputs)
-        else:
-            self.left.append(node)
+            else:
+                self.left.append(node)
         self.infos.update(zip(node.outputs, outputs))
 
     def _fold(self, node: Node, inputs: list[Info | None], outputs: list[Info]) -> list[Info]:
@@ -147,11 +147,11 @@ def folded(model: Model) -> Model:
     """The model with everything computed that depends on constants alone, once for all shapes."""
     nodes = without_dead((_with_named_outputs(node) for node in model.nodes), (v.name for v in model.outputs))
     state = _Propagation({name: _info(constant) for name, constant in model.constants.items()})
-    for node in nodes:
-        try:
+    try:
+        for node in nodes:
             state.visit(node, partial=True)
-        except ValueNeeded as error:
-            raise UnsupportedOperatorError(str(error)) from error
+    except ValueNeeded as error:
+        raise UnsupportedOperatorError(str(error)) from error
     read = {name for node in state.left for name in node.inputs} | {v.name for v in model.outputs}
     constants = {n: i.constant for n, i in state.infos.items() if n in read and i.constant is not None}
     return Model(tuple(state.left), constants, model.inputs, model.outputs)
@@ -196,15 +196,14 @@ def specialised(model: Model, shapes: Mapping[str, Shape], parameters: Mapping[s
         if value.name in parameters:
             known[value.name] = _info(parameters[value.name])
     state = _Propagation(known)
-    for node in model.nodes:
-        try:
+    try:
+        for node in model.nodes:
             state.visit(node, partial=False)
-        except ValueNeeded as error:
-            names = _sources(model, error.node.inputs[error.position])
-            names -= set(parameters)
-            if not names or any(state.infos[name].size > _MOST_PARAMETERS for name in names):
-                raise UnsupportedOperatorError(f"{error}, which come from large inputs") from error
-            raise ParametersNeeded(frozenset(names), str(error)) from error
+    except ValueNeeded as error:
+        names = _sources(model, error.node.inputs[error.position]) - set(parameters)
+        if not names or any(state.infos[name].size > _MOST_PARAMETERS for name in names):
+            raise UnsupportedOperatorError(f"{error}, which come from large inputs") from error
+        raise ParametersNeeded(frozenset(names), str(error)) from error
     outputs = tuple(v.name for v in model.outputs)
     nodes = without_dead(state.left, outputs)
     names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(outputs)

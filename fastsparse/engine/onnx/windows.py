@@ -67,7 +67,7 @@ def window(node: Node, spatial: Sequence[int], kernel: Shape | None = None) -> W
             if ceil and (out - 1) * s >= n + before:
                 out -= 1  # the last window would begin behind the image
             pads.append((before, after))
-        if out < 0 or n + sum(pads[-1]) < span and not ceil and out > 0:
+        if out < 0 or (n + sum(pads[-1]) < span and not ceil and out > 0):
             raise Misfit(f"a window of {kernel} does not fit an image of {tuple(spatial)}")
         outputs.append(max(0, out))
     return Window(kernel, stride, dilation, tuple(pads), tuple(outputs))

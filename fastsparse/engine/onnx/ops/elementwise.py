@@ -291,4 +291,3 @@ OPERATORS: dict[str, Operator] = {
     "ThresholdedRelu": _formula(lambda node, x: np.where(x > node.get("alpha", 1.0), x, 0)),
     "Shrink": _formula(_shrink),
 }
-

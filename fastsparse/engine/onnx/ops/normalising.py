@@ -179,7 +179,9 @@ def _local_response(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) ->
 
 def _lp_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, axis = inputs[0], axis_of(int(node.get("axis", -1)), inputs[0].ndim)
-    norm = np.abs(x).sum(axis, keepdims=True) if node.get("p", 2) == 1 else np.sqrt(np.square(x).sum(axis, keepdims=True))
+    norm = (
+        np.abs(x).sum(axis, keepdims=True) if node.get("p", 2) == 1 else np.sqrt(np.square(x).sum(axis, keepdims=True))
+    )
     np.divide(x, np.where(norm == 0, 1, norm).astype(x.dtype), out=outs[0])
 
 

@@ -130,7 +130,8 @@ def _taps(node: Node, x: Floats, size: int, scale: float) -> tuple[NDArray[np.in
     if mode == "nearest":
         return np.clip(_nearest(node, x), 0, size - 1)[:, None], np.ones((len(x), 1))
     if mode in ("linear", "bilinear"):
-        weight, reach = _triangle, 1.0
+        weight: Callable[[Floats], Floats] = _triangle
+        reach = 1.0
     elif mode == "cubic":
         weight, reach = _cubic(float(node.get("cubic_coeff_a", -0.75))), 2.0
     else:
@@ -167,7 +168,9 @@ def _resize(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
         current = np.where(outside, node.get("extrapolation_value", 0.0), current)
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
-        current = np.clip(np.rint(current) if np.asarray(current).dtype.kind == "f" else current, limits.min, limits.max)
+        current = np.clip(
+            np.rint(current) if np.asarray(current).dtype.kind == "f" else current, limits.min, limits.max
+        )
     np.copyto(out, current, casting="unsafe")
 
 

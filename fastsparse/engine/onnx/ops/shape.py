@@ -184,10 +184,9 @@ def _to_depth_shape(node: Node, inputs: Sequence[Any]) -> list[Info]:
 
 def _space_to_depth(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     n, c, h, w, b = _blocks(node, inputs[0])
-    y = inputs[0].reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if node.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    y = inputs[0].reshape(n, c, h // b, b, w // b, b).transpose(order)
     np.copyto(outs[0].reshape(y.shape), y)
-
-
 
 
 OPERATORS: dict[str, Operator] = {
