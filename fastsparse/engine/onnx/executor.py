@@ -77,9 +77,11 @@ class Workspace:
             return lambda: self._view(step)
         if step.node is not None:
             return self._host(step)
-        space = self.programs[index]
+        assert step.segment is not None
+        space, samples = self.programs[index], step.segment.samples
         (x,), (y,) = step.inputs, step.outputs
-        return lambda: space.run(self._array(x), self._array(y))
+        # A program takes its batch from the first axis.
+        return lambda: space.run(self._array(x).reshape(samples, -1), self._array(y).reshape(samples, -1))
 
     def _view(self, step: Step) -> None:
         assert step.node is not None
