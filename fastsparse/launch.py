@@ -190,6 +190,7 @@ def spmm_call(
     x_batch_stride: int = 0,
     y_batch_stride: int = 0,
     bias: NDArray[Any] | None = None,
+    residual: int = 0,
     activation: str | None = None,
 ) -> Call:
     """See `run_spmm`; scratch is the address of `spmm_scratch` bytes per worker."""
@@ -203,6 +204,7 @@ def spmm_call(
         y=y,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
+        residual=residual,
         scratch=scratch,
     )
     set_epilogue(record, bias, activation, m)
@@ -213,6 +215,7 @@ def run_spmm(plan: SpmmPlan, values: NDArray[Any], x: int, y: int, m: Machine, *
     """SpMM over the plan's tiles, in each of `batches` batches. x and y are addresses, strides are in bytes.
 
     values : packed by `plan.operator.pack`
+    residual : address of what is added before the activation, laid out as y is; y itself is allowed
     rest : keywords of `spmm_call`, without scratch
     """
     scratch = workspace.take("scratch", spmm_scratch(plan, m) * m.workers)
@@ -401,8 +404,12 @@ def pack_flat_call(
     flat: int,
     images: int,
     m: Machine,
+    sources: NDArray[np.int64] | None = None,
 ) -> Call:
-    """user[image, channel, ...] -> zero-padded phase planes."""
+    """user[image, channel, ...] -> zero-padded phase planes.
+
+    sources : bytes from the user's channel to each of its rows; by default they follow one another
+    """
     record = Record(
         layout.FLAT,
         channels=channels,
@@ -413,6 +420,7 @@ def pack_flat_call(
         user=user,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
+        sources=0 if sources is None else address(sources),
         flat=flat,
         flat_image_stride=channels * plan.channel_stride,
         flat_channel_stride=plan.channel_stride,

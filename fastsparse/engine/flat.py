@@ -1,8 +1,10 @@
 """Programs on flat planes: single images, for batches too small to fill vectors with samples.
 
-A convolution of stride 1 writes the zero-padded planes that the next one reads. Where another kind of layer meets, the
-tensor lies as the user would have it and is packed for the convolution behind it. Linear layers of one sample are
-SpMV; those of a few samples go through lanes layout.
+A tensor lies in one or more forms. "planes" are what convolutions of stride 1 read: zero-padded as all of them need,
+and equal for tensors that are added to one another. "plain" is the user's own layout, which linear layers read, too.
+"lanes" is for linear layers of a few samples. Every layer writes the form that its readers like best; where they
+disagree, the tensor is copied into the other form once. Convolutions of other strides have their input split into
+phase planes of their own. Linear layers of one sample are SpMV.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any
+
+import numpy as np
 
 from fastsparse import launch, launch_engine
 from fastsparse._linear import packed_values
 from fastsparse.engine import split
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import USER, Buffer, MakeCall, Patch, Place, Schedule, Step, X, Y
+from fastsparse.engine.schedule import Buffer, MakeCall, Patch, Place, Schedule, Step, user_place, variable_of
 from fastsparse.plan import linear as linear_plans
-from fastsparse.plan.conv import conv_flat
-from fastsparse.plan.flat import FlatPlanes, conv_flat_between, padded_planes, plain_planes
+from fastsparse.plan.conv import FlatConv, conv_flat
+from fastsparse.plan.flat import FlatPlanes, conv_flat_between, identity, padded_planes, plain_planes
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import forward_bands
@@ -45,45 +48,60 @@ def _work_of(program: Program) -> split.Work:
     return split.Work(flops[0], flops[1], live[0], live[1], len(program.nodes))
 
 
-class _Lowering:
-    """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which layout.
+def late_nodes(program: Program) -> set[int]:
+    """Outputs of linear layers and of all that follows from them: what runs on all images of a task at once."""
+    late: set[int] = set()
+    for node in program.nodes:
+        if isinstance(node.operator, Linear) or any(t in late for t in node.inputs):
+            late.add(node.output)
+    return late
 
-    Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what linear
-    layers read of them is kept for all of these.
+
+class _Lowering:
+    """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which form.
+
+    Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
+    layers read of them is kept for all of these, plain.
     """
 
     def __init__(self, program: Program, batch: int, sizes: split.Split, machine: Machine) -> None:
         self.program, self.batch, self.m = program, batch, machine
         self.outer, self.inner = sizes.outer, sizes.inner
-        self.roots = program.roots()
+        self.images = self.inner  # of the steps that are being lowered
+        self.roots, self.alike = program.roots(), program.alike()
+        self.late = late_nodes(program)
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
-        (source,), (result,) = program.inputs, program.outputs
-        self.result = self.roots[result]
-        self.sample_bytes = [math.prod(program.shapes[t]) * machine.size for t in (source, result)]
-        # (tensor, form) -> place; form is "plain", "padded" or "lanes".
-        self.forms: dict[tuple[int, str], Place] = {(source, "plain"): (USER, 0)}
+        self.results = [self.roots[t] for t in program.outputs]
+        self.user_bytes = [self._sample(t) for t in (*program.inputs, *self.results)]
+        # (tensor, form) -> place
+        self.forms: dict[tuple[int, str], Place] = {
+            (t, "plain"): user_place(k) for k, t in enumerate(program.inputs)
+        }  # fmt: skip
         self.planes: dict[int, FlatPlanes] = {}
-        late = [node for node in program.nodes if isinstance(node.operator, Linear)]
-        self.whole = {self.roots[node.inputs[0]] for node in late}
+        nodes = [node for node in program.nodes if not isinstance(node.operator, Reshape)]
+        self.early = [node for node in nodes if node.output not in self.late]
+        self.readers: dict[int, list[Node]] = {t: [] for t in self.roots.values()}
+        for node in nodes:
+            self.readers[self.roots[node.inputs[0]]].append(node)
+        self.added = {self.roots[node.residual] for node in nodes if node.residual is not None}
+        self.whole = {self.roots[t] for node in nodes if node.output in self.late for t in node.inputs}
+        self.done: set[int] = set()  # numbers of results that are where the user wants them
         self.per_image: dict[int, int] = {}  # bytes of an image in the buffers that hold all images of a task
 
     def lower(self) -> list[Step]:
         """All steps of a task."""
-        for node in self.program.nodes:
-            if isinstance(node.operator, Conv):
-                self._conv(node, node.operator)
-            elif isinstance(node.operator, Pool):
-                self._pool(node, node.operator)
+        for node in self.early:
+            self._node(node)
+        for t in self.program.inputs:
+            self._give(t)
         repeated = [self._moved(step, first) for first in range(0, self.outer, self.inner) for step in self.steps]
-        before = len(self.steps)
+        before, self.images = len(self.steps), self.outer
+        if self.outer != self.inner:
+            self.forms = {key: place for key, place in self.forms.items() if key[1] == "plain"}
         for node in self.program.nodes:
-            if isinstance(node.operator, Linear):
-                (self._spmv if self.batch == 1 else self._linear)(node, node.operator)
-        if (self.result, "lanes") in self.forms:
-            self._unpack(self.result)
-        elif self.result == self.program.inputs[0]:
-            self._copy()
+            if node.output in self.late and not isinstance(node.operator, Reshape):
+                self._node(node)
         return repeated + self.steps[before:]
 
     def _moved(self, step: Step, first: int) -> Step:
@@ -92,157 +110,256 @@ class _Lowering:
         def moved(place: Place) -> Place:
             return place[0], place[1] + first * self.per_image.get(place[0], 0)
 
-        patches = tuple(replace(p, offset=first * self.sample_bytes[p.variable]) for p in step.patches)
-        return replace(step, source=moved(step.source), target=moved(step.target), patches=patches)
+        patches = tuple(replace(p, offset=first * self.user_bytes[p.variable - 1]) for p in step.patches)
+        return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
+
+    def _node(self, node: Node) -> None:
+        op = node.operator
+        if isinstance(op, Conv):
+            self._conv(node, op)
+        elif isinstance(op, Pool):
+            self._pool(node, op)
+        elif self.batch == 1:
+            assert isinstance(op, Linear)
+            self._spmv(node, op)
+        else:
+            assert isinstance(op, Linear)
+            self._linear(node, op)
+        if node.output in self.whole and node.output not in self.late:
+            self._get(node.output, "plain", node)
+        self._give(node.output)
 
     # --- where tensors lie ---------------------------------------------------------------------
 
-    def _readers(self, t: int) -> list[Node]:
-        return [n for n in self.program.nodes if not isinstance(n.operator, Reshape) and self.roots[n.inputs[0]] == t]
+    def _sample(self, t: int) -> int:
+        """Bytes of one sample."""
+        return math.prod(self.program.shapes[t]) * self.m.size
 
-    def _padded(self, t: int) -> FlatPlanes:
-        """The padded planes that all stride-1 convolutions on the tensor read."""
-        if t not in self.planes:
-            readers = [n.operator.geometry for n in self._readers(t) if _steps_by_one(n)]  # type: ignore[union-attr]
-            channels, *spatial = self.program.shapes[t]
-            self.planes[t] = padded_planes(channels, tuple(spatial), readers, self.m)
-        return self.planes[t]
+    def _in_planes(self, t: int) -> FlatPlanes:
+        """The planes of all tensors that lie like this one, for all convolutions of stride 1 on any of them."""
+        leader = self.alike[t]
+        if leader not in self.planes:
+            alike = [other for other in self.readers if self.alike[other] == leader]
+            geometries = [
+                node.operator.geometry
+                for other in alike for node in self.readers[other]
+                if isinstance(node.operator, Conv) and _steps_by_one(node)
+            ]  # fmt: skip
+            channels, *spatial = self.program.shapes[leader]
+            self.planes[leader] = padded_planes(channels, tuple(spatial), geometries, self.m)
+        return self.planes[leader]
 
     def _plain(self, t: int) -> FlatPlanes:
         channels, *spatial = self.program.shapes[t]
         return plain_planes(channels, tuple(spatial), self.m)
 
-    def _form(self, t: int, convolved: bool) -> tuple[FlatPlanes, str]:
-        """How a node writes the tensor: a convolution into padded planes, unless somebody wants it plain."""
-        readers = self._readers(t)
-        if convolved and t != self.result and readers and all(map(_steps_by_one, readers)):
-            return self._padded(t), "padded"
-        return self._plain(t), "plain"
+    def _planes(self, t: int, form: str) -> FlatPlanes:
+        return self._plain(t) if form == "plain" else self._in_planes(t)
 
-    def _target(self, t: int, convolved: bool) -> tuple[FlatPlanes, Place]:
-        """Where a node writes the tensor, and how."""
-        planes, form = self._form(t, convolved)
-        if t == self.result and not self._readers(t):
-            self.forms[t, "plain"] = (USER, 0)
-            return planes, (USER, 0)
-        return planes, self._new(t, form, planes)
+    def _written(self, node: Node) -> str:
+        """The form in which a node on images writes its output."""
+        t, readers = node.output, self.readers[node.output]
+        if node.residual is not None:
+            return "planes"
+        planes = self._in_planes(t)
+        if isinstance(node.operator, Pool) and not planes.contiguous:
+            return "plain"
+        if t in self.added:
+            return "planes"
+        unread = not readers and t in self.results
+        pooled = any(isinstance(reader.operator, Pool) for reader in readers) and not planes.contiguous
+        features = t in self.whole or any(isinstance(reader.operator, Linear) for reader in readers)
+        return "plain" if unread or pooled or features else "planes"
 
-    def _new(self, t: int, form: str, planes: FlatPlanes | LanesPlanes) -> Place:
+    def _target(self, t: int, form: str, residual: Place | None = None) -> Place:
+        """Where a node writes the tensor in that form."""
+        if form == "plain" and t in self.results and not self.readers[t] and t not in self.added:
+            number = self.results.index(t)
+            self.done.add(number)
+            self.forms[t, "plain"] = place = user_place(len(self.program.inputs) + number)
+            return place
+        return self._new(t, form, -1 if residual is None else residual[0])
+
+    def _new(self, t: int, form: str, over: int = -1) -> Place:
         layout: Hashable = None
         first = None
-        if isinstance(planes, LanesPlanes):
-            size = self._groups * planes.group_stride
-        elif form == "padded":
-            size = self.inner * planes.image_stride + planes.slack
-            between = planes.image_stride if self.inner > 1 else 0
-            layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
-        elif t in self.whole:
-            size, first = self.outer * planes.image_stride + planes.slack, -1
+        if form == "lanes":
+            size = self._groups * self._features(t)[0].group_stride
         else:
-            size = self.inner * planes.image_stride + planes.slack
-        self.forms[t, form] = place = self._buffer(size, layout, first)
-        if first is not None:
-            self.per_image[place[0]] = planes.image_stride  # type: ignore[union-attr]
+            planes = self._planes(t, form)
+            images = self.images
+            if form == "planes" and not planes.contiguous:
+                between = planes.image_stride if images > 1 else 0
+                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
+            elif form == "plain" and t in self.whole and t not in self.late:
+                images, first = self.outer, -1
+                self.per_image[len(self.buffers)] = planes.image_stride
+            size = images * planes.image_stride + planes.slack
+        self.forms[t, form] = place = self._buffer(size, layout, first, over)
         return place
 
-    def _buffer(self, size: int, layout: Hashable = None, first: int | None = None) -> Place:
+    def _buffer(self, size: int, layout: Hashable = None, first: int | None = None, over: int = -1) -> Place:
         """A buffer that the next step writes, or one that lives from step `first` on."""
         now = len(self.steps)
-        self.buffers.append(Buffer(size, now if first is None else first, now, layout))
+        self.buffers.append(Buffer(size, now if first is None else first, now, layout, over))
         return len(self.buffers) - 1, 0
 
-    def _read(self, place: Place) -> None:
-        """The next step reads the buffer."""
-        if place[0] != USER:
-            self.buffers[place[0]] = replace(self.buffers[place[0]], last=len(self.steps))
-
     def _add(
-        self, name: str, kernel: str, node: Node | None, source: Place, target: Place, make: MakeCall, *,
-        scratch: int = 0, fields: tuple[str, str] = ("x", "y"),
+        self, name: str, kernel: str, node: Node | None, sources: tuple[Place, ...], target: Place, make: MakeCall, *,
+        scratch: int = 0, fields: tuple[str, ...] = ("x", "y"),
     ) -> None:  # fmt: skip
-        """Append a step; `fields` are the record's names for the arrays it reads and writes."""
-        self._read(source)
+        """Append a step; `fields` are the record's names for the arrays it reads and for the one it writes."""
+        for buffer, _ in sources:
+            if buffer >= 0:
+                self.buffers[buffer] = replace(self.buffers[buffer], last=len(self.steps))
         patches = tuple(
-            Patch(field, variable, 0, self.outer * self.sample_bytes[variable])
-            for field, variable, place in zip(fields, (X, Y), (source, target))
-            if place[0] == USER
+            Patch(field, variable, 0, self.outer * self.user_bytes[variable - 1])
+            for field, place in zip(fields, (*sources, target), strict=True)
+            if (variable := variable_of(place)) is not None
         )
-        self.steps.append(Step(name, kernel, node, source, target, make, scratch, patches))
+        self.steps.append(Step(name, kernel, node, sources, target, make, scratch, patches))
 
-    # --- nodes ---------------------------------------------------------------------------------
+    # --- changing forms --------------------------------------------------------------------------
 
-    def _conv(self, node: Node, op: Conv) -> None:
-        t, m, geometry, images = self.roots[node.inputs[0]], self.m, op.geometry, self.inner
-        x: Any
-        if _steps_by_one(node):
-            x, source = self._padded(t), self._packed(t, node)
-            y, target = self._target(node.output, True)
-            plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, images)
-            image_stride, kind = x.image_stride, "flat planes"
-        else:
-            places = self._form(node.output, True)[0].all_places()
-            x = conv_flat(op.weight.pattern, geometry, m, images, places)
-            image_stride, plan, kind = geometry.channels * x.channel_stride, x.spmm, "phase planes"
-            source = self._buffer(images * image_stride + x.slack)
-            self._pack(t, x, source, node)
-            y, target = self._target(node.output, True)
-        values = packed_values(op.weight, plan.operator)
-        self._add(
-            node.name, f"spmm on {kind}, tile {plan.tiles.width}", node, source, target,
-            lambda a, b, scratch: launch.spmm_call(
-                plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride, batches=images,
-                x_batch_stride=image_stride, y_batch_stride=y.image_stride, bias=op.bias, activation=op.activation,
-            ),
-            scratch=launch.spmm_scratch(plan, m),
-        )  # fmt: skip
+    def _get(self, t: int, form: str, node: Node) -> Place:
+        """The tensor in a form, copied for `node` now if nobody wrote it so."""
+        if (t, form) not in self.forms:
+            name = _before(node)
+            if form == "plain" and (t, "lanes") in self.forms:
+                self._unpack(t, self._new(t, form), name)
+            elif form == "plain":
+                self._copy(t, "planes", form, self._new(t, form), name)
+            elif form == "planes":
+                self._get(t, "plain", node)
+                self._copy(t, "plain", form, self._new(t, form), name)
+            else:
+                plain = self._get(t, "plain", node)
+                self._pack_lanes(t, plain, name)
+        return self.forms[t, form]
 
-    def _packed(self, t: int, node: Node) -> Place:
-        """The tensor in padded planes, packed now if nobody wrote it so."""
-        if (t, "padded") not in self.forms:
-            planes = self._padded(t)
-            target = self._new(t, "padded", planes)
-            self._pack(t, planes, target, node, borders=False)
-        return self.forms[t, "padded"]
+    def _copy(self, t: int, source: str, form: str, target: Place, name: str) -> None:
+        """Step that copies an image from form to form; borders of planes are zero already."""
+        rows = _rows_of(self._planes(t, form), self.m)
+        self._pack(t, source, rows, target, name, "copy" if form == "plain" else "pack into planes")
 
-    def _pack(self, t: int, planes: Any, target: Place, node: Node, borders: bool = True) -> None:
-        """Step from plain to (phase) planes, for `node`; without `borders` the image's zeros are there already."""
-        m, images, channels = self.m, self.inner, self.program.shapes[t][0]
-        sample, channel = (math.prod(self.program.shapes[t][i:]) * m.size for i in (0, 1))
+    def _pack(self, t: int, form: str, planes: FlatPlanes | FlatConv, target: Place, name: str, kernel: str) -> None:
+        x, m, images = self._planes(t, form), self.m, self.images
+        sources = None if x.contiguous else x.places.ravel()
+        zeroed = not isinstance(planes, FlatPlanes)
 
         def make(a: int, b: int, scratch: int) -> launch.Call:
-            call = launch.pack_flat_call(a, sample, channel, planes, channels, b, images, m)
-            if not borders:
+            call = launch.pack_flat_call(
+                a, x.image_stride, x.channel_stride, planes, x.channels, b, images, m, sources
+            )  # fmt: skip
+            if not zeroed:
                 call.record.set(channel_vectors=0)
             return call
 
-        source = self.forms[t, "plain"]
-        self._add(_before(node), "pack into planes", None, source, target, make, fields=("user", "flat"))
+        self._add(name, kernel, None, (self.forms[t, form],), target, make, fields=("user", "flat"))
+
+    def _give(self, t: int) -> None:
+        """Steps that give the tensor to the user, where it is a result and not there yet."""
+        for number, result in enumerate(self.results):
+            if result == t and number not in self.done:
+                self.done.add(number)
+                place = user_place(len(self.program.inputs) + number)
+                if (t, "lanes") in self.forms:
+                    self._unpack(t, place, "output")
+                else:
+                    form = "plain" if (t, "plain") in self.forms else "planes"
+                    self._copy(t, form, "plain", place, "output")
+
+    # --- nodes on images -------------------------------------------------------------------------
+
+    def _conv(self, node: Node, op: Conv) -> None:
+        t, m, geometry, images = self.roots[node.inputs[0]], self.m, op.geometry, self.images
+        sources: tuple[Place, ...] = ()
+        if node.residual is not None:
+            sources = (self._get(self.roots[node.residual], "planes", node),)
+        form = self._written(node)
+        y = self._planes(node.output, form)
+        if _steps_by_one(node):
+            x, kind = self._in_planes(t), "flat planes"
+            source = self._get(t, "planes", node)
+            plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, images)
+            image_stride = x.image_stride
+        else:
+            phases = conv_flat(op.weight.pattern, geometry, m, images, y.all_places())
+            image_stride, plan, kind = geometry.channels * phases.channel_stride, phases.spmm, "phase planes"
+            have = "planes" if (t, "planes") in self.forms else "plain"
+            source = self._buffer(images * image_stride + phases.slack)
+            self._pack(t, have, phases, source, _before(node), "pack into phase planes")
+        fresh = self.roots[node.residual] != t if node.residual is not None else False
+        target = self._target(node.output, form, sources[0] if fresh else None)
+        values = packed_values(op.weight, plan.operator)
+
+        def make(a: int, *rest: int) -> launch.Call:
+            *residual, b, scratch = rest
+            return launch.spmm_call(
+                plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride, batches=images,
+                x_batch_stride=image_stride, y_batch_stride=y.image_stride, bias=op.bias,
+                residual=residual[0] if residual else 0, activation=op.activation,
+            )  # fmt: skip
+
+        fields = ("x", "residual", "y") if sources else ("x", "y")
+        kernel = f"spmm on {kind}, tile {plan.tiles.width}"
+        scratch = launch.spmm_scratch(plan, m)
+        self._add(node.name, kernel, node, (source, *sources), target, make, scratch=scratch, fields=fields)
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, m = self.roots[node.inputs[0]], self.m
-        planes = self.inner * self.program.shapes[t][0]
-        bands = forward_bands(op.windows, m.vector, -(-planes // m.lanes), m.workers)
-        _, target = self._target(node.output, False)
+        count = self.images * self.program.shapes[t][0]
+        bands = forward_bands(op.windows, m.vector, -(-count // m.lanes), m.workers)
+        have = "planes" if (t, "planes") in self.forms and self._in_planes(t).contiguous else "plain"
+        source, form = self._get(t, have, node), self._written(node)
+        strides = {"x_stride": self._planes(t, have).channel_stride}
+        strides["y_stride"] = self._planes(node.output, form).channel_stride
+
+        def make(a: int, b: int, scratch: int) -> launch.Call:
+            call = launch_engine.pool_call(op.kind, op.windows, bands, a, b, count, m, scratch=scratch)
+            call.record.set(**strides)
+            return call
+
         self._add(
-            node.name, f"{op.kind} pool", node, self.forms[t, "plain"], target,
-            lambda a, b, scratch: launch_engine.pool_call(op.kind, op.windows, bands, a, b, planes, m, scratch=scratch),
+            node.name, f"{op.kind} pool", node, (source,), self._target(node.output, form), make,
             scratch=launch_engine.pool_scratch(op.windows, bands, m),
         )  # fmt: skip
 
+    # --- linear layers ---------------------------------------------------------------------------
+
     def _spmv(self, node: Node, op: Linear) -> None:
         t, m, pattern = self.roots[node.inputs[0]], self.m, op.weight.pattern
+        source = self._get(t, "plain", node)
         plan = linear_plans.spmv(pattern, m.workers)
-        _, target = self._target(node.output, False)
+        activation = op.activation if node.residual is None else None
+        if node.residual is None:
+            target = self._target(node.output, "plain")
+        else:
+            residual = self._get(self.roots[node.residual], "plain", node)
+            target = self._buffer(op.weight.shape[0] * m.size + m.vector)
         self._add(
-            node.name, "spmv", node, self.forms[t, "plain"], target,
+            node.name, "spmv", node, (source,), target,
             lambda a, b, scratch: launch.spmv_call(
                 plan, pattern.indptr, op.weight.data, a, b, m, scratch=scratch, y_stride=m.size, bias=op.bias,
-                activation=op.activation,
+                activation=activation,
             ),
             scratch=m.vector,
         )  # fmt: skip
+        if node.residual is not None:
+            self._sum(node, op, target, residual)
 
-    # --- linear layers of a few samples ----------------------------------------------------------
+    def _sum(self, node: Node, op: Linear, x: Place, residual: Place) -> None:
+        """activation(x + residual): the identity of one channel, whose positions are the features."""
+        m, features = self.m, op.weight.shape[0]
+        plan, values = identity(features, m), np.ones(1, self.program.dtype)
+        target = self._target(node.output, "plain")
+        self._add(
+            node.name, "sum", None, (x, residual), target,
+            lambda a, r, b, scratch: launch.spmm_call(
+                plan, values, a, b, m, scratch=scratch, y_row_stride=0, residual=r, activation=op.activation
+            ),
+            scratch=launch.spmm_scratch(plan, m), fields=("x", "residual", "y"),
+        )  # fmt: skip
 
     @property
     def _groups(self) -> int:
@@ -255,48 +372,52 @@ class _Lowering:
         return planes, replace(planes, channels=1, positions=features), features * self.m.size
 
     def _linear(self, node: Node, op: Linear) -> None:
-        t, m, groups = self.roots[node.inputs[0]], self.m, self._groups
-        (x, one, sample), (y, _, _) = self._features(t), self._features(node.output)
-        samples = self.outer
-        if (t, "lanes") not in self.forms:
-            plain = self.forms[t, "plain"]
-            target = self._new(t, "lanes", x)
-            self._add(
-                _before(node), f"pack into lanes of {m.lanes}", None, plain, target,
-                lambda a, b, scratch: launch.pack_lanes_call(a, sample, sample, one, b, samples, m),
-                fields=("user", "lanes"),
-            )  # fmt: skip
-        plan = linear_between(op.weight.pattern, x, y, m, groups)
+        t, m = self.roots[node.inputs[0]], self.m
+        x, y = self._features(t)[0], self._features(node.output)[0]
+        sources = [self._get(t, "lanes", node)]
+        if node.residual is not None:
+            sources.append(self._get(self.roots[node.residual], "lanes", node))
+        plan = linear_between(op.weight.pattern, x, y, m, self._groups)
         values = packed_values(op.weight, plan.operator)
-        source = self.forms[t, "lanes"]
-        self._add(
-            node.name, f"spmm in lanes, tile {plan.tiles.width}", node, source, self._new(node.output, "lanes", y),
-            lambda a, b, scratch: launch.spmm_call(
-                plan, values, a, b, m, scratch=scratch, y_row_stride=m.vector, bias=op.bias, activation=op.activation
-            ),
-            scratch=launch.spmm_scratch(plan, m),
-        )  # fmt: skip
 
-    def _unpack(self, t: int) -> None:
+        def make(a: int, *rest: int) -> launch.Call:
+            *residual, b, scratch = rest
+            return launch.spmm_call(
+                plan, values, a, b, m, scratch=scratch, y_row_stride=m.vector, bias=op.bias,
+                residual=residual[0] if residual else 0, activation=op.activation,
+            )  # fmt: skip
+
+        fields = ("x", "residual", "y") if node.residual is not None else ("x", "y")
+        kernel, scratch = f"spmm in lanes, tile {plan.tiles.width}", launch.spmm_scratch(plan, m)
+        target = self._new(node.output, "lanes")
+        self._add(node.name, kernel, node, tuple(sources), target, make, scratch=scratch, fields=fields)
+
+    def _pack_lanes(self, t: int, plain: Place, name: str) -> None:
         _, one, sample = self._features(t)
         m, samples = self.m, self.outer
         self._add(
-            "output", "unpack", None, self.forms[t, "lanes"], (USER, 0),
+            name, f"pack into lanes of {m.lanes}", None, (plain,), self._new(t, "lanes"),
+            lambda a, b, scratch: launch.pack_lanes_call(a, sample, sample, one, b, samples, m),
+            fields=("user", "lanes"),
+        )  # fmt: skip
+
+    def _unpack(self, t: int, target: Place, name: str) -> None:
+        _, one, sample = self._features(t)
+        m, samples = self.m, self.outer
+        self._add(
+            name, "unpack", None, (self.forms[t, "lanes"],), target,
             lambda a, b, scratch: launch.unpack_lanes_call(a, one, b, sample, sample, samples, m),
             fields=("lanes", "user"),
         )  # fmt: skip
 
-    def _copy(self) -> None:
-        """The program does nothing: through lanes layout and back."""
-        t, m, samples = self.result, self.m, self.outer
-        planes, one, sample = self._features(t)
-        place = self._new(t, "lanes", planes)
-        self._add(
-            "input", f"pack into lanes of {m.lanes}", None, (USER, 0), place,
-            lambda a, b, scratch: launch.pack_lanes_call(a, sample, sample, one, b, samples, m),
-            fields=("user", "lanes"),
-        )  # fmt: skip
-        self._unpack(t)
+
+def _rows_of(planes: FlatPlanes, m: Machine) -> FlatPlanes:
+    """The planes with the places of their rows, which plain ones do without."""
+    if len(planes.places):
+        return planes
+    rows = np.arange(planes.rows, dtype=np.int64) * (planes.spatial[-1] if planes.spatial else 1) * m.size
+    spatial = planes.spatial or (1,)
+    return replace(planes, spatial=spatial, places=rows.reshape(-1, 1), firsts=np.zeros(1, np.int64))
 
 
 def _before(node: Node) -> str:

@@ -6,7 +6,8 @@ Values are copied in evaluation mode's form, so the program is a snapshot: train
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastsparse import nn
 from fastsparse.csr import CSR, csr
 from fastsparse.engine.program import (
     Activate,
+    Add,
     Conv,
     Linear,
     Node,
@@ -36,7 +38,7 @@ Translated = tuple[Operator, Shape] | None
 
 
 def program_of(model: nn.Module, shape: Shape) -> Program:
-    """The program of a Sequential for samples of `shape`, layer by layer as it stands.
+    """The program of a network of Sequentials and Residuals for samples of `shape`, layer by layer as it stands.
 
     Raises
     ------
@@ -47,27 +49,47 @@ def program_of(model: nn.Module, shape: Shape) -> Program:
     TypeError
         When layers have different dtypes.
     """
-    shapes, nodes = [shape], []
-    for name, layer in leaves(model):
-        translated = _translated(name, layer, shapes[-1])
-        if translated is not None:
-            operator, shape = translated
-            shapes.append(shape)
-            nodes.append(Node(f"{name} {type(layer).__name__}", operator, (len(shapes) - 2,), len(shapes) - 1))
+    build = _Building([shape], [])
+    output = build.layer("", model, 0)
     dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
     if len(dtypes) > 1:
         raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
     dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
-    return Program(tuple(shapes), (0,), (len(shapes) - 1,), tuple(nodes), dtype)
+    return Program(tuple(build.shapes), (0,), (output,), tuple(build.nodes), dtype)
 
 
-def leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) in order of execution, nested Sequentials opened."""
-    if isinstance(model, nn.Sequential):
-        for name, child in model.children():
-            yield from leaves(child, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix or "model", model
+@dataclass
+class _Building:
+    """A program while layers are added to it."""
+
+    shapes: list[Shape]
+    nodes: list[Node]
+
+    def layer(self, name: str, layer: nn.Module, x: int) -> int:
+        """Add a layer that reads tensor x, and give the tensor that it writes."""
+        if isinstance(layer, nn.Sequential):
+            for child, inner in layer.children():
+                x = self.layer(f"{name}.{child}" if name else child, inner, x)
+            return x
+        if isinstance(layer, nn.Residual):
+            return self._residual(name, layer, x)
+        translated = _translated(name or "model", layer, self.shapes[x])
+        return x if translated is None else self._node(name or "model", layer, *translated, (x,))
+
+    def _residual(self, name: str, layer: nn.Residual, x: int) -> int:
+        children = dict(layer.children())
+        ends = [self.layer(f"{name}.{child}" if name else child, inner, x) for child, inner in children.items()]
+        body, passed = ends[0], ends[1] if layer.shortcut is not None else x
+        if self.shapes[body] != self.shapes[passed]:
+            shapes = [str(("N", *self.shapes[t])).replace("'", "") for t in (body, passed)]
+            raise ValueError(f"layer {name or 'model'} (Residual) adds {shapes[0]} and {shapes[1]}, expected one shape")
+        return self._node(name or "model", layer, Add(layer.activation), self.shapes[body], (body, passed))
+
+    def _node(self, name: str, layer: nn.Module, operator: Operator, shape: Shape, inputs: tuple[int, ...]) -> int:
+        self.shapes.append(shape)
+        output = len(self.shapes) - 1
+        self.nodes.append(Node(f"{name} {type(layer).__name__}", operator, inputs, output))
+        return output
 
 
 def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:

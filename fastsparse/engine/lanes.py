@@ -1,7 +1,8 @@
 """Programs on lanes layout: VL samples innermost from the first layer to the last.
 
-The user's array is packed once, into the zero-padded planes that the first layer reads; every layer writes the planes
-that the next one reads, padding included; flattening moves nothing; the last layer's planes are unpacked once.
+The user's arrays are packed once, into the zero-padded planes that their readers read; every layer writes the planes
+that the next one reads, padding included; flattening moves nothing; results are unpacked once. Tensors that are added
+to one another have equal planes, so that a product's tiles find the residual where they write.
 
 A task is `outer` groups of VL samples. Its steps come in two stages: those on images run on `inner` groups at a time,
 so that what one writes is in the cache when the next one reads it; those on features (and on images of very few
@@ -19,7 +20,7 @@ from fastsparse import launch, launch_engine
 from fastsparse._linear import packed_values
 from fastsparse.engine import split
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import SAMPLES, USER, Buffer, Patch, Place, Schedule, Step, X, Y
+from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, user_place
 from fastsparse.plan.conv import conv_between
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
 from fastsparse.plan.linear import Machine
@@ -38,18 +39,19 @@ def lanes_schedule(program: Program, batch: int, machine: Machine, sizes: split.
 
 
 def assign_planes(program: Program, machine: Machine) -> dict[int, LanesPlanes]:
-    """Planes of every tensor that has memory of its own, with the padding that its readers need."""
-    roots = program.roots()
-    found = {}
-    for t in set(roots.values()):
-        channels, *spatial = program.shapes[t]
-        padding = [(0, 0)] * len(spatial)
-        for node in program.nodes:
-            if isinstance(node.operator, Conv) and node.inputs[0] == t:
-                pairs = zip(padding, node.operator.geometry.padding, strict=True)
-                padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
-        found[t] = lanes_planes(channels, tuple(spatial), tuple(padding), machine)
-    return {t: found[root] for t, root in roots.items()}
+    """Planes of every tensor, with the padding that the readers of all tensors that lie like it need."""
+    alike = program.alike()
+    padding = {t: [(0, 0)] * (len(program.shapes[t]) - 1) for t in alike.values()}
+    for node in program.nodes:
+        if isinstance(node.operator, Conv):
+            t = alike[node.inputs[0]]
+            pairs = zip(padding[t], node.operator.geometry.padding, strict=True)
+            padding[t] = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
+    found = {
+        t: lanes_planes(program.shapes[t][0], tuple(program.shapes[t][1:]), tuple(pads), machine)
+        for t, pads in padding.items()
+    }
+    return {t: found[leader] for t, leader in alike.items()}
 
 
 def late_nodes(program: Program) -> set[int]:
@@ -98,27 +100,25 @@ class _Lowering:
             if not isinstance(node.operator, Reshape):
                 (late if node.output in self.late else early).append(node)
         self.whole = {self.roots[t] for node in late for t in (*node.inputs, node.output)}
+        # What goes through unchanged is unpacked at the end.
+        self.whole |= set(self.program.inputs) & {self.roots[t] for t in self.program.outputs}
         if not early:
-            self.whole |= {self.roots[t] for t in self.program.inputs}
+            self.whole |= set(self.program.inputs)
         self.buffers, self.index = self._buffers([*early, *late])
-        steps: list[Step] = []
         plans = {node.output: self._plan(node) for node in (*early, *late)}
-        read_late = {self.roots[t] for node in late for t in node.inputs}
-        (source,), (result,) = self.program.inputs, self.program.outputs
-        packed_late = source in read_late or not early
-        result = self.roots[result]
+        sources = self.program.inputs
+        steps = [self._pack(k, 0, outer) for k, t in enumerate(sources) if t in self.whole]
         for first in range(0, outer if early else 0, inner):
             count = min(inner, outer - first)
-            if not packed_late:
-                steps.append(self._pack(source, first, count))
-            steps += [self._step(node, plans[node.output], first, count) for node in early]
-            if result not in self.late:
-                steps.append(self._unpack(result, first, count))
-        if packed_late:
-            steps.insert(0, self._pack(source, 0, outer))
-        steps += [self._step(node, plans[node.output], 0, outer) for node in late]
-        if result in self.late or not early:
-            steps.append(self._unpack(result, 0, outer))
+            steps += [self._pack(k, first, count) for k, t in enumerate(sources) if t not in self.whole]
+            for node in early:
+                steps.append(self._step(node, plans[node.output], first, count))
+                steps += self._unpacked(node.output, first, count)
+        for node in late:
+            steps.append(self._step(node, plans[node.output], 0, outer))
+            steps += self._unpacked(node.output, 0, outer)
+        for t in sources:
+            steps += self._unpacked(t, 0, outer)
         return Schedule(steps, self.buffers, -(-self.groups // outer), self.machine.workers, per_worker)
 
     # --- memory --------------------------------------------------------------------------------
@@ -126,7 +126,13 @@ class _Lowering:
     def _buffers(self, nodes: list[Node]) -> tuple[list[Buffer], dict[int, int]]:
         """Buffers by lifetime, counted in nodes, and the buffer of every tensor with memory of its own."""
         last = {self.roots[t]: i for i, node in enumerate(nodes) for t in node.inputs}
-        last.update({self.roots[t]: len(nodes) for t in self.program.outputs})
+        # Results are unpacked where they are written, and inputs that are results at the end.
+        last.update(dict.fromkeys(set(self.program.inputs) & {self.roots[t] for t in self.program.outputs}, len(nodes)))
+        residuals = {
+            node.output: self.roots[node.residual]
+            for node in nodes
+            if node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
+        }
         births = dict.fromkeys(self.program.inputs, -1)
         births.update({node.output: i for i, node in enumerate(nodes)})
         buffers: list[Buffer] = []
@@ -141,7 +147,8 @@ class _Lowering:
                 between = planes.group_stride if groups > 1 else 0
                 layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
             index[t] = len(buffers)
-            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), layout))
+            over = index[residuals[t]] if t in residuals else -1
+            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), layout, over))
         return buffers, index
 
     def _place(self, tensor: int, first: int) -> Place:
@@ -151,7 +158,7 @@ class _Lowering:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def _user(self, t: int, first: int, variable: int) -> tuple[LanesPlanes, int, int, tuple[Patch, ...]]:
+    def _user(self, t: int, first: int, array: int) -> tuple[LanesPlanes, int, int, tuple[Patch, ...]]:
         """The tensor as the user has it, byte strides of samples and channels, and what depends on the call."""
         planes, m, outer = self.planes[t], self.m, self.sizes.outer
         sample = planes.channels * planes.positions * m.size
@@ -159,28 +166,35 @@ class _Lowering:
         if planes.channel_stride == m.vector:  # features: one plane
             planes = replace(planes, channels=1, positions=planes.channels)
         patches = (
-            Patch("user", variable, first * lanes * sample, outer * lanes * sample),
+            Patch("user", array + 1, first * lanes * sample, outer * lanes * sample),
             Patch("samples", SAMPLES, -first * lanes, -outer * lanes),
         )
         return replace(planes, borders=_NO_BORDERS), sample, planes.positions * m.size, patches
 
-    def _pack(self, tensor: int, first: int, count: int) -> Step:
-        t, m = self.roots[tensor], self.m
-        planes, sample, channel, patches = self._user(t, first, X)
+    def _pack(self, number: int, first: int, count: int) -> Step:
+        """Input `number` of the program into planes."""
+        t, m = self.program.inputs[number], self.m
+        planes, sample, channel, patches = self._user(t, first, number)
         return Step(
-            "input", f"pack into lanes of {m.lanes}", None, (USER, 0), self._place(t, first),
+            "input", f"pack into lanes of {m.lanes}", None, (user_place(number),), self._place(t, first),
             lambda x, y, scratch: launch.pack_lanes_call(x, sample, channel, planes, y, count * m.lanes, m),
             patches=patches,
         )  # fmt: skip
 
-    def _unpack(self, tensor: int, first: int, count: int) -> Step:
-        t, m = self.roots[tensor], self.m
-        planes, sample, channel, patches = self._user(t, first, Y)
-        return Step(
-            "output", "unpack", None, self._place(t, first), (USER, 0),
-            lambda x, y, scratch: launch.unpack_lanes_call(x, planes, y, sample, channel, count * m.lanes, m),
-            patches=patches,
-        )  # fmt: skip
+    def _unpacked(self, tensor: int, first: int, count: int) -> list[Step]:
+        """Steps that give the tensor to the user, if it is a result."""
+        m, steps = self.m, []
+        for number, output in enumerate(self.program.outputs, len(self.program.inputs)):
+            if self.roots[output] == tensor:
+                planes, sample, channel, patches = self._user(tensor, first, number)
+                steps.append(Step(
+                    "output", "unpack", None, (self._place(tensor, first),), user_place(number),
+                    lambda x, y, scratch, planes=planes, sample=sample, channel=channel: launch.unpack_lanes_call(
+                        x, planes, y, sample, channel, count * m.lanes, m
+                    ),
+                    patches=patches,
+                ))  # fmt: skip
+        return steps
 
     def _plan(self, node: Node) -> SpmmPlan | None:
         x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
@@ -193,24 +207,27 @@ class _Lowering:
         return None
 
     def _step(self, node: Node, plan: SpmmPlan | None, first: int, count: int) -> Step:
-        source, target = self._place(node.inputs[0], first), self._place(node.output, first)
+        sources = tuple(self._place(t, first) for t in node.inputs)
+        target = self._place(node.output, first)
         x, y, m, op = self.planes[node.inputs[0]], self.planes[node.output], self.m, node.operator
         if isinstance(op, Pool):
             bands = forward_bands(op.windows, m.vector, count * x.channels, m.workers)
             return Step(
-                node.name, f"{op.kind} pool in lanes", node, source, target,
+                node.name, f"{op.kind} pool in lanes", node, sources, target,
                 lambda a, b, scratch: launch_engine.pool_lanes_call(op.kind, op.windows, bands, a, x, b, y, count, m),
             )  # fmt: skip
         assert isinstance(op, Conv | Linear)
         assert plan is not None
         values = packed_values(op.weight, plan.operator)
         over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count) > 1
-        return Step(
-            node.name, f"spmm in lanes, tile {plan.tiles.width}", node, source, target,
-            lambda a, b, scratch: launch.spmm_call(
+
+        def make(a: int, *rest: int) -> launch.Call:
+            *residual, b, scratch = rest
+            return launch.spmm_call(
                 plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride,
                 batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
-                bias=op.bias, activation=op.activation,
-            ),
-            launch.spmm_scratch(plan, m),
-        )  # fmt: skip
+                bias=op.bias, residual=residual[0] if residual else 0, activation=op.activation,
+            )  # fmt: skip
+
+        kernel = f"spmm in lanes, tile {plan.tiles.width}"
+        return Step(node.name, kernel, node, sources, target, make, launch.spmm_scratch(plan, m))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.engine.program import Activate, Conv, Linear, Node, Pool, Program, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Scale, Shape
 from fastsparse.plan.conv import Geometry
 
 Array = NDArray[Any]
@@ -19,7 +19,7 @@ _MONOTONE = ("relu", "relu6", "leaky_relu")
 
 def optimised(program: Program) -> Program:
     """All passes, in their order."""
-    for rewrite in (move_activations_before_max, fold_scales, fuse_activations, scales_as_products, fuse_activations):
+    for rewrite in _PASSES:
         program = rewrite(program)
     return program
 
@@ -45,26 +45,71 @@ def fold_scales(program: Program) -> Program:
     """Batch norm right behind a product goes into its values and bias, rounded once from float64."""
 
     def merged(product: Node, scale: Node) -> Node | None:
-        if not isinstance(product.operator, Conv | Linear) or not isinstance(scale.operator, Scale):
+        if not _takes_residual(product) or not isinstance(scale.operator, Scale):
             return None
-        if product.operator.activation is not None:
-            return None
+        assert isinstance(product.operator, Conv | Linear)
         return replace(product, operator=_scaled(product.operator, scale.operator))
 
     return _merge_pairs(program, merged)
 
 
 def fuse_activations(program: Program) -> Program:
-    """An activation right behind a product becomes part of its epilogue."""
+    """An activation right behind a product or a sum becomes part of its epilogue."""
 
     def merged(product: Node, activation: Node) -> Node | None:
-        if not isinstance(product.operator, Conv | Linear) or not isinstance(activation.operator, Activate):
+        if not isinstance(product.operator, Conv | Linear | Add) or not isinstance(activation.operator, Activate):
             return None
         if product.operator.activation is not None:
             return None
         return replace(product, operator=replace(product.operator, activation=activation.operator.name))
 
     return _merge_pairs(program, merged)
+
+
+def fuse_adds(program: Program) -> Program:
+    """A sum goes into the epilogue of the product that gives one of its terms: of the one that runs last.
+
+    What is left of sums becomes a product with the identity that has a residual.
+    """
+    uses, producers = program.uses(), program.producers()
+    position = {node.output: i for i, node in enumerate(program.nodes)}
+    chosen: dict[int, Node] = {}  # by the output of the sum
+    for node in program.nodes:
+        if isinstance(node.operator, Add):
+            terms = [t for t in node.inputs if uses[t] == 1 and _takes_residual(producers.get(t))]
+            if terms:
+                chosen[node.output] = producers[max(terms, key=lambda t: position[t])]
+    gone = {product.output for product in chosen.values()}
+    shapes, roots, nodes = list(program.shapes), program.roots(), []
+    for node in program.nodes:
+        if not isinstance(node.operator, Add):
+            nodes += [node] if node.output not in gone else []
+            continue
+        shape, product = program.shapes[node.output], chosen.get(node.output)
+        if product is None:
+            x, residual = node.inputs
+            product = Node("", _diagonal(np.ones(shape[0], program.dtype), None, None, shape), (x,), node.output)
+        else:
+            residual = node.inputs[node.inputs[0] == product.output]
+        if shapes[roots[residual]] != shape:  # it lies as what it was before it was flattened
+            identity = _diagonal(np.ones(shape[0], program.dtype), None, None, shape)
+            nodes.append(Node(f"{node.name} (copy)", identity, (residual,), len(shapes)))
+            residual = len(shapes)
+            shapes.append(shape)
+        operator = replace(product.operator, activation=node.operator.activation)  # type: ignore[arg-type]
+        name = f"{product.name} + {node.name}" if product.name else node.name
+        nodes.append(Node(name, operator, (*product.inputs, residual), node.output))
+    return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
+
+
+def _takes_residual(node: Node | None) -> bool:
+    """Whether the node is a product whose epilogue has room for a residual."""
+    return (
+        node is not None
+        and isinstance(node.operator, Conv | Linear)
+        and node.operator.activation is None
+        and node.residual is None
+    )
 
 
 def scales_as_products(program: Program) -> Program:
@@ -110,3 +155,13 @@ def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: 
         return Linear(weight, shift, activation)
     ones, none = (1,) * len(spatial), ((0, 0),) * len(spatial)
     return Conv(weight, shift, Geometry(channels, channels, spatial, ones, ones, none, ones, 1), activation)
+
+
+_PASSES = (
+    move_activations_before_max,
+    fold_scales,
+    fuse_activations,
+    fuse_adds,
+    scales_as_products,
+    fuse_activations,
+)

@@ -28,7 +28,10 @@ class UnsupportedOperatorError(NotImplementedError):
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """activation(conv(x, weight) + bias); x (C, *spatial). weight is CSR (out, C/groups * kernel)."""
+    """activation(conv(x, weight) + bias); x (C, *spatial). weight is CSR (out, C/groups * kernel).
+
+    A node of two inputs (x, residual) adds the residual, of the result's shape, before the activation.
+    """
 
     weight: CSR
     bias: Array | None
@@ -44,7 +47,10 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """activation(weight @ x + bias); x of any shape, read in row-major order. weight is CSR (out, in)."""
+    """activation(weight @ x + bias); x of any shape, read in row-major order. weight is CSR (out, in).
+
+    A second input is a residual, as in `Conv`.
+    """
 
     weight: CSR
     bias: Array | None
@@ -85,7 +91,14 @@ class Reshape:
     """The same numbers in another shape."""
 
 
-Operator = Conv | Linear | Scale | Activate | Pool | Reshape
+@dataclass(frozen=True)
+class Add:
+    """activation(a + b), both of one shape: what joins the branches of a residual block."""
+
+    activation: str | None = None
+
+
+Operator = Conv | Linear | Scale | Activate | Pool | Reshape | Add
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +109,11 @@ class Node:
     operator: Operator
     inputs: tuple[int, ...]
     output: int
+
+    @property
+    def residual(self) -> int | None:
+        """The tensor that a product adds before its activation."""
+        return self.inputs[1] if len(self.inputs) > 1 and isinstance(self.operator, Conv | Linear) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +145,22 @@ class Program:
             if isinstance(node.operator, Reshape):
                 root[node.output] = root[node.inputs[0]]
         return root
+
+    def alike(self) -> dict[int, int]:
+        """For every tensor one that stands for all that must lie in memory as it does: those added to one another."""
+        root = self.roots()
+        leader = {t: t for t in root.values()}
+
+        def find(t: int) -> int:
+            while leader[t] != t:
+                t = leader[t]
+            return t
+
+        for node in self.nodes:
+            if node.residual is not None:
+                first, second = sorted((find(root[node.residual]), find(root[node.output])))
+                leader[second] = first
+        return {t: find(r) for t, r in root.items()}
 
     def useful_flops(self) -> float:
         """Multiplications and additions of all products, per sample."""

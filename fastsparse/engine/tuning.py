@@ -17,8 +17,9 @@ def fastest(program: Program, candidates: list[Schedule], batch: int) -> Schedul
     """The candidate that runs fastest; the first one, which is the estimate, unless another is clearly faster."""
     if len(candidates) == 1:
         return candidates[0]
-    x = np.random.default_rng(0).standard_normal((batch, *program.shapes[program.inputs[0]])).astype(program.dtype)
-    y = np.empty((batch, *program.shapes[program.outputs[0]]), program.dtype)
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((batch, *program.shapes[t])).astype(program.dtype) for t in program.inputs]
+    y = [np.empty((batch, *program.shapes[t]), program.dtype) for t in program.outputs]
     times = [np.inf] * len(candidates)
     spaces = [Workspace(schedule) for schedule in candidates]
     once = 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import launch_engine
-from fastsparse.engine.schedule import SAMPLES, USER, Place, Schedule, Step, X, Y, assign_memory
+from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
 from fastsparse.launch import Call, address
 from fastsparse.plan import policy
 from fastsparse_kernels.build import aligned_empty
 
 Array = NDArray[Any]
+Arrays = Array | Sequence[Array]  # of a program with one input or output, or with several
 _pools: WeakSet[Pool] = WeakSet()
 
 
@@ -40,7 +41,8 @@ class Workspace:
             memory.fill(0)  # the borders of planes: nothing writes them again
             start = address(memory)
             self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
-        self._variables = np.zeros(3, np.int64)
+        places = [place for step in schedule.steps for place in (*step.sources, step.target)]
+        self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
         self._steps = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
         patches = [self._patches(calls) for calls in self.calls]
         self._patch_table = np.array(patches, np.int64).reshape(len(self.calls), -1, 4)
@@ -63,8 +65,8 @@ class Workspace:
             for patch in step.patches
         ]
 
-    def run(self, x: Array, y: Array) -> None:
-        """y = network(x); both contiguous, of the schedule's batch size."""
+    def run(self, x: Arrays, y: Arrays) -> None:
+        """y = network(x); all contiguous, of the schedule's batch size."""
         schedule = self.schedule
         self.set_arrays(x, y)
         if schedule.per_worker:
@@ -75,10 +77,13 @@ class Workspace:
             for first, last in self._spans:
                 self._run_rows(first, last, slots, task)
 
-    def set_arrays(self, x: Array, y: Array) -> None:
+    def set_arrays(self, x: Arrays, y: Arrays) -> None:
         """Say where the user's arrays are."""
-        variables = self._variables
-        variables[X], variables[Y], variables[SAMPLES] = address(x), address(y), len(x)
+        arrays = (*_listed(x), *_listed(y))
+        self._variables[SAMPLES] = len(arrays[0])
+        for i, array in enumerate(arrays, 1):
+            if i < len(self._variables):
+                self._variables[i] = address(array)
 
     def run_step(self, index: int) -> None:
         """Run one step of the first task, for measuring."""
@@ -98,9 +103,13 @@ class Workspace:
 
 def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> Call:
     def at(place: Place) -> int:
-        return 0 if place[0] == USER else base + offsets[place[0]] + place[1]
+        return 0 if place[0] < 0 else base + offsets[place[0]] + place[1]
 
-    return step.make(at(step.source), at(step.target), scratch)
+    return step.make(*map(at, step.sources), at(step.target), scratch)
+
+
+def _listed(arrays: Arrays) -> Sequence[Array]:
+    return [arrays] if isinstance(arrays, np.ndarray) else arrays
 
 
 def _spans(calls: list[Call]) -> list[tuple[int, int]]:

@@ -45,6 +45,11 @@ class FlatPlanes:
     step: int = 1
 
     @property
+    def contiguous(self) -> bool:
+        """Whether a plane is its image and nothing else, up to what lies between channels."""
+        return self.strides == row_major(self.spatial) and not any(map(any, self.padding))
+
+    @property
     def rows(self) -> int:
         return math.prod(self.spatial[:-1])
 
@@ -71,11 +76,17 @@ def plain_planes(channels: int, spatial: Ints, machine: Machine) -> FlatPlanes:
 
 
 def padded_planes(channels: int, spatial: Ints, readers: list[Geometry], machine: Machine) -> FlatPlanes:
-    """Planes with the padding that all the convolutions `readers`, of stride 1, ask for."""
+    """Planes with the padding that all the convolutions `readers`, of stride 1, ask for.
+
+    Without any padding, rows follow one another as in the user's layout.
+    """
     axes = range(len(spatial))
-    padding = tuple((max(g.padding[a][0] for g in readers), max(g.padding[a][1] for g in readers)) for a in axes)
+    padding = tuple(
+        (max((g.padding[a][0] for g in readers), default=0), max((g.padding[a][1] for g in readers), default=0))
+        for a in axes
+    )
     extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
-    extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers))
+    extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
     strides = row_major(tuple(extents))
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * machine.size
     # The last row's window may look past its end by the padding that the next row would have brought.
@@ -113,3 +124,13 @@ def conv_flat_between(
         ),
     )
     return SpmmPlan(operator, tiles)
+
+
+def identity(positions: int, machine: Machine) -> SpmmPlan:
+    """One channel of `positions` numbers in a row as it is: for adding a residual to it, and for activations."""
+    start = np.arange(positions, dtype=np.int64)
+    x, y, masks = flat_vectors(start, start * machine.size, machine.lanes, machine.size)
+    width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
+    tiles = tiles_of_vectors(x * machine.size, y, masks, width, machine.lanes)
+    blocks = channel_blocks(1, 1, 0, np.zeros(1, np.int64))
+    return SpmmPlan(build_operator(np.arange(2, dtype=np.int64), np.zeros(1, np.int32), blocks), tiles)

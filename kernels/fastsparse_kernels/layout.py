@@ -43,9 +43,10 @@ FLAT = kernel_record(
     "row_length",
     "phases",  # phases along a row that the kernel window reads
     "step",  # columns between neighbours of one phase: the stride
-    "user",  # address of user[image, channel, row, column], contiguous per image and channel
+    "user",  # address of user[image, channel, row, column], rows contiguous
     "user_image_stride",
     "user_channel_stride",
+    "sources",  # int64 [rows], bytes from the user's channel to each row; 0: rows follow one another
     "flat",
     "flat_image_stride",
     "flat_channel_stride",
@@ -131,6 +132,12 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
 
     @register_jitable
     def copy_phase(source, target, first, length, step):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        if step == 2:
+            while first + 2 * lanes <= length:
+                simd.store(simd.load_evens(like, source + first * size), target)
+                first += 2 * lanes
+                target += vector
         for i in range(first, length, step):
             simd.store_float(simd.load_float(bits, source + i * size), target)
             target += size
@@ -147,7 +154,7 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
             for i in range(a.channel_vectors):
                 simd.store(zero, flat + i * vector)
             for row in range(a.rows):
-                source = user + row * length * size
+                source = user + (row * length * size if a.sources == 0 else simd.load_i64(a.sources + row * 8))
                 for phase in range(phases):
                     place = simd.load_i64(a.places + (row * phases + phase) * 8)
                     if place < 0:

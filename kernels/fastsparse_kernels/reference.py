@@ -117,10 +117,13 @@ def spmm(
     X: Array,
     bias: Array | None = None,
     activation: str | None = None,
+    residual: Array | None = None,
 ) -> Array:
-    """activation(W @ X + bias): W (M, K), X (K, N) or (K,), bias (M,) -> (M, N) or (M,)."""
+    """activation(W @ X + bias + residual): W (M, K), X (K, N) or (K,), bias (M,), residual as the result
+    -> (M, N) or (M,)."""
     if X.ndim == 1:
-        return spmm(indptr, indices, data, shape, X[:, None], bias, activation)[:, 0]
+        column = None if residual is None else residual[:, None]
+        return spmm(indptr, indices, data, shape, X[:, None], bias, activation, column)[:, 0]
     values, dense = wide(data, X)
     out = np.zeros((shape[0], dense.shape[1]), dense.dtype)
     for row in range(shape[0]):
@@ -128,6 +131,8 @@ def spmm(
             out[row] += values[p] * dense[indices[p]]
     if bias is not None:
         out = out + bias.astype(out.dtype)[:, None]
+    if residual is not None:
+        out = out + residual
     return apply_activation(activation, out)
 
 
@@ -232,6 +237,7 @@ def conv(
     groups: int = 1,
     bias: Array | None = None,
     activation: str | None = None,
+    residual: Array | None = None,
 ) -> Array:
     """Sparse convolution over any number of axes (cross-correlation, as torch and ONNX say conv).
 
@@ -245,6 +251,7 @@ def conv(
     groups : int that divides both channel counts
     bias : array (out,) or None
     activation : name or None
+    residual : array of the result's shape, added before the activation, or None
 
     Returns
     -------
@@ -259,6 +266,8 @@ def conv(
         out[:, row] += values[p] * padded[window]
     if bias is not None:
         out = out + bias.astype(out.dtype).reshape(-1, *(1 for _ in sizes))
+    if residual is not None:
+        out = out + residual
     return apply_activation(activation, out)
 
 

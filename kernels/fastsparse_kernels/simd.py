@@ -50,6 +50,7 @@ from .vector_ir import (
     masked_store,
     pack,
     shifted,
+    shuffle,
     splat,
     unpack,
 )
@@ -71,9 +72,11 @@ __all__ = [
     "gather_addresses_u32",
     "load",
     "load_at",
+    "load_evens",
     "load_first",
     "load_float",
     "load_i64",
+    "load_masked_at",
     "load_rows",
     "load_some_at",
     "load_u16",
@@ -186,6 +189,21 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
+def load_evens(typing: Any, like: Any, address: Any) -> Any:
+    """A tile of one vector: every second of the numbers from `address` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, second = (
+            load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size)
+            for i in range(2)
+        )
+        evens = shuffle(builder, first, second, range(0, 2 * like.lanes, 2))
+        return pack(builder, like.vector, [evens])
+
+    return like(like, types.int64), codegen
+
+
+@intrinsic
 def store(typing: Any, tile: Any, address: Any) -> Any:
     """Write the tile to consecutive memory."""
 
@@ -234,6 +252,20 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen
+
+
+@intrinsic
+def load_masked_at(typing: Any, like: Any, bases: Any, offset: Any, masks: Any) -> Any:
+    """Vector i from bases[i] + offset, zeros but in the lanes set in the uint16 mask i of the table at `masks`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = []
+        for i, base in enumerate(unpack(builder, args[1], bases.count)):
+            mask = mask_at(builder, like, args[3], i)
+            vectors.append(masked_load(builder, like, builder.add(base, args[2]), mask))
+        return pack(builder, like.vector, vectors)
+
+    return like(like, bases, types.int64, types.int64), codegen
 
 
 @intrinsic

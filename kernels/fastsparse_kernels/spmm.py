@@ -1,12 +1,14 @@
 """SpMM over positions: y[m, position] = epilogue(sum over the row's nonzeros of value * x[position + offset]).
 
+The epilogue adds the bias and, where there is one, the residual, which lies as y does; then it applies the activation.
+
 One kernel serves linear layers, convolution of every kind and the input gradients of both. What differs is data: a
 nonzero's byte offset (column times row stride, or the im2col index, is folded into it) and a tile's positions, which
 are T base addresses that may lie anywhere.
 
 A tile's sums stay in T vector registers over all nonzeros of a row in a column block; rows that span several blocks
 keep their partial sum in the worker's scratch. The panel of a block fits the L1 cache. Order of summation: ascending
-columns, one FMA each, bias last, whatever the tile, the blocks, or the number of workers.
+columns, one FMA each, then bias, then residual, whatever the tile, the blocks, or the number of workers.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ ARGUMENTS = kernel_record(
     "full",  # uint8 [tiles], 1 where all lanes are stored in one pass
     # epilogue
     "bias",  # float [M] or 0
+    "residual",  # what is added behind the bias, with the strides, positions and masks of y; it may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
     # worker scratch: partial sums, then one tile, then the panel
@@ -67,6 +70,29 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
     size = bits // 8
     vector = lanes * size
     width = count * vector
+
+    @register_jitable
+    def activated(acc, a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
+        acc = simd.clamp(acc, low, high)
+        if a.activation != 0:
+            simd.store(acc, tile_buffer)
+            simd.call(a.activation, tile_buffer, count)
+            acc = simd.load(acc, tile_buffer)
+        return acc
+
+    @register_jitable
+    def finish_added(acc, a, row, tile_buffer, y, out, masks, table, low, high):  # type: ignore[no-untyped-def]
+        """The end of the epilogue from the residual on, in each of a tile's passes for the lanes that it stores."""
+        target = row * a.y_row_stride
+        source = target + a.residual - a.y
+        if masks == 0:
+            acc = simd.add(acc, simd.load_at(acc, out, source))
+            simd.store_at(activated(acc, a, tile_buffer, low, high), out, target)
+            return
+        for i in range(a.passes):
+            places, lanes_stored = simd.gather_addresses(count, y, table + i * count * 8), masks + i * count * 2
+            added = simd.add(acc, simd.load_masked_at(acc, places, source, lanes_stored))
+            simd.store_masked_at(activated(added, a, tile_buffer, low, high), places, target, lanes_stored)
 
     def make_rows(first: int, last: int) -> Callable[..., Any]:
         """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
@@ -85,11 +111,10 @@ def make_spmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
                 return
             if a.bias != 0:
                 acc = simd.add_scalar(acc, simd.load_float(bits, a.bias + row * size))
-            acc = simd.clamp(acc, low, high)
-            if a.activation != 0:
-                simd.store(acc, tile_buffer)
-                simd.call(a.activation, tile_buffer, count)
-                acc = simd.load(acc, tile_buffer)
+            if a.residual != 0:
+                finish_added(acc, a, row, tile_buffer, y, out, masks, table, low, high)
+                return
+            acc = activated(acc, a, tile_buffer, low, high)
             if masks == 0:
                 simd.store_at(acc, out, row * a.y_row_stride)
             else:

@@ -109,6 +109,70 @@ def _volumes(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     )
 
 
+def _bottleneck(rng: np.random.Generator, dtype: str, channels: tuple[int, int, int], stride: int) -> nn.Residual:
+    first, middle, last = channels
+    body = nn.Sequential(
+        nn.SparseConv2d(first, middle, 1, sparsity=0.6, bias=False, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(middle, dtype=dtype),
+        nn.ReLU(),
+        nn.SparseConv2d(middle, middle, 3, stride=stride, padding=1, sparsity=0.7, dtype=dtype, rng=rng),
+        nn.ReLU(),
+        nn.SparseConv2d(middle, last, 1, sparsity=0.6, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(last, dtype=dtype),
+    )
+    if first == last and stride == 1:
+        return nn.Residual(body, None, "relu")
+    shortcut = nn.SparseConv2d(first, last, 1, stride=stride, sparsity=0.6, dtype=dtype, rng=rng)
+    return nn.Residual(body, shortcut, "relu")
+
+
+def _bottlenecks(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """As in ResNet-50; the sums' planes have no padding."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, dtype=dtype, rng=rng),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1, padding=1),
+        _bottleneck(rng, dtype, (8, 5, 12), 1),
+        _bottleneck(rng, dtype, (12, 4, 12), 1),
+        _bottleneck(rng, dtype, (12, 6, 17), 2),
+        nn.AdaptiveAvgPool2d((1, 1)),
+        nn.Flatten(),
+        nn.Linear(17, 5, dtype=dtype, rng=rng),
+    )
+
+
+def _sums(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """Sums of padded planes, of the input, of a pool, of what has an activation already, in one another, of features."""
+
+    def conv(padding: Any = 1, kernel: int = 3, activation: str | None = None) -> nn.SparseConv2d:
+        return nn.SparseConv2d(
+            4, 4, kernel, padding=padding, sparsity=0.5, activation=activation, dtype=dtype, rng=rng
+        )  # fmt: skip
+
+    return nn.Sequential(
+        nn.SparseConv2d(4, 4, 1, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.Residual(nn.Sequential(conv(), nn.ReLU(), conv(((2, 0), (0, 2)))), None, "gelu"),
+        nn.Residual(conv(activation="tanh"), nn.Sequential(conv(2, 5), nn.Sigmoid()), "leaky_relu"),
+        nn.MaxPool2d(2),
+        nn.Residual(nn.Residual(conv(), None, "relu"), conv(0, 1)),
+        nn.Residual(nn.AvgPool2d(3, 1, padding=1), nn.MaxPool2d(3, 1, padding=1)),
+        nn.Residual(nn.ReLU()),
+        nn.Flatten(),
+        nn.Residual(nn.SparseLinear(80, 80, sparsity=0.8, dtype=dtype, rng=rng), None, "silu"),
+        nn.Residual(
+            nn.SparseLinear(80, 30, sparsity=0.8, activation="relu", dtype=dtype, rng=rng),
+            nn.SparseLinear(80, 30, sparsity=0.8, dtype=dtype, rng=rng),
+        ),
+        nn.Residual(nn.Tanh()),
+    )
+
+
+def _sum_of_input(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """The input and the result are both terms of sums."""
+    conv = nn.SparseConv2d(3, 3, 3, padding=1, sparsity=0.4, dtype=dtype, rng=rng)
+    return nn.Sequential(nn.Residual(conv, None, "relu"))
+
+
 def _nothing(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     return nn.Sequential(nn.Dropout(0.3, rng=0), nn.Flatten())
 
@@ -122,6 +186,9 @@ NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], t
     "features": (_features, (40,)),
     "signals": (_signals, (3, 19)),
     "volumes": (_volumes, (2, 4, 5, 6)),
+    "bottlenecks": (_bottlenecks, (3, 15, 12)),
+    "sums": (_sums, (4, 8, 11)),
+    "sum of input": (_sum_of_input, (3, 5, 7)),
     "nothing": (_nothing, (3, 4, 5)),
 }
 
@@ -149,29 +216,39 @@ def network(name: str, dtype: str = "float32", seed: int = 0) -> tuple[nn.Sequen
 def exact(model: nn.Sequential, x: Array, dtype: Any) -> tuple[Array, Array]:
     """What the network computes in float64, and the largest error that rounding in `dtype` may cause (contract R1,
     carried from layer to layer)."""
-    value, error = x.astype(np.float64), np.zeros(x.shape)
+    return _run(model, x.astype(np.float64), np.zeros(x.shape), dtype)
+
+
+def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
     u = float(np.finfo(dtype).eps) / 2
-    for layer in _leaves(model):
-        if isinstance(layer, nn.Flatten):
-            value, error = value.reshape(len(x), -1), error.reshape(len(x), -1)
-        elif hasattr(layer, "running_mean"):
-            value, error = _normalised(layer, value, error, u)
-        elif isinstance(layer, nn.MaxPool2d):
-            window = (layer.kernel_size, layer.stride, layer.padding)
-            value, error = layers.max_pool(value, *window), layers.max_pool(error, *window)
-        elif isinstance(layer, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            value, error = _averaged(layer, value, error, u)
-        elif hasattr(layer, "bias"):
-            value, error = _product(layer, value, error, dtype)
-        elif hasattr(layer, "activation"):
-            value, error = _activated(layer.activation, value, error, u)
+    if isinstance(layer, nn.Sequential):
+        for inner in layer:
+            value, error = _run(inner, value, error, dtype)
+    elif isinstance(layer, nn.Residual):
+        value, error = _summed(layer, value, error, dtype)
+    elif isinstance(layer, nn.Flatten):
+        value, error = value.reshape(len(value), -1), error.reshape(len(value), -1)
+    elif hasattr(layer, "running_mean"):
+        value, error = _normalised(layer, value, error, u)
+    elif isinstance(layer, nn.MaxPool2d):
+        window = (layer.kernel_size, layer.stride, layer.padding)
+        value, error = layers.max_pool(value, *window), layers.max_pool(error, *window)
+    elif isinstance(layer, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+        value, error = _averaged(layer, value, error, u)
+    elif hasattr(layer, "bias"):
+        value, error = _product(layer, value, error, dtype)
+    elif hasattr(layer, "activation"):
+        value, error = _activated(layer.activation, value, error, u)
     return value, error
 
 
-def _leaves(model: nn.Module) -> list[nn.Module]:
-    if isinstance(model, nn.Sequential):
-        return [leaf for layer in model for leaf in _leaves(layer)]
-    return [model]
+def _summed(layer: nn.Residual, x: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+    """Batch norm may be folded into a term, which rounds at most as if it stood alone."""
+    value, own = _run(layer.body, x, error, dtype)
+    passed = (x, error) if layer.shortcut is None else _run(layer.shortcut, x, error, dtype)
+    u = float(np.finfo(dtype).eps) / 2
+    rounded = own + passed[1] + 2 * u * (abs(value) + own + abs(passed[0]) + passed[1])
+    return _activated(layer.activation, value + passed[0], rounded, u)
 
 
 def _activated(name: str | None, value: Array, error: Array, u: float) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from fastsparse import launch, launch_engine
 from fastsparse.engine import split
 from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.lanes import lanes_schedule, work_of
-from fastsparse.engine.schedule import USER, Buffer, assign_memory
+from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
 from fastsparse.plan import policy
 from tests.engine.networks import NETWORKS, network
@@ -105,13 +105,27 @@ def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
         cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), 2)
         schedules += [lanes_schedule(program, batch, machine, cut) for cut in cuts]
     for schedule in schedules:
-        written = {USER}
+        written = {-1}
         for step in schedule.steps:
-            for buffer, offset in (step.source, step.target):
-                assert buffer == USER or 0 <= offset < schedule.buffers[buffer].size
-            assert step.source[0] in written
+            for buffer, offset in (*step.sources, step.target):
+                assert buffer < 0 or 0 <= offset < schedule.buffers[buffer].size
+            assert written.issuperset(buffer for buffer, _ in step.sources)
             written.add(step.target[0])
-        assert schedule.steps[-1].target[0] == USER
+        assert -2 in written
+
+
+def test_a_buffer_replaces_another_of_the_same_kind_at_its_last_use():
+    old, other = Buffer(1000, 0, 3, "a"), Buffer(1000, 1, 9, "a")
+    for new, replaces in (
+        (Buffer(1000, 3, 5, "a", over=0), True),
+        (Buffer(1000, 3, 5, "a"), False),
+        (Buffer(1000, 2, 5, "a", over=0), False),
+        (Buffer(1000, 3, 5, "b", over=0), False),
+        (Buffer(960, 3, 5, "a", over=0), False),
+    ):
+        starts, _ = assign_memory([old, other, new])
+        assert (starts[2] == starts[0]) == replaces
+        assert starts[2] != starts[1]
 
 
 @pytest.mark.parametrize(("tasks", "workers", "slices"), [(2, 2, 1), (7, 2, 3), (8, 1, 8), (100, 2, 10)])
