@@ -92,7 +92,10 @@ class Report:
 
 
 def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
-    """Run a workspace's steps one by one, in their order, each repeated on the same data."""
+    """Run a workspace's steps one by one, in their order, each repeated on the same data.
+
+    x and y are arrays, or lists of them for programs of several inputs or outputs.
+    """
     schedule, machine_bits = workspace.schedule, program.dtype.itemsize * 8
     peak = launch_engine.peak_flops(machine_bits) / 1e9
     workspace.set_arrays(x, y)
@@ -105,8 +108,9 @@ def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
         entry = found.setdefault((step.name, step.kernel), [step, 0.0])
         entry[1] += spent * turns
     cores = schedule.slots if schedule.per_worker else schedule.workers
-    rows = [_row(program, step, spent, len(x), cores) for step, spent in found.values()]
-    return Report(rows, peak, _facts(program, workspace, len(x), peak))
+    batch = len(x if isinstance(x, np.ndarray) else x[0])
+    rows = [_row(program, step, spent, batch, cores) for step, spent in found.values()]
+    return Report(rows, peak, _facts(program, workspace, batch, peak))
 
 
 def _row(program: Program, step: Step, spent: float, batch: int, cores: int) -> Row:

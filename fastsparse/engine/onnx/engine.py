@@ -137,7 +137,7 @@ class GraphEngine:
         shapes, dtypes = [plan.shapes[t] for t in plan.outputs], [plan.dtypes[t] for t in plan.outputs]
         results = checked_outputs(out, self.output_names, shapes, dtypes, arrays)
         with self._thread_count(), pool.workspace() as workspace:
-            workspace.run(arrays, results)  # type: ignore[arg-type]
+            workspace.run(arrays, results)
         return results
 
     def prepare(self, input_shape: Any = None, *, tune: bool = False) -> None:
@@ -265,7 +265,6 @@ class GraphEngine:
     def _schedule(self, segment: Segment, workers: int, tune: bool) -> Schedule:
         """The segment's schedule. What was measured once is taken for all segments of the same sizes."""
         program = segment.program
-        assert program is not None
         found = candidates(program, segment.samples, workers, tune)
         if len(found) == 1:
             return found[0]

@@ -79,9 +79,16 @@ class Workspace:
             return self._host(step)
         assert step.segment is not None
         space, samples = self.programs[index], step.segment.samples
-        (x,), (y,) = step.inputs, step.outputs
-        # A program takes its batch from the first axis.
-        return lambda: space.run(self._array(x).reshape(samples, -1), self._array(y).reshape(samples, -1))
+        sources, targets = step.inputs, step.outputs
+
+        def run() -> None:
+            # A program takes its batch from the first axis.
+            space.run(
+                [self._array(t).reshape(samples, -1) for t in sources],
+                [self._array(t).reshape(samples, -1) for t in targets],
+            )
+
+        return run
 
     def _view(self, step: Step) -> None:
         assert step.node is not None

@@ -22,7 +22,7 @@ from fastsparse.engine.onnx.ops.normalising import batch_norm_scale
 from fastsparse.engine.onnx.rewriting import per_channel
 from fastsparse.engine.onnx.specialise import Graph
 from fastsparse.engine.onnx.windows import Window, kernel_of, window
-from fastsparse.engine.program import Activate, Conv, Linear, Operator, Pool, Reshape, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Linear, Operator, Pool, Reshape, Scale, Shape
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.pooling import adaptive_windows, windows
 
@@ -190,6 +190,14 @@ class Lowering:
 
     def _scale(self, form: Form, scale: Array, shift: Array) -> Lowered:
         return Lowered(Scale(scale, shift), form, form, ("scale", _token(scale), _token(shift)))
+
+    def lower_sum(self, node: Node, form: Form) -> Lowered | None:
+        """The sum of two tensors of one shape, both of this form."""
+        a, b, y = (self.graph.infos[name] for name in (*node.inputs, *node.outputs))
+        fits = a.shape == b.shape == y.shape and a.dtype == b.dtype and a.dtype in FLOATS and y.size
+        if not fits or node.inputs[0] == node.inputs[1]:
+            return None
+        return Lowered(Add(), form, form, ("add",))
 
     # --- pooling -------------------------------------------------------------------------------
 

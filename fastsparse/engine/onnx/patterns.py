@@ -17,7 +17,17 @@ from fastsparse.engine.onnx.specialise import Graph
 
 def simplified(graph: Graph) -> Graph:
     """All passes, in their order."""
-    passes = (plain_sums, gelu_by_erf, gelu_by_tanh, silu, hard_swish, layer_norms, linear_layers, conv_biases)
+    passes = (
+        plain_sums,
+        constants_last,
+        gelu_by_erf,
+        gelu_by_tanh,
+        silu,
+        hard_swish,
+        layer_norms,
+        linear_layers,
+        conv_biases,
+    )
     for rewrite in passes:
         graph = rewrite(graph)
     return graph
@@ -29,6 +39,15 @@ def plain_sums(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op == "Sum" and len(node.inputs) == 2:
             rewriter.put(node.outputs[0], replace(node, op="Add", version=max(node.version, 7)))
+    return rewriter.done()
+
+
+def constants_last(graph: Graph) -> Graph:
+    """Add(constant, x) -> Add(x, constant), and the same for Mul."""
+    rewriter = Rewriter(graph)
+    for node in graph.nodes:
+        if node.op in ("Add", "Mul") and node.version >= 7 and graph.constant(node.inputs[0]) is not None:
+            rewriter.put(node.outputs[0], replace(node, inputs=node.inputs[::-1]))
     return rewriter.done()
 
 

@@ -104,8 +104,7 @@ class _Planner:
                 steps.append(Step("copy", _COPY, None, None, (t,), (copy,)))
                 inputs = (*inputs[:position], copy, *inputs[position + 1 :])
         outputs = tuple(self._tensor(name) for name in segment.outputs)
-        name = segment.nodes[0].name
-        steps.append(Step(name, None, segment, self.schedule_of(segment), inputs, outputs))
+        steps.append(Step(segment.nodes[0].name, None, segment, self.schedule_of(segment), inputs, outputs))
         return steps
 
     def _contiguous(self, t: int) -> int:

@@ -25,13 +25,15 @@ def measured(workspace: Workspace, inputs: Sequence[Array]) -> Report:
     rows: list[Row] = []
     peak, flops = 0.0, 0.0
     for index, step in enumerate(plan.steps):
-        if step.segment is not None and step.segment.program is not None:
-            x, y = (workspace.arrays[t] for t in (step.inputs[0], step.outputs[0]))
-            samples = step.segment.samples
-            x, y = np.reshape(x, (samples, -1)), np.reshape(y, (samples, -1))  # type: ignore[arg-type]
-            found = programs.measured(step.segment.program, workspace.programs[index], x, y)
-            rows += [replace(row, layer=row.layer or step.name) for row in found.rows]
-            peak, flops = found.peak_gflops, flops + step.segment.program.useful_flops() * samples
+        if step.segment is not None:
+            samples, program = step.segment.samples, step.segment.program
+            x, y = (
+                [np.reshape(workspace.arrays[t], (samples, -1)) for t in tensors]  # type: ignore[arg-type]
+                for tensors in (step.inputs, step.outputs)
+            )
+            found = programs.measured(program, workspace.programs[index], x, y)
+            rows += [_program_row(step, row) for row in found.rows]
+            peak, flops = found.peak_gflops, flops + program.useful_flops() * samples
         elif not step.view:
             rows.append(_host_row(workspace, step))
         elif any(t in workspace.late for t in step.inputs):
@@ -39,6 +41,13 @@ def measured(workspace: Workspace, inputs: Sequence[Array]) -> Report:
     if not peak:
         peak = launch_engine.peak_flops(32) / 1e9
     return Report(rows, peak, _facts(workspace, flops, peak))
+
+
+def _program_row(step: Step, row: Row) -> Row:
+    """A program's row, with the names of operators alone, and of packing and unpacking by the segment."""
+    words = [part.split(" ")[-1] for part in row.operator.split(" + ")]
+    layer = step.name if row.layer in ("input", "output") else row.layer
+    return replace(row, layer=layer, operator=" + ".join(words))
 
 
 def _host_row(workspace: Workspace, step: Step) -> Row:
