@@ -10,8 +10,7 @@ import numpy as np
 
 from fastsparse._arguments import as_array, as_float, check_out
 from fastsparse.engine.onnx.model import Array, Shape, Value
-
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+from fastsparse.engine.onnx.weights import FLOATS
 
 
 def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape]:

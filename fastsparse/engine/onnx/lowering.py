@@ -26,7 +26,6 @@ from fastsparse.engine.program import Activate, Add, Conv, Linear, Operator, Poo
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.pooling import adaptive_windows, windows
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SMALL = 65536  # weights of a dense linear layer that the sparse kernels take, too, so that no layout changes
 
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
@@ -86,7 +85,7 @@ class Lowering:
             return None
         infos = self.graph.infos
         x, y = infos[node.inputs[0]], infos[node.outputs[0]]
-        if x.dtype not in FLOATS or y.dtype != x.dtype or not x.size or not y.size:
+        if x.dtype not in weights.FLOATS or y.dtype != x.dtype or not x.size or not y.size:
             return None
         method = getattr(self, "_" + _METHODS[node.op], None) if node.op in _METHODS else None
         return None if method is None else method(node, form)
@@ -194,7 +193,7 @@ class Lowering:
     def lower_sum(self, node: Node, form: Form) -> Lowered | None:
         """The sum of two tensors of one shape, both of this form."""
         a, b, y = (self.graph.infos[name] for name in (*node.inputs, *node.outputs))
-        fits = a.shape == b.shape == y.shape and a.dtype == b.dtype and a.dtype in FLOATS and y.size
+        fits = a.shape == b.shape == y.shape and a.dtype == b.dtype and a.dtype in weights.FLOATS and y.size
         if not fits or node.inputs[0] == node.inputs[1]:
             return None
         return Lowered(Add(), form, form, ("add",))

@@ -13,22 +13,12 @@ import numpy as np
 from fastsparse.engine.onnx.model import Node
 from fastsparse.engine.onnx.rewriting import Rewriter, per_channel
 from fastsparse.engine.onnx.specialise import Graph
+from fastsparse.engine.onnx.weights import DENSEST, FLOATS, by_rows, density
 
 
 def simplified(graph: Graph) -> Graph:
     """All passes, in their order."""
-    passes = (
-        plain_sums,
-        constants_last,
-        gelu_by_erf,
-        gelu_by_tanh,
-        silu,
-        hard_swish,
-        layer_norms,
-        linear_layers,
-        conv_biases,
-    )
-    for rewrite in passes:
+    for rewrite in _PASSES:
         graph = rewrite(graph)
     return graph
 
@@ -275,6 +265,19 @@ def linear_layers(graph: Graph) -> Graph:
     return rewriter.done()
 
 
+def left_products(graph: Graph) -> Graph:
+    """MatMul(sparse constant matrix, x) -> fastsparse.SparseMatMul(x)."""
+    rewriter = Rewriter(graph)
+    for node in graph.nodes:
+        weight = graph.constant(node.inputs[0]) if node.op == "MatMul" else None
+        info = graph.infos[node.inputs[1]] if weight is not None else None
+        if weight is None or info is None or len(weight.shape) != 2 or info.ndim < 2 or info.dtype not in FLOATS:
+            continue
+        if density(weight) <= DENSEST and info.size:
+            rewriter.replace(node, "fastsparse.SparseMatMul", node.inputs[1:], matrix=by_rows(weight))
+    return rewriter.done()
+
+
 def conv_biases(graph: Graph) -> Graph:
     """Conv without bias and Add(constant per channel) -> Conv with bias."""
     rewriter = Rewriter(graph)
@@ -290,3 +293,17 @@ def conv_biases(graph: Graph) -> Graph:
             inputs = [*node.inputs, rewriter.constant(bias)]
             rewriter.put(added.outputs[0], replace(node, inputs=tuple(inputs), outputs=added.outputs))
     return rewriter.done()
+
+
+_PASSES = (
+    plain_sums,
+    constants_last,
+    gelu_by_erf,
+    gelu_by_tanh,
+    silu,
+    hard_swish,
+    layer_norms,
+    linear_layers,
+    left_products,
+    conv_biases,
+)

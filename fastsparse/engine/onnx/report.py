@@ -58,7 +58,9 @@ def _host_row(workspace: Workspace, step: Step) -> Row:
     shape = plan.shapes[step.outputs[0]] if step.outputs else None
     sparsity, why = None, "NumPy"
     weight = plan.constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
-    if node.op in ("fastsparse.Linear", "Gemm", "Conv", "MatMul") and weight is not None:
+    if node.op == "fastsparse.SparseMatMul":
+        sparsity, why = 1 - node.attributes["matrix"].density, "spmm"
+    elif node.op in ("fastsparse.Linear", "Gemm", "Conv", "MatMul") and weight is not None:
         sparsity = 1 - density(weight)
         why = f"BLAS: denser than {DENSEST:.0%}" if 1 - sparsity > DENSEST else "BLAS"
     return Row(step.name, node.op.rpartition(".")[2], shape, sparsity, why, spent * 1e3, None)

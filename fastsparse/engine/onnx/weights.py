@@ -12,12 +12,12 @@ from fastsparse.engine.onnx.model import Array, Constant, Node, SparseWeight
 # Above this density BLAS is faster than the sparse kernels (README, Limits), so linear layers stay dense.
 DENSEST = 0.4
 _LEAST = 4096  # elements; below that a weight is kept as it came
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def kept_sparse(array: Array, uses: Sequence[tuple[Node, int]]) -> Constant:
     """The array, or its nonzeros alone where only products read it, in one way, and most of it is zero."""
-    if array.size < _LEAST or array.ndim < 2 or array.dtype not in _FLOATS:
+    if array.size < _LEAST or array.ndim < 2 or array.dtype not in FLOATS:
         return array
     ways = {_way(node, position) for node, position in uses}
     if len(ways) != 1 or None in ways or np.count_nonzero(array) > DENSEST * array.size:

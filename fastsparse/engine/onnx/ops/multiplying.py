@@ -9,6 +9,7 @@ import numpy as np
 
 from fastsparse.engine.onnx.model import Array, Node
 from fastsparse.engine.onnx.table import Info, Misfit, Operator, broadcast, dummy, like, optional
+from fastsparse.functional import spmm
 
 
 def _matmul_shape(node: Node, inputs: Sequence[Any]) -> list[Info]:
@@ -113,10 +114,23 @@ def _einsum(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     np.einsum(node.attributes["equation"].replace(" ", ""), *inputs, out=outs[0], optimize=len(inputs) > 1)
 
 
+def _left_shape(node: Node, inputs: Sequence[Any]) -> list[Info]:
+    x = inputs[0]
+    return [like(x, (*x.shape[:-2], node.attributes["matrix"].shape[0], x.shape[-1]))]
+
+
+def _left(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
+    matrix, x, out = node.attributes["matrix"], inputs[0], outs[0]
+    for index in np.ndindex(x.shape[:-2]):
+        spmm(matrix, x[index], out=out[index])
+
+
 OPERATORS: dict[str, Operator] = {
     "MatMul": Operator(_matmul_shape, _matmul),
     "Gemm": Operator(_gemm_shape, _gemm),
     "Einsum": Operator(_einsum_shape, _einsum),
     # Not of ONNX: x @ W + b for x of any number of axes, which a pass makes of MatMul and Add.
     "fastsparse.Linear": Operator(_linear_shape, _linear),
+    # W @ x for a sparse constant W, which is an attribute.
+    "fastsparse.SparseMatMul": Operator(_left_shape, _left),
 }
