@@ -40,7 +40,7 @@ class Builder:
     def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """A node; its output's name, or a list of them."""
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attributes))
+        self.nodes.append(helper.make_node(op, list(inputs), names, **{"name": f"n{len(self.nodes)}", **attributes}))
         return names[0] if outputs == 1 else names
 
     def model(self, inputs: dict[str, Any], outputs: list[str], *, opset: int = 17, dtypes: Any = None) -> Any:

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.engine.onnx.memory import Life, assigned
 from fastsparse.engine.onnx.model import Array, Node, Shape
 from fastsparse.engine.onnx.ops import OPERATORS
 from fastsparse.engine.onnx.partition import Part, Segment
 from fastsparse.engine.onnx.specialise import Graph
-from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
 
 NONE = -1  # an input that is left out
 
@@ -152,18 +151,16 @@ class _Planner:
         return direct, copied, owned
 
     def _memory(self, steps: list[Step], owned: set[int], sizes: list[int]) -> tuple[dict[int, int], int]:
-        lives: dict[int, Life] = {}
+        lives: dict[int, tuple[int, int]] = {}  # first and last step that need a tensor's memory
         for i, step in enumerate(steps):
-            for t in step.outputs if not step.view else ():
-                if t in owned:
-                    lives[t] = Life(sizes[t], i, i)
+            if not step.view:
+                lives.update((t, (i, i)) for t in step.outputs if t in owned)
             for t in (*step.inputs, *(step.outputs if step.view else ())):
                 root = self.root.get(t, t)
                 if root in lives:
-                    lives[root].last = max(lives[root].last, i)
-        order = list(lives)
-        offsets, nbytes = assigned([lives[t] for t in order])
-        return dict(zip(order, offsets)), nbytes
+                    lives[root] = lives[root][0], i
+        offsets, nbytes = assign_memory([Buffer(sizes[t], *life) for t, life in lives.items()])
+        return dict(zip(lives, offsets)), nbytes
 
 
 _COPY = Node("Identity", "copy", (), ())
