@@ -138,7 +138,9 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     partial = operator.widest_group * width if operator.blocks > 1 else 0
     packed = tiles.columns is not None
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    scratch = -(-(partial + width + panel) // 64) * 64
+    alike = operator.alike and tiles.width in policy.alike_rates(m.vector)
+    finished = width * (1 + policy.ROWS_TOGETHER if alike else 1)
+    scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,
         tiles=tiles.count,
@@ -161,10 +163,11 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         full=address(tiles.full),
         scratch_stride=scratch,
         scratch_tile=partial,
-        scratch_panel=partial + width,
+        scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector))), scratch, flops
+    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector)), int(alike))
+    return record, kernel, scratch, flops
 
 
 def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
