@@ -70,6 +70,8 @@ class Task:
     ----------
     network : callable
         (sparsity, rng) -> a fresh network; with sparsity None, its dense twin.
+    method : one of METHODS
+        The one to show: the best on the validation data.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Task:
     load: Callable[[], Split]
     network: Callable[[float | None, np.random.Generator], nn.Sequential]
     settings: Settings
+    method: str = "rigl"
 
 
 @dataclass(frozen=True)
