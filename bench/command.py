@@ -25,12 +25,16 @@ def run(args: argparse.Namespace) -> int:
     budget = QUICK if args.quick else Budget()
     results = runner.run(groups, chosen, threads=args.threads, only=args.only, budget=budget)
     if not results["workloads"]:
+        if results["interrupted"]:
+            raise KeyboardInterrupt
         raise ValueError(f"no workload matches {args.only!r}")
     if args.json:
         args.json.write_text(json.dumps(results), encoding="utf-8")
     if args.html:
         args.html.write_text(html.page(results), encoding="utf-8")
     print(summary.text(results))
+    if results["interrupted"]:  # what was measured until then is kept
+        raise KeyboardInterrupt
     return 1 if results["errors"] else 0
 
 

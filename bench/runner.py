@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def run(
 ) -> Results:
     """Results of every workload whose label `only` matches.
 
-    A provider that fails or is wrong is reported in "errors" and not timed.
+    A provider that fails or is wrong is reported in "errors" and not timed. Ctrl-C ends the run, not what was measured:
+    "interrupted" is true then.
     """
     wanted = matcher(only)
     picked = [(g, case) for g in groups for case in g.fresh(chosen) if wanted(g.label(case))]
@@ -66,15 +68,19 @@ def run(
         "missing": missing_providers(),
         "workloads": [],
         "errors": [],
+        "interrupted": False,
     }
     with tqdm(picked, unit="workload", disable=not progress, dynamic_ncols=True) as bar:
-        for group, case in _emptied(bar):
-            bar.set_description(f"{group.name} {case.name[-44:]}")
-            entry, errors = measure(group, case, threads, budget or Budget())
-            results["workloads"].append(entry)
-            results["errors"] += errors
-            for error in errors:
-                bar.write(f"  {error}")
+        try:
+            for group, case in _emptied(bar):
+                bar.set_description(f"{group.name} {case.name[-44:]}")
+                entry, errors = measure(group, case, threads, budget or Budget())
+                results["workloads"].append(entry)
+                results["errors"] += errors
+                for error in errors:
+                    bar.write(f"  {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            results["interrupted"] = True
     return results
 
 

@@ -135,6 +135,18 @@ def test_bench_of_a_wrong_result(small_bench, monkeypatch, capsys):
     assert "faster than" not in out  # it was not timed
 
 
+def test_interrupted_bench(small_bench, monkeypatch, tmp_path, capsys):
+    def interrupted(case, threads):
+        raise KeyboardInterrupt
+
+    later = dataclasses.replace(small_bench, name="later", providers=[Provider("interrupted", interrupted)])
+    monkeypatch.setattr(catalog, "GROUPS", {"kernels": [small_bench, later]})
+    file = tmp_path / "r.json"
+    assert _status(["bench", "kernels", "--quick", "--json", str(file)]) == 130
+    assert "small 90%" in capsys.readouterr().out
+    assert [entry["group"] for entry in json.loads(file.read_text(encoding="utf-8"))["workloads"]] == ["small"]
+
+
 def test_bench_of_nothing(small_bench, capsys):
     assert _status(["bench", "-k", "large"]) == 1
     assert capsys.readouterr().err.endswith("fastsparse: error: no workload matches 'large'\n")
