@@ -40,6 +40,7 @@ def _status(arguments: list[str]) -> int:
         (["demo", "--report", "/"], "'/' is a directory, expected a file name"),
         (["bench", "wings"], "argument WHAT: got 'wings', expected one of kernels, layers, scaling, startup"),
         (["bench", "--dlmc", "/nowhere"], "argument --dlmc: got '/nowhere', expected a directory"),
+        (["bench", "--cpu-time", "--threads", "2"], "argument --cpu-time: got --threads 2, expected 1"),
         (["bench", "--html", "/nowhere/r.html"], "argument --html: the directory '/nowhere' does not exist"),
         (["demo", "--wings"], "unrecognized arguments: --wings"),
     ],
