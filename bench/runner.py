@@ -102,7 +102,8 @@ def measure(group: Group, case: Any, threads: int, budget: Budget) -> tuple[Entr
     errors: list[str] = []
     if group.measure is not None:
         try:
-            entry["seconds"], entry["facts"] = group.measure(case)
+            with pinned(threads):
+                entry["seconds"], entry["facts"] = group.measure(case, budget.clock)
         except Exception as error:
             entry["seconds"], entry["facts"] = {}, {}
             errors.append(_message(group, case, "fastsparse", error))
