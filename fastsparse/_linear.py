@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -45,6 +46,7 @@ def as_rows(x: Array) -> Array:
     return rows
 
 
+@functools.lru_cache(maxsize=64)
 def _panels(features: int, width: int, m: Machine) -> LanesPlanes:
     """(samples, features) in panels of `width` groups of samples: positions are the features."""
     places = np.arange(-(-features // m.lanes) * m.lanes, dtype=np.int64) * (width * m.vector)
@@ -83,7 +85,7 @@ def _spmm_unpacked(
 def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
     """y (M,) = activation(W @ x + bias) for one x (K,)."""
     m, pattern = machine(W.dtype), W.pattern
-    plan = pattern.cached(("spmv", m.workers), lambda: plans.spmv(pattern, m.workers))
+    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
     launch.run_spmv(plan, pattern.indptr, W.data, np.ascontiguousarray(x), y, m, bias=bias, activation=activation)
 
 

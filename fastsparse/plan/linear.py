@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -129,10 +129,11 @@ def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
 
 @dataclass(frozen=True, eq=False)
 class SpmvPlan:
-    """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit."""
+    """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit. `prepared` as in `SpmmPlan`."""
 
     group_starts: NDArray[np.int64]
     columns: NDArray[Any]  # uint16 or uint32
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def column_bits(self) -> int:

@@ -19,7 +19,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .across import add_sums, add_sums_first, load_evens, load_rows, store_rows, transpose
+from .across import (
+    add_sums,
+    add_sums_first,
+    dot_gathered,
+    lane_of,
+    load_evens,
+    load_rows,
+    store_rows,
+    transpose,
+)
 from .scalars import (
     call,
     fetch_add,
@@ -67,11 +76,13 @@ __all__ = [
     "axpy_tile",
     "call",
     "clamp",
+    "dot_gathered",
     "dot_step",
     "fetch_add",
     "fma",
     "gather_addresses",
     "gather_addresses_u32",
+    "lane_of",
     "load",
     "load_at",
     "load_evens",
