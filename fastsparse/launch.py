@@ -162,8 +162,12 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     partial = operator.widest_group * width if operator.blocks > 1 else 0
     packed = tiles.columns is not None
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    alike = operator.alike and tiles.width in policy.alike_rates(m.vector)
-    finished = width * (1 + policy.ROWS_TOGETHER if alike else 1)
+    together = 0
+    if operator.alike and tiles.width in policy.alike_rates(m.vector):
+        together = spmm.ALIKE
+    elif tiles.width <= policy.LOCKSTEP_WIDTH:
+        together = spmm.LOCKSTEP
+    finished = width * (1 + policy.ROWS_TOGETHER if together else 1)
     scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,
@@ -190,7 +194,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector)), int(alike))
+    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector)), together)
     return record, kernel, scratch, flops
 
 

@@ -22,6 +22,8 @@ from numba.extending import register_jitable
 from . import simd
 from .build import compile_kernel, compiled_once, kernel_record
 
+ALIKE, LOCKSTEP = 1, 2  # how four rows go together
+
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
 ARGUMENTS = kernel_record(
     # tasks are (batch, tile, row group), the group innermost
@@ -58,7 +60,7 @@ ARGUMENTS = kernel_record(
     "residual",  # what is added behind the bias, with the strides, positions and masks of y; it may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    # worker scratch: partial sums, then one tile (five where rows are alike), then the panel
+    # worker scratch: partial sums, then one tile (five where rows go together), then the panel
     "scratch",
     "scratch_stride",
     "scratch_tile",
@@ -67,7 +69,7 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Callable[..., None]:
+def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -> Callable[..., None]:
     """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
 
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
@@ -164,22 +166,57 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> C
             return acc
 
         @register_jitable
-        def sum_four(a, entry, p, n, bases, partial, sums):  # type: ignore[no-untyped-def]
-            """Sums of four rows with the same `n` columns, into `sums`: each vector of x is read once for all."""
-            rows, step, weight = a.rows + entry * 4, n * size, a.values + p * size
-            s0 = begin(simd.load_u32(rows), partial)
-            s1 = begin(simd.load_u32(rows + 4), partial)
-            s2 = begin(simd.load_u32(rows + 8), partial)
-            s3 = begin(simd.load_u32(rows + 12), partial)
+        def begin_four(a, entry, partial):  # type: ignore[no-untyped-def]
+            rows = a.rows + entry * 4
+            s0, s1 = begin(simd.load_u32(rows), partial), begin(simd.load_u32(rows + 4), partial)
+            return s0, s1, begin(simd.load_u32(rows + 8), partial), begin(simd.load_u32(rows + 12), partial)
+
+        @register_jitable
+        def end_four(s0, s1, s2, s3, sums):  # type: ignore[no-untyped-def]
+            simd.store(s0, sums)
+            simd.store(s1, sums + width)
+            simd.store(s2, sums + 2 * width)
+            simd.store(s3, sums + 3 * width)
+
+        @register_jitable
+        def sum_alike(a, entry, p, bases, partial, sums):  # type: ignore[no-untyped-def]
+            """Sums of four rows with the same columns, into `sums`: each vector of x is read once for all."""
+            n = simd.load_u32(a.row_ends + entry * 4 + 4) - p
+            step, weight = n * size, a.values + p * size
+            s0, s1, s2, s3 = begin_four(a, entry, partial)
             for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
                 x = load(s0, bases, simd.load_u32(offset))
                 s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
                 s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
                 weight += size
-            simd.store(s0, sums)
-            simd.store(s1, sums + width)
-            simd.store(s2, sums + 2 * width)
-            simd.store(s3, sums + 3 * width)
+            end_four(s0, s1, s2, s3, sums)
+
+        @register_jitable
+        def add_one(acc, a, p, bases):  # type: ignore[no-untyped-def]
+            return axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+
+        @register_jitable
+        def sum_lockstep(a, entry, p, bases, partial, sums):  # type: ignore[no-untyped-def]
+            """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn."""
+            ends = a.row_ends + entry * 4
+            p1, p2, p3 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
+            end0, end1, end2, end3 = p1, p2, p3, simd.load_u32(ends + 16)
+            s0, s1, s2, s3 = begin_four(a, entry, partial)
+            for _ in range(min(min(end0 - p, end1 - p1), min(end2 - p2, end3 - p3))):
+                s0, s1 = add_one(s0, a, p, bases), add_one(s1, a, p1, bases)
+                s2, s3 = add_one(s2, a, p2, bases), add_one(s3, a, p3, bases)
+                p, p1, p2, p3 = p + 1, p1 + 1, p2 + 1, p3 + 1
+            for q in range(p, end0):
+                s0 = add_one(s0, a, q, bases)
+            for q in range(p1, end1):
+                s1 = add_one(s1, a, q, bases)
+            for q in range(p2, end2):
+                s2 = add_one(s2, a, q, bases)
+            for q in range(p3, end3):
+                s3 = add_one(s3, a, q, bases)
+            end_four(s0, s1, s2, s3, sums)
+
+        sum_four = sum_alike if together == ALIKE else sum_lockstep
 
         @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
@@ -195,10 +232,10 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> C
                 row = simd.load_u32(rows + entry * 4)
                 for i in range(ahead_rows):
                     ask_for(ahead + (entry * ahead_rows + i) * a.x_row_stride)
-                if alike and summed == 0 and entry + 4 <= end:
-                    sum_four(a, entry, p, stop - p, bases, partial, sums)
+                if together and summed == 0 and entry + 4 <= end:
+                    sum_four(a, entry, p, bases, partial, sums)
                     summed = 4
-                if alike and summed > 0:
+                if together and summed > 0:
                     acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
                     summed -= 1
                     p = stop
@@ -315,7 +352,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> C
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int) -> Any:
     """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
-    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}{'_alike' if alike else ''}"
-    return compile_kernel(make_spmm(bits, lanes, count, in_a_row, alike), name)
+    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}{('', '_alike', '_lockstep')[together]}"
+    return compile_kernel(make_spmm(bits, lanes, count, in_a_row, together), name)

@@ -32,8 +32,9 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    one_by_one: list[Arguments] = [(bits, lanes, width, in_a_row, 0) for width in TILE_WIDTHS for in_a_row in (0, 1)]
-    return one_by_one + [(bits, lanes, width, in_a_row, 1) for width in ALIKE_WIDTHS for in_a_row in (0, 1)]
+    pairs: list[tuple[int, int]] = [(width, 0) for width in TILE_WIDTHS]
+    pairs += [(width, spmm.ALIKE) for width in ALIKE_WIDTHS] + [(1, spmm.LOCKSTEP)]
+    return [(bits, lanes, width, in_a_row, way) for width, way in pairs for in_a_row in (0, 1)]
 
 
 FAMILIES = (
