@@ -41,7 +41,7 @@ TASK = Task(
     "5,000 MNIST digits, CNN",
     load,
     network,
-    Settings(epochs=10, rate=1e-2, optimizer="adamw", weight_decay=0.05, dense_rate=3e-3),
+    Settings(epochs=10, rate=1e-2, optimizer="adamw", weight_decay=0.05, every=10, dense_rate=3e-3),
 )
 
 if __name__ == "__main__":

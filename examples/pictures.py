@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from examples.experiment import Labels, Outcome, Split, predictions
 
@@ -19,8 +20,8 @@ def report(split: Split, outcomes: dict[str, Outcome]) -> Figure:
     last = list(outcomes)[-1]
     found = predictions(outcomes[last].model, split.test[0])
     images = _images(split.test[0])
-    figure = Figure(figsize=(13, 6.6 if images is not None else 4.8), layout="constrained")
-    rows = figure.subfigures(2, 1, height_ratios=[3, 1]) if images is not None else [figure]
+    figure = Figure(figsize=(13, 7.4 if images is not None else 4.8), layout="constrained")
+    rows = figure.subfigures(2, 1, height_ratios=[3, 1.15]) if images is not None else [figure]
     left, middle, right = rows[0].subplots(1, 3)
     curves(left, {name: [outcome.history["loss"]] for name, outcome in outcomes.items()}, "training loss")
     left.set_yscale("log")
@@ -41,6 +42,7 @@ def curves(axes: Any, runs: dict[str, list[list[float]]], quantity: str) -> None
         if len(table) > 1:
             axes.fill_between(epochs, table.min(axis=0), table.max(axis=0), color=drawn.get_color(), alpha=0.15, lw=0)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -81,7 +81,7 @@ def test_the_mnist_network_is_the_one_that_the_bench_times() -> None:
 def test_a_command_trains_both_and_draws(task: Task, tmp_path: Path, capsys: Any) -> None:
     assert run(_small(task), "about", ["--out", str(tmp_path), "--sparsity", "0.8", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert [word in out for word in ("dense: test accuracy", "rigl 0.8: test accuracy")] == [True, True]
+    assert [word in out for word in ("dense: test accuracy", f"{task.method} 0.8: test accuracy")] == [True, True]
     assert err == ""
     assert (tmp_path / f"{task.name}.png").read_bytes()[:4] == b"\x89PNG"
 
