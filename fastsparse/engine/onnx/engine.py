@@ -17,6 +17,7 @@ from fastsparse import runtime
 from fastsparse.engine.choosing import candidates
 from fastsparse.engine.onnx.arguments import check_fit, checked_input, checked_outputs, checked_shapes
 from fastsparse.engine.onnx.executor import Pool
+from fastsparse.engine.onnx.folding import fold_batch_norms
 from fastsparse.engine.onnx.model import Array, Model, Shape
 from fastsparse.engine.onnx.partition import Partitioner, Segment
 from fastsparse.engine.onnx.patterns import simplified
@@ -43,7 +44,7 @@ def compile_onnx(
     allow_external_data: bool = False,
 ) -> GraphEngine:  # fmt: skip
     """Compile an ONNX model; see `fastsparse.compile`."""
-    model = folded(read(source, allow_external_data=allow_external_data))
+    model = fold_batch_norms(folded(read(source, allow_external_data=allow_external_data)))
     shapes = checked_shapes(model.inputs, input_shape)
     if threads is not None:
         with runtime.threads(threads):  # checks the number
