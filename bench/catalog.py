@@ -40,7 +40,7 @@ class Group:
     expected : callable, or None
         A case's right results, with the largest error allowed.
     measure : callable, optional
-        Where there is no race: `measure(case)` gives seconds by name, and facts.
+        Where there is no race: `measure(case, clock)` gives seconds by name, and facts.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Group:
     cases: Callable[[Chosen], Sequence[Any]]
     providers: Sequence[Provider]
     expected: Callable[[Any], checks.Expected] | None
-    measure: Callable[[Any], waits.Measured] | None = None
+    measure: Callable[..., waits.Measured] | None = None
 
     def fresh(self, chosen: Chosen) -> Iterator[Any]:
         """The workloads, each new: its matrices go with it, all of them together would fill the memory."""

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 from bench.machine import AVX2
 from bench.rotation import Budget
@@ -23,14 +25,20 @@ def run(args: argparse.Namespace) -> int:
     chosen = catalog.Chosen(args.dlmc, args.quick)
     groups = [group for what in dict.fromkeys(args.what or catalog.GROUPS) for group in catalog.GROUPS[what]]
     budget = QUICK if args.quick else Budget()
+    if args.cpu_time:
+        budget = replace(budget, clock=time.process_time)
     results = runner.run(groups, chosen, threads=args.threads, only=args.only, budget=budget)
     if not results["workloads"]:
+        if results["interrupted"]:
+            raise KeyboardInterrupt
         raise ValueError(f"no workload matches {args.only!r}")
     if args.json:
         args.json.write_text(json.dumps(results), encoding="utf-8")
     if args.html:
         args.html.write_text(html.page(results), encoding="utf-8")
     print(summary.text(results))
+    if results["interrupted"]:  # what was measured until then is kept
+        raise KeyboardInterrupt
     return 1 if results["errors"] else 0
 
 

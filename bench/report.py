@@ -48,6 +48,7 @@ def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             ("cpu", first["machine"]["cpu"], run["machine"]["cpu"]),
             ("vector_bits", first["machine"]["vector_bits"], run["machine"]["vector_bits"]),
             ("threads", first["threads"], run["threads"]),
+            ("clock", first["clock"], run["clock"]),
         ):
             if one != other:
                 raise ValueError(f"the results differ in {what}: {one} and {other}")

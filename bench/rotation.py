@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,12 +31,15 @@ class Budget:
         Rounds of every contender.
     block : float
         Seconds of calls that make one measurement, and seconds of untimed calls before it.
+    clock : callable
+        Wall clock; or processor time of one thread's work, on a machine that does something else as well.
     """
 
     seconds: float = 1.0
     fewest: int = 3
     most: int = 15
     block: float = 0.003
+    clock: Callable[[], float] = time.perf_counter
 
 
 # From this on a call's own data flush the caches anyway: no untimed call comes first.
@@ -60,7 +63,7 @@ def rotate(calls: Mapping[str, Call], threads: int, budget: Budget) -> dict[str,
 
     Entry i of two contenders comes from the same round: their ratio compares like with like.
     """
-    once = {name: _estimate(call) for name, call in calls.items()}
+    once = {name: _estimate(call, budget.clock) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     share = budget.seconds / len(calls)
@@ -72,35 +75,36 @@ def rotate(calls: Mapping[str, Call], threads: int, budget: Budget) -> dict[str,
                 break
             for name in playing:
                 time.sleep(pause)
-                started = time.perf_counter()
-                seconds[name].append(_block(calls[name], once[name], budget.block))
-                spent[name] += time.perf_counter() - started
+                started = budget.clock()
+                seconds[name].append(_block(calls[name], once[name], budget))
+                spent[name] += budget.clock() - started
     return seconds
 
 
-def _estimate(call: Call) -> float:
-    """Seconds of one call, the second one if the first was short: it may have planned or allocated."""
+def _estimate(call: Call, clock: Callable[[], float]) -> float:
+    """Seconds of one call, the third one if the first was short: it may have planned or allocated."""
     for _ in range(3):
-        started = time.perf_counter()
+        started = clock()
         call()
-        elapsed = time.perf_counter() - started
+        elapsed = clock() - started
         if elapsed > _LONG:
             break
     return elapsed
 
 
-def _block(call: Call, once: float, length: float) -> float:
+def _block(call: Call, once: float, budget: Budget) -> float:
+    clock = budget.clock
     if once < _LONG:
-        started = time.perf_counter()
+        started = clock()
         while True:
             call()
-            if time.perf_counter() - started > length:
+            if clock() - started > budget.block:
                 break
-    repeats = max(1, round(length / max(once, 1e-7)))
-    started = time.perf_counter()
+    repeats = max(1, round(budget.block / max(once, 1e-7)))
+    started = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - started) / repeats
+    return (clock() - started) / repeats
 
 
 @contextmanager

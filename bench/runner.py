@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import gc
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -53,7 +55,8 @@ def run(
 ) -> Results:
     """Results of every workload whose label `only` matches.
 
-    A provider that fails or is wrong is reported in "errors" and not timed.
+    A provider that fails or is wrong is reported in "errors" and not timed. Ctrl-C ends the run, not what was measured:
+    "interrupted" is true then.
     """
     wanted = matcher(only)
     picked = [(g, case) for g in groups for case in g.fresh(chosen) if wanted(g.label(case))]
@@ -63,18 +66,23 @@ def run(
         "machine": machine.describe(),
         "peaks": machine.peaks(),
         "threads": threads,
+        "clock": (budget or Budget()).clock.__name__,
         "missing": missing_providers(),
         "workloads": [],
         "errors": [],
+        "interrupted": False,
     }
     with tqdm(picked, unit="workload", disable=not progress, dynamic_ncols=True) as bar:
-        for group, case in _emptied(bar):
-            bar.set_description(f"{group.name} {case.name[-44:]}")
-            entry, errors = measure(group, case, threads, budget or Budget())
-            results["workloads"].append(entry)
-            results["errors"] += errors
-            for error in errors:
-                bar.write(f"  {error}")
+        try:
+            for group, case in _emptied(bar):
+                bar.set_description(f"{group.name} {case.name[-44:]}")
+                entry, errors = measure(group, case, threads, budget or Budget())
+                results["workloads"].append(entry)
+                results["errors"] += errors
+                for error in errors:
+                    bar.write(f"  {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            results["interrupted"] = True
     return results
 
 
@@ -94,12 +102,14 @@ def measure(group: Group, case: Any, threads: int, budget: Budget) -> tuple[Entr
     errors: list[str] = []
     if group.measure is not None:
         try:
-            entry["seconds"], entry["facts"] = group.measure(case)
+            with pinned(threads):
+                entry["seconds"], entry["facts"] = group.measure(case, budget.clock)
         except Exception as error:
             entry["seconds"], entry["facts"] = {}, {}
             errors.append(_message(group, case, "fastsparse", error))
         return entry, errors
-    threads = max(threads, 2) if group.name == "threads" else threads
+    if group.name == "threads":  # which processor time would not show
+        threads, budget = max(threads, 2), replace(budget, clock=Budget.clock)
     entry["seconds"] = _race(group, case, threads, budget, errors)
     return entry | {"flops": case.flops, "bytes": case.bytes_moved, "nnz": int(case.weight.nnz)}, errors
 

@@ -113,6 +113,8 @@ def header(results: dict[str, Any]) -> Iterator[str]:
     yield f"fastsparse {m['fastsparse']} ({m['commit']}), {results['date']}, Python {m['python']}, " + ", ".join(
         f"{name} {version}" for name, version in m["packages"].items() if version
     )
+    if results["clock"] == "process_time":
+        yield "processor time, not wall clock: the machine was doing something else as well"
     if m["environment"]:
         yield "held to AVX2: " + ", ".join(f"{name}={value}" for name, value in m["environment"].items())
     if results["missing"]:

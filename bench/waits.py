@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Measured = tuple[dict[str, list[float]], dict[str, Any]]
 Job = Callable[[], Any]
+Clock = Callable[[], float]
 
 _FRESH_PLANS = 7
 
@@ -43,7 +44,7 @@ def plans(chosen: Chosen) -> list[Plan]:
     return found
 
 
-def planning(case: Plan) -> Measured:
+def planning(case: Plan, clock: Clock = time.perf_counter) -> Measured:
     """Time of a first call on a new pattern beyond that of the second: planning and packing the values.
 
     A first pass over all layers does not count: it loads the kernels.
@@ -53,7 +54,7 @@ def planning(case: Plan) -> Measured:
         jobs = _layer_jobs(case)
         total = 0.0
         for job in jobs:
-            first, second = _seconds(job), min(_seconds(job), _seconds(job))
+            first, second = _seconds(job, clock), min(_seconds(job, clock), _seconds(job, clock))
             total += first - second
         if turn:
             seconds.append(max(total, 0.0))
@@ -88,10 +89,10 @@ def _layer_job(file: Path) -> Job:
     return lambda: fs.conv2d(x, weight, kernel_size=kernel, stride=stride, padding=kernel // 2)
 
 
-def _seconds(job: Job) -> float:
-    started = time.perf_counter()
+def _seconds(job: Job, clock: Clock) -> float:
+    started = clock()
     job()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 # --------------------------------------------------------------------------------------------- memory, new processes
@@ -118,7 +119,7 @@ print(resident("VmHWM") - before - out.nbytes)
 """
 
 
-def memory(case: workloads.SparseInput) -> Measured:
+def memory(case: workloads.SparseInput, clock: Clock = time.perf_counter) -> Measured:
     """Bytes beyond x, W and the output in the first call of a process; None where the system does not tell."""
     if not Path("/proc/self/clear_refs").exists():
         return {}, {"bytes_beyond": None}
@@ -133,6 +134,6 @@ def memory(case: workloads.SparseInput) -> Measured:
     return {}, {"bytes_beyond": int(done.stdout.split()[-1])}
 
 
-def starting(wait: startup.Wait) -> Measured:
-    """Seconds that new processes wait."""
+def starting(wait: startup.Wait, clock: Clock = time.perf_counter) -> Measured:
+    """Seconds that new processes wait, by the wall clock."""
     return {OURS: startup.measure(wait)}, {}

@@ -42,12 +42,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a task is trained; the same for all methods and sparsities.
+    """How a task is trained; the same for all methods and sparsities, but for `dense_rate`.
 
     Attributes
     ----------
     rate : float
         Learning rate at the start of a cosine decay to 0.
+    dense_rate : float, optional
+        The rate of the dense twin, where the best one for sparse networks is not the best one for it.
     optimizer : {"sgd", "adamw"}
     every, drop : int, float
         Steps between changes of patterns, and share of the weights that the first one exchanges.
@@ -60,6 +62,7 @@ class Settings:
     batch_size: int = 128
     every: int = 20
     drop: float = 0.3
+    dense_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Task:
     ----------
     network : callable
         (sparsity, rng) -> a fresh network; with sparsity None, its dense twin.
+    method : one of METHODS
+        The one to show: the best on the validation data.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Task:
     load: Callable[[], Split]
     network: Callable[[float | None, np.random.Generator], nn.Sequential]
     settings: Settings
+    method: str = "rigl"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def train(
         split.train,
         epochs=chosen.epochs,
         batch_size=chosen.batch_size,
-        optimizer=_optimizer(model, chosen, steps),
+        optimizer=_optimizer(model, method, chosen, steps),
         sparsity=_algorithm(method, model, share, chosen, steps, seed),
         validation=split.validation,
         progress=progress,
@@ -138,8 +144,9 @@ def start(method: str, share: float) -> float | None:
     return {"dense": None, "magnitude": 0.0}.get(method, share)
 
 
-def _optimizer(model: nn.Sequential, settings: Settings, steps: int) -> training.Optimizer:
-    rate = training.CosineDecay(settings.rate, steps)
+def _optimizer(model: nn.Sequential, method: str, settings: Settings, steps: int) -> training.Optimizer:
+    first = settings.dense_rate if method == "dense" and settings.dense_rate is not None else settings.rate
+    rate = training.CosineDecay(first, steps)
     if settings.optimizer == "adamw":
         return training.AdamW(model.parameters(), rate, weight_decay=settings.weight_decay)
     return training.SGD(model.parameters(), rate, 0.9, nesterov=True, weight_decay=settings.weight_decay)

@@ -47,6 +47,7 @@ TASK = Task(
     load,
     network,
     Settings(epochs=60, rate=2e-3, optimizer="adamw", weight_decay=0.3, batch_size=32),
+    method="magnitude",
 )
 
 if __name__ == "__main__":

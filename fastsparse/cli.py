@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    if getattr(args, "cpu_time", False) and args.threads > 1:
+        parser.error(f"argument --cpu-time: got --threads {args.threads}, expected 1")
     args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return args.run(args)
@@ -101,6 +103,11 @@ def _add_bench_arguments(
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
     parser.add_argument("--html", metavar="FILE", type=written, help="write a report with pictures")
     parser.add_argument("--json", metavar="FILE", type=written, help="write all measurements")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time instead of wall clock, for busy machines; one thread only",
+    )
     parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
     model = parser.add_argument_group("for MODEL.onnx")
     model.add_argument("-b", "--batch", type=positive, action="append", help="batch size, may be repeated (default 1)")

@@ -182,6 +182,7 @@ def results():
         },
         "peaks": {"fma_gflops": 10.0, "bandwidth_gbs": 5.0},
         "threads": 1,
+        "clock": "perf_counter",
         "missing": ["MKL sparse (needs mkl)"],
         "errors": [],
         "workloads": [

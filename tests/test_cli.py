@@ -40,6 +40,7 @@ def _status(arguments: list[str]) -> int:
         (["demo", "--report", "/"], "'/' is a directory, expected a file name"),
         (["bench", "wings"], "argument WHAT: got 'wings', expected one of kernels, layers, scaling, startup"),
         (["bench", "--dlmc", "/nowhere"], "argument --dlmc: got '/nowhere', expected a directory"),
+        (["bench", "--cpu-time", "--threads", "2"], "argument --cpu-time: got --threads 2, expected 1"),
         (["bench", "--html", "/nowhere/r.html"], "argument --html: the directory '/nowhere' does not exist"),
         (["demo", "--wings"], "unrecognized arguments: --wings"),
     ],
@@ -133,6 +134,18 @@ def test_bench_of_a_wrong_result(small_bench, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "small 9x8-N7-90%: wrong: AssertionError: result 0 of wrong is off" in out
     assert "faster than" not in out  # it was not timed
+
+
+def test_interrupted_bench(small_bench, monkeypatch, tmp_path, capsys):
+    def interrupted(case, threads):
+        raise KeyboardInterrupt
+
+    later = dataclasses.replace(small_bench, name="later", providers=[Provider("interrupted", interrupted)])
+    monkeypatch.setattr(catalog, "GROUPS", {"kernels": [small_bench, later]})
+    file = tmp_path / "r.json"
+    assert _status(["bench", "kernels", "--quick", "--json", str(file)]) == 130
+    assert "small 90%" in capsys.readouterr().out
+    assert [entry["group"] for entry in json.loads(file.read_text(encoding="utf-8"))["workloads"]] == ["small"]
 
 
 def test_bench_of_nothing(small_bench, capsys):

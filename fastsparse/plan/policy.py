@@ -25,6 +25,16 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 WIDEST_TILE = max(TILE_RATE)
+ROWS_TOGETHER = 4  # rows with the same columns that share what is read of X
+# The same for such rows: four times as many accumulators hide the latency of few vectors.
+ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
+
+
+def alike_rates(vector_bytes: int) -> dict[int, float]:
+    """Rates of tiles over rows alike, of those widths whose sums, vectors of X and a weight fit the registers."""
+    registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
+    widest = (registers - 1) // (ROWS_TOGETHER + 1)
+    return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:

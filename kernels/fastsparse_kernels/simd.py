@@ -19,7 +19,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .across import add_sums, add_sums_first, load_evens, load_rows, store_rows, transpose
+from .across import (
+    add_sums,
+    add_sums_first,
+    dot_gathered,
+    lane_of,
+    load_evens,
+    load_rows,
+    store_rows,
+    transpose,
+)
 from .scalars import (
     call,
     fetch_add,
@@ -64,13 +73,16 @@ __all__ = [
     "add_sums_first",
     "axpy",
     "axpy_at",
+    "axpy_tile",
     "call",
     "clamp",
+    "dot_gathered",
     "dot_step",
     "fetch_add",
     "fma",
     "gather_addresses",
     "gather_addresses_u32",
+    "lane_of",
     "load",
     "load_at",
     "load_evens",
@@ -359,6 +371,18 @@ def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
+def axpy_tile(typing: Any, tile: Any, weight: Any, x: Any) -> Any:
+    """tile + w * x for a tile x in registers: the weight at address `weight` is broadcast."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
+        return elementwise(builder, tile, lambda acc, v: fma(w, v, acc), args[0], args[2])
+
+    return tile(tile, types.int64, tile), codegen
 
 
 @intrinsic

@@ -58,7 +58,7 @@ ARGUMENTS = kernel_record(
     "residual",  # what is added behind the bias, with the strides, positions and masks of y; it may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    # worker scratch: partial sums, then one tile, then the panel
+    # worker scratch: partial sums, then one tile (five where rows are alike), then the panel
     "scratch",
     "scratch_stride",
     "scratch_tile",
@@ -67,11 +67,12 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[..., None]:
+def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Callable[..., None]:
     """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
 
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
         registers for wider tiles. 0: each vector has an address of its own.
+    alike : 1 when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
     """
     size = bits // 8
     vector = lanes * size
@@ -163,6 +164,24 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
             return acc
 
         @register_jitable
+        def sum_four(a, entry, p, n, bases, partial, sums):  # type: ignore[no-untyped-def]
+            """Sums of four rows with the same `n` columns, into `sums`: each vector of x is read once for all."""
+            rows, step, weight = a.rows + entry * 4, n * size, a.values + p * size
+            s0 = begin(simd.load_u32(rows), partial)
+            s1 = begin(simd.load_u32(rows + 4), partial)
+            s2 = begin(simd.load_u32(rows + 8), partial)
+            s3 = begin(simd.load_u32(rows + 12), partial)
+            for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
+                x = load(s0, bases, simd.load_u32(offset))
+                s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
+                s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
+                weight += size
+            simd.store(s0, sums)
+            simd.store(s1, sums + width)
+            simd.store(s2, sums + 2 * width)
+            simd.store(s3, sums + 3 * width)
+
+        @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
             a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
         ):
@@ -170,20 +189,29 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
             here = masks == 0 and a.activation == 0
+            sums, summed = tile_buffer + width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                acc = begin(row, partial)
                 for i in range(ahead_rows):
                     ask_for(ahead + (entry * ahead_rows + i) * a.x_row_stride)
-                while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
-                    two = simd.load_u64(offsets + p * 4)
-                    acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
-                    acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
-                    p += 2
-                if p < stop:
-                    acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
-                    p += 1
+                if alike and summed == 0 and entry + 4 <= end:
+                    sum_four(a, entry, p, stop - p, bases, partial, sums)
+                    summed = 4
+                if alike and summed > 0:
+                    acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
+                    summed -= 1
+                    p = stop
+                else:
+                    acc = begin(row, partial)
+                    while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
+                        two = simd.load_u64(offsets + p * 4)
+                        acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
+                        acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+                        p += 2
+                    if p < stop:
+                        acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
+                        p += 1
                 if last:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
@@ -287,7 +315,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Any:
     """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
-    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}"
-    return compile_kernel(make_spmm(bits, lanes, count, in_a_row), name)
+    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}{'_alike' if alike else ''}"
+    return compile_kernel(make_spmm(bits, lanes, count, in_a_row, alike), name)
