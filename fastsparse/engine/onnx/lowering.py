@@ -151,7 +151,10 @@ class Lowering:
             unknown = any(name and array is None for name, array in zip(node.inputs[1:], arrays[1:]))
             if unknown:
                 return None
-            low, high = (None if v is None else float(np.asarray(v)) for v in clip_limits(node, arrays))
+            limits = [None if v is None else np.asarray(v) for v in clip_limits(node, arrays)]
+            if any(v is not None and v.size != 1 for v in limits):
+                return None
+            low, high = (None if v is None else float(v.reshape(-1)[0]) for v in limits)
             if low != 0:
                 return None
             return "relu" if high is None or high == np.inf else "relu6" if high == 6 else None
