@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import sddmm, spmm, spmv
+from . import dense, sddmm, spmm, spmv
 
 KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "dense": dense.make_dense,
     "spmm": spmm.make_spmm,
     "spmv": spmv.make_spmv,
     "sddmm": sddmm.make_sddmm,
