@@ -31,7 +31,6 @@ from fastsparse.plan import linear as linear_plans
 from fastsparse.plan import policy
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
-from fastsparse.plan.tiles import SpmmPlan
 
 Array = NDArray[Any]
 _MOST_NUMBERS = 2**53  # in the planes of an image: their bytes, for a vector of images, stay below 2**63
@@ -302,7 +301,6 @@ def _forward_flat(
 ) -> None:
     pattern = W.pattern
     plan = pattern.cached(("conv flat", geometry, m, len(x)), lambda: plans.conv_flat(pattern, geometry, m, len(x)))
-    assert isinstance(plan.spmm, SpmmPlan)
     values = packed_values(W, plan.spmm.operator)
     image_stride = geometry.channels * plan.channel_stride
     for start, stop in chunks(len(x), image_stride * m.lanes, m):

@@ -8,21 +8,18 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import runtime
-from fastsparse.launch import Call, Record, address, set_epilogue, spmm_call, spmm_scratch
+from fastsparse.launch import Call, Record, address
 from fastsparse.launch_layers import planes_call, planes_scratch
 from fastsparse.plan import policy
-from fastsparse.plan.dense import DensePlan
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows
-from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import build, dense, peak, pooling, sequence
+from fastsparse_kernels import build, peak, pooling, sequence
 
 Table = NDArray[np.int64]
 _KINDS = {"max": pooling.MAX, "mean": pooling.MEAN}
@@ -67,71 +64,6 @@ def pool_scratch(w: Windows, bands: Bands, m: Machine) -> int:
 def pool_call(kind: str, w: Windows, bands: Bands, x: int, y: int, planes: int, m: Machine, *, scratch: int) -> Call:
     """Pool `planes` contiguous planes at address x into those at y."""
     return planes_call(pooling.pool_kernel(_KINDS[kind], m.bits, m.lanes), w, bands, x, y, planes, m, scratch=scratch)
-
-
-# ---------------------------------------------------------------- products
-
-
-def product_scratch(plan: SpmmPlan | DensePlan, m: Machine) -> int:
-    """Bytes of scratch that one worker needs for `product_call`."""
-    if isinstance(plan, SpmmPlan):
-        return spmm_scratch(plan, m)
-    return plan.block_rows * plan.tiles.width * m.vector
-
-
-def product_call(
-    plan: SpmmPlan | DensePlan, values: NDArray[Any], x: int, y: int, m: Machine, **rest: Any
-) -> Call:  # fmt: skip
-    """A sparse or a dense product, with the keywords of `launch.spmm_call`; values as the plan packs them."""
-    if isinstance(plan, SpmmPlan):
-        return spmm_call(plan, values, x, y, m, **rest)
-    return _dense_call(plan, values, x, y, m, **rest)
-
-
-def _dense_call(
-    plan: DensePlan,
-    values: NDArray[Any],
-    x: int,
-    y: int,
-    m: Machine,
-    *,
-    scratch: int,
-    y_row_stride: int,
-    batches: int = 1,
-    x_batch_stride: int = 0,
-    y_batch_stride: int = 0,
-    bias: NDArray[Any] | None = None,
-    residual: int = 0,
-    activation: str | None = None,
-) -> Call:
-    tiles = plan.tiles
-    record = Record(
-        dense.ARGUMENTS,
-        tiles=tiles.count,
-        chunks=plan.chunks,
-        chunk_starts=address(plan.chunk_starts),
-        blocks=address(plan.blocks),
-        columns=len(plan.offsets),
-        offsets=address(plan.offsets),
-        values=address(values),
-        x=x,
-        x_batch_stride=x_batch_stride,
-        x_positions=address(tiles.x_positions),
-        y=y,
-        y_batch_stride=y_batch_stride,
-        y_row_stride=y_row_stride,
-        passes=tiles.passes,
-        y_positions=address(tiles.y_positions),
-        masks=address(tiles.masks),
-        full=address(tiles.full),
-        residual=residual,
-        scratch=scratch,
-        scratch_stride=product_scratch(plan, m),
-    )
-    set_epilogue(record, bias, activation, m)
-    flops = 2.0 * values.size * tiles.count * tiles.width * m.lanes * batches
-    kernel = dense.dense_kernel(m.bits, m.lanes, tiles.width, plan.block_rows)
-    return Call(kernel, record, tiles.count * batches * plan.chunks, flops)
 
 
 # ---------------------------------------------------------------- sequences

@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 
 from fastsparse import launch, launch_engine
+from fastsparse._linear import packed_values
 from fastsparse.engine import split
-from fastsparse.engine.products import is_full, kernel_of, values_of
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import Buffer, MakeCall, Patch, Place, Schedule, Step, user_place, variable_of
 from fastsparse.plan import linear as linear_plans
@@ -281,28 +281,29 @@ class _Lowering:
         if _steps_by_one(node):
             x, kind = self._in_planes(t), "flat planes"
             source = self._get(t, "planes", node)
-            plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, images, is_full(op))
+            plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, images)
             image_stride = x.image_stride
         else:
-            phases = conv_flat(op.weight.pattern, geometry, m, images, y.all_places(), is_full(op))
+            phases = conv_flat(op.weight.pattern, geometry, m, images, y.all_places())
             image_stride, plan, kind = geometry.channels * phases.channel_stride, phases.spmm, "phase planes"
             have = "planes" if (t, "planes") in self.forms else "plain"
             source = self._buffer(images * image_stride + phases.slack)
             self._pack(t, have, phases, source, _before(node), "pack into phase planes")
         fresh = self.roots[node.residual] != t if node.residual is not None else False
         target = self._target(node.output, form, sources[0] if fresh else None)
-        values = values_of(op, plan)
+        values = packed_values(op.weight, plan.operator)
 
         def make(a: int, *rest: int) -> launch.Call:
             *residual, b, scratch = rest
-            return launch_engine.product_call(
+            return launch.spmm_call(
                 plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride, batches=images,
                 x_batch_stride=image_stride, y_batch_stride=y.image_stride, bias=op.bias,
                 residual=residual[0] if residual else 0, activation=op.activation,
             )  # fmt: skip
 
         fields = ("x", "residual", "y") if sources else ("x", "y")
-        kernel, scratch = f"{kernel_of(plan)}, {kind}", launch_engine.product_scratch(plan, m)
+        kernel = f"spmm on {kind}, tile {plan.tiles.width}"
+        scratch = launch.spmm_scratch(plan, m)
         self._add(node.name, kernel, node, (source, *sources), target, make, scratch=scratch, fields=fields)
 
     def _pool(self, node: Node, op: Pool) -> None:
@@ -376,18 +377,18 @@ class _Lowering:
         sources = [self._get(t, "lanes", node)]
         if node.residual is not None:
             sources.append(self._get(self.roots[node.residual], "lanes", node))
-        plan = linear_between(op.weight.pattern, x, y, m, self._groups, is_full(op))
-        values = values_of(op, plan)
+        plan = linear_between(op.weight.pattern, x, y, m, self._groups)
+        values = packed_values(op.weight, plan.operator)
 
         def make(a: int, *rest: int) -> launch.Call:
             *residual, b, scratch = rest
-            return launch_engine.product_call(
+            return launch.spmm_call(
                 plan, values, a, b, m, scratch=scratch, y_row_stride=m.vector, bias=op.bias,
                 residual=residual[0] if residual else 0, activation=op.activation,
             )  # fmt: skip
 
         fields = ("x", "residual", "y") if node.residual is not None else ("x", "y")
-        kernel, scratch = f"{kernel_of(plan)}, lanes", launch_engine.product_scratch(plan, m)
+        kernel, scratch = f"spmm in lanes, tile {plan.tiles.width}", launch.spmm_scratch(plan, m)
         target = self._new(node.output, "lanes")
         self._add(node.name, kernel, node, tuple(sources), target, make, scratch=scratch, fields=fields)
 

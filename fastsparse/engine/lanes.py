@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastsparse import launch, launch_engine
+from fastsparse._linear import packed_values
 from fastsparse.engine import split
-from fastsparse.engine.products import Plan, is_full, kernel_of, values_of
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, user_place
 from fastsparse.plan.conv import conv_between
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import forward_bands
+from fastsparse.plan.tiles import SpmmPlan
 
 _NO_BORDERS = np.empty(0, np.int64)
 
@@ -195,17 +196,17 @@ class _Lowering:
                 ))  # fmt: skip
         return steps
 
-    def _plan(self, node: Node) -> Plan | None:
+    def _plan(self, node: Node) -> SpmmPlan | None:
         x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
         if isinstance(op, Linear):
-            return linear_between(op.weight.pattern, x, y, self.m, self.sizes.outer, is_full(op))
+            return linear_between(op.weight.pattern, x, y, self.m, self.sizes.outer)
         if isinstance(op, Conv):
             groups = self.sizes.outer if node.output in self.late else self.sizes.inner
             tile_groups = split.tile_groups(op.geometry.positions, groups)
-            return conv_between(op.weight.pattern, op.geometry, x, y, self.m, groups, tile_groups, is_full(op))
+            return conv_between(op.weight.pattern, op.geometry, x, y, self.m, groups, tile_groups)
         return None
 
-    def _step(self, node: Node, plan: Plan | None, first: int, count: int) -> Step:
+    def _step(self, node: Node, plan: SpmmPlan | None, first: int, count: int) -> Step:
         sources = tuple(self._place(t, first) for t in node.inputs)
         target = self._place(node.output, first)
         x, y, m, op = self.planes[node.inputs[0]], self.planes[node.output], self.m, node.operator
@@ -217,16 +218,16 @@ class _Lowering:
             )  # fmt: skip
         assert isinstance(op, Conv | Linear)
         assert plan is not None
-        values = values_of(op, plan)
+        values = packed_values(op.weight, plan.operator)
         over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count) > 1
 
         def make(a: int, *rest: int) -> launch.Call:
             *residual, b, scratch = rest
-            return launch_engine.product_call(
+            return launch.spmm_call(
                 plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride,
                 batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
                 bias=op.bias, residual=residual[0] if residual else 0, activation=op.activation,
             )  # fmt: skip
 
-        scratch = launch_engine.product_scratch(plan, m)
-        return Step(node.name, f"{kernel_of(plan)}, lanes", node, sources, target, make, scratch)
+        kernel = f"spmm in lanes, tile {plan.tiles.width}"
+        return Step(node.name, kernel, node, sources, target, make, launch.spmm_scratch(plan, m))

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
-from .dense import DensePlan, dense_plan, tile_width
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
 from .linear import Machine, SddmmPlan
 from .operator import Operator, build_operator
-from .tiles import SpmmPlan, Tiles, flat_vectors, tiles_of_vectors, whole_vectors
+from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors, whole_vectors
 
 Ints = tuple[int, ...]
 Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, place in the CSR
@@ -95,9 +94,7 @@ def conv_lanes(pattern: Pattern, geometry: Geometry, machine: Machine, sample_gr
     """Forward plan for batches of `sample_groups` groups (which decide only how rows are split over workers)."""
     x = lanes_planes(geometry.channels, geometry.spatial, geometry.padding, machine)
     y = lanes_planes(geometry.out_channels, geometry.out_spatial, _no_padding(geometry), machine)
-    plan = conv_between(pattern, geometry, x, y, machine, sample_groups)
-    assert isinstance(plan, SpmmPlan)
-    return LanesConv(x, y, plan)
+    return LanesConv(x, y, conv_between(pattern, geometry, x, y, machine, sample_groups))
 
 
 def conv_between(
@@ -108,24 +105,15 @@ def conv_between(
     machine: Machine,
     sample_groups: int,
     tile_groups: int = 1,
-    full: bool = False,
-) -> SpmmPlan | DensePlan:
+) -> SpmmPlan:
     """Convolution from given planes to given planes; x has at least the convolution's padding.
 
     With tile_groups > 1 a tile's vectors run over the positions of that many groups: for images of few positions.
-    With `full` every weight is taken to be there.
     """
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
-    vectors = geometry.positions * tile_groups
-    width = tile_width(vectors, machine) if full else policy.tile_width(vectors, policy.WINDOW_TILE_RATE)
+    width = policy.tile_width(geometry.positions * tile_groups, policy.WINDOW_TILE_RATE)
     tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
-    if full:
-        window = grid(geometry.kernel, geometry.dilation, x.strides)
-        batches = -(-sample_groups // tile_groups)
-        plan = conv_dense(geometry, x.channel_stride, window, tiles, batches, machine)
-        if plan is not None:
-            return plan
     groups = policy.row_groups(
         geometry.out_channels,
         -(-tiles.count * sample_groups // tile_groups),
@@ -135,16 +123,6 @@ def conv_between(
     apart = tile_groups > 1 and geometry.positions < width
     per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
     return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
-
-
-def conv_dense(
-    geometry: Geometry, channel_stride: int, window: NDArray[np.int64], tiles: Tiles, batches: int, machine: Machine
-) -> DensePlan | None:
-    """The plan of a convolution of full weights; column (c, k) lies at c * channel_stride + window[k]."""
-    per_group = geometry.channels // geometry.groups
-    offsets = np.add.outer(np.arange(per_group, dtype=np.int64) * channel_stride, window).ravel()
-    group_bytes = per_group * channel_stride
-    return dense_plan(geometry.out_channels, geometry.groups, group_bytes, offsets, tiles, batches, machine)
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
@@ -295,21 +273,15 @@ class FlatConv:
     firsts: NDArray[np.int64]  # [phases]
     channel_stride: int
     slack: int  # bytes behind the last plane that vectors may touch
-    spmm: SpmmPlan | DensePlan
+    spmm: SpmmPlan
 
 
 def conv_flat(
-    pattern: Pattern,
-    geometry: Geometry,
-    machine: Machine,
-    images: int,
-    places: NDArray[np.int64] | None = None,
-    full: bool = False,
+    pattern: Pattern, geometry: Geometry, machine: Machine, images: int, places: NDArray[np.int64] | None = None
 ) -> FlatConv:
     """Plan for a small batch: a vector is VL consecutive positions of a padded plane.
 
     places : bytes from an output channel to each of its positions; by default they lie in a row
-    full : take every weight to be there
     """
     size, axes = machine.size, len(geometry.kernel)
     extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
@@ -336,20 +308,16 @@ def conv_flat(
         places = np.arange(geometry.positions, dtype=np.int64) * size
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     x, y, masks = flat_vectors(starts, places, machine.lanes, size)
-    width = tile_width(len(x), machine) if full else policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
+    width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
     tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector)
-    plan: SpmmPlan | DensePlan | None = None
-    if full:
-        plan = conv_dense(geometry, channel_stride, window, tiles, images, machine)
-    if plan is None:
-        groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
-        touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
-        per_block = policy.block_channels(touched, machine.l1_bytes)
-        blocks = channel_blocks(geometry.channels, per_block, channel_stride, window)
-        plan = SpmmPlan(build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups), tiles)
+    groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
+    touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
+    blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)
+    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(
-        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, width * machine.vector, plan
+        leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, width * machine.vector,
+        SpmmPlan(operator, tiles),
     )  # fmt: skip
 
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
-from .conv import Geometry, absolute_columns, conv_dense
-from .dense import DensePlan, tile_width
+from .conv import Geometry, absolute_columns
 from .lanes import Ints, channel_blocks, grid, row_major
 from .linear import Machine
 from .operator import build_operator
@@ -100,18 +99,9 @@ def padded_planes(channels: int, spatial: Ints, readers: list[Geometry], machine
 
 
 def conv_flat_between(
-    pattern: Pattern,
-    geometry: Geometry,
-    x: FlatPlanes,
-    y: FlatPlanes,
-    machine: Machine,
-    images: int,
-    full: bool = False,
-) -> SpmmPlan | DensePlan:
-    """Convolution of stride 1 from planes to planes; x has at least the convolution's padding.
-
-    full : take every weight to be there
-    """
+    pattern: Pattern, geometry: Geometry, x: FlatPlanes, y: FlatPlanes, machine: Machine, images: int
+) -> SpmmPlan:
+    """Convolution of stride 1 from planes to planes; x has at least the convolution's padding."""
     size = machine.size
     shift = sum(
         (have[0] - want[0]) * stride for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
@@ -119,13 +109,9 @@ def conv_flat_between(
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
     positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
-    width = tile_width(len(positions), machine) if full else policy.tile_width(len(positions), policy.WINDOW_TILE_RATE)
+    width = policy.tile_width(len(positions), policy.WINDOW_TILE_RATE)
     step = machine.vector if x.slack >= width * machine.vector else 0
     tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes, step=step)
-    if full:
-        plan = conv_dense(geometry, x.channel_stride, window, tiles, images, machine)
-        if plan is not None:
-            return plan
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     per_block = policy.block_channels(touched, machine.l1_bytes)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
-from .dense import DensePlan, dense_plan, tile_width
 from .linear import Machine
 from .operator import INDEX_LIMIT, ColumnBlocks, Operator, build_operator
 from .tiles import SpmmPlan, Tiles, whole_vectors
@@ -141,21 +140,11 @@ def tiles_between(
     return whole_vectors(x_positions, y_positions, width, machine.lanes)
 
 
-def linear_between(
-    pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Machine, tile_groups: int, full: bool = False
-) -> SpmmPlan | DensePlan:
-    """Linear layer that reads x's channels and positions as features, and writes y's channels.
-
-    full : take every weight to be there
-    """
-    width = tile_width(tile_groups, machine) if full else policy.tile_width(tile_groups)
+def linear_between(pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Machine, tile_groups: int) -> SpmmPlan:
+    """Linear layer that reads x's channels and positions as features, and writes y's channels."""
+    width = policy.tile_width(tile_groups)
     here = np.zeros(1, np.int64)
     tiles = tiles_between(here, here, x, y, width, tile_groups, machine)
-    if full:
-        offsets = np.add.outer(np.arange(x.channels, dtype=np.int64) * x.channel_stride, x.all_places()).ravel()
-        plan = dense_plan(pattern.shape[0], 1, 0, offsets, tiles, 1, machine)
-        if plan is not None:
-            return plan
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     per_block = policy.block_rows(width * machine.vector * max(1, x.positions))
     operator = planes_operator(pattern, lambda: pattern.indices, x, x.all_places(), per_block, groups)

@@ -31,17 +31,6 @@ def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
     return max(rates, key=lambda count: rates[count] * vectors / (-(-vectors // count) * count))
 
 
-def dense_rows(width: int, vector_bytes: int) -> int:
-    """Rows of a block of a dense product: its sums, the vectors of x and one weight fill the registers."""
-    registers = 32 if vector_bytes == 64 else 16
-    return max(1, min(8, (registers - 1 - width) // width))
-
-
-def dense_widths(vector_bytes: int) -> list[int]:
-    """Tile widths of dense products that leave registers for some rows."""
-    return [width for width in TILE_RATE if dense_rows(width, vector_bytes) >= 4]
-
-
 def block_rows(row_bytes: int) -> int:
     """Input rows per column block when each brings `row_bytes` bytes to L1."""
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))

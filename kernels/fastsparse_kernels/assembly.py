@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import dense, sddmm, spmm, spmv
+from . import sddmm, spmm, spmv
 
 KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
-    "dense": dense.make_dense,
     "spmm": spmm.make_spmm,
     "spmv": spmv.make_spmv,
     "sddmm": sddmm.make_sddmm,

@@ -84,7 +84,6 @@ __all__ = [
     "load_u64",
     "load_u8",
     "moved",
-    "outer_at",
     "record_view",
     "spread",
     "store",
@@ -345,27 +344,6 @@ def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, types.int64), codegen
-
-
-@intrinsic
-def outer_at(typing: Any, tile: Any, weights: Any, bases: Any, offset: Any) -> Any:
-    """A tile of R rows of T vectors plus the outer product of R weights in a row and of T vectors at bases + offset."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma = fma_function(builder, tile)
-        sums = unpack(builder, args[0], tile.count)
-        vectors = [
-            load_value(builder, builder.add(base, args[3]), tile.vector, tile.size)
-            for base in unpack(builder, args[2], bases.count)
-        ]
-        out = []
-        for row in range(tile.count // bases.count):
-            place = shifted(builder, args[1], row * tile.size)
-            w = splat(builder, tile, load_value(builder, place, tile.element, tile.size))
-            out += [fma(w, x, acc) for x, acc in zip(vectors, sums[row * bases.count :])]
-        return pack(builder, tile.vector, out)
-
-    return tile(tile, types.int64, bases, types.int64), codegen
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import build, dense, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
+from . import build, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
 
 TILE_WIDTHS = range(1, 9)
 Arguments = tuple[int, ...]
@@ -34,16 +34,8 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes, width, in_a_row) for width in TILE_WIDTHS for in_a_row in (0, 1)]
 
 
-def _dense_blocks(bits: int, lanes: int) -> list[Arguments]:
-    """Tile widths that leave registers for four rows and more, as `fastsparse.plan.policy` chooses them."""
-    registers = 32 if lanes * bits == 512 else 16
-    rows = {width: min(8, (registers - 1 - width) // width) for width in TILE_WIDTHS}
-    return [(bits, lanes, width, count) for width, count in rows.items() if count >= 4]
-
-
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
-    Family("dense", dense.dense_kernel, _dense_blocks),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
     Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes))]),
     Family("sparse input", spgemm.forward_kernel, _once),
