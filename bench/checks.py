@@ -12,30 +12,68 @@ from typing import Any
 
 import numpy as np
 
-from bench.workloads import Conv, ConvStep, LinearStep, Spmm
+from bench import lowered
+from bench.workloads import Chain, Conv, ConvStep, LinearStep, SparseInput, Spmm
 from fastsparse_kernels import reference
 
-Expected = list[tuple[np.ndarray, np.ndarray]]  # (value, largest error) of every result
+# (value, largest error) of every result. Where a third element follows, all are about one result, and it says of which
+# part or sum of that result.
+Expected = list[tuple[Any, ...]]
+# A product of more columns than this is checked in so many columns, _ENDS of them at either end, and in a sum over all.
+_WIDE, _ENDS = 512, 80
 
 
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_spmm(case: Spmm) -> Expected:
-    """W @ X in float64."""
-    return [_product(case.weight, case.x)]
+    """W @ X in float64; of a wide X some columns, those at the ends included, and a random sum over all of them."""
+    if case.n <= _WIDE:
+        return [_product(case.weight, case.x)]
+    rng = np.random.default_rng(4)
+    ends = np.r_[:_ENDS, case.n - _ENDS : case.n]
+    chosen = np.union1d(ends, rng.integers(0, case.n, _WIDE - 2 * _ENDS))
+    signs = rng.choice([-1.0, 1.0], case.n)
+    sums = np.stack([_wide(row) @ signs for row in case.x])
+    sizes = np.stack([np.abs(row).sum(dtype=np.float64) for row in case.x])
+    bound = reference.bound(_row_lengths(case.weight), abs(case.weight.astype(np.float64)) @ sizes, np.float32)
+    return [
+        (*_product(case.weight, case.x[:, chosen]), lambda y: y[:, chosen]),
+        (case.weight.astype(np.float64) @ sums, bound, lambda y: np.stack([_wide(row) @ signs for row in y])),
+    ]
 
 
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv(case: Conv) -> Expected:
     """The convolution in float64."""
-    w = case.weight
-    geometry = _geometry(case)
-    value = reference.conv(
-        w.indptr, w.indices, w.data.astype(np.float64), w.shape, case.x.astype(np.float64), **geometry
-    )
-    total = reference.conv(
-        w.indptr, w.indices, np.abs(w.data).astype(np.float64), w.shape, np.abs(case.x).astype(np.float64), **geometry
-    )
-    return [(value, reference.bound(_row_lengths(w)[None, :, None, None], total, np.float32))]
+    w = case.weight.astype(np.float64)
+    totals = lowered.forward(case, abs(w), np.abs(_wide(case.x)))
+    error = reference.bound(_row_lengths(w)[None, :, None, None], totals, np.float32)
+    return [(lowered.forward(case, w, _wide(case.x)), error)]
+
+
+def expected_any(case: Spmm | Conv) -> Expected:
+    """A product's or a convolution's result."""
+    return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_chain(case: Chain) -> Expected:
+    """W8 ... W1 x in float64; a layer adds its own error to what it makes of its input's."""
+    value = _wide(case.x)
+    error = np.zeros_like(value)
+    for weight in case.weights:
+        wide = weight.astype(np.float64)
+        totals = abs(wide) @ (np.abs(value) + error)
+        value, error = wide @ value, abs(wide) @ error + reference.bound(_row_lengths(weight), totals, np.float32)
+    return [(value, error)]
+
+
+@lru_cache(maxsize=1)  # the providers of one workload come one after the other
+def expected_sparse_input(case: SparseInput) -> Expected:
+    """x @ W.T in float64."""
+    x, transposed = case.x.astype(np.float64), case.weight.T.astype(np.float64).tocsr()
+    most = int(min(_row_lengths(case.x).max(), _row_lengths(case.weight).max()))
+    totals = (abs(x) @ abs(transposed)).toarray()
+    return [((x @ transposed).toarray(), reference.bound(most, totals, np.float32))]
 
 
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
@@ -60,19 +98,16 @@ def expected_linear_step(case: LinearStep) -> Expected:
 @lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv_step(case: ConvStep) -> Expected:
     """y, grad_x, grad_values and grad_b in float64."""
-    w, geometry = case.weight, _geometry(case)
-    grad_x, values, _ = reference.conv_backward(
-        _wide(case.grad), w.indptr, w.indices, _wide(w.data), w.shape, _wide(case.x), **geometry
-    )
-    total_x, total_values, _ = reference.conv_backward(
-        np.abs(_wide(case.grad)), w.indptr, w.indices, np.abs(_wide(w.data)), w.shape, np.abs(_wide(case.x)), **geometry
-    )
+    w = case.weight.astype(np.float64)
+    places = reference.row_of(w.indptr), w.indices
+    grad_x, values = lowered.backward(case, w, _wide(case.x), _wide(case.grad))
+    total_x, totals = lowered.backward(case, abs(w), np.abs(_wide(case.x)), np.abs(_wide(case.grad)))
     terms = case.batch * case.out_side**2
     most = int(_row_lengths(w.T.tocsr()).max()) * case.kernel**2
     return [
         *expected_conv(case),
         (grad_x, reference.bound(most, total_x, np.float32)),
-        (values, reference.bound(terms, total_values, np.float32)),
+        (values[places], reference.bound(terms, totals[places], np.float32)),
         _bias_gradient(case.grad, (0, 2, 3)),
     ]
 
@@ -83,13 +118,15 @@ def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
     A dense provider's weight gradient is compared at the nonzeros of `weight`.
     """
     results = result if isinstance(result, tuple) else (result,)
+    if len(expected[0]) == 3:  # parts of one result
+        results = tuple(part(results[0]) for _, _, part in expected)
     assert len(results) == len(expected), f"{name} returned {len(results)} results, expected {len(expected)}"
-    for place, (got, (value, bound)) in enumerate(zip(results, expected)):
+    for place, (got, (value, bound, *_)) in enumerate(zip(results, expected)):
         if np.ndim(got) > np.ndim(value):  # a dense gradient
             got = np.reshape(got, weight.shape)[reference.row_of(weight.indptr), weight.indices]
         assert got.shape == value.shape, f"result {place} of {name} has shape {got.shape}, expected {value.shape}"
-        excess = np.abs(got - value) - bound
-        assert excess.max() <= 0, f"result {place} of {name} is off by up to {np.abs(got - value).max():.2e}"
+        off = np.abs(got - value)
+        assert np.all(off <= bound), f"result {place} of {name} is off by up to {off.max():.2e}"
 
 
 def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +139,6 @@ def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _bias_gradient(grad: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     terms = grad.size // grad.shape[1]
     return _wide(grad).sum(axis=axes), reference.bound(terms, np.abs(_wide(grad)).sum(axis=axes), np.float32)
-
-
-def _geometry(case: Conv) -> dict[str, Any]:
-    return {
-        "kernel_size": (case.kernel,) * 2,
-        "stride": (case.stride,) * 2,
-        "padding": ((case.padding, case.padding),) * 2,
-        "dilation": (1, 1),
-    }
 
 
 def _row_lengths(weight: Any) -> np.ndarray:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import dlmc, workloads
-from bench.providers import conv, spmm, steps
-
-_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "tbb", "mkl", "torch", "onnxruntime")
-_ROOT = Path(__file__).resolve().parent.parent
+from bench import catalog, machine, startup
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,23 +18,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "dlmc_case" in metafunc.fixturenames:
-        cases = _dlmc_cases(metafunc.config.getoption("--dlmc"))
-        metafunc.parametrize("dlmc_case", cases, ids=[case.name for case in cases])
-
-
-def _dlmc_cases(directory: Path | None) -> list[workloads.Spmm]:
-    if directory is None:
-        return []
-    files = sorted(directory.rglob("*.smtx"))
-    if not files:
-        raise pytest.UsageError(f"--dlmc {directory}: no .smtx file found below it")
-    cases = []
-    for file in files:
-        indptr, _, (rows, columns) = dlmc.read_smtx(file)
-        sparsity = 1 - int(indptr[-1]) / (rows * columns)
-        cases += [workloads.Spmm(rows, columns, n, sparsity, file) for n in dlmc.columns_of(file)]
-    return cases
+    if not {"race_case", "alone_case"} & set(metafunc.fixturenames):
+        return
+    chosen = catalog.Chosen(metafunc.config.getoption("--dlmc"))
+    try:
+        pairs = [(g, case) for groups in catalog.GROUPS.values() for g in groups for case in g.cases(chosen)]
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"--dlmc {chosen.dlmc}: {error}") from None
+    if "race_case" in metafunc.fixturenames:
+        races = [(g, case, p) for g, case in pairs if g.name != "threads" for p in g.providers]
+        metafunc.parametrize("race_case", races, ids=[f"{g.label(case)}-{p.name}" for g, case, p in races])
+    else:
+        alone = [(g, case) for g, case in pairs if g.measure is not None]
+        if metafunc.config.getoption("--with-demo"):
+            alone += [(catalog.GROUPS["startup"][0], wait) for wait in startup.DEMOS]
+        metafunc.parametrize("alone_case", alone, ids=[g.label(case) for g, case in alone])
 
 
 @pytest.fixture
@@ -51,42 +43,12 @@ def threads(pytestconfig: pytest.Config) -> int:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What the table's header says: versions, commit, who is missing."""
-    import fastsparse
-
-    machine_info["fastsparse"] = fastsparse.__version__
-    machine_info["commit"] = _commit()
-    machine_info["packages"] = {name: _version(name) for name in _PACKAGES}
-    machine_info["missing_providers"] = _missing()
+    found = machine.describe()
+    machine_info.update({name: found[name] for name in ("fastsparse", "commit", "packages")})
+    machine_info["missing_providers"] = catalog.missing_providers()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    missing = _missing()
+    missing = catalog.missing_providers()
     if missing:
         terminalreporter.write_line(f"Not installed, so not measured: {', '.join(missing)}")
-
-
-def _missing() -> list[str]:
-    everybody = [*spmm.PROVIDERS, *conv.PROVIDERS, *steps.LINEAR_PROVIDERS, *steps.CONV_PROVIDERS]
-    return sorted(
-        {f"{provider.name} (needs {', '.join(provider.missing)})" for provider in everybody if provider.missing}
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", _ROOT, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "--short", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

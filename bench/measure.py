@@ -7,15 +7,14 @@ times that, so the two share whatever the machine is doing at that moment; the r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from threadpoolctl import threadpool_limits
 
 from bench.checks import Expected, check
 from bench.providers import OURS, Call, Provider
+from bench.rotation import pinned
 from fastsparse.timing import PAUSE, cores_apart
 
 # Seconds of timed calls for each side, and the rounds they may take.
@@ -25,15 +24,6 @@ ROUNDS = (9, 31)
 WARM = 0.015
 
 
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """The same number of threads for fastsparse, BLAS and OpenMP; other providers' setup tells their libraries."""
-    import fastsparse as fs
-
-    with fs.threads(threads), threadpool_limits(threads):
-        yield
-
-
 def race(benchmark: Any, case: Any, ours: Provider, rival: Provider, threads: int, expected: Expected) -> None:
     """Check and time `rival` (which may be `ours`) on `case`; skips when it is not installed."""
     if rival.missing:
@@ -41,7 +31,7 @@ def race(benchmark: Any, case: Any, ours: Provider, rival: Provider, threads: in
     with pinned(threads):
         calls = {provider.name: provider.setup(case, threads) for provider in (ours, rival)}
         for name, call in calls.items():
-            check(name, call(), expected, case.weight)
+            check(name, getattr(call, "result", call)(), expected, case.weight)
         seconds = alternate(benchmark, calls[OURS], calls[rival.name], threads)
     benchmark.extra_info.update(
         workload=case.name, provider=rival.name, threads=threads, flops=case.flops, fastsparse_seconds=seconds
@@ -62,7 +52,7 @@ def alternate(benchmark: Any, ours: Call, rival: Call, threads: int) -> list[flo
     for call in (ours, rival):
         _warm_up(call, pause)
     rounds = min(ROUNDS[1], max(ROUNDS[0], round(BUDGET / max(_seconds(ours), _seconds(rival)))))
-    with cores_apart():
+    with cores_apart() if threads > 1 else nullcontext():
         benchmark.pedantic(rival, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     return seconds[-rounds:]
 

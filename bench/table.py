@@ -39,7 +39,7 @@ def render(data: dict[str, Any]) -> str:
     entries = [{**entry["extra_info"], **entry} for entry in data["benchmarks"]]
     races = [entry for entry in entries if "fastsparse_seconds" in entry]
     scaling = [entry for entry in entries if "one_thread_seconds" in entry]
-    startup = [entry for entry in entries if "target" in entry]
+    startup = [entry for entry in entries if entry.get("waits")]
     parts = [_header(data)]
     kinds = dict.fromkeys(_kind(entry) for entry in races)
     parts += [_races(kind, [entry for entry in races if _kind(entry) == kind]) for kind in kinds]
@@ -112,8 +112,8 @@ def _scaling(entries: list[Entry]) -> str:
 
 
 def _startup(entries: list[Entry]) -> str:
-    rows = [[e["workload"], _time(statistics.median(e["seconds"])), _time(min(e["seconds"]))] for e in entries]
-    return _markdown(["new process", "median", "minimum"], rows)
+    rows = [[e["workload"], _time(statistics.median(e["waits"])), _time(min(e["waits"]))] for e in entries]
+    return _markdown(["waited for once", "median", "minimum"], rows)
 
 
 def _ratio(rival: Sequence[float], ours: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastsparse as fs
-from bench.measure import pinned
+from bench.rotation import pinned
 from fastsparse import nn, training
 from fastsparse.timing import interleaved, speedup
 

@@ -6,6 +6,7 @@ unless a `.smtx` file says otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from bench.dlmc import read_smtx
 
 Floats = NDArray[np.float32]
+_PRIME = 1_048_573
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ class Spmm:
             return random_weight(rng, self.m, self.k, self.sparsity)
         indptr, indices, shape = read_smtx(self.file)
         data = rng.standard_normal(len(indices), dtype=np.float32)
-        return sp.csr_array((data, indices, indptr), shape=shape)
+        return sp.csr_array((data, indices.copy(), indptr.copy()), shape=shape)
 
     @cached_property
     def x(self) -> Floats:
         """The dense operand: (k, n), or (k,) for one column."""
-        shape = (self.k,) if self.n == 1 else (self.k, self.n)
-        return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+        return normal((self.k,) if self.n == 1 else (self.k, self.n))
+
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values and 32-bit columns of the nonzeros, X and Y."""
+        return 8 * int(self.weight.nnz) + 4 * self.n * (self.k + self.m)
 
     @property
     def flops(self) -> int:
@@ -68,6 +74,7 @@ class Conv:
     kernel: int
     sparsity: float = 0.9
     stride: int = 1
+    file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -89,13 +96,15 @@ class Conv:
     @cached_property
     def weight(self) -> sp.csr_array:
         """Weights (out, channels * kernel * kernel), columns as in OIHW."""
-        return random_weight(np.random.default_rng(1), self.out, self.channels * self.kernel**2, self.sparsity)
+        rng = np.random.default_rng(1)
+        if self.file is None:
+            return random_weight(rng, self.out, self.channels * self.kernel**2, self.sparsity)
+        return pruned_convolution(self.file, self.channels, rng)
 
     @cached_property
     def x(self) -> Floats:
         """The input."""
-        shape = (self.batch, self.channels, self.side, self.side)
-        return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+        return normal((self.batch, self.channels, self.side, self.side))
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -106,6 +115,11 @@ class Conv:
     def flops(self) -> int:
         """Useful operations: two for each nonzero and output position."""
         return 2 * int(self.weight.nnz) * self.batch * self.out_side**2
+
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values and 32-bit columns of the nonzeros, input and output."""
+        return 8 * int(self.weight.nnz) + 4 * (self.x.size + math.prod(self.out_shape))
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,11 @@ class LinearStep:
         """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch
 
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
+        return 12 * int(self.weight.nnz) + 8 * self.batch * (self.inputs + self.outputs)
+
 
 @dataclass(frozen=True)
 class ConvStep(Conv):
@@ -156,6 +175,107 @@ class ConvStep(Conv):
     def flops(self) -> int:
         """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch * self.out_side**2
+
+    @property
+    def bytes_moved(self) -> int:
+        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
+        return 12 * int(self.weight.nnz) + 8 * (self.x.size + math.prod(self.out_shape))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Square sparse layers in a row, on one sample, without bias or activation."""
+
+    layers: int
+    size: int
+    sparsity: float = 0.9
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.layers}x{self.size}x{self.size}-N1-{self.sparsity:.0%}"
+
+    @cached_property
+    def weights(self) -> list[sp.csr_array]:
+        """The matrices, scaled so that products stay of one size."""
+        scale = np.float32(1 / math.sqrt(self.size * (1 - self.sparsity)))
+        rngs = [np.random.default_rng(seed) for seed in range(self.layers)]
+        return [random_weight(rng, self.size, self.size, self.sparsity) * scale for rng in rngs]
+
+    @property
+    def weight(self) -> sp.csr_array:
+        """The first matrix."""
+        return self.weights[0]
+
+    @cached_property
+    def x(self) -> Floats:
+        """The sample."""
+        return normal((self.size,))
+
+    @property
+    def flops(self) -> int:
+        """Useful operations."""
+        return 2 * sum(int(weight.nnz) for weight in self.weights)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Values and 16-bit columns."""
+        return 3 * self.flops
+
+
+@dataclass(frozen=True)
+class SparseInput:
+    """Sparse x (batch, inputs) through sparse W (outputs, inputs), as word counts or genes are."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    x_sparsity: float
+    sparsity: float
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.batch}x{self.inputs}-{self.x_sparsity:.1%}-{self.outputs}-{self.sparsity:.0%}"
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        """Weights (outputs, inputs)."""
+        return random_weight(np.random.default_rng(1), self.outputs, self.inputs, self.sparsity)
+
+    @cached_property
+    def x(self) -> sp.csr_array:
+        """The samples."""
+        return random_weight(np.random.default_rng(2), self.batch, self.inputs, self.x_sparsity)
+
+    @property
+    def flops(self) -> int:
+        """Two for each pair of a nonzero of x and one of W in its column."""
+        per_column = np.bincount(self.weight.indices, minlength=self.inputs)
+        return 2 * int(per_column[self.x.indices].sum())
+
+    @property
+    def bytes_moved(self) -> int:
+        """Both matrices' values and columns once, and the result."""
+        return 8 * int(self.weight.nnz + self.x.nnz) + 4 * self.batch * self.outputs
+
+
+def pruned_convolution(file: Path, channels: int, rng: np.random.Generator) -> sp.csr_array:
+    """A pruned layer's weights, columns as in OIHW; the file's run (kernel row, kernel column, input channel)."""
+    indptr, indices, (rows, columns) = read_smtx(file)
+    window, channel = np.divmod(indices, channels)
+    data = rng.standard_normal(len(indices), dtype=np.float32)
+    weight = sp.csr_array(
+        (data, (channel * (columns // channels) + window).astype(np.int32), indptr.copy()), shape=(rows, columns)
+    )
+    weight.sort_indices()
+    return weight
+
+
+def normal(shape: tuple[int, ...], seed: int = 2) -> Floats:
+    """Normal values. Large arrays repeat themselves after a prime number of values, which is soon made."""
+    base = np.random.default_rng(seed).standard_normal(_PRIME, dtype=np.float32)
+    return np.resize(base, shape) if math.prod(shape) > _PRIME else base[: math.prod(shape)].reshape(shape)
 
 
 def random_weight(rng: np.random.Generator, rows: int, columns: int, sparsity: float) -> sp.csr_array:
@@ -194,3 +314,15 @@ CONV_STEPS = [ConvStep(32, 64, 32, 64, 3), ConvStep(32, 128, 16, 128, 3), ConvSt
 
 # The two lines of the scaling figure: two threads against one.
 SCALING = [SPMM[0], CONV[0]]
+
+CHAINS = [Chain(8, 2048)]
+
+SPARSE_INPUTS = [SparseInput(128, 50_000, 1024, 0.998, 0.99)]
+
+# One size at a time changes.
+SIZES = [
+    *[Spmm(1024, 1024, n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)],
+    *[Spmm(m, 1024, 512) for m in (16, 64, 256, 4096)],
+    *[Spmm(1024, k, 512) for k in (64, 256, 4096)],
+    *[Spmm(1024, 1024, 512, sparsity=s) for s in (0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99)],
+]

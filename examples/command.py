@@ -44,7 +44,9 @@ def parser(task: Task, about: str | None) -> argparse.ArgumentParser:
         prog=f"python -m examples.{task.name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     ways = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
-    result.add_argument("--method", choices=METHODS, default="rigl", help=f"how to train (default: rigl). {ways}")
+    result.add_argument(
+        "--method", choices=METHODS, default=task.method, help=f"how to train (default: {task.method}). {ways}"
+    )
     result.add_argument("--sparsity", type=share, default=0.9, help="share of weights left out (default: 0.9)")
     result.add_argument("--seed", type=natural, default=0, help="of weights, pattern and order (default: 0)")
     result.add_argument("--epochs", type=positive, help=f"passes over the data (default: {task.settings.epochs})")

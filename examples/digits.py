@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from examples.command import run
-from examples.experiment import Settings, Split, Task, linear, split_stratified
+from examples.experiment import Settings, Split, Task, perceptron, split_stratified
 from fastsparse import nn
 
 
@@ -25,11 +25,7 @@ def load() -> Split:
 
 def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
     """64-256-256-10; all dense for sparsity None."""
-    return nn.Sequential(
-        linear(64, 256, sparsity, rng, "relu"),
-        linear(256, 256, sparsity, rng, "relu"),
-        linear(256, 10, sparsity, rng),
-    )
+    return perceptron((64, 256, 256, 10), sparsity, rng)
 
 
 TASK = Task("digits", "1,797 digits of 8x8, MLP", load, network, Settings(epochs=80, rate=0.1, weight_decay=1e-4))

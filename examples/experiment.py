@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a task is trained; the same for all methods and sparsities.
+    """How a task is trained; the same for all methods and sparsities, but for `dense_rate`.
 
     Attributes
     ----------
     rate : float
         Learning rate at the start of a cosine decay to 0.
+    dense_rate : float, optional
+        The rate of the dense twin, where the best one for sparse networks is not the best one for it.
     optimizer : {"sgd", "adamw"}
     every, drop : int, float
         Steps between changes of patterns, and share of the weights that the first one exchanges.
@@ -60,6 +62,7 @@ class Settings:
     batch_size: int = 128
     every: int = 20
     drop: float = 0.3
+    dense_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Task:
     ----------
     network : callable
         (sparsity, rng) -> a fresh network; with sparsity None, its dense twin.
+    method : one of METHODS
+        The one to show: the best on the validation data.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Task:
     load: Callable[[], Split]
     network: Callable[[float | None, np.random.Generator], nn.Sequential]
     settings: Settings
+    method: str = "rigl"
 
 
 @dataclass(frozen=True)
@@ -115,26 +121,32 @@ def train(
     """
     chosen = settings or task.settings
     rng = np.random.default_rng(seed)
-    model = task.network({"dense": None, "magnitude": 0.0}.get(method, share), rng)
+    model = task.network(start(method, share), rng)
     steps = chosen.epochs * math.ceil(len(split.train[1]) / chosen.batch_size)
-    start = time.perf_counter()
+    began = time.perf_counter()
     history = training.fit(
         model,
         split.train,
         epochs=chosen.epochs,
         batch_size=chosen.batch_size,
-        optimizer=_optimizer(model, chosen, steps),
+        optimizer=_optimizer(model, method, chosen, steps),
         sparsity=_algorithm(method, model, share, chosen, steps, seed),
         validation=split.validation,
         progress=progress,
         rng=seed,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     return Outcome(model, history, accuracy(model, split.test), seconds)
 
 
-def _optimizer(model: nn.Sequential, settings: Settings, steps: int) -> training.Optimizer:
-    rate = training.CosineDecay(settings.rate, steps)
+def start(method: str, share: float) -> float | None:
+    """Sparsity of the network that training begins with; None is the dense twin."""
+    return {"dense": None, "magnitude": 0.0}.get(method, share)
+
+
+def _optimizer(model: nn.Sequential, method: str, settings: Settings, steps: int) -> training.Optimizer:
+    first = settings.dense_rate if method == "dense" and settings.dense_rate is not None else settings.rate
+    rate = training.CosineDecay(first, steps)
     if settings.optimizer == "adamw":
         return training.AdamW(model.parameters(), rate, weight_decay=settings.weight_decay)
     return training.SGD(model.parameters(), rate, 0.9, nesterov=True, weight_decay=settings.weight_decay)
@@ -164,19 +176,31 @@ def predictions(model: nn.Sequential, x: Any) -> Labels:
 
 
 def linear(
-    inputs: int, outputs: int, sparsity: float | None, rng: np.random.Generator, activation: str | None = None
+    inputs: int, outputs: int, share: float | None, rng: np.random.Generator, activation: str | None = None
 ) -> nn.Module:
-    """A sparse linear layer, or a dense one for sparsity None."""
-    if sparsity is None:
+    """A sparse linear layer, or a dense one for `share` (sparsity) None."""
+    if share is None:
         return nn.Linear(inputs, outputs, activation=activation, rng=rng)
-    return nn.SparseLinear(inputs, outputs, sparsity=sparsity, activation=activation, rng=rng)
+    return nn.SparseLinear(inputs, outputs, sparsity=share, activation=activation, rng=rng)
 
 
-def conv2d(inputs: int, outputs: int, sparsity: float | None, rng: np.random.Generator) -> nn.Module:
-    """A 3x3 convolution with a ReLU, sparse, or dense for sparsity None."""
-    if sparsity is None:
+def conv2d(inputs: int, outputs: int, share: float | None, rng: np.random.Generator) -> nn.Module:
+    """A 3x3 convolution with a ReLU, sparse, or dense for `share` (sparsity) None."""
+    if share is None:
         return nn.Conv2d(inputs, outputs, 3, padding=1, activation="relu", rng=rng)
-    return nn.SparseConv2d(inputs, outputs, 3, padding=1, sparsity=sparsity, activation="relu", rng=rng)
+    return nn.SparseConv2d(inputs, outputs, 3, padding=1, sparsity=share, activation="relu", rng=rng)
+
+
+def perceptron(sizes: Sequence[int], share: float | None, rng: np.random.Generator) -> nn.Sequential:
+    """Linear layers with ReLUs between them, all dense for `share` (sparsity) None.
+
+    The weights of the sparse ones are shared out as in a random graph (Erdős-Rényi): small layers stay denser.
+    """
+    shapes = list(zip(sizes[1:], sizes[:-1]))
+    shares = [None] * len(shapes) if share is None else [1 - d for d in sparsity.erdos_renyi(shapes, share)]
+    activations = ["relu"] * (len(shapes) - 1) + [None]
+    layers = [linear(*shape[::-1], own, rng, name) for shape, own, name in zip(shapes, shares, activations)]
+    return nn.Sequential(*layers)
 
 
 def split_stratified(x: Any, y: Labels, classes: tuple[str, ...], test: float, validation: float) -> Split:

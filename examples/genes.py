@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from examples.command import run
-from examples.experiment import Settings, Split, Task, linear, split_stratified
+from examples.experiment import Settings, Split, Task, perceptron, split_stratified
 from fastsparse import nn
 
 FILE = "datasets/10x_pbmc68k_reduced.h5ad"
@@ -38,7 +38,7 @@ def load() -> Split:
 
 def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
     """765-256-10; all dense for sparsity None."""
-    return nn.Sequential(linear(765, 256, sparsity, rng, "relu"), linear(256, 10, sparsity, rng))
+    return perceptron((765, 256, 10), sparsity, rng)
 
 
 TASK = Task(
@@ -47,6 +47,7 @@ TASK = Task(
     load,
     network,
     Settings(epochs=60, rate=2e-3, optimizer="adamw", weight_decay=0.3, batch_size=32),
+    method="magnitude",
 )
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
     )
 
 
-TASK = Task("mnist", "5,000 MNIST digits, CNN", load, network, Settings(epochs=10, rate=0.05, weight_decay=5e-4))
+TASK = Task(
+    "mnist",
+    "5,000 MNIST digits, CNN",
+    load,
+    network,
+    Settings(epochs=10, rate=1e-2, optimizer="adamw", weight_decay=0.05, dense_rate=3e-3),
+)
 
 if __name__ == "__main__":
     sys.exit(run(TASK, __doc__))

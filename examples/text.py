@@ -14,7 +14,7 @@ from scipy import sparse
 
 from examples.command import run
 from examples.corpus import TOPICS, read
-from examples.experiment import Labels, Part, Settings, Split, Task, linear
+from examples.experiment import Labels, Part, Settings, Split, Task, perceptron
 from fastsparse import nn
 
 # Places for words and pairs of words; which place is theirs, a hash says.
@@ -50,7 +50,7 @@ def load() -> Split:
 
 def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
     """words-128-topics; all dense for sparsity None."""
-    return nn.Sequential(linear(WORDS, 128, sparsity, rng, "relu"), linear(128, len(TOPICS), sparsity, rng))
+    return perceptron((WORDS, 128, len(TOPICS)), sparsity, rng)
 
 
 TASK = Task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -45,6 +46,7 @@ def as_rows(x: Array) -> Array:
     return rows
 
 
+@functools.lru_cache(maxsize=64)
 def _panels(features: int, width: int, m: Machine) -> LanesPlanes:
     """(samples, features) in panels of `width` groups of samples: positions are the features."""
     places = np.arange(-(-features // m.lanes) * m.lanes, dtype=np.int64) * (width * m.vector)
@@ -83,7 +85,7 @@ def _spmm_unpacked(
 def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
     """y (M,) = activation(W @ x + bias) for one x (K,)."""
     m, pattern = machine(W.dtype), W.pattern
-    plan = pattern.cached(("spmv", m.workers), lambda: plans.spmv(pattern, m.workers))
+    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
     launch.run_spmv(plan, pattern.indptr, W.data, np.ascontiguousarray(x), y, m, bias=bias, activation=activation)
 
 
@@ -110,7 +112,7 @@ def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and row-major Y."""
     m, x = machine(W.dtype), X.T
     for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m), m):
-        width = plans.panel_width(stop - start, m)
+        width = plans.panel_width(W.pattern, stop - start, m)
         plan = _panels_plan(W.pattern, stop - start, width, m, y_row_major=True)
         x_panels = _packed(x, start, stop, width, "x", m)
         launch.run_spmm(
@@ -124,7 +126,7 @@ def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | Non
     m = machine(W.dtype)
     out_bytes, in_bytes = (plans.lanes_group_stride(features, m) for features in W.shape)
     for start, stop in chunks(len(x), in_bytes + out_bytes, m):
-        width = plans.panel_width(stop - start, m)
+        width = plans.panel_width(W.pattern, stop - start, m)
         x_panels = _packed(x, start, stop, width, "x", m)
         _spmm_unpacked(W, x_panels, y, start, stop, width, m, "y", bias, activation)
 
@@ -158,7 +160,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
     for start, stop in chunks(samples, y_stride + x_stride, m):
         count = stop - start
-        width = plans.panel_width(count, m, backward=True)
+        width = plans.panel_width(pattern, count, m, backward=True)
         y_panels = _packed(grad, start, stop, width, "y", m)
         if pattern.nnz:
             plan = pattern.cached(("sddmm", -(-count // m.lanes), m), partial(plans.sddmm_panels, pattern, count, m))

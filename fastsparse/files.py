@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,21 @@ def write(path: PathLike, kind: str, arrays: Arrays, metadata: Mapping[str, Any]
     described = {"format": f"fastsparse {kind}", "format_version": FORMAT_VERSION, **metadata}
     described["digest"] = _digest(arrays, described)
     text = {"fastsparse": json.dumps(described)}  # one entry: safetensors does not keep their order
+    with replacing(path) as temporary:
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask allows; save_file is stricter
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, text)
+        os.chmod(temporary, mode)
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Name of a new, empty file that takes the place of `path` in one step, unless an exception comes."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # what the umask allows; save_file is stricter
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, text)
-        os.chmod(temporary, mode)
+        with open(temporary, "xb"):
+            pass
+        yield temporary
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:

@@ -5,6 +5,7 @@ Buffers are NumPy arrays that the caller keeps alive, or addresses inside such a
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from array import array
@@ -36,15 +37,38 @@ PACK_CHUNK = 512  # positions that one packing task moves
 
 def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     """The machine as plans see it, for numbers of `dtype` and the current number of threads."""
-    bits = dtype.itemsize * 8
     if workers is None:  # no more than can run: each has its own scratch
         workers = min(runtime.get_num_threads(), int(config.NUMBA_NUM_THREADS))
-    return Machine(bits, build.lanes(bits), workers, _L1_BYTES)
+    return _machine(dtype.itemsize * 8, workers, _L1_BYTES)
+
+
+@functools.lru_cache(maxsize=64)
+def _machine(bits: int, workers: int, l1_bytes: int) -> Machine:
+    return Machine(bits, build.lanes(bits), workers, l1_bytes)
+
+
+class _ArrayInterface(ctypes.Structure):
+    """What `__array_struct__` points to: NumPy's array interface, C-struct access."""
+
+    _fields_ = (
+        ("two", ctypes.c_int),
+        ("nd", ctypes.c_int),
+        ("typekind", ctypes.c_char),
+        ("itemsize", ctypes.c_int),
+        ("flags", ctypes.c_int),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+    )
+
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
 def address(buffer: NDArray[Any]) -> int:
-    """Address of the first element."""
-    return int(buffer.__array_interface__["data"][0])
+    """Address of the first element: half of what `__array_interface__` and `ctypes.data` take."""
+    return _ArrayInterface.from_address(_capsule_pointer(buffer.__array_struct__, None)).data or 0
 
 
 @functools.cache
@@ -138,7 +162,9 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     partial = operator.widest_group * width if operator.blocks > 1 else 0
     packed = tiles.columns is not None
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    scratch = -(-(partial + width + panel) // 64) * 64
+    alike = operator.alike and tiles.width in policy.alike_rates(m.vector)
+    finished = width * (1 + policy.ROWS_TOGETHER if alike else 1)
+    scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,
         tiles=tiles.count,
@@ -154,16 +180,18 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         x_positions=address(tiles.x_positions),
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
+        ahead=m.workers if plan.asks_ahead else 0,
         passes=tiles.passes,
         y_positions=address(tiles.y_positions),
         masks=address(tiles.masks),
         full=address(tiles.full),
         scratch_stride=scratch,
         scratch_tile=partial,
-        scratch_panel=partial + width,
+        scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    return record, spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector))), scratch, flops
+    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector)), int(alike))
+    return record, kernel, scratch, flops
 
 
 def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
@@ -238,20 +266,19 @@ def spmv_call(
     activation: str | None = None,
 ) -> Call:
     """y (M,) = W @ x (K,); x contiguous. scratch is the address of one vector per worker."""
-    record = Record(
-        spmv.ARGUMENTS,
-        group_starts=address(plan.group_starts),
-        indptr=address(indptr),
-        columns=address(plan.columns),
-        values=address(values),
-        x=x,
-        y=y,
-        y_stride=y_stride,
-        scratch=scratch,
-        scratch_stride=m.vector,
-    )
+    prepared = plan.prepared.get("launch")
+    if prepared is None:
+        template = Record(
+            spmv.ARGUMENTS,
+            group_starts=address(plan.group_starts),
+            indptr=address(indptr),
+            columns=address(plan.columns),
+            scratch_stride=m.vector,
+        )
+        prepared = plan.prepared["launch"] = template, spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
+    record, kernel = prepared[0].copy(), prepared[1]
+    record.set(values=address(values), x=x, y=y, y_stride=y_stride, scratch=scratch)
     set_epilogue(record, bias, activation, m)
-    kernel = spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
     return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
 
 

@@ -186,6 +186,25 @@ def test_bits_do_not_depend_on_the_plan(rng, monkeypatch, setting, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [3, 9])
+@pytest.mark.parametrize("block_bytes", [2048, 2**20])
+def test_rows_alike_have_the_bits_of_others(rng, monkeypatch, rows, block_bytes, dtype):
+    """Rows of a dense matrix share what is read of X; one more row, with fewer columns, and they go one by one."""
+    monkeypatch.setattr(policy, "L1_BLOCK_BYTES", block_bytes)
+    dense = numbers(rng, (rows, 30), dtype)
+    other = np.where(np.arange(30) % 2, numbers(rng, 30, dtype), 0)
+    alike, mixed = fs.csr(dense), fs.csr(np.vstack([dense, other.astype(dtype)]))
+    bias = numbers(rng, rows + 1, dtype)
+    for columns in (2, *edges(lanes(dtype)), *edges(3 * lanes(dtype))):
+        X = numbers(rng, (30, columns), dtype)
+        for name, way in WAYS.items():
+            if columns > 1 or name != "row-major":
+                for activation in (None, "tanh"):
+                    found = way(alike, X, bias[:rows], activation)
+                    assert same_bits(found, way(mixed, X, bias, activation)[:rows]), (name, columns, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, dtype):
     """From two samples on: a single one goes through SpMV."""
     vector = lanes(dtype)

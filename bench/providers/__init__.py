@@ -1,7 +1,8 @@
 """Who is measured. A provider is a name, the module it needs, and `setup(case) -> callable`.
 
 The callable does the work once, from user arrays to a user array, and returns the result (for steps: a tuple of
-results). Setup may convert weights, allocate outputs and plan; it is not timed.
+results). Setup may convert weights, allocate outputs and plan; it is not timed. Where the timed result is not in the
+user's layout, the callable has an attribute `result`: a callable that does the same work and gives it in that layout.
 """
 
 from __future__ import annotations

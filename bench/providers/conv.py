@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bench.providers import OURS, Call, Provider, torch_on
+from bench.providers import OURS, Call, Provider, resident, torch_on
 from bench.workloads import Conv
 
 
@@ -84,10 +84,38 @@ def _torch_dense(case: Conv, threads: int) -> Call:
     return convolve
 
 
+def _torch_channels_last(case: Conv, threads: int) -> Call:
+    return _torch_resident(case, threads, lambda torch, tensor: tensor.to(memory_format=torch.channels_last))
+
+
+def _torch_mkldnn(case: Conv, threads: int) -> Call:
+    return _torch_resident(case, threads, lambda torch, tensor: tensor.to_mkldnn())
+
+
+def _torch_resident(case: Conv, threads: int, to_layout: Callable[[Any, Any], Any]) -> Call:
+    """Input, weights and output in a layout of torch's own."""
+    torch = torch_on(threads)
+    weight, x = (to_layout(torch, torch.from_numpy(array)) for array in (dense_oihw(case), case.x))
+
+    def convolve() -> Any:
+        with torch.inference_mode():
+            return torch.nn.functional.conv2d(x, weight, stride=case.stride, padding=case.padding)
+
+    convolve.result = lambda: convolve().to_dense().contiguous().numpy()  # type: ignore[attr-defined]
+    return convolve
+
+
 def _onnxruntime(case: Conv, threads: int) -> Call:
     session = _onnx_session(case, threads)
-    feed = {"x": case.x}
-    return lambda: session.run(None, feed)[0]
+    binding, out = session.io_binding(), np.empty(case.out_shape, np.float32)
+    binding.bind_cpu_input("x", case.x)
+    binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
+
+    def convolve() -> np.ndarray:
+        session.run_with_iobinding(binding)
+        return out
+
+    return convolve
 
 
 def _onnx_session(case: Conv, threads: int) -> Any:
@@ -116,4 +144,17 @@ PROVIDERS = [
     Provider("numpy im2col", _numpy),
     Provider("torch dense", _torch_dense, needs=("torch",)),
     Provider("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
+]
+
+PLANES = "fastsparse in planes"
+_TORCH_DENSE, _ONNXRUNTIME = PROVIDERS[3:]
+
+# For real layers: dense rivals in the layout each likes best, fastsparse on user arrays and in its own planes.
+LAYER_PROVIDERS = [
+    Provider(OURS, _fastsparse),
+    Provider(PLANES, resident.convolution),
+    _TORCH_DENSE,
+    Provider("torch channels_last", _torch_channels_last, needs=("torch",)),
+    Provider("torch mkldnn", _torch_mkldnn, needs=("torch",)),
+    _ONNXRUNTIME,
 ]

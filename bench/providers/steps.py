@@ -1,10 +1,14 @@
 """Forward and backward of one layer by everybody: returns (y, grad_x, grad_w, grad_b).
 
+SparseProp computes whole vectors of samples and is wrong on batches that do not fill them; those are not timed.
+
 fastsparse gives grad_w at the nonzeros; dense rivals give all of it, as they must.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,10 +76,79 @@ def _torch_step(torch: Any, case: LinearStep | ConvStep, weight: Any, forward: A
     return step
 
 
+def _linear_sparseprop(case: LinearStep, threads: int) -> Call:
+    torch = torch_on(threads)
+    import sparseprop
+    from sparseprop.modules import SparseLinear
+
+    sparseprop.set_num_threads(threads)
+    layer = SparseLinear(torch.from_numpy(case.weight.toarray()), torch.nn.Parameter(torch.zeros(case.outputs)))
+    return _module_step(torch, case, layer, layer.W_val)
+
+
+def _linear_sparselab(case: LinearStep, threads: int) -> Call:
+    torch = torch_on(threads)
+    import sparselab
+
+    layer = sparselab.SparseLinear(case.inputs, case.outputs)  # draws weights of its own: these are replaced
+    with warnings.catch_warnings():  # that torch's CSR is in beta
+        warnings.simplefilter("ignore")
+        layer._csr = sparselab.layout.from_dense(torch.from_numpy(case.weight.toarray()), padding_ratio=0.0)
+    layer._values = torch.nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
+    torch.nn.init.zeros_(layer.bias)
+    step, csr = _module_step(torch, case, layer, layer._values), layer._csr
+    # An empty row keeps a free place in the values, which is not a nonzero.
+    live = np.concatenate([np.arange(n) + start for start, n in zip(csr.row_start, csr.row_nnz)])
+
+    def result() -> tuple[np.ndarray, ...]:
+        y, grad_x, grad_values, grad_bias = step()
+        return y, grad_x, grad_values[live], grad_bias
+
+    step.result = result  # type: ignore[attr-defined]
+    return step
+
+
+def _conv_sparseprop(over_batch: bool) -> Callable[[ConvStep, int], Call]:
+    """SparseProp has two ways: vectors along image rows, or over the batch."""
+
+    def setup(case: ConvStep, threads: int) -> Call:
+        torch = torch_on(threads)
+        import sparseprop
+        from sparseprop.modules import SparseConv2d
+
+        sparseprop.set_num_threads(threads)
+        layer = SparseConv2d(
+            torch.from_numpy(conv.dense_oihw(case)), torch.nn.Parameter(torch.zeros(case.out)), padding=case.padding,
+            stride=case.stride, vectorizing_over_on=over_batch,
+        )  # fmt: skip
+        return _module_step(torch, case, layer, layer.W_val)
+
+    return setup
+
+
+def _module_step(torch: Any, case: LinearStep | ConvStep, layer: Any, values: Any) -> Call:
+    """A step of a sparse module whose values are in CSR's order."""
+    x, grad = torch.from_numpy(case.x).requires_grad_(), torch.from_numpy(case.grad)
+
+    def step() -> tuple[np.ndarray, ...]:
+        y = layer(x)
+        grads = torch.autograd.grad(y, (x, values, layer.bias), grad)
+        return (y.detach().numpy(), *(g.numpy() for g in grads))
+
+    return step
+
+
 LINEAR_PROVIDERS = [
     Provider(OURS, _linear_fastsparse),
     Provider("numpy dense", _linear_numpy),
     Provider("torch dense", _linear_torch, needs=("torch",)),
+    Provider("SparseProp", _linear_sparseprop, needs=("torch", "sparseprop")),
+    Provider("SparseLab", _linear_sparselab, needs=("torch", "sparselab")),
 ]
 
-CONV_PROVIDERS = [Provider(OURS, _conv_fastsparse), Provider("torch dense", _conv_torch, needs=("torch",))]
+CONV_PROVIDERS = [
+    Provider(OURS, _conv_fastsparse),
+    Provider("torch dense", _conv_torch, needs=("torch",)),
+    Provider("SparseProp", _conv_sparseprop(False), needs=("torch", "sparseprop")),
+    Provider("SparseProp over batch", _conv_sparseprop(True), needs=("torch", "sparseprop")),
+]

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--report",
-        type=_report_path,
+        type=report_path,
         default=str(default.report),
         metavar="PATH",
         help=f"HTML report (default {default.report})",
@@ -82,7 +82,8 @@ def _at_least(text: str, least: int) -> int:
     return value
 
 
-def _report_path(text: str) -> Path:
+def report_path(text: str) -> Path:
+    """A file that can be written, for argparse."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory, expected a file name")

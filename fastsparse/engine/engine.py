@@ -7,24 +7,21 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, nn, runtime
+from fastsparse import nn, runtime
 from fastsparse._arguments import as_float, check_out
-from fastsparse.engine import split
-from fastsparse.engine.flat import flat_schedule
+from fastsparse.engine.choosing import candidates
 from fastsparse.engine.from_model import program_of
-from fastsparse.engine.lanes import lanes_schedule, work_of
+from fastsparse.engine.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
-from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.engine.workspace import Pool
-from fastsparse.plan import policy
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
@@ -37,9 +34,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
+@overload
+def compile(  # noqa: A001
+    model: nn.Sequential, input_shape: Sequence[int], *, threads: int | None = ..., tune: bool = ...
+) -> Engine: ...
+@overload
+def compile(  # noqa: A001
+    model: str | os.PathLike[str], input_shape: Any = ..., *, threads: int | None = ..., tune: bool = ...,
+    allow_external_data: bool = ...,
+) -> GraphEngine: ...  # fmt: skip
+
+
 def compile(  # noqa: A001 - the public name of api.md
-    model: nn.Sequential, input_shape: Sequence[int], *, threads: int | None = None, tune: bool = True
-) -> Engine:
+    model: Any, input_shape: Any = None, *, threads: int | None = None, tune: bool = True,
+    allow_external_data: bool = False,
+) -> Engine | GraphEngine:  # fmt: skip
     """Compile a network for inference.
 
     Batch norm is folded, activations are fused, and activations stay in the kernels' layouts from the first layer to
@@ -47,24 +56,29 @@ def compile(  # noqa: A001 - the public name of api.md
 
     Parameters
     ----------
-    model : nn.Sequential
-        May be nested.
-    input_shape : tuple of int
-        Batch first; other batch sizes are planned when they are first used.
+    model : nn.Sequential, path, or onnx.ModelProto
+        A Sequential may be nested. A path is an ONNX file's; reading it needs the extra ``onnx``.
+    input_shape : tuple of int, or for ONNX models of several inputs a list or a dict of them
+        Batch first; other batch sizes are planned when they are first used. ONNX models that say their shapes need
+        none: a batch of no fixed size is 1 then.
     threads : int, optional
         Threads of every call; by default what `fastsparse.get_num_threads()` says when a call is made.
     tune : bool
         Measure once how to cut batches of the size in `input_shape`, instead of estimating it. The results are the
         same bits either way.
+    allow_external_data : bool
+        Read weights of an ONNX model from other files in its folder, too. They are refused by default.
 
     Returns
     -------
-    Engine
+    Engine, or for ONNX models GraphEngine
 
     Raises
     ------
     UnsupportedOperatorError
-        Naming the first layer that is not supported.
+        Naming the first layer or node that is not supported.
+    FileFormatError
+        When an ONNX file is damaged.
     TypeError, ValueError
         When an argument or the model's layers do not fit.
 
@@ -76,8 +90,11 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
+    if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
+        return compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
     if not isinstance(model, nn.Sequential):
-        raise TypeError(f"model is a {type(model).__name__}, expected a fastsparse.nn.Sequential")
+        kind = type(model).__name__
+        raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")
     shape = _checked_shape(input_shape)
     if threads is not None:
         with runtime.threads(threads):  # checks the number
@@ -212,22 +229,11 @@ class Engine:
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
-        candidates = self._candidates(batch, workers, tune)
-        made = Pool(fastest(self._program, candidates, batch), _WORKSPACES)
+        found = candidates(self._program, batch, workers, tune)
+        made = Pool(fastest(self._program, found, batch), _WORKSPACES)
         with _lock:
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
             while len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return pool
-
-    def _candidates(self, batch: int, workers: int, tune: bool) -> list[Schedule]:
-        """Schedules that give the same bits, the one by estimate first; that one alone without `tune`."""
-        program, machine = self._program, launch.machine(self.dtype, workers)
-        on_images = any(len(shape) > 1 for shape in program.shapes)
-        if not policy.prefers_lanes(batch, machine.lanes) and (batch == 1 or on_images):
-            return [flat_schedule(program, batch, machine)]
-        if not tune:
-            return [lanes_schedule(program, batch, machine)]
-        cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), workers)
-        return [lanes_schedule(program, batch, machine, cut) for cut in cuts]

@@ -92,7 +92,10 @@ class Report:
 
 
 def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
-    """Run a workspace's steps one by one, in their order, each repeated on the same data."""
+    """Run a workspace's steps one by one, in their order, each repeated on the same data.
+
+    x and y are arrays, or lists of them for programs of several inputs or outputs.
+    """
     schedule, machine_bits = workspace.schedule, program.dtype.itemsize * 8
     peak = launch_engine.peak_flops(machine_bits) / 1e9
     workspace.set_arrays(x, y)
@@ -101,12 +104,13 @@ def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
     turns = math.ceil(schedule.tasks / schedule.slots) if schedule.per_worker else schedule.tasks
     found: dict[tuple[str, str], list[Any]] = {}
     for index, step in enumerate(schedule.steps):
-        spent = _fastest(lambda index=index: workspace.run_step(index))  # type: ignore[misc]
+        spent = fastest_seconds(lambda index=index: workspace.run_step(index))  # type: ignore[misc]
         entry = found.setdefault((step.name, step.kernel), [step, 0.0])
         entry[1] += spent * turns
     cores = schedule.slots if schedule.per_worker else schedule.workers
-    rows = [_row(program, step, spent, len(x), cores) for step, spent in found.values()]
-    return Report(rows, peak, _facts(program, workspace, len(x), peak))
+    batch = len(x if isinstance(x, np.ndarray) else x[0])
+    rows = [_row(program, step, spent, batch, cores) for step, spent in found.values()]
+    return Report(rows, peak, _facts(program, workspace, batch, peak))
 
 
 def _row(program: Program, step: Step, spent: float, batch: int, cores: int) -> Row:
@@ -139,7 +143,8 @@ def _facts(program: Program, workspace: Workspace, batch: int, peak: float) -> d
     return facts
 
 
-def _fastest(call: Callable[[], object]) -> float:
+def fastest_seconds(call: Callable[[], object]) -> float:
+    """Least of some calls' times, about as many as fit a few milliseconds."""
     once = launch_engine.seconds(call)
     repeats = max(_REPEATS[0], min(_REPEATS[1], int(_STEP_SECONDS / max(once, 1e-9))))
     return min(launch_engine.seconds(call) for _ in range(repeats))

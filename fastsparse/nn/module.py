@@ -31,6 +31,8 @@ class Module:
     training: bool = True
     # Arrays that are saved with the parameters and not trained.
     buffer_names: ClassVar[tuple[str, ...]] = ()
+    # Type of the numbers a layer takes when that is not the type of its parameters.
+    input_kind: ClassVar[str | None] = None
     _saved: Any = None
 
     def __call__(self, x: Any) -> Array:

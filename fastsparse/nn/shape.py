@@ -86,6 +86,8 @@ class Embedding(Module):
         For the initial values, which are standard normal.
     """
 
+    input_kind = "int64"
+
     def __init__(
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = "float32", rng: Any = None
     ) -> None:

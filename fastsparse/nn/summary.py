@@ -69,14 +69,24 @@ def _output_shapes(model: Module, input_shape: tuple[int, ...]) -> dict[int, tup
         shapes[id(module)] = tuple(y.shape)
 
     modes = [(module, module.training) for _, module in model.named_modules()]
-    parameters = model.parameters()
-    first: Any = parameters[0].dtype if parameters else np.float32
+    zeros = np.zeros(input_shape, _input_type(model))
     try:
         for module, _ in modes:
             module.training = False
         with watching(watch):
-            model(np.zeros(input_shape, first))
+            model(zeros)
     finally:
         for module, mode in modes:
             module.training = mode
     return shapes
+
+
+def _input_type(model: Module) -> np.dtype[Any]:
+    """What the first layer that minds takes: integers for an Embedding, else the type of its parameters."""
+    for _, module in model.named_modules():
+        if module.input_kind is not None:
+            return np.dtype(module.input_kind)
+        own = [item for item in vars(module).values() if isinstance(item, Parameter)]
+        if own:
+            return own[0].dtype
+    return np.dtype(np.float32)

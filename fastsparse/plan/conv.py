@@ -18,7 +18,7 @@ from fastsparse.csr import Pattern
 
 from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
-from .linear import Machine, SddmmPlan
+from .linear import Machine, SddmmPlan, tile_width
 from .operator import Operator, build_operator
 from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors, whole_vectors
 
@@ -112,7 +112,7 @@ def conv_between(
     """
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
-    width = policy.tile_width(geometry.positions * tile_groups, policy.WINDOW_TILE_RATE)
+    width = tile_width(pattern, geometry.positions * tile_groups, machine, policy.WINDOW_TILE_RATE, geometry.groups)
     tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
     groups = policy.row_groups(
         geometry.out_channels,
@@ -232,7 +232,9 @@ def _phase_plan(
     kept = reach[tap]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(channel[kept], minlength=geometry.channels))]).astype(np.int64)
     counts = tuple(count for count, _, _ in axes)
-    width = policy.tile_width(max(1, math.prod(counts)), policy.WINDOW_TILE_RATE)
+    alike = len(kept) > 0 and bool(kept.all()) and len(kept) == geometry.channels * geometry.out_channels * len(reach)
+    rates = policy.alike_rates(machine.vector) if alike else policy.WINDOW_TILE_RATE
+    width = policy.tile_width(max(1, math.prod(counts)), rates)
     steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
     starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
@@ -308,7 +310,7 @@ def conv_flat(
         places = np.arange(geometry.positions, dtype=np.int64) * size
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     x, y, masks = flat_vectors(starts, places, machine.lanes, size)
-    width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
+    width = tile_width(pattern, len(x), machine, policy.WINDOW_TILE_RATE, geometry.groups)
     tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)

@@ -18,7 +18,7 @@ from fastsparse.csr import Pattern
 from . import policy
 from .conv import Geometry, absolute_columns
 from .lanes import Ints, channel_blocks, grid, row_major
-from .linear import Machine
+from .linear import Machine, tile_width
 from .operator import build_operator
 from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors
 
@@ -109,7 +109,7 @@ def conv_flat_between(
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
     positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
-    width = policy.tile_width(len(positions), policy.WINDOW_TILE_RATE)
+    width = tile_width(pattern, len(positions), machine, policy.WINDOW_TILE_RATE, geometry.groups)
     step = machine.vector if x.slack >= width * machine.vector else 0
     tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes, step=step)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 
 from . import policy
-from .linear import Machine
+from .linear import Machine, tile_width
 from .operator import INDEX_LIMIT, ColumnBlocks, Operator, build_operator
 from .tiles import SpmmPlan, Tiles, whole_vectors
 
@@ -142,7 +142,7 @@ def tiles_between(
 
 def linear_between(pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Machine, tile_groups: int) -> SpmmPlan:
     """Linear layer that reads x's channels and positions as features, and writes y's channels."""
-    width = policy.tile_width(tile_groups)
+    width = tile_width(pattern, tile_groups, machine)
     here = np.zeros(1, np.int64)
     tiles = tiles_between(here, here, x, y, width, tile_groups, machine)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)

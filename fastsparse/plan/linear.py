@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,17 @@ class Machine:
         return self.lanes * self.size
 
 
+def tile_width(
+    pattern: Pattern, vectors: int, machine: Machine, rates: Mapping[int, float] = policy.TILE_RATE, groups: int = 1
+) -> int:
+    """T for a line of `vectors` vectors: by `rates`, or by those of rows alike where W has no zeros.
+
+    groups : of a convolution; with several the rows of W differ, whatever the pattern
+    """
+    alike = groups == 1 and pattern.nnz == math.prod(pattern.shape)
+    return policy.tile_width(vectors, policy.alike_rates(machine.vector) if alike else rates)
+
+
 def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: int) -> Operator:
     """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern."""
     return pattern.cached(
@@ -46,11 +59,12 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
 
 def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan:
     """Plan of row-major X (K, columns) -> row-major Y (M, columns), X packed into panels block by block."""
-    width = policy.tile_width(-(-columns // machine.lanes))
+    width = tile_width(pattern, -(-columns // machine.lanes), machine)
     tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles)
+    ahead = policy.asks_ahead(*pattern.shape, columns * machine.size)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles, ahead)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:
@@ -63,10 +77,10 @@ def panel_stride(features: int, width: int, machine: Machine) -> int:
     return policy.off_the_sets(max(1, features) * width * machine.vector, machine.vector)
 
 
-def panel_width(samples: int, machine: Machine, backward: bool = False) -> int:
+def panel_width(pattern: Pattern, samples: int, machine: Machine, backward: bool = False) -> int:
     """Groups of VL samples that a panel holds: the width of a tile, or the widest one where SDDMM reads it, too."""
     groups = -(-samples // machine.lanes)
-    return min(groups, policy.WIDEST_TILE) if backward else policy.tile_width(groups)
+    return min(groups, policy.WIDEST_TILE) if backward else tile_width(pattern, groups, machine)
 
 
 def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
@@ -103,7 +117,7 @@ class SddmmPlan:
 def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
     """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run."""
     rows, columns = pattern.shape
-    sample_groups, width = -(-samples // machine.lanes), panel_width(samples, machine, backward=True)
+    sample_groups, width = -(-samples // machine.lanes), panel_width(pattern, samples, machine, backward=True)
     run = np.arange(-(-sample_groups // width), dtype=np.int64)
     together = max(1, policy.sddmm_positions(machine.vector) // width)
     block_rows = policy.sddmm_block_rows(together * width * machine.vector)
@@ -115,10 +129,11 @@ def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
 
 @dataclass(frozen=True, eq=False)
 class SpmvPlan:
-    """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit."""
+    """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit. `prepared` as in `SpmmPlan`."""
 
     group_starts: NDArray[np.int64]
     columns: NDArray[Any]  # uint16 or uint32
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def column_bits(self) -> int:

@@ -63,6 +63,11 @@ class Operator:
         """Rows of the largest group: the partial sums a worker must hold."""
         return int(np.diff(self.group_starts).max(initial=0))
 
+    @property
+    def alike(self) -> bool:
+        """Whether all rows have all columns, as those of a dense matrix."""
+        return self.nnz == int(self.group_starts[-1]) * len(self.columns.block)
+
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the operator's order, aligned: one gather."""
         packed = aligned_empty((self.nnz,), values.dtype)

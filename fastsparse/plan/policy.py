@@ -11,6 +11,7 @@ L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the o
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
+ASK_AHEAD_BYTES = 2**20  # X of this size or less stays in L2, or nearly so
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
 MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
@@ -24,6 +25,16 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 WIDEST_TILE = max(TILE_RATE)
+ROWS_TOGETHER = 4  # rows with the same columns that share what is read of X
+# The same for such rows: four times as many accumulators hide the latency of few vectors.
+ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
+
+
+def alike_rates(vector_bytes: int) -> dict[int, float]:
+    """Rates of tiles over rows alike, of those widths whose sums, vectors of X and a weight fit the registers."""
+    registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
+    widest = (registers - 1) // (ROWS_TOGETHER + 1)
+    return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
@@ -34,6 +45,14 @@ def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
 def block_rows(row_bytes: int) -> int:
     """Input rows per column block when each brings `row_bytes` bytes to L1."""
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
+
+
+def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
+    """Whether to ask for the next panel of X (columns, row_bytes) while this one is worked on.
+
+    It pays where reading X is much of the work, X is not in the cache anyway, and its rows do not share cache sets.
+    """
+    return columns >= rows and columns * row_bytes > ASK_AHEAD_BYTES and row_bytes % LINE_SETS_BYTES != 0
 
 
 def block_channels(window_bytes: int, l1_bytes: int) -> int:

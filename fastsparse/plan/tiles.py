@@ -41,10 +41,14 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class SpmmPlan:
-    """An operator and the tiles it runs over. `prepared` is where `launch` keeps what all calls share."""
+    """An operator and the tiles it runs over. `prepared` is where `launch` keeps what all calls share.
+
+    asks_ahead : see `policy.asks_ahead`
+    """
 
     operator: Operator
     tiles: Tiles
+    asks_ahead: bool = False
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

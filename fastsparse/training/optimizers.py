@@ -49,8 +49,8 @@ class Optimizer:
             raise ValueError("parameters is empty, expected at least one Parameter")
         if not callable(lr):
             _at_least_zero(lr, "lr")
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm is {max_norm!r}, expected a positive number")
+        if max_norm is not None:
+            _check_norm(max_norm)
         self.lr = lr
         self.max_norm = max_norm
         self.steps = 0
@@ -169,7 +169,14 @@ class AdamW(Adam):
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before."""
+    """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When max_norm is not a positive number.
+    """
+    _check_norm(max_norm)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = math.sqrt(sum(_squares(grad) for grad in grads))
     if norm > max_norm:
@@ -206,6 +213,13 @@ def _at_least_zero(value: Any, name: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
     return float(value)
+
+
+def _check_norm(value: Any) -> None:
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"max_norm is {value!r}, expected a positive number")
+    if not value > 0:
+        raise ValueError(f"max_norm is {value!r}, expected a positive number")
 
 
 def _below_one(value: Any, name: str) -> float:

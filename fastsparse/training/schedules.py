@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 Schedule = Callable[[int], float]
 
@@ -21,6 +24,8 @@ class CosineDecay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_rate(self.initial, "initial")
+        _check_rate(self.final, "final")
         _check_steps(self.steps, "steps")
 
     def __call__(self, step: int) -> float:
@@ -38,6 +43,8 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_rate(self.initial, "initial")
+        _check_rate(self.factor, "factor")
         _check_steps(self.every, "every")
 
     def __call__(self, step: int) -> float:
@@ -53,6 +60,8 @@ class WarmUp:
     steps: int
 
     def __post_init__(self) -> None:
+        if not callable(self.then):
+            _check_rate(self.then, "then")
         _check_steps(self.steps, "steps")
 
     def __call__(self, step: int) -> float:
@@ -70,3 +79,10 @@ def rate_at(lr: float | Schedule, step: int) -> float:
 def _check_steps(steps: int, name: str) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"{name} is {steps!r}, expected an integer of at least 1")
+
+
+def _check_rate(value: Any, name: str) -> None:
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} is {value!r}, expected a number of at least 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")

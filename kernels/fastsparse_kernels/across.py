@@ -11,9 +11,11 @@ from numba.extending import intrinsic
 from .vector_ir import (
     I32,
     I64,
+    NUMBA_FLOATS,
     Tile,
     at,
     first_lanes,
+    fma_function,
     load_value,
     masked_load,
     masked_store,
@@ -147,3 +149,40 @@ def load_evens(typing: Any, like: Any, address: Any) -> Any:
         return pack(builder, like.vector, [shuffle(builder, first, second, range(0, 2 * like.lanes, 2))])
 
     return like(like, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """tile + w * x[c], lane by lane: VL weights in a row, VL columns of 16 or 32 bits in a row, for one vector.
+
+    Columns come 64 bits at a time and each x by a load of its own into its lane: gather instructions are slower.
+    """
+    bits = column_bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        acc, weight, base, places, _ = args
+        numbers = ir.Constant(tile.vector, ir.Undefined)
+        low = ir.Constant(I64, (1 << bits) - 1)
+        for lane in range(tile.lanes):
+            if lane * bits % 64 == 0:
+                word = load_value(builder, shifted(builder, places, lane * bits // 8), I64, bits // 8)
+            column = builder.and_(builder.lshr(word, ir.Constant(I64, lane * bits % 64)), low)
+            address = builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
+            number = load_value(builder, address, tile.element, tile.size)
+            numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
+        w = load_value(builder, weight, tile.vector, tile.size)
+        sums = fma_function(builder, tile)(w, numbers, builder.extract_value(acc, 0))
+        return pack(builder, tile.vector, [sums])
+
+    return tile(tile, types.int64, types.int64, types.int64, column_bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def lane_of(typing: Any, tile: Any, index: Any) -> Any:
+    """One lane of a tile of one vector; the index is a compile-time integer."""
+    lane = index.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(builder.extract_value(args[0], 0), ir.Constant(I32, lane))
+
+    return NUMBA_FLOATS[tile.bits](tile, index), codegen

@@ -19,7 +19,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .across import add_sums, add_sums_first, load_evens, load_rows, store_rows, transpose
+from .across import (
+    add_sums,
+    add_sums_first,
+    dot_gathered,
+    lane_of,
+    load_evens,
+    load_rows,
+    store_rows,
+    transpose,
+)
 from .scalars import (
     call,
     fetch_add,
@@ -44,6 +53,7 @@ from .vector_ir import (
     elementwise,
     first_lanes,
     fma_function,
+    llvm_function,
     load_value,
     mask_bits,
     masked_load,
@@ -63,13 +73,16 @@ __all__ = [
     "add_sums_first",
     "axpy",
     "axpy_at",
+    "axpy_tile",
     "call",
     "clamp",
+    "dot_gathered",
     "dot_step",
     "fetch_add",
     "fma",
     "gather_addresses",
     "gather_addresses_u32",
+    "lane_of",
     "load",
     "load_at",
     "load_evens",
@@ -84,6 +97,7 @@ __all__ = [
     "load_u64",
     "load_u8",
     "moved",
+    "prefetch",
     "record_view",
     "spread",
     "store",
@@ -186,6 +200,19 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
         return pack(builder, like.vector, vectors)
 
     return like(like, types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at any address, for the L2 cache; an address that is nobody's does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+        ask(builder.inttoptr(args[0], byte), *(ir.Constant(I32, flag) for flag in (0, 2, 1)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic
@@ -344,6 +371,18 @@ def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
+def axpy_tile(typing: Any, tile: Any, weight: Any, x: Any) -> Any:
+    """tile + w * x for a tile x in registers: the weight at address `weight` is broadcast."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
+        return elementwise(builder, tile, lambda acc, v: fma(w, v, acc), args[0], args[2])
+
+    return tile(tile, types.int64, tile), codegen
 
 
 @intrinsic

@@ -44,6 +44,7 @@ ARGUMENTS = kernel_record(
     "x_row_stride",  # packed inputs only
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel; 0: read x in place
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
+    "ahead",  # 0, or how many tiles ahead the next panel is asked for while this one is worked on (packed inputs only)
     # output
     "y",
     "y_batch_stride",
@@ -57,7 +58,7 @@ ARGUMENTS = kernel_record(
     "residual",  # what is added behind the bias, with the strides, positions and masks of y; it may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    # worker scratch: partial sums, then one tile, then the panel
+    # worker scratch: partial sums, then one tile (five where rows are alike), then the panel
     "scratch",
     "scratch_stride",
     "scratch_tile",
@@ -66,11 +67,12 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[..., None]:
+def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Callable[..., None]:
     """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
 
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
         registers for wider tiles. 0: each vector has an address of its own.
+    alike : 1 when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
     """
     size = bits // 8
     vector = lanes * size
@@ -144,6 +146,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
             else:
                 simd.store_masked_at(acc, places, target, stored)
 
+    @register_jitable
+    def ask_for(source):  # type: ignore[no-untyped-def]
+        """A tile's part of one row of x, which need not begin on a line."""
+        for distance in range(0, width, 64):
+            simd.prefetch(source + distance)
+        simd.prefetch(source + width - 1)
+
     def make_rows(first: int, last: int) -> Callable[..., Any]:
         """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
 
@@ -155,25 +164,54 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
             return acc
 
         @register_jitable
+        def sum_four(a, entry, p, n, bases, partial, sums):  # type: ignore[no-untyped-def]
+            """Sums of four rows with the same `n` columns, into `sums`: each vector of x is read once for all."""
+            rows, step, weight = a.rows + entry * 4, n * size, a.values + p * size
+            s0 = begin(simd.load_u32(rows), partial)
+            s1 = begin(simd.load_u32(rows + 4), partial)
+            s2 = begin(simd.load_u32(rows + 8), partial)
+            s3 = begin(simd.load_u32(rows + 12), partial)
+            for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
+                x = load(s0, bases, simd.load_u32(offset))
+                s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
+                s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
+                weight += size
+            simd.store(s0, sums)
+            simd.store(s1, sums + width)
+            simd.store(s2, sums + 2 * width)
+            simd.store(s3, sums + 3 * width)
+
+        @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
-            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high
+            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
             here = masks == 0 and a.activation == 0
+            sums, summed = tile_buffer + width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                acc = begin(row, partial)
-                while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
-                    two = simd.load_u64(offsets + p * 4)
-                    acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
-                    acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
-                    p += 2
-                if p < stop:
-                    acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
-                    p += 1
+                for i in range(ahead_rows):
+                    ask_for(ahead + (entry * ahead_rows + i) * a.x_row_stride)
+                if alike and summed == 0 and entry + 4 <= end:
+                    sum_four(a, entry, p, stop - p, bases, partial, sums)
+                    summed = 4
+                if alike and summed > 0:
+                    acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
+                    summed -= 1
+                    p = stop
+                else:
+                    acc = begin(row, partial)
+                    while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
+                        two = simd.load_u64(offsets + p * 4)
+                        acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
+                        acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+                        p += 2
+                    if p < stop:
+                        acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
+                        p += 1
                 if last:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
@@ -207,6 +245,21 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
                 simd.store(simd.load_first(like, source + k * stride, columns), panel + k * width)
 
     @register_jitable
+    def next_panel(a, tile, block, entry, end):  # type: ignore[no-untyped-def]
+        """Where the panel behind this one begins, as bytes from x, less what entries before `entry` would add, and how
+        many of its rows each of the entries up to `end` asks for."""
+        if block + 1 < a.blocks:
+            block += 1
+        else:
+            tile, block = tile + a.ahead, 0
+        if tile >= a.tiles or end == entry:
+            return 0, 0
+        row = simd.load_i64(a.block_rows + block * 8)
+        rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
+        each = (rows + end - entry - 1) // (end - entry)
+        return simd.load_i64(a.x_positions + tile * count * 8) + (row - entry * each) * a.x_row_stride, each
+
+    @register_jitable
     def run_task(a, task, scratch, low, high):  # type: ignore[no-untyped-def]
         groups, blocks = a.groups, a.blocks
         group, tile = task % groups, task // groups
@@ -223,6 +276,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
         segment = a.segments + group * blocks * 16
         entry = simd.load_u32(segment)
         p = simd.load_u32(a.row_ends + entry * 4)
+        ahead, ahead_rows = 0, 0
         for block in range(blocks):
             if a.packed != 0:
                 row = simd.load_i64(a.block_rows + block * 8)
@@ -230,17 +284,22 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
                 source = x + simd.load_i64(places) + row * a.x_row_stride
                 pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
                 bases = panel_addresses(panel)
+                if a.ahead != 0:
+                    ahead, ahead_rows = next_panel(a, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+                    ahead += x
             else:
                 bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
-            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry, end = end, simd.load_u32(ends + 8)
-            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry, end = end, simd.load_u32(ends + 12)
-            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = middle(
+                a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
+            )
             entry, end = end, simd.load_u32(ends + 16)
-            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high)
+            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
             entry = end
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
@@ -256,7 +315,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int) -> Callable[...,
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, alike: int) -> Any:
     """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
-    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}"
-    return compile_kernel(make_spmm(bits, lanes, count, in_a_row), name)
+    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}{'_alike' if alike else ''}"
+    return compile_kernel(make_spmm(bits, lanes, count, in_a_row, alike), name)

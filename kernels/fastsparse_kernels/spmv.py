@@ -1,7 +1,8 @@
 """SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost.
 
-Plain CSR, scalar loads (gathers are slow on microcode-patched CPUs), `CHAINS` running sums per row: nonzero i of a row
-goes to sum i mod CHAINS, and the sums are added in pairs. That order is fixed by the row alone.
+Plain CSR and `CHAINS` running sums per row, the lanes of one vector: nonzero i of a row goes to sum i mod CHAINS, and
+the sums are added in pairs. That order is fixed by the row alone. Each x is loaded into its lane by itself: gather
+instructions are slow on many CPUs, and all by scalars the loop is bound by three loads a nonzero.
 """
 
 from __future__ import annotations
@@ -49,10 +50,23 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
     def row_sum(a, p, end, x):  # type: ignore[no-untyped-def]
         zero = simd.zero(bits)
         s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
-        while p + 8 <= end:
-            s0, s1, s2, s3 = term(a, p, x, s0), term(a, p + 1, x, s1), term(a, p + 2, x, s2), term(a, p + 3, x, s3)
-            s4, s5, s6, s7 = term(a, p + 4, x, s4), term(a, p + 5, x, s5), term(a, p + 6, x, s6), term(a, p + 7, x, s7)
-            p += 8
+        if p + CHAINS <= end:
+            sums = simd.zeros(1, CHAINS, bits)
+            while p + CHAINS <= end:
+                sums = simd.dot_gathered(sums, a.values + p * size, x, a.columns + p * column_size, column_bits)
+                p += CHAINS
+            s0, s1, s2, s3 = (
+                simd.lane_of(sums, 0),
+                simd.lane_of(sums, 1),
+                simd.lane_of(sums, 2),
+                simd.lane_of(sums, 3),
+            )
+            s4, s5, s6, s7 = (
+                simd.lane_of(sums, 4),
+                simd.lane_of(sums, 5),
+                simd.lane_of(sums, 6),
+                simd.lane_of(sums, 7),
+            )
         if p + 4 <= end:
             s0, s1, s2, s3 = term(a, p, x, s0), term(a, p + 1, x, s1), term(a, p + 2, x, s2), term(a, p + 3, x, s3)
             p += 4
@@ -81,7 +95,7 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
                     simd.store(acc, scratch)
                     simd.call(a.activation, scratch, 1)
                     acc = simd.load(acc, scratch)
-                simd.store_first(acc, a.y + row * a.y_stride, 1)
+                simd.store_float(simd.lane_of(acc, 0), a.y + row * a.y_stride)
             group = simd.fetch_add(a.counter, 1)
 
     return spmv

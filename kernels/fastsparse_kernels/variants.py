@@ -14,6 +14,7 @@ from typing import Any
 from . import build, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
 
 TILE_WIDTHS = range(1, 9)
+ALIKE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
 Arguments = tuple[int, ...]
 
 
@@ -31,7 +32,8 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    return [(bits, lanes, width, in_a_row) for width in TILE_WIDTHS for in_a_row in (0, 1)]
+    one_by_one: list[Arguments] = [(bits, lanes, width, in_a_row, 0) for width in TILE_WIDTHS for in_a_row in (0, 1)]
+    return one_by_one + [(bits, lanes, width, in_a_row, 1) for width in ALIKE_WIDTHS for in_a_row in (0, 1)]
 
 
 FAMILIES = (

@@ -133,6 +133,16 @@ def test_summary_counts_nonzeros_and_bytes(capsys: Any) -> None:
     assert "(2," not in summary_table(model)
 
 
+def test_summary_of_a_model_that_takes_integers(capsys: Any) -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.Flatten(), nn.Linear(12, 2, rng=1))
+    model.summary((2, 3))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[2] for line in lines if line.startswith("0 ")] == ["(2, 3, 4)"]
+    double = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, dtype="float64", rng=0))
+    double.summary((2, 3))
+    assert "(2, 2)" in capsys.readouterr().out
+
+
 def test_repr_shows_every_layer() -> None:
     text = repr(_model())
     assert text.splitlines()[0] == "Sequential("

@@ -1,0 +1,169 @@
+"""`fastsparse prune` and `fastsparse bench MODEL.onnx`."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import fastsparse as fs
+from fastsparse import cli
+from fastsparse.engine.onnx import pruning, racing
+from tests.onnx import models
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A perceptron, a dense one."""
+    b = models.Builder()
+    x = b.add("Relu", b.add("Gemm", "x", b.weight(48, 32, sparsity=0), b.vector(48), transB=1, name="first"))
+    y = b.add("MatMul", x, b.weight(48, 8, sparsity=0))
+    return models.saved(b.model({"x": ["N", 32]}, [y]), tmp_path / "model.onnx")
+
+
+def _weights(path):
+    found = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    return {name: array for name, array in found.items() if array.ndim == 2}
+
+
+def _status(arguments):
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_prune_keeps_the_largest_of_each_layer(path, tmp_path, capsys):
+    out = str(tmp_path / "out.onnx")
+    assert _status(["prune", path, "--sparsity", "0.75", "-o", out]) == 0
+    before, after = _weights(path), _weights(out)
+    for name, pruned in after.items():
+        kept = pruned != 0
+        assert kept.sum() == pruned.size // 4
+        np.testing.assert_array_equal(pruned[kept], before[name][kept])
+        assert np.abs(before[name][kept]).min() >= np.abs(before[name][~kept]).max()
+    printed = capsys.readouterr()
+    assert "75.0%" in printed.out
+    assert printed.out.splitlines()[-1].split() == ["all", "480", "1,920", "75.0%"]
+    x = np.random.default_rng(0).standard_normal((3, 32)).astype("float32")
+    assert max(models.shares(fs.compile(out).run([x]), models.reference(onnx.load(out), [x]))) < 2e-6
+
+
+def test_prune_scopes(path, tmp_path):
+    out = tmp_path / "out.onnx"
+    results = pruning.prune_onnx(path, out, 0.9, scope="global")
+    assert sum(r.after for r in results) == 192
+    before, after = _weights(path), _weights(out)
+    kept, lost = (np.concatenate([np.abs(before[n][(after[n] != 0) == flag]) for n in after]) for flag in (True, False))
+    assert kept.min() >= lost.max()
+    results = {r.weight: r for r in pruning.prune_onnx(path, out, 0.9, erk=True)}
+    shares = {name: r.after / r.size for name, r in results.items()}
+    assert sum(r.after for r in results.values()) == 192
+    assert shares[min(results, key=lambda n: results[n].size)] > shares[max(results, key=lambda n: results[n].size)]
+
+
+def test_prune_leaves_out_what_is_excluded(path, tmp_path):
+    out = tmp_path / "out.onnx"
+    (result,) = pruning.prune_onnx(path, out, 0.9, exclude=["first"])
+    untouched = [n for n in _weights(path) if n != result.weight]
+    for name in untouched:
+        np.testing.assert_array_equal(_weights(out)[name], _weights(path)[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--sparsity", "1"], 2, "argument --sparsity: got '1', expected a number in [0, 1)"),
+        (["--sparsity", "much"], 2, "argument --sparsity: got 'much'"),
+        (["--sparsity", "0.5", "--scope", "row"], 2, "argument --scope: invalid choice: 'row'"),
+        ([], 2, "the following arguments are required: --sparsity"),
+        (["--sparsity", "0.5", "--exclude", "nobody"], 1, "exclude names 'nobody', which is no node with a weight"),
+        (["--sparsity", "0.5", "--scope", "global", "--erk"], 1, "erk is for scope 'layer', got 'global'"),
+    ],
+)
+def test_prune_errors_are_one_line_and_touch_nothing(path, tmp_path, arguments, status, message, capsys):
+    out = tmp_path / "out.onnx"
+    out.write_text("before")
+    assert _status(["prune", path, "-o", str(out), *arguments]) == status
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert message in printed.err
+    assert out.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "out.onnx"]
+
+
+def test_prune_of_no_model(tmp_path, capsys):
+    for name, message in (("none.onnx", "No such file"), ("text.onnx", "is not an ONNX model, or damaged")):
+        (tmp_path / "text.onnx").write_text("text")
+        assert _status(["prune", str(tmp_path / name), "--sparsity", "0.5", "-o", str(tmp_path / "o.onnx")]) == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+
+
+def test_prune_into_the_same_file(path):
+    before = _weights(path)
+    assert _status(["prune", path, "--sparsity", "0.5", "-o", path]) == 0
+    assert all((w != 0).sum() == before[name].size / 2 for name, w in _weights(path).items())
+
+
+def test_bench_prints_a_row_per_batch(path, capsys):
+    assert _status(["bench", path, "-b", "1", "-b", "3", "--seconds", "0.01"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["batch", "engine"]
+    assert [line.split()[:2] for line in lines[2:]] == [["1", "fastsparse"], ["3", "fastsparse"]]
+
+
+def test_bench_compares_with_a_rival(path, monkeypatch):
+    """A rival whose results are off by 1%: the difference is told, relative to its largest number."""
+
+    def rival(path, threads):
+        return lambda engine, inputs: [y * np.float32(1.01) for y in engine.run(inputs)]
+
+    monkeypatch.setitem(racing._RIVALS, "onnxruntime", rival)
+    monkeypatch.setattr(racing, "require", lambda against: None)
+    ours, theirs = racing.race(path, [2], ["onnxruntime"], 0.01, 1, progress=False)
+    assert ours.difference is None
+    assert theirs.difference == pytest.approx(0.01 / 1.01, rel=1e-3)
+    assert ours.times.p50 <= ours.times.p95 <= ours.times.p99
+    table = racing.table([ours, theirs]).splitlines()
+    assert table[-1].split()[1] == "onnxruntime"
+    assert table[-1].split()[-1] == "9.9e-03"
+    assert f"{theirs.times.p50 / ours.times.p50:.2f}x" in table[-1]
+
+
+def test_bench_against_onnxruntime(path, capsys):
+    pytest.importorskip("onnxruntime")
+    assert _status(["bench", path, "--against", "onnxruntime", "--seconds", "0.01"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[1] == "onnxruntime"
+    assert float(row[-1]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["-b", "0"], 2, "argument -b/--batch: got '0', expected an integer of at least 1"),
+        (["--against", "torch"], 2, "argument --against: invalid choice: 'torch'"),
+        (["--seconds", "-1"], 2, "argument --seconds: got '-1', expected a positive number"),
+        (["--shape", "x"], 2, "argument --shape: got 'x', expected NAME=SIZExSIZE..."),
+        (["--shape", "z=1x32"], 1, "input_shape names 'z', expected some of 'x'"),
+    ],
+)
+def test_bench_errors(path, arguments, status, message, capsys):
+    assert _status(["bench", path, "--seconds", "0.01", *arguments]) == status
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out
+
+
+def test_bench_without_the_rival(path, monkeypatch, capsys):
+    monkeypatch.setattr(racing, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    assert _status(["bench", path, "--against", "onnxruntime"]) == 1
+    assert "this needs onnxruntime: pip install onnxruntime" in capsys.readouterr().err
+
+
+def test_bench_measures_one_model_alone(path, capsys):
+    assert _status(["bench", "kernels", path]) == 1
+    assert "got 2 things to measure, expected one ONNX model alone" in capsys.readouterr().err

@@ -1,0 +1,249 @@
+"""Engines of ONNX models: names, shapes, results in place, threads, memory, and what their errors say."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+import fastsparse as fs
+from fastsparse.engine.onnx import engine as engines
+from tests.onnx import models
+
+
+@pytest.fixture
+def network():
+    return fs.compile(models.residual_network(), tune=False)
+
+
+def _image(rng, batch=2):
+    return rng.standard_normal((batch, 3, 32, 32)).astype("float32")
+
+
+def _two_in_two_out():
+    """y = relu(a W), z = y + b: outputs of a segment and of the host, and an input of integers that is an output."""
+    b = models.Builder()
+    y = b.add("Relu", b.add("MatMul", "a", b.weight(40, 30)))
+    z = b.add("Sub", y, "b")
+    same = b.add("Identity", "n")
+    model = b.model({"a": ["N", 40], "b": ["N", 30], "n": [3]}, [y, z, same], dtypes={"n": TensorProto.INT64})
+    model.graph.output[2].type.tensor_type.elem_type = TensorProto.INT64
+    return model
+
+
+def test_a_path_and_a_model_give_the_same(rng, tmp_path):
+    model = models.residual_network()
+    path = models.saved(model, tmp_path / "model.onnx")
+    x = _image(rng)
+    first, second = fs.compile(path), fs.compile(model)
+    np.testing.assert_array_equal(first(x), second(x))
+    assert first.input_shape == (1, 3, 32, 32)
+    assert first.output_shape == (1, 10)
+    assert first.dtype == np.float32
+    assert first.input_names == ("x",)
+
+
+def test_several_inputs_and_outputs(rng):
+    model = _two_in_two_out()
+    engine = fs.compile(model)
+    assert engine.input_names == ("a", "b", "n")
+    assert engine.output_names == tuple(v.name for v in model.graph.output)
+    assert engine.output_shapes == dict(zip(engine.output_names, [(1, 30), (1, 30), (3,)]))
+    inputs = [rng.standard_normal((5, n)).astype("float32") for n in (40, 30)] + [np.array([7, 8, 9])]
+    found, wanted = engine.run(inputs), models.reference(model, inputs)
+    assert max(models.shares(found, wanted)) < 1e-6
+    named = engine.run(dict(zip(engine.input_names, inputs)))
+    for a, b in zip(found, named):
+        np.testing.assert_array_equal(a, b)
+    assert found[2] is not inputs[2]
+    with pytest.raises(TypeError, match=r"the model has 3 inputs: call engine.run\(\[...\]\)"):
+        engine(inputs[0])
+
+
+def test_out_is_written_in_place(rng, network):
+    x = _image(rng)
+    out = np.full((2, 10), np.nan, np.float32)
+    assert network(x, out=out) is out
+    np.testing.assert_array_equal(out, network(x))
+    engine = fs.compile(_two_in_two_out())
+    inputs = [rng.standard_normal((2, n)).astype("float32") for n in (40, 30)] + [np.array([7, 8, 9])]
+    outs = [np.empty((2, 30), np.float32), np.empty((2, 30), np.float32), np.empty(3, np.int64)]
+    found = engine.run(inputs, out=outs)
+    assert all(a is b for a, b in zip(found, outs))
+    for a, b in zip(found, engine.run(inputs)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda e, x: e(x[:, :2]), ValueError, r"the shape is \(2, 2, 32, 32\) for 'x', expected \(N, 3, 32, 32\)"),
+        (lambda e, x: e(x.astype("float64")), TypeError, "x has dtype float64, expected float32 to match the model"),
+        (lambda e, x: e(x, out=np.empty((3, 10), "f4")), ValueError, r"out has shape \(3, 10\)"),
+        (lambda e, x: e(x, out=x), ValueError, "out has shape"),
+        (lambda e, x: e.run([x, x]), ValueError, "inputs has 2 arrays, expected 1, for x"),
+        (lambda e, x: e.run({"z": x}), ValueError, "inputs has 'z', expected 'x'"),
+        (lambda e, x: e.run([x], out=[]), ValueError, "out has"),
+        (lambda e, x: e.report(batch=0), ValueError, "batch is 0, expected a positive integer"),
+        (lambda e, x: e.prepare([(0, 3, 32, 32)]), ValueError, "expected sizes of at least 1"),
+    ],
+)
+def test_what_does_not_fit(call, error, message, rng, network):
+    with pytest.raises(error, match=message):
+        call(network, _image(rng))
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        ((1, 4, 32, 32), ValueError, r"input_shape is \(1, 4, 32, 32\) for 'x', expected \(N, 3, 32, 32\)"),
+        ((1, 3, 32), ValueError, "input_shape is"),
+        ({"y": (1, 3, 32, 32)}, ValueError, "input_shape names 'y', expected some of 'x'"),
+        ("abcd", TypeError, "input_shape is 'abcd', expected a tuple of integers"),
+    ],
+)
+def test_input_shapes_that_do_not_fit(shape, error, message):
+    with pytest.raises(error, match=message):
+        fs.compile(models.residual_network(), shape)
+
+
+def test_sizes_of_one_name_must_agree():
+    with pytest.raises(ValueError, match="but N is 2 in 'ids'"):
+        fs.compile(models.encoder(), [(2, 8), (3, 8)])
+    with pytest.raises(ValueError, match=r"input 'ids' has shape .*: give its input_shape"):
+        fs.compile(models.encoder())
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="model is a int, expected a fastsparse"):
+        fs.compile(3, (1, 2))
+
+
+def test_bits_do_not_depend_on_threads_or_batch(rng):
+    x = _image(rng, 9)
+    engine = fs.compile(models.residual_network(), tune=False)
+    whole = engine(x)
+    with fs.threads(1):
+        np.testing.assert_array_equal(engine(x), whole)
+    np.testing.assert_array_equal(engine(x[3:5]), whole[3:5])
+
+
+def test_plans_are_bounded(rng, network):
+    for batch in range(1, 14):
+        network(_image(rng, batch))
+    assert len(network._plans) == engines._KEPT_PLANS
+
+
+def test_sixteen_threads_share_an_engine(rng):
+    engine = fs.compile(models.encoder(), [(2, 8), (2, 8)], tune=False)
+    inputs = [(rng.integers(0, 50, (1 + i % 3, 8)), np.ones((1 + i % 3, 8), np.int64)) for i in range(16)]
+    wanted = [engine.run(pair) for pair in inputs]
+    wrong: list[int] = []
+
+    def work(i):
+        for _ in range(25):
+            found = engine.run(inputs[i])
+            if not all((a == b).all() for a, b in zip(found, wanted[i])):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all(pool._made <= engines._WORKSPACES for pool in engine._plans.values())
+
+
+def test_calls_allocate_only_their_outputs(rng, monkeypatch):
+    monkeypatch.undo()  # np.empty as it is
+    engine = fs.compile(models.encoder(width=64), [(8, 128), (8, 128)], tune=False)
+    inputs = [rng.integers(0, 50, (8, 128)), np.ones((8, 128), np.int64)]
+    outs = engine.run(inputs)
+    activation = outs[0].nbytes
+    tracemalloc.start()
+    for _ in range(3):
+        engine.run(inputs, out=outs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One number per row in softmax and layer norm, and NumPy's buffers; nothing of the size of an activation.
+    assert peak < activation / 2
+
+
+def test_calls_hold_no_array_of_the_user(rng, network):
+    x = _image(rng)
+    network(x)
+    before = sys.getrefcount(x)
+    y, own = network(x), np.zeros(1)
+    assert sys.getrefcount(x) == before
+    assert sys.getrefcount(y) == sys.getrefcount(own)
+
+
+def test_shapes_may_depend_on_the_numbers_in_an_input(rng):
+    b = models.Builder()
+    y = b.add("Reshape", b.add("Relu", "x"), "shape")
+    model = b.model({"x": [4, 6], "shape": [2]}, [y], dtypes={"shape": TensorProto.INT64})
+    engine = fs.compile(model)
+    assert engine.output_shapes is None
+    x = rng.standard_normal((4, 6)).astype("float32")
+    for shape in ((24, 1), (3, 8), (2, -1), (3, 8)):
+        (found,) = engine.run([x, np.array(shape)])
+        np.testing.assert_array_equal(found, np.maximum(x, 0).reshape(shape))
+    with pytest.raises(ValueError, match=r"node 'n1' \(Reshape\): x of shape \(4, 6\) does not fit shape \[5, 5\]"):
+        engine.run([x, np.array([5, 5])])
+
+
+def test_numbers_that_shapes_need_must_be_few():
+    b = models.Builder()
+    b.add("NonZero", b.add("Relu", "x"))
+    model = b.model({"x": [100, 100]}, ["t1_0"])
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(fs.UnsupportedOperatorError, match=r"node 'n1' \(NonZero\) needs the numbers"):
+        fs.compile(model)
+
+
+@pytest.mark.parametrize("case", ["input", "constant", "twice", "view"])
+def test_outputs_that_no_step_writes(case, rng):
+    b = models.Builder()
+    x = rng.standard_normal((2, 3)).astype("float32")
+    y = b.add("Relu", "x")
+    constant = b.constant(x + 1)
+    view = b.add("Transpose", y)
+    outputs = {"input": ["x", y], "constant": [constant, y], "twice": [y, y], "view": [view, y]}[case]
+    model = b.model({"x": ["N", 3]}, outputs)
+    found = fs.compile(model).run([x])
+    relu = np.maximum(x, 0)
+    wanted = {"input": [x, relu], "constant": [x + 1, relu], "twice": [relu, relu], "view": [relu.T, relu]}[case]
+    for a, b in zip(found, wanted):
+        np.testing.assert_array_equal(a, b)
+    assert not np.may_share_memory(found[0], found[1])
+    assert not np.may_share_memory(found[0], x)
+
+
+def test_indices_out_of_range_are_told(rng):
+    engine = fs.compile(models.encoder(), [(1, 8), (1, 8)], tune=False)
+    mask = np.ones((1, 8), np.int64)
+    with pytest.raises(ValueError, match=r"\(Gather\) cannot be computed: an index is outside of \[-50, 50\)"):
+        engine.run([np.full((1, 8), 50), mask])
+    assert np.isfinite(engine.run([np.full((1, 8), 49), mask])[0]).all()
+
+
+def test_runs_in_a_forked_child(run_python, tmp_path):
+    path = models.saved(models.residual_network(), tmp_path / "model.onnx")
+    code = """
+import os, sys
+import numpy as np
+import fastsparse as fs
+engine = fs.compile(sys.argv[1], tune=False)
+x = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype("float32")
+y = engine(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (engine(x) == y).all() else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    run_python(code, path)
