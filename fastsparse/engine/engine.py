@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from fastsparse import nn, runtime
 from fastsparse._arguments import as_float, check_out
-from fastsparse.engine.choosing import candidates
+from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
-from fastsparse.engine.tuning import fastest
 from fastsparse.engine.workspace import Pool
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
+_KEPT_CHOICES = 256
 _WORKSPACES = 8  # calls of one batch size that run at once; more wait
 
 # One lock serves all engines: it is held for a dictionary access, never while something is planned or run. Held over
@@ -133,6 +133,7 @@ class Engine:
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
+        self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
 
     def __call__(self, x: Any, *, out: Array | None = None) -> Array:
         """Run the network.
@@ -229,11 +230,13 @@ class Engine:
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
-        found = candidates(self._program, batch, workers, tune)
-        made = Pool(fastest(self._program, found, batch), _WORKSPACES)
+        choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
+        made = Pool(scheduled(self._program, batch, workers, choice), _WORKSPACES)
         with _lock:
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
+            if tune and len(self._choices) < _KEPT_CHOICES:
+                self._choices[key] = choice
             while len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return pool

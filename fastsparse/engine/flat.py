@@ -31,12 +31,12 @@ from fastsparse.plan.pooling import forward_bands
 def flat_schedule(program: Program, batch: int, machine: Machine, sizes: split.Split | None = None) -> Schedule:
     """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
     if sizes is None:
-        sizes = split.choose_images(_work_of(program), batch, machine.workers)
+        sizes = split.choose_images(flat_work(program), batch, machine.workers)
     lowering = _Lowering(program, batch, sizes, replace(machine, workers=1) if sizes.per_worker else machine)
     return Schedule(lowering.lower(), lowering.buffers, batch // sizes.outer, machine.workers, sizes.per_worker)
 
 
-def _work_of(program: Program) -> split.Work:
+def flat_work(program: Program) -> split.Work:
     """What one sample costs."""
     flops, live = [0.0, 0.0], [0, 0]
     for node in program.nodes:

@@ -78,10 +78,14 @@ def test_tuning_takes_the_fastest_and_the_estimate_when_in_doubt(monkeypatch):
 
     monkeypatch.setattr(tuning, "Workspace", Space)
     monkeypatch.setattr(launch_engine, "seconds", seconds)
-    assert tuning.fastest(program, names, 2) == "faster"
+    candidates = [lambda name=name: name for name in names]
+    assert names[tuning.fastest(program, candidates, 2)] == "faster"
     costs["faster"] = 0.97
-    assert tuning.fastest(program, names, 2) == "estimate"
-    assert tuning.fastest(program, names[:1], 2) == "estimate"
+    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
+    assert names[tuning.fastest(program, candidates[:1], 2)] == "estimate"
+    costs["faster"] = 0.5
+    monkeypatch.setattr(tuning, "MOST_SECONDS", 0)
+    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
 
 
 def test_the_measured_peak_is_plausible():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse import runtime
-from fastsparse.engine.choosing import candidates
+from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.onnx.arguments import check_fit, checked_input, checked_outputs, checked_shapes
 from fastsparse.engine.onnx.executor import Pool
 from fastsparse.engine.onnx.model import Array, Model, Shape
@@ -26,7 +26,6 @@ from fastsparse.engine.onnx.report import measured
 from fastsparse.engine.onnx.specialise import ParametersNeeded, folded, specialised
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.schedule import Schedule
-from fastsparse.engine.tuning import fastest
 
 _KEPT_PLANS = 8  # sets of shapes whose plans and workspaces are kept
 _WORKSPACES = 8  # calls of one plan that run at once; more wait
@@ -71,7 +70,7 @@ class GraphEngine:
         self._partitioner = Partitioner()
         self._plans: OrderedDict[Hashable, Pool] = OrderedDict()
         self._parameters: frozenset[str] = frozenset()  # inputs on whose numbers shapes depend
-        self._choices: OrderedDict[Hashable, int] = OrderedDict()
+        self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
@@ -264,17 +263,14 @@ class GraphEngine:
 
     def _schedule(self, segment: Segment, workers: int, tune: bool) -> Schedule:
         """The segment's schedule. What was measured once is taken for all segments of the same sizes."""
-        program = segment.program
-        found = candidates(program, segment.samples, workers, tune)
-        if len(found) == 1:
-            return found[0]
-        key = (program.shapes, segment.samples, workers, round(program.useful_flops() / 1e5))
+        program, samples = segment.program, segment.samples
+        key = (samples, workers, program.shapes, round(program.useful_flops() / 1e5))
         with _lock:
-            chosen = self._choices.get(key)
-        if chosen is None or chosen >= len(found):
-            chosen = found.index(fastest(program, found, segment.samples))
-            with _lock:
-                self._choices[key] = chosen
-                while len(self._choices) > _KEPT_CHOICES:
-                    self._choices.popitem(last=False)
-        return found[chosen]
+            known = self._choices.get(key)
+        choice = chosen(program, samples, workers, tune and known is None, known)
+        with _lock:
+            if tune:
+                self._choices[key] = choice
+            while len(self._choices) > _KEPT_CHOICES:
+                self._choices.popitem(last=False)
+        return scheduled(program, samples, workers, choice)
