@@ -108,7 +108,7 @@ def mobile_network(dtype: str = "float32") -> Any:
     x = b.conv("x", 3, 16, strides=[2, 2])
     limited = b.add("Clip", b.add("Add", x, b.constant(3)), b.constant(0), b.constant(6))
     x = b.add("Div", b.add("Mul", x, limited), b.constant(6))
-    x = b.add("Clip", b.conv(x, 16, 16, groups=16), b.constant(0), b.constant(6))
+    x = b.add("Clip", b.conv(x, 16, 16, groups=16), b.constant([0]), b.constant([6]))
     gate = b.add("HardSigmoid", b.conv(b.add("GlobalAveragePool", x), 16, 16, 1), alpha=1 / 6)
     x = b.conv(b.add("Mul", x, gate), 16, 24, 1)
     x = b.add("Reshape", b.add("ReduceMean", x, axes=[2, 3]), b.constant([0, -1], "int64"))

@@ -138,6 +138,18 @@ def test_plans_are_bounded(rng, network):
     assert len(network._plans) == engines._KEPT_PLANS
 
 
+def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
+    """Once, although there is one by estimate already."""
+    asked = []
+    found = engines.candidates
+    monkeypatch.setattr(engines, "candidates", lambda p, b, w, tune: asked.append(tune) or found(p, b, w, tune))
+    network.prepare([(16, 3, 32, 32)])
+    network.prepare([(16, 3, 32, 32)], tune=True)
+    network.prepare([(16, 3, 32, 32)], tune=True)
+    network.prepare([(16, 3, 32, 32)])
+    assert asked == [False, True]
+
+
 def test_sixteen_threads_share_an_engine(rng):
     engine = fs.compile(models.encoder(), [(2, 8), (2, 8)], tune=False)
     inputs = [(rng.integers(0, 50, (1 + i % 3, 8)), np.ones((1 + i % 3, 8), np.int64)) for i in range(16)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse.engine.onnx.folding import fold_batch_norms
 from fastsparse.engine.onnx.partition import Partitioner, Segment
 from fastsparse.engine.onnx.patterns import simplified
 from fastsparse.engine.onnx.reader import read
@@ -102,6 +103,23 @@ def test_biases_become_part_of_products(rng):
     model = b.model({"x": ["N", 3, 4, 4]}, [b.linear(flat, 128, 5)])
     assert _ops(model, x=(2, 3, 4, 4)) == ["Conv", "Reshape", "fastsparse.Linear"]
     _same(model, rng, (2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("case", ["sparse", "small", "read twice", "an output"])
+def test_batch_norm_goes_into_weights_before_shapes_are_known(case, rng):
+    b = models.Builder()
+    x = b.conv("x", 16, 32, 3 if case == "sparse" else 1)
+    y = b.norm(x, 32)
+    outputs = {"read twice": [y, b.add("Relu", x)], "an output": [y, x]}.get(case, [y])
+    model = b.model({"x": ["N", 16, 6, 6]}, outputs)
+    plain = folded(read(model))
+    rewritten = fold_batch_norms(plain)
+    if case in ("sparse", "small"):
+        assert [node.op for node in rewritten.nodes] == ["Conv"]
+        assert len(rewritten.constants) == 2
+    else:
+        assert rewritten.nodes == plain.nodes
+    _same(model, rng, (2, 16, 6, 6))
 
 
 # ---------------------------------------------------------------- cutting

@@ -17,6 +17,7 @@ from fastsparse import runtime
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.onnx.arguments import check_fit, checked_input, checked_outputs, checked_shapes
 from fastsparse.engine.onnx.executor import Pool
+from fastsparse.engine.onnx.folding import fold_batch_norms
 from fastsparse.engine.onnx.model import Array, Model, Shape
 from fastsparse.engine.onnx.partition import Partitioner, Segment
 from fastsparse.engine.onnx.patterns import simplified
@@ -42,7 +43,7 @@ def compile_onnx(
     allow_external_data: bool = False,
 ) -> GraphEngine:  # fmt: skip
     """Compile an ONNX model; see `fastsparse.compile`."""
-    model = folded(read(source, allow_external_data=allow_external_data))
+    model = fold_batch_norms(folded(read(source, allow_external_data=allow_external_data)))
     shapes = checked_shapes(model.inputs, input_shape)
     if threads is not None:
         with runtime.threads(threads):  # checks the number
@@ -69,6 +70,7 @@ class GraphEngine:
         self._threads = threads
         self._partitioner = Partitioner()
         self._plans: OrderedDict[Hashable, Pool] = OrderedDict()
+        self._tuned: set[Hashable] = set()  # the plans whose schedules were measured
         self._parameters: frozenset[str] = frozenset()  # inputs on whose numbers shapes depend
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
         self.input_names = tuple(v.name for v in model.inputs)
@@ -239,7 +241,7 @@ class GraphEngine:
             key = (*(a.shape for a in inputs), workers, *((n, a.tobytes()) for n, a in parameters.items()))
             with _lock:
                 pool = self._plans.get(key)
-                if pool is not None:
+                if pool is not None and (not tune or key in self._tuned):
                     self._plans.move_to_end(key)
                     return pool
             shapes = {name: array.shape for name, array in zip(self.input_names, inputs)}
@@ -250,9 +252,12 @@ class GraphEngine:
                 continue
             with _lock:
                 pool = self._plans.setdefault(key, made)
+                if tune:
+                    self._plans[key] = pool = made
+                    self._tuned.add(key)
                 self._plans.move_to_end(key)
                 while len(self._plans) > _KEPT_PLANS:
-                    self._plans.popitem(last=False)
+                    self._tuned.discard(self._plans.popitem(last=False)[0])
             return pool
 
     def _planned(self, shapes: Mapping[str, Shape], parameters: Mapping[str, Array], workers: int, tune: bool) -> Pool:

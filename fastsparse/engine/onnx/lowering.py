@@ -149,9 +149,12 @@ class Lowering:
         if node.op == "Clip":
             arrays = [self.graph.array(name) for name in node.inputs]
             unknown = any(name and array is None for name, array in zip(node.inputs[1:], arrays[1:]))
-            if unknown or any(v is not None and np.size(v) != 1 for v in clip_limits(node, arrays)):
+            if unknown:
                 return None
-            low, high = (None if v is None else float(np.ravel(v)[0]) for v in clip_limits(node, arrays))
+            limits = [None if v is None else np.asarray(v) for v in clip_limits(node, arrays)]
+            if any(v is not None and v.size != 1 for v in limits):
+                return None
+            low, high = (None if v is None else float(v.reshape(-1)[0]) for v in limits)
             if low != 0:
                 return None
             return "relu" if high is None or high == np.inf else "relu6" if high == 6 else None

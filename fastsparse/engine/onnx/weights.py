@@ -26,7 +26,7 @@ def kept_sparse(array: Array, uses: Sequence[tuple[Node, int]]) -> Constant:
     if way == "columns" and array.ndim != 2:
         return array
     if way == "columns":
-        return SparseWeight(csr(np.ascontiguousarray(array.T)), array.shape, transposed=True)
+        return SparseWeight(csr(array).T, array.shape, transposed=True)
     return SparseWeight(csr(array.reshape(len(array), -1)), array.shape)
 
 
@@ -60,4 +60,4 @@ def by_columns(weight: Constant) -> CSR:
     """CSR (shape[1], shape[0]) of a matrix."""
     if isinstance(weight, SparseWeight):
         return weight.matrix if weight.transposed else weight.matrix.T
-    return csr(np.ascontiguousarray(weight.T))
+    return csr(weight).T

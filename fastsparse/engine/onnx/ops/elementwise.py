@@ -152,20 +152,21 @@ def _where(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
 
 
 def clip_limits(node: Node, inputs: Sequence[Any]) -> tuple[Any, Any]:
-    """Lower and upper limit of a Clip, each None where there is none."""
+    """Lower and upper limit of a Clip, each None where there is none; some exporters write them with an axis."""
     if node.version < 11:
         return node.get("min"), node.get("max")
-    return optional(inputs, 1), optional(inputs, 2)
+    low, high = (optional(inputs, i) for i in (1, 2))
+    return low, high
 
 
 def _clip(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out = inputs[0], outs[0]
     low, high = clip_limits(node, inputs)
     if low is not None:
-        np.maximum(x, np.asarray(low, x.dtype), out=out)
+        np.maximum(x, np.asarray(low, x.dtype).reshape(()), out=out)
         x = out
     if high is not None:
-        np.minimum(x, np.asarray(high, x.dtype), out=out)
+        np.minimum(x, np.asarray(high, x.dtype).reshape(()), out=out)
         x = out
     if x is not out:
         np.copyto(out, x)
