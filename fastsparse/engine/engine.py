@@ -20,6 +20,8 @@ from fastsparse.engine.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
+from fastsparse.engine.saving import save_engine
+from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
 
 Array = NDArray[Any]
@@ -134,6 +136,7 @@ class Engine:
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
+        self._tune_again = False  # measure at the first call for the compiled batch size
 
     def __call__(self, x: Any, *, out: Array | None = None) -> Array:
         """Run the network.
@@ -171,6 +174,18 @@ class Engine:
         """Plan for a batch size now, instead of at its first call; with `tune` by measuring."""
         with self._pool(batch, tune).workspace():
             pass
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
+
+        Parameters
+        ----------
+        path : path
+            Replaced in one step when it exists.
+        """
+        arrays: dict[str, Any] = {}
+        described = {"program": to_plain(self._program, arrays), "input_shape": list(self.input_shape)}
+        save_engine(path, self, described, arrays)
 
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell what was done with each layer.
@@ -230,6 +245,7 @@ class Engine:
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
+        tune = tune or (self._tune_again and batch == self.input_shape[0])
         choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
         made = Pool(scheduled(self._program, batch, workers, choice), _WORKSPACES)
         with _lock:

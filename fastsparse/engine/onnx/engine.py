@@ -24,8 +24,10 @@ from fastsparse.engine.onnx.patterns import simplified
 from fastsparse.engine.onnx.planning import planned
 from fastsparse.engine.onnx.reader import read
 from fastsparse.engine.onnx.report import measured
+from fastsparse.engine.onnx.serial import to_plain
 from fastsparse.engine.onnx.specialise import ParametersNeeded, folded, specialised
 from fastsparse.engine.report import Benchmark, Report, timed_calls
+from fastsparse.engine.saving import save_engine
 from fastsparse.engine.schedule import Schedule
 
 _KEPT_PLANS = 8  # sets of shapes whose plans and workspaces are kept
@@ -72,6 +74,7 @@ class GraphEngine:
         self._plans: OrderedDict[Hashable, Pool] = OrderedDict()
         self._tuned: set[Hashable] = set()  # the plans whose schedules were measured
         self._parameters: frozenset[str] = frozenset()  # inputs on whose numbers shapes depend
+        self._tune_again = False  # measure at the first call for the compiled shapes
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
@@ -146,6 +149,18 @@ class GraphEngine:
         shapes = self.input_shapes if input_shape is None else checked_shapes(self._model.inputs, input_shape)
         with self._pool(self._random(shapes), tune).workspace():
             pass
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
+
+        Parameters
+        ----------
+        path : path
+            Replaced in one step when it exists.
+        """
+        arrays: dict[str, Any] = {}
+        shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
+        save_engine(path, self, {"model": to_plain(self._model, arrays), "input_shapes": shapes}, arrays)
 
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell what was done with each node.
@@ -245,6 +260,7 @@ class GraphEngine:
                     self._plans.move_to_end(key)
                     return pool
             shapes = {name: array.shape for name, array in zip(self.input_names, inputs)}
+            tune = tune or (self._tune_again and shapes == self.input_shapes)
             try:
                 made = self._planned(shapes, {n: a.copy() for n, a in parameters.items()}, workers, tune)
             except ParametersNeeded as needed:
