@@ -13,7 +13,7 @@ from fastsparse.runtime import get_num_threads, set_num_threads, show_config, th
 
 if TYPE_CHECKING:
     from fastsparse import engine, files, functional, nn, sparsity, training
-    from fastsparse.engine import UnsupportedOperatorError, compile  # noqa: A004
+    from fastsparse.engine import UnsupportedOperatorError, compile, load_engine  # noqa: A004
     from fastsparse.files import FileFormatError, load, save
     from fastsparse.functional import conv1d, conv2d, conv2d_backward, conv3d, linear, linear_backward, sddmm, spmm
 
@@ -21,7 +21,7 @@ _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
     **dict.fromkeys(("spmm", "sddmm", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
     **dict.fromkeys(("linear_backward", "conv2d_backward"), "functional"),
-    **dict.fromkeys(("compile", "UnsupportedOperatorError"), "engine"),
+    **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
 }
 
@@ -47,6 +47,7 @@ __all__ = [
     "FileFormatError",
     # inference
     "compile",
+    "load_engine",
     "UnsupportedOperatorError",
     # runtime
     "set_num_threads",

@@ -342,3 +342,17 @@ def test_tables_of_tiles_are_64_bit():
     found = tiles.whole_vectors(starts, 2 * starts, 2, 16)
     assert found.x_positions.tolist() == [[0, 2**40]]
     assert found.y_positions.tolist() == [[[0, 2**41]]]
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 2), (7, 2), (8, 2), (9, 4), (3, 8)])
+def test_tiles_that_workers_take_at_once_are_far_apart(count, workers):
+    position = np.arange(count * 2, dtype=np.int64) * 32
+    plain = tiles.whole_vectors(position, position + 1, 2, 8)
+    spread = plain.spread(workers)
+    order = spread.x_positions[:, 0] // 64
+    assert sorted(order) == list(range(count))
+    np.testing.assert_array_equal(spread.y_positions, plain.y_positions[order])
+    np.testing.assert_array_equal(spread.masks, plain.masks[order])
+    if count >= 2 * workers:
+        assert (abs(np.diff(order[:workers])) > 1).all()
+    assert plain.spread(1) is plain

@@ -45,7 +45,7 @@ class Writer:
 
     def weight(self, array: Array, name: str) -> str:
         """A constant."""
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def node(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:

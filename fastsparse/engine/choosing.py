@@ -1,23 +1,103 @@
-"""Which schedules can run a program on a batch size, and which of them is taken."""
+"""Which schedules can run a program on a batch size, and which of them is taken.
+
+All choices for a batch give the same bits, so the choice is one of time alone.
+"""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from fastsparse import launch
 from fastsparse.engine import split
-from fastsparse.engine.flat import flat_schedule
-from fastsparse.engine.lanes import lanes_schedule, work_of
-from fastsparse.engine.program import Program
+from fastsparse.engine.flat import flat_schedule, flat_work
+from fastsparse.engine.lanes import assign_planes, lanes_schedule, work_of
+from fastsparse.engine.program import Conv, Linear, Program
 from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.tuning import fastest
 from fastsparse.plan import policy
+from fastsparse.plan.linear import Machine
+
+# What a layer may read and write for one vector of samples without leaving the caches. In layers of more, an image
+# at a time is faster, though its vectors are unaligned.
+LANES_BYTES = 8 << 20
 
 
-def candidates(program: Program, batch: int, workers: int, tune: bool) -> list[Schedule]:
-    """Schedules that give the same bits, the one by estimate first; that one alone without `tune`."""
+class Choice(NamedTuple):
+    """A layout, "flat" or "lanes", and how the batch is cut."""
+
+    layout: str
+    cut: split.Split
+
+
+def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choice]:
+    """What can be taken, the one by estimate first; that one alone without `tune`."""
     machine = launch.machine(program.dtype, workers)
     on_images = any(len(shape) > 1 for shape in program.shapes)
-    if not policy.prefers_lanes(batch, machine.lanes) and (batch == 1 or on_images):
-        return [flat_schedule(program, batch, machine)]
+    if batch == 1 or (on_images and not policy.prefers_lanes(batch, machine.lanes)):
+        return _flat(program, batch, workers)[: None if tune else 1]
+    groups, work = -(-batch // machine.lanes), work_of(program, machine)
+    if not on_images:
+        cuts = split.candidates(work, groups, workers) if tune else [split.choose(work, groups, workers)]
+        return [Choice("lanes", cut) for cut in cuts]
+    first = [Choice("lanes", split.choose(work, groups, workers)), *_flat(program, batch, workers)[:1]]
+    if _leaves_caches(program, machine):
+        first.reverse()
     if not tune:
-        return [lanes_schedule(program, batch, machine)]
-    cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), workers)
-    return [lanes_schedule(program, batch, machine, cut) for cut in cuts]
+        return first[:1]
+    rest = [*_flat(program, batch, workers), *(Choice("lanes", c) for c in split.candidates(work, groups, workers))]
+    return list(dict.fromkeys([*first, *rest]))
+
+
+def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Schedule:
+    """The schedule of a choice."""
+    make = flat_schedule if choice.layout == "flat" else lanes_schedule
+    return make(program, batch, launch.machine(program.dtype, workers), choice.cut)
+
+
+def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:
+    """The choice that is taken: `known` where it can be, else by estimate or, with `tune`, by measuring."""
+    found = choices(program, batch, workers, tune or known is not None)
+    if known in found:
+        assert known is not None
+        return known
+    if not tune or len(found) == 1:
+        return found[0]
+    return found[fastest(program, [lambda c=c: scheduled(program, batch, workers, c) for c in found], batch)]  # type: ignore[misc]
+
+
+def to_json(choice: Choice) -> list[Any]:
+    """In types that JSON knows."""
+    return [choice.layout, *choice.cut]
+
+
+def from_json(data: Any) -> Choice:
+    """The inverse of `to_json`.
+
+    Raises
+    ------
+    ValueError
+        When `data` is no choice.
+    """
+    if not isinstance(data, list) or [type(part) for part in data] != [str, bool, int, int]:
+        raise ValueError(f"{data!r} is no choice of a schedule")
+    return Choice(data[0], split.Split(*data[1:]))
+
+
+def _flat(program: Program, batch: int, workers: int) -> list[Choice]:
+    cuts = [split.choose_images(flat_work(program), batch, workers)]
+    if batch > 1 and workers > 1:
+        cuts.append(split.Split(False, batch, 1))
+    return [Choice("flat", cut) for cut in dict.fromkeys(cuts)]
+
+
+def _leaves_caches(program: Program, machine: Machine) -> bool:
+    """Whether most of the work is in layers on more than LANES_BYTES for a vector of samples."""
+    planes, within, beyond = assign_planes(program, machine), 0.0, 0.0
+    for node in program.nodes:
+        if isinstance(node.operator, Conv | Linear):
+            live = sum(planes[t].group_stride for t in (*node.inputs, node.output))
+            if live > LANES_BYTES:
+                beyond += node.operator.useful_flops
+            else:
+                within += node.operator.useful_flops
+    return beyond > within

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from fastsparse import nn, runtime
 from fastsparse._arguments import as_float, check_out
-from fastsparse.engine.choosing import candidates
+from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
-from fastsparse.engine.tuning import fastest
+from fastsparse.engine.saving import save_engine
+from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
+_KEPT_CHOICES = 256
 _WORKSPACES = 8  # calls of one batch size that run at once; more wait
 
 # One lock serves all engines: it is held for a dictionary access, never while something is planned or run. Held over
@@ -133,6 +135,8 @@ class Engine:
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
+        self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
+        self._tune_again = False  # measure at the first call for the compiled batch size
 
     def __call__(self, x: Any, *, out: Array | None = None) -> Array:
         """Run the network.
@@ -170,6 +174,18 @@ class Engine:
         """Plan for a batch size now, instead of at its first call; with `tune` by measuring."""
         with self._pool(batch, tune).workspace():
             pass
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
+
+        Parameters
+        ----------
+        path : path
+            Replaced in one step when it exists.
+        """
+        arrays: dict[str, Any] = {}
+        described = {"program": to_plain(self._program, arrays), "input_shape": list(self.input_shape)}
+        save_engine(path, self, described, arrays)
 
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell what was done with each layer.
@@ -229,11 +245,14 @@ class Engine:
             if pool is not None:
                 self._plans.move_to_end(key)
                 return pool
-        found = candidates(self._program, batch, workers, tune)
-        made = Pool(fastest(self._program, found, batch), _WORKSPACES)
+        tune = tune or (self._tune_again and batch == self.input_shape[0])
+        choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
+        made = Pool(scheduled(self._program, batch, workers, choice), _WORKSPACES)
         with _lock:
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
+            if tune and len(self._choices) < _KEPT_CHOICES:
+                self._choices[key] = choice
             while len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return pool

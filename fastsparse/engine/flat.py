@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 
 from fastsparse import launch, launch_engine
-from fastsparse._linear import packed_values
 from fastsparse.engine import split
+from fastsparse.engine.products import packed, planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import Buffer, MakeCall, Patch, Place, Schedule, Step, user_place, variable_of
 from fastsparse.plan import linear as linear_plans
@@ -31,12 +31,12 @@ from fastsparse.plan.pooling import forward_bands
 def flat_schedule(program: Program, batch: int, machine: Machine, sizes: split.Split | None = None) -> Schedule:
     """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
     if sizes is None:
-        sizes = split.choose_images(_work_of(program), batch, machine.workers)
+        sizes = split.choose_images(flat_work(program), batch, machine.workers)
     lowering = _Lowering(program, batch, sizes, replace(machine, workers=1) if sizes.per_worker else machine)
     return Schedule(lowering.lower(), lowering.buffers, batch // sizes.outer, machine.workers, sizes.per_worker)
 
 
-def _work_of(program: Program) -> split.Work:
+def flat_work(program: Program) -> split.Work:
     """What one sample costs."""
     flops, live = [0.0, 0.0], [0, 0]
     for node in program.nodes:
@@ -281,17 +281,17 @@ class _Lowering:
         if _steps_by_one(node):
             x, kind = self._in_planes(t), "flat planes"
             source = self._get(t, "planes", node)
-            plan = conv_flat_between(op.weight.pattern, geometry, x, y, m, images)
+            plan, values = planned(op.weight, lambda p: conv_flat_between(p, geometry, x, y, m, images))
             image_stride = x.image_stride
         else:
             phases = conv_flat(op.weight.pattern, geometry, m, images, y.all_places())
-            image_stride, plan, kind = geometry.channels * phases.channel_stride, phases.spmm, "phase planes"
+            image_stride, kind = geometry.channels * phases.channel_stride, "phase planes"
+            plan, values = packed(op.weight, phases.spmm)
             have = "planes" if (t, "planes") in self.forms else "plain"
             source = self._buffer(images * image_stride + phases.slack)
             self._pack(t, have, phases, source, _before(node), "pack into phase planes")
         fresh = self.roots[node.residual] != t if node.residual is not None else False
         target = self._target(node.output, form, sources[0] if fresh else None)
-        values = packed_values(op.weight, plan.operator)
 
         def make(a: int, *rest: int) -> launch.Call:
             *residual, b, scratch = rest
@@ -377,8 +377,7 @@ class _Lowering:
         sources = [self._get(t, "lanes", node)]
         if node.residual is not None:
             sources.append(self._get(self.roots[node.residual], "lanes", node))
-        plan = linear_between(op.weight.pattern, x, y, m, self._groups)
-        values = packed_values(op.weight, plan.operator)
+        plan, values = planned(op.weight, lambda p: linear_between(p, x, y, m, self._groups))
 
         def make(a: int, *rest: int) -> launch.Call:
             *residual, b, scratch = rest

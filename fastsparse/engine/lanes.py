@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastsparse import launch, launch_engine
-from fastsparse._linear import packed_values
 from fastsparse.engine import split
+from fastsparse.engine.products import planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, user_place
 from fastsparse.plan.conv import conv_between
@@ -27,6 +29,7 @@ from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import forward_bands
 from fastsparse.plan.tiles import SpmmPlan
 
+Product = tuple[SpmmPlan, NDArray[Any]]  # a plan and its values
 _NO_BORDERS = np.empty(0, np.int64)
 
 
@@ -196,17 +199,17 @@ class _Lowering:
                 ))  # fmt: skip
         return steps
 
-    def _plan(self, node: Node) -> SpmmPlan | None:
+    def _plan(self, node: Node) -> Product | None:
         x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
         if isinstance(op, Linear):
-            return linear_between(op.weight.pattern, x, y, self.m, self.sizes.outer)
+            return planned(op.weight, lambda p: linear_between(p, x, y, self.m, self.sizes.outer))
         if isinstance(op, Conv):
-            groups = self.sizes.outer if node.output in self.late else self.sizes.inner
-            tile_groups = split.tile_groups(op.geometry.positions, groups)
-            return conv_between(op.weight.pattern, op.geometry, x, y, self.m, groups, tile_groups)
+            groups, geometry = self.sizes.outer if node.output in self.late else self.sizes.inner, op.geometry
+            tile_groups = split.tile_groups(geometry.positions, groups)
+            return planned(op.weight, lambda p: conv_between(p, geometry, x, y, self.m, groups, tile_groups))
         return None
 
-    def _step(self, node: Node, plan: SpmmPlan | None, first: int, count: int) -> Step:
+    def _step(self, node: Node, product: Product | None, first: int, count: int) -> Step:
         sources = tuple(self._place(t, first) for t in node.inputs)
         target = self._place(node.output, first)
         x, y, m, op = self.planes[node.inputs[0]], self.planes[node.output], self.m, node.operator
@@ -217,8 +220,8 @@ class _Lowering:
                 lambda a, b, scratch: launch_engine.pool_lanes_call(op.kind, op.windows, bands, a, x, b, y, count, m),
             )  # fmt: skip
         assert isinstance(op, Conv | Linear)
-        assert plan is not None
-        values = packed_values(op.weight, plan.operator)
+        assert product is not None
+        plan, values = product
         over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count) > 1
 
         def make(a: int, *rest: int) -> launch.Call:

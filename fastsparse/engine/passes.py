@@ -13,6 +13,8 @@ from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, P
 from fastsparse.plan.conv import Geometry
 
 Array = NDArray[Any]
+# Share of weights from which on multiplying the zeros, too, is faster: full rows run at about twice the rate.
+_FULL_FROM = 0.5
 # These never turn the order of two numbers round, so they may be applied before a maximum as well as behind it.
 _MONOTONE = ("relu", "relu6", "leaky_relu")
 
@@ -127,6 +129,25 @@ def scales_as_products(program: Program) -> Program:
     return program.with_nodes(nodes)
 
 
+def complete_dense_layers(program: Program) -> Program:
+    """Weights of dense layers with some zeros among them become full ones: kernels run full rows four at a time.
+
+    Only layers that the model itself calls dense: an absent weight of a sparse one never meets an Inf.
+    """
+    nodes = []
+    for node in program.nodes:
+        op = node.operator
+        if isinstance(op, Conv | Linear) and op.dense and (isinstance(op, Linear) or op.geometry.groups == 1):
+            rows, columns = op.weight.shape
+            if _FULL_FROM * rows * columns <= op.weight.nnz < rows * columns:
+                everywhere = np.tile(np.arange(columns), rows)
+                indptr = np.arange(rows + 1) * columns
+                full = CSR(indptr, everywhere, op.weight.toarray().ravel(), op.weight.shape)
+                node = replace(node, operator=replace(op, weight=full))
+        nodes.append(node)
+    return program.with_nodes(nodes)
+
+
 def _merge_pairs(program: Program, merged: Any) -> Program:
     """Replace producer and only consumer by merged(producer, consumer), where that gives a node."""
     uses, nodes = program.uses(), dict(program.producers())
@@ -158,6 +179,7 @@ def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: 
 
 
 _PASSES = (
+    complete_dense_layers,
     move_activations_before_max,
     fold_scales,
     fuse_activations,

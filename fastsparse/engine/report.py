@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from fastsparse import launch_engine
 from fastsparse.engine.program import Conv, Linear, Program
+from fastsparse.engine.report_page import write_page
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
 
@@ -36,6 +38,8 @@ class Row:
         Part of a call's time.
     gflops : float or None
         Useful multiplications and additions per second and core, in 1e9.
+    why : str
+        Why the layer is sparse or dense.
     """
 
     layer: str
@@ -45,6 +49,7 @@ class Row:
     kernel: str
     milliseconds: float
     gflops: float | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,16 @@ class Report:
     def milliseconds(self) -> float:
         """Sum over the rows."""
         return sum(row.milliseconds for row in self.rows)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as a page with bars, and with the reason why each layer is sparse or dense.
+
+        Parameters
+        ----------
+        path : path
+            Replaced in one step when it exists.
+        """
+        write_page(self, path)
 
     def __str__(self) -> str:
         total = max(self.milliseconds, 1e-12)
@@ -119,13 +134,26 @@ def _row(program: Program, step: Step, spent: float, batch: int, cores: int) -> 
         return Row(name, "", None, None, step.kernel, spent * 1e3, None)
     op, layer = node.operator, name.partition(" ")[0]
     words = " ".join(word for word in name.split(" ") if not word.replace(".", "").isdigit())
-    sparsity, gflops, kernel = None, None, step.kernel
+    sparsity, gflops, kernel, why = None, None, step.kernel, ""
     if isinstance(op, Conv | Linear):
         rows, columns = op.weight.shape
         sparsity = 1 - op.weight.nnz / max(1, rows * columns)
         gflops = op.useful_flops * batch / max(spent, 1e-12) / cores / 1e9
         kernel += ", dense layer" if op.dense else ""
-    return Row(layer, words, program.shapes[node.output], sparsity, kernel, spent * 1e3, gflops)
+        why = _reason(op)
+    return Row(layer, words, program.shapes[node.output], sparsity, kernel, spent * 1e3, gflops, why)
+
+
+def _reason(op: Conv | Linear) -> str:
+    """Why a product runs as it does."""
+    rows, columns = op.weight.shape
+    if op.weight.nnz == rows == columns:
+        return "fits into no other layer: a product with a diagonal, which keeps the activations' layout"
+    if op.weight.nnz == rows * columns and (isinstance(op, Linear) or op.geometry.groups == 1):
+        return "dense: full rows share what they read, four at a time, and activations keep their layout"
+    if op.dense:
+        return "dense in the model: as a full pattern, so that activations keep their layout"
+    return "sparse: only the weights that are there are multiplied"
 
 
 def _facts(program: Program, workspace: Workspace, batch: int, peak: float) -> dict[str, str]:

@@ -113,7 +113,7 @@ def conv_between(
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
     width = tile_width(pattern, geometry.positions * tile_groups, machine, policy.WINDOW_TILE_RATE, geometry.groups)
-    tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
+    tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine).spread(machine.workers)
     groups = policy.row_groups(
         geometry.out_channels,
         -(-tiles.count * sample_groups // tile_groups),
@@ -311,7 +311,7 @@ def conv_flat(
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     x, y, masks = flat_vectors(starts, places, machine.lanes, size)
     width = tile_width(pattern, len(x), machine, policy.WINDOW_TILE_RATE, geometry.groups)
-    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector)
+    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector).spread(machine.workers)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)

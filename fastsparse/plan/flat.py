@@ -112,6 +112,7 @@ def conv_flat_between(
     width = tile_width(pattern, len(positions), machine, policy.WINDOW_TILE_RATE, geometry.groups)
     step = machine.vector if x.slack >= width * machine.vector else 0
     tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes, step=step)
+    tiles = tiles.spread(machine.workers)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     per_block = policy.block_channels(touched, machine.l1_bytes)

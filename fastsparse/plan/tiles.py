@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,25 @@ class Tiles:
     @property
     def passes(self) -> int:
         return self.y_positions.shape[1]
+
+    def spread(self, workers: int) -> Tiles:
+        """The tiles in an order in which those that workers take at once are far apart.
+
+        Neighbours often end and begin in one cache line; two cores that write it at once take turns in having it.
+        """
+        if workers == 1:
+            return self
+        each = -(-self.count // workers)
+        order = np.arange(workers * each).reshape(workers, each).T.ravel()
+        order = order[order < self.count]
+        return replace(
+            self,
+            x_positions=self.x_positions[order],
+            y_positions=self.y_positions[order],
+            masks=self.masks[order],
+            full=self.full[order],
+            columns=None if self.columns is None else self.columns[order],
+        )
 
     def in_a_row(self, vector: int) -> bool:
         """Whether every tile reads, and those that are stored whole write, vectors of `vector` bytes in a row."""

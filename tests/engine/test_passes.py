@@ -8,6 +8,7 @@ import pytest
 from fastsparse import nn
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import (
+    complete_dense_layers,
     fold_scales,
     fuse_activations,
     move_activations_before_max,
@@ -103,3 +104,18 @@ def test_passes_do_not_change_their_argument():
     optimised(before)
     assert before.nodes == nodes
     assert before.shapes == shapes
+
+
+def test_zeros_of_dense_layers_are_written_out_where_most_weights_are_there():
+    weight = np.ones((8, 6), np.float32)
+    weight[0, :3] = 0
+    few = np.where(np.arange(48).reshape(8, 6) % 3, 0, 1).astype(np.float32)
+    for values, full in ((weight, True), (few, False)):
+        layer = nn.Linear(6, 8, rng=0)
+        layer.weight.value = values
+        (node,) = complete_dense_layers(program(layer, shape=(6,))).nodes
+        assert (node.operator.weight.nnz == 48) == full
+        np.testing.assert_array_equal(node.operator.weight.toarray(), values)
+    sparse = nn.SparseLinear.from_dense(weight)
+    (node,) = complete_dense_layers(program(sparse, shape=(6,))).nodes
+    assert node.operator.weight.nnz == 45

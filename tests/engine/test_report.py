@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,13 +80,49 @@ def test_tuning_takes_the_fastest_and_the_estimate_when_in_doubt(monkeypatch):
 
     monkeypatch.setattr(tuning, "Workspace", Space)
     monkeypatch.setattr(launch_engine, "seconds", seconds)
-    assert tuning.fastest(program, names, 2) == "faster"
+    candidates = [lambda name=name: name for name in names]
+    assert names[tuning.fastest(program, candidates, 2)] == "faster"
     costs["faster"] = 0.97
-    assert tuning.fastest(program, names, 2) == "estimate"
-    assert tuning.fastest(program, names[:1], 2) == "estimate"
+    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
+    assert names[tuning.fastest(program, candidates[:1], 2)] == "estimate"
+    costs["faster"] = 0.5
+    monkeypatch.setattr(tuning, "MOST_SECONDS", 0)
+    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
 
 
 def test_the_measured_peak_is_plausible():
     single, double = launch_engine.peak_flops(32), launch_engine.peak_flops(64)
     assert single > 1e9
     assert 1.2 < single / double < 3
+
+
+def test_pages_show_every_row_and_nothing_of_names_as_markup(tmp_path):
+    model, shape = network("bottlenecks")
+    report = fs.compile(model, (2, *shape), tune=False).report()
+    report = replace(report, rows=[replace(report.rows[0], layer="<script>alert(1)</script>"), *report.rows[1:]])
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    report.to_html(path)
+    text = path.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert text.count("<tr>") == len(report.rows) + 1
+    for row in report.rows[1:]:
+        assert f"{row.milliseconds:.4f} ms" in text
+        assert row.why in text
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(OSError, match="nowhere"):
+        report.to_html(tmp_path / "nowhere" / "report.html")
+
+
+def test_reasons_tell_sparse_from_dense():
+    model, shape = network("bottlenecks")
+    rows = {
+        row.layer: row for row in fs.compile(model, (1, *shape), tune=False).report().rows if row.gflops is not None
+    }
+    assert rows["0"].why.startswith("dense: full rows")
+    assert rows["3.body.0"].why.startswith("sparse")
+    assert rows["8"].why.startswith("dense")
+    model, shape = network("pooled")
+    (row, *_) = [r for r in fs.compile(model, (1, *shape), tune=False).report().rows if r.gflops is not None]
+    assert row.why.startswith("fits into no other layer")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse import runtime
-from fastsparse.engine.choosing import candidates
+from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.onnx.arguments import check_fit, checked_input, checked_outputs, checked_shapes
 from fastsparse.engine.onnx.executor import Pool
 from fastsparse.engine.onnx.folding import fold_batch_norms
@@ -24,10 +24,11 @@ from fastsparse.engine.onnx.patterns import simplified
 from fastsparse.engine.onnx.planning import planned
 from fastsparse.engine.onnx.reader import read
 from fastsparse.engine.onnx.report import measured
+from fastsparse.engine.onnx.serial import to_plain
 from fastsparse.engine.onnx.specialise import ParametersNeeded, folded, specialised
 from fastsparse.engine.report import Benchmark, Report, timed_calls
+from fastsparse.engine.saving import save_engine
 from fastsparse.engine.schedule import Schedule
-from fastsparse.engine.tuning import fastest
 
 _KEPT_PLANS = 8  # sets of shapes whose plans and workspaces are kept
 _WORKSPACES = 8  # calls of one plan that run at once; more wait
@@ -73,7 +74,8 @@ class GraphEngine:
         self._plans: OrderedDict[Hashable, Pool] = OrderedDict()
         self._tuned: set[Hashable] = set()  # the plans whose schedules were measured
         self._parameters: frozenset[str] = frozenset()  # inputs on whose numbers shapes depend
-        self._choices: OrderedDict[Hashable, int] = OrderedDict()
+        self._tune_again = False  # measure at the first call for the compiled shapes
+        self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
@@ -147,6 +149,18 @@ class GraphEngine:
         shapes = self.input_shapes if input_shape is None else checked_shapes(self._model.inputs, input_shape)
         with self._pool(self._random(shapes), tune).workspace():
             pass
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
+
+        Parameters
+        ----------
+        path : path
+            Replaced in one step when it exists.
+        """
+        arrays: dict[str, Any] = {}
+        shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
+        save_engine(path, self, {"model": to_plain(self._model, arrays), "input_shapes": shapes}, arrays)
 
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell what was done with each node.
@@ -246,6 +260,7 @@ class GraphEngine:
                     self._plans.move_to_end(key)
                     return pool
             shapes = {name: array.shape for name, array in zip(self.input_names, inputs)}
+            tune = tune or (self._tune_again and shapes == self.input_shapes)
             try:
                 made = self._planned(shapes, {n: a.copy() for n, a in parameters.items()}, workers, tune)
             except ParametersNeeded as needed:
@@ -269,17 +284,14 @@ class GraphEngine:
 
     def _schedule(self, segment: Segment, workers: int, tune: bool) -> Schedule:
         """The segment's schedule. What was measured once is taken for all segments of the same sizes."""
-        program = segment.program
-        found = candidates(program, segment.samples, workers, tune)
-        if len(found) == 1:
-            return found[0]
-        key = (program.shapes, segment.samples, workers, round(program.useful_flops() / 1e5))
+        program, samples = segment.program, segment.samples
+        key = (samples, workers, program.shapes, round(program.useful_flops() / 1e5))
         with _lock:
-            chosen = self._choices.get(key)
-        if chosen is None or chosen >= len(found):
-            chosen = found.index(fastest(program, found, segment.samples))
-            with _lock:
-                self._choices[key] = chosen
-                while len(self._choices) > _KEPT_CHOICES:
-                    self._choices.popitem(last=False)
-        return found[chosen]
+            known = self._choices.get(key)
+        choice = chosen(program, samples, workers, tune and known is None, known)
+        with _lock:
+            if tune:
+                self._choices[key] = choice
+            while len(self._choices) > _KEPT_CHOICES:
+                self._choices.popitem(last=False)
+        return scheduled(program, samples, workers, choice)

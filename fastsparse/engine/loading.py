@@ -1,0 +1,107 @@
+"""Reading compiled networks that were saved.
+
+Plans are made anew when they are first used: they depend on the CPU. A choice that does not fit it is made again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from fastsparse import runtime
+from fastsparse.engine import serial
+from fastsparse.engine.choosing import Choice, from_json
+from fastsparse.engine.engine import Engine
+from fastsparse.engine.onnx import serial as onnx_serial
+from fastsparse.engine.onnx.engine import GraphEngine
+from fastsparse.engine.saving import KIND, lanes_of
+from fastsparse.files import PathLike, damage, read
+
+Choices = list[tuple[list[Any], Choice]]
+
+
+def load_engine(path: PathLike) -> Engine | GraphEngine:
+    """Load an engine that its method `save` wrote.
+
+    It is planned when it is first called. Choices that were measured on a CPU of other vectors, or for another number
+    of threads, are measured again then; a warning says so.
+
+    Raises
+    ------
+    FileFormatError
+        When the file is damaged or holds no engine.
+    OSError
+        When it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, fastsparse as fs
+    >>> engine = fs.compile(fs.nn.Sequential(fs.nn.SparseLinear(64, 8, rng=0)), (4, 64))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     engine.save(os.path.join(folder, "engine.safetensors"))
+    ...     again = fs.load_engine(os.path.join(folder, "engine.safetensors"))
+    >>> x = np.ones((4, 64), np.float32)
+    >>> (again(x) == engine(x)).all()
+    np.True_
+    """
+    arrays, found = read(path, KIND)
+    with damage(path):
+        threads = found["threads"]
+        if threads is not None and (type(threads) is not int or not 1 <= threads < 2**31):
+            raise ValueError(f"the number of threads is {threads!r}")
+        choices = [(_key(key), from_json(choice)) for key, choice in found["choices"]]
+        engine: Engine | GraphEngine
+        if "program" in found:
+            engine = _engine(found, arrays, threads)
+        else:
+            engine = _graph_engine(found, arrays, threads)
+    _take_choices(engine, choices, found["lanes"], path)
+    return engine
+
+
+def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> Engine:
+    program = serial.from_plain(found["program"], arrays)
+    shape = tuple(found["input_shape"])
+    if shape[1:] != program.shapes[program.inputs[0]] or type(shape[0]) is not int or shape[0] < 1:
+        raise ValueError(f"the input shape is {shape}, which does not fit the program")
+    return Engine(program, shape, threads)
+
+
+def _graph_engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> GraphEngine:
+    model = onnx_serial.from_plain(found["model"], arrays)
+    shapes = {name: tuple(shape) for name, shape in found["input_shapes"].items()}
+    known = {value.name for value in model.inputs}
+    sizes = [n for shape in shapes.values() for n in shape]
+    if set(shapes) != known or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(f"the input shapes are {shapes}, which do not fit the model")
+    return GraphEngine(model, shapes, threads)
+
+
+def _key(key: Any) -> list[Any]:
+    if not isinstance(key, list) or len(key) < 2 or any(type(n) is not int or n < 1 for n in key[:2]):
+        raise ValueError(f"{key!r} does not say what a choice is for")
+    return key
+
+
+def _take_choices(engine: Engine | GraphEngine, choices: Choices, lanes: Any, path: PathLike) -> None:
+    """Give the engine what was chosen for this CPU and number of threads, or have it choose again."""
+    workers = runtime.get_num_threads() if engine._threads is None else engine._threads
+    have = lanes_of(engine.dtype)
+    fitting = [(key, choice) for key, choice in choices if lanes == have]
+    for key, choice in fitting:
+        if isinstance(engine, Engine):
+            engine._choices[key[0], key[1]] = choice
+        else:
+            engine._choices[_tuples(key)] = choice
+    if choices and not any(key[1] == workers for key, _ in fitting):
+        made = f"{lanes} lanes, {', '.join(sorted({str(key[1]) for key, _ in choices}))} threads"
+        warnings.warn(
+            f"{path} was tuned for {made}, and here are {have} lanes, {workers} threads: the first call measures anew",
+            stacklevel=3,
+        )
+        engine._tune_again = True
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,240 @@
+"""Programs as plain data: a description that JSON knows, and arrays by name.
+
+A description has `dtype`, `shapes`, `inputs`, `outputs` and `nodes`. A node has `name`, `inputs`, `output` and
+`operator`: its `type` and its fields. Arrays stand as their names; a weight is `indptr`, `indices`, `data` and a
+shape; windows of pooling are their tables. What is read is checked as if it came from a stranger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Conv,
+    Linear,
+    Node,
+    Operator,
+    Pool,
+    Program,
+    Reshape,
+    Scale,
+    Shape,
+    size,
+)
+from fastsparse.launch import ACTIVATIONS
+from fastsparse.plan.conv import Geometry
+from fastsparse.plan.pooling import Windows
+
+Array = NDArray[Any]
+LARGEST_BYTES = 2**31  # of one sample of a tensor, padding included
+_GEOMETRY = ("channels", "out_channels", "spatial", "kernel", "stride", "padding", "dilation", "groups")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
+    """Describe a program; its arrays are added to `arrays`, each once."""
+    names: dict[int, str] = {}
+
+    def kept(array: Array | None) -> str | None:
+        if array is None:
+            return None
+        if id(array) not in names:
+            names[id(array)] = f"program.{len(names)}"
+            arrays[names[id(array)]] = array
+        return names[id(array)]
+
+    def weight(matrix: CSR) -> dict[str, Any]:
+        fields = {name: kept(getattr(matrix, name)) for name in ("indptr", "indices", "data")}
+        return {**fields, "shape": list(matrix.shape)}
+
+    return {
+        "dtype": program.dtype.name,
+        "shapes": [list(shape) for shape in program.shapes],
+        "inputs": list(program.inputs),
+        "outputs": list(program.outputs),
+        "nodes": [
+            {
+                "name": node.name,
+                "inputs": list(node.inputs),
+                "output": node.output,
+                "operator": _described(node.operator, kept, weight),
+            }
+            for node in program.nodes
+        ],
+    }
+
+
+def _described(
+    op: Operator, kept: Callable[[Array | None], str | None], weight: Callable[[CSR], dict[str, Any]]
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {"type": type(op).__name__}
+    if isinstance(op, Conv | Linear):
+        fields.update(weight=weight(op.weight), bias=kept(op.bias), activation=op.activation, dense=op.dense)
+    if isinstance(op, Conv):
+        fields["geometry"] = {name: getattr(op.geometry, name) for name in _GEOMETRY}
+    elif isinstance(op, Scale):
+        fields.update(scale=kept(op.scale), shift=kept(op.shift))
+    elif isinstance(op, Activate):
+        fields["name"] = op.name
+    elif isinstance(op, Pool):
+        tables = {"rows": kept(op.windows.rows), "columns": kept(op.windows.columns)}
+        fields.update(kind=op.kind, spatial=list(op.windows.spatial), **tables)
+    elif isinstance(op, Add):
+        fields["activation"] = op.activation
+    return fields
+
+
+# ---------------------------------------------------------------- reading
+
+
+def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
+    """The program that `to_plain` described.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        When `plain` and `arrays` describe no program.
+    """
+    dtype = np.dtype(plain["dtype"])
+    if dtype.name not in ("float32", "float64"):
+        raise ValueError(f"the dtype is {dtype}, expected float32 or float64")
+    shapes = tuple(_ints(shape, 0) for shape in plain["shapes"])
+    for shape in shapes:
+        if not shape or size(shape) * dtype.itemsize > LARGEST_BYTES:
+            raise ValueError(f"a tensor has shape {shape}, expected one of at most {LARGEST_BYTES} bytes")
+    inputs, outputs = _ints(plain["inputs"], 0), _ints(plain["outputs"], 0)
+    written = set(inputs)
+    if len(written) != len(inputs) or not inputs or not outputs:
+        raise ValueError(f"the inputs are {inputs} and the outputs {outputs}, expected tensors")
+    reader, nodes = _Reader(arrays, dtype), []
+    for entry in plain["nodes"]:
+        sources, output = _ints(entry["inputs"], 0), int(entry["output"])
+        if not written.issuperset(sources) or output in written or not 0 <= output < len(shapes):
+            raise ValueError(f"node {entry['name']!r} reads {sources} and writes {output}, out of order")
+        operator = reader.operator(entry["operator"])
+        expected = _result(operator, [shapes[t] for t in sources])
+        if shapes[output] != expected:
+            raise ValueError(f"node {entry['name']!r} gives shape {expected}, but tensor {output} has {shapes[output]}")
+        written.add(output)
+        nodes.append(Node(str(entry["name"]), operator, sources, output))
+    if not written.issuperset(outputs) or max(written) >= len(shapes):
+        raise ValueError(f"the outputs are {outputs}, which nothing writes")
+    return Program(shapes, inputs, outputs, tuple(nodes), dtype)
+
+
+def _ints(values: Any, least: int) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or not all(type(v) is int and least <= v < 2**53 for v in values):
+        raise ValueError(f"{values!r} are not integers of at least {least}")
+    return tuple(values)
+
+
+class _Reader:
+    """Reads operators, whose arrays are in `arrays`."""
+
+    def __init__(self, arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> None:
+        self.arrays, self.dtype = arrays, dtype
+        self.matrices: dict[tuple[str, ...], CSR] = {}
+
+    def operator(self, entry: Any) -> Operator:
+        kind = entry["type"]
+        if kind == "Conv":
+            return Conv(*self._product(entry), geometry=self._geometry(entry["geometry"]), **_rest(entry))
+        if kind == "Linear":
+            return Linear(*self._product(entry), **_rest(entry))
+        if kind == "Scale":
+            scale, shift = (np.asarray(self.arrays[entry[name]], np.float64) for name in ("scale", "shift"))
+            return Scale(scale, shift)
+        if kind == "Activate":
+            return Activate(_activation(entry["name"], False))
+        if kind == "Pool":
+            return self._pool(entry)
+        if kind == "Add":
+            return Add(_activation(entry["activation"]))
+        if kind == "Reshape":
+            return Reshape()
+        raise ValueError(f"an operator has the type {kind!r}")
+
+    def _product(self, entry: Any) -> tuple[CSR, Array | None]:
+        fields = [entry["weight"][name] for name in ("indptr", "indices", "data")]
+        shape = _ints(entry["weight"]["shape"], 0)
+        key = (*fields, str(shape))
+        if key not in self.matrices:
+            indptr, indices, data = (self.arrays[name] for name in fields)
+            self.matrices[key] = CSR(indptr, indices, data, shape)
+        weight = self.matrices[key]
+        bias = None if entry["bias"] is None else self.arrays[entry["bias"]]
+        if weight.dtype != self.dtype or (bias is not None and (bias.dtype, bias.shape) != (self.dtype, shape[:1])):
+            raise ValueError(f"a weight of shape {shape} or its bias does not fit {self.dtype}")
+        return weight, bias
+
+    def _geometry(self, entry: Any) -> Geometry:
+        axes = {name: _ints(entry[name], 1) for name in ("spatial", "kernel", "stride", "dilation")}
+        padding = tuple(_ints(pair, 0) for pair in entry["padding"])
+        channels, out, groups = _ints([entry["channels"], entry["out_channels"], entry["groups"]], 1)
+        lengths = {len(values) for values in (*axes.values(), padding)}
+        if len(lengths) != 1 or any(len(pair) != 2 for pair in padding) or channels % groups or out % groups:
+            raise ValueError(f"{entry!r} is no convolution")
+        geometry = Geometry(channels, out, padding=padding, groups=groups, **axes)  # type: ignore[arg-type]
+        if channels * math.prod(geometry.padded) * self.dtype.itemsize > LARGEST_BYTES or min(geometry.out_spatial) < 1:
+            raise ValueError(f"{entry!r} is too large, or its window too large for its image")
+        return geometry
+
+    def _pool(self, entry: Any) -> Pool:
+        spatial = _ints(entry["spatial"], 1)
+        tables = [self.arrays[entry[name]] for name in ("rows", "columns")]
+        if entry["kind"] not in ("max", "mean") or len(spatial) != 2:
+            raise ValueError(f"{entry!r} is no pooling")
+        for extent, table in zip(spatial, tables, strict=True):
+            fits = table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 3 and len(table) > 0
+            if not fits or (table[:, 0] < 0).any() or (table[:, 1] > extent).any() or (table[:, 2] < 1).any():
+                raise ValueError("windows of pooling lie outside of the image")
+            if (table[:, 0] >= table[:, 1]).any() or (np.diff(table[:, :2], axis=0) < 0).any():
+                raise ValueError("windows of pooling are empty or out of order")
+        rows, columns = (np.ascontiguousarray(table) for table in tables)
+        return Pool(entry["kind"], Windows((spatial[0], spatial[1]), rows, columns))
+
+
+def _rest(entry: Any) -> dict[str, Any]:
+    if type(entry["dense"]) is not bool:
+        raise ValueError(f"dense is {entry['dense']!r}, expected true or false")
+    return {"activation": _activation(entry["activation"]), "dense": entry["dense"]}
+
+
+def _activation(name: Any, optional: bool = True) -> Any:
+    if name not in ACTIVATIONS or (name is None and not optional):
+        raise ValueError(f"an activation is {name!r}")
+    return name
+
+
+def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
+    """The shape that an operator gives, None where the shapes do not fit it."""
+    x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear)
+    if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add)))):
+        return None
+    found: Shape | None = x
+    if isinstance(op, Conv):
+        g, (rows, columns) = op.geometry, op.weight.shape
+        taps = g.channels // g.groups * math.prod(g.kernel)
+        fits = x == (g.channels, *g.spatial) and (rows, columns) == (g.out_channels, taps)
+        found = (g.out_channels, *g.out_spatial) if fits else None
+    elif isinstance(op, Linear):
+        found = op.weight.shape[:1] if x == op.weight.shape[1:] else None
+    elif isinstance(op, Pool):
+        found = (x[0], *op.windows.out_spatial) if x[1:] == op.windows.spatial else None
+    elif isinstance(op, Reshape):
+        found = (size(x),)
+    elif isinstance(op, Scale):
+        found = x if op.scale.shape == op.shift.shape == x[:1] else None
+    elif isinstance(op, Add):
+        found = x if len(shapes) == 2 and shapes[1] == x else None
+    return None if many and len(shapes) == 2 and shapes[1] != found else found

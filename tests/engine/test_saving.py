@@ -1,0 +1,194 @@
+"""Saved engines: the same bits, the choices of tuning, and no trust in what a file says."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import files
+from fastsparse.engine import loading, serial
+from fastsparse.engine.choosing import Choice, choices, from_json, to_json
+from fastsparse.engine.engine import Engine
+from fastsparse.engine.from_model import program_of
+from fastsparse.engine.split import Split
+from tests.engine.networks import NETWORKS, network
+from tests.engine.test_graphs import PROGRAMS
+
+
+def saved(tmp_path: Path, name: str, dtype: str = "float32", batch: int = 17, **options: Any) -> tuple[Any, Path]:
+    model, shape = network(name, dtype)
+    engine = fs.compile(model, (batch, *shape), **options)
+    engine.save(tmp_path / "engine.safetensors")
+    return engine, tmp_path / "engine.safetensors"
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in NETWORKS for d in ("float32", "float64")][:-1])
+def test_an_engine_comes_back_to_the_bit(name, dtype, tmp_path, rng):
+    engine, path = saved(tmp_path, name, dtype, tune=False)
+    again = fs.load_engine(path)
+    assert (again.input_shape, again.output_shape, again.dtype) == (
+        engine.input_shape, engine.output_shape, engine.dtype,
+    )  # fmt: skip
+    for batch in (1, 3, 17):
+        x = rng.standard_normal((batch, *engine.input_shape[1:])).astype(engine.dtype)
+        np.testing.assert_array_equal(again(x), engine(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_programs_come_back_whole_before_passes_and_behind(name):
+    model, shape = network(name)
+    for program in (program_of(model, shape), fs.compile(model, (2, *shape))._program):
+        _assert_round_trip(program)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_graphs_come_back_whole(name):
+    _assert_round_trip(PROGRAMS[name])
+
+
+def _assert_round_trip(program):
+    arrays: dict[str, Any] = {}
+    plain = json.loads(json.dumps(serial.to_plain(program, arrays)))
+    again = serial.from_plain(plain, arrays)
+    arrays_again: dict[str, Any] = {}
+    assert json.loads(json.dumps(serial.to_plain(again, arrays_again))) == plain
+    assert list(arrays_again) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(arrays_again[name], array)
+
+
+def test_what_tuning_chose_is_kept(tmp_path, monkeypatch):
+    engine, path = saved(tmp_path, "demo", batch=40, threads=1)
+    again = fs.load_engine(path)
+    assert again._choices == engine._choices != {}
+    monkeypatch.setattr("fastsparse.engine.choosing.fastest", lambda *_: pytest.fail("it measured"))
+    again.prepare(40, tune=True)
+
+
+def test_a_choice_for_another_cpu_is_made_again_with_a_notice(tmp_path, monkeypatch):
+    engine, path = saved(tmp_path, "demo", batch=40, threads=1)
+    monkeypatch.setattr(loading, "lanes_of", lambda dtype: 3)
+    with pytest.warns(UserWarning, match=r"tuned for .* lanes, 1 threads, and here are 3 lanes"):
+        again = fs.load_engine(path)
+    assert again._choices == {}
+    again(np.zeros(engine.input_shape, np.float32))
+    assert list(again._choices) == [(40, 1)]
+
+
+def test_a_choice_for_other_threads_is_made_again_with_a_notice(tmp_path):
+    _, path = saved(tmp_path, "demo", batch=40)
+    with fs.threads(fs.get_num_threads() + 1), pytest.warns(UserWarning, match="the first call measures anew"):
+        fs.load_engine(path)
+
+
+def test_choices_are_all_offered_once_and_travel():
+    model, shape = network("convolutions")
+    program = fs.compile(model, (2, *shape), tune=False)._program
+    for batch in (1, 2, 16, 40):
+        found = choices(program, batch, 2, True)
+        assert len(set(found)) == len(found)
+        assert choices(program, batch, 2, False) == found[:1]
+        assert [from_json(json.loads(json.dumps(to_json(c)))) for c in found] == found
+    assert {c.layout for c in choices(program, 40, 2, True)} == {"flat", "lanes"}
+    for bad in (None, [], ["flat", 1, 2, 3], ["flat", True, 2], ["flat", True, 2.5, 3]):
+        with pytest.raises(ValueError, match="no choice"):
+            from_json(bad)
+
+
+def test_a_choice_that_is_not_offered_is_not_taken(tmp_path):
+    model, shape = network("demo")
+    engine = fs.compile(model, (40, *shape), threads=1, tune=False)
+    engine._choices[40, 1] = Choice("flat", Split(True, 39, 7))
+    engine.save(tmp_path / "e")
+    x = np.ones((40, *shape), np.float32)
+    np.testing.assert_array_equal(fs.load_engine(tmp_path / "e")(x), engine(x))
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+def _set(*path: Any, to: Any) -> Any:
+    def change(found: Any, arrays: Any) -> None:
+        for step in path[:-1]:
+            found = found[step]
+        found[path[-1]] = to
+
+    return change
+
+
+def _array(name: str, change: Any) -> Any:
+    def apply(found: Any, arrays: Any) -> None:
+        node = next(n for n in found["program"]["nodes"] if n["operator"]["type"] == name[0])
+        entry = node["operator"].get("weight", node["operator"])
+        key = entry[name[1]]
+        arrays[key] = change(arrays[key].copy())
+
+    return apply
+
+
+NODE = ("program", "nodes", 0)
+CONV = (*NODE, "operator")
+HOSTILE = {
+    "no program": _set("program", to=None),
+    "another type": _set(*CONV, "type", to="System"),
+    "activation": _set(*CONV, "activation", to="exec"),
+    "dtype": _set("program", "dtype", to="object"),
+    "huge tensor": _set("program", "shapes", 0, to=[2**30, 2**20]),
+    "negative size": _set("program", "shapes", 0, to=[-3, 8, 10]),
+    "wrong shape": _set("program", "shapes", -1, to=[8]),
+    "reads the future": _set(*NODE, "inputs", to=[3]),
+    "writes its input": _set(*NODE, "output", to=0),
+    "no such tensor": _set(*NODE, "output", to=99),
+    "three inputs": _set(*NODE, "inputs", to=[0, 0, 0]),
+    "residual of another shape": _set(*NODE, "inputs", to=[0, 0]),
+    "output that is not there": _set("program", "outputs", to=[77]),
+    "no outputs": _set("program", "outputs", to=[]),
+    "huge padding": _set(*CONV, "geometry", "padding", to=[[2**40, 0], [0, 0]]),
+    "huge kernel": _set(*CONV, "geometry", "kernel", to=[2**40, 3]),
+    "stride of zero": _set(*CONV, "geometry", "stride", to=[0, 1]),
+    "groups": _set(*CONV, "geometry", "groups", to=2),
+    "missing array": _set(*CONV, "bias", to="program.999"),
+    "array of another kind": _set(*CONV, "bias", to="program.0"),
+    "columns out of range": _array(("Conv", "indices"), lambda a: a + 10**6),
+    "row pointers": _array(("Conv", "indptr"), lambda a: a[::-1].copy()),
+    "windows outside": _array(("Pool", "rows"), lambda a: a + 100),
+    "windows before": _array(("Pool", "rows"), lambda a: a - 100),
+    "threads": _set("threads", to=-1),
+    "choice": _set("choices", to=[[[40, 1], ["flat", 1]]]),
+    "choice for nothing": _set("choices", to=[[[0, 1], ["flat", True, 1, 1]]]),
+    "input shape": _set("input_shape", to=[1, 2, 3]),
+    "batch": _set("input_shape", to=[0, 3, 8, 10]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused(name, tmp_path):
+    _, path = saved(tmp_path, "demo", tune=False)
+    arrays, found = files.read(path, "engine")
+    found = copy.deepcopy({k: v for k, v in found.items() if k not in ("format", "format_version")})
+    HOSTILE[name](found, arrays)
+    files.write(path, "engine", arrays, found)
+    with pytest.raises(fs.FileFormatError, match=r"engine\.safetensors is damaged"):
+        fs.load_engine(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    model, _ = network("demo")
+    fs.save(model, tmp_path / "model")
+    with pytest.raises(fs.FileFormatError, match="its format is 'fastsparse model', expected 'fastsparse engine'"):
+        fs.load_engine(tmp_path / "model")
+    with pytest.raises(OSError, match="nowhere"):
+        fs.load_engine(tmp_path / "nowhere")
+
+
+def test_engines_load_as_what_they_were(tmp_path):
+    _, path = saved(tmp_path, "demo", threads=2, tune=False)
+    again = fs.load_engine(path)
+    assert isinstance(again, Engine)
+    assert again._threads == 2
