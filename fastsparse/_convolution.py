@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, workspace
+from fastsparse import launch, launch_layout, workspace
 from fastsparse._arguments import (
     as_array,
     as_bias,
@@ -272,13 +272,13 @@ def _forward_lanes(
         groups = -(-samples // m.lanes)
         x_lanes = workspace.take("x", groups * plan.x.group_stride)
         y_lanes = workspace.take("y", groups * plan.y.group_stride)
-        launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, address(x_lanes), samples, m)
+        launch_layout.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, address(x_lanes), samples, m)
         launch.run_spmm(
             plan.spmm, values, address(x_lanes), address(y_lanes), m, y_row_stride=plan.y.channel_stride,
             batches=groups, x_batch_stride=plan.x.group_stride, y_batch_stride=plan.y.group_stride, bias=bias,
             activation=activation,
         )  # fmt: skip
-        launch.unpack_lanes(address(y_lanes), plan.y, address(y[start:]), y.strides[0], y.strides[1], samples, m)
+        launch_layout.unpack_lanes(address(y_lanes), plan.y, address(y[start:]), y.strides[0], y.strides[1], samples, m)
 
 
 def _forward_pointwise(
@@ -305,7 +305,7 @@ def _forward_flat(
     image_stride = geometry.channels * plan.channel_stride
     for start, stop in chunks(len(x), image_stride * m.lanes, m):
         flat = workspace.take("x", (stop - start) * image_stride + plan.slack)
-        launch.pack_flat(
+        launch_layout.pack_flat(
             address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, address(flat), stop - start, m
         )
         launch.run_spmm(
@@ -330,8 +330,8 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
         y_buffer = workspace.take("y", groups * plan.dy.group_stride)
         x_buffer = workspace.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
         dy_lanes, x_lanes = address(y_buffer), address(x_buffer)
-        launch.pack_lanes(address(grad[start:]), grad.strides[0], grad.strides[1], plan.dy, dy_lanes, samples, m)
-        launch.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, x_lanes, samples, m)
+        launch_layout.pack_lanes(address(grad[start:]), grad.strides[0], grad.strides[1], plan.dy, dy_lanes, samples, m)
+        launch_layout.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, x_lanes, samples, m)
         launch.run_sddmm(
             plan.dw, gradients, x_lanes, dy_lanes, m, y_row_stride=plan.dy.channel_stride, batches=groups,
             x_batch_stride=plan.x.group_stride, y_batch_stride=plan.dy.group_stride,
@@ -343,5 +343,6 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
                 phase, packed_values(W, phase.operator), dy_lanes, x_lanes, m, y_row_stride=plan.dx.channel_stride,
                 batches=groups, x_batch_stride=plan.dy.group_stride, y_batch_stride=plan.dx.group_stride,
             )  # fmt: skip
-        launch.unpack_lanes(x_lanes, plan.dx, address(grad_x[start:]), grad_x.strides[0], grad_x.strides[1], samples, m)
+        target, strides = address(grad_x[start:]), grad_x.strides
+        launch_layout.unpack_lanes(x_lanes, plan.dx, target, strides[0], strides[1], samples, m)
     return grad_x, plan.dw.operator.unpack(gradients)

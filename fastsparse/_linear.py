@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, workspace
+from fastsparse import launch, launch_layout, workspace
 from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import address, machine
 from fastsparse.plan import linear as plans
@@ -62,7 +62,8 @@ def _packed(x: Array, start: int, stop: int, width: int, purpose: str, m: Machin
     """Samples start..stop of x (samples, features) in panels, in a workspace buffer."""
     layout = _panels(x.shape[1], width, m)
     panels = workspace.take(purpose, _panel_bytes(stop - start, layout, m))
-    launch.pack_lanes(address(x) + start * x.strides[0], x.strides[0], 0, layout, address(panels), stop - start, m)
+    source = address(x) + start * x.strides[0]
+    launch_layout.pack_lanes(source, x.strides[0], 0, layout, address(panels), stop - start, m)
     return panels
 
 
@@ -79,7 +80,7 @@ def _spmm_unpacked(
         y_row_stride=layout.panel_groups * m.vector, bias=bias, activation=activation,
     )  # fmt: skip
     target = address(y) + start * y.strides[0]
-    launch.unpack_lanes(address(panels), layout, target, y.strides[0], 0, samples, m)
+    launch_layout.unpack_lanes(address(panels), layout, target, y.strides[0], 0, samples, m)
 
 
 def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:

@@ -29,6 +29,7 @@ LEVELS = {
     "fastsparse.launch": 3,
     "fastsparse.launch_engine": 3,
     "fastsparse.launch_layers": 3,
+    "fastsparse.launch_layout": 3,
     "fastsparse.launch_optimizers": 3,
     "fastsparse.launch_sparse": 3,
     "fastsparse._arguments": 4,

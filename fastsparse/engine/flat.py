@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastsparse import launch, launch_engine
+from fastsparse import launch, launch_engine, launch_layout
 from fastsparse.engine import split
 from fastsparse.engine.products import packed, planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
@@ -248,7 +248,7 @@ class _Lowering:
         zeroed = not isinstance(planes, FlatPlanes)
 
         def make(a: int, b: int, scratch: int) -> launch.Call:
-            call = launch.pack_flat_call(
+            call = launch_layout.pack_flat_call(
                 a, x.image_stride, x.channel_stride, planes, x.channels, b, images, m, sources
             )  # fmt: skip
             if not zeroed:
@@ -396,7 +396,7 @@ class _Lowering:
         m, samples = self.m, self.outer
         self._add(
             name, f"pack into lanes of {m.lanes}", None, (plain,), self._new(t, "lanes"),
-            lambda a, b, scratch: launch.pack_lanes_call(a, sample, sample, one, b, samples, m),
+            lambda a, b, scratch: launch_layout.pack_lanes_call(a, sample, sample, one, b, samples, m),
             fields=("user", "lanes"),
         )  # fmt: skip
 
@@ -405,7 +405,7 @@ class _Lowering:
         m, samples = self.m, self.outer
         self._add(
             name, "unpack", None, (self.forms[t, "lanes"],), target,
-            lambda a, b, scratch: launch.unpack_lanes_call(a, one, b, sample, sample, samples, m),
+            lambda a, b, scratch: launch_layout.unpack_lanes_call(a, one, b, sample, sample, samples, m),
             fields=("lanes", "user"),
         )  # fmt: skip
 

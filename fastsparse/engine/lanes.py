@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, launch_engine
+from fastsparse import launch, launch_engine, launch_layout
 from fastsparse.engine import split
 from fastsparse.engine.products import planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
@@ -180,23 +180,22 @@ class _Lowering:
         planes, sample, channel, patches = self._user(t, first, number)
         return Step(
             "input", f"pack into lanes of {m.lanes}", None, (user_place(number),), self._place(t, first),
-            lambda x, y, scratch: launch.pack_lanes_call(x, sample, channel, planes, y, count * m.lanes, m),
+            lambda x, y, scratch: launch_layout.pack_lanes_call(x, sample, channel, planes, y, count * m.lanes, m),
             patches=patches,
         )  # fmt: skip
 
     def _unpacked(self, tensor: int, first: int, count: int) -> list[Step]:
         """Steps that give the tensor to the user, if it is a result."""
-        m, steps = self.m, []
+        m, steps = self.m, list[Step]()
         for number, output in enumerate(self.program.outputs, len(self.program.inputs)):
             if self.roots[output] == tensor:
                 planes, sample, channel, patches = self._user(tensor, first, number)
-                steps.append(Step(
-                    "output", "unpack", None, (self._place(tensor, first),), user_place(number),
-                    lambda x, y, scratch, planes=planes, sample=sample, channel=channel: launch.unpack_lanes_call(
-                        x, planes, y, sample, channel, count * m.lanes, m
-                    ),
-                    patches=patches,
-                ))  # fmt: skip
+
+                def make(x: int, y: int, scratch: int, planes=planes, sample=sample, channel=channel):  # type: ignore
+                    return launch_layout.unpack_lanes_call(x, planes, y, sample, channel, count * m.lanes, m)
+
+                source = (self._place(tensor, first),)
+                steps.append(Step("output", "unpack", None, source, user_place(number), make, patches=patches))
         return steps
 
     def _plan(self, node: Node) -> Product | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsparse import launch
+from fastsparse import launch_layout
 from fastsparse.launch import address
 from fastsparse.plan import conv, lanes
 from fastsparse.plan.conv import Geometry
@@ -43,7 +43,7 @@ def test_lanes_there_and_back(rng, monkeypatch, channels, spatial, padding, work
         groups = -(-samples // m.lanes)
         user = rng.standard_normal((samples, channels, *spatial)).astype(dtype)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        launch.pack_lanes(address(user), user.strides[0], user.strides[1], planes, address(buffer), samples, m)
+        launch_layout.pack_lanes(address(user), user.strides[0], user.strides[1], planes, address(buffer), samples, m)
         expected = np.zeros((groups * m.lanes, channels, *padded_shape), dtype)
         expected[:samples] = ref.pad_spatial(user, padding, 0.0)
         for group, channel in np.ndindex(groups, channels):
@@ -55,7 +55,9 @@ def test_lanes_there_and_back(rng, monkeypatch, channels, spatial, padding, work
             assert (gap == 255).all(), "between planes nothing is written"
         back = Guarded(user.shape, dtype)
         inside = back.inside
-        launch.unpack_lanes(address(buffer), planes, address(inside), user.strides[0], user.strides[1], samples, m)
+        launch_layout.unpack_lanes(
+            address(buffer), planes, address(inside), user.strides[0], user.strides[1], samples, m
+        )
         assert np.array_equal(inside, user)
         assert back.intact()
 
@@ -70,9 +72,9 @@ def test_lanes_of_samples_far_apart(rng, dtype):
     for rows in (wide[::3, :33], wide[::-3, :33][:13], np.broadcast_to(wide[3, :33], (9, 33))):
         groups = -(-len(rows) // m.lanes)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        launch.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), len(rows), m)
+        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), len(rows), m)
         back = np.full_like(wide, np.nan)
-        launch.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, len(rows), m)
+        launch_layout.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, len(rows), m)
         assert np.array_equal(back[: len(rows), :33], rows, equal_nan=True)
         assert np.isnan(back[:, 33:]).all()
         assert np.isnan(back[len(rows) :]).all()
@@ -92,7 +94,7 @@ def test_flat_planes(rng, stride, padding, dtype):
     images = rng.standard_normal((2, 3, 9, 11)).astype(dtype)
     size = 2 * 3 * plan.channel_stride + plan.slack
     buffer = aligned_empty((size,), np.uint8)
-    launch.pack_flat(address(images), images.strides[0], images.strides[1], plan, 3, address(buffer), 2, m)
+    launch_layout.pack_flat(address(images), images.strides[0], images.strides[1], plan, 3, address(buffer), 2, m)
     numbers = buffer.view(dtype)
     padded = ref.pad_spatial(images, padding, 0.0)
     op = plan.spmm.operator

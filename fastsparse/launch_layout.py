@@ -1,0 +1,125 @@
+"""Launching layouts: user arrays <-> lanes, panels and flat planes. A part of `launch`: nothing is validated here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.launch import Call, Record, address, run_call
+from fastsparse.plan.conv import FlatConv
+from fastsparse.plan.flat import FlatPlanes
+from fastsparse.plan.lanes import LanesPlanes
+from fastsparse.plan.linear import Machine
+from fastsparse_kernels import layout
+
+PACK_CHUNK = 512  # positions that one packing task moves
+
+
+def pack_lanes_call(
+    user: int, sample_stride: int, channel_stride: int, planes: LanesPlanes, lanes: int, samples: int, m: Machine
+) -> Call:
+    """user[sample, channel, position] -> lanes planes. Addresses and strides in bytes, positions contiguous."""
+    return _lanes_call(layout.pack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+
+
+def unpack_lanes_call(
+    lanes: int, planes: LanesPlanes, user: int, sample_stride: int, channel_stride: int, samples: int, m: Machine
+) -> Call:
+    """Lanes planes -> user[sample, channel, position]."""
+    return _lanes_call(layout.unpack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+
+
+def _lanes_call(
+    kernel: Any,
+    user: int,
+    sample_stride: int,
+    channel_stride: int,
+    planes: LanesPlanes,
+    lanes: int,
+    samples: int,
+    m: Machine,
+) -> Call:
+    chunks = max(1, -(-planes.positions // PACK_CHUNK))
+    record = Record(
+        layout.LANES,
+        channels=planes.channels,
+        chunks=chunks,
+        chunk=PACK_CHUNK,
+        positions=planes.positions,
+        samples=samples,
+        user=user,
+        user_sample_stride=sample_stride,
+        user_channel_stride=channel_stride,
+        lanes=lanes,
+        lanes_group_stride=planes.group_stride,
+        lanes_channel_stride=planes.channel_stride,
+        panel_groups=planes.panel_groups,
+        panel_stride=planes.panel_stride or planes.group_stride,
+        places=address(planes.places) if len(planes.places) else 0,
+        borders=address(planes.borders),
+        border_count=len(planes.borders),
+    )
+    groups = -(-samples // m.lanes)
+    # Moving an element costs about as much as four FMAs.
+    flops = 4.0 * groups * m.lanes * planes.channels * planes.positions
+    return Call(kernel(m.bits, m.lanes), record, groups * planes.channels * chunks, flops)
+
+
+def pack_lanes(
+    user: int, sample_stride: int, channel_stride: int, planes: LanesPlanes, lanes: int, samples: int, m: Machine
+) -> None:
+    """Run `pack_lanes_call`."""
+    run_call(pack_lanes_call(user, sample_stride, channel_stride, planes, lanes, samples, m), m.workers)
+
+
+def unpack_lanes(
+    lanes: int, planes: LanesPlanes, user: int, sample_stride: int, channel_stride: int, samples: int, m: Machine
+) -> None:
+    """Run `unpack_lanes_call`."""
+    run_call(unpack_lanes_call(lanes, planes, user, sample_stride, channel_stride, samples, m), m.workers)
+
+
+def pack_flat_call(
+    user: int,
+    image_stride: int,
+    channel_stride: int,
+    plan: FlatConv | FlatPlanes,
+    channels: int,
+    flat: int,
+    images: int,
+    m: Machine,
+    sources: NDArray[np.int64] | None = None,
+) -> Call:
+    """user[image, channel, ...] -> zero-padded phase planes.
+
+    sources : bytes from the user's channel to each of its rows; by default they follow one another
+    """
+    record = Record(
+        layout.FLAT,
+        channels=channels,
+        rows=plan.rows,
+        row_length=plan.row_length,
+        phases=len(plan.firsts),
+        step=plan.step,
+        user=user,
+        user_image_stride=image_stride,
+        user_channel_stride=channel_stride,
+        sources=0 if sources is None else address(sources),
+        flat=flat,
+        flat_image_stride=channels * plan.channel_stride,
+        flat_channel_stride=plan.channel_stride,
+        channel_vectors=plan.channel_stride // m.vector,
+        firsts=address(plan.firsts),
+        places=address(plan.places),
+    )
+    flops = 1.0 * images * channels * plan.channel_stride / m.size
+    return Call(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops)
+
+
+def pack_flat(
+    user: int, image_stride: int, channel_stride: int, plan: FlatConv, channels: int, flat: int, images: int, m: Machine
+) -> None:
+    """Run `pack_flat_call`."""
+    run_call(pack_flat_call(user, image_stride, channel_stride, plan, channels, flat, images, m), m.workers)
