@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsparse import launch_layout
+from fastsparse import _linear, launch_layout
 from fastsparse.launch import address
 from fastsparse.plan import conv, lanes
 from fastsparse.plan.conv import Geometry
@@ -78,6 +78,27 @@ def test_lanes_of_samples_far_apart(rng, dtype):
         assert np.array_equal(back[: len(rows), :33], rows, equal_nan=True)
         assert np.isnan(back[:, 33:]).all()
         assert np.isnan(back[len(rows) :]).all()
+
+
+@BOTH
+@pytest.mark.parametrize("width", [1, 3])
+def test_panels_there_and_back(rng, width, dtype):
+    m = machine_of(dtype)
+    for samples in (1, m.lanes, width * m.lanes + 1, 2 * width * m.lanes - 1, 3 * width * m.lanes):
+        rows = rng.standard_normal((samples, 13)).astype(dtype)
+        layout = _linear._panels(13, width, m)
+        panels = -(-samples // (width * m.lanes))
+        buffer = aligned_empty((panels * layout.panel_stride,), np.uint8)
+        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, layout, address(buffer), samples, m)
+        padded = np.zeros((panels * width * m.lanes, 13), dtype)
+        padded[:samples] = rows
+        for sample in range(-(-samples // m.lanes) * m.lanes):
+            panel, group, lane = sample // (width * m.lanes), sample // m.lanes % width, sample % m.lanes
+            found = buffer[panel * layout.panel_stride :][: 13 * width * m.vector].view(dtype)
+            assert np.array_equal(found.reshape(13, width, m.lanes)[:, group, lane], padded[sample])
+        back = np.full_like(rows, np.nan)
+        launch_layout.unpack_lanes(address(buffer), layout, address(back), back.strides[0], 0, samples, m)
+        assert np.array_equal(back, rows)
 
 
 @BOTH
