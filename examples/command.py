@@ -19,7 +19,7 @@ def run(task: Task, about: str | None, argv: Sequence[str] | None = None) -> int
     try:
         split = task.load()
     except ModuleNotFoundError as error:
-        print(f"{task.name}: no module {error.name!r}: pip install 'fastsparse[examples]'", file=sys.stderr)
+        print(f"{task.name}: no module {error.name!r}: pip install -e '.[examples]' in the checkout", file=sys.stderr)
         return 1
     print(sizes(split))
     outcomes: dict[str, Outcome] = {}

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         fill(store, cases, args.seeds, quiet=args.quiet)
     except ModuleNotFoundError as error:
-        print(f"compare: no module {error.name!r}: pip install 'fastsparse[examples]'", file=sys.stderr)
+        print(f"compare: no module {error.name!r}: pip install -e '.[examples]' in the checkout", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stopped; {store.path} has what is done, and the same call goes on from there", file=sys.stderr)

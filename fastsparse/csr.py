@@ -17,7 +17,6 @@ from scipy import sparse
 from fastsparse import _validate
 from fastsparse._memo import Memo
 from fastsparse._pattern import Pattern
-from fastsparse_kernels import operators as kernels
 
 __all__ = ["CSR", "Pattern", "csr"]
 
@@ -129,7 +128,9 @@ class CSR:
         if permutation.dtype != np.uint32:
             return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
         values = np.empty_like(self._data)
-        kernels.gather(values.itemsize * 8)(self._data, permutation, values)
+        from fastsparse_kernels import operators  # numba: not before something is computed
+
+        operators.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, _validate.frozen(values))
 
     def with_data(self, values: Any) -> CSR:

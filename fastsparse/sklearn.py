@@ -20,7 +20,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
-        "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install 'fastsparse[sklearn]'"
+        "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install -e '.[sklearn]' in the checkout"
     ) from error
 
 from fastsparse import nn, sparsity, training

@@ -262,23 +262,23 @@ def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
     assert len(files(tmp_path / "kernels")) == 3
 
 
-SPMM = """
+SPMV = """
 import hashlib
 import numpy as np, fastsparse as fs
 from fastsparse_kernels import build
 rng = np.random.default_rng(3)
 A = rng.standard_normal((40, 60)) * (rng.random((40, 60)) < 0.3)
 with fs.threads(1):
-    Y = fs.spmm(fs.csr(A, "float32"), rng.standard_normal((60, 70)).astype("float32"), activation="relu")
+    Y = fs.spmm(fs.csr(A, "float32"), rng.standard_normal(60).astype("float32"), activation="relu")
 print(hashlib.sha256(Y).hexdigest())
 """
 
 
 def test_sixteen_cold_processes_at_once(run_python, tmp_path):
     with ThreadPoolExecutor(16) as pool:
-        done = list(pool.map(lambda _: run_python(SPMM, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold")), range(16)))
-    warm = run_python(SPMM, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold"))
-    uncached = run_python(SPMM, FASTSPARSE_CACHE_DIR="/dev/null/none")
+        done = list(pool.map(lambda _: run_python(SPMV, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold")), range(16)))
+    warm = run_python(SPMV, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold"))
+    uncached = run_python(SPMV, FASTSPARSE_CACHE_DIR="/dev/null/none")
     assert {process.stdout for process in done} == {warm.stdout} == {uncached.stdout}
     assert {process.stderr for process in (*done, warm)} == {""}
     (directory,) = files(tmp_path / "cold")

@@ -46,7 +46,7 @@ class History:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("history.plot needs matplotlib: pip install 'fastsparse[plot]'") from error
+            raise ImportError("history.plot needs matplotlib: pip install -e '.[plot]' in the checkout") from error
         panels = [name for name in ("loss", "accuracy") if name in self]
         figure = Figure(figsize=(5 * max(len(panels), 1), 3.5), layout="constrained")
         for i, name in enumerate(panels):

