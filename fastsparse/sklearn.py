@@ -1,4 +1,4 @@
-"""Sparse multi-layer perceptrons with scikit-learn's interface. Needs the extra ``fastsparse[sklearn]``.
+"""Sparse multi-layer perceptrons with scikit-learn's interface. Needs the extra ``sklearn``.
 
 Estimators can be cloned, searched over, put in pipelines and pickled as scikit-learn's own. To keep a trained network
 without pickle, save ``estimator.model_`` with ``fs.save``.

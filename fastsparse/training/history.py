@@ -41,7 +41,7 @@ class History:
         Raises
         ------
         ImportError
-            Without matplotlib, which the extra ``fastsparse[plot]`` installs.
+            Without matplotlib, which the extra ``plot`` installs.
         """
         try:
             from matplotlib.figure import Figure

@@ -312,5 +312,5 @@ def test_hostile_sparse_initializers(values, indices, dims):
 
 def test_without_onnx_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r'the extra "onnx" brings it: pip install "fastsparse\[onnx\]"'):
+    with pytest.raises(ImportError, match=r'the extra "onnx" brings it: pip install -e "\.\[onnx\]" in the checkout'):
         fs.compile(tmp_path / "model.onnx")
