@@ -12,6 +12,7 @@ from fastsparse.plan.conv import FlatConv
 from fastsparse.plan.flat import FlatPlanes
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
+from fastsparse.plan.parts import Gather
 from fastsparse_kernels import layout
 
 PACK_CHUNK = 512  # positions that one packing task moves
@@ -116,6 +117,34 @@ def pack_flat_call(
     )
     flops = 1.0 * images * channels * plan.channel_stride / m.size
     return Call(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops)
+
+
+def gather_call(
+    plan: Gather, x: int, x_strides: tuple[int, int], y: int, y_strides: tuple[int, int], channels: int, images: int,
+    m: Machine,
+) -> Call:  # fmt: skip
+    """Gather every channel of x into one of y; strides of images and channels in bytes."""
+    vectors = len(plan.targets)
+    chunks = max(1, -(-vectors // PACK_CHUNK))
+    record = Record(
+        layout.GATHER,
+        channels=channels,
+        chunks=chunks,
+        chunk=PACK_CHUNK,
+        vectors=vectors,
+        x=x,
+        x_image_stride=x_strides[0],
+        x_channel_stride=x_strides[1],
+        y=y,
+        y_image_stride=y_strides[0],
+        y_channel_stride=y_strides[1],
+        sources=address(plan.sources),
+        targets=address(plan.targets),
+        other=address(plan.other),
+        last_lanes=plan.last_lanes,
+    )
+    flops = 8.0 * images * channels * vectors * m.lanes
+    return Call(layout.gather_kernel(m.bits, m.lanes), record, images * channels * chunks, flops)
 
 
 def pack_flat(

@@ -5,17 +5,24 @@ All choices for a batch give the same bits, so the choice is one of time alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from fastsparse import launch
 from fastsparse.engine import split
 from fastsparse.engine.flat import flat_schedule, flat_work
 from fastsparse.engine.lanes import assign_planes, lanes_schedule, work_of
+from fastsparse.engine.parts import parts_schedule
 from fastsparse.engine.program import Conv, Linear, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
+from fastsparse.plan.parts import partition
+
+# On flat planes vectors of windows are unaligned and stored in pieces: so much slower than on parts.
+FLAT_COST = 1.3
+GATHER_FLOPS = 12  # of gathering one number into a part's border, in multiplications and additions
 
 # What a layer may read and write for one vector of samples without leaving the caches. In layers of more, an image
 # at a time is faster, though its vectors are unaligned.
@@ -23,7 +30,7 @@ LANES_BYTES = 8 << 20
 
 
 class Choice(NamedTuple):
-    """A layout, "flat" or "lanes", and how the batch is cut."""
+    """A layout, "flat", "parts" or "lanes", and how the batch is cut."""
 
     layout: str
     cut: split.Split
@@ -34,24 +41,25 @@ def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choi
     machine = launch.machine(program.dtype, workers)
     on_images = any(len(shape) > 1 for shape in program.shapes)
     if batch == 1 or (on_images and not policy.prefers_lanes(batch, machine.lanes)):
-        return _flat(program, batch, workers)[: None if tune else 1]
+        return _by_image(program, batch, machine)[: None if tune else 1]
     groups, work = -(-batch // machine.lanes), work_of(program, machine)
     if not on_images:
         cuts = split.candidates(work, groups, workers) if tune else [split.choose(work, groups, workers)]
         return [Choice("lanes", cut) for cut in cuts]
-    first = [Choice("lanes", split.choose(work, groups, workers)), *_flat(program, batch, workers)[:1]]
+    by_image = _by_image(program, batch, machine)
+    first = [Choice("lanes", split.choose(work, groups, workers)), by_image[0]]
     if _leaves_caches(program, machine):
         first.reverse()
     if not tune:
         return first[:1]
-    rest = [*_flat(program, batch, workers), *(Choice("lanes", c) for c in split.candidates(work, groups, workers))]
+    rest = [*by_image, *(Choice("lanes", c) for c in split.candidates(work, groups, workers))]
     return list(dict.fromkeys([*first, *rest]))
 
 
 def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Schedule:
     """The schedule of a choice."""
-    make = flat_schedule if choice.layout == "flat" else lanes_schedule
-    return make(program, batch, launch.machine(program.dtype, workers), choice.cut)
+    make = {"flat": flat_schedule, "parts": parts_schedule, "lanes": lanes_schedule}
+    return make[choice.layout](program, batch, launch.machine(program.dtype, workers), choice.cut)
 
 
 def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:
@@ -83,11 +91,31 @@ def from_json(data: Any) -> Choice:
     return Choice(data[0], split.Split(*data[1:]))
 
 
-def _flat(program: Program, batch: int, workers: int) -> list[Choice]:
-    cuts = [split.choose_images(flat_work(program), batch, workers)]
-    if batch > 1 and workers > 1:
+def _by_image(program: Program, batch: int, machine: Machine) -> list[Choice]:
+    """Choices that run images one by one, the best by estimate first."""
+    cuts = [split.choose_images(flat_work(program), batch, machine.workers)]
+    if batch > 1 and machine.workers > 1:
         cuts.append(split.Split(False, batch, 1))
-    return [Choice("flat", cut) for cut in dict.fromkeys(cuts)]
+    layouts = ["flat"]
+    if any(isinstance(node.operator, Conv) for node in program.nodes):
+        layouts = ["parts", "flat"] if _prefers_parts(program, machine) else ["flat", "parts"]
+    return [Choice(layout, cut) for cut in dict.fromkeys(cuts) for layout in layouts]
+
+
+def _prefers_parts(program: Program, machine: Machine) -> bool:
+    """Whether parts cost less than flat planes, with their borders and with what hangs over the ends of images."""
+    flat = parts = 0.0
+    for node in program.nodes:
+        if isinstance(node.operator, Conv):
+            g, flops = node.operator.geometry, node.operator.useful_flops
+            size = partition(g.out_spatial, machine.lanes).size
+            windows = math.prod(g.kernel) > 1
+            flat += flops * (FLAT_COST if windows else 1.0)
+            parts += flops * machine.lanes * math.prod(size) / max(1, g.positions)
+            if windows:
+                border = math.prod(n * s + k - 1 for n, s, k in zip(size, g.stride, g.kernel, strict=True))
+                parts += machine.lanes * GATHER_FLOPS * g.channels * (border - math.prod(size))
+    return parts < flat
 
 
 def _leaves_caches(program: Program, machine: Machine) -> bool:

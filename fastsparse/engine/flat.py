@@ -32,8 +32,7 @@ def flat_schedule(program: Program, batch: int, machine: Machine, sizes: split.S
     """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
     if sizes is None:
         sizes = split.choose_images(flat_work(program), batch, machine.workers)
-    lowering = _Lowering(program, batch, sizes, replace(machine, workers=1) if sizes.per_worker else machine)
-    return Schedule(lowering.lower(), lowering.buffers, batch // sizes.outer, machine.workers, sizes.per_worker)
+    return Lowering.scheduled(program, batch, machine, sizes)
 
 
 def flat_work(program: Program) -> split.Work:
@@ -57,7 +56,7 @@ def late_nodes(program: Program) -> set[int]:
     return late
 
 
-class _Lowering:
+class Lowering:
     """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which form.
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
@@ -88,6 +87,12 @@ class _Lowering:
         self.whole = {self.roots[t] for node in nodes if node.output in self.late for t in node.inputs}
         self.done: set[int] = set()  # numbers of results that are where the user wants them
         self.per_image: dict[int, int] = {}  # bytes of an image in the buffers that hold all images of a task
+
+    @classmethod
+    def scheduled(cls, program: Program, batch: int, machine: Machine, sizes: split.Split) -> Schedule:
+        """The schedule for `batch` samples that are cut so."""
+        lowering = cls(program, batch, sizes, replace(machine, workers=1) if sizes.per_worker else machine)
+        return Schedule(lowering.lower(), lowering.buffers, batch // sizes.outer, machine.workers, sizes.per_worker)
 
     def lower(self) -> list[Step]:
         """All steps of a task."""
@@ -224,7 +229,7 @@ class _Lowering:
     def _get(self, t: int, form: str, node: Node) -> Place:
         """The tensor in a form, copied for `node` now if nobody wrote it so."""
         if (t, form) not in self.forms:
-            name = _before(node)
+            name = name_before(node)
             if form == "plain" and (t, "lanes") in self.forms:
                 self._unpack(t, self._new(t, form), name)
             elif form == "plain":
@@ -266,8 +271,12 @@ class _Lowering:
                 if (t, "lanes") in self.forms:
                     self._unpack(t, place, "output")
                 else:
-                    form = "plain" if (t, "plain") in self.forms else "planes"
-                    self._copy(t, form, "plain", place, "output")
+                    self._copy_out(t, place, "output")
+
+    def _copy_out(self, t: int, target: Place, name: str) -> None:
+        """Step that copies images from the form they have to the plain one."""
+        form = "plain" if (t, "plain") in self.forms else "planes"
+        self._copy(t, form, "plain", target, name)
 
     # --- nodes on images -------------------------------------------------------------------------
 
@@ -289,7 +298,7 @@ class _Lowering:
             plan, values = packed(op.weight, phases.spmm)
             have = "planes" if (t, "planes") in self.forms else "plain"
             source = self._buffer(images * image_stride + phases.slack)
-            self._pack(t, have, phases, source, _before(node), "pack into phase planes")
+            self._pack(t, have, phases, source, name_before(node), "pack into phase planes")
         fresh = self.roots[node.residual] != t if node.residual is not None else False
         target = self._target(node.output, form, sources[0] if fresh else None)
 
@@ -419,7 +428,7 @@ def _rows_of(planes: FlatPlanes, m: Machine) -> FlatPlanes:
     return replace(planes, spatial=spatial, places=rows.reshape(-1, 1), firsts=np.zeros(1, np.int64))
 
 
-def _before(node: Node) -> str:
+def name_before(node: Node) -> str:
     """What the report calls a step that prepares a node's input."""
     return node.name.partition(" ")[0]
 

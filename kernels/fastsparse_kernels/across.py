@@ -177,6 +177,24 @@ def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, col
     return tile(tile, types.int64, types.int64, types.int64, column_bits), codegen
 
 
+@intrinsic
+def load_lanes(typing: Any, like: Any, base: Any, table: Any, other: Any) -> Any:
+    """A tile of one vector: lane l from base + table[l], table int32 at a byte address; from `other` where negative."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, table, other = args[1:]
+        numbers = ir.Constant(like.vector, ir.Undefined)
+        for lane in range(like.lanes):
+            offset = builder.sext(load_value(builder, shifted(builder, table, 4 * lane), I32, 4), I64)
+            nowhere = builder.icmp_signed("<", offset, ir.Constant(I64, 0))
+            address = builder.select(nowhere, other, builder.add(base, offset))
+            number = load_value(builder, address, like.element, like.size)
+            numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
+        return pack(builder, like.vector, [numbers])
+
+    return like(like, types.int64, types.int64, types.int64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def lane_of(typing: Any, tile: Any, index: Any) -> Any:
     """One lane of a tile of one vector; the index is a compile-time integer."""

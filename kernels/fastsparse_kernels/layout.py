@@ -3,6 +3,8 @@
 lanes   (batch / VL, channels, positions, VL): VL samples innermost, so every load is one aligned vector and a tile may
         take any positions: strides, dilation and image borders cost nothing. Packing transposes in registers.
 panels  (batch / (T * VL), features, T, VL): lanes layout of features in which the T vectors of a tile lie in a row.
+parts   (batch, channels, positions, VL): lanes layout of one image cut into VL parts of equal shape, each with a
+        border of what its neighbours begin with. Vectors are aligned and stored whole, at a batch of one.
 flat    (batch, channels, phases, plane): zero-padded planes of one image, for small batches; a vector is VL consecutive
         positions of a plane, rows of the image joined by the padding between them. With stride s a plane is split into
         s * s phases, each a stride-1 image.
@@ -58,6 +60,26 @@ FLAT = kernel_record(
     "places",  # int64 [rows, phases], bytes from the channel to where a row's phase begins; negative: not read
 )
 _flat_arguments = simd.record_view(FLAT)
+
+
+GATHER = kernel_record(
+    # tasks are (image, channel, chunk), the chunk innermost
+    "channels",
+    "chunks",  # chunks per channel
+    "chunk",  # vectors per chunk
+    "vectors",  # vectors to write per channel
+    "x",
+    "x_image_stride",
+    "x_channel_stride",
+    "y",  # may be x, when no vector reads what another one writes
+    "y_image_stride",
+    "y_channel_stride",
+    "sources",  # int32 [vectors, VL], bytes from x's channel to each lane's number; negative: `other`
+    "targets",  # int32 [vectors], bytes from y's channel
+    "other",  # address of a number
+    "last_lanes",  # lanes of the last vector that are written
+)
+_gather_arguments = simd.record_view(GATHER)
 
 
 def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
@@ -172,6 +194,31 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
     return run
 
 
+def make_gather(bits: int, lanes: int) -> Callable[..., None]:
+    """Write vectors whose lanes lie anywhere in x's channel: between an image, its parts, and their borders."""
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _gather_arguments(arguments)
+        like = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            chunk, plane = task % a.chunks, task // a.chunks
+            channel, image = plane % a.channels, plane // a.channels
+            x = a.x + image * a.x_image_stride + channel * a.x_channel_stride
+            y = a.y + image * a.y_image_stride + channel * a.y_channel_stride
+            end = min(a.vectors, (chunk + 1) * a.chunk)
+            for i in range(chunk * a.chunk, end):
+                numbers = simd.load_lanes(like, x, a.sources + i * lanes * 4, a.other)
+                target = y + simd.load_u32(a.targets + i * 4)
+                if i + 1 < a.vectors:
+                    simd.store(numbers, target)
+                else:
+                    simd.store_first(numbers, target, a.last_lanes)
+            task = simd.fetch_add(a.counter, 1)
+
+    return run
+
+
 @compiled_once
 def pack_lanes_kernel(bits: int, lanes: int) -> Any:
     """Compiled packing user -> lanes."""
@@ -188,3 +235,9 @@ def unpack_lanes_kernel(bits: int, lanes: int) -> Any:
 def pack_flat_kernel(bits: int, lanes: int) -> Any:
     """Compiled packing of images into flat phase planes."""
     return compile_kernel(make_pack_flat(bits, lanes), f"pack_flat_f{bits}_v{lanes}")
+
+
+@compiled_once
+def gather_kernel(bits: int, lanes: int) -> Any:
+    """Compiled gathering of vectors."""
+    return compile_kernel(make_gather(bits, lanes), f"gather_f{bits}_v{lanes}")

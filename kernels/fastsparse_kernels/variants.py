@@ -46,6 +46,7 @@ FAMILIES = (
     Family("pack lanes", layout.pack_lanes_kernel, _once),
     Family("unpack lanes", layout.unpack_lanes_kernel, _once),
     Family("pack flat", layout.pack_flat_kernel, _once),
+    Family("gather", layout.gather_kernel, _once),
     Family(
         "activation in an epilogue",
         epilogue.activation_kernel,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import fastsparse as fs
 from fastsparse import launch
-from fastsparse.engine import flat, lanes, split
+from fastsparse.engine import flat, lanes, parts, split
 from fastsparse.engine.passes import fuse_adds, optimised
 from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Operator, Pool, Program, Reshape, Shape
 from fastsparse.engine.schedule import Schedule, assign_memory
@@ -195,6 +195,7 @@ def test_graphs_give_what_their_nodes_give(name, batch):
         groups = -(-batch // machine.lanes)
         cuts = list(product((True, False), {(1, 1), (batch, 1), (batch, batch)}))
         schedules = [flat.flat_schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
+        schedules += [parts.parts_schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
         cuts = list(product((True, False), {(1, 1), (groups, 1), (groups, groups)}))
         schedules += [lanes.lanes_schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
         for schedule in schedules:
@@ -209,12 +210,10 @@ def test_layouts_give_the_same_bits(name):
     rng = np.random.default_rng(3)
     inputs = [rng.standard_normal((2, *program.shapes[t])).astype(np.float32) for t in program.inputs]
     machine = launch.machine(np.dtype("float32"), 1)
-    for y, z in zip(
-        run(flat.flat_schedule(program, 2, machine), inputs, program),
-        run(lanes.lanes_schedule(program, 2, machine), inputs, program),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(y.view(np.int32), z.view(np.int32))
+    expected = run(flat.flat_schedule(program, 2, machine), inputs, program)
+    for schedule in (parts.parts_schedule(program, 2, machine), lanes.lanes_schedule(program, 2, machine)):
+        for y, z in zip(expected, run(schedule, inputs, program), strict=True):
+            np.testing.assert_array_equal(y.view(np.int32), z.view(np.int32))
 
 
 def test_sums_go_into_the_product_that_runs_last():
@@ -246,7 +245,8 @@ def test_a_residual_gives_its_memory_to_the_sum():
         x = g.sum(g.conv(g.conv(x, 8, kernel=1), 8, kernel=1), x, "relu")
     program = optimised(g.program(g.conv(x, 3, kernel=1)))
     machine = launch.machine(np.dtype("float32"), 1)
-    for schedule in (flat.flat_schedule(program, 1, machine), lanes.lanes_schedule(program, 8, machine)):
+    makers = (flat.flat_schedule, 1), (parts.parts_schedule, 1), (lanes.lanes_schedule, 8)
+    for schedule in (make(program, batch, machine) for make, batch in makers):
         starts, _ = assign_memory(schedule.buffers)
         shared = [step for step in schedule.steps if len(step.sources) == 2]
         assert len(shared) == 6

@@ -95,7 +95,7 @@ def test_choices_are_all_offered_once_and_travel():
         assert len(set(found)) == len(found)
         assert choices(program, batch, 2, False) == found[:1]
         assert [from_json(json.loads(json.dumps(to_json(c)))) for c in found] == found
-    assert {c.layout for c in choices(program, 40, 2, True)} == {"flat", "lanes"}
+    assert {c.layout for c in choices(program, 40, 2, True)} == {"flat", "parts", "lanes"}
     for bad in (None, [], ["flat", 1, 2, 3], ["flat", True, 2], ["flat", True, 2.5, 3]):
         with pytest.raises(ValueError, match="no choice"):
             from_json(bad)

@@ -1,0 +1,265 @@
+"""Programs on parts: single images, each cut into VL parts that fill the lanes of a vector.
+
+Tensors lie in the form "parts", in planes with the border that windows of their readers need; the layer that writes a
+tensor is followed by an exchange of borders where there are any. Where a reader wants other parts (those of its own
+output, times its stride, where the grid of the smaller image is another one), they are gathered for it. Linear layers,
+and pools whose windows are not regular, read the plain image as in `flat`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import launch, launch_engine, launch_layout
+from fastsparse.engine import split
+from fastsparse.engine.flat import Lowering, flat_work, name_before
+from fastsparse.engine.products import planned
+from fastsparse.engine.program import Conv, Node, Pool, Program
+from fastsparse.engine.schedule import Place, Schedule
+from fastsparse.plan import parts
+from fastsparse.plan.conv import Geometry, conv_between
+from fastsparse.plan.lanes import LanesPlanes, lanes_planes
+from fastsparse.plan.linear import Machine
+from fastsparse.plan.pooling import Windows, forward_bands
+
+_IN_A_ROW = np.empty(0, np.int64)
+
+
+def parts_schedule(program: Program, batch: int, machine: Machine, sizes: split.Split | None = None) -> Schedule:
+    """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
+    if sizes is None:
+        sizes = split.choose_images(flat_work(program), batch, machine.workers)
+    return _PartsLowering.scheduled(program, batch, machine, sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """How a tensor lies: what its readers read, and the planes that hold it."""
+
+    reading: parts.Reading
+    planes: LanesPlanes
+
+
+def _regular(op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
+    """Per axis kernel, stride, padding in front and weight of a pool's windows, where all of them are alike."""
+    found = []
+    for table, n in zip((op.windows.rows, op.windows.columns), op.windows.spatial, strict=True):
+        axis = parts.windows_of(table, n)
+        weights = set(table[:, 2].tolist()) if op.kind == "mean" else {1}
+        if axis is None or len(weights) != 1:
+            return None
+        found.append((*axis, weights.pop()))
+    return tuple(found)
+
+
+class _PartsLowering(Lowering):
+    """As `Lowering`, with convolutions and pools on parts."""
+
+    def __init__(self, program: Program, batch: int, sizes: split.Split, machine: Machine) -> None:
+        super().__init__(program, batch, sizes, machine)
+        self._known: dict[int, _Parts] = {}
+
+    # --- where tensors lie ---------------------------------------------------------------------
+
+    def _spatial(self, t: int) -> tuple[int, ...]:
+        return tuple(self.program.shapes[t][1:])
+
+    def _partition(self, t: int) -> parts.Partition:
+        return parts.partition(self._spatial(t), self.m.lanes)
+
+    def _reading(self, node: Node) -> parts.Reading | None:
+        """What the node reads of its first input; None where it reads the plain image."""
+        op = node.operator
+        if isinstance(op, Conv):
+            g = op.geometry
+            before = tuple(b for b, _ in g.padding)
+            return parts.reading(self._partition(node.output), g.kernel, g.stride, g.dilation, before)
+        if isinstance(op, Pool) and (axes := self._pooled_in_parts(node, op)):
+            kernel, stride, before, _ = zip(*axes, strict=True)
+            other = -np.inf if op.kind == "max" else 0.0
+            return parts.reading(self._partition(node.output), kernel, stride, (1, 1), before, other)
+        return None
+
+    def _pooled_in_parts(self, node: Node, op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
+        """The windows of a pool that runs on parts: those of images, and not of a few numbers, most lanes empty."""
+        images = self._spatial(node.inputs[0]) == op.windows.spatial
+        enough = math.prod(op.windows.out_spatial) >= self.m.lanes
+        return _regular(op) if images and enough else None
+
+    def _natural(self, t: int) -> _Parts:
+        """How the tensor, and all that must lie like it, lies from layer to layer."""
+        leader = self.alike[t]
+        if leader not in self._known:
+            partition = self._partition(leader)
+            readers = [node for t, nodes in self.readers.items() if self.alike[t] == leader for node in nodes]
+            readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
+            bordered = [r for r in readings if any(map(any, r.padding))]
+            other = bordered[0].other if bordered else 0.0
+            padding = [(0, 0)] * len(partition.size)
+            for r in bordered:
+                if r.other == other:
+                    pairs = zip(padding, r.padding, strict=True)
+                    padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
+            reading = parts.Reading(partition, tuple(padding), other)
+            self._known[leader] = _Parts(reading, self._planes_of(leader, reading))
+        return self._known[leader]
+
+    def _planes_of(self, t: int, r: parts.Reading) -> LanesPlanes:
+        return lanes_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.m)
+
+    def _written(self, node: Node) -> str:
+        return "plain"
+
+    def _new(self, t: int, form: str, over: int = -1) -> Place:
+        if form != "parts":
+            return super()._new(t, form, over)
+        place = self._buffer(self.images * self._natural(t).planes.group_stride, over=over)
+        self.forms[t, form] = place
+        return place
+
+    # --- changing forms --------------------------------------------------------------------------
+
+    def _get(self, t: int, form: str, node: Node) -> Place:
+        if (t, form) in self.forms:
+            return self.forms[t, form]
+        if form == "parts":
+            natural = self._natural(t)
+            place = self._buffer(self.images * natural.planes.group_stride)
+            self._gather(t, natural.reading, natural.planes, place, name_before(node))
+            self.forms[t, form] = place
+        elif form == "plain" and (t, "parts") in self.forms:
+            self._copy_out(t, self._new(t, form), name_before(node))
+        else:
+            return super()._get(t, form, node)
+        return self.forms[t, form]
+
+    def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
+        """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
+        if (t, "parts") in self.forms:
+            natural = self._natural(t)
+            planes, at = natural.planes, natural.reading.partition
+            positions = parts.places(self._spatial(t), at, planes, self.m.size)
+            return self.forms[t, "parts"], positions, (planes.group_stride, planes.channel_stride)
+        plain = self._plain(t)
+        return self.forms[t, "plain"], plain.all_places(), (plain.image_stride, plain.channel_stride)
+
+    def _gather(
+        self, t: int, r: parts.Reading, planes: LanesPlanes, target: Place, name: str,
+        only: NDArray[np.bool_] | None = None,
+    ) -> None:  # fmt: skip
+        """Step that gathers the image into parts."""
+        source, positions, strides = self._source(t)
+        plan = parts.gather_parts(positions, self._spatial(t), r, self.m, only)
+        self._add_gather(t, plan, source, strides, target, (planes.group_stride, planes.channel_stride), name, "parts")
+
+    def _copy_out(self, t: int, target: Place, name: str) -> None:
+        source, positions, strides = self._source(t)
+        plain = self._plain(t)
+        plan = parts.gather_plain(positions, self.m)
+        self._add_gather(t, plan, source, strides, target, (plain.image_stride, plain.channel_stride), name, "plain")
+
+    def _exchange(self, t: int, name: str) -> None:
+        """Step that fills the borders of a tensor that has just been written, if it has any."""
+        natural, spatial = self._natural(t), self._spatial(t)
+        if any(map(any, natural.reading.padding)):
+            place, positions, strides = self._source(t)
+            plan = parts.exchange(positions, spatial, natural.reading, self.m)
+            self._add_gather(t, plan, place, strides, place, strides, name, "borders")
+
+    def _add_gather(
+        self, t: int, plan: parts.Gather, source: Place, x: tuple[int, int], target: Place, y: tuple[int, int],
+        name: str, what: str,
+    ) -> None:  # fmt: skip
+        channels, images, m = self.program.shapes[t][0], self.images, self.m
+        self._add(
+            name, f"gather {what}", None, (source,), target,
+            lambda a, b, scratch: launch_layout.gather_call(plan, a, x, b, y, channels, images, m),
+        )  # fmt: skip
+
+    def _parts_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+                   ) -> tuple[Place, parts.Reading, LanesPlanes]:  # fmt: skip
+        """The node's first input as its windows read it."""
+        t, r = self.roots[node.inputs[0]], self._reading(node)
+        assert r is not None
+        natural = self._natural(t)
+        bordered = any(map(any, r.padding))
+        if r.partition == natural.reading.partition and (not bordered or r.other == natural.reading.other):
+            return self._get(t, "parts", node), natural.reading, natural.planes
+        planes = self._planes_of(t, r)
+        target = self._buffer(self.images * planes.group_stride)
+        y = self._partition(node.output)
+        self._gather(t, r, planes, target, name_before(node), parts.touched(y, r, kernel, stride, dilation))
+        return target, r, planes
+
+    # --- nodes on images -------------------------------------------------------------------------
+
+    def _conv(self, node: Node, op: Conv) -> None:
+        m, g, images = self.m, op.geometry, self.images
+        sources: tuple[Place, ...] = ()
+        if node.residual is not None:
+            sources = (self._get(self.roots[node.residual], "parts", node),)
+        source, _, x = self._parts_for(node, g.kernel, g.stride, g.dilation)
+        r, y = self._reading(node), self._natural(node.output).planes
+        assert r is not None
+        # Of a part alone; behind it the windows may end before its last position.
+        inside = replace(g, spatial=r.partition.size, padding=_exact(g, r, self._partition(node.output)))
+        plan, values = planned(op.weight, lambda p: conv_between(p, inside, x, y, m, images))
+        fresh = node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
+        target = self._new(node.output, "parts", sources[0][0] if fresh else -1)
+
+        def make(a: int, *rest: int) -> launch.Call:
+            *residual, b, scratch = rest
+            return launch.spmm_call(
+                plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride, batches=images,
+                x_batch_stride=x.group_stride, y_batch_stride=y.group_stride, bias=op.bias,
+                residual=residual[0] if residual else 0, activation=op.activation,
+            )  # fmt: skip
+
+        self._add(
+            node.name, f"spmm in parts, tile {plan.tiles.width}", node, (source, *sources), target, make,
+            scratch=launch.spmm_scratch(plan, m), fields=("x", "residual", "y") if sources else ("x", "y"),
+        )  # fmt: skip
+        self._exchange(node.output, name_before(node))
+
+    def _pool(self, node: Node, op: Pool) -> None:
+        axes = self._pooled_in_parts(node, op)
+        if axes is None:
+            super()._pool(node, op)
+            return
+        kernel, stride, before, weights = zip(*axes, strict=True)
+        source, r, x = self._parts_for(node, kernel, stride, (1, 1))
+        y, m, images = self._natural(node.output), self.m, self.images
+        corner = [have[0] - want for have, want in zip(r.padding, before, strict=True)]
+        padded = [n + sum(pads) for n, pads in zip(r.partition.size, r.padding, strict=True)]
+        rows, columns = (
+            _table(*axis) for axis in zip(y.reading.partition.size, kernel, stride, corner, weights, strict=True)
+        )
+        windows = Windows((padded[0], padded[1]), rows, columns)
+        whole = replace(x, places=_IN_A_ROW)
+        bands = forward_bands(windows, m.vector, images * x.channels, m.workers)
+        self._add(
+            node.name, f"{op.kind} pool in parts", node, (source,), self._new(node.output, "parts"),
+            lambda a, b, scratch: launch_engine.pool_lanes_call(
+                op.kind, windows, bands, a, whole, b, y.planes, images, m
+            ),
+        )  # fmt: skip
+        self._exchange(node.output, name_before(node))
+
+
+def _exact(g: Geometry, r: parts.Reading, y: parts.Partition) -> tuple[tuple[int, int], ...]:
+    """Padding of one part that gives exactly the part's outputs; behind the part it may be less than nothing."""
+    return tuple(
+        (before, (n - 1) * s + d * (k - 1) + 1 - before - m)
+        for n, s, d, k, (before, _), m in zip(
+            y.size, g.stride, g.dilation, g.kernel, r.padding, r.partition.size, strict=True
+        )
+    )
+
+
+def _table(outputs: int, kernel: int, stride: int, corner: int, weight: int) -> NDArray[np.int64]:
+    first = np.arange(outputs, dtype=np.int64) * stride + corner
+    return np.ascontiguousarray(np.stack([first, first + kernel, np.full_like(first, weight)], 1))
