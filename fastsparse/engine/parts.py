@@ -75,7 +75,7 @@ class _PartsLowering(Lowering):
         """What the node reads of its first input; None where it reads the plain image."""
         op = node.operator
         if isinstance(op, Conv):
-            g = op.geometry
+            g = _unstrided(op.geometry)
             before = tuple(b for b, _ in g.padding)
             return parts.reading(self._partition(node.output), g.kernel, g.stride, g.dilation, before)
         if isinstance(op, Pool) and (axes := self._pooled_in_parts(node, op)):
@@ -149,11 +149,15 @@ class _PartsLowering(Lowering):
 
     def _gather(
         self, t: int, r: parts.Reading, planes: LanesPlanes, target: Place, name: str,
-        only: NDArray[np.bool_] | None = None,
+        only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
-        """Step that gathers the image into parts."""
+        """Step that gathers the image, or every step-th position of it, into parts; `only` those of a part."""
         source, positions, strides = self._source(t)
-        plan = parts.gather_parts(positions, self._spatial(t), r, self.m, only)
+        spatial = self._spatial(t)
+        if step is not None:
+            grid = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
+            positions, spatial = grid.ravel(), grid.shape
+        plan = parts.gather_parts(positions, spatial, r, self.m, only)
         self._add_gather(t, plan, source, strides, target, (planes.group_stride, planes.channel_stride), name, "parts")
 
     def _copy_out(self, t: int, target: Place, name: str) -> None:
@@ -180,6 +184,15 @@ class _PartsLowering(Lowering):
             lambda a, b, scratch: launch_layout.gather_call(plan, a, x, b, y, channels, images, m),
         )  # fmt: skip
 
+    def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[Place, LanesPlanes]:
+        """Every stride-th position of the node's first input, in parts as the node's output has them."""
+        t, r = self.roots[node.inputs[0]], self._reading(node)
+        assert r is not None
+        planes = self._planes_of(t, r)
+        target = self._buffer(self.images * planes.group_stride)
+        self._gather(t, r, planes, target, name_before(node), step=stride)
+        return target, planes
+
     def _parts_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
                    ) -> tuple[Place, parts.Reading, LanesPlanes]:  # fmt: skip
         """The node's first input as its windows read it."""
@@ -198,11 +211,14 @@ class _PartsLowering(Lowering):
     # --- nodes on images -------------------------------------------------------------------------
 
     def _conv(self, node: Node, op: Conv) -> None:
-        m, g, images = self.m, op.geometry, self.images
+        m, images, g = self.m, self.images, _unstrided(op.geometry)
         sources: tuple[Place, ...] = ()
         if node.residual is not None:
             sources = (self._get(self.roots[node.residual], "parts", node),)
-        source, _, x = self._parts_for(node, g.kernel, g.stride, g.dilation)
+        if g is op.geometry:
+            source, _, x = self._parts_for(node, g.kernel, g.stride, g.dilation)
+        else:
+            source, x = self._picked(node, op.geometry.stride)
         r, y = self._reading(node), self._natural(node.output).planes
         assert r is not None
         # Of a part alone; behind it the windows may end before its last position.
@@ -248,6 +264,13 @@ class _PartsLowering(Lowering):
             ),
         )  # fmt: skip
         self._exchange(node.output, name_before(node))
+
+
+def _unstrided(g: Geometry) -> Geometry:
+    """A 1x1 convolution with strides as one without, on the image of the positions that it reads."""
+    if set(g.kernel) != {1} or set(g.stride) == {1} or any(map(any, g.padding)):
+        return g
+    return replace(g, spatial=g.out_spatial, stride=(1,) * len(g.stride))
 
 
 def _exact(g: Geometry, r: parts.Reading, y: parts.Partition) -> tuple[tuple[int, int], ...]:
