@@ -122,7 +122,7 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
 
 def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     monkeypatch.undo()  # of the poison
-    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    monkeypatch.setattr(workspace, "_own", workspace._Own())
     shape = (300, 400)
     first = workspace.array(shape, np.float32)
     assert first.flags.c_contiguous
@@ -150,7 +150,7 @@ def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
 def test_memory_of_results_is_bounded(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(workspace, "POOL_BYTES", 1_000_000)
-    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    monkeypatch.setattr(workspace, "_own", workspace._Own())
     held = [workspace.array((400_000,), np.uint8) for _ in range(6)]
     for i, array in enumerate(held):
         array.fill(i)
