@@ -147,7 +147,7 @@ class Template:
         if self._scratch_bytes:
             scratch = workspace.take("scratch", self._scratch_bytes)
             words[self._scratch] = address(scratch)
-        _run(self._kernel, words, self._tasks, self._flops, self._workers)
+        run_words(self._kernel, words, self._tasks, self._flops, self._workers)
 
 
 def run_call(call: Call, workers: int) -> None:
@@ -156,11 +156,15 @@ def run_call(call: Call, workers: int) -> None:
 
 
 def run(kernel: Any, record: Record, tasks: int, flops: float, workers: int) -> None:
-    """Run all tasks of a filled record: in parallel when it pays, in slices short enough that Ctrl-C is noticed."""
-    _run(kernel.address, record.words, tasks, flops, workers)
+    """Run all tasks of a filled record."""
+    run_words(kernel.address, record.words, tasks, flops, workers)
 
 
-def _run(kernel: int, words: array[int], tasks: int, flops: float, workers: int) -> None:
+def run_words(kernel: int, words: array[int], tasks: int, flops: float, workers: int) -> None:
+    """Run all tasks of a record's words, with the kernel at an address.
+
+    In parallel when it pays, in slices short enough that Ctrl-C is noticed.
+    """
     if tasks <= 0:
         return
     arguments = words.buffer_info()[0]
