@@ -33,6 +33,11 @@ def check_activation(activation: Any) -> str | None:
     return activation
 
 
+def is_sparse(value: Any) -> bool:
+    """Whether it is a scipy.sparse array or matrix."""
+    return type(value) is not np.ndarray and sparse.issparse(value)
+
+
 def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") -> NDArray[Any]:
     """An aligned array of `dtype` in native byte order; float16, integers and bool are converted.
 
@@ -43,6 +48,8 @@ def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") ->
     ValueError
         For nested sequences that are no array.
     """
+    if type(value) is np.ndarray and value.dtype == dtype and value.flags.aligned:
+        return value  # as below, without the questions that it answers by itself
     array = as_array(value, name)
     found = array.dtype.newbyteorder("=")
     if found == dtype:
@@ -73,7 +80,7 @@ def as_bias(bias: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any] | None:
     array = as_float(bias, dtype, "bias")
     if array.shape != (size,):
         raise ValueError(f"bias has shape {array.shape}, expected ({size},), one per row of W")
-    return np.ascontiguousarray(array)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: Any) -> NDArray[Any]:
@@ -84,10 +91,11 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: A
         raise TypeError(f"out is {type(out).__name__}, expected a NumPy array")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {dtype}")
-    if not (out.flags.writeable and out.flags.aligned and out.flags.c_contiguous):
+    if not out.flags.carray:
         raise ValueError("out is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
-    if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
-        raise ValueError("out shares memory with an input, expected memory of its own")
+    for array in inputs:
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array):
+            raise ValueError("out shares memory with an input, expected memory of its own")
     return out
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import launch, launch_layout, workspace
 from fastsparse.csr import CSR, Pattern
-from fastsparse.launch import address, machine
+from fastsparse.launch import Template, address, machine
 from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
@@ -54,52 +53,52 @@ def _panels(features: int, width: int, m: Machine) -> LanesPlanes:
     return LanesPlanes(1, features, places, np.empty(0, np.int64), 0, m.vector, panel_groups=width, panel_stride=stride)
 
 
+class _Packing(NamedTuple):
+    """Samples of x (samples, features), from their rows into panels."""
+
+    copy: Template
+    panel_bytes: int
+
+    def run(self, x: int, purpose: str) -> Array:
+        """Panels of the samples at address x, in a workspace buffer."""
+        panels = workspace.take(purpose, self.panel_bytes)
+        self.copy.run(x, address(panels))
+        return panels
+
+
+@functools.lru_cache(maxsize=64)
+def _packing(samples: int, features: int, row_stride: int, width: int, m: Machine) -> _Packing:
+    layout = _panels(features, width, m)
+    copy = launch_layout.pack_lanes_template(row_stride, layout, samples, m)
+    return _Packing(copy, _panel_bytes(samples, layout, m))
+
+
+class _PanelsProduct(NamedTuple):
+    """y (samples, out) = activation(x @ W.T + bias), from x in panels by way of panels of y."""
+
+    multiply: Template
+    copy: Template
+    panel_bytes: int
+
+    def run(self, x: int, y: int, bias: int, purpose: str) -> None:
+        """Compute y at its address from panels at address x, through the workspace buffer `purpose`."""
+        panels = workspace.take(purpose, self.panel_bytes)
+        self.multiply.run(x, address(panels), bias)
+        self.copy.run(address(panels), y)
+
+
+def _panels_product(W: CSR, samples: int, width: int, activation: str | None, m: Machine) -> _PanelsProduct:
+    rows = W.shape[0]
+    layout, plan = _panels(rows, width, m), _panels_plan(W.pattern, samples, width, m)
+    multiply = launch.spmm_template(
+        plan, packed_values(W, plan.operator), m, y_row_stride=width * m.vector, activation=activation
+    )
+    copy = launch_layout.unpack_lanes_template(rows * m.size, layout, samples, m)
+    return _PanelsProduct(multiply, copy, _panel_bytes(samples, layout, m))
+
+
 def _panel_bytes(samples: int, layout: LanesPlanes, m: Machine) -> int:
     return -(-samples // (layout.panel_groups * m.lanes)) * layout.panel_stride
-
-
-def _packed(x: Array, start: int, stop: int, width: int, purpose: str, m: Machine) -> Array:
-    """Samples start..stop of x (samples, features) in panels, in a workspace buffer."""
-    layout = _panels(x.shape[1], width, m)
-    panels = workspace.take(purpose, _panel_bytes(stop - start, layout, m))
-    source = address(x) + start * x.strides[0]
-    launch_layout.pack_lanes(source, x.strides[0], 0, layout, address(panels), stop - start, m)
-    return panels
-
-
-def _spmm_unpacked(
-    W: CSR, x: Array, y: Array, start: int, stop: int, width: int, m: Machine, purpose: str, bias: Array | None = None,
-    activation: str | None = None,
-) -> None:  # fmt: skip
-    """Samples start..stop of y (samples, out), from those of x in panels, by way of the workspace buffer `purpose`."""
-    samples = stop - start
-    plan, layout = _panels_plan(W.pattern, samples, width, m), _panels(W.shape[0], width, m)
-    panels = workspace.take(purpose, _panel_bytes(samples, layout, m))
-    launch.run_spmm(
-        plan, packed_values(W, plan.operator), address(x), address(panels), m,
-        y_row_stride=layout.panel_groups * m.vector, bias=bias, activation=activation,
-    )  # fmt: skip
-    target = address(y) + start * y.strides[0]
-    launch_layout.unpack_lanes(address(panels), layout, target, y.strides[0], 0, samples, m)
-
-
-def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
-    """y (M,) = activation(W @ x + bias) for one x (K,)."""
-    m, pattern = machine(W.dtype), W.pattern
-    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
-    launch.run_spmv(plan, pattern.indptr, W.data, np.ascontiguousarray(x), y, m, bias=bias, activation=activation)
-
-
-def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
-    """Y (M, N) = activation(W @ X + bias), both row-major."""
-    if X.strides[1] != X.itemsize or X.strides[0] < 0:
-        X = np.ascontiguousarray(X)
-    m, pattern, columns = machine(W.dtype), W.pattern, X.shape[1]
-    plan = pattern.cached(("spmm", columns, m), lambda: plans.spmm_row_major(pattern, columns, m))
-    launch.run_spmm(
-        plan, packed_values(W, plan.operator), address(X), address(Y), m,
-        x_row_stride=X.strides[0], y_row_stride=Y.strides[0], bias=bias, activation=activation,
-    )  # fmt: skip
 
 
 def _panels_plan(pattern: Pattern, samples: int, width: int, m: Machine, y_row_major: bool = False) -> SpmmPlan:
@@ -109,27 +108,77 @@ def _panels_plan(pattern: Pattern, samples: int, width: int, m: Machine, y_row_m
     )
 
 
+def _bias_address(bias: Array | None) -> int:
+    return 0 if bias is None else address(bias)
+
+
+def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
+    """y = activation(W @ x + bias) for one x; both may have further dimensions of size 1, y is contiguous."""
+    m = machine(W.dtype)
+    if not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+    product = W.cached(("spmv", activation, m), _spmv, W, activation, m)
+    product.run(address(x), address(y), _bias_address(bias))
+
+
+def _spmv(W: CSR, activation: str | None, m: Machine) -> Template:
+    pattern = W.pattern
+    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
+    return launch.spmv_template(plan, pattern.indptr, W.data, m, activation=activation)
+
+
+def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
+    """Y (M, N) = activation(W @ X + bias), both row-major, Y contiguous."""
+    if X.strides[1] != X.itemsize or X.strides[0] < 0:
+        X = np.ascontiguousarray(X)
+    key = X.shape[1], X.strides[0], activation, machine(W.dtype)
+    product = W.cached(("row-major", *key), _row_major, W, *key)
+    product.run(address(X), address(Y), _bias_address(bias))
+
+
+def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine) -> Template:
+    pattern = W.pattern
+    plan = pattern.cached(("spmm", columns, m), lambda: plans.spmm_row_major(pattern, columns, m))
+    values = packed_values(W, plan.operator)
+    return launch.spmm_template(
+        plan, values, m, x_row_stride=row_stride, y_row_stride=columns * m.size, activation=activation
+    )
+
+
 def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
-    """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and row-major Y."""
-    m, x = machine(W.dtype), X.T
-    for start, stop in chunks(len(x), plans.lanes_group_stride(x.shape[1], m), m):
-        width = plans.panel_width(W.pattern, stop - start, m)
-        plan = _panels_plan(W.pattern, stop - start, width, m, y_row_major=True)
-        x_panels = _packed(x, start, stop, width, "x", m)
-        launch.run_spmm(
-            plan, packed_values(W, plan.operator), address(x_panels), address(Y) + start * m.size, m,
-            y_row_stride=Y.strides[0], bias=bias, activation=activation,
-        )  # fmt: skip
+    """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
+    m, stride, (features, columns) = machine(W.dtype), X.strides[1], X.shape
+    for start, stop in chunks(columns, plans.lanes_group_stride(features, m), m):
+        key = stop - start, stride, columns, activation, m
+        packing, product = W.cached(("column-major", *key), _column_major, W, *key)
+        panels = packing.run(address(X) + start * stride, "x")
+        product.run(address(panels), address(Y) + start * m.size, _bias_address(bias))
+
+
+def _column_major(
+    W: CSR, samples: int, stride: int, columns: int, activation: str | None, m: Machine
+) -> tuple[_Packing, Template]:
+    width = plans.panel_width(W.pattern, samples, m)
+    plan = _panels_plan(W.pattern, samples, width, m, y_row_major=True)
+    values = packed_values(W, plan.operator)
+    product = launch.spmm_template(plan, values, m, y_row_stride=columns * m.size, activation=activation)
+    return _packing(samples, W.shape[1], stride, width, m), product
 
 
 def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
-    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows."""
-    m = machine(W.dtype)
-    out_bytes, in_bytes = (plans.lanes_group_stride(features, m) for features in W.shape)
-    for start, stop in chunks(len(x), in_bytes + out_bytes, m):
-        width = plans.panel_width(W.pattern, stop - start, m)
-        x_panels = _packed(x, start, stop, width, "x", m)
-        _spmm_unpacked(W, x_panels, y, start, stop, width, m, "y", bias, activation)
+    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
+    m, stride, (rows, features) = machine(W.dtype), x.strides[0], W.shape
+    group_bytes = plans.lanes_group_stride(features, m) + plans.lanes_group_stride(rows, m)
+    for start, stop in chunks(len(x), group_bytes, m):
+        key = stop - start, stride, activation, m
+        packing, product = W.cached(("linear", *key), _linear, W, *key)
+        panels = packing.run(address(x) + start * stride, "x")
+        product.run(address(panels), address(y) + start * rows * m.size, _bias_address(bias), "y")
+
+
+def _linear(W: CSR, samples: int, stride: int, activation: str | None, m: Machine) -> tuple[_Packing, _PanelsProduct]:
+    width = plans.panel_width(W.pattern, samples, m)
+    return _packing(samples, W.shape[1], stride, width, m), _panels_product(W, samples, width, activation, m)
 
 
 def sddmm(pattern: Pattern, A: Array, B: Array) -> Array:
@@ -162,15 +211,18 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     for start, stop in chunks(samples, y_stride + x_stride, m):
         count = stop - start
         width = plans.panel_width(pattern, count, m, backward=True)
-        y_panels = _packed(grad, start, stop, width, "y", m)
+        packing = _packing(count, pattern.shape[0], grad.strides[0], width, m)
+        y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
         if pattern.nnz:
-            plan = pattern.cached(("sddmm", -(-count // m.lanes), m), partial(plans.sddmm_panels, pattern, count, m))
+            plan = pattern.cached(("sddmm", -(-count // m.lanes), m), plans.sddmm_panels, pattern, count, m)
             if plan.operator is not operator:
                 if operator is not None:  # another operator, another order
                     gradients = operator.unpack(gradients)[plan.operator.permutation]
                 operator = plan.operator
-            x_panels = _packed(x, start, stop, width, "x", m)
+            packing = _packing(count, features, x.strides[0], width, m)
+            x_panels = packing.run(address(x) + start * x.strides[0], "x")
             launch.run_sddmm(plan, gradients, address(x_panels), address(y_panels), m, y_row_stride=width * m.vector)
         if grad_x is not None and W_T is not None and features:
-            _spmm_unpacked(W_T, y_panels, grad_x, start, stop, width, m, "x")
+            product = W_T.cached(("panels", count, width, m), _panels_product, W_T, count, width, None, m)
+            product.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
     return grad_x, gradients if operator is None else operator.unpack(gradients)

@@ -26,30 +26,39 @@ class Memo:
         Number of entries kept; the one not asked for longest goes first.
     """
 
-    __slots__ = ("_entries", "_limit")
+    __slots__ = ("_entries", "_latest", "_limit")
 
     def __init__(self, limit: int = 32) -> None:
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+        self._latest: tuple[Hashable, Any] | None = None  # read without the lock: one tuple, replaced as a whole
         self._limit = limit
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Return the entry of `key`, building it when there is none.
+    def get(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
+        """Return the entry of `key`, made by `build(*arguments)` when there is none.
 
         `build` runs outside of the lock. Threads that ask for the same missing key at once may each build it; all of
         them get the one that was stored first. When `build` raises, nothing is stored.
         """
+        latest = self._latest
+        if latest is not None and latest[0] == key:  # it is last in the order already
+            asked_again: T = latest[1]
+            return asked_again
         with _lock:
             if key in self._entries:
-                self._entries.move_to_end(key)
-                found: T = self._entries[key]
-                return found
-        built = build()
+                return self._moved_to_end(key)
+        built = build(*arguments)
         with _lock:
-            stored: T = self._entries.setdefault(key, built)
-            self._entries.move_to_end(key)
+            self._entries.setdefault(key, built)
+            stored: T = self._moved_to_end(key)
             while len(self._entries) > self._limit:
                 self._entries.popitem(last=False)
         return stored
+
+    def _moved_to_end(self, key: Hashable) -> Any:
+        """The entry of `key`, which is now the one asked for last. To be called with the lock held."""
+        self._entries.move_to_end(key)
+        self._latest = key, self._entries[key]
+        return self._latest[1]

@@ -109,13 +109,13 @@ class Pattern:
         columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
         return Pattern._trusted(columns.indptr, columns.indices, shape), _validate.frozen(columns.data)
 
-    def cached(self, key: Hashable, build: Callable[[], Built]) -> Built:
-        """Return what was built for this pattern under `key`, building it first when there is nothing.
+    def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
+        """Return what was built for this pattern under `key`, by `build(*arguments)` when there is nothing yet.
 
         The store is bounded (32 entries, least recently used goes first) and safe to use from many threads; `build`
         may run more than once when threads ask at the same time, and all get the same result.
         """
-        return self._memo.get(key, build)
+        return self._memo.get(key, build, *arguments)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

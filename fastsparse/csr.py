@@ -155,9 +155,9 @@ class CSR:
             )
         return CSR._trusted(self._pattern, _validate.frozen(owned))
 
-    def cached(self, key: Hashable, build: Callable[[], Built]) -> Built:
+    def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
         """Return what was built for these values under `key`; as `Pattern.cached`."""
-        return self._memo.get(key, build)
+        return self._memo.get(key, build, *arguments)
 
     def toarray(self) -> NDArray[Any]:
         """Return a new dense array (rows, columns)."""
@@ -176,7 +176,7 @@ class CSR:
 
         if isinstance(X, CSR):
             X = X.to_scipy()
-        if not sparse.issparse(X):
+        if isinstance(X, np.ndarray) or not sparse.issparse(X):
             return functional.spmm(self, X)
         if X.ndim != 2 or X.shape[0] != self.shape[1]:
             raise ValueError(f"X has shape {X.shape}, expected ({self.shape[1]}, N) to match W of shape {self.shape}")

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from fastsparse import _linear, _sparse_input
-from fastsparse._arguments import as_array, as_bias, as_float, check_activation, check_matrix, check_out
+from fastsparse._arguments import as_array, as_bias, as_float, check_activation, check_matrix, check_out, is_sparse
 from fastsparse._convolution import conv1d, conv2d, conv2d_backward, conv3d, conv_backward
 from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import ACTIVATIONS
@@ -69,17 +68,20 @@ def spmm(
     """
     check_matrix(W)
     check_activation(activation)
-    X = as_float(X, W.dtype, "X")
-    rows, columns = W.shape
-    if X.ndim not in (1, 2) or X.shape[0] != columns:
+    dtype, (rows, columns) = W.dtype, W.shape
+    X = as_float(X, dtype, "X")
+    shape = X.shape
+    if len(shape) not in (1, 2) or shape[0] != columns:
         expected = f"({columns}, N) or ({columns},)"
-        raise ValueError(f"X has shape {X.shape}, expected {expected} to match W of shape {W.shape}")
-    bias = as_bias(bias, W.dtype, rows)
-    Y = check_out(out, (rows, *X.shape[1:]), W.dtype, X, bias)
-    if Y.size:
-        if X.ndim == 1 or X.shape[1] == 1:
-            _linear.spmv(W, X.reshape(-1), Y.reshape(-1), bias, activation)
-        elif X.strides[0] == X.itemsize and X.strides[1] >= X.shape[0] * X.itemsize:
+        raise ValueError(f"X has shape {shape}, expected {expected} to match W of shape {W.shape}")
+    bias = as_bias(bias, dtype, rows)
+    Y = check_out(out, (rows, *shape[1:]), dtype, X, bias)
+    if Y.size == rows:
+        if rows:
+            _linear.spmv(W, X, Y, bias, activation)
+    elif Y.size:
+        row_stride, column_stride = X.strides
+        if row_stride == dtype.itemsize and column_stride >= columns * row_stride:
             _linear.spmm_column_major(W, X, Y, bias, activation)
         else:
             _linear.spmm_row_major(W, X, Y, bias, activation)
@@ -148,7 +150,7 @@ def linear(
     check_activation(activation)
     rows = W.shape[0]
     bias = as_bias(bias, W.dtype, rows)
-    if sparse.issparse(x):
+    if is_sparse(x):
         given = getattr(x, "data", None)
         x = _sparse_input.as_csr(x, W)
         y = check_out(out, (x.shape[0], rows), W.dtype, given, bias)
@@ -157,11 +159,10 @@ def linear(
     x = _as_samples(x, W, "x")
     y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias)
     if y.size:
-        samples = _linear.as_rows(x)
-        if len(samples) == 1:
-            _linear.spmv(W, samples[0], y.reshape(-1), bias, activation)
+        if y.size == rows:
+            _linear.spmv(W, x, y, bias, activation)
         else:
-            _linear.linear(W, samples, y.reshape(len(samples), rows), bias, activation)
+            _linear.linear(W, _linear.as_rows(x), y, bias, activation)
     return y
 
 
@@ -184,14 +185,14 @@ def linear_backward(
     """
     check_matrix(W)
     rows = W.shape[0]
-    is_sparse = sparse.issparse(x)
-    x = _sparse_input.as_csr(x, W) if is_sparse else _as_samples(x, W, "x")
+    sparse_samples = is_sparse(x)
+    x = _sparse_input.as_csr(x, W) if sparse_samples else _as_samples(x, W, "x")
     grad = as_float(grad, W.dtype, "grad")
     if grad.shape != (*x.shape[:-1], rows):
         raise ValueError(f"grad has shape {grad.shape}, expected {(*x.shape[:-1], rows)} to match x and W")
     grad_rows = _linear.as_rows(grad)
     grad_bias = grad_rows.sum(axis=0)
-    if is_sparse:
+    if sparse_samples:
         grad_values = _sparse_input.weight_gradient(grad_rows, x, W)
         grad_x = _linear.input_gradient(grad_rows, W) if need_input else None
         return grad_x, grad_values, grad_bias

@@ -33,8 +33,10 @@ _L1_BYTES = l1_bytes()
 
 def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     """The machine as plans see it, for numbers of `dtype` and the current number of threads."""
-    if workers is None:  # no more than can run: each has its own scratch
-        workers = min(runtime.get_num_threads(), int(config.NUMBA_NUM_THREADS))
+    if workers is None:
+        workers, most = runtime.get_num_threads(), config.NUMBA_NUM_THREADS
+        if workers > most:  # no more than can run: each has its own scratch
+            workers = int(most)
     return _machine(dtype.itemsize * 8, workers, _L1_BYTES)
 
 
@@ -43,28 +45,20 @@ def _machine(bits: int, workers: int, l1_bytes: int) -> Machine:
     return Machine(bits, build.lanes(bits), workers, l1_bytes)
 
 
-class _ArrayInterface(ctypes.Structure):
-    """What `__array_struct__` points to: NumPy's array interface, C-struct access."""
-
-    _fields_ = (
-        ("two", ctypes.c_int),
-        ("nd", ctypes.c_int),
-        ("typekind", ctypes.c_char),
-        ("itemsize", ctypes.c_int),
-        ("flags", ctypes.c_int),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("data", ctypes.c_void_p),
-    )
-
-
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_word_at = ctypes.c_size_t.from_address
+_HEAD = object.__basicsize__
 
 
 def address(buffer: NDArray[Any]) -> int:
-    """Address of the first element: half of what `__array_interface__` and `ctypes.data` take."""
-    return _ArrayInterface.from_address(_capsule_pointer(buffer.__array_struct__, None)).data or 0
+    """Address of the first element, in an eighth of the time that `ctypes.data` takes.
+
+    NumPy's binary interface, which all extensions are compiled for, has it in front of an array's other fields.
+    """
+    return _word_at(id(buffer) + _HEAD).value
+
+
+if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
+    raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
 
 
 @functools.cache
@@ -94,6 +88,10 @@ class Record:
         """Where a field lies; it stays there as long as the record lives."""
         return self.words.buffer_info()[0] + 8 * self._places[name]
 
+    def place(self, name: str) -> int:
+        """Number of the word where a field lies; a spare one when the record has no such field."""
+        return self._places.get(name, len(self._places))
+
     def copy(self) -> Record:
         """A record of its own for one call: calls of other threads have theirs."""
         twin = object.__new__(Record)
@@ -110,30 +108,80 @@ class Call(NamedTuple):
     flops: float  # estimate of the work
 
 
+class Template:
+    """A call to be run again and again, from any thread: each time on a copy of its record, with other addresses.
+
+    Filling a whole record takes longer than a small kernel.
+
+    Parameters
+    ----------
+    call : Call
+    source, target : names of the fields that a run gives an address to, besides "bias"
+    workers : int
+    scratch : bytes of scratch for all workers, which each run takes from its thread's workspace
+    keep : whatever else the record points to
+    """
+
+    __slots__ = (
+        "_bias", "_flops", "_keep", "_kernel", "_scratch", "_scratch_bytes", "_source", "_target", "_tasks", "_words",
+        "_workers",
+    )  # fmt: skip
+
+    def __init__(
+        self, call: Call, source: str, target: str, workers: int, *, scratch: int = 0, keep: Any = None
+    ) -> None:
+        self._words, self._kernel = call.record.words, call.kernel.address
+        self._tasks, self._flops, self._workers = call.tasks, call.flops, workers
+        self._source, self._target, self._bias, self._scratch = map(
+            call.record.place, (source, target, "bias", "scratch")
+        )
+        self._scratch_bytes, self._keep = scratch, (call, keep)
+
+    def run(self, source: int, target: int, bias: int = 0) -> None:
+        """Run all tasks from the address `source` to the address `target`."""
+        words = self._words[:]
+        words[self._source] = source
+        words[self._target] = target
+        if bias:
+            words[self._bias] = bias
+        if self._scratch_bytes:
+            scratch = workspace.take("scratch", self._scratch_bytes)
+            words[self._scratch] = address(scratch)
+        run_words(self._kernel, words, self._tasks, self._flops, self._workers)
+
+
 def run_call(call: Call, workers: int) -> None:
     """Run all tasks of a call."""
     run(*call, workers)
 
 
 def run(kernel: Any, record: Record, tasks: int, flops: float, workers: int) -> None:
-    """Run all tasks of a filled record: in parallel when it pays, in slices short enough that Ctrl-C is noticed."""
+    """Run all tasks of a filled record."""
+    run_words(kernel.address, record.words, tasks, flops, workers)
+
+
+def run_words(kernel: int, words: array[int], tasks: int, flops: float, workers: int) -> None:
+    """Run all tasks of a record's words, with the kernel at an address.
+
+    In parallel when it pays, in slices short enough that Ctrl-C is noticed.
+    """
     if tasks <= 0:
         return
-    words = record.words
     arguments = words.buffer_info()[0]
     counter = len(words) - 8
     words[_COUNTER] = arguments + 8 * counter
-    slots = 1
+    slots = slices = 1
     if workers > 1 and tasks > 1 and flops >= policy.PARALLEL_FLOPS:
         slots = min(workers, tasks, runtime.worker_slots())
-    slices = max(1, min(tasks, int(flops / (policy.SLICE_FLOPS * slots))))
+    if flops > policy.SLICE_FLOPS:
+        slices = max(1, min(tasks, int(flops / (policy.SLICE_FLOPS * slots))))
     for i in range(slices):
         words[counter] = tasks * i // slices
         words[_STOP] = tasks * (i + 1) // slices
         if slots > 1:
-            build.run_parallel()(kernel.address, arguments, slots)
+            build.run_parallel()(kernel, arguments, slots)
         else:
-            build.run_serial()(kernel.address, arguments)
+            build.run_serial()(kernel, arguments)
 
 
 @functools.cache
@@ -252,6 +300,18 @@ def run_spmm(plan: SpmmPlan, values: NDArray[Any], x: int, y: int, m: Machine, *
     run_call(spmm_call(plan, values, x, y, m, scratch=address(scratch), **rest), m.workers)
 
 
+def spmm_template(
+    plan: SpmmPlan, values: NDArray[Any], m: Machine, *, y_row_stride: int, x_row_stride: int = 0,
+    activation: str | None = None,
+) -> Template:  # fmt: skip
+    """SpMM over the plan's tiles, to be run with the addresses of x, y and the bias (0 for none); as `run_spmm`."""
+    call = spmm_call(
+        plan, values, 0, 0, m, scratch=0, y_row_stride=y_row_stride, x_row_stride=x_row_stride, activation=activation
+    )
+    scratch = spmm_scratch(plan, m) * m.workers
+    return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, values))
+
+
 def spmv_call(
     plan: SpmvPlan,
     indptr: NDArray[np.int64],
@@ -282,24 +342,13 @@ def spmv_call(
     return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
 
 
-def run_spmv(
-    plan: SpmvPlan,
-    indptr: NDArray[np.int64],
-    values: NDArray[Any],
-    x: NDArray[Any],
-    y: NDArray[Any],
-    m: Machine,
-    *,
-    bias: NDArray[Any] | None = None,
-    activation: str | None = None,
-) -> None:
-    """y (M,) = W @ x (K,); x contiguous, y with any stride."""
-    scratch = workspace.take("scratch", m.vector * m.workers)
-    call = spmv_call(
-        plan, indptr, values, address(x), address(y), m, scratch=address(scratch), y_stride=y.strides[0], bias=bias,
-        activation=activation,
-    )  # fmt: skip
-    run_call(call, m.workers)
+def spmv_template(
+    plan: SpmvPlan, indptr: NDArray[np.int64], values: NDArray[Any], m: Machine, *, activation: str | None = None
+) -> Template:
+    """y (M,) = W @ x (K,), both contiguous, to be run with the addresses of x, y and the bias (0 for none)."""
+    call = spmv_call(plan, indptr, values, 0, 0, m, scratch=0, y_stride=m.size, activation=activation)
+    scratch = m.vector * m.workers
+    return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, indptr, values))
 
 
 def run_sddmm(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.launch import Call, Record, address, run_call
+from fastsparse.launch import Call, Record, Template, address, run_call
 from fastsparse.plan.conv import FlatConv
 from fastsparse.plan.flat import FlatPlanes
 from fastsparse.plan.lanes import LanesPlanes
@@ -80,6 +80,18 @@ def unpack_lanes(
 ) -> None:
     """Run `unpack_lanes_call`."""
     run_call(unpack_lanes_call(lanes, planes, user, sample_stride, channel_stride, samples, m), m.workers)
+
+
+def pack_lanes_template(sample_stride: int, planes: LanesPlanes, samples: int, m: Machine) -> Template:
+    """Packing rows of samples, from the user's address to that of the lanes."""
+    call = pack_lanes_call(0, sample_stride, 0, planes, 0, samples, m)
+    return Template(call, "user", "lanes", m.workers, keep=planes)
+
+
+def unpack_lanes_template(sample_stride: int, planes: LanesPlanes, samples: int, m: Machine) -> Template:
+    """Unpacking into rows of samples, from the address of the lanes to the user's."""
+    call = unpack_lanes_call(0, planes, 0, sample_stride, 0, samples, m)
+    return Template(call, "lanes", "user", m.workers, keep=planes)
 
 
 def pack_flat_call(

@@ -103,10 +103,11 @@ def get_num_threads() -> int:
     ValueError
         When FASTSPARSE_NUM_THREADS is needed and is not a positive integer.
     """
-    if _own.blocks:
-        return _own.blocks[-1].count
-    if latest := _blocks[-1:]:  # a slice: another thread may empty the list at any time
-        return latest[0].count
+    if _blocks:
+        if _own.blocks:
+            return _own.blocks[-1].count
+        if latest := _blocks[-1:]:  # a slice: another thread may empty the list at any time
+            return latest[0].count
     return _default_threads if _default_threads is not None else _initial_threads()
 
 

@@ -20,7 +20,16 @@ KEEP_BYTES = 64 * 2**20  # a larger buffer is given back to the system after its
 POOLED_BYTES = 2**17  # smaller arrays come from the C library's heap, without page faults
 POOL_BYTES = 64 * 2**20  # most that is kept for results, idle and in use together
 
-_own = threading.local()
+
+class _Own(threading.local):
+    """What one thread has: scratch buffers by purpose, and memory of results."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, NDArray[np.uint8]] = {}
+        self.owners: list[NDArray[np.uint8]] = []
+
+
+_own = _Own()
 
 
 def take(purpose: str, size: int) -> NDArray[np.uint8]:
@@ -29,7 +38,7 @@ def take(purpose: str, size: int) -> NDArray[np.uint8]:
     The next call with the same purpose in the same thread gives the same memory again, unless it is large: hold the
     array, and not its address alone, for as long as the memory is in use.
     """
-    buffers: dict[str, NDArray[np.uint8]] = _own.__dict__.setdefault("buffers", {})
+    buffers = _own.buffers
     buffer = buffers.get(purpose)
     if buffer is None or len(buffer) < size:
         buffer = aligned_empty((max(size, 64),), np.uint8)
@@ -47,7 +56,7 @@ def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = math.prod(shape) * kind.itemsize
     if not (_COUNTED and POOLED_BYTES <= size <= POOL_BYTES):
         return np.empty(shape, kind)
-    owners: list[NDArray[np.uint8]] = _own.__dict__.setdefault("owners", [])
+    owners = _own.owners
     fitting = [i for i in range(len(owners)) if size <= len(owners[i]) - 64 <= 2 * size and _idle(owners, i)]
     if fitting:
         owner = owners.pop(min(fitting, key=lambda i: len(owners[i])))

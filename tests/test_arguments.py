@@ -288,7 +288,7 @@ def no_kernel(monkeypatch):
     def run(*_: Any) -> None:
         pytest.fail("a kernel was run")
 
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch, "run_words", run)
 
 
 def test_every_argument_is_refused_something():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from array import array
 from threading import Thread
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import launch, launch_sparse, workspace
+from fastsparse import launch, workspace
 from fastsparse_kernels.build import aligned_empty
 from tests.test_interrupt import NAMES, calls
 
@@ -97,7 +98,7 @@ def test_every_thread_has_its_own_workspace(monkeypatch):
 def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     """What the workspace does not keep is freed when the last reference goes, whoever has its address."""
     lent: list[tuple[int, int, weakref.ref[np.ndarray], np.ndarray]] = []
-    used, run = [], launch.run
+    used, run_words = [], launch.run_words
 
     def take(purpose: str, size: int) -> np.ndarray:
         memory = aligned_empty((max(size, 64),), np.uint8)
@@ -105,24 +106,23 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
         lent.append((memory.ctypes.data, memory.ctypes.data + len(memory), weakref.ref(view), memory))
         return view
 
-    def checked(kernel: Any, record: launch.Record, *rest: Any) -> None:
-        for word in record.words:
+    def checked(kernel: int, words: array[int], *rest: Any) -> None:
+        for word in words:
             for start, end, held, _ in lent:
                 if start <= word < end:
                     assert held() is not None, "the buffer was given back"
                     used.append(word)
-        run(kernel, record, *rest)
+        run_words(kernel, words, *rest)
 
     monkeypatch.setattr(workspace, "take", take)
-    monkeypatch.setattr(launch, "run", checked)
-    monkeypatch.setattr(launch_sparse, "run", checked)
+    monkeypatch.setattr(launch, "run_words", checked)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
 
 
 def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     monkeypatch.undo()  # of the poison
-    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    monkeypatch.setattr(workspace, "_own", workspace._Own())
     shape = (300, 400)
     first = workspace.array(shape, np.float32)
     assert first.flags.c_contiguous
@@ -150,13 +150,13 @@ def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
 def test_memory_of_results_is_bounded(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(workspace, "POOL_BYTES", 1_000_000)
-    monkeypatch.setattr(workspace, "_own", type("Own", (), {})())
+    monkeypatch.setattr(workspace, "_own", workspace._Own())
     held = [workspace.array((400_000,), np.uint8) for _ in range(6)]
-    for i, array in enumerate(held):
-        array.fill(i)
+    for i, result in enumerate(held):
+        result.fill(i)
     kept = workspace._own.owners
     assert sum(map(len, kept)) <= 1_000_000
-    assert all((array == i).all() for i, array in enumerate(held)), "what was given up stays with its holder"
+    assert all((result == i).all() for i, result in enumerate(held)), "what was given up stays with its holder"
     held.clear()
     workspace.array((900_000,), np.uint8)
     assert sum(map(len, kept)) <= 1_000_000

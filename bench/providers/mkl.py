@@ -30,6 +30,7 @@ def available() -> bool:
 def spmm(weight: sp.csr_array, x: NDArray[np.float32], threads: int) -> Callable[[], NDArray[np.float32]]:
     """A callable that computes `weight @ x` after MKL has inspected the matrix for this shape."""
     library = _library()
+    library.MKL_Set_Num_Threads(threads)  # what is optimised for more threads wakes them at every product
     rows, columns = weight.shape
     indptr, indices = weight.indptr.astype(np.int32), weight.indices.astype(np.int32)
     data = weight.data.astype(np.float32)
@@ -46,19 +47,20 @@ def spmm(weight: sp.csr_array, x: NDArray[np.float32], threads: int) -> Callable
         n = x.shape[1]
         _check(library.mkl_sparse_set_mm_hint(handle, _NON_TRANSPOSE, descriptor, _ROW_MAJOR, n, _EXPECTED_CALLS))
     _check(library.mkl_sparse_optimize(handle))
+    x_pointer, y_pointer = _pointer(x), _pointer(y)
 
     def multiply() -> NDArray[np.float32]:
         library.MKL_Set_Num_Threads(threads)
         if x.ndim == 1:
-            status = library.mkl_sparse_s_mv(_NON_TRANSPOSE, one, handle, descriptor, _pointer(x), zero, _pointer(y))
+            status = library.mkl_sparse_s_mv(_NON_TRANSPOSE, one, handle, descriptor, x_pointer, zero, y_pointer)
         else:
             status = library.mkl_sparse_s_mm(
-                _NON_TRANSPOSE, one, handle, descriptor, _ROW_MAJOR, _pointer(x), n, n, zero, _pointer(y), n
+                _NON_TRANSPOSE, one, handle, descriptor, _ROW_MAJOR, x_pointer, n, n, zero, y_pointer, n
             )
         _check(status)
         return y
 
-    multiply.keep = (indptr, indices, data)  # type: ignore[attr-defined]  # MKL does not copy them
+    multiply.keep = (indptr, indices, data, x)  # type: ignore[attr-defined]  # MKL does not copy them
     return multiply
 
 

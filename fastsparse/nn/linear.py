@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 
 from fastsparse import elementwise, functional
-from fastsparse._arguments import as_float
+from fastsparse._arguments import as_float, is_sparse
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
@@ -166,7 +166,7 @@ class SparseLinear(SparseWeight):
 
     def forward(self, x: Any) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
-        if sparse.issparse(x):
+        if is_sparse(x):
             x = sparse.csr_array(x)
         matrix, bias = self.values.matrix(), self._bias()
         y, kept = run_fused(

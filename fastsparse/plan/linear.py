@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,11 @@ class Machine:
     workers: int
     l1_bytes: int = 32 * 1024
 
-    @property
+    @cached_property
     def size(self) -> int:
         return self.bits // 8
 
-    @property
+    @cached_property
     def vector(self) -> int:
         """Bytes of one vector."""
         return self.lanes * self.size
