@@ -11,7 +11,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import launch, nn
-from fastsparse.engine import flat, lanes, split
+from fastsparse.engine import flat, lanes, parts, split
 from fastsparse.engine.workspace import Workspace
 from tests.checking import lanes as lanes_of
 from tests.engine.networks import NETWORKS, exact, network
@@ -90,8 +90,10 @@ def test_same_bits_however_few_images_are_cut(name):
     for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (3, 3), (6, 2), (6, 6))):
         machine = launch.machine(np.dtype("float32"), workers)
         y = np.full(expected.shape, np.nan, np.float32)
-        Workspace(flat.flat_schedule(engine._program, 6, machine, split.Split(alone, outer, inner))).run(x, y)
-        np.testing.assert_array_equal(y, expected)
+        for make in (flat.flat_schedule, parts.parts_schedule):
+            y.fill(np.nan)
+            Workspace(make(engine._program, 6, machine, split.Split(alone, outer, inner))).run(x, y)
+            np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

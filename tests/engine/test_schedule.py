@@ -14,6 +14,7 @@ from fastsparse import launch, launch_engine
 from fastsparse.engine import split
 from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.lanes import lanes_schedule, work_of
+from fastsparse.engine.parts import parts_schedule
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
 from fastsparse.plan import policy
@@ -100,7 +101,7 @@ def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
     model, shape = network(name)
     program = fs.compile(model, (batch, *shape), tune=False)._program
     machine = launch.machine(np.dtype("float32"), 2)
-    schedules = [flat_schedule(program, batch, machine)]
+    schedules = [flat_schedule(program, batch, machine), parts_schedule(program, batch, machine)]
     if batch > 1:
         cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), 2)
         schedules += [lanes_schedule(program, batch, machine, cut) for cut in cuts]
