@@ -1,8 +1,10 @@
 """Layers whose input and output stay in the kernels' layouts, as between the layers of a compiled network.
 
-A network of one layer is lowered as `fastsparse.compile` does it, for the whole batch at once. The timed call runs the
-layer's products; packing the user's array before and unpacking behind them is left out. What the products wrote is
-checked by a run of the whole network, which uses the very same calls.
+A network of one layer is lowered as `fastsparse.compile` does it, for the whole batch at once. Before a convolution
+stands one that changes nothing, so that the layer finds its input as other layers leave it. The timed call runs what
+comes behind that: filling borders or parting planes for strides, and the products; packing the user's array before and
+unpacking behind them is left out. What the products wrote is checked by a run of the whole network, which uses the
+very same calls.
 """
 
 from __future__ import annotations
@@ -16,35 +18,34 @@ import fastsparse as fs
 from bench.workloads import Conv, Spmm
 from fastsparse import launch
 from fastsparse.engine import program as programs
-from fastsparse.engine.flat import flat_schedule
-from fastsparse.engine.lanes import lanes_schedule
+from fastsparse.engine.choosing import Choice, choices, scheduled
 from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
-from fastsparse.plan import policy
 from fastsparse.plan.conv import Geometry
 
 
 class Resident:
-    """Runs a layer's products in planes that are packed already."""
+    """Runs a layer on planes that are packed already."""
 
     def __init__(self, operator: programs.Operator, x: np.ndarray, out_shape: tuple[int, ...], threads: int) -> None:
-        shapes = (x.shape[1:], out_shape[1:])
-        node = programs.Node("layer", operator, (0,), 1)
-        program = programs.Program(shapes, (0,), (1,), (node,), np.dtype(np.float32))
-        machine, batch = launch.machine(program.dtype, threads), len(x)
-        if batch == 1 or (x.ndim > 2 and not policy.prefers_lanes(batch, machine.lanes)):
-            schedule = flat_schedule(program, batch, machine, Split(False, batch, batch))
-        else:
-            groups = -(-batch // machine.lanes)
-            schedule = lanes_schedule(program, batch, machine, Split(False, groups, groups))
+        shape, nodes = x.shape[1:], list[programs.Node]()
+        if isinstance(operator, programs.Conv):
+            nodes.append(programs.Node("before", _nothing(shape), (0,), 1))
+        nodes.append(programs.Node("layer", operator, (len(nodes),), len(nodes) + 1))
+        shapes = (*(shape for _ in nodes), out_shape[1:])
+        program = programs.Program(shapes, (0,), (len(nodes),), tuple(nodes), np.dtype(np.float32))
+        batch = len(x)
+        layout = choices(program, batch, threads, tune=False)[0].layout
+        groups = -(-batch // launch.machine(program.dtype, threads).lanes) if layout == "lanes" else batch
+        schedule = scheduled(program, batch, threads, Choice(layout, Split(False, groups, groups)))
         self._x, self._y = np.ascontiguousarray(x), np.full(out_shape, np.nan, np.float32)
         self._workspace = Workspace(schedule)
         self._workspace.run(self._x, self._y)
-        self._products = _products(schedule.steps)
+        self._steps = _of_the_layer(schedule.steps)
 
     def __call__(self) -> None:
-        """The products alone."""
-        for index in self._products:
+        """The layer alone."""
+        for index in self._steps:
             self._workspace.run_step(index)
 
     def result(self) -> np.ndarray:
@@ -54,10 +55,20 @@ class Resident:
         return self._y
 
 
-def _products(steps: Sequence[Any]) -> list[int]:
-    """The steps of the layer itself. Packing planes is not; parting a plane into a strided window's phases is."""
-    strided = any("phase" in step.kernel for step in steps)
-    return [i for i, step in enumerate(steps) if strided or (step.node is not None and "pack" not in step.kernel)]
+def _nothing(shape: tuple[int, ...]) -> programs.Conv:
+    """The convolution that gives its input."""
+    channels, *spatial = shape
+    ones, none = (1,) * len(spatial), ((0, 0),) * len(spatial)
+    geometry = Geometry(channels, channels, tuple(spatial), ones, ones, none, ones, 1)
+    return programs.Conv(fs.csr(np.eye(channels, dtype=np.float32)), None, geometry)
+
+
+def _of_the_layer(steps: Sequence[Any]) -> list[int]:
+    """The steps behind the product that stands before a convolution, up to unpacking; of other layers, the product."""
+    before = [i for i, step in enumerate(steps) if step.node is not None and step.node.name == "before"]
+    if not before:
+        return [i for i, step in enumerate(steps) if step.node is not None and "pack" not in step.kernel]
+    return [i for i, step in enumerate(steps) if i > before[0] and step.name != "output"]
 
 
 def convolution(case: Conv, threads: int) -> Resident:
