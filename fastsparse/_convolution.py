@@ -250,7 +250,8 @@ def checked(
 def forward(x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation: str | None, y: Array) -> None:
     """y = activation(conv(x) + bias), all contiguous."""
     m = machine(W.dtype)
-    if policy.prefers_lanes(len(x), m.lanes):
+    by_image = set(geometry.kernel) == {1} and policy.fills_vectors(geometry.positions, m.lanes)
+    if policy.prefers_lanes(len(x), m.lanes) and not by_image:
         _forward_lanes(x, W, geometry, bias, activation, y, m)
     elif geometry.pointwise:
         _forward_pointwise(x, W, geometry, bias, activation, y, m)

@@ -13,6 +13,7 @@ SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long ent
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
 ASK_AHEAD_BYTES = 2**20  # X of this size or less stays in L2, or nearly so
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
+FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
 MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
 TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
@@ -91,6 +92,11 @@ def row_groups(rows: int, tiles: int, workers: int, tile_bytes: int) -> int:
 def prefers_lanes(samples: int, lanes: int) -> bool:
     """Whether a batch fills vectors of samples well enough: aligned loads are worth about 1.4 unaligned ones."""
     return samples >= 0.7 * lanes * -(-samples // lanes)
+
+
+def fills_vectors(positions: int, lanes: int) -> bool:
+    """Whether a 1x1 layer takes each image as it lies: no windows, nothing to pack, half the time of lanes layout."""
+    return positions >= FEW_VECTORS * lanes
 
 
 def off_the_sets(stride_bytes: int, vector_bytes: int) -> int:
