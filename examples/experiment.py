@@ -5,10 +5,10 @@ settings of the tasks were compared. Test accuracies of earlier settings were kn
 (digits, genes, MNIST), so small differences on the test data should not be read as more than they are.
 
 The settings of MNIST were chosen without the test data, on two other splits of the training and validation images
-(3,000 to train, 1,000 to compare), with two seeds that `compare` does not use. The search was made with RigL, most of it
-at 90% and 98% sparsity. Compared were batches of 32 to 128, SGD and AdamW, rates, weight decay, warm-up, how many weights
-are exchanged and how often, shifts of the images or none; many differences were within the noise of so few runs. The
-dense twin has the same epochs, batches and shifts; one rate of its own was tried, with one seed.
+(3,000 to train, 1,000 to compare), with two seeds that `compare` does not use. The search was made with RigL, most of
+it at 90% and 98% sparsity. Compared were batches of 32 to 128, SGD and AdamW, rates, weight decay, warm-up, how many
+weights are exchanged and how often, shifts of the images or none; many differences were within the noise of so few
+runs. The dense twin has the same epochs, batches and shifts; one rate of its own was tried, with one seed.
 """
 
 from __future__ import annotations
