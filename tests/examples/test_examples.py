@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,7 +143,9 @@ def test_shifts_are_for_images() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--quiet", "--epochs", "1"]])
 def test_a_reader_that_leaves_ends_an_example_without_a_word(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.digits", "--out", str(tmp_path), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # Unbuffered, argparse itself swallows the error, and the code is another.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
