@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from examples import pictures
 from examples.experiment import METHODS, Outcome, Split, Task, described, train
+
+
+def piped(main: Callable[[], int]) -> int:
+    """What `main` returns; 1, without a word, when the reader of its output has left (as `head` does)."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def run(task: Task, about: str | None, argv: Sequence[str] | None = None) -> int:

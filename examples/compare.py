@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from examples import digits, genes, mnist, table, text
-from examples.command import positive
+from examples.command import piped, positive
 from examples.experiment import Split, Task, start, train
 from examples.table import Case, Run, Store
 
@@ -109,4 +109,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(piped(main))

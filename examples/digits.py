@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from examples.command import run
+from examples.command import piped, run
 from examples.experiment import Settings, Split, Task, perceptron, split_stratified
 from fastsparse import nn
 
@@ -31,4 +31,4 @@ def network(sparsity: float | None, rng: np.random.Generator) -> nn.Sequential:
 TASK = Task("digits", "1,797 digits of 8x8, MLP", load, network, Settings(epochs=80, rate=0.1, weight_decay=1e-4))
 
 if __name__ == "__main__":
-    sys.exit(run(TASK, __doc__))
+    sys.exit(piped(lambda: run(TASK, __doc__)))

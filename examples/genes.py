@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from examples.command import run
+from examples.command import piped, run
 from examples.experiment import Settings, Split, Task, perceptron, split_stratified
 from fastsparse import nn
 
@@ -51,4 +51,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    sys.exit(run(TASK, __doc__))
+    sys.exit(piped(lambda: run(TASK, __doc__)))

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from examples.command import run
+from examples.command import piped, run
 from examples.experiment import Settings, Split, Task, conv2d, linear, split_stratified
 from fastsparse import nn
 
@@ -41,8 +41,18 @@ TASK = Task(
     "5,000 MNIST digits, CNN",
     load,
     network,
-    Settings(epochs=10, rate=1e-2, optimizer="adamw", weight_decay=0.05, every=10, dense_rate=3e-3),
+    Settings(
+        epochs=12,
+        rate=1e-2,
+        optimizer="adamw",
+        weight_decay=0.05,
+        batch_size=32,
+        every=20,
+        drop=0.5,
+        dense_rate=2e-3,
+        shift=1,
+    ),
 )
 
 if __name__ == "__main__":
-    sys.exit(run(TASK, __doc__))
+    sys.exit(piped(lambda: run(TASK, __doc__)))

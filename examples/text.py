@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from scipy import sparse
 
-from examples.command import run
+from examples.command import piped, run
 from examples.corpus import TOPICS, read
 from examples.experiment import Labels, Part, Settings, Split, Task, perceptron
 from fastsparse import nn
@@ -62,4 +62,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    sys.exit(run(TASK, __doc__))
+    sys.exit(piped(lambda: run(TASK, __doc__)))

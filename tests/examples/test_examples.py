@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from bench import training_step
 from examples import compare, corpus, digits, genes, mnist, table, text
 from examples.command import run
 from examples.experiment import METHODS, Settings, Split, Task, train
+from examples.shifts import Shifted
 from examples.table import Case, Run, Store
 from fastsparse import nn
 
@@ -99,6 +102,55 @@ def test_the_dense_twin_may_have_a_rate_of_its_own() -> None:
     for method, rates in (("dense", [QUICK.rate / 2]), ("rigl", [QUICK.rate])):
         outcome = train(other, other.load(), method, 0.9, 0, progress=False)
         assert outcome.history["lr"][:1] == rates
+
+
+def test_training_images_are_shifted_and_others_are_not() -> None:
+    images = np.arange(1, 1 + 5 * 2 * 3 * 4, dtype=np.float32).reshape(5, 2, 3, 4)
+    batches = Shifted(images, np.arange(5), 2, 1, rng=0)
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    seen = set()
+    for _ in range(60):
+        labels = []
+        for x, y in batches:
+            assert x.dtype == np.float32
+            for image, label in zip(x, y):
+                places = [
+                    (down, aside)
+                    for down in range(3)
+                    for aside in range(3)
+                    if np.array_equal(image, padded[label, :, down : down + 3, aside : aside + 4])
+                ]
+                assert len(places) == 1
+                seen.add(places[0])
+            labels.append(y)
+        assert [len(y) for y in labels] == [2, 2, 1]
+        assert len(batches) == 3
+        assert sorted(np.concatenate(labels)) == [0, 1, 2, 3, 4]
+    assert len(seen) == 9
+    small = _small(mnist.TASK)
+    plain, moved = (dataclasses.replace(small, settings=dataclasses.replace(QUICK, shift=by)) for by in (0, 1))
+    losses = [
+        train(task, task.load(), "rigl", 0.9, 0, progress=False).history["loss"] for task in (plain, moved, moved)
+    ]
+    assert losses[0] != losses[1] == losses[2]
+
+
+def test_shifts_are_for_images() -> None:
+    with pytest.raises(ValueError, match=r"images has shape \(3, 4\), expected \(n, channels, height, width\)"):
+        Shifted(np.zeros((3, 4), np.float32), np.zeros(3), 1, 1)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--quiet", "--epochs", "1"]])
+def test_a_reader_that_leaves_ends_an_example_without_a_word(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.digits", "--out", str(tmp_path), *arguments]
+    # Unbuffered, argparse itself swallows the error, and the code is another.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 def test_the_digits_are_really_learned(tmp_path: Path, capsys: Any) -> None:
