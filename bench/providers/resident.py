@@ -16,12 +16,14 @@ import numpy as np
 
 import fastsparse as fs
 from bench.workloads import Conv, Spmm
-from fastsparse import launch
+from fastsparse import _linear, launch
 from fastsparse.engine import program as programs
 from fastsparse.engine.choosing import Choice, choices, scheduled
 from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
+from fastsparse.plan import linear as linear_plans
 from fastsparse.plan.conv import Geometry
+from fastsparse_kernels.build import aligned_empty
 
 
 class Resident:
@@ -80,14 +82,33 @@ def convolution(case: Conv, threads: int) -> Resident:
     return Resident(programs.Conv(fs.csr(case.weight), None, geometry), case.x, case.out_shape, threads)
 
 
-def product(case: Spmm, threads: int) -> Resident:
-    """W @ X, from panels of X to panels of W @ X."""
-    operator = programs.Linear(fs.csr(case.weight), None)
-    return _Transposed(operator, case.x.T, (case.n, case.m), threads)
+class _Panels:
+    """W @ X for columns of X that lie in panels, as `fs.linear` has them between packing and unpacking."""
 
+    def __init__(self, weight: fs.CSR, x: np.ndarray, threads: int) -> None:
+        with fs.threads(threads):
+            m, samples = launch.machine(weight.dtype, threads), len(x)
+            width = linear_plans.panel_width(weight.pattern, samples, m)
+            packing = _linear._packing(samples, weight.shape[1], x.strides[0], width, m)
+            self._product = _linear._panels_product(weight, samples, width, None, m)
+            self._x = aligned_empty((packing.panel_bytes,), np.uint8)
+            packing.copy.run(launch.address(x), launch.address(self._x))
+        self._panels = aligned_empty((self._product.panel_bytes,), np.uint8)
+        self._y = np.empty((samples, weight.shape[0]), np.float32)
 
-class _Transposed(Resident):
-    """Samples are columns of X."""
+    def __call__(self) -> None:
+        """The product alone."""
+        self._product.multiply.run(launch.address(self._x), launch.address(self._panels), 0)
 
     def result(self) -> np.ndarray:
-        return super().result().T
+        """The product, and unpacking."""
+        self._panels.view(np.float32).fill(np.nan)
+        self._y.fill(np.nan)
+        self()
+        self._product.copy.run(launch.address(self._panels), launch.address(self._y))
+        return self._y.T
+
+
+def product(case: Spmm, threads: int) -> _Panels:
+    """W @ X, from panels of X to panels of W @ X."""
+    return _Panels(fs.csr(case.weight), np.ascontiguousarray(case.x.T), threads)
