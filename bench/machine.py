@@ -46,10 +46,17 @@ def describe() -> dict[str, Any]:
 
 
 def peaks() -> dict[str, float]:
-    """Of one core: multiply-adds per second on registers alone (as GF/s) and bytes per second from memory (as GB/s)."""
+    """Of one core: multiply-adds per second on registers alone (as GF/s) and bytes per second from memory (as GB/s).
+
+    Clocks wander by a fifth on shared machines: the best of two seconds counts, so that shares of it are not flattered.
+    """
     from fastsparse import launch_engine
 
-    return {"fma_gflops": launch_engine.peak_flops(32) / 1e9, "bandwidth_gbs": _bandwidth() / 1e9}
+    fastest = 0.0
+    for _ in range(20):
+        fastest = max(fastest, launch_engine.measured_peak(32))
+        time.sleep(0.1)
+    return {"fma_gflops": fastest / 1e9, "bandwidth_gbs": _bandwidth() / 1e9}
 
 
 def _bandwidth() -> float:

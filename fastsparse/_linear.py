@@ -91,7 +91,12 @@ def _panels_product(W: CSR, samples: int, width: int, activation: str | None, m:
     rows = W.shape[0]
     layout, plan = _panels(rows, width, m), _panels_plan(W.pattern, samples, width, m)
     multiply = launch.spmm_template(
-        plan, packed_values(W, plan.operator), m, y_row_stride=width * m.vector, activation=activation
+        plan,
+        packed_values(W, plan.operator),
+        m,
+        x_row_stride=width * m.vector,
+        y_row_stride=width * m.vector,
+        activation=activation,
     )
     copy = launch_layout.unpack_lanes_template(rows * m.size, layout, samples, m)
     return _PanelsProduct(multiply, copy, _panel_bytes(samples, layout, m))
@@ -161,7 +166,9 @@ def _column_major(
     width = plans.panel_width(W.pattern, samples, m)
     plan = _panels_plan(W.pattern, samples, width, m, y_row_major=True)
     values = packed_values(W, plan.operator)
-    product = launch.spmm_template(plan, values, m, y_row_stride=columns * m.size, activation=activation)
+    product = launch.spmm_template(
+        plan, values, m, x_row_stride=width * m.vector, y_row_stride=columns * m.size, activation=activation
+    )
     return _packing(samples, W.shape[1], stride, width, m), product
 
 

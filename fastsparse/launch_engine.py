@@ -136,6 +136,11 @@ def run_rows(
 @functools.cache
 def peak_flops(bits: int) -> float:
     """Multiplications and additions per second that one core does at most, measured once per process."""
+    return measured_peak(bits)
+
+
+def measured_peak(bits: int) -> float:
+    """The same as it is now: clocks rise and fall."""
     lanes, rounds = build.lanes(bits), 50_000
     sink = build.aligned_empty((peak.CHAINS * lanes * bits // 8,), np.uint8)
     record = Record(peak.PEAK, rounds=rounds, sink=address(sink))

@@ -248,3 +248,27 @@ def test_adjoint_identity(rng, samples, dtype):
     dx, dw, _ = fs.linear_backward(grad, x, W)
     product = (fs.linear(x, W).astype(np.float64) * grad).sum()
     assert product == (x * dx.astype(np.float64)).sum() == (W.data * dw.astype(np.float64)).sum()
+
+
+def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
+    """Also where the last entries of a block ask beyond its last row, and beyond X itself."""
+    rng = np.random.default_rng(4)
+    mask = rng.random((37, 600)) < 0.1
+    mask[:, 300:] &= rng.random((37, 300)) < 0.1
+    W = matrix(rng, mask, "float32")
+    x = rng.standard_normal((203, 600)).astype(np.float32)
+    results = []
+    for asked in (False, True):
+        monkeypatch.setattr(policy, "asks_ahead_in_panels", lambda *_, asked=asked: asked)
+        for threads in (1, 2):
+            with fs.threads(threads):
+                results += [fs.linear(x, fresh(W)), fs.spmm(fresh(W), np.asfortranarray(x.T))]
+    for way in (0, 1):
+        for y in results[way::2]:
+            np.testing.assert_array_equal(y, results[way])
+
+
+def test_wide_products_on_much_data_ask_ahead():
+    assert policy.asks_ahead_in_panels(64, 576, 4 * 3136)
+    assert not policy.asks_ahead_in_panels(576, 64, 4 * 3136)
+    assert not policy.asks_ahead_in_panels(64, 576, 4 * 128)

@@ -98,7 +98,8 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles)
+    ahead = policy.asks_ahead_in_panels(rows, columns, samples * machine.size)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles, ahead)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,11 @@ def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
     return columns >= rows and columns * row_bytes > ASK_AHEAD_BYTES and row_bytes % LINE_SETS_BYTES != 0
 
 
+def asks_ahead_in_panels(rows: int, columns: int, row_bytes: int) -> bool:
+    """The same for X that lies in panels: what is asked for costs more where there is nothing to pack."""
+    return columns >= 2 * rows and columns * row_bytes > ASK_AHEAD_BYTES
+
+
 def block_channels(window_bytes: int, l1_bytes: int) -> int:
     """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
 

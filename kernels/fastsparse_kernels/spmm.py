@@ -38,15 +38,15 @@ ARGUMENTS = kernel_record(
     "offsets",  # uint32 [nnz], bytes from the block's base
     "values",  # float [nnz]
     "block_bases",  # int64 [blocks], bytes from a position to the block's first input
-    "block_rows",  # int64 [blocks + 1], X rows of every block (packed inputs only)
+    "block_rows",  # int64 [blocks + 1], X rows of every block (packed inputs, and those asked for ahead)
     # input
     "x",
     "x_batch_stride",
     "x_positions",  # int64 [tiles, T], bytes from x of the batch to each vector of the tile
-    "x_row_stride",  # packed inputs only
+    "x_row_stride",  # packed inputs, and those asked for ahead
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel; 0: read x in place
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
-    "ahead",  # 0, or how many tiles ahead the next panel is asked for while this one is worked on (packed inputs only)
+    "ahead",  # 0, or how many tiles ahead the next panel is asked for meanwhile; vectors in a row only
     # output
     "y",
     "y_batch_stride",
@@ -321,11 +321,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 source = x + simd.load_i64(places) + row * a.x_row_stride
                 pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
                 bases = panel_addresses(panel)
-                if a.ahead != 0:
-                    ahead, ahead_rows = next_panel(a, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
-                    ahead += x
             else:
                 bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
+            if a.ahead != 0:
+                ahead, ahead_rows = next_panel(a, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+                ahead += x
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
             p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
