@@ -20,9 +20,11 @@ from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.parts import partition
 
-# On flat planes vectors of windows are unaligned and stored in pieces: so much slower than on parts.
+# In multiplications and additions: on flat planes vectors of windows are unaligned, and many are stored in pieces; what
+# one number of a part's border costs.
 FLAT_COST = 1.3
-GATHER_FLOPS = 12  # of gathering one number into a part's border, in multiplications and additions
+FLAT_STORE_FLOPS = 10
+GATHER_FLOPS = 12
 
 # What a layer may read and write for one vector of samples without leaving the caches. In layers of more, an image
 # at a time is faster, though its vectors are unaligned.
@@ -110,7 +112,7 @@ def _prefers_parts(program: Program, machine: Machine) -> bool:
             g, flops = node.operator.geometry, node.operator.useful_flops
             size = partition(g.out_spatial, machine.lanes).size
             windows = math.prod(g.kernel) > 1
-            flat += flops * (FLAT_COST if windows else 1.0)
+            flat += flops * (FLAT_COST if windows else 1.0) + FLAT_STORE_FLOPS * g.out_channels * g.positions
             parts += flops * machine.lanes * math.prod(size) / max(1, g.positions)
             if windows:
                 border = math.prod(n * s + k - 1 for n, s, k in zip(size, g.stride, g.kernel, strict=True))

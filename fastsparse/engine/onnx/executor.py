@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
 from fastsparse.engine import workspace as programs
+from fastsparse.engine.onnx import blas
 from fastsparse.engine.onnx.model import Array
 from fastsparse.engine.onnx.ops import OPERATORS
 from fastsparse.engine.onnx.planning import NONE, Plan, Step
@@ -29,6 +31,9 @@ class Workspace:
         self.programs = {
             i: programs.Workspace(step.schedule) for i, step in enumerate(plan.steps) if step.schedule is not None
         }
+        # Where BLAS and the kernels take turns; networks without hosts need not ask, those without kernels do not mind.
+        mixed = self.programs and any(step.node is not None and not step.view for step in plan.steps)
+        self._blas: Callable[[], AbstractContextManager[None]] = blas.one_thread if mixed else nullcontext
         self.late = {*plan.inputs, *plan.direct}  # tensors that depend on where the user's arrays are
         self._calls: dict[int, Callable[[], None]] = {}
         for i, step in enumerate(plan.steps):
@@ -47,7 +52,7 @@ class Workspace:
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """outputs = model(inputs); all C-contiguous and of the plan's shapes."""
         self.set_arrays(inputs, outputs)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), self._blas():
             for call in self._calls.values():
                 call()
             for t, position in self.plan.copied:
