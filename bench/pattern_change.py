@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import fastsparse as fs
 from bench.measure import pinned
-from bench.training_step import CASES, MOMENTUM, RATE, data
+from bench.training_step import CASES, MOMENTUM, TIMED_RATE, data
 from fastsparse import sparsity, training
 
 # Steps between changes while measuring: the last ones of each round are ordinary.
@@ -26,7 +26,7 @@ def measure(name: str, kind: type[sparsity.SET | sparsity.RigL], share: float, r
     """Seconds of an ordinary step, and what one change costs beyond that; medians over `rounds` changes."""
     make, shape = CASES[name]
     model, (x, y) = make(share), data(shape)
-    optimizer = training.SGD(model.parameters(), RATE, MOMENTUM)
+    optimizer = training.SGD(model.parameters(), TIMED_RATE, MOMENTUM)
     algorithm = kind(model, every=_ROUND)
     seconds: list[list[float]] = [[] for _ in range(_ROUND)]
     for step in range(1, (rounds + 2) * _ROUND):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bench
 from bench import checks, dlmc, table, workloads
 from bench.providers import OURS, conv, spmm, steps
 
@@ -136,3 +138,16 @@ def test_table_of_something_else(tmp_path, capsys):
     path.write_text("{}")
     assert table.main([str(path)]) == 1
     assert "not a results file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in Path(bench.__file__).parent.glob("*.py") if path.stem != "deepsparse_worker")
+)
+def test_every_command_can_be_imported(name):
+    """What one of them takes from another is there; libraries that are not installed are none of its business."""
+    try:
+        importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        assert not missing.startswith(("bench", "fastsparse"))
+        pytest.skip(f"{missing} is not installed")
