@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import fastsparse as fs
 from fastsparse import launch, launch_layout, nn
 from fastsparse.engine import choosing, flat, parts, workspace
+from fastsparse.engine import program as programs
 from fastsparse.engine.program import Conv, Pool
 from fastsparse.plan import parts as plans
 from fastsparse.plan import pooling
@@ -205,6 +206,17 @@ def test_what_runs_on_parts_is_said():
     assert sum("in parts" in kernel for kernel in pools) >= 2
     assert "in parts" not in pools[-1]  # its windows are not regular
     assert any(s.kernel == "gather borders" for s in steps)
+
+
+def test_channels_beyond_31_bits_stay_on_flat_planes():
+    r = plans.Reading(plans.partition((3,), MACHINE.lanes), ((0, 0),), 0.0)
+    with pytest.raises(ValueError, match="spans 2147483648 bytes"):
+        plans.gather_parts(np.array([0, 1, 2**31]), (3,), r, MACHINE)
+    conv = Conv(None, None, None)
+    for count, fits in ((2**28, False), (2**27, True)):
+        shapes = (1, count), (1, 4)
+        program = programs.Program(shapes, (0,), (1,), (programs.Node("c", conv, (0,), 1),), np.dtype(np.float32))
+        assert choosing._parts_can_be_addressed(program) == fits
 
 
 def test_large_images_go_in_parts_and_tiny_ones_do_not():

@@ -18,7 +18,7 @@ from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse.plan.parts import partition
+from fastsparse.plan.parts import PARTS_LIMIT, partition
 
 # In multiplications and additions: on flat planes vectors of windows are unaligned, and many are stored in pieces; what
 # one number of a part's border costs.
@@ -99,9 +99,14 @@ def _by_image(program: Program, batch: int, machine: Machine) -> list[Choice]:
     if batch > 1 and machine.workers > 1:
         cuts.append(split.Split(False, batch, 1))
     layouts = ["flat"]
-    if any(isinstance(node.operator, Conv) for node in program.nodes):
+    if any(isinstance(node.operator, Conv) for node in program.nodes) and _parts_can_be_addressed(program):
         layouts = ["parts", "flat"] if _prefers_parts(program, machine) else ["flat", "parts"]
     return [Choice(layout, cut) for cut in dict.fromkeys(cuts) for layout in layouts]
+
+
+def _parts_can_be_addressed(program: Program) -> bool:
+    """Whether 31 bits reach all of a channel in parts, borders and what hangs over included."""
+    return all(2 * math.prod(shape[1:]) * program.dtype.itemsize < PARTS_LIMIT for shape in program.shapes)
 
 
 def _prefers_parts(program: Program, machine: Machine) -> bool:

@@ -20,6 +20,7 @@ from .lanes import Ints, LanesPlanes, grid, row_major
 from .linear import Machine
 from .pooling import Table
 
+PARTS_LIMIT = 2**31  # bytes of a channel: what gathers address
 Pads = tuple[tuple[int, int], ...]
 
 
@@ -152,6 +153,9 @@ def gather_plain(source: NDArray[np.int64], machine: Machine) -> Gather:
 
 
 def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], other: float, machine: Machine) -> Gather:
+    farthest = max(int(sources.max(initial=0)), int(targets.max(initial=0)))
+    if farthest >= PARTS_LIMIT:
+        raise ValueError(f"a channel in parts spans {farthest} bytes, expected fewer than {PARTS_LIMIT}")
     dtype = np.dtype(f"f{machine.size}")
     return Gather(
         np.ascontiguousarray(sources, np.int32), targets.astype(np.uint32), np.full(1, other, dtype), machine.lanes
