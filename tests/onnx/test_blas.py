@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -60,6 +61,31 @@ def test_the_last_of_many_callers_sets_it_back(threads):
     assert threads() == many
 
 
+@found
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is not of this system")
+def test_a_child_forked_meanwhile_has_as_many_threads_as_before(threads):
+    many, inside, leave = threads(), threading.Event(), threading.Event()
+
+    def call():
+        with blas.one_thread():
+            inside.set()
+            leave.wait(60)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        seen = threads()
+        with blas.one_thread():
+            held = threads()
+        os._exit(0 if (seen, held, threads()) == (many, 1, many) else 1)
+    leave.set()
+    caller.join(60)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert threads() == many
+
+
 def _model(product: bool, sparse: bool):
     """x through a sparse layer, or times its transpose, or both."""
     rng = np.random.default_rng(0)
@@ -93,3 +119,6 @@ def test_engines_hold_blas_where_they_need_to(threads, monkeypatch, product, spa
     engine = fs.compile(_model(product, sparse), threads=1)
     engine(np.ones((4, 64), np.float32))
     assert bool(seen) == held
+    seen.clear()
+    engine.report()
+    assert bool(seen) == held, "what the report times is what a call does"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -65,3 +66,16 @@ def one_thread() -> Iterator[None]:
             _users.count -= 1
             if _users.count == 0:
                 put(_users.before)
+
+
+def _after_fork_in_child() -> None:
+    """The callers inside are the parent's threads: none of them will come back here."""
+    global _users
+    held, before = _users.count, _users.before
+    _users = _Users()
+    if held and (found := _openblas()) is not None:
+        found[1](before)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -33,7 +33,7 @@ class Workspace:
         }
         # Where BLAS and the kernels take turns; networks without hosts need not ask, those without kernels do not mind.
         mixed = self.programs and any(step.node is not None and not step.view for step in plan.steps)
-        self._blas: Callable[[], AbstractContextManager[None]] = blas.one_thread if mixed else nullcontext
+        self.blas: Callable[[], AbstractContextManager[None]] = blas.one_thread if mixed else nullcontext
         self.late = {*plan.inputs, *plan.direct}  # tensors that depend on where the user's arrays are
         self._calls: dict[int, Callable[[], None]] = {}
         for i, step in enumerate(plan.steps):
@@ -52,7 +52,7 @@ class Workspace:
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """outputs = model(inputs); all C-contiguous and of the plan's shapes."""
         self.set_arrays(inputs, outputs)
-        with np.errstate(all="ignore"), self._blas():
+        with np.errstate(all="ignore"), self.blas():
             for call in self._calls.values():
                 call()
             for t, position in self.plan.copied:

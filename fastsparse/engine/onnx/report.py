@@ -9,7 +9,6 @@ import numpy as np
 
 from fastsparse import launch_engine
 from fastsparse.engine import report as programs
-from fastsparse.engine.onnx import blas
 from fastsparse.engine.onnx.executor import Workspace
 from fastsparse.engine.onnx.model import Array
 from fastsparse.engine.onnx.planning import Plan, Step
@@ -54,7 +53,7 @@ def _program_row(step: Step, row: Row) -> Row:
 def _host_row(workspace: Workspace, step: Step) -> Row:
     plan, node = workspace.plan, step.node
     assert node is not None
-    with np.errstate(all="ignore"), blas.one_thread():
+    with np.errstate(all="ignore"), workspace.blas():
         spent = programs.fastest_seconds(lambda: workspace.call(step))
     shape = plan.shapes[step.outputs[0]] if step.outputs else None
     sparsity, why = None, "NumPy"
