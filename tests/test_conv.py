@@ -180,6 +180,21 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, name, dtype):
 
 
 @both_types
+@pytest.mark.parametrize(("stride", "side"), [(1, 8), (1, 12), (2, 23), (1, 3)])
+def test_1x1_layers_of_a_batch_give_the_bits_of_lanes(rng, monkeypatch, dtype, stride, side):
+    """Images that fill vectors are read as they lie, others are packed; which, is no matter of bits."""
+    sizes = Sizes(13, 9, (side, side), (1, 1), (stride, stride))
+    taken = []
+    real = policy.fills_vectors
+    x, W, bias, _ = sizes.drawn(rng, 2 * lanes(dtype), dtype)
+    monkeypatch.setattr(policy, "fills_vectors", lambda *sizes: taken.append(real(*sizes)) or taken[-1])
+    y = sizes.forward(x, W, bias, activation="relu")
+    monkeypatch.setattr(policy, "fills_vectors", lambda *_: False)
+    assert same_bits(sizes.forward(x, fresh(W), bias, activation="relu"), y)
+    assert taken == [math.prod(sizes.out_spatial) >= 7 * lanes(dtype)]
+
+
+@both_types
 def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parallel_regions, dtype):
     monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
     for name in ("3x3", "stride 2", "depthwise"):
