@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, launch_layout, workspace
+from fastsparse import launch_layout, launch_products, workspace
 from fastsparse._arguments import (
     as_array,
     as_bias,
@@ -274,7 +274,7 @@ def _forward_lanes(
         x_lanes = workspace.take("x", groups * plan.x.group_stride)
         y_lanes = workspace.take("y", groups * plan.y.group_stride)
         launch_layout.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, address(x_lanes), samples, m)
-        launch.run_spmm(
+        launch_products.run_spmm(
             plan.spmm, values, address(x_lanes), address(y_lanes), m, y_row_stride=plan.y.channel_stride,
             batches=groups, x_batch_stride=plan.x.group_stride, y_batch_stride=plan.y.group_stride, bias=bias,
             activation=activation,
@@ -290,7 +290,7 @@ def _forward_pointwise(
         _forward_flat(x, W, geometry, bias, activation, y, m)
         return
     plan = pattern.cached(("spmm", positions, m), lambda: linear_plans.spmm_row_major(pattern, positions, m))
-    launch.run_spmm(
+    launch_products.run_spmm(
         plan, packed_values(W, plan.operator), address(x), address(y), m, x_row_stride=x.strides[1],
         y_row_stride=y.strides[1], batches=len(x), x_batch_stride=x.strides[0], y_batch_stride=y.strides[0],
         bias=bias, activation=activation,
@@ -309,7 +309,7 @@ def _forward_flat(
         launch_layout.pack_flat(
             address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, address(flat), stop - start, m
         )
-        launch.run_spmm(
+        launch_products.run_spmm(
             plan.spmm, values, address(flat), address(y[start:]), m, y_row_stride=y.strides[1], batches=stop - start,
             x_batch_stride=image_stride, y_batch_stride=y.strides[0], bias=bias, activation=activation,
         )  # fmt: skip
@@ -333,14 +333,14 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
         dy_lanes, x_lanes = address(y_buffer), address(x_buffer)
         launch_layout.pack_lanes(address(grad[start:]), grad.strides[0], grad.strides[1], plan.dy, dy_lanes, samples, m)
         launch_layout.pack_lanes(address(x[start:]), x.strides[0], x.strides[1], plan.x, x_lanes, samples, m)
-        launch.run_sddmm(
+        launch_products.run_sddmm(
             plan.dw, gradients, x_lanes, dy_lanes, m, y_row_stride=plan.dy.channel_stride, batches=groups,
             x_batch_stride=plan.x.group_stride, y_batch_stride=plan.dy.group_stride,
         )  # fmt: skip
         if grad_x is None:
             continue
         for phase in plan.dx_phases:
-            launch.run_spmm(
+            launch_products.run_spmm(
                 phase, packed_values(W, phase.operator), dy_lanes, x_lanes, m, y_row_stride=plan.dx.channel_stride,
                 batches=groups, x_batch_stride=plan.dy.group_stride, y_batch_stride=plan.dx.group_stride,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, launch_layout, workspace
+from fastsparse import launch_layout, launch_products, workspace
 from fastsparse.csr import CSR, Pattern
 from fastsparse.launch import Template, address, machine
 from fastsparse.plan import linear as plans
@@ -90,7 +90,7 @@ class _PanelsProduct(NamedTuple):
 def _panels_product(W: CSR, samples: int, width: int, activation: str | None, m: Machine) -> _PanelsProduct:
     rows = W.shape[0]
     layout, plan = _panels(rows, width, m), _panels_plan(W.pattern, samples, width, m)
-    multiply = launch.spmm_template(
+    multiply = launch_products.spmm_template(
         plan,
         packed_values(W, plan.operator),
         m,
@@ -129,7 +129,7 @@ def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None)
 def _spmv(W: CSR, activation: str | None, m: Machine) -> Template:
     pattern = W.pattern
     plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
-    return launch.spmv_template(plan, pattern.indptr, W.data, m, activation=activation)
+    return launch_products.spmv_template(plan, pattern.indptr, W.data, m, activation=activation)
 
 
 def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
@@ -145,7 +145,7 @@ def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m:
     pattern = W.pattern
     plan = pattern.cached(("spmm", columns, m), lambda: plans.spmm_row_major(pattern, columns, m))
     values = packed_values(W, plan.operator)
-    return launch.spmm_template(
+    return launch_products.spmm_template(
         plan, values, m, x_row_stride=row_stride, y_row_stride=columns * m.size, activation=activation
     )
 
@@ -166,7 +166,7 @@ def _column_major(
     width = plans.panel_width(W.pattern, samples, m)
     plan = _panels_plan(W.pattern, samples, width, m, y_row_major=True)
     values = packed_values(W, plan.operator)
-    product = launch.spmm_template(
+    product = launch_products.spmm_template(
         plan, values, m, x_row_stride=width * m.vector, y_row_stride=columns * m.size, activation=activation
     )
     return _packing(samples, W.shape[1], stride, width, m), product
@@ -228,7 +228,9 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
                 operator = plan.operator
             packing = _packing(count, features, x.strides[0], width, m)
             x_panels = packing.run(address(x) + start * x.strides[0], "x")
-            launch.run_sddmm(plan, gradients, address(x_panels), address(y_panels), m, y_row_stride=width * m.vector)
+            launch_products.run_sddmm(
+                plan, gradients, address(x_panels), address(y_panels), m, y_row_stride=width * m.vector
+            )
         if grad_x is not None and W_T is not None and features:
             product = W_T.cached(("panels", count, width, m), _panels_product, W_T, count, width, None, m)
             product.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")

@@ -31,6 +31,7 @@ LEVELS = {
     "fastsparse.launch_layers": 3,
     "fastsparse.launch_layout": 3,
     "fastsparse.launch_optimizers": 3,
+    "fastsparse.launch_products": 3,
     "fastsparse.launch_sparse": 3,
     "fastsparse._arguments": 4,
     "fastsparse._convolution": 4,

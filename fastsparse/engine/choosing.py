@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from fastsparse import launch
 from fastsparse.engine import split
-from fastsparse.engine.flat import flat_schedule, flat_work
+from fastsparse.engine.by_image import work_of_images
+from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.lanes import assign_planes, lanes_schedule, work_of
 from fastsparse.engine.parts import parts_schedule
 from fastsparse.engine.program import Conv, Linear, Program
@@ -95,7 +96,7 @@ def from_json(data: Any) -> Choice:
 
 def _by_image(program: Program, batch: int, machine: Machine) -> list[Choice]:
     """Choices that run images one by one, the best by estimate first."""
-    cuts = [split.choose_images(flat_work(program), batch, machine.workers)]
+    cuts = [split.choose_images(work_of_images(program), batch, machine.workers)]
     if batch > 1 and machine.workers > 1:
         cuts.append(split.Split(False, batch, 1))
     layouts = ["flat"]

@@ -13,23 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastsparse import launch, launch_engine, launch_layout
+from fastsparse import launch_engine, launch_layout, launch_products
 from fastsparse.engine import split
-from fastsparse.engine.products import planned
+from fastsparse.engine.products import Product, planned, product_call
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, user_place
 from fastsparse.plan.conv import conv_between
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import forward_bands
-from fastsparse.plan.tiles import SpmmPlan
 
-Product = tuple[SpmmPlan, NDArray[Any]]  # a plan and its values
 _NO_BORDERS = np.empty(0, np.int64)
 
 
@@ -223,13 +219,9 @@ class _Lowering:
         plan, values = product
         over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count) > 1
 
-        def make(a: int, *rest: int) -> launch.Call:
-            *residual, b, scratch = rest
-            return launch.spmm_call(
-                plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride,
-                batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
-                bias=op.bias, residual=residual[0] if residual else 0, activation=op.activation,
-            )  # fmt: skip
-
+        make = product_call(
+            plan, values, op, m, y_row_stride=y.channel_stride, batches=1 if over_groups else count,
+            x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
+        )  # fmt: skip
         kernel = f"spmm in lanes, tile {plan.tiles.width}"
-        return Step(node.name, kernel, node, sources, target, make, launch.spmm_scratch(plan, m))
+        return Step(node.name, kernel, node, sources, target, make, launch_products.spmm_scratch(plan, m))

@@ -3,23 +3,24 @@
 Tensors lie in the form "parts", in planes with the border that windows of their readers need; the layer that writes a
 tensor is followed by an exchange of borders where there are any. Where a reader wants other parts (those of its own
 output, times its stride, where the grid of the smaller image is another one), they are gathered for it. Linear layers,
-and pools whose windows are not regular, read the plain image as in `flat`.
+and pools whose windows are not regular, read the plain image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch, launch_engine, launch_layout
+from fastsparse import launch_engine, launch_layout
 from fastsparse.engine import split
-from fastsparse.engine.flat import Lowering, flat_work, name_before
+from fastsparse.engine.by_image import Lowering, name_before
 from fastsparse.engine.products import planned
 from fastsparse.engine.program import Conv, Node, Pool, Program
-from fastsparse.engine.schedule import Place, Schedule
+from fastsparse.engine.schedule import Place
 from fastsparse.plan import parts
 from fastsparse.plan.conv import Geometry, conv_between
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes
@@ -27,13 +28,6 @@ from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Windows, forward_bands
 
 _IN_A_ROW = np.empty(0, np.int64)
-
-
-def parts_schedule(program: Program, batch: int, machine: Machine, sizes: split.Split | None = None) -> Schedule:
-    """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
-    if sizes is None:
-        sizes = split.choose_images(flat_work(program), batch, machine.workers)
-    return _PartsLowering.scheduled(program, batch, machine, sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +70,7 @@ class _PartsLowering(Lowering):
         op = node.operator
         if isinstance(op, Conv):
             g = _unstrided(op.geometry)
-            before = tuple(b for b, _ in g.padding)
-            return parts.reading(self._partition(node.output), g.kernel, g.stride, g.dilation, before)
+            return parts.reading(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
         if isinstance(op, Pool) and (axes := self._pooled_in_parts(node, op)):
             kernel, stride, before, _ = zip(*axes, strict=True)
             other = -np.inf if op.kind == "max" else 0.0
@@ -111,31 +104,16 @@ class _PartsLowering(Lowering):
     def _planes_of(self, t: int, r: parts.Reading) -> LanesPlanes:
         return lanes_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.m)
 
-    def _written(self, node: Node) -> str:
-        return "plain"
-
-    def _new(self, t: int, form: str, over: int = -1) -> Place:
-        if form != "parts":
-            return super()._new(t, form, over)
-        place = self._buffer(self.images * self._natural(t).planes.group_stride, over=over)
-        self.forms[t, form] = place
-        return place
+    def _memory_of(self, t: int) -> tuple[int, Hashable]:
+        return self.images * self._natural(t).planes.group_stride, None
 
     # --- changing forms --------------------------------------------------------------------------
 
-    def _get(self, t: int, form: str, node: Node) -> Place:
-        if (t, form) in self.forms:
-            return self.forms[t, form]
-        if form == "parts":
-            natural = self._natural(t)
-            place = self._buffer(self.images * natural.planes.group_stride)
-            self._gather(t, natural.reading, natural.planes, place, name_before(node))
-            self.forms[t, form] = place
-        elif form == "plain" and (t, "parts") in self.forms:
-            self._copy_out(t, self._new(t, form), name_before(node))
-        else:
-            return super()._get(t, form, node)
-        return self.forms[t, form]
+    def _lay_out(self, t: int, node: Node) -> None:
+        natural = self._natural(t)
+        place = self._buffer(self._memory_of(t)[0])
+        self._gather(t, natural.reading, natural.planes, place, node)
+        self.forms[t, "parts"] = place
 
     def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
         """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
@@ -148,17 +126,20 @@ class _PartsLowering(Lowering):
         return self.forms[t, "plain"], plain.all_places(), (plain.image_stride, plain.channel_stride)
 
     def _gather(
-        self, t: int, r: parts.Reading, planes: LanesPlanes, target: Place, name: str,
+        self, t: int, r: parts.Reading, planes: LanesPlanes, target: Place, node: Node,
         only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
-        """Step that gathers the image, or every step-th position of it, into parts; `only` those of a part."""
+        """Step that gathers the image, or every step-th position of it, for `node`; `only` those places of a part."""
+        if (t, "parts") not in self.forms:
+            self._get(t, "plain", node)
         source, positions, strides = self._source(t)
         spatial = self._spatial(t)
         if step is not None:
             grid = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
             positions, spatial = grid.ravel(), grid.shape
         plan = parts.gather_parts(positions, spatial, r, self.m, only)
-        self._add_gather(t, plan, source, strides, target, (planes.group_stride, planes.channel_stride), name, "parts")
+        to = planes.group_stride, planes.channel_stride
+        self._add_gather(t, plan, source, strides, target, to, name_before(node), "parts")
 
     def _copy_out(self, t: int, target: Place, name: str) -> None:
         source, positions, strides = self._source(t)
@@ -190,7 +171,7 @@ class _PartsLowering(Lowering):
         assert r is not None
         planes = self._planes_of(t, r)
         target = self._buffer(self.images * planes.group_stride)
-        self._gather(t, r, planes, target, name_before(node), step=stride)
+        self._gather(t, r, planes, target, node, step=stride)
         return target, planes
 
     def _parts_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
@@ -205,16 +186,14 @@ class _PartsLowering(Lowering):
         planes = self._planes_of(t, r)
         target = self._buffer(self.images * planes.group_stride)
         y = self._partition(node.output)
-        self._gather(t, r, planes, target, name_before(node), parts.touched(y, r, kernel, stride, dilation))
+        self._gather(t, r, planes, target, node, parts.touched(y, r, kernel, stride, dilation))
         return target, r, planes
 
     # --- nodes on images -------------------------------------------------------------------------
 
     def _conv(self, node: Node, op: Conv) -> None:
         m, images, g = self.m, self.images, _unstrided(op.geometry)
-        sources: tuple[Place, ...] = ()
-        if node.residual is not None:
-            sources = (self._get(self.roots[node.residual], "parts", node),)
+        residual = None if node.residual is None else self._get(self.roots[node.residual], "parts", node)
         if g is op.geometry:
             source, _, x = self._parts_for(node, g.kernel, g.stride, g.dilation)
         else:
@@ -222,29 +201,23 @@ class _PartsLowering(Lowering):
         r, y = self._reading(node), self._natural(node.output).planes
         assert r is not None
         # Of a part alone; behind it the windows may end before its last position.
-        inside = replace(g, spatial=r.partition.size, padding=_exact(g, r, self._partition(node.output)))
-        plan, values = planned(op.weight, lambda p: conv_between(p, inside, x, y, m, images))
+        padding = parts.exact_padding(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
+        inside = replace(g, spatial=r.partition.size, padding=padding)
+        product = planned(op.weight, lambda p: conv_between(p, inside, x, y, m, images))
         fresh = node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
-        target = self._new(node.output, "parts", sources[0][0] if fresh else -1)
-
-        def make(a: int, *rest: int) -> launch.Call:
-            *residual, b, scratch = rest
-            return launch.spmm_call(
-                plan, values, a, b, m, scratch=scratch, y_row_stride=y.channel_stride, batches=images,
-                x_batch_stride=x.group_stride, y_batch_stride=y.group_stride, bias=op.bias,
-                residual=residual[0] if residual else 0, activation=op.activation,
-            )  # fmt: skip
-
-        self._add(
-            node.name, f"spmm in parts, tile {plan.tiles.width}", node, (source, *sources), target, make,
-            scratch=launch.spmm_scratch(plan, m), fields=("x", "residual", "y") if sources else ("x", "y"),
+        target = self._new(node.output, "parts", residual[0] if residual and fresh else -1)
+        self._add_product(
+            node, op, product, "in parts", source, residual, target, y_row_stride=y.channel_stride, batches=images,
+            x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
         )  # fmt: skip
         self._exchange(node.output, name_before(node))
 
     def _pool(self, node: Node, op: Pool) -> None:
         axes = self._pooled_in_parts(node, op)
         if axes is None:
-            super()._pool(node, op)
+            t = self.roots[node.inputs[0]]
+            source, target = self._get(t, "plain", node), self._target(node.output, "plain")
+            self._pool_planes(node, op, self._plain(t), source, self._plain(node.output), target)
             return
         kernel, stride, before, weights = zip(*axes, strict=True)
         source, r, x = self._parts_for(node, kernel, stride, (1, 1))
@@ -273,16 +246,13 @@ def _unstrided(g: Geometry) -> Geometry:
     return replace(g, spatial=g.out_spatial, stride=(1,) * len(g.stride))
 
 
-def _exact(g: Geometry, r: parts.Reading, y: parts.Partition) -> tuple[tuple[int, int], ...]:
-    """Padding of one part that gives exactly the part's outputs; behind the part it may be less than nothing."""
-    return tuple(
-        (before, (n - 1) * s + d * (k - 1) + 1 - before - m)
-        for n, s, d, k, (before, _), m in zip(
-            y.size, g.stride, g.dilation, g.kernel, r.padding, r.partition.size, strict=True
-        )
-    )
+def _before(g: Geometry) -> tuple[int, ...]:
+    return tuple(before for before, _ in g.padding)
 
 
 def _table(outputs: int, kernel: int, stride: int, corner: int, weight: int) -> NDArray[np.int64]:
     first = np.arange(outputs, dtype=np.int64) * stride + corner
     return np.ascontiguousarray(np.stack([first, first + kernel, np.full_like(first, weight)], 1))
+
+
+parts_schedule = _PartsLowering.schedule

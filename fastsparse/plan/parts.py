@@ -77,14 +77,19 @@ def partition(spatial: Ints, lanes: int) -> Partition:
     return Partition(counts, tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True)))
 
 
+def exact_padding(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints) -> Pads:
+    """Padding that gives one part exactly its outputs; behind strided parts it may be less than nothing."""
+    return tuple(
+        (b, (n - 1) * s + d * (k - 1) + 1 - b - n * s)
+        for n, s, d, k, b in zip(y.size, stride, dilation, kernel, before, strict=True)
+    )
+
+
 def reading(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints, other: float = 0.0) -> Reading:
     """What windows must find to write all of y's parts, each part for itself."""
     size = tuple(n * s for n, s in zip(y.size, stride, strict=True))
-    after = (
-        (n - 1) * s + d * (k - 1) + 1 - b - m
-        for n, s, d, k, b, m in zip(y.size, stride, dilation, kernel, before, size, strict=True)
-    )
-    return Reading(Partition(y.counts, size), tuple((b, max(0, a)) for b, a in zip(before, after, strict=True)), other)
+    exact = exact_padding(y, kernel, stride, dilation, before)
+    return Reading(Partition(y.counts, size), tuple((b, max(0, after)) for b, after in exact), other)
 
 
 def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import fastsparse as fs
-from fastsparse import launch
+from fastsparse import launch_products
 from fastsparse.launch import address
 from fastsparse.plan import policy
 from fastsparse.plan.conv import Geometry
@@ -69,7 +69,7 @@ def test_residuals_in_flat_planes(rng, monkeypatch, width, dtype):
             sizes = ref.conv(W.indptr, W.indices, abs(W.data), W.shape, abs(x), **shape, bias=abs(bias)) + abs(r)
             beside, inside = np.full_like(residual, np.nan), residual.copy()
             for y, source in ((beside, residual), (inside, inside)):
-                launch.run_spmm(
+                launch_products.run_spmm(
                     plan, plan.operator.pack(W.data), address(memory), address(y), m,
                     y_row_stride=y_planes.channel_stride, batches=2, x_batch_stride=x_planes.image_stride,
                     y_batch_stride=y_planes.image_stride, bias=bias, residual=address(source), activation=activation,
@@ -100,7 +100,7 @@ def test_residuals_in_lanes_give_the_same_bits_for_every_tile(rng, monkeypatch, 
             r = data.standard_normal(groups * y_planes.group_stride // m.size).astype(dtype)
             y = np.full(len(r), np.nan, dtype)
             plan = linear_between(W.pattern, x_planes, y_planes, m, groups)
-            launch.run_spmm(
+            launch_products.run_spmm(
                 plan, plan.operator.pack(W.data), address(x), address(y), m, y_row_stride=m.vector, bias=bias,
                 residual=address(r), activation="relu",
             )  # fmt: skip
@@ -122,6 +122,6 @@ def test_the_identity_adds_its_residual(rng, positions, dtype):
     x = np.concatenate([rng.standard_normal(positions), np.full(m.lanes, np.nan)]).astype(dtype)
     r = rng.standard_normal(positions).astype(dtype)
     y = np.full(positions + 1, np.nan, dtype)
-    launch.run_spmm(plan, np.ones(1, dtype), address(x), address(y), m, y_row_stride=0, residual=address(r))
+    launch_products.run_spmm(plan, np.ones(1, dtype), address(x), address(y), m, y_row_stride=0, residual=address(r))
     np.testing.assert_array_equal(y[:positions], x[:positions] + r)
     assert np.isnan(y[positions])
