@@ -220,7 +220,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
         @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
-            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
+            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
@@ -230,8 +230,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                for i in range(ahead_rows):
-                    ask_for(ahead + (entry * ahead_rows + i) * a.x_row_stride)
+                first, last_row, each = ahead
+                for i in range(each):  # never behind the last row: pages that are not there cost the most
+                    ask_for(first + min(entry * each + i, last_row) * a.x_row_stride)
                 if together and summed == 0 and entry + 4 <= end:
                     sum_four(a, entry, p, bases, partial, sums)
                     summed = 4
@@ -282,19 +283,20 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 simd.store(simd.load_first(like, source + k * stride, columns), panel + k * width)
 
     @register_jitable
-    def next_panel(a, tile, block, entry, end):  # type: ignore[no-untyped-def]
-        """Where the panel behind this one begins, as bytes from x, less what entries before `entry` would add, and how
-        many of its rows each of the entries up to `end` asks for."""
+    def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
+        """What entries from `entry` up to `end` ask for of the panel behind this one: where it begins, less what
+        entries before would add; its last row, counted from there; rows for each entry."""
         if block + 1 < a.blocks:
             block += 1
         else:
             tile, block = tile + a.ahead, 0
         if tile >= a.tiles or end == entry:
-            return 0, 0
+            return 0, 0, 0
         row = simd.load_i64(a.block_rows + block * 8)
         rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
         each = (rows + end - entry - 1) // (end - entry)
-        return simd.load_i64(a.x_positions + tile * count * 8) + (row - entry * each) * a.x_row_stride, each
+        begin = x + simd.load_i64(a.x_positions + tile * count * 8) + row * a.x_row_stride
+        return begin - entry * each * a.x_row_stride, entry * each + rows - 1, each
 
     @register_jitable
     def run_task(a, task, scratch, low, high):  # type: ignore[no-untyped-def]
@@ -313,7 +315,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         segment = a.segments + group * blocks * 16
         entry = simd.load_u32(segment)
         p = simd.load_u32(a.row_ends + entry * 4)
-        ahead, ahead_rows = 0, 0
+        ahead = (0, 0, 0)
         for block in range(blocks):
             if a.packed != 0:
                 row = simd.load_i64(a.block_rows + block * 8)
@@ -324,19 +326,16 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             else:
                 bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
             if a.ahead != 0:
-                ahead, ahead_rows = next_panel(a, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
-                ahead += x
+                ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
-            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
+            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 8)
-            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
+            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 12)
-            p = middle(
-                a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows
-            )
+            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 16)
-            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead, ahead_rows)
+            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
             entry = end
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
