@@ -29,7 +29,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         together = spmm.ALIKE
     elif tiles.width <= policy.LOCKSTEP_WIDTH:
         together = spmm.LOCKSTEP
-    finished = width * (1 + policy.ROWS_TOGETHER if together else 1)
+    finished = width * (2 + policy.ROWS_TOGETHER if together else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,
@@ -47,10 +47,9 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
         ahead=m.workers if plan.asks_ahead else 0,
-        passes=tiles.passes,
         y_positions=address(tiles.y_positions),
-        masks=address(tiles.masks),
-        full=address(tiles.full),
+        tile_pieces=address(tiles.tile_pieces),
+        pieces=address(tiles.pieces),
         scratch_stride=scratch,
         scratch_tile=partial,
         scratch_panel=partial + finished,

@@ -187,13 +187,19 @@ def geometry_of(sizes: Sizes) -> Geometry:
 
 def written(found: tiles.Tiles, m: Machine) -> Counter[int]:
     """How often every element of a row is stored, by its place in bytes."""
-    assert found.y_positions.shape == found.masks.shape == (found.count, found.passes, found.width)
-    lane = np.arange(m.lanes)
-    stored = (found.masks[..., None] >> lane) & 1 == 1
-    assert (found.masks >> m.lanes == 0).all()
-    whole = (found.masks == (1 << m.lanes) - 1).all(axis=(1, 2)) & (found.passes == 1)
-    assert np.array_equal(found.full.astype(bool), whole)
-    return Counter((found.y_positions[..., None] + lane * m.size)[stored].tolist())
+    assert found.y_positions.shape == found.x_positions.shape == (found.count, found.width)
+    whole = (found.y_positions[found.whole, :, None] + np.arange(m.lanes) * m.size).ravel()
+    begin, place, count = found.pieces.T
+    assert (count > 0).all()
+    assert (begin + count * m.size <= found.width * m.vector).all()
+    assert sorted(taken_up(found)) == list(range(len(found.pieces)))
+    pieces = [np.arange(n) * m.size + p for p, n in zip(place, count, strict=True)]
+    return Counter(np.concatenate([whole, *pieces]).tolist())
+
+
+def taken_up(found: tiles.Tiles) -> list[int]:
+    """Numbers of the pieces, tile by tile."""
+    return [piece for begin, end in found.tile_pieces for piece in range(begin, end)]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -221,14 +227,14 @@ def test_tiles_of_convolutions(rng, name, machine):
         (outputs, [forward.spmm]),
         (inputs, conv.conv_backward_lanes(pattern, geometry, machine, 1).dx_phases),
     ):
-        places = np.concatenate([vectors_written(plan.tiles) for plan in plans])
+        places = np.concatenate([vectors_written(plan.tiles, machine) for plan in plans])
         assert sorted(places) == list(range(0, count * machine.vector, machine.vector))
 
 
-def vectors_written(found: tiles.Tiles) -> Array:
+def vectors_written(found: tiles.Tiles, m: Machine) -> Array:
     """Places of the vectors that are stored, each whole."""
-    assert found.passes == 1
-    return found.y_positions[found.masks != 0]
+    assert (found.pieces[:, 2] == m.lanes).all()
+    return np.concatenate([found.y_positions[found.whole].ravel(), found.pieces[:, 1]])
 
 
 def test_lanes_planes_cover_image_and_border():
@@ -339,20 +345,20 @@ def test_places_of_planes_past_two_billion():
 
 def test_tables_of_tiles_are_64_bit():
     starts = np.array([0, 2**40])
-    found = tiles.whole_vectors(starts, 2 * starts, 2, 16)
+    found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
     assert found.x_positions.tolist() == [[0, 2**40]]
-    assert found.y_positions.tolist() == [[[0, 2**41]]]
+    assert found.y_positions.tolist() == [[0, 2**41]]
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 2), (7, 2), (8, 2), (9, 4), (3, 8)])
 def test_tiles_that_workers_take_at_once_are_far_apart(count, workers):
     position = np.arange(count * 2, dtype=np.int64) * 32
-    plain = tiles.whole_vectors(position, position + 1, 2, 8)
+    plain = tiles.whole_vectors(position, position + 1, 2, 8, 4)
     spread = plain.spread(workers)
     order = spread.x_positions[:, 0] // 64
     assert sorted(order) == list(range(count))
     np.testing.assert_array_equal(spread.y_positions, plain.y_positions[order])
-    np.testing.assert_array_equal(spread.masks, plain.masks[order])
+    np.testing.assert_array_equal(spread.tile_pieces, plain.tile_pieces[order])
     if count >= 2 * workers:
         assert (abs(np.diff(order[:workers])) > 1).all()
     assert plain.spread(1) is plain

@@ -20,7 +20,7 @@ from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
 from .linear import Machine, SddmmPlan, tile_width
 from .operator import Operator, build_operator
-from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors, whole_vectors
+from .tiles import SpmmPlan, tiles_over, vectors_over, whole_vectors
 
 Ints = tuple[int, ...]
 Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, place in the CSR
@@ -239,7 +239,7 @@ def _phase_plan(
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
     starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
     ends = grid(counts, steps, dx.strides) + first
-    tiles = whole_vectors(starts, ends, width, machine.lanes)
+    tiles = whole_vectors(starts, ends, width, machine.lanes, machine.size)
     groups = policy.row_groups(geometry.channels, tiles.count * sample_groups, machine.workers, width * machine.vector)
     per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector), machine.l1_bytes)
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
@@ -309,9 +309,9 @@ def conv_flat(
     if places is None:
         places = np.arange(geometry.positions, dtype=np.int64) * size
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
-    x, y, masks = flat_vectors(starts, places, machine.lanes, size)
-    width = tile_width(pattern, len(x), machine, policy.WINDOW_TILE_RATE, geometry.groups)
-    tiles = tiles_of_vectors(x * size, y, masks, width, machine.lanes, step=machine.vector).spread(machine.workers)
+    vectors = len(vectors_over(starts, machine.lanes))
+    width = tile_width(pattern, vectors, machine, policy.WINDOW_TILE_RATE, geometry.groups)
+    tiles = tiles_over(starts, places, width, machine.lanes, size, machine.vector).spread(machine.workers)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)

@@ -20,7 +20,7 @@ from .conv import Geometry, absolute_columns
 from .lanes import Ints, channel_blocks, grid, row_major
 from .linear import Machine, tile_width
 from .operator import build_operator
-from .tiles import SpmmPlan, flat_vectors, tiles_of_vectors
+from .tiles import SpmmPlan, tiles_over, vectors_over
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -108,11 +108,10 @@ def conv_flat_between(
     )
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
-    positions, targets, masks = flat_vectors(starts, y.all_places(), machine.lanes, size)
-    width = tile_width(pattern, len(positions), machine, policy.WINDOW_TILE_RATE, geometry.groups)
+    vectors = len(vectors_over(starts, machine.lanes))
+    width = tile_width(pattern, vectors, machine, policy.WINDOW_TILE_RATE, geometry.groups)
     step = machine.vector if x.slack >= width * machine.vector else 0
-    tiles = tiles_of_vectors(positions * size, targets, masks, width, machine.lanes, step=step)
-    tiles = tiles.spread(machine.workers)
+    tiles = tiles_over(starts, y.all_places(), width, machine.lanes, size, step).spread(machine.workers)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     per_block = policy.block_channels(touched, machine.l1_bytes)
@@ -131,8 +130,7 @@ def conv_flat_between(
 def identity(positions: int, machine: Machine) -> SpmmPlan:
     """One channel of `positions` numbers in a row as it is: for adding a residual to it, and for activations."""
     start = np.arange(positions, dtype=np.int64)
-    x, y, masks = flat_vectors(start, start * machine.size, machine.lanes, machine.size)
-    width = policy.tile_width(len(x), policy.WINDOW_TILE_RATE)
-    tiles = tiles_of_vectors(x * machine.size, y, masks, width, machine.lanes)
+    width = policy.tile_width(-(-positions // machine.lanes), policy.WINDOW_TILE_RATE)
+    tiles = tiles_over(start, start * machine.size, width, machine.lanes, machine.size)
     blocks = channel_blocks(1, 1, 0, np.zeros(1, np.int64))
     return SpmmPlan(build_operator(np.arange(2, dtype=np.int64), np.zeros(1, np.int32), blocks), tiles)

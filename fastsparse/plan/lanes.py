@@ -137,7 +137,7 @@ def tiles_between(
     group = np.arange(tile_groups, dtype=np.int64)
     x_positions = np.add.outer(group * x.group_stride, starts).ravel()
     y_positions = np.add.outer(group * y.group_stride, ends).ravel()
-    return whole_vectors(x_positions, y_positions, width, machine.lanes)
+    return whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size)
 
 
 def linear_between(pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Machine, tile_groups: int) -> SpmmPlan:

@@ -95,7 +95,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions[:sample_groups])
     else:
         y_positions = np.add.outer(panel * panel_stride(rows, width, machine), vector).ravel()
-        tiles = whole_vectors(x_positions, y_positions, width, machine.lanes)
+        tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead_in_panels(rows, columns, samples * machine.size)

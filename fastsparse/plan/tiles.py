@@ -20,9 +20,9 @@ class Tiles:
 
     width: int  # T
     x_positions: NDArray[np.int64]  # [tiles, T]
-    y_positions: NDArray[np.int64]  # [tiles, passes, T]
-    masks: NDArray[np.uint16]  # [tiles, passes, T]
-    full: NDArray[np.uint8]  # [tiles]
+    y_positions: NDArray[np.int64]  # [tiles, T]
+    tile_pieces: NDArray[np.uint32]  # [tiles, 2]
+    pieces: NDArray[np.int64]  # [pieces, 3]
     columns: NDArray[np.uint32] | None = None
 
     @property
@@ -30,8 +30,9 @@ class Tiles:
         return len(self.x_positions)
 
     @property
-    def passes(self) -> int:
-        return self.y_positions.shape[1]
+    def whole(self) -> NDArray[np.bool_]:
+        """Whether a tile's vectors are stored as they are."""
+        return self.tile_pieces[:, 0] == self.tile_pieces[:, 1]
 
     def spread(self, workers: int) -> Tiles:
         """The tiles in an order in which those that workers take at once are far apart.
@@ -47,15 +48,14 @@ class Tiles:
             self,
             x_positions=self.x_positions[order],
             y_positions=self.y_positions[order],
-            masks=self.masks[order],
-            full=self.full[order],
+            tile_pieces=self.tile_pieces[order],
             columns=None if self.columns is None else self.columns[order],
         )
 
     def in_a_row(self, vector: int) -> bool:
         """Whether every tile reads, and those that are stored whole write, vectors of `vector` bytes in a row."""
         reads = self.columns is not None or bool((np.diff(self.x_positions, axis=1) == vector).all())
-        return reads and bool((np.diff(self.y_positions[self.full != 0, 0], axis=1) == vector).all())
+        return reads and bool((np.diff(self.y_positions[self.whole], axis=1) == vector).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,47 +71,38 @@ class SpmmPlan:
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def _by_tiles(values: NDArray[Any], width: int, fill: int | None = None) -> NDArray[Any]:
-    """[n, ...] -> [tiles, width, ...], the last tile filled up with `fill`, or with the last item."""
-    missing = -len(values) % width
-    if missing:
-        tail = values[-1:] if fill is None else np.full_like(values[-1:], fill)
-        values = np.concatenate([values, np.repeat(tail, missing, axis=0)])
-    return np.ascontiguousarray(values.reshape(-1, width, *values.shape[1:]))
+def vectors_over(starts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    """Where vectors of `lanes` positions begin that cover the ascending positions `starts`.
 
-
-def tiles_of_vectors(
-    x_positions: NDArray[np.int64],
-    y_positions: NDArray[np.int64],
-    masks: NDArray[np.uint16],
-    width: int,
-    lanes: int,
-    columns: NDArray[np.uint32] | None = None,
-    step: int = 0,
-) -> Tiles:
-    """Tiles of `width` vectors, from one x position [n], y position and mask [n, passes] per vector.
-
-    A last tile that has fewer vectors repeats one, or runs on by `step` bytes a vector, and does not store it.
+    They lie in a row, but for those that would hold none of the positions.
     """
-    missing = np.arange(1, -len(x_positions) % width + 1, dtype=np.int64)
-    x_positions = np.concatenate([x_positions, x_positions[-1:] + missing * step])
-    tiled_masks = _by_tiles(masks, width, fill=0).swapaxes(1, 2)
-    every = (1 << lanes) - 1
-    full = (tiled_masks.shape[1] == 1) & (tiled_masks[:, 0] == every).all(axis=1)
-    return Tiles(
-        width=width,
-        x_positions=np.ascontiguousarray(x_positions.reshape(-1, width), np.int64),
-        y_positions=np.ascontiguousarray(_by_tiles(y_positions, width).swapaxes(1, 2)).astype(np.int64),
-        masks=np.ascontiguousarray(tiled_masks).astype(np.uint16),
-        full=np.atleast_1d(full).astype(np.uint8),
-        columns=columns,
-    )
+    steps = np.unique((starts - starts[0]) // lanes)
+    return starts[0] + steps * lanes
 
 
-def whole_vectors(x_positions: NDArray[np.int64], y_positions: NDArray[np.int64], width: int, lanes: int) -> Tiles:
-    """Tiles of vectors that are stored whole."""
-    masks = np.full((len(x_positions), 1), (1 << lanes) - 1, np.uint16)
-    return tiles_of_vectors(x_positions, y_positions[:, None], masks, width, lanes)
+def tiles_over(
+    starts: NDArray[np.int64], places: NDArray[np.int64], width: int, lanes: int, size: int, step: int = 0
+) -> Tiles:
+    """Tiles of `width` of the `vectors_over` starts, positions in numbers: that at starts[i] goes to places[i] bytes.
+
+    step : as in `_tiles`
+    """
+    x = vectors_over(starts, lanes)
+    vector = np.searchsorted(x, starts, side="right") - 1
+    return _tiles(x * size, vector, starts - x[vector], places, width, lanes, size, step)
+
+
+def whole_vectors(
+    x_positions: NDArray[np.int64], y_positions: NDArray[np.int64], width: int, lanes: int, size: int
+) -> Tiles:
+    """Tiles of vectors that are stored whole, each where its y position says."""
+    rest = np.arange(len(y_positions) % width)
+    last = y_positions[len(y_positions) - len(rest) :]
+    pieces = np.stack([rest * lanes * size, last, np.full_like(rest, lanes)], axis=1)
+    x, y = (_filled(positions, width, 0) for positions in (x_positions, y_positions))
+    tile_pieces = np.zeros((len(x), 2), np.uint32)
+    tile_pieces[-1:, 1] = len(rest)
+    return Tiles(width, x, y, tile_pieces, pieces.astype(np.int64))
 
 
 def row_major_tiles(
@@ -121,45 +112,55 @@ def row_major_tiles(
 
     x is row-major too and packed block by block, or has its vectors at `x_positions`.
     """
-    start = np.arange(-(-columns // lanes), dtype=np.int64) * lanes
-    masks = ((1 << np.clip(columns - start, 0, lanes)) - 1).astype(np.uint16)[:, None]
-    position = start * size
+    column = np.arange(columns, dtype=np.int64)
+    vector, lane = np.divmod(column, lanes)
+    read = column[::lanes] * size if x_positions is None else x_positions
+    tiles = _tiles(read, vector, lane, column * size, width, lanes, size)
     if x_positions is not None:
-        return tiles_of_vectors(x_positions, position[:, None], masks, width, lanes)
-    first = np.arange(0, columns, width * lanes)
-    tile_columns = np.minimum(columns - first, width * lanes).astype(np.uint32)
-    return tiles_of_vectors(position, position[:, None], masks, width, lanes, tile_columns)
+        return tiles
+    tile = width * lanes
+    return replace(tiles, columns=np.minimum(columns - column[::tile], tile).astype(np.uint32))
 
 
-def flat_vectors(
-    starts: NDArray[np.int64], places: NDArray[np.int64], lanes: int, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
-    """Vectors that cover the ascending positions `starts` (in elements): where each reads, and where and which lanes
-    it writes, in as many passes as it takes. Vectors lie in a row, but for those that would hold no position at all.
+def _filled(positions: NDArray[np.int64], width: int, step: int) -> NDArray[np.int64]:
+    """[vectors] -> [tiles, width]. A last tile that has fewer repeats one, or runs on by `step` bytes a vector."""
+    missing = np.arange(1, -len(positions) % width + 1, dtype=np.int64)
+    return np.concatenate([positions, positions[-1:] + missing * step]).reshape(-1, width).astype(np.int64)
 
-    Lane l of a vector at f holds position f + l. One masked store serves all lanes whose target lies l elements
-    behind a common base: those of one image row, or all of them where rows are as far apart in both planes.
+
+def _tiles(
+    x_positions: NDArray[np.int64],
+    vector: NDArray[np.int64],
+    lane: NDArray[np.int64],
+    places: NDArray[np.int64],
+    width: int,
+    lanes: int,
+    size: int,
+    step: int = 0,
+) -> Tiles:
+    """Tiles over vectors at `x_positions`; lane[i] of vector[i] goes to places[i], and no other lane anywhere.
+
+    vector, lane : ascending
+    step : see `_filled`
     """
-    steps = (starts - starts[0]) // lanes  # from one valid position to the next vector that holds one
-    x = starts[0] + np.arange(steps[-1] + 1, dtype=np.int64) * lanes
-    x = x[np.isin(np.arange(len(x)), steps)]
-    lane = np.arange(lanes)
-    position = x[:, None] + lane
-    index = np.minimum(np.searchsorted(starts, position), len(starts) - 1)
-    valid = starts[index] == position
-    base = np.where(valid, places[index] - lane * size, 0)
-    # A lane opens a pass when its base differs from the last valid lane's; those in front of the first have its base.
-    earliest = valid.argmax(axis=1)[:, None]
-    base = np.where(lane < earliest, np.take_along_axis(base, earliest, 1), base)
-    latest = np.maximum.accumulate(np.where(valid | (lane < earliest), lane, 0), axis=1)
-    before = np.take_along_axis(base, np.concatenate([latest[:, :1], latest[:, :-1]], axis=1), 1)
-    turn = np.cumsum(valid & (base != before), axis=1)
-    passes = int(turn.max(initial=0)) + 1
-    targets = np.zeros((len(x), passes), np.int64)
-    masks = np.zeros((len(x), passes), np.uint16)
-    for i in range(passes):
-        here = valid & (turn == i)
-        masks[:, i] = (here * (1 << lane)).sum(axis=1)
-        some = np.take_along_axis(base, here.argmax(axis=1)[:, None], 1)[:, 0]
-        targets[:, i] = np.where(here.any(axis=1), some, 0)
-    return x, targets, masks
+    read = _filled(x_positions, width, step)
+    tile, at = vector // width, (vector % width * lanes + lane) * size
+    breaks = np.ones(len(places), bool)
+    breaks[1:] = (np.diff(tile) != 0) | (np.diff(at) != size) | (np.diff(places) != size)
+    # A tile is stored as it is when all lanes go somewhere, and within a vector each behind the one before.
+    astray = np.bincount(tile, breaks & (lane > 0), len(read))
+    whole = (astray == 0) & (np.bincount(tile, minlength=len(read)) == width * lanes)
+    written = np.zeros(read.size, np.int64)
+    written[vector[lane == 0]] = places[lane == 0]
+    begin = np.flatnonzero(breaks)
+    count = np.diff(begin, append=len(places))
+    kept = ~whole[tile[begin]]
+    begin, count = begin[kept], count[kept]
+    piece = np.searchsorted(tile[begin], np.arange(len(read) + 1))
+    return Tiles(
+        width=width,
+        x_positions=read,
+        y_positions=written.reshape(-1, width),
+        tile_pieces=np.stack([piece[:-1], piece[1:]], axis=1).astype(np.uint32),
+        pieces=np.stack([at[begin], places[begin], count], axis=1),
+    )

@@ -56,7 +56,6 @@ from .vector_ir import (
     fma_function,
     llvm_function,
     load_value,
-    mask_bits,
     masked_load,
     masked_store,
     pack,
@@ -91,7 +90,6 @@ __all__ = [
     "load_float",
     "load_i64",
     "load_lanes",
-    "load_masked_at",
     "load_rows",
     "load_some_at",
     "load_u16",
@@ -106,7 +104,6 @@ __all__ = [
     "store_at",
     "store_first",
     "store_float",
-    "store_masked_at",
     "store_rows",
     "store_some_at",
     "transpose",
@@ -266,43 +263,6 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen
-
-
-@intrinsic
-def load_masked_at(typing: Any, like: Any, bases: Any, offset: Any, masks: Any) -> Any:
-    """Vector i from bases[i] + offset, zeros but in the lanes set in the uint16 mask i of the table at `masks`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = []
-        for i, base in enumerate(unpack(builder, args[1], bases.count)):
-            mask = builder.bitcast(mask_bits(builder, like, args[3], i), like.mask)
-            vectors.append(masked_load(builder, like, builder.add(base, args[2]), mask))
-        return pack(builder, like.vector, vectors)
-
-    return like(like, bases, types.int64, types.int64), codegen
-
-
-@intrinsic
-def store_masked_at(typing: Any, tile: Any, bases: Any, offset: Any, masks: Any) -> Any:
-    """Vector i to bases[i] + offset, only the lanes set in the uint16 mask i of the table at `masks`.
-
-    Masks of all lanes and of none are told apart by a jump: most are such, and without AVX-512 a masked store is slow.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
-        for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
-            address = builder.add(base, args[2])
-            bits = mask_bits(builder, tile, args[3], i)
-            every = builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
-            with builder.if_else(every) as (whole, part):
-                with whole:
-                    builder.store(vector, at(builder, address, tile.vector), align=tile.size)
-                with part, builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))):
-                    masked_store(builder, tile, vector, address, builder.bitcast(bits, tile.mask))
-        return context.get_dummy_value()
-
-    return types.void(tile, bases, types.int64, types.int64), codegen
 
 
 def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:

@@ -21,6 +21,7 @@ from numba.extending import register_jitable
 
 from . import simd
 from .build import compile_kernel, compiled_once, kernel_record
+from .copying import make_copy_numbers
 
 ALIKE, LOCKSTEP = 1, 2  # how four rows go together
 
@@ -51,16 +52,15 @@ ARGUMENTS = kernel_record(
     "y",
     "y_batch_stride",
     "y_row_stride",
-    "passes",  # how often a tile is stored, each time with other masks: 1 but for tiles that cross image rows
-    "y_positions",  # int64 [tiles, passes, T]
-    "masks",  # uint16 [tiles, passes, T], lanes to store
-    "full",  # uint8 [tiles], 1 where all lanes are stored in one pass
+    "y_positions",  # int64 [tiles, T], of tiles that are stored whole
+    "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same where it is stored whole
+    "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
     # epilogue
     "bias",  # float [M] or 0
-    "residual",  # what is added behind the bias, with the strides, positions and masks of y; it may be y itself; or 0
+    "residual",  # what is added behind the bias, with the strides and positions of y; it may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    # worker scratch: partial sums, then one tile (five where rows go together), then the panel
+    # worker scratch: partial sums, then two tiles (six where rows go together), then the panel
     "scratch",
     "scratch_stride",
     "scratch_tile",
@@ -79,6 +79,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
     size = bits // 8
     vector = lanes * size
     width = count * vector
+    copy_numbers = make_copy_numbers(bits, lanes)
 
     if in_a_row:
 
@@ -122,31 +123,32 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             simd.call(a.activation, tile_buffer, count)
 
     @register_jitable
-    def finish_elsewhere(a, row, tile_buffer, y, masks, table, low, high):  # type: ignore[no-untyped-def]
-        """The epilogue behind the bias of the tile in `tile_buffer`, stored in parts where `masks` says so.
+    def finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
+        """The epilogue behind the bias of the tile at `tile_buffer`, stored in pieces where it has some.
 
         What few tiles need is kept out of the way of the loop over rows.
         """
         like = simd.zeros(count, lanes, bits)
         target = row * a.y_row_stride
-        source = target + a.residual - a.y
-        if masks == 0:
+        if piece == pieces_end:
             if a.residual != 0:
-                simd.store(simd.add(simd.load(like, tile_buffer), load(like, addresses(y, table), source)), tile_buffer)
+                acc = simd.add(simd.load(like, tile_buffer), load(like, out, target + a.residual - a.y))
+                simd.store(acc, tile_buffer)
             activate(a, tile_buffer, low, high)
-            store(simd.load(like, tile_buffer), addresses(y, table), target)
+            store(simd.load(like, tile_buffer), out, target)
             return
-        if a.residual == 0:
-            activate(a, tile_buffer, low, high)
-        acc = simd.load(like, tile_buffer)
-        for i in range(a.passes):
-            places, stored = simd.gather_addresses(count, y, table + i * count * 8), masks + i * count * 2
-            if a.residual != 0:
-                simd.store(simd.add(acc, simd.load_masked_at(acc, places, source, stored)), tile_buffer)
-                activate(a, tile_buffer, low, high)
-                simd.store_masked_at(simd.load(like, tile_buffer), places, target, stored)
-            else:
-                simd.store_masked_at(acc, places, target, stored)
+        if a.residual != 0:
+            added, source, at = tile_buffer + width, y + target + a.residual - a.y, piece
+            while at < pieces_end:
+                place = source + simd.load_i64(at + 8)
+                copy_numbers(place, added + simd.load_i64(at), simd.load_i64(at + 16))
+                at += 24
+            simd.store(simd.add(simd.load(like, tile_buffer), simd.load(like, added)), tile_buffer)
+        activate(a, tile_buffer, low, high)
+        while piece < pieces_end:
+            place = y + target + simd.load_i64(piece + 8)
+            copy_numbers(tile_buffer + simd.load_i64(piece), place, simd.load_i64(piece + 16))
+            piece += 24
 
     @register_jitable
     def ask_for(source):  # type: ignore[no-untyped-def]
@@ -220,13 +222,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
         @register_jitable
         def run_rows(  # type: ignore[no-untyped-def]
-            a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead
+            a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead
         ):
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
-            here = masks == 0 and a.activation == 0
-            sums, summed = tile_buffer + width, 0
+            here = piece == pieces_end and a.activation == 0
+            sums, summed = tile_buffer + 2 * width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
@@ -261,7 +263,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                         store(acc, out, row * y_row_stride)
                     else:
                         simd.store(acc, tile_buffer)
-                        finish_elsewhere(a, row, tile_buffer, y, masks, table, low, high)
+                        finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high)
                 else:
                     simd.store(acc, partial + row * width)
                 entry += 1
@@ -279,8 +281,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             for k in range(rows):
                 simd.store(simd.load(like, source + k * stride), panel + k * width)
         else:
+            nothing = simd.zeros(1, lanes, bits)
             for k in range(rows):
-                simd.store(simd.load_first(like, source + k * stride, columns), panel + k * width)
+                for rest in range(columns // lanes, count):
+                    simd.store(nothing, panel + k * width + rest * vector)
+                copy_numbers(source + k * stride, panel + k * width, columns)
 
     @register_jitable
     def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
@@ -305,11 +310,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         batch, tile = tile // a.tiles, tile % a.tiles
         x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
         places = a.x_positions + tile * count * 8
-        table = a.y_positions + tile * a.passes * count * 8
-        out = addresses(y, table)
-        masks = a.masks + tile * a.passes * count * 2
-        if simd.load_u8(a.full + tile) != 0:
-            masks = 0
+        out = addresses(y, a.y_positions + tile * count * 8)
+        piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
+        pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
         partial = scratch - simd.load_i64(a.group_starts + group * 8) * width
         panel, tile_buffer = scratch + a.scratch_panel, scratch + a.scratch_tile
         segment = a.segments + group * blocks * 16
@@ -329,13 +332,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
-            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
+            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 8)
-            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
+            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 12)
-            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
+            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 16)
-            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, masks, table, low, high, ahead)
+            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
             entry = end
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]

@@ -107,13 +107,6 @@ def fma_function(builder: Any, tile: Tile) -> Callable[..., Any]:
     return llvm_function(builder, f"llvm.fma.v{tile.lanes}f{tile.bits}", tile.vector, [tile.vector] * 3)
 
 
-def mask_bits(builder: Any, tile: Tile, address: Any, index: int) -> Any:
-    """Mask of one vector, as an integer of as many bits as lanes, from a table of uint16, one entry per vector."""
-    word = ir.IntType(16)
-    bits = load_value(builder, shifted(builder, address, 2 * index), word, 2)
-    return bits if tile.lanes == 16 else builder.trunc(bits, ir.IntType(tile.lanes))
-
-
 def first_lanes(builder: Any, tile: Tile, count: Any) -> Any:
     """Mask of the lanes below `count` (int64, may be negative or beyond the vector)."""
     vector = ir.VectorType(I64, tile.lanes)

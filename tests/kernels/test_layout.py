@@ -122,13 +122,14 @@ def test_flat_planes(rng, stride, padding, dtype):
     offsets = np.zeros(18, np.int64)
     offsets[op.permutation] = op.offsets + op.columns.bases[op.columns.block[pattern.indices[op.permutation]]]
     tiles = plan.spmm.tiles
-    lane = np.arange(m.lanes)
+    assert not tiles.whole.any()
+    tile_of = np.repeat(np.arange(tiles.count), np.diff(tiles.tile_pieces)[:, 0])
     seen = 0
-    for tile, step, vector in np.ndindex(tiles.masks.shape):
-        for at in lane[(tiles.masks[tile, step, vector] >> lane) & 1 == 1]:
-            out = tiles.y_positions[tile, step, vector] // m.size + at
-            row, column = divmod(int(out), geometry.out_spatial[1])
-            place = tiles.x_positions[tile, vector] // m.size + at
+    for tile, (first, target, count) in zip(tile_of, tiles.pieces // (m.size, m.size, 1), strict=True):
+        for at in range(count):
+            row, column = divmod(int(target + at), geometry.out_spatial[1])
+            vector, lane = divmod(int(first + at), m.lanes)
+            place = tiles.x_positions[tile, vector] // m.size + lane
             for image in range(2):
                 found = numbers[place + (offsets + image * 3 * plan.channel_stride) // m.size]
                 window = padded[image, :, row * stride[0] :, column * stride[1] :][:, :2, :5:2]

@@ -1,4 +1,4 @@
-"""The residual of the SpMM epilogue: every tile width, masks of several passes, blocks, poison around what is read."""
+"""The residual of the SpMM epilogue: every tile width, tiles stored in pieces, blocks, poison around what is read."""
 
 from __future__ import annotations
 
