@@ -27,7 +27,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     together = 0
     if operator.alike and tiles.width in policy.alike_rates(m.vector):
         together = spmm.ALIKE
-    elif tiles.width <= policy.LOCKSTEP_WIDTH:
+    elif operator.lockstep:
         together = spmm.LOCKSTEP
     finished = width * (2 + policy.ROWS_TOGETHER if together else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64

@@ -93,11 +93,27 @@ def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]
         for entry in range(op.segments[i], op.segments[i + 1]):
             assert op.row_ends[entry] == place
             end = int(op.row_ends[entry + 1])
-            found.append((group, block, kind, int(op.rows[entry]), list(range(place, end))))
+            places = list(range(place, end))
+            if op.lockstep:
+                places = places_in_turn(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
+            found.append((group, block, kind, int(op.rows[entry]), places))
             place = end
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
     return found
+
+
+def places_in_turn(op: operator.Operator, entry: int, first: int, end: int) -> list[int]:
+    """Where an entry's nonzeros are when those of four entries take turns as long as all of them have some."""
+    four = entry - (entry - first) % kernels.TOGETHER
+    ends = op.row_ends.astype(int)
+    if four + kernels.TOGETHER > end:
+        return list(range(ends[entry], ends[entry + 1]))
+    lengths = np.diff(ends[four : four + kernels.TOGETHER + 1])
+    turns, row = lengths.min(), entry - four
+    rest = ends[four] + kernels.TOGETHER * turns + (lengths[:row] - turns).sum()
+    in_turn = ends[four] + row + kernels.TOGETHER * np.arange(turns)
+    return [*in_turn, *range(rest, rest + lengths[row] - turns)]
 
 
 def assert_operator(op: operator.Operator, pattern: fs.Pattern, position: Array) -> None:
@@ -127,13 +143,14 @@ def assert_operator(op: operator.Operator, pattern: fs.Pattern, position: Array)
 
 @given(
     st.integers(0, 30), st.integers(0, 40), st.sampled_from(list(PATTERNS)), st.integers(1, 12), st.integers(1, 8),
-    st.sampled_from([np.int32, np.int64]), st.integers(0, 2**32),
+    st.sampled_from([np.int32, np.int64]), st.integers(0, 2), st.integers(0, 2**32),
 )  # fmt: skip
-def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, groups, kind, seed):
+def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, groups, kind, width, seed):
     rng = np.random.default_rng(seed)
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
     blocks = operator.even_blocks(columns, block_rows, 320)
-    op = operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, groups)
+    op = operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, groups, width)
+    assert op.lockstep == (width > 0 and not op.alike and policy.takes_turns(width, pattern.nnz / max(1, len(op.rows))))
     assert_operator(op, pattern, np.arange(columns) * 320)
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)

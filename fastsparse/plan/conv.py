@@ -82,11 +82,13 @@ class LanesConv:
     spmm: SpmmPlan
 
 
-def lanes_operator(pattern: Pattern, geometry: Geometry, planes: LanesPlanes, per_block: int, groups: int) -> Operator:
+def lanes_operator(
+    pattern: Pattern, geometry: Geometry, planes: LanesPlanes, per_block: int, groups: int, width: int = 0
+) -> Operator:
     """The operator on lanes planes, cached on the pattern."""
     window = grid(geometry.kernel, geometry.dilation, planes.strides)
     return planes_operator(
-        pattern, lambda: absolute_columns(pattern, geometry), planes, window, per_block, groups, geometry.groups
+        pattern, lambda: absolute_columns(pattern, geometry), planes, window, per_block, groups, geometry.groups, width
     )
 
 
@@ -122,7 +124,7 @@ def conv_between(
     )
     apart = tile_groups > 1 and geometry.positions < width
     per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
-    return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups), tiles)
+    return SpmmPlan(lanes_operator(pattern, geometry, x, per_block, groups, width), tiles)
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
@@ -244,7 +246,7 @@ def _phase_plan(
     per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector), machine.l1_bytes)
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
-    operator = build_operator(indptr, columns.astype(np.int64), blocks, groups)
+    operator = build_operator(indptr, columns.astype(np.int64), blocks, groups, width)
     return SpmmPlan(_renumbered(operator, order[kept]), tiles)
 
 
@@ -315,7 +317,7 @@ def conv_flat(
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)
-    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups)
+    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, groups, width)
     leading = math.prod(geometry.spatial[:-1])
     return FlatConv(
         leading, geometry.spatial[-1], geometry.stride[-1], rows, firsts, channel_stride, width * machine.vector,

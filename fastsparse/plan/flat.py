@@ -116,12 +116,13 @@ def conv_flat_between(
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     per_block = policy.block_channels(touched, machine.l1_bytes)
     operator = pattern.cached(
-        ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups),
+        ("flat operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, geometry.groups, width),
         lambda: build_operator(
             pattern.indptr,
             absolute_columns(pattern, geometry),
             channel_blocks(x.channels, per_block, x.channel_stride, window),
             groups,
+            width,
         ),
     )
     return SpmmPlan(operator, tiles)

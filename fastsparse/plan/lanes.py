@@ -111,15 +111,16 @@ def planes_operator(
     per_block: int,
     groups: int,
     kind: int = 1,
+    width: int = 0,
 ) -> Operator:
     """The operator whose column (c, k) lies at place window[k] of x's channel c, cached on the pattern.
 
     columns : gives the columns of the nonzeros over all of x's channels; `kind` tells those of one pattern apart.
     """
     return pattern.cached(
-        ("planes operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, kind),
+        ("planes operator", x.channels, x.channel_stride, window.tobytes(), per_block, groups, kind, width),
         lambda: build_operator(
-            pattern.indptr, columns(), channel_blocks(x.channels, per_block, x.channel_stride, window), groups
+            pattern.indptr, columns(), channel_blocks(x.channels, per_block, x.channel_stride, window), groups, width
         ),
     )
 
@@ -147,5 +148,6 @@ def linear_between(pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Ma
     tiles = tiles_between(here, here, x, y, width, tile_groups, machine)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     per_block = policy.block_rows(width * machine.vector * max(1, x.positions))
-    operator = planes_operator(pattern, lambda: pattern.indices, x, x.all_places(), per_block, groups)
+    places = x.all_places()
+    operator = planes_operator(pattern, lambda: pattern.indices, x, places, per_block, groups, width=width)
     return SpmmPlan(operator, tiles)

@@ -48,12 +48,15 @@ def tile_width(
     return policy.tile_width(vectors, policy.alike_rates(machine.vector) if alike else rates)
 
 
-def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: int) -> Operator:
-    """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern."""
+def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: int, width: int = 0) -> Operator:
+    """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern.
+
+    width : as in `build_operator`
+    """
     return pattern.cached(
-        ("linear operator", row_bytes, block_rows, groups),
+        ("linear operator", row_bytes, block_rows, groups, width),
         lambda: build_operator(
-            pattern.indptr, pattern.indices, even_blocks(pattern.shape[1], block_rows, row_bytes), groups
+            pattern.indptr, pattern.indices, even_blocks(pattern.shape[1], block_rows, row_bytes), groups, width
         ),
     )
 
@@ -65,7 +68,7 @@ def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan
     row_bytes = width * machine.vector
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead(*pattern.shape, columns * machine.size)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles, ahead)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups, width), tiles, ahead)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:
@@ -99,7 +102,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead_in_panels(rows, columns, samples * machine.size)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups), tiles, ahead)
+    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups, width), tiles, ahead)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse_kernels import operators as kernels
 from fastsparse_kernels.build import aligned_empty
+
+from . import policy
 
 INDEX_LIMIT = 2**32
 
@@ -45,6 +47,7 @@ class Operator:
     offsets: NDArray[np.uint32]
     permutation: NDArray[np.uint32]
     columns: ColumnBlocks
+    lockstep: bool = False  # nonzeros of four entries lie in turn
 
     @property
     def groups(self) -> int:
@@ -97,8 +100,11 @@ def build_operator(
     columns: NDArray[np.integer],
     blocks: ColumnBlocks,
     groups: int = 1,
+    width: int = 0,
 ) -> Operator:
     """Pack a structure with sorted columns. O(nnz + M * blocks).
+
+    width : vectors of the tiles it is for: on few of them rows take turns, and the nonzeros of four entries lie so
 
     Raises
     ------
@@ -122,7 +128,12 @@ def build_operator(
     kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
     offsets, permutation = np.empty(nnz, np.uint32), np.empty(nnz, np.uint32)
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
-    return Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
+    operator = Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
+    if operator.alike or not policy.takes_turns(width, nnz / max(1, entries)):
+        return operator
+    turned, places = np.empty_like(offsets), np.empty_like(permutation)
+    kernels.interleave()(segments, row_ends, offsets, permutation, turned, places)
+    return replace(operator, offsets=turned, permutation=places, lockstep=True)
 
 
 def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:

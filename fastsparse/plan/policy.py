@@ -5,6 +5,7 @@ The figures behind the numbers are in kernels/README.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
@@ -27,7 +28,9 @@ TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 WIDEST_TILE = max(TILE_RATE)
 ROWS_TOGETHER = 4  # rows that share what is read of X, or take turns
-LOCKSTEP_WIDTH = 1  # tiles of so many vectors wait on the latency of one row's multiply-adds; wider ones lost 10 to 20%
+# Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
+# nonzeros of a row and block on. Wider ones lost 5 to 10%.
+LOCKSTEP_FROM = {1: 0.0, 2: 16.0}
 # The same for such rows: four times as many accumulators hide the latency of few vectors.
 ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 
@@ -42,6 +45,11 @@ def alike_rates(vector_bytes: int) -> dict[int, float]:
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
     """T for a line of `vectors` vectors: the best useful rate, idle vectors of the last tile counted."""
     return max(rates, key=lambda count: rates[count] * vectors / (-(-vectors // count) * count))
+
+
+def takes_turns(width: int, nonzeros: float) -> bool:
+    """Whether four rows of about so many nonzeros in a block take turns on tiles of `width` vectors."""
+    return nonzeros >= LOCKSTEP_FROM.get(width, math.inf)
 
 
 def block_rows(row_bytes: int) -> int:

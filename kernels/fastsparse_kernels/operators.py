@@ -12,6 +12,8 @@ so the loop over entries has no branch but the trip count, and trip counts are s
 much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block does not visit rows it does not hold: depthwise and
 grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
 
+For tiles of few vectors the nonzeros of every four entries of a kind lie in turn.
+
 Nonzeros of a row keep ascending column order inside and across blocks, so the sum's bits do not depend on blocking.
 """
 
@@ -27,6 +29,7 @@ from numba.extending import register_jitable
 from .build import compile_function, compiled_once
 
 KINDS = 4
+TOGETHER = 4  # entries that lie in turn
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 
@@ -112,6 +115,34 @@ def make_place_nonzeros() -> Callable[..., None]:
     return place_nonzeros
 
 
+def make_interleave() -> Callable[..., None]:
+    """Put the nonzeros of every four entries of a kind in turn, as many as the shortest of them has; then the rest of
+    each. Of entries left over, one lies behind the other as before."""
+
+    def interleave(segments, row_ends, offsets, permutation, new_offsets, new_permutation):  # type: ignore[no-untyped-def]
+        at = np.int64(0)
+        for segment in range(segments.shape[0] - 1):
+            entry, end = np.int64(segments[segment]), np.int64(segments[segment + 1])
+            while entry < end:
+                rows = TOGETHER if entry + TOGETHER <= end else 1
+                turns = np.int64(row_ends[entry + 1]) - np.int64(row_ends[entry])
+                for i in range(entry, entry + rows):
+                    turns = min(turns, np.int64(row_ends[i + 1]) - np.int64(row_ends[i]))
+                for turn in range(turns):
+                    for i in range(entry, entry + rows):
+                        new_offsets[at] = offsets[row_ends[i] + turn]
+                        new_permutation[at] = permutation[row_ends[i] + turn]
+                        at += 1
+                for i in range(entry, entry + rows):
+                    for p in range(row_ends[i] + turns, row_ends[i + 1]):
+                        new_offsets[at] = offsets[p]
+                        new_permutation[at] = permutation[p]
+                        at += 1
+                entry += rows
+
+    return interleave
+
+
 def make_gather() -> Callable[..., None]:
     """out[i] = values[places[i]]."""
 
@@ -173,6 +204,12 @@ def place_nonzeros(column_bits: int) -> Callable[..., None]:
     function = make_place_nonzeros()
     function.__qualname__ = f"place_nonzeros_{column_bits}"
     return compile_function(function, signature)
+
+
+@compiled_once
+def interleave() -> Callable[..., None]:
+    """(segments, row_ends, offsets, permutation, new_offsets, new_permutation uint32): see `make_interleave`."""
+    return compile_function(make_interleave(), types.void(*[_array(types.uint32)] * 6))
 
 
 @compiled_once

@@ -74,7 +74,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
         registers for wider tiles. 0: each vector has an address of its own.
-    alike : 1 when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
+    together : ALIKE when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
+        LOCKSTEP when the nonzeros of four entries lie in turn, see operators.py: for tiles of few vectors, which wait
+        on the latency of one row's multiply-adds.
     """
     size = bits // 8
     vector = lanes * size
@@ -123,6 +125,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             simd.call(a.activation, tile_buffer, count)
 
     @register_jitable
+    def store_pieces(tile_buffer, y, piece, pieces_end):  # type: ignore[no-untyped-def]
+        while piece < pieces_end:
+            place = y + simd.load_i64(piece + 8)
+            copy_numbers(tile_buffer + simd.load_i64(piece), place, simd.load_i64(piece + 16))
+            piece += 24
+
+    @register_jitable
     def finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
         """The epilogue behind the bias of the tile at `tile_buffer`, stored in pieces where it has some.
 
@@ -145,10 +154,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 at += 24
             simd.store(simd.add(simd.load(like, tile_buffer), simd.load(like, added)), tile_buffer)
         activate(a, tile_buffer, low, high)
-        while piece < pieces_end:
-            place = y + target + simd.load_i64(piece + 8)
-            copy_numbers(tile_buffer + simd.load_i64(piece), place, simd.load_i64(piece + 16))
-            piece += 24
+        store_pieces(tile_buffer, y + target, piece, pieces_end)
 
     @register_jitable
     def ask_for(source):  # type: ignore[no-untyped-def]
@@ -194,28 +200,32 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             end_four(s0, s1, s2, s3, sums)
 
         @register_jitable
-        def add_one(acc, a, p, bases):  # type: ignore[no-untyped-def]
-            return axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+        def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
+            while p < end:
+                acc = axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+                p += 1
+            return acc
 
         @register_jitable
         def sum_lockstep(a, entry, p, bases, partial, sums):  # type: ignore[no-untyped-def]
-            """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn."""
+            """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn, as they lie."""
             ends = a.row_ends + entry * 4
-            p1, p2, p3 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
-            end0, end1, end2, end3 = p1, p2, p3, simd.load_u32(ends + 16)
+            end0, end1, end2 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
+            end3 = simd.load_u32(ends + 16)
+            turns = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
             s0, s1, s2, s3 = begin_four(a, entry, partial)
-            for _ in range(min(min(end0 - p, end1 - p1), min(end2 - p2, end3 - p3))):
-                s0, s1 = add_one(s0, a, p, bases), add_one(s1, a, p1, bases)
-                s2, s3 = add_one(s2, a, p2, bases), add_one(s3, a, p3, bases)
-                p, p1, p2, p3 = p + 1, p1 + 1, p2 + 1, p3 + 1
-            for q in range(p, end0):
-                s0 = add_one(s0, a, q, bases)
-            for q in range(p1, end1):
-                s1 = add_one(s1, a, q, bases)
-            for q in range(p2, end2):
-                s2 = add_one(s2, a, q, bases)
-            for q in range(p3, end3):
-                s3 = add_one(s3, a, q, bases)
+            end0, end1, end2 = end0 + 3 * turns, end1 + 2 * turns, end2 + turns
+            stop = p + 4 * turns
+            while p < stop:
+                two, more = simd.load_u64(a.offsets + p * 4), simd.load_u64(a.offsets + p * 4 + 8)
+                weight = a.values + p * size
+                s0 = axpy(s0, weight, bases, two & 0xFFFFFFFF)
+                s1 = axpy(s1, weight + size, bases, (two >> 32) & 0xFFFFFFFF)
+                s2 = axpy(s2, weight + 2 * size, bases, more & 0xFFFFFFFF)
+                s3 = axpy(s3, weight + 3 * size, bases, (more >> 32) & 0xFFFFFFFF)
+                p += 4
+            s0, s1 = add_rest(s0, a, p, end0, bases), add_rest(s1, a, end0, end1, bases)
+            s2, s3 = add_rest(s2, a, end1, end2, bases), add_rest(s3, a, end2, end3, bases)
             end_four(s0, s1, s2, s3, sums)
 
         sum_four = sum_alike if together == ALIKE else sum_lockstep
@@ -261,6 +271,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                         if clamped:
                             acc = simd.clamp(acc, low, high)
                         store(acc, out, row * y_row_stride)
+                    elif a.activation == 0 and residual == 0:
+                        if clamped:
+                            acc = simd.clamp(acc, low, high)
+                        simd.store(acc, tile_buffer)
+                        store_pieces(tile_buffer, y + row * y_row_stride, piece, pieces_end)
                     else:
                         simd.store(acc, tile_buffer)
                         finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high)

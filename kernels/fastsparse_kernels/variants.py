@@ -15,6 +15,7 @@ from . import build, epilogue, layout, norm, operators, optimizers, pooling, sdd
 
 TILE_WIDTHS = range(1, 9)
 ALIKE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
+LOCKSTEP_WIDTHS = range(1, 3)
 Arguments = tuple[int, ...]
 
 
@@ -33,7 +34,7 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
     pairs: list[tuple[int, int]] = [(width, 0) for width in TILE_WIDTHS]
-    pairs += [(width, spmm.ALIKE) for width in ALIKE_WIDTHS] + [(1, spmm.LOCKSTEP)]
+    pairs += [(width, spmm.ALIKE) for width in ALIKE_WIDTHS] + [(width, spmm.LOCKSTEP) for width in LOCKSTEP_WIDTHS]
     return [(bits, lanes, width, in_a_row, way) for width, way in pairs for in_a_row in (0, 1)]
 
 
