@@ -268,7 +268,9 @@ def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
             np.testing.assert_array_equal(y, results[way])
 
 
-def test_wide_products_on_much_data_ask_ahead():
-    assert policy.asks_ahead_in_panels(64, 576, 4 * 3136)
-    assert not policy.asks_ahead_in_panels(576, 64, 4 * 3136)
-    assert not policy.asks_ahead_in_panels(64, 576, 4 * 128)
+def test_products_on_much_data_ask_ahead():
+    assert policy.asks_ahead_in_panels(2**21)
+    assert not policy.asks_ahead_in_panels(2**20)
+    assert policy.asks_ahead(64, 576, 4 * 3136)
+    assert not policy.asks_ahead(576, 64, 4 * 31360)
+    assert not policy.asks_ahead(64, 576, 4 * 128)

@@ -63,7 +63,8 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
 
 def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan:
     """Plan of row-major X (K, columns) -> row-major Y (M, columns), X packed into panels block by block."""
-    width = tile_width(pattern, -(-columns // machine.lanes), machine)
+    rates = policy.row_major_rates(pattern.nnz, pattern.shape[0], pattern.shape[0] * columns * machine.size)
+    width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
     tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
@@ -101,7 +102,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead_in_panels(rows, columns, samples * machine.size)
+    ahead = policy.asks_ahead_in_panels(columns * samples * machine.size)
     return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups, width), tiles, ahead)
 
 

@@ -12,7 +12,8 @@ L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the o
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
-ASK_AHEAD_BYTES = 4 * 2**20  # X of this size or less stays in a cache that is near enough
+L2_BYTES = 2**20  # X of this size or less stays in L2, or nearly so
+NEAR_BYTES = 4 * 2**20  # arrays of this size or less stay in a cache that is near enough
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
@@ -26,6 +27,9 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
+# The same for rows of fewer nonzeros than SHORT_ROW: starting and ending one is most of the work.
+SHORT_ROW_TILE_RATE = {1: 0.40, 2: 0.70, 3: 0.84, 4: 0.92, 5: 0.97, 6: 0.97, 7: 0.97, 8: 1.00}
+SHORT_ROW = 8
 WIDEST_TILE = max(TILE_RATE)
 ROWS_TOGETHER = 4  # rows that share what is read of X, or take turns
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
@@ -40,6 +44,11 @@ def alike_rates(vector_bytes: int) -> dict[int, float]:
     registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
     widest = (registers - 1) // (ROWS_TOGETHER + 1)
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
+
+
+def row_major_rates(nnz: int, rows: int, y_bytes: int) -> dict[int, float]:
+    """Rates of tiles over row-major y. Where y is in no cache, storing it in wide tiles costs more than it brings."""
+    return SHORT_ROW_TILE_RATE if nnz < SHORT_ROW * rows and y_bytes <= NEAR_BYTES else TILE_RATE
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
@@ -60,14 +69,14 @@ def block_rows(row_bytes: int) -> int:
 def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
     """Whether to ask for the next panel of X (columns, row_bytes) while this one is worked on.
 
-    It pays where reading X is much of the work, X is not in the cache anyway, and its rows do not share cache sets.
+    It pays where reading X is much of the work, and X is not in a cache anyway.
     """
-    return columns >= rows and columns * row_bytes > ASK_AHEAD_BYTES and row_bytes % LINE_SETS_BYTES != 0
+    return columns >= rows and columns * row_bytes > NEAR_BYTES
 
 
-def asks_ahead_in_panels(rows: int, columns: int, row_bytes: int) -> bool:
-    """The same for X that lies in panels: what is asked for costs more where there is nothing to pack."""
-    return columns >= 2 * rows and columns * row_bytes > ASK_AHEAD_BYTES
+def asks_ahead_in_panels(x_bytes: int) -> bool:
+    """The same for X that lies in panels, where nothing but the multiply-adds would bring it near."""
+    return x_bytes > L2_BYTES
 
 
 def block_channels(window_bytes: int, l1_bytes: int) -> int:
