@@ -8,7 +8,7 @@ Strides, dilation, groups and depthwise need no kernels of their own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -252,15 +252,7 @@ def _phase_plan(
 
 def _renumbered(operator: Operator, order: NDArray[Any]) -> Operator:
     """The operator with its permutation pointing through `order` into the CSR's data."""
-    return Operator(
-        operator.group_starts,
-        operator.segments,
-        operator.row_ends,
-        operator.rows,
-        operator.offsets,
-        order[operator.permutation].astype(np.uint32),
-        operator.columns,
-    )
+    return replace(operator, permutation=order[operator.permutation].astype(np.uint32))
 
 
 # ---------------------------------------------------------------- flat layout
