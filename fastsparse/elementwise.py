@@ -1,11 +1,12 @@
 """What networks need beside products: activations, pooling, normalisation, forward and backward.
 
 Arrays are float32 or float64, shapes are (N, C, ...); every function returns new arrays of its input's type and
-changes nothing it is given. Sums over a batch are taken in float64.
+changes nothing it is given but `out`. Sums over a batch, or a row, are taken in float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse import launch_layers, workspace
 from fastsparse.launch import machine
+from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Pads, Sizes, Windows, adaptive_windows, windows
 
 Array = NDArray[Any]
@@ -156,6 +158,39 @@ def _normalised(
     x = np.ascontiguousarray(x)
     y, m = workspace.array(x.shape, x.dtype), machine(x.dtype)
     launch_layers.run_batch_norm(x, y, _wide(gamma), _wide(beta), mean, variance, eps, m, training=training)
+    return y
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def softmax(x: Array, out: Array | None = None) -> Array:
+    """exp(x) over its sum along the last axis; `out`, contiguous, may be x."""
+    return _by_rows(launch_layers.run_softmax, x, out)
+
+
+def layer_norm(
+    x: Array, gamma: Array, beta: Array | None, eps: float, out: Array | None = None, *, centred: bool = True
+) -> Array:
+    """gamma (x - mean) / sqrt(variance + eps) + beta along the last axis, for gamma and beta of its size.
+
+    centred : False takes the mean for 0
+    out : contiguous, may be x
+    """
+    gamma = np.ascontiguousarray(gamma, x.dtype)
+    beta = None if beta is None else np.ascontiguousarray(beta, x.dtype)
+
+    def run(x: Array, y: Array, m: Machine) -> None:
+        launch_layers.run_layer_norm(x, y, gamma, beta, eps, m, centred=centred)
+
+    return _by_rows(run, x, out)
+
+
+def _by_rows(run: Callable[[Array, Array, Machine], None], x: Array, out: Array | None) -> Array:
+    x = np.ascontiguousarray(x)
+    y = workspace.array(x.shape, x.dtype) if out is None else out
+    if x.size:
+        run(x, y, machine(x.dtype))
     return y
 
 

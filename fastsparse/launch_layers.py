@@ -15,7 +15,7 @@ from fastsparse import workspace
 from fastsparse.launch import Call, Record, address, run, run_call
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
-from fastsparse_kernels import epilogue, norm, pooling
+from fastsparse_kernels import epilogue, norm, pooling, rowwise
 
 Array = NDArray[Any]
 
@@ -107,6 +107,39 @@ def run_pool_grad(kind: int, w: Windows, dy: Array, index: Array | None, dx: Arr
     """Gradient dx (N, C, *w.spatial) from dy (N, C, *w.out_spatial)."""
     bands = backward_bands(w, m.vector, -(-math.prod(dx.shape[:2]) // m.lanes), m.workers)
     _run_planes(pooling.pool_grad_kernel(kind, m.bits, m.lanes), w, bands, dx, dy, index, m)
+
+
+# ---------------------------------------------------------------- rows
+
+_ROW_FLOPS = 8.0  # per element
+_CHUNK_NUMBERS = 8192  # of the rows of one task
+
+
+def _run_rows(kernel: Any, dtype: Any, x: Array, y: Array, m: Machine, **fields: int) -> None:
+    columns = x.shape[-1]
+    rows = x.size // columns
+    chunk = max(1, _CHUNK_NUMBERS // columns)
+    record = Record(dtype, rows=rows, columns=columns, chunk=chunk, x=address(x), y=address(y), **fields)
+    run(kernel, record, -(-rows // chunk), _ROW_FLOPS * x.size, m.workers)
+
+
+def run_softmax(x: Array, y: Array, m: Machine) -> None:
+    """y = softmax of the rows of x (..., columns), contiguous arrays of one shape that is not empty; y may be x."""
+    _run_rows(rowwise.softmax_kernel(m.bits, m.lanes), rowwise.SOFTMAX, x, y, m)
+
+
+def run_layer_norm(
+    x: Array, y: Array, gamma: Array, beta: Array | None, eps: float, m: Machine, *, centred: bool = True
+) -> None:
+    """Layer norm of the rows of x (..., columns), contiguous as y, which may be x; gamma, beta (columns,) of x's type.
+
+    centred : False for the root mean square norm, which takes the mean for 0
+    """
+    number = np.array([eps], np.float64)
+    _run_rows(
+        rowwise.layer_norm_kernel(m.bits, m.lanes), rowwise.LAYER_NORM, x, y, m, gamma=address(gamma),
+        beta=0 if beta is None else address(beta), eps=address(number), centred=int(centred),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- batch normalisation

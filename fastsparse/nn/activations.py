@@ -155,8 +155,11 @@ class Softmax(Module):
 
     def forward(self, x: Any) -> Array:
         array = floating(x)
-        y = np.exp(array - array.max(axis=self.axis, keepdims=True))
-        y /= y.sum(axis=self.axis, keepdims=True)
+        if array.ndim and self.axis in (-1, array.ndim - 1):
+            y = elementwise.softmax(array)
+        else:
+            y = np.exp(array - array.max(axis=self.axis, keepdims=True))
+            y /= y.sum(axis=self.axis, keepdims=True)
         self._keep(y)
         return y
 

@@ -294,3 +294,21 @@ def batch_norm_eval_backward(
     scale = 1 / np.sqrt(variance + eps)
     normal = (x - _per_channel(mean, n)) * _per_channel(scale, n)
     return dy * _per_channel(gamma * scale, n), (dy * normal).sum(axis=axes), dy.sum(axis=axes)
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) over its sum along the last axis."""
+    (x,) = wide(x)
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array | None, eps: float, *, centred: bool = True) -> Array:
+    """x normalised along its last axis by its own mean (0 when not centred) and biased variance."""
+    x, gamma, shift = wide(x, gamma, np.zeros_like(gamma) if beta is None else beta)
+    if centred:
+        x = x - x.mean(axis=-1, keepdims=True)
+    return np.asarray(x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * gamma + shift)

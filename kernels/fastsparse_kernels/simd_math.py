@@ -335,21 +335,32 @@ def first_kept(typing: Any, tile: Any, count: Any) -> Any:
     return tile(tile, types.int64), codegen
 
 
-@intrinsic
-def total(typing: Any, tile: Any) -> Any:
-    """The sum of all elements of a tile, by halves."""
+def across(combine: Callable[[Lanes, Lanes], Lanes]) -> Any:
+    """The intrinsic that combines all elements of a tile to one number, by halves."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = vector_ir.unpack(builder, args[0], tile.count)
-        while len(vectors) > 1:
-            half = (len(vectors) + 1) // 2
-            sums = [builder.fadd(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
-            vectors = sums + vectors[len(sums) : half]
-        vector, lanes = vectors[0], tile.lanes
-        while lanes > 1:
-            lanes //= 2
-            low, high = (vector_ir.shuffle(builder, vector, vector, range(i * lanes, (i + 1) * lanes)) for i in (0, 1))
-            vector = builder.fadd(low, high)
-        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+    @intrinsic
+    def combined(typing: Any, tile: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vectors = [Lanes(builder, tile, value) for value in vector_ir.unpack(builder, args[0], tile.count)]
+            while len(vectors) > 1:
+                half = (len(vectors) + 1) // 2
+                pairs = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
+                vectors = pairs + vectors[len(pairs) : half]
+            vector, lanes = vectors[0].value, tile.lanes
+            while lanes > 1:
+                lanes //= 2
+                shorter = simd.Tile(1, lanes, tile.bits)
+                halves = (range(i * lanes, (i + 1) * lanes) for i in (0, 1))
+                low, high = (
+                    Lanes(builder, shorter, vector_ir.shuffle(builder, vector, vector, half)) for half in halves
+                )
+                vector = combine(low, high).value
+            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
-    return vector_ir.NUMBA_FLOATS[tile.bits](tile), codegen
+        return vector_ir.NUMBA_FLOATS[tile.bits](tile), codegen
+
+    return combined
+
+
+total = across(lambda a, b: a + b)
+highest = across(lambda a, b: where(b > a, b, a))

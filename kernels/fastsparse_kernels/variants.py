@@ -11,7 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import build, epilogue, layout, norm, operators, optimizers, pooling, sddmm, sequence, spgemm, spmm, spmv
+from . import (
+    build,
+    epilogue,
+    layout,
+    norm,
+    operators,
+    optimizers,
+    pooling,
+    rowwise,
+    sddmm,
+    sequence,
+    spgemm,
+    spmm,
+    spmv,
+)
 
 TILE_WIDTHS = range(1, 9)
 ALIKE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
@@ -78,6 +92,8 @@ FAMILIES = (
     Family(
         "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
     ),
+    Family("softmax", rowwise.softmax_kernel, _once),
+    Family("layer norm", rowwise.layer_norm_kernel, _once),
     Family("sgd", optimizers.sgd_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in optimizers.SGD_KINDS]),
     Family("adam", optimizers.adam_kernel, _once),
 )

@@ -50,13 +50,17 @@ def _program_row(step: Step, row: Row) -> Row:
     return replace(row, layer=layer, operator=" + ".join(words))
 
 
+# Along the last axis, in float32 or float64; NumPy otherwise.
+_ROW_KERNELS = ("Softmax", "LayerNormalization", "RMSNormalization")
+
+
 def _host_row(workspace: Workspace, step: Step) -> Row:
     plan, node = workspace.plan, step.node
     assert node is not None
     with np.errstate(all="ignore"), workspace.blas():
         spent = programs.fastest_seconds(lambda: workspace.call(step))
     shape = plan.shapes[step.outputs[0]] if step.outputs else None
-    sparsity, why = None, "NumPy"
+    sparsity, why = None, "row kernel" if node.op in _ROW_KERNELS and len(step.outputs) == 1 else "NumPy"
     weight = plan.constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
     if node.op == "fastsparse.SparseMatMul":
         sparsity, why = 1 - node.attributes["matrix"].density, "spmm"

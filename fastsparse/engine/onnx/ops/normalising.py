@@ -1,6 +1,7 @@
 """Softmax and normalisations.
 
-Everything is computed in place in the output, so that calls allocate only one number per row.
+Rows, that is numbers along the last axis, have kernels; the rest is NumPy. Everything is computed in place in the
+output, so that calls allocate only one number per row.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse import elementwise
 from fastsparse.engine.onnx.model import Array, Node
 from fastsparse.engine.onnx.table import Info, Misfit, Operator, axis_of, like, optional, same
+
+
+def _has_kernel(x: Array, axes: tuple[int, ...], *vectors: Array | None) -> bool:
+    """Whether a kernel takes x, normalised along `axes`, with these scales and shifts; None are left out."""
+    fit = all(v is None or (v.shape == x.shape[-1:] and v.dtype == x.dtype) for v in vectors)
+    return axes == (x.ndim - 1,) and x.dtype in (np.float32, np.float64) and fit
+
 
 # ---------------------------------------------------------------- softmax
 
@@ -28,6 +37,9 @@ def _rows(node: Node, x: Array, out: Array) -> tuple[Array, Array, int]:
 
 def _softmax(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out, axis = _rows(node, inputs[0], outs[0])
+    if _has_kernel(x, (axis,)):
+        elementwise.softmax(x, out)
+        return
     np.subtract(x, np.max(x, axis, keepdims=True, initial=-np.inf), out=out)
     np.exp(out, out=out)
     np.divide(out, np.sum(out, axis, keepdims=True), out=out)
@@ -86,9 +98,12 @@ def _layer_norm_shape(node: Node, inputs: Sequence[Any]) -> list[Info]:
 def _layer_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out = inputs[0], outs[0]
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
-    found = _normalised(x, out, axes, node.get("epsilon", 1e-5))
+    bias, eps = optional(inputs, 2), node.get("epsilon", 1e-5)
+    if len(outs) == 1 and _has_kernel(x, axes, inputs[1], bias):
+        elementwise.layer_norm(x, inputs[1], bias, eps, out)
+        return
+    found = _normalised(x, out, axes, eps)
     np.multiply(out, inputs[1], out=out)
-    bias = optional(inputs, 2)
     if bias is not None:
         np.add(out, bias, out=out)
     for target, numbers in zip(outs[1:], found):
@@ -98,6 +113,9 @@ def _layer_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> Non
 def _rms_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out = inputs[0], outs[0]
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
+    if _has_kernel(x, axes, inputs[1]):
+        elementwise.layer_norm(x, inputs[1], None, node.get("epsilon", 1e-5), out, centred=False)
+        return
     np.copyto(out, x)
     mean = np.asarray(_squares(out, axes), np.float64) / max(1, math.prod(x.shape[a] for a in axes))
     np.multiply(out, (1 / np.sqrt(mean + node.get("epsilon", 1e-5))).astype(_wide(out)), out=out, casting="same_kind")
