@@ -170,10 +170,14 @@ PRODUCTS = ("row-major", "column-major", "strided", "linear")  # take SpMV for a
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"T={width}": {"tile_width": lambda *_, width=width: width} for width in range(1, 9)},
     **{
-        f"{n} inputs per block": {"block_rows": lambda *_, n=n: n, "block_channels": lambda *_, n=n: n}
+        f"{n} inputs per block": {
+            name: lambda *_, n=n: n for name in ("block_rows", "even_block_rows", "block_channels")
+        }
         for n in (1, 3, 10**6)
     },
     **{f"{n} row groups": {"row_groups": lambda rows, *_, n=n: min(n, max(1, rows))} for n in (2, 9)},
+    "rows one by one": {"takes_turns": lambda *_: False},
+    "rows in turn": {"takes_turns": lambda width, _: 1 <= width <= 2},
     "one group per chunk": {"CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},
     "lanes": {"prefers_lanes": lambda *_: True},
     "no lanes": {"prefers_lanes": lambda *_: False},
@@ -182,8 +186,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "parallel": {"PARALLEL_FLOPS": 0},
     "serial": {"PARALLEL_FLOPS": 1e30},
     "small blocks, groups, parallel, slices": {
-        "block_rows": lambda *_: 5, "block_channels": lambda *_: 2, "row_groups": lambda rows, *_: max(1, rows // 3),
-        "PARALLEL_FLOPS": 0, "SLICE_FLOPS": 3000,
+        "block_rows": lambda *_: 5, "even_block_rows": lambda *_: 5, "block_channels": lambda *_: 2,
+        "row_groups": lambda rows, *_: max(1, rows // 3), "PARALLEL_FLOPS": 0, "SLICE_FLOPS": 3000,
     },
 }  # fmt: skip
 

@@ -57,6 +57,27 @@ def test_blocks_fit_the_cache(row_bytes):
         assert found == 1 or found * row_bytes <= limit
 
 
+@given(st.integers(1, 2**17), st.integers(0, 10**6), st.floats(0, 1))
+def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density):
+    found, held = policy.even_block_rows(row_bytes, columns, density), policy.block_rows(row_bytes)
+    if columns <= held:
+        assert found == held
+        return
+    blocks = -(-columns // found)
+    assert blocks * found - columns < blocks, "blocks of one size, but for one row"
+    assert found * row_bytes <= 1.5 * max(policy.L2_BLOCK_BYTES, row_bytes) + row_bytes
+    if density >= policy.ENTRY_NONZEROS / held:
+        assert found <= 1.5 * held + 1
+
+
+def test_rates_of_short_rows():
+    vector, near, far = 32, policy.NEAR_BYTES, policy.NEAR_BYTES + 1
+    assert policy.row_major_rates(0.1, 64, near, vector) is policy.SHORT_ROW_TILE_RATE
+    assert policy.row_major_rates(0.1, 64, far, vector) is policy.TILE_RATE
+    assert policy.row_major_rates(0.1, 512, near, vector) is policy.TILE_RATE
+    assert policy.row_major_rates(0.02, 512, far, vector) is policy.SHORT_ROW_TILE_RATE
+
+
 @given(st.integers(1, 5000), st.sampled_from([16, 32, 64]))
 def test_sddmm_runs(row, vector):
     positions = policy.sddmm_positions(vector)

@@ -53,7 +53,7 @@ def test_small_integers_are_exact(rng, monkeypatch, dtype):
     vector = lanes(dtype)
     for rows_per_block in (None, 3):
         if rows_per_block:
-            monkeypatch.setattr(policy, "block_rows", lambda *_: 3)
+            monkeypatch.setattr(policy, "sddmm_block_rows", lambda *_: 3)
             monkeypatch.setattr(policy, "row_groups", lambda *_: 4)
         pattern = matrix(rng, mask, dtype).pattern
         for inner in (0, 1, vector - 1, vector, vector + 1, 32 * vector, 33 * vector + 2):

@@ -110,7 +110,7 @@ def test_small_integers_are_exact_around_tile_edges(rng, monkeypatch, width, dty
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 65])
 def test_small_integers_are_exact_around_block_edges(rng, monkeypatch, rows, dtype):
     """Blocks of four inputs: K below, at and above multiples of them; rows over several groups."""
-    monkeypatch.setattr(policy, "block_rows", lambda *_: 4)
+    monkeypatch.setattr(policy, "even_block_rows", lambda *_: 4)
     monkeypatch.setattr(policy, "block_channels", lambda *_: 4)
     monkeypatch.setattr(policy, "row_groups", lambda rows, *_: max(1, rows // 4))
     for columns in (0, 1, 3, 4, 5, 8, 17):

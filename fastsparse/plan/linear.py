@@ -63,13 +63,16 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
 
 def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan:
     """Plan of row-major X (K, columns) -> row-major Y (M, columns), X packed into panels block by block."""
-    rates = policy.row_major_rates(pattern.nnz, pattern.shape[0], pattern.shape[0] * columns * machine.size)
+    rows, inputs = pattern.shape
+    density = pattern.nnz / max(1, rows * inputs)
+    rates = policy.row_major_rates(density, inputs, rows * columns * machine.size, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
     tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
     row_bytes = width * machine.vector
-    groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead(*pattern.shape, columns * machine.size)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups, width), tiles, ahead)
+    groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
+    ahead = policy.asks_ahead(rows, inputs, columns * machine.size)
+    block_rows = policy.even_block_rows(row_bytes, inputs, density)
+    return SpmmPlan(linear_operator(pattern, row_bytes, block_rows, groups, width), tiles, ahead)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:
@@ -103,7 +106,8 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead_in_panels(columns * samples * machine.size)
-    return SpmmPlan(linear_operator(pattern, row_bytes, policy.block_rows(row_bytes), groups, width), tiles, ahead)
+    block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
+    return SpmmPlan(linear_operator(pattern, row_bytes, block_rows, groups, width), tiles, ahead)
 
 
 @dataclass(frozen=True, eq=False)

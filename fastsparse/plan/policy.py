@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
+L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
+ENTRY_NONZEROS = 14  # of a row in a block, which pay for starting and ending it there
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
@@ -27,7 +29,7 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
-# The same for rows of fewer nonzeros than SHORT_ROW: starting and ending one is most of the work.
+# The same for rows of fewer nonzeros in a block than SHORT_ROW: starting and ending one is most of the work.
 SHORT_ROW_TILE_RATE = {1: 0.40, 2: 0.70, 3: 0.84, 4: 0.92, 5: 0.97, 6: 0.97, 7: 0.97, 8: 1.00}
 SHORT_ROW = 8
 WIDEST_TILE = max(TILE_RATE)
@@ -46,9 +48,14 @@ def alike_rates(vector_bytes: int) -> dict[int, float]:
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
-def row_major_rates(nnz: int, rows: int, y_bytes: int) -> dict[int, float]:
-    """Rates of tiles over row-major y. Where y is in no cache, storing it in wide tiles costs more than it brings."""
-    return SHORT_ROW_TILE_RATE if nnz < SHORT_ROW * rows and y_bytes <= NEAR_BYTES else TILE_RATE
+def row_major_rates(density: float, columns: int, y_bytes: int, vector_bytes: int) -> dict[int, float]:
+    """Rates of tiles over row-major y, for W of so many columns.
+
+    Where y is in no cache, storing it in wide tiles costs more than it brings, unless they spare rows many blocks.
+    """
+    held = L1_BLOCK_BYTES // (4 * vector_bytes)
+    short = density * min(columns, held) < SHORT_ROW
+    return SHORT_ROW_TILE_RATE if short and (y_bytes <= NEAR_BYTES or columns > held) else TILE_RATE
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
@@ -64,6 +71,13 @@ def takes_turns(width: int, nonzeros: float) -> bool:
 def block_rows(row_bytes: int) -> int:
     """Input rows per column block when each brings `row_bytes` bytes to L1."""
     return max(1, L1_BLOCK_BYTES // max(1, row_bytes))
+
+
+def even_block_rows(row_bytes: int, columns: int, density: float) -> int:
+    """The same for W of so many columns, in blocks of one size: about what L1 holds, or more where W is very sparse."""
+    held = block_rows(row_bytes)
+    wanted = max(held, min(L2_BLOCK_BYTES / max(1, row_bytes), ENTRY_NONZEROS / max(density, 1e-9)))
+    return math.ceil(columns / max(1, round(columns / wanted))) if columns > held else held
 
 
 def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
