@@ -65,9 +65,10 @@ def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density)
         return
     blocks = -(-columns // found)
     assert blocks * found - columns < blocks, "blocks of one size, but for one row"
-    assert found * row_bytes <= 1.5 * max(policy.L2_BLOCK_BYTES, row_bytes) + row_bytes
+    most = max(policy.L2_BLOCK_BYTES // row_bytes, held)
+    assert found <= (policy.ONE_BLOCK * most if blocks == 1 else most)
     if density >= policy.ENTRY_NONZEROS / held:
-        assert found <= 1.5 * held + 1
+        assert found <= (policy.ONE_BLOCK * held if blocks == 1 else held)
 
 
 def test_rates_of_short_rows():

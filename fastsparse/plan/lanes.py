@@ -146,8 +146,11 @@ def linear_between(pattern: Pattern, x: LanesPlanes, y: LanesPlanes, machine: Ma
     width = tile_width(pattern, tile_groups, machine)
     here = np.zeros(1, np.int64)
     tiles = tiles_between(here, here, x, y, width, tile_groups, machine)
-    groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
-    per_block = policy.block_rows(width * machine.vector * max(1, x.positions))
+    rows, columns = pattern.shape
+    positions = max(1, x.positions)
+    density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros that a row has in a channel
+    groups = policy.row_groups(rows, tiles.count, machine.workers, width * machine.vector)
+    per_block = policy.even_block_rows(width * machine.vector * positions, x.channels, density)
     places = x.all_places()
     operator = planes_operator(pattern, lambda: pattern.indices, x, places, per_block, groups, width=width)
     return SpmmPlan(operator, tiles)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
+BEYOND_L1 = 1.2  # times as much as L1 holds, at least, is worth leaving it
+ONE_BLOCK = 1.5  # times its size a block may be, if that makes it the only one
 ENTRY_NONZEROS = 14  # of a row in a block, which pay for starting and ending it there
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
@@ -74,10 +76,16 @@ def block_rows(row_bytes: int) -> int:
 
 
 def even_block_rows(row_bytes: int, columns: int, density: float) -> int:
-    """The same for W of so many columns, in blocks of one size: about what L1 holds, or more where W is very sparse."""
+    """The same for W of so many columns, in blocks of one size: what L1 holds, or more where W is very sparse.
+
+    One block of half as much again is better than two: no sum is put aside.
+    """
     held = block_rows(row_bytes)
-    wanted = max(held, min(L2_BLOCK_BYTES / max(1, row_bytes), ENTRY_NONZEROS / max(density, 1e-9)))
-    return math.ceil(columns / max(1, round(columns / wanted))) if columns > held else held
+    if columns <= held:
+        return held
+    wanted = min(L2_BLOCK_BYTES // max(1, row_bytes), math.ceil(ENTRY_NONZEROS / max(density, 1e-9)))
+    size = wanted if wanted > BEYOND_L1 * held else held
+    return columns if columns <= ONE_BLOCK * size else -(-columns // -(-columns // size))
 
 
 def asks_ahead(rows: int, columns: int, row_bytes: int) -> bool:
