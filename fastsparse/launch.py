@@ -172,6 +172,10 @@ def run_words(kernel: int, words: array[int], tasks: int, flops: float, workers:
         slots = min(workers, tasks, runtime.worker_slots())
     if flops > policy.SLICE_FLOPS:
         slices = max(1, min(tasks, int(flops / (policy.SLICE_FLOPS * slots))))
+    if slots == slices == 1:  # small calls, which notice every line
+        words[counter], words[_STOP] = 0, tasks
+        build.run_serial()(kernel, arguments)
+        return
     for i in range(slices):
         words[counter] = tasks * i // slices
         words[_STOP] = tasks * (i + 1) // slices

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
-from fastsparse.launch import Call, Record, Template, address, run, run_call, set_epilogue
+from fastsparse.launch import CLAMPS, Call, Record, Template, address, run, run_call, set_epilogue
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
 from fastsparse.plan.tiles import SpmmPlan
@@ -164,7 +164,7 @@ def spmv_template(
 ) -> Template:
     """y (M,) = W @ x (K,), both contiguous, to be run with the addresses of x, y and the bias (0 for none)."""
     call = spmv_call(plan, indptr, values, 0, 0, m, scratch=0, y_stride=m.size, activation=activation)
-    scratch = m.vector * m.workers
+    scratch = 0 if activation in CLAMPS else m.vector * m.workers  # for what runs on memory
     return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, indptr, values))
 
 
