@@ -28,7 +28,7 @@ def calls(rng: np.random.Generator) -> dict[str, tuple[Any, float]]:
     return {
         "spmm": (lambda: fs.spmm(W, X), 2 * W.nnz * 700),
         "spmm of columns": (lambda: fs.spmm(W, np.asfortranarray(X)), 2 * W.nnz * 700),
-        "spmv": (lambda: fs.spmm(W, X[:, 0]), 2 * W.nnz),
+        "spmv": (lambda: fs.spmm(W, X[:, 0], activation="tanh"), 2 * W.nnz),
         "linear": (lambda: fs.linear(X.T, W), 2 * W.nnz * 700),
         "linear_backward": (lambda: fs.linear_backward(grad, X.T, W)[1], 4 * W.nnz * 700),
         "sddmm": (lambda: fs.sddmm(W.pattern, grad.T, X.T).data, 2 * W.nnz * 700),
