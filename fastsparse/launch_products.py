@@ -15,6 +15,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
 from fastsparse.plan.tiles import SpmmPlan
 from fastsparse_kernels import sddmm, spmm, spmv
+from fastsparse_kernels.operators import TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
@@ -29,7 +30,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         together = spmm.ALIKE
     elif operator.lockstep:
         together = spmm.LOCKSTEP
-    finished = width * (2 + policy.ROWS_TOGETHER if together else 2)
+    finished = width * (2 + TOGETHER if together else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from fastsparse_kernels.operators import TOGETHER
+
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
 BEYOND_L1 = 1.2  # times as much as L1 holds, at least, is worth leaving it
@@ -35,7 +37,6 @@ WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.0
 SHORT_ROW_TILE_RATE = {1: 0.40, 2: 0.70, 3: 0.84, 4: 0.92, 5: 0.97, 6: 0.97, 7: 0.97, 8: 1.00}
 SHORT_ROW = 8
 WIDEST_TILE = max(TILE_RATE)
-ROWS_TOGETHER = 4  # rows that share what is read of X, or take turns
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
 # nonzeros of a row and block on. Wider ones lost 5 to 10%.
 LOCKSTEP_FROM = {1: 0.0, 2: 16.0}
@@ -46,7 +47,7 @@ ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 def alike_rates(vector_bytes: int) -> dict[int, float]:
     """Rates of tiles over rows alike, of those widths whose sums, vectors of X and a weight fit the registers."""
     registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
-    widest = (registers - 1) // (ROWS_TOGETHER + 1)
+    widest = (registers - 1) // (TOGETHER + 1)
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 

@@ -29,7 +29,7 @@ from numba.extending import register_jitable
 from .build import compile_function, compiled_once
 
 KINDS = 4
-TOGETHER = 4  # entries that lie in turn
+TOGETHER = 4  # rows that share what is read of X, or take turns
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 

@@ -48,6 +48,22 @@ _inverse = lanewise(lambda a: 1.0 / a, 1)
 _inverse_root = lanewise(lambda variance, eps: 1.0 / square_root(variance + eps), 2)
 
 
+def _over_rows(view: Any, row: Callable[..., None], size: int, lanes: int) -> Callable[..., None]:
+    """The kernel that runs row(record, x, y, numbers in whole vectors, numbers behind them) on a task's rows."""
+
+    def over_rows(arguments, slot):  # type: ignore[no-untyped-def]
+        a = view(arguments)
+        full = a.columns // lanes * lanes
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            for i in range(task * a.chunk, min(a.rows, (task + 1) * a.chunk)):
+                start = i * a.columns * size
+                row(a, a.x + start, a.y + start, full, a.columns - full)
+            task = simd.fetch_add(a.counter, 1)
+
+    return over_rows
+
+
 def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
     """Kernel of record SOFTMAX."""
     size = bits // 8
@@ -65,7 +81,7 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
         return filled(like, highest(top))
 
     @register_jitable
-    def row(x, y, full, rest):  # type: ignore[no-untyped-def]
+    def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
         like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         top = top_of(x, full, rest)
         for i in range(0, full, lanes):
@@ -83,17 +99,7 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
             end = y + full * size
             simd.store_first(_multiply(simd.load_first(like, end, rest), scale), end, rest)
 
-    def softmax(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _softmax(arguments)
-        full = a.columns // lanes * lanes
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
-            for i in range(task * a.chunk, min(a.rows, (task + 1) * a.chunk)):
-                start = i * a.columns * size
-                row(a.x + start, a.y + start, full, a.columns - full)
-            task = simd.fetch_add(a.counter, 1)
-
-    return softmax
+    return _over_rows(_softmax, row, size, lanes)
 
 
 @compiled_once
@@ -155,17 +161,7 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
                 shift = simd.load_first(like, a.beta + at, rest)
             simd.store_first(_multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
 
-    def layer_norm(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _layer_norm(arguments)
-        full = a.columns // lanes * lanes
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
-            for i in range(task * a.chunk, min(a.rows, (task + 1) * a.chunk)):
-                start = i * a.columns * size
-                row(a, a.x + start, a.y + start, full, a.columns - full)
-            task = simd.fetch_add(a.counter, 1)
-
-    return layer_norm
+    return _over_rows(_layer_norm, row, size, lanes)
 
 
 @compiled_once

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse import launch, launch_engine
-from fastsparse.engine import split
+from fastsparse.engine import products, split
 from fastsparse.engine.flat import flat_schedule
 from fastsparse.engine.lanes import lanes_schedule, work_of
 from fastsparse.engine.parts import parts_schedule
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
-from fastsparse.plan import policy
+from fastsparse.plan import policy, tiles
+from fastsparse.plan.operator import build_operator, even_blocks
 from tests.engine.networks import NETWORKS, network
 
 # The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.
@@ -148,3 +149,19 @@ def test_slices_keep_every_worker_busy(monkeypatch, tasks, workers, slices):
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == tasks
     assert all(stop - start >= workers for start, stop in ranges)
+
+
+def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
+    """Columns (0, 1), (1, 2), (1, 2), (2, 3) have the same offsets row by row and in turn; their values do not."""
+    dense = np.zeros((4, 4), np.float32)
+    dense[[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 1, 2, 1, 2, 2, 3]] = np.arange(1, 9)
+    W, position = fs.csr(dense), np.zeros(1, np.int64)
+    blocks = even_blocks(4, 4, 32)
+    operators = [build_operator(W.pattern.indptr, W.pattern.indices, blocks, width=width) for width in (4, 1)]
+    assert [op.lockstep for op in operators] == [False, True]
+    np.testing.assert_array_equal(operators[0].offsets, operators[1].offsets)
+    table = tiles.whole_vectors(position, position, 1, 8, 4)
+    packed = [products.packed(W, tiles.SpmmPlan(op, table)) for op in operators]
+    for op, (plan, values) in zip(operators, packed, strict=True):
+        np.testing.assert_array_equal(values, op.pack(W.data))
+        assert plan.operator.lockstep == op.lockstep

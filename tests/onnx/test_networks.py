@@ -96,6 +96,15 @@ def test_a_dense_linear_layer_says_that_it_is(rng):
     assert rows["n1"].sparsity == pytest.approx(0.9, abs=0.01)
 
 
+def test_reports_say_where_rows_are_normalised():
+    """In a kernel along the last axis, in NumPy along others; before opset 13 all axes from one on were one."""
+    for axis, opset, kernel in ((-1, 17, "row kernel"), (3, 17, "row kernel"), (1, 17, "NumPy"), (1, 11, "row kernel")):
+        b = models.Builder()
+        model = b.model({"x": ["N", 3, 8, 8]}, [b.add("Softmax", "x", axis=axis)], opset=opset)
+        (row,) = fs.compile(model).report().rows
+        assert row.kernel == kernel, (axis, opset)
+
+
 def test_weights_may_stand_on_the_left(rng):
     b = models.Builder()
     b.add("MatMul", b.weight(96, 64, sparsity=0.9), "x")

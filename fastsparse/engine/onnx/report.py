@@ -11,7 +11,8 @@ from fastsparse import launch_engine
 from fastsparse.engine import report as programs
 from fastsparse.engine.onnx.executor import Workspace
 from fastsparse.engine.onnx.model import Array
-from fastsparse.engine.onnx.planning import Plan, Step
+from fastsparse.engine.onnx.ops.normalising import runs_in_kernel
+from fastsparse.engine.onnx.planning import NONE, Plan, Step
 from fastsparse.engine.onnx.weights import DENSEST, density
 from fastsparse.engine.report import Report, Row
 
@@ -50,17 +51,14 @@ def _program_row(step: Step, row: Row) -> Row:
     return replace(row, layer=layer, operator=" + ".join(words))
 
 
-# Along the last axis, in float32 or float64; NumPy otherwise.
-_ROW_KERNELS = ("Softmax", "LayerNormalization", "RMSNormalization")
-
-
 def _host_row(workspace: Workspace, step: Step) -> Row:
     plan, node = workspace.plan, step.node
     assert node is not None
     with np.errstate(all="ignore"), workspace.blas():
         spent = programs.fastest_seconds(lambda: workspace.call(step))
     shape = plan.shapes[step.outputs[0]] if step.outputs else None
-    sparsity, why = None, "row kernel" if node.op in _ROW_KERNELS and len(step.outputs) == 1 else "NumPy"
+    inputs = [None if t == NONE else workspace.arrays[t] for t in step.inputs]
+    sparsity, why = None, "row kernel" if runs_in_kernel(node, inputs, len(step.outputs)) else "NumPy"
     weight = plan.constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
     if node.op == "fastsparse.SparseMatMul":
         sparsity, why = 1 - node.attributes["matrix"].density, "spmm"

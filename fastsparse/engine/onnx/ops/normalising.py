@@ -17,10 +17,15 @@ from fastsparse.engine.onnx.model import Array, Node
 from fastsparse.engine.onnx.table import Info, Misfit, Operator, axis_of, like, optional, same
 
 
-def _has_kernel(x: Array, axes: tuple[int, ...], *vectors: Array | None) -> bool:
-    """Whether a kernel takes x, normalised along `axes`, with these scales and shifts; None are left out."""
+def runs_in_kernel(node: Node, inputs: Sequence[Any], outputs: int) -> bool:
+    """Whether a kernel computes the node: rows of float32 or float64, scales and shifts of their size, one output."""
+    if node.op not in ("Softmax", "LayerNormalization", "RMSNormalization"):
+        return False
+    x, *vectors = inputs
+    flat = node.op == "Softmax" and node.version < 13  # all axes from one on are one
+    rows = flat or axis_of(int(node.get("axis", -1)), x.ndim) == x.ndim - 1
     fit = all(v is None or (v.shape == x.shape[-1:] and v.dtype == x.dtype) for v in vectors)
-    return axes == (x.ndim - 1,) and x.dtype in (np.float32, np.float64) and fit
+    return rows and fit and outputs == 1 and x.dtype in (np.float32, np.float64)
 
 
 # ---------------------------------------------------------------- softmax
@@ -37,7 +42,7 @@ def _rows(node: Node, x: Array, out: Array) -> tuple[Array, Array, int]:
 
 def _softmax(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out, axis = _rows(node, inputs[0], outs[0])
-    if _has_kernel(x, (axis,)):
+    if runs_in_kernel(node, inputs, len(outs)):
         elementwise.softmax(x, out)
         return
     np.subtract(x, np.max(x, axis, keepdims=True, initial=-np.inf), out=out)
@@ -99,7 +104,7 @@ def _layer_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> Non
     x, out = inputs[0], outs[0]
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
     bias, eps = optional(inputs, 2), node.get("epsilon", 1e-5)
-    if len(outs) == 1 and _has_kernel(x, axes, inputs[1], bias):
+    if runs_in_kernel(node, inputs, len(outs)):
         elementwise.layer_norm(x, inputs[1], bias, eps, out)
         return
     found = _normalised(x, out, axes, eps)
@@ -113,7 +118,7 @@ def _layer_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> Non
 def _rms_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out = inputs[0], outs[0]
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
-    if _has_kernel(x, axes, inputs[1]):
+    if runs_in_kernel(node, inputs, len(outs)):
         elementwise.layer_norm(x, inputs[1], None, node.get("epsilon", 1e-5), out, centred=False)
         return
     np.copyto(out, x)
