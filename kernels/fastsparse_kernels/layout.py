@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 
 LANES = kernel_record(
     # tasks are (group of VL samples, channel, chunk), the chunk innermost
@@ -87,13 +85,13 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
     size = bits // 8
     vector = lanes * size
 
-    @register_jitable
+    @kernel_part
     def places_of(a, plane, position):  # type: ignore[no-untyped-def]
         if a.places == 0:
             return simd.spread(lanes, plane + position * vector, vector)
         return simd.gather_addresses(lanes, plane, a.places + position * 8)
 
-    @register_jitable
+    @kernel_part
     def pack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         source = user + position * size
@@ -105,7 +103,7 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             square = simd.load_rows(like, source, a.user_sample_stride, samples, columns)
             simd.store_some_at(simd.transpose(square), places, 0, columns)
 
-    @register_jitable
+    @kernel_part
     def unpack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         target = user + position * size
@@ -146,7 +144,7 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
     size = bits // 8
     vector = lanes * size
 
-    @register_jitable
+    @kernel_part
     def copy_row(source, target, count):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         i = 0
@@ -156,7 +154,7 @@ def make_pack_flat(bits: int, lanes: int) -> Callable[..., None]:
         if i < count:
             simd.store_first(simd.load_first(like, source + i * size, count - i), target + i * size, count - i)
 
-    @register_jitable
+    @kernel_part
     def copy_phase(source, target, first, length, step):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         if step == 2:

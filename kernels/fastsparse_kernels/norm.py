@@ -19,10 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 from .simd_math import Lanes, converted, filled, first_kept, fma, lanewise, square_root, total, where
 
 # Arrays per channel are float64 [C]. Tasks: ceil(lines / block).
@@ -94,26 +92,26 @@ _finite_or_zero = lanewise(lambda x: where((x - x) >= 0.0, x, 0.0), 1)
 def _make_channels(lanes: int, columns: int) -> tuple[Callable[..., Any], ...]:
     """(read, write, collected, line_numbers): a line's parameters in the tables per channel, its sums, its length."""
 
-    @register_jitable
+    @kernel_part
     def read(a, table, line):  # type: ignore[no-untyped-def]
         one = simd.zeros(1, lanes, 64)
         if columns:
             return simd.load_first(one, table + line * lanes * 8, a.channels - line * lanes)
         return filled(one, simd.load_float(64, table + line * 8))
 
-    @register_jitable
+    @kernel_part
     def write(a, parameter, table, line):  # type: ignore[no-untyped-def]
         if columns:
             simd.store_first(parameter, table + line * lanes * 8, a.channels - line * lanes)
         else:
             simd.store_first(parameter, table + line * 8, 1)
 
-    @register_jitable
+    @kernel_part
     def collected(sums):  # type: ignore[no-untyped-def]
         """The channel's sum in every lane, or the lanes' sums as they are."""
         return sums if columns else filled(sums, total(sums))
 
-    @register_jitable
+    @kernel_part
     def line_numbers(a, line):  # type: ignore[no-untyped-def]
         return min(lanes, a.channels - line * lanes) if columns else a.positions
 
@@ -124,14 +122,14 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
     """(sum_lines, sum_gradients) of a block, added to the two sums at each line's scratch."""
     size, wide_vector, pitch = bits // 8, lanes * 8, scratch_line(bits, lanes)
 
-    @register_jitable
+    @kernel_part
     def clear(scratch, lines):  # type: ignore[no-untyped-def]
         zero = simd.zeros(1, lanes, 64)
         for i in range(lines):
             simd.store(zero, scratch + i * pitch)
             simd.store(zero, scratch + i * pitch + wide_vector)
 
-    @register_jitable
+    @kernel_part
     def sum_lines(a, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
         """Sums of x - K and of its square; x is the address of line `first` in the first image."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
@@ -154,7 +152,7 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
                 simd.store(sum2, sums + wide_vector)
                 at, sums = at + count * size, sums + pitch
 
-    @register_jitable
+    @kernel_part
     def sum_gradients(a, dy, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
         """Sums of dy and of dy (x - K)."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
@@ -186,7 +184,7 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
     size, vector = bits // 8, lanes * bits // 8
     pitch, parameters = scratch_line(bits, lanes), 3 * 8 * lanes
 
-    @register_jitable
+    @kernel_part
     def normalise(a, x, y, first, last, scratch):  # type: ignore[no-untyped-def]
         """y = (x - centre) scale + shift."""
         like = simd.zeros(1, lanes, bits)
@@ -205,7 +203,7 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
                     simd.store_first(_multiply_add(v, scale, shift), at + ahead + full * size, count - full)
                 at, place = at + count * size, place + pitch
 
-    @register_jitable
+    @kernel_part
     def combine(a, dy, x, dx, first, last, scratch):  # type: ignore[no-untyped-def]
         """dx = (x - centre) slope + shift + scale dy."""
         like = simd.zeros(1, lanes, bits)
@@ -241,7 +239,7 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
-    @register_jitable
+    @kernel_part
     def statistics(a, x, first, last, scratch):  # type: ignore[no-untyped-def]
         """Mean and variance of the block's channels."""
         one = simd.zeros(1, lanes, 64)
@@ -295,7 +293,7 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
-    @register_jitable
+    @kernel_part
     def prepare(a, line, sums, eps):  # type: ignore[no-untyped-def]
         """Write the line's gradients, and the parameters of its dx to the scratch."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)

@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import register_jitable
 
-from .build import compile_function, compiled_once
+from .build import compile_function, compiled_once, kernel_part
 
 KINDS = 4
 TOGETHER = 4  # rows that share what is read of X, or take turns
@@ -48,7 +47,7 @@ def make_count_blocks() -> Callable[..., None]:
     return count_blocks
 
 
-@register_jitable
+@kernel_part
 def _sort_key(counts, first, last, row, block, longest):  # type: ignore[no-untyped-def]
     """Kind * (longest + 1) + length of the entry; -1 where the row has no entry in the block."""
     length = counts[row, block]

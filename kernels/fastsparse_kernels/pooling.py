@@ -20,10 +20,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from . import simd, vector_ir
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 from .simd_math import Lanes, Mask, lanewise, where
 
 KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
@@ -158,11 +158,11 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
     """
     vector = lanes * bits // 8
 
-    @register_jitable
+    @kernel_part
     def place(base, places, position):  # type: ignore[no-untyped-def]
         return base + (position * vector if places == 0 else simd.load_i64(places + position * 8))
 
-    @register_jitable
+    @kernel_part
     def largest(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         best, poison = _lowest(like), like  # apart, so that steps wait for one comparison only
@@ -172,7 +172,7 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 best, poison = _larger(best, value), _poisoned(poison, value)
         simd.store(_poisoned(best, poison), out)
 
-    @register_jitable
+    @kernel_part
     def largest_index(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         contest = _contest(simd.zeros(1, lanes, bits), top * width + left)
         for h in range(top, end):
@@ -180,7 +180,7 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 contest = _challenge(contest, place(x, places, h * width + w), h * width + w)
         simd.store_at(contest, simd.spread(2, out, index - out), 0)
 
-    @register_jitable
+    @kernel_part
     def mean(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         total = like
@@ -191,7 +191,7 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
 
     reduce_window = (largest, largest_index, mean)[kind]
 
-    @register_jitable
+    @kernel_part
     def windows(a, x, x_places, y, y_places, index, first, last):  # type: ignore[no-untyped-def]
         width, out_width, columns = a.width, a.out_width, a.columns
         for i in range(first, last):
@@ -212,7 +212,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
     """Loop over windows backward: add output rows `first` to `last` to the input rows `low` to `high`."""
     vector = lanes * bits // 8
 
-    @register_jitable
+    @kernel_part
     def to_largest(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         gradient, winner = simd.load(like, dy), simd.load(like, index)
@@ -221,7 +221,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 at = x + (h * width + w) * vector
                 simd.store(simd.add(simd.load(like, at), _chosen(gradient, winner, h * width + w)), at)
 
-    @register_jitable
+    @kernel_part
     def to_all(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         share = _divided(simd.load(like, dy), weight)
@@ -232,7 +232,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
 
     spread_window = to_all if kind == MEAN else to_largest
 
-    @register_jitable
+    @kernel_part
     def windows_grad(a, x, y, index, low, high, first, last):  # type: ignore[no-untyped-def]
         width, out_width, columns = a.width, a.out_width, a.columns
         for i in range(first, last):
@@ -257,7 +257,7 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
     size = bits // 8
     vector = lanes * size
 
-    @register_jitable
+    @kernel_part
     def gather(user, stride, planes, count, target):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         for i in range(0, count, lanes):
@@ -268,7 +268,7 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
                 square = simd.load_rows(like, source, stride, planes, count - i)
             simd.store(simd.transpose(square), target + i * vector)
 
-    @register_jitable
+    @kernel_part
     def scatter(source, user, stride, planes, count):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         for i in range(0, count, lanes):

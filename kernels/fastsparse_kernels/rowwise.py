@@ -13,10 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 from .simd_math import converted, exp, filled, first_kept, fma, highest, lanewise, square_root, total, where
 
 # A task is `chunk` rows. Tasks: ceil(rows / chunk).
@@ -68,7 +66,7 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
     """Kernel of record SOFTMAX."""
     size = bits // 8
 
-    @register_jitable
+    @kernel_part
     def top_of(x, full, rest):  # type: ignore[no-untyped-def]
         """The row's largest number in all lanes; NaN does not count."""
         like = simd.zeros(1, lanes, bits)
@@ -80,7 +78,7 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
             top = _larger(top, _fenced(last, first_kept(_ones(like), rest)))
         return filled(like, highest(top))
 
-    @register_jitable
+    @kernel_part
     def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
         like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         top = top_of(x, full, rest)
@@ -112,7 +110,7 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
     """Kernel of record LAYER_NORM."""
     size = bits // 8
 
-    @register_jitable
+    @kernel_part
     def mean_of(x, full, rest, columns):  # type: ignore[no-untyped-def]
         like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         for i in range(0, full, lanes):
@@ -121,7 +119,7 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
             sums = simd.add(sums, converted(sums, simd.load_first(like, x + full * size, rest)))
         return total(sums) / columns
 
-    @register_jitable
+    @kernel_part
     def variance_of(x, full, rest, columns, mean):  # type: ignore[no-untyped-def]
         like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         centre = filled(sums, mean)
@@ -132,12 +130,12 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
             sums = _square_added(first_kept(_subtract(last, centre), rest), sums)
         return total(sums) / columns
 
-    @register_jitable
+    @kernel_part
     def normalised(x, centre, lost, scale):  # type: ignore[no-untyped-def]
         """(x - mean) * scale; what rounding the mean to x's type lost is subtracted, too."""
         return _multiply(_subtract(_subtract(x, centre), lost), scale)
 
-    @register_jitable
+    @kernel_part
     def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         mean = simd.zero(64)

@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 
 ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
@@ -54,7 +52,7 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
     def make_take(width: int) -> Callable[..., Any]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
 
-        @register_jitable
+        @kernel_part
         def take(a, x, y_row, p, valid, run, run_end):  # type: ignore[no-untyped-def]
             bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
             acc = simd.zeros(width, lanes, bits)
@@ -77,7 +75,7 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
 
     take_all, take_half = make_take(count), make_take(half)
 
-    @register_jitable
+    @kernel_part
     def run_entries(a, entry, end, x, y, run, run_end):  # type: ignore[no-untyped-def]
         p = simd.load_u32(a.row_ends + entry * 4)
         while entry < end:

@@ -17,10 +17,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import prange, types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from . import simd
-from .build import compile_function, compile_kernel, compiled_once, kernel_record
+from .build import compile_function, compile_kernel, compiled_once, kernel_part, kernel_record
 
 ARGUMENTS = kernel_record(
     "steps",
@@ -43,7 +43,7 @@ def _store_i64(typing: Any, value: Any, address: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
-@register_jitable
+@kernel_part
 def _patch(table, patches, variables, task):  # type: ignore[no-untyped-def]
     for i in range(patches):
         row = table + i * 32
@@ -51,7 +51,7 @@ def _patch(table, patches, variables, task):  # type: ignore[no-untyped-def]
         _store_i64(value + simd.load_i64(row + 16) + task * simd.load_i64(row + 24), simd.load_i64(row))
 
 
-@register_jitable
+@kernel_part
 def _reset(record, tasks):  # type: ignore[no-untyped-def]
     """Start a record's task counter; counter and stop are its first words."""
     _store_i64(0, simd.load_i64(record))

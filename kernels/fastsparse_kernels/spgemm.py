@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 
 FORWARD = kernel_record(
     # tasks are chunks of samples
@@ -56,12 +54,12 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
     """y = epilogue(x @ W^T)."""
     size = bits // 8
 
-    @register_jitable
+    @kernel_part
     def clear(y, count):  # type: ignore[no-untyped-def]
         for i in range(0, count, lanes):
             simd.store_first(simd.zeros(1, lanes, bits), y + i * size, count - i)
 
-    @register_jitable
+    @kernel_part
     def add_row(a, column, value, y):  # type: ignore[no-untyped-def]
         p, end = simd.load_i64(a.w_indptr + column * 8), simd.load_i64(a.w_indptr + column * 8 + 8)
         w_indices, w_values = a.w_indices, a.w_values
@@ -71,7 +69,7 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
             simd.store_float(simd.fma(value, weight, simd.load_float(bits, at)), at)
             p += 1
 
-    @register_jitable
+    @kernel_part
     def finish(a, y, count, low, high, scratch):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         for i in range(0, count, lanes):
@@ -105,7 +103,7 @@ def make_gradient(bits: int) -> Callable[..., None]:
     """dW^T at its nonzeros."""
     size = bits // 8
 
-    @register_jitable
+    @kernel_part
     def add_sample(a, first, last, value, dy):  # type: ignore[no-untyped-def]
         p = first
         w_indices, gradients = a.w_indices, a.gradients

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 from .copying import make_copy_numbers
 
 ALIKE, LOCKSTEP = 1, 2  # how four rows go together
@@ -85,53 +84,115 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
     if in_a_row:
 
-        @register_jitable
+        @kernel_part
         def addresses(base, table):  # type: ignore[no-untyped-def]
             return base + simd.load_i64(table)
 
-        @register_jitable
-        def panel_addresses(panel):  # type: ignore[no-untyped-def]
-            return panel
-
-        @register_jitable
+        @kernel_part
         def axpy(acc, weight, bases, offset):  # type: ignore[no-untyped-def]
             return simd.axpy(acc, weight, bases + offset)
 
-        @register_jitable
+        @kernel_part
         def load(like, bases, offset):  # type: ignore[no-untyped-def]
             return simd.load(like, bases + offset)
 
-        @register_jitable
+        @kernel_part
         def store(acc, bases, offset):  # type: ignore[no-untyped-def]
             simd.store(acc, bases + offset)
 
-    else:
+        @kernel_part
+        def pack_rows(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
+            """Copy `columns` columns of `rows` rows into a panel, zeros behind them."""
+            like = simd.zeros(count, lanes, bits)
+            if columns >= count * lanes:
+                for k in range(rows):
+                    simd.store(simd.load(like, source + k * stride), panel + k * width)
+            else:
+                nothing = simd.zeros(1, lanes, bits)
+                for k in range(rows):
+                    for rest in range(columns // lanes, count):
+                        simd.store(nothing, panel + k * width + rest * vector)
+                    copy_numbers(source + k * stride, panel + k * width, columns)
 
-        @register_jitable
+        @kernel_part
+        def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
+            """Where the tile's part of the block's inputs begins, packed where it has to be."""
+            places = a.x_positions + tile * count * 8
+            if a.packed == 0:
+                return addresses(x + simd.load_i64(a.block_bases + block * 8), places)
+            row = simd.load_i64(a.block_rows + block * 8)
+            rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
+            source = x + simd.load_i64(places) + row * a.x_row_stride
+            pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
+            return panel
+
+        @kernel_part
+        def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
+            """What entries from `entry` up to `end` ask for of the panel behind this one.
+
+            Where it begins, less what entries before would add; its last row, counted from there; rows for each entry.
+            """
+            if a.ahead == 0:
+                return 0, 0, 0
+            if block + 1 < a.blocks:
+                block += 1
+            else:
+                tile, block = tile + a.ahead, 0
+            if tile >= a.tiles or end == entry:
+                return 0, 0, 0
+            row = simd.load_i64(a.block_rows + block * 8)
+            rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
+            each = (rows + end - entry - 1) // (end - entry)
+            begin = x + simd.load_i64(a.x_positions + tile * count * 8) + row * a.x_row_stride
+            return begin - entry * each * a.x_row_stride, entry * each + rows - 1, each
+
+        @kernel_part
+        def ask_for(source):  # type: ignore[no-untyped-def]
+            """A tile's part of one row of x, which need not begin on a line."""
+            for distance in range(0, width, 64):
+                simd.prefetch(source + distance)
+            simd.prefetch(source + width - 1)
+
+        @kernel_part
+        def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
+            first, last_row, each = ahead
+            for i in range(each):  # never behind the last row: pages that are not there cost the most
+                ask_for(first + min(entry * each + i, last_row) * a.x_row_stride)
+
+    else:
+        axpy, load, store = simd.axpy_at, simd.load_at, simd.store_at
+
+        @kernel_part
         def addresses(base, table):  # type: ignore[no-untyped-def]
             return simd.gather_addresses(count, base, table)
 
-        @register_jitable
-        def panel_addresses(panel):  # type: ignore[no-untyped-def]
-            return simd.spread(count, panel, vector)
+        @kernel_part
+        def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
+            return addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * count * 8)
 
-        axpy, load, store = simd.axpy_at, simd.load_at, simd.store_at
+        @kernel_part
+        def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
+            return 0
 
-    @register_jitable
+        @kernel_part
+        def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
+            pass
+
+    @kernel_part
     def activate(a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
         """Clamp and activate the tile in `tile_buffer`."""
         simd.store(simd.clamp(simd.load(simd.zeros(count, lanes, bits), tile_buffer), low, high), tile_buffer)
         if a.activation != 0:
             simd.call(a.activation, tile_buffer, count)
 
-    @register_jitable
+    @kernel_part
     def store_pieces(tile_buffer, y, piece, pieces_end):  # type: ignore[no-untyped-def]
         while piece < pieces_end:
             place = y + simd.load_i64(piece + 8)
             copy_numbers(tile_buffer + simd.load_i64(piece), place, simd.load_i64(piece + 16))
             piece += 24
 
-    @register_jitable
+    @kernel_part
     def finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
         """The epilogue behind the bias of the tile at `tile_buffer`, stored in pieces where it has some.
 
@@ -156,84 +217,83 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         activate(a, tile_buffer, low, high)
         store_pieces(tile_buffer, y + target, piece, pieces_end)
 
-    @register_jitable
-    def ask_for(source):  # type: ignore[no-untyped-def]
-        """A tile's part of one row of x, which need not begin on a line."""
-        for distance in range(0, width, 64):
-            simd.prefetch(source + distance)
-        simd.prefetch(source + width - 1)
+    @kernel_part
+    def begin(row, partial, begins):  # type: ignore[no-untyped-def]
+        acc = simd.zeros(count, lanes, bits)
+        if begins == 0:
+            acc = simd.load(acc, partial + row * width)
+        return acc
 
-    def make_rows(first: int, last: int) -> Callable[..., Any]:
-        """The loop over entries of one kind: `first` starts from zero, `last` ends in the epilogue."""
+    @kernel_part
+    def begin_four(a, entry, partial, begins):  # type: ignore[no-untyped-def]
+        rows = a.rows + entry * 4
+        s0, s1 = begin(simd.load_u32(rows), partial, begins), begin(simd.load_u32(rows + 4), partial, begins)
+        s2, s3 = begin(simd.load_u32(rows + 8), partial, begins), begin(simd.load_u32(rows + 12), partial, begins)
+        return s0, s1, s2, s3
 
-        @register_jitable
-        def begin(row, partial):  # type: ignore[no-untyped-def]
-            acc = simd.zeros(count, lanes, bits)
-            if not first:
-                acc = simd.load(acc, partial + row * width)
-            return acc
+    @kernel_part
+    def end_four(s0, s1, s2, s3, sums):  # type: ignore[no-untyped-def]
+        simd.store(s0, sums)
+        simd.store(s1, sums + width)
+        simd.store(s2, sums + 2 * width)
+        simd.store(s3, sums + 3 * width)
 
-        @register_jitable
-        def begin_four(a, entry, partial):  # type: ignore[no-untyped-def]
-            rows = a.rows + entry * 4
-            s0, s1 = begin(simd.load_u32(rows), partial), begin(simd.load_u32(rows + 4), partial)
-            return s0, s1, begin(simd.load_u32(rows + 8), partial), begin(simd.load_u32(rows + 12), partial)
+    @kernel_part
+    def sum_alike(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
+        """Sums of four rows with the same columns, into `sums`: each vector of x is read once for all."""
+        n = simd.load_u32(a.row_ends + entry * 4 + 4) - p
+        step, weight = n * size, a.values + p * size
+        s0, s1, s2, s3 = begin_four(a, entry, partial, begins)
+        for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
+            x = load(s0, bases, simd.load_u32(offset))
+            s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
+            s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
+            weight += size
+        end_four(s0, s1, s2, s3, sums)
 
-        @register_jitable
-        def end_four(s0, s1, s2, s3, sums):  # type: ignore[no-untyped-def]
-            simd.store(s0, sums)
-            simd.store(s1, sums + width)
-            simd.store(s2, sums + 2 * width)
-            simd.store(s3, sums + 3 * width)
+    @kernel_part
+    def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
+        while p < end:
+            acc = axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+            p += 1
+        return acc
 
-        @register_jitable
-        def sum_alike(a, entry, p, bases, partial, sums):  # type: ignore[no-untyped-def]
-            """Sums of four rows with the same columns, into `sums`: each vector of x is read once for all."""
-            n = simd.load_u32(a.row_ends + entry * 4 + 4) - p
-            step, weight = n * size, a.values + p * size
-            s0, s1, s2, s3 = begin_four(a, entry, partial)
-            for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
-                x = load(s0, bases, simd.load_u32(offset))
-                s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
-                s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
-                weight += size
-            end_four(s0, s1, s2, s3, sums)
+    @kernel_part
+    def sum_lockstep(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
+        """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn, as they lie."""
+        ends = a.row_ends + entry * 4
+        end0, end1, end2 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
+        end3 = simd.load_u32(ends + 16)
+        turns = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
+        s0, s1, s2, s3 = begin_four(a, entry, partial, begins)
+        end0, end1, end2 = end0 + 3 * turns, end1 + 2 * turns, end2 + turns
+        stop = p + 4 * turns
+        while p < stop:
+            two, more = simd.load_u64(a.offsets + p * 4), simd.load_u64(a.offsets + p * 4 + 8)
+            weight = a.values + p * size
+            s0 = axpy(s0, weight, bases, two & 0xFFFFFFFF)
+            s1 = axpy(s1, weight + size, bases, (two >> 32) & 0xFFFFFFFF)
+            s2 = axpy(s2, weight + 2 * size, bases, more & 0xFFFFFFFF)
+            s3 = axpy(s3, weight + 3 * size, bases, (more >> 32) & 0xFFFFFFFF)
+            p += 4
+        s0, s1 = add_rest(s0, a, p, end0, bases), add_rest(s1, a, end0, end1, bases)
+        s2, s3 = add_rest(s2, a, end1, end2, bases), add_rest(s3, a, end2, end3, bases)
+        end_four(s0, s1, s2, s3, sums)
 
-        @register_jitable
-        def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
-            while p < end:
-                acc = axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
-                p += 1
-            return acc
+    sum_four = sum_alike if together == ALIKE else sum_lockstep
 
-        @register_jitable
-        def sum_lockstep(a, entry, p, bases, partial, sums):  # type: ignore[no-untyped-def]
-            """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn, as they lie."""
-            ends = a.row_ends + entry * 4
-            end0, end1, end2 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
-            end3 = simd.load_u32(ends + 16)
-            turns = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
-            s0, s1, s2, s3 = begin_four(a, entry, partial)
-            end0, end1, end2 = end0 + 3 * turns, end1 + 2 * turns, end2 + turns
-            stop = p + 4 * turns
-            while p < stop:
-                two, more = simd.load_u64(a.offsets + p * 4), simd.load_u64(a.offsets + p * 4 + 8)
-                weight = a.values + p * size
-                s0 = axpy(s0, weight, bases, two & 0xFFFFFFFF)
-                s1 = axpy(s1, weight + size, bases, (two >> 32) & 0xFFFFFFFF)
-                s2 = axpy(s2, weight + 2 * size, bases, more & 0xFFFFFFFF)
-                s3 = axpy(s3, weight + 3 * size, bases, (more >> 32) & 0xFFFFFFFF)
-                p += 4
-            s0, s1 = add_rest(s0, a, p, end0, bases), add_rest(s1, a, end0, end1, bases)
-            s2, s3 = add_rest(s2, a, end1, end2, bases), add_rest(s3, a, end2, end3, bases)
-            end_four(s0, s1, s2, s3, sums)
+    def make_rows(ends: int) -> Callable[..., Any]:
+        """The loop over entries whose rows end in this block, in the epilogue (1), or in another one (0).
 
-        sum_four = sum_alike if together == ALIKE else sum_lockstep
+        Every loop that Numba compiles here is a second of a variant's compile time. Whether rows begin in the block is
+        seen at run time, which costs nothing that could be measured.
+        """
 
-        @register_jitable
+        @kernel_part
         def run_rows(  # type: ignore[no-untyped-def]
-            a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead
+            a, begins, entry, end, p, bases, partial, target, low, high, ahead
         ):
+            tile_buffer, y, out, piece, pieces_end = target
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
@@ -242,18 +302,16 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                first, last_row, each = ahead
-                for i in range(each):  # never behind the last row: pages that are not there cost the most
-                    ask_for(first + min(entry * each + i, last_row) * a.x_row_stride)
+                ask_ahead(a, ahead, entry)
                 if together and summed == 0 and entry + 4 <= end:
-                    sum_four(a, entry, p, bases, partial, sums)
+                    sum_four(a, entry, p, bases, partial, begins, sums)
                     summed = 4
                 if together and summed > 0:
                     acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
                     summed -= 1
                     p = stop
                 else:
-                    acc = begin(row, partial)
+                    acc = begin(row, partial, begins)
                     while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
                         two = simd.load_u64(offsets + p * 4)
                         acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
@@ -262,7 +320,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                     if p < stop:
                         acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
                         p += 1
-                if last:
+                if ends:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if here:
@@ -286,74 +344,34 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
         return run_rows
 
-    only, head, middle, tail = make_rows(1, 1), make_rows(1, 0), make_rows(0, 0), make_rows(0, 1)
+    run_rows, run_last_rows = make_rows(0), make_rows(1)
 
-    @register_jitable
-    def pack_rows(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
-        """Copy `columns` columns of `rows` rows into a panel, zeros behind them."""
-        like = simd.zeros(count, lanes, bits)
-        if columns >= count * lanes:
-            for k in range(rows):
-                simd.store(simd.load(like, source + k * stride), panel + k * width)
-        else:
-            nothing = simd.zeros(1, lanes, bits)
-            for k in range(rows):
-                for rest in range(columns // lanes, count):
-                    simd.store(nothing, panel + k * width + rest * vector)
-                copy_numbers(source + k * stride, panel + k * width, columns)
-
-    @register_jitable
-    def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-        """What entries from `entry` up to `end` ask for of the panel behind this one: where it begins, less what
-        entries before would add; its last row, counted from there; rows for each entry."""
-        if block + 1 < a.blocks:
-            block += 1
-        else:
-            tile, block = tile + a.ahead, 0
-        if tile >= a.tiles or end == entry:
-            return 0, 0, 0
-        row = simd.load_i64(a.block_rows + block * 8)
-        rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-        each = (rows + end - entry - 1) // (end - entry)
-        begin = x + simd.load_i64(a.x_positions + tile * count * 8) + row * a.x_row_stride
-        return begin - entry * each * a.x_row_stride, entry * each + rows - 1, each
-
-    @register_jitable
+    @kernel_part
     def run_task(a, task, scratch, low, high):  # type: ignore[no-untyped-def]
         groups, blocks = a.groups, a.blocks
         group, tile = task % groups, task // groups
         batch, tile = tile // a.tiles, tile % a.tiles
         x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-        places = a.x_positions + tile * count * 8
         out = addresses(y, a.y_positions + tile * count * 8)
         piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
         pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
         partial = scratch - simd.load_i64(a.group_starts + group * 8) * width
-        panel, tile_buffer = scratch + a.scratch_panel, scratch + a.scratch_tile
+        panel, target = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
         segment = a.segments + group * blocks * 16
         entry = simd.load_u32(segment)
         p = simd.load_u32(a.row_ends + entry * 4)
-        ahead = (0, 0, 0)
         for block in range(blocks):
-            if a.packed != 0:
-                row = simd.load_i64(a.block_rows + block * 8)
-                rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-                source = x + simd.load_i64(places) + row * a.x_row_stride
-                pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
-                bases = panel_addresses(panel)
-            else:
-                bases = addresses(x + simd.load_i64(a.block_bases + block * 8), places)
-            if a.ahead != 0:
-                ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+            bases = find_inputs(a, x, tile, block, panel)
+            ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
             ends = segment + block * 16
             end = simd.load_u32(ends + 4)
-            p = only(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
+            p = run_last_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 8)
-            p = head(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
+            p = run_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 12)
-            p = middle(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
+            p = run_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
             entry, end = end, simd.load_u32(ends + 16)
-            p = tail(a, entry, end, p, bases, partial, tile_buffer, y, out, piece, pieces_end, low, high, ahead)
+            p = run_last_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
             entry = end
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]

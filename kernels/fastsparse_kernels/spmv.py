@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
+from .build import compile_kernel, compiled_once, kernel_part, kernel_record
 
 CHAINS = 8
 
@@ -41,12 +39,12 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
     column_size = column_bits // 8
     load_column = simd.load_u16 if column_bits == 16 else simd.load_u32
 
-    @register_jitable
+    @kernel_part
     def term(a, p, x, total):  # type: ignore[no-untyped-def]
         value = simd.load_float(bits, a.values + p * size)
         return simd.fma(value, simd.load_float(bits, x + load_column(a.columns + p * column_size) * size), total)
 
-    @register_jitable
+    @kernel_part
     def row_sum(a, p, end, x):  # type: ignore[no-untyped-def]
         zero = simd.zero(bits)
         s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero

@@ -26,7 +26,7 @@ def test_spmm_loop_is_broadcast_and_fma_from_memory(run_python, count):
     # A process of its own: this one must go on using the cache.
     result = run_python(SCRIPT, str(count))
     loops = [line.split(";") for line in result.stdout.splitlines()]
-    assert len(loops) >= 4, "one loop per kind of entry"
+    assert len(loops) >= 2, "a loop for rows that end in their block, and one for those that do not"
     for loop in loops:
         fma = [text for text in loop if text.startswith("vfmadd")]
         assert len(fma) == 2 * count
