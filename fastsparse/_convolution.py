@@ -23,11 +23,10 @@ from fastsparse._arguments import (
     padding_pairs,
     per_axis,
 )
-from fastsparse._linear import chunks, packed_values
+from fastsparse._linear import chunks, packed_values, row_major_plan
 from fastsparse.csr import CSR
 from fastsparse.launch import address, machine
 from fastsparse.plan import conv as plans
-from fastsparse.plan import linear as linear_plans
 from fastsparse.plan import policy
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
@@ -289,7 +288,7 @@ def _forward_pointwise(
     if geometry.groups > 1:
         _forward_flat(x, W, geometry, bias, activation, y, m)
         return
-    plan = pattern.cached(("spmm", positions, m), lambda: linear_plans.spmm_row_major(pattern, positions, m))
+    plan = row_major_plan(pattern, positions, x.strides[1], m)
     launch_products.run_spmm(
         plan, packed_values(W, plan.operator), address(x), address(y), m, x_row_stride=x.strides[1],
         y_row_stride=y.strides[1], batches=len(x), x_batch_stride=x.strides[0], y_batch_stride=y.strides[0],

@@ -141,9 +141,15 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
     product.run(address(X), address(Y), _bias_address(bias))
 
 
+def row_major_plan(pattern: Pattern, columns: int, row_stride: int, m: Machine) -> SpmmPlan:
+    """The plan of `spmm_row_major` for a pattern, kept with it."""
+    key = columns, row_stride, m
+    return pattern.cached(("spmm", *key), plans.spmm_row_major, pattern, *key)
+
+
 def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine) -> Template:
     pattern = W.pattern
-    plan = pattern.cached(("spmm", columns, m), lambda: plans.spmm_row_major(pattern, columns, m))
+    plan = row_major_plan(pattern, columns, row_stride, m)
     values = packed_values(W, plan.operator)
     return launch_products.spmm_template(
         plan, values, m, x_row_stride=row_stride, y_row_stride=columns * m.size, activation=activation

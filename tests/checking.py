@@ -178,6 +178,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{n} row groups": {"row_groups": lambda rows, *_, n=n: min(n, max(1, rows))} for n in (2, 9)},
     "rows one by one": {"takes_turns": lambda *_: False},
     "rows in turn": {"takes_turns": lambda width, _: 1 <= width <= 2},
+    "in place": {"reads_in_place": lambda *_: True},
+    "packed": {"reads_in_place": lambda *_: False},
     "one group per chunk": {"CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},
     "lanes": {"prefers_lanes": lambda *_: True},
     "no lanes": {"prefers_lanes": lambda *_: False},

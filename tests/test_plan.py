@@ -252,6 +252,39 @@ def test_tiles_of_a_row_major_product(width, machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("width", range(1, 9))
+def test_tiles_of_a_product_that_reads_in_place(width, machine):
+    for columns in range(width * machine.lanes, 3 * width * machine.lanes + 2):
+        found = tiles.overlapping_tiles(columns, width, machine.lanes, machine.size)
+        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
+        assert found.in_a_row(machine.vector)
+        assert found.x_positions.min() == 0
+        assert found.x_positions.max() + machine.vector <= columns * machine.size, "nothing behind a row is read"
+        read = np.add.outer(found.x_positions, np.arange(0, machine.vector, machine.size)).reshape(found.count, -1)
+        for tile, (begin, end) in enumerate(found.tile_pieces):
+            for at, place, count in found.pieces[begin:end]:
+                stored = read[tile, at // machine.size :][:count]
+                assert np.array_equal(stored, np.arange(place, place + count * machine.size, machine.size))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_rows_of_x_that_few_nonzeros_read_are_not_packed(rng, machine):
+    few, many = (matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern for rows in (10, 100))
+    for columns in (1, machine.lanes - 1, machine.lanes, 3 * machine.lanes + 1, 40 * machine.lanes):
+        stride = columns * machine.size
+        for pattern, in_place in ((few, columns >= machine.lanes), (many, False)):
+            plan = linear.spmm_row_major(pattern, columns, stride, machine)
+            assert (plan.tiles.columns is None) == in_place
+            assert written(plan.tiles, machine) == Counter(range(0, columns * machine.size, machine.size))
+        for shared in (0, stride - machine.size):  # rows that share memory
+            assert linear.spmm_row_major(few, columns, shared, machine).tiles.columns is not None
+    wide = linear.spmm_row_major(few, 100, 2**31, machine).operator
+    assert wide.blocks == 200, "what offsets of 32 bits do not reach goes to a block of its own"
+    at = wide.columns.bases[wide.columns.block] + wide.columns.offset
+    assert np.array_equal(at, np.arange(200) * 2**31)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", TABLE)
 def test_tiles_of_convolutions(rng, name, machine):
     """Every output of the forward pass in both layouts, and every input in the phases of the backward pass."""

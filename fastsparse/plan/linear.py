@@ -15,7 +15,7 @@ from fastsparse.csr import Pattern
 
 from . import policy
 from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
-from .tiles import SpmmPlan, row_major_tiles, whole_vectors
+from .tiles import SpmmPlan, overlapping_tiles, row_major_tiles, whole_vectors
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,33 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
     )
 
 
-def spmm_row_major(pattern: Pattern, columns: int, machine: Machine) -> SpmmPlan:
-    """Plan of row-major X (K, columns) -> row-major Y (M, columns), X packed into panels block by block."""
+def spmm_row_major(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine) -> SpmmPlan:
+    """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns).
+
+    X is packed into panels block by block, or read in place where few nonzeros read each row.
+    """
     rows, inputs = pattern.shape
+    row_bytes = columns * machine.size
+    if policy.reads_in_place(pattern.nnz, inputs) and columns >= machine.lanes and x_row_stride >= row_bytes:
+        return _spmm_in_place(pattern, columns, x_row_stride, machine)
     density = pattern.nnz / max(1, rows * inputs)
-    rates = policy.row_major_rates(density, inputs, rows * columns * machine.size, machine.vector)
+    rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
     tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
-    row_bytes = width * machine.vector
-    groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead(rows, inputs, columns * machine.size)
-    block_rows = policy.even_block_rows(row_bytes, inputs, density)
-    return SpmmPlan(linear_operator(pattern, row_bytes, block_rows, groups, width), tiles, ahead)
+    panel_row = width * machine.vector
+    groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
+    ahead = policy.asks_ahead(rows, inputs, row_bytes)
+    block_rows = policy.even_block_rows(panel_row, inputs, density)
+    return SpmmPlan(linear_operator(pattern, panel_row, block_rows, groups, width), tiles, ahead)
+
+
+def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine) -> SpmmPlan:
+    whole = columns // machine.lanes
+    rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
+    width = min(tile_width(pattern, -(-columns // machine.lanes), machine, rates), whole)
+    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size)
+    groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
+    return SpmmPlan(linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width), tiles)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:

@@ -36,6 +36,10 @@ WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.0
 # The same for rows of fewer nonzeros in a block than SHORT_ROW: starting and ending one is most of the work.
 SHORT_ROW_TILE_RATE = {1: 0.40, 2: 0.70, 3: 0.84, 4: 0.92, 5: 0.97, 6: 0.97, 7: 0.97, 8: 1.00}
 SHORT_ROW = 8
+# The same for X that is read where it lies, each row by few nonzeros: the longer the part of a row that a tile takes,
+# the fewer of its cache lines are new ones.
+IN_PLACE_TILE_RATE = {1: 0.33, 2: 0.55, 3: 0.70, 4: 0.79, 5: 0.81, 6: 0.83, 7: 0.91, 8: 1.00}
+USES_IN_PLACE = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
 WIDEST_TILE = max(TILE_RATE)
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
 # nonzeros of a row and block on. Wider ones lost 5 to 10%.
@@ -59,6 +63,11 @@ def row_major_rates(density: float, columns: int, y_bytes: int, vector_bytes: in
     held = L1_BLOCK_BYTES // (4 * vector_bytes)
     short = density * min(columns, held) < SHORT_ROW
     return SHORT_ROW_TILE_RATE if short and (y_bytes <= NEAR_BYTES or columns > held) else TILE_RATE
+
+
+def reads_in_place(nonzeros: int, columns: int) -> bool:
+    """Whether W of so many columns has so few nonzeros that row-major X is not worth packing."""
+    return nonzeros <= USES_IN_PLACE * columns
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:

@@ -122,6 +122,23 @@ def row_major_tiles(
     return replace(tiles, columns=np.minimum(columns - column[::tile], tile).astype(np.uint32))
 
 
+def overlapping_tiles(columns: int, width: int, lanes: int, size: int) -> Tiles:
+    """Tiles over the columns of row-major x, read in place, and y; at least a tile's columns.
+
+    The last tile begins early enough not to read behind x, and stores what the one before has not.
+    """
+    tile = width * lanes
+    rest = columns % tile
+    first = np.arange(0, columns, tile, dtype=np.int64)
+    tile_pieces, pieces = np.zeros((len(first), 2), np.uint32), np.empty((0, 3), np.int64)
+    if rest:
+        first[-1] = columns - tile
+        tile_pieces[-1] = 0, 1
+        pieces = np.array([[(tile - rest) * size, (columns - rest) * size, rest]], np.int64)
+    positions = np.add.outer(first, np.arange(width) * lanes) * size
+    return Tiles(width, positions, positions, tile_pieces, pieces)
+
+
 def _filled(positions: NDArray[np.int64], width: int, step: int) -> NDArray[np.int64]:
     """[vectors] -> [tiles, width]. A last tile that has fewer repeats one, or runs on by `step` bytes a vector."""
     missing = np.arange(1, -len(positions) % width + 1, dtype=np.int64)
