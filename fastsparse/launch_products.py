@@ -130,6 +130,11 @@ def spmm_template(
     return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, values))
 
 
+def spmv_scratch(activation: str | None, m: Machine) -> int:
+    """Bytes of scratch that one worker needs: none for what runs on registers."""
+    return 0 if activation in CLAMPS else spmv.scratch_bytes(m.bits, m.lanes)
+
+
 def spmv_call(
     plan: SpmvPlan,
     indptr: NDArray[np.int64],
@@ -139,11 +144,11 @@ def spmv_call(
     m: Machine,
     *,
     scratch: int,
-    y_stride: int,
     bias: NDArray[Any] | None = None,
     activation: str | None = None,
 ) -> Call:
-    """y (M,) = W @ x (K,); x contiguous. scratch is the address of one vector per worker."""
+    """y (M,) = W @ x (K,), both contiguous. scratch is the address of `spmv_scratch` bytes per
+    worker."""
     prepared = plan.prepared.get("launch")
     if prepared is None:
         template = Record(
@@ -151,11 +156,12 @@ def spmv_call(
             group_starts=address(plan.group_starts),
             indptr=address(indptr),
             columns=address(plan.columns),
-            scratch_stride=m.vector,
+            nonzeros=len(values),
+            scratch_stride=spmv.scratch_bytes(m.bits, m.lanes),
         )
         prepared = plan.prepared["launch"] = template, spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
     record, kernel = prepared[0].copy(), prepared[1]
-    record.set(values=address(values), x=x, y=y, y_stride=y_stride, scratch=scratch)
+    record.set(values=address(values), x=x, y=y, scratch=scratch)
     set_epilogue(record, bias, activation, m)
     return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
 
@@ -164,8 +170,8 @@ def spmv_template(
     plan: SpmvPlan, indptr: NDArray[np.int64], values: NDArray[Any], m: Machine, *, activation: str | None = None
 ) -> Template:
     """y (M,) = W @ x (K,), both contiguous, to be run with the addresses of x, y and the bias (0 for none)."""
-    call = spmv_call(plan, indptr, values, 0, 0, m, scratch=0, y_stride=m.size, activation=activation)
-    scratch = 0 if activation in CLAMPS else m.vector * m.workers  # for what runs on memory
+    call = spmv_call(plan, indptr, values, 0, 0, m, scratch=0, activation=activation)
+    scratch = spmv_scratch(activation, m) * m.workers
     return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, indptr, values))
 
 

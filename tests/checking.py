@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,19 @@ def assert_product(
     total = ref.spmm(indptr, indices, abs(values), shape, abs(X), None if bias is None else abs(bias))
     products = np.diff(indptr).reshape(-1, *(1,) * (X.ndim - 1))
     assert_within(Y, exact, products, total, activation, label)
+
+
+def rounded(exact: Fraction, dtype: Any) -> Fraction:
+    """To the nearest number of `dtype`, ties to even (no subnormals, no overflow)."""
+    if exact == 0:
+        return exact
+    exponent = len(bin(abs(exact.numerator))) - len(bin(exact.denominator))
+    unit = Fraction(2) ** (exponent - np.finfo(dtype).nmant)
+    while abs(exact) >= unit * 2 ** (np.finfo(dtype).nmant + 1):
+        unit *= 2
+    while abs(exact) < unit * 2 ** np.finfo(dtype).nmant:
+        unit /= 2
+    return round(exact / unit) * unit
 
 
 def same_bits(a: Array, b: Array) -> bool:

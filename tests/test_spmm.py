@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from tests.checking import (
     matrix,
     numbers,
     parts,
+    rounded,
     same_bits,
 )
 
@@ -141,19 +141,6 @@ def test_spmv_small_integers_are_exact(rng, dtype):
 # ------------------------------------------------------------------------------------------------------------- R3
 
 
-def _rounded(exact: Fraction, dtype: Any) -> Fraction:
-    """To the nearest number of `dtype`, ties to even (no subnormals, no overflow)."""
-    if exact == 0:
-        return exact
-    exponent = len(bin(abs(exact.numerator))) - len(bin(exact.denominator))
-    unit = Fraction(2) ** (exponent - np.finfo(dtype).nmant)
-    while abs(exact) >= unit * 2 ** (np.finfo(dtype).nmant + 1):
-        unit *= 2
-    while abs(exact) < unit * 2 ** np.finfo(dtype).nmant:
-        unit /= 2
-    return round(exact / unit) * unit
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
     """Ascending columns, one FMA per nonzero, bias last: the bits are those of exact arithmetic rounded like that."""
@@ -164,8 +151,8 @@ def test_order_of_summation(rng, dtype):
         total = Fraction(0)
         for p in range(W.indptr[row], W.indptr[row + 1]):
             product = Fraction(float(W.data[p])) * Fraction(float(X[W.indices[p], column]))
-            total = _rounded(total + product, dtype)
-        expected[row, column] = float(_rounded(total + Fraction(float(bias[row])), dtype))
+            total = rounded(total + product, dtype)
+        expected[row, column] = float(rounded(total + Fraction(float(bias[row])), dtype))
     for name, way in WAYS.items():
         assert same_bits(np.ascontiguousarray(way(W, X, bias, None)), expected), name
 

@@ -272,10 +272,9 @@ class Lowering:
         self._add(
             node.name, "spmv", node, (source,), target,
             lambda a, b, scratch: launch_products.spmv_call(
-                plan, pattern.indptr, op.weight.data, a, b, m, scratch=scratch, y_stride=m.size, bias=op.bias,
-                activation=activation,
+                plan, pattern.indptr, op.weight.data, a, b, m, scratch=scratch, bias=op.bias, activation=activation
             ),
-            scratch=m.vector,
+            scratch=launch_products.spmv_scratch(activation, m),
         )  # fmt: skip
         if node.residual is not None:
             self._sum(node, op, target, residual)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels.operators import CHAINS
 
 from . import policy
 from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
@@ -157,12 +158,18 @@ class SpmvPlan:
     """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit. `prepared` as in `SpmmPlan`."""
 
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + CHAINS], 0 behind the nonzeros
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def column_bits(self) -> int:
         return self.columns.dtype.itemsize * 8
+
+
+def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
+    padded = np.zeros(len(indices) + CHAINS, dtype)
+    padded[: len(indices)] = indices
+    return padded
 
 
 def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
@@ -176,7 +183,7 @@ def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
-    columns = pattern.cached(("spmv columns",), lambda: pattern.indices.astype(narrow))
+    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = 2 * pattern.nnz // policy.SLICE_FLOPS + 1
     groups = max(slices, 1 if workers == 1 else policy.TASKS_PER_WORKER * workers)
     return SpmvPlan(split_rows(pattern.indptr, groups), columns)

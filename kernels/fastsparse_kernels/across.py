@@ -11,7 +11,6 @@ from numba.extending import intrinsic
 from .vector_ir import (
     I32,
     I64,
-    NUMBA_FLOATS,
     Tile,
     at,
     first_lanes,
@@ -151,30 +150,69 @@ def load_evens(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.int64), codegen
 
 
-@intrinsic(prefer_literal=True)
-def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
-    """tile + w * x[c], lane by lane: VL weights in a row, VL columns of 16 or 32 bits in a row, for one vector.
+def _gathered(builder: Any, tile: Tile, base: Any, places: Any, bits: int) -> Any:
+    """A vector of x[c], for VL columns of `bits` bits in a row.
 
     Columns come 64 bits at a time and each x by a load of its own into its lane: gather instructions are slower.
     """
-    bits = column_bits.literal_value
+    numbers = ir.Constant(tile.vector, ir.Undefined)
+    low = ir.Constant(I64, (1 << bits) - 1)
+    for lane in range(tile.lanes):
+        if lane * bits % 64 == 0:
+            word = load_value(builder, shifted(builder, places, lane * bits // 8), I64, bits // 8)
+        column = builder.and_(builder.lshr(word, ir.Constant(I64, lane * bits % 64)), low)
+        address = builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
+        number = load_value(builder, address, tile.element, tile.size)
+        numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
+    return numbers
+
+
+@intrinsic(prefer_literal=True)
+def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """tile + w * x[c], lane by lane: VL weights in a row, VL columns of 16 or 32 bits in a row, for one vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc, weight, base, places, _ = args
-        numbers = ir.Constant(tile.vector, ir.Undefined)
-        low = ir.Constant(I64, (1 << bits) - 1)
-        for lane in range(tile.lanes):
-            if lane * bits % 64 == 0:
-                word = load_value(builder, shifted(builder, places, lane * bits // 8), I64, bits // 8)
-            column = builder.and_(builder.lshr(word, ir.Constant(I64, lane * bits % 64)), low)
-            address = builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
-            number = load_value(builder, address, tile.element, tile.size)
-            numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
-        w = load_value(builder, weight, tile.vector, tile.size)
-        sums = fma_function(builder, tile)(w, numbers, builder.extract_value(acc, 0))
+        numbers = _gathered(builder, tile, args[2], args[3], column_bits.literal_value)
+        w = load_value(builder, args[1], tile.vector, tile.size)
+        sums = fma_function(builder, tile)(w, numbers, builder.extract_value(args[0], 0))
         return pack(builder, tile.vector, [sums])
 
     return tile(tile, types.int64, types.int64, types.int64, column_bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dot_gathered_first(
+    typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any, count: Any, masked: Any
+) -> Any:
+    """The same in the first `count` lanes only. All VL columns are read, and the x that they name.
+
+    masked : 1 where fewer than VL weights may be read; slow before AVX-512
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = _gathered(builder, tile, args[2], args[3], column_bits.literal_value)
+        mask = first_lanes(builder, tile, args[5], I32)
+        if masked.literal_value:
+            w = masked_load(builder, tile, args[1], mask)
+        else:
+            w = load_value(builder, args[1], tile.vector, tile.size)
+        before = builder.extract_value(args[0], 0)
+        sums = builder.select(mask, fma_function(builder, tile)(w, numbers, before), before)
+        return pack(builder, tile.vector, [sums])
+
+    i64 = types.int64
+    return tile(tile, i64, i64, i64, column_bits, i64, masked), codegen
+
+
+@intrinsic
+def sums_of_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """A tile of one vector of 4 lanes: the sum of the lanes of each of four vectors, by the same tree."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = _summed(builder, [builder.extract_value(vector, 0) for vector in args], a.lanes)
+        return pack(builder, sums.type, [sums])
+
+    return Tile(1, 4, a.bits)(a, a, a, a), codegen
 
 
 @intrinsic
@@ -193,14 +231,3 @@ def load_lanes(typing: Any, like: Any, base: Any, table: Any, other: Any) -> Any
         return pack(builder, like.vector, [numbers])
 
     return like(like, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic(prefer_literal=True)
-def lane_of(typing: Any, tile: Any, index: Any) -> Any:
-    """One lane of a tile of one vector; the index is a compile-time integer."""
-    lane = index.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.extract_element(builder.extract_value(args[0], 0), ir.Constant(I32, lane))
-
-    return NUMBA_FLOATS[tile.bits](tile, index), codegen

@@ -8,7 +8,7 @@ L1 cache). An entry is the part of a row inside a block. Inside (group, block) e
     MIDDLE  partial sum -> partial sum
     LAST    partial sum -> epilogue
 
-so the loop over entries has no branch but the trip count, and trip counts are steady (a mispredicted exit costs as
+so the loop over entries has no branch that varies but the trip count, and trip counts are steady (a mispredicted exit costs as
 much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block does not visit rows it does not hold: depthwise and
 grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
 
@@ -29,6 +29,7 @@ from .build import compile_function, compiled_once, kernel_part
 
 KINDS = 4
 TOGETHER = 4  # rows that share what is read of X, or take turns
+CHAINS = 8  # running sums of a row of SpMV, which reads as many columns at once
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 

@@ -107,10 +107,14 @@ def fma_function(builder: Any, tile: Tile) -> Callable[..., Any]:
     return llvm_function(builder, f"llvm.fma.v{tile.lanes}f{tile.bits}", tile.vector, [tile.vector] * 3)
 
 
-def first_lanes(builder: Any, tile: Tile, count: Any) -> Any:
-    """Mask of the lanes below `count` (int64, may be negative or beyond the vector)."""
-    vector = ir.VectorType(I64, tile.lanes)
+def first_lanes(builder: Any, tile: Tile, count: Any, number: Any = I64) -> Any:
+    """Mask of the lanes below `count` (int64, may be negative or beyond the vector).
+
+    number : I32 where 32 bits hold the count: half as many registers
+    """
+    vector = ir.VectorType(number, tile.lanes)
     undefined = ir.Constant(vector, ir.Undefined)
+    count = count if number == I64 else builder.trunc(count, number)
     first = builder.insert_element(undefined, count, ir.Constant(I32, 0))
     wide = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, tile.lanes), [0] * tile.lanes))
     return builder.icmp_signed("<", ir.Constant(vector, list(range(tile.lanes))), wide)
