@@ -8,9 +8,9 @@ L1 cache). An entry is the part of a row inside a block. Inside (group, block) e
     MIDDLE  partial sum -> partial sum
     LAST    partial sum -> epilogue
 
-so the loop over entries has no branch that varies but the trip count, and trip counts are steady (a mispredicted exit costs as
-much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block does not visit rows it does not hold: depthwise and
-grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
+so the loop over entries has no branch that varies but the trip count, and trip counts are steady (a mispredicted exit
+costs as much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block does not visit rows it does not hold:
+depthwise and grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
 
 For tiles of few vectors the nonzeros of every four entries of a kind lie in turn.
 
