@@ -23,7 +23,8 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
     operator, tiles = plan.operator, plan.tiles
     width = tiles.width * m.vector
     partial = operator.widest_group * width if operator.blocks > 1 else 0
-    packed = tiles.columns is not None
+    packed, in_a_row = tiles.columns is not None, tiles.in_a_row(m.vector)
+    assert in_a_row or not packed
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
     together = 0
     if operator.alike and tiles.width in policy.alike_rates(m.vector):
@@ -47,7 +48,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         x_positions=address(tiles.x_positions),
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        ahead=m.workers if plan.asks_ahead else 0,
+        ahead=m.workers if plan.asks_ahead and in_a_row else 0,
         y_positions=address(tiles.y_positions),
         tile_pieces=address(tiles.tile_pieces),
         pieces=address(tiles.pieces),
@@ -56,7 +57,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(tiles.in_a_row(m.vector)), together)
+    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(in_a_row), together)
     return record, kernel, scratch, flops
 
 
@@ -147,8 +148,7 @@ def spmv_call(
     bias: NDArray[Any] | None = None,
     activation: str | None = None,
 ) -> Call:
-    """y (M,) = W @ x (K,), both contiguous. scratch is the address of `spmv_scratch` bytes per
-    worker."""
+    """y (M,) = W @ x (K,), both contiguous. scratch is the address of `spmv_scratch` bytes a worker."""
     prepared = plan.prepared.get("launch")
     if prepared is None:
         template = Record(

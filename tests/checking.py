@@ -195,6 +195,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+PACKING = ("packed", "in place")  # of row-major X
+
+
 def choose(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
     """Let the policy make one of the choices in SETTINGS; for matrices whose plans are not made yet (`fresh`)."""
     for name, value in SETTINGS[setting].items():

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse import runtime
+from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
+from fastsparse.plan.linear import Machine
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     DTYPES,
@@ -266,6 +268,17 @@ def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
     for way in (0, 1):
         for y in results[way::2]:
             np.testing.assert_array_equal(y, results[way])
+
+
+@pytest.mark.parametrize("samples", [203, 256])
+@pytest.mark.parametrize("y_row_major", [False, True])
+def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
+    """Vectors of a panel lie in a row, also those that hold no sample."""
+    pattern = matrix(rng, rng.random((37, 60)) < 0.1, "float32").pattern
+    for vectors in (4, 8, 16):
+        m = Machine(32, vectors, 1)
+        for width in range(2, 9):
+            assert plans.spmm_panels(pattern, samples, width, m, y_row_major).tiles.in_a_row(m.vector)
 
 
 def test_products_on_much_data_ask_ahead():

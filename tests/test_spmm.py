@@ -16,6 +16,7 @@ from fastsparse_kernels import reference as ref
 from tests.checking import (
     ACTIVATIONS,
     DTYPES,
+    PACKING,
     PATTERNS,
     PRODUCTS,
     SETTINGS,
@@ -100,10 +101,13 @@ def test_small_integers_are_exact_around_tile_edges(rng, monkeypatch, width, dty
         sizes = sorted({*edges(width * vector), *edges(2 * width * vector)})
     W = matrix(rng, PATTERNS["scattered"](rng, (13, 50)), dtype, integers=True)
     dense = W.toarray().astype(np.int64)
-    for columns in sizes:
-        X = numbers(rng, (50, columns), dtype, integers=True)
-        for name, way in WAYS.items():
-            assert np.array_equal(way(W, X, None, None), dense @ X.astype(np.int64)), (name, columns)
+    for setting in PACKING:
+        choose(monkeypatch, setting)
+        W = fresh(W)
+        for columns in sizes:
+            X = numbers(rng, (50, columns), dtype, integers=True)
+            for name, way in WAYS.items():
+                assert np.array_equal(way(W, X, None, None), dense @ X.astype(np.int64)), (name, columns, setting)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,9 +121,12 @@ def test_small_integers_are_exact_around_block_edges(rng, monkeypatch, rows, dty
         W = matrix(rng, PATTERNS["scattered"](rng, (rows, columns)), dtype, integers=True)
         X, bias = numbers(rng, (columns, 20), dtype, integers=True), numbers(rng, rows, dtype, integers=True)
         expected = W.toarray().astype(np.int64) @ X.astype(np.int64) + bias.astype(np.int64)[:, None]
-        for name, way in WAYS.items():
-            assert np.array_equal(way(W, X, bias, None), expected), (name, columns)
-            assert np.array_equal(way(W, X, bias, "relu6"), expected.clip(0, 6)), (name, columns)
+        for setting in PACKING:
+            choose(monkeypatch, setting)
+            W = fresh(W)
+            for name, way in WAYS.items():
+                assert np.array_equal(way(W, X, bias, None), expected), (name, columns, setting)
+                assert np.array_equal(way(W, X, bias, "relu6"), expected.clip(0, 6)), (name, columns, setting)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,8 +199,10 @@ def test_rows_alike_have_the_bits_of_others(rng, monkeypatch, rows, block_bytes,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, dtype):
+@pytest.mark.parametrize("setting", PACKING)
+def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, monkeypatch, setting, dtype):
     """From two samples on: a single one goes through SpMV."""
+    choose(monkeypatch, setting)
     vector = lanes(dtype)
     W = matrix(rng, PATTERNS["scattered"](rng, (12, 60)), dtype)
     X = numbers(rng, (60, 9 * vector), dtype)
@@ -255,8 +264,10 @@ def test_every_element_is_written(rng, shape, dtype):
             assert_product(out, W, X[:, 0])
 
 
-def test_nothing_around_the_output_is_written(rng, monkeypatch):
+@pytest.mark.parametrize("setting", PACKING)
+def test_nothing_around_the_output_is_written(rng, monkeypatch, setting):
     """A guard of a page in front of and behind `out` stays as it is, whatever the tail."""
+    choose(monkeypatch, setting)
     monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     for samples in (1, 2, 15, 16, 17, 31, 33, 130):

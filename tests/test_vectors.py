@@ -24,6 +24,8 @@ for result in (
     fs.spmm(W, X, bias=bias, activation="gelu"),
     fs.spmm(W, np.asfortranarray(X), bias=bias),
     fs.spmm(W, X[:, 0], bias=bias),
+    fs.spmm(W, X[:, 0], bias=bias, activation="gelu"),
+    fs.spmm(fs.csr(W.toarray()[:5]), X, activation="gelu"),  # reads X in place
     fs.linear(X.T, W, bias, activation="relu"),
     fs.linear_backward(grad, X.T, W)[0],
     fs.conv2d(images, W, bias, kernel_size=3, padding=1),

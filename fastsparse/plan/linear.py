@@ -83,9 +83,11 @@ def spmm_row_major(pattern: Pattern, columns: int, x_row_stride: int, machine: M
 
 
 def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine) -> SpmmPlan:
+    """The same without packing. Offsets count rows of X, so that every stride has an operator of its own."""
     whole = columns // machine.lanes
     rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
-    width = min(tile_width(pattern, -(-columns // machine.lanes), machine, rates), whole)
+    # No rows are alike here: four with all columns would be four nonzeros for each row of X.
+    width = min(policy.tile_width(-(-columns // machine.lanes), rates), whole)
     tiles = overlapping_tiles(columns, width, machine.lanes, machine.size)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     return SpmmPlan(linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width), tiles)
@@ -118,7 +120,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions[:sample_groups])
     else:
         y_positions = np.add.outer(panel * panel_stride(rows, width, machine), vector).ravel()
-        tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size)
+        tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size, machine.vector)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead_in_panels(columns * samples * machine.size)

@@ -93,13 +93,13 @@ def tiles_over(
 
 
 def whole_vectors(
-    x_positions: NDArray[np.int64], y_positions: NDArray[np.int64], width: int, lanes: int, size: int
+    x_positions: NDArray[np.int64], y_positions: NDArray[np.int64], width: int, lanes: int, size: int, step: int = 0
 ) -> Tiles:
-    """Tiles of vectors that are stored whole, each where its y position says."""
+    """Tiles of vectors that are stored whole, each where its y position says. step : of x, see `_filled`."""
     rest = np.arange(len(y_positions) % width)
     last = y_positions[len(y_positions) - len(rest) :]
     pieces = np.stack([rest * lanes * size, last, np.full_like(rest, lanes)], axis=1)
-    x, y = (_filled(positions, width, 0) for positions in (x_positions, y_positions))
+    x, y = _filled(x_positions, width, step), _filled(y_positions, width, 0)
     tile_pieces = np.zeros((len(x), 2), np.uint32)
     tile_pieces[-1:, 1] = len(rest)
     return Tiles(width, x, y, tile_pieces, pieces.astype(np.int64))
@@ -110,12 +110,12 @@ def row_major_tiles(
 ) -> Tiles:
     """Tiles over the columns of row-major y, elements of `size` bytes.
 
-    x is row-major too and packed block by block, or has its vectors at `x_positions`.
+    x is row-major too and packed block by block, or has its vectors at `x_positions`, in panels of whole tiles.
     """
     column = np.arange(columns, dtype=np.int64)
     vector, lane = np.divmod(column, lanes)
     read = column[::lanes] * size if x_positions is None else x_positions
-    tiles = _tiles(read, vector, lane, column * size, width, lanes, size)
+    tiles = _tiles(read, vector, lane, column * size, width, lanes, size, lanes * size)
     if x_positions is not None:
         return tiles
     tile = width * lanes

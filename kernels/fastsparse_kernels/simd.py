@@ -37,8 +37,6 @@ from .scalars import (
     fma,
     load_float,
     load_i64,
-    load_u8,
-    load_u16,
     load_u32,
     load_u64,
     record_view,
@@ -93,11 +91,8 @@ __all__ = [
     "load_lanes",
     "load_rows",
     "load_some_at",
-    "load_u16",
     "load_u32",
     "load_u64",
-    "load_u8",
-    "moved",
     "prefetch",
     "record_view",
     "spread",
@@ -166,16 +161,6 @@ def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: 
         return pack(builder, I64, items)
 
     return bases(count, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def moved(typing: Any, bases: Any, distance: Any) -> Any:
-    """All addresses moved by `distance` bytes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return pack(builder, I64, [builder.add(item, args[1]) for item in unpack(builder, args[0], bases.count)])
-
-    return bases(bases, types.int64), codegen
 
 
 @intrinsic

@@ -7,8 +7,8 @@ nonzero's byte offset (column times row stride, or the im2col index, is folded i
 are T base addresses that may lie anywhere.
 
 A tile's sums stay in T vector registers over all nonzeros of a row in a column block; rows that span several blocks
-keep their partial sum in the worker's scratch. The panel of a block fits the L1 cache. Order of summation: ascending
-columns, one FMA each, then bias, then residual, whatever the tile, the blocks, or the number of workers.
+keep their partial sum in the worker's scratch. A block's panel fits the L1 cache, as a rule. Order of summation:
+ascending columns, one FMA each, then bias, then residual, whatever the tile, the blocks, or the number of workers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ARGUMENTS = kernel_record(
     "x_batch_stride",
     "x_positions",  # int64 [tiles, T], bytes from x of the batch to each vector of the tile
     "x_row_stride",  # packed inputs, and those asked for ahead
-    "packed",  # 1: copy the tile's columns of every block from row-major x into a panel; 0: read x in place
+    "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (vectors in a row only); 0: no
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
     "ahead",  # 0, or how many tiles ahead the next panel is asked for meanwhile; vectors in a row only
     # output

@@ -83,7 +83,7 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
                     row_sums(a, row + 3, last),
                 )  # fmt: skip
                 if a.bias != 0:
-                    acc = simd.add(acc, simd.load_rows(acc, a.bias + row * size, 0, 1, last - row))
+                    acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
                 acc = simd.clamp(acc, low, high)
                 if a.activation != 0:
                     acc = activate(a, acc, a.scratch + slot * a.scratch_stride)

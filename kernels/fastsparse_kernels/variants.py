@@ -103,7 +103,7 @@ PARALLEL = (build.run_parallel, sequence.run_steps)  # of use only where paralle
 
 
 def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, function that compiles or loads it) of what most float32 programs use: some forty variants."""
+    """(name, function that compiles or loads it) of what most float32 programs use: some sixty variants."""
     yield "serial launch", build.run_serial
     yield "parallel launch", build.run_parallel
     yield "sequence of steps", sequence.sequence_kernel
