@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,33 @@ def _poisoned_empty(*args: Any, **kwargs: Any) -> np.ndarray:
 
 def _poisoned_empty_like(*args: Any, **kwargs: Any) -> np.ndarray:
     return _poison(_empty_like(*args, **kwargs))
+
+
+def _import_path(root: Path) -> str:
+    return os.pathsep.join((str(root), str(root / "kernels")))
+
+
+COMPILE_AHEAD = """
+from fastsparse import launch
+from fastsparse_kernels import build, variants
+
+for family in reversed(variants.FAMILIES):
+    for bits in (64, 32):
+        for key in reversed(family.arguments(bits, build.lanes(bits))):
+            family.get(*key)
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_ahead() -> Iterator[None]:
+    """Kernels that are not in the cache are compiled by a second process from the other end: half of a cold run's wait.
+
+    The tests use them through the cache, and compile what they need earlier themselves.
+    """
+    command, environment = [sys.executable, "-c", COMPILE_AHEAD], {**os.environ, "PYTHONPATH": _import_path(ROOT)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
+        yield
+        process.terminate()
 
 
 def pytest_configure() -> None:
@@ -102,7 +129,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         code: str, *arguments: str, check: bool = True, root: Path = ROOT, **environment: str | None
     ) -> subprocess.CompletedProcess[str]:
-        merged = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root / "kernels"))), **environment}
+        merged = {**os.environ, "PYTHONPATH": _import_path(root), **environment}
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             env={name: value for name, value in merged.items() if value is not None},

@@ -346,41 +346,37 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
     run_rows, run_last_rows = make_rows(0), make_rows(1)
 
-    @kernel_part
-    def run_task(a, task, scratch, low, high):  # type: ignore[no-untyped-def]
-        groups, blocks = a.groups, a.blocks
-        group, tile = task % groups, task // groups
-        batch, tile = tile // a.tiles, tile % a.tiles
-        x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-        out = addresses(y, a.y_positions + tile * count * 8)
-        piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
-        pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
-        partial = scratch - simd.load_i64(a.group_starts + group * 8) * width
-        panel, target = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
-        segment = a.segments + group * blocks * 16
-        entry = simd.load_u32(segment)
-        p = simd.load_u32(a.row_ends + entry * 4)
-        for block in range(blocks):
-            bases = find_inputs(a, x, tile, block, panel)
-            ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
-            ends = segment + block * 16
-            end = simd.load_u32(ends + 4)
-            p = run_last_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
-            entry, end = end, simd.load_u32(ends + 8)
-            p = run_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
-            entry, end = end, simd.load_u32(ends + 12)
-            p = run_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
-            entry, end = end, simd.load_u32(ends + 16)
-            p = run_last_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
-            entry = end
-
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        groups, blocks = a.groups, a.blocks
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            run_task(a, task, scratch, low, high)
+            group, tile = task % groups, task // groups
+            batch, tile = tile // a.tiles, tile % a.tiles
+            x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
+            out = addresses(y, a.y_positions + tile * count * 8)
+            piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
+            pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
+            partial = scratch - simd.load_i64(a.group_starts + group * 8) * width
+            panel, target = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
+            segment = a.segments + group * blocks * 16
+            entry = simd.load_u32(segment)
+            p = simd.load_u32(a.row_ends + entry * 4)
+            for block in range(blocks):
+                bases = find_inputs(a, x, tile, block, panel)
+                ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+                ends = segment + block * 16
+                end = simd.load_u32(ends + 4)
+                p = run_last_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
+                entry, end = end, simd.load_u32(ends + 8)
+                p = run_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
+                entry, end = end, simd.load_u32(ends + 12)
+                p = run_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
+                entry, end = end, simd.load_u32(ends + 16)
+                p = run_last_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
+                entry = end
             task = simd.fetch_add(a.counter, 1)
 
     return spmm
