@@ -267,6 +267,13 @@ def test_tiles_of_a_product_that_reads_in_place(width, machine):
                 assert np.array_equal(stored, np.arange(place, place + count * machine.size, machine.size))
 
 
+def test_what_is_read_in_place():
+    vector = 32
+    for columns, stride, uses in ((1000, 4000, 3), (128, 3136, 8), (128, 4096, 3), (129, 3136, 3), (0, 3136, 0)):
+        assert policy.reads_in_place(uses * columns, columns, stride, vector)
+        assert not policy.reads_in_place(uses * columns + 1, columns, stride, vector)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_rows_of_x_that_few_nonzeros_read_are_not_packed(rng, machine):
     few, many = (matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern for rows in (10, 100))

@@ -69,7 +69,8 @@ def spmm_row_major(pattern: Pattern, columns: int, x_row_stride: int, machine: M
     """
     rows, inputs = pattern.shape
     row_bytes = columns * machine.size
-    if policy.reads_in_place(pattern.nnz, inputs) and columns >= machine.lanes and x_row_stride >= row_bytes:
+    in_place = policy.reads_in_place(pattern.nnz, inputs, x_row_stride, machine.vector)
+    if in_place and columns >= machine.lanes and x_row_stride >= row_bytes:
         return _spmm_in_place(pattern, columns, x_row_stride, machine)
     density = pattern.nnz / max(1, rows * inputs)
     rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)

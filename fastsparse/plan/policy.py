@@ -40,6 +40,7 @@ SHORT_ROW = 8
 # the fewer of its cache lines are new ones.
 IN_PLACE_TILE_RATE = {1: 0.33, 2: 0.55, 3: 0.70, 4: 0.79, 5: 0.81, 6: 0.83, 7: 0.91, 8: 1.00}
 USES_IN_PLACE = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
+USES_IN_L1 = 8.0  # the same where L1 holds a tile's part of X
 WIDEST_TILE = max(TILE_RATE)
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
 # nonzeros of a row and block on. Wider ones lost 5 to 10%.
@@ -65,9 +66,10 @@ def row_major_rates(density: float, columns: int, y_bytes: int, vector_bytes: in
     return SHORT_ROW_TILE_RATE if short and (y_bytes <= NEAR_BYTES or columns > held) else TILE_RATE
 
 
-def reads_in_place(nonzeros: int, columns: int) -> bool:
+def reads_in_place(nonzeros: int, columns: int, x_row_stride: int, vector_bytes: int) -> bool:
     """Whether W of so many columns has so few nonzeros that row-major X is not worth packing."""
-    return nonzeros <= USES_IN_PLACE * columns
+    held = columns * WIDEST_TILE * vector_bytes <= L1_BLOCK_BYTES and x_row_stride % LINE_SETS_BYTES != 0
+    return nonzeros <= (USES_IN_L1 if held else USES_IN_PLACE) * columns
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
