@@ -110,6 +110,12 @@ def kernel_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def inlined_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a part that would be called in a loop over rows: a call with vectors saves and clears registers."""
+    wrapped: Callable[..., Any] = register_jitable(no_cfunc_wrapper=True, forceinline=True)(function)
+    return wrapped
+
+
 def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
     function.__name__ = function.__qualname__ = name

@@ -1,10 +1,11 @@
 """SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost.
 
-Plain CSR and `CHAINS` running sums per row, the lanes of one vector: nonzero i of a row goes to sum i mod CHAINS, and
-the sums are added in pairs. That order is fixed by the row alone. Each x is loaded into its lane by itself: gather
-instructions are slow on many CPUs, and all by scalars the loop is bound by three loads a nonzero. The rest of a row is
-one more vector, of which the lanes behind the row are dropped: branches on its length would be guessed wrong half the
-time. The sums of four rows are added and finished together.
+Plain CSR and `CHAINS` running sums per row, the lanes of one vector: of a row of n nonzeros the first n mod CHAINS go
+to the first sums, one each, the others in turn to all of them, and the sums are added in pairs. That order is fixed by
+the row alone. Each x is loaded into its lane by itself: gather instructions are slow on many CPUs, and all by scalars
+the loop is bound by three loads a nonzero. The first nonzeros are a whole vector, too, of which the lanes behind them
+are dropped: branches on their number would be guessed wrong half the time, and behind the loop they would wait for its
+end. The sums of four rows are added and finished together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
+from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 from .operators import CHAINS
 
 ROWS = 4  # that are finished together
@@ -47,21 +48,24 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
     column_size = column_bits // 8
     activated = scratch_bytes(bits, lanes) // size
 
-    @kernel_part
+    @inlined_part
     def row_sums(a, row, last):  # type: ignore[no-untyped-def]
         """The running sums of a row; zeros where there is no such row."""
         sums = simd.zeros(1, CHAINS, bits)
-        if row < last:
-            p, end = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + row * 8 + 8)
-            while p + CHAINS <= end:
-                sums = simd.dot_gathered(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
-                p += CHAINS
-            if p < end:
-                values, columns = a.values + p * size, a.columns + p * column_size
-                if p + CHAINS <= a.nonzeros:
-                    sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, end - p, 0)
-                else:  # there is no value behind the last
-                    sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, end - p, 1)
+        if row >= last:
+            return sums
+        p, end = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + row * 8 + 8)
+        if p == end:
+            return sums
+        values, columns, rest = a.values + p * size, a.columns + p * column_size, (end - p) & (CHAINS - 1)
+        if p + CHAINS <= a.nonzeros:
+            sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, rest, 0)
+        else:  # there is no value behind the last
+            sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, rest, 1)
+        p += rest
+        while p < end:
+            sums = simd.dot_gathered(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
+            p += CHAINS
         return sums
 
     @kernel_part

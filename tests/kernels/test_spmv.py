@@ -33,15 +33,21 @@ def added_in_pairs(sums, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
-    """Nonzero i of a row goes to sum i mod CHAINS by one FMA; neighbouring sums are added, the bias comes last."""
+    """The first n mod CHAINS nonzeros go to the first sums, the others in turn to all of them, each by one FMA.
+
+    Neighbouring sums are added, the bias comes last.
+    """
     W = rows_of(rng, LENGTHS, 40, dtype)
     x, bias = numbers(rng, 40, dtype), numbers(rng, len(LENGTHS), dtype)
     expected = np.zeros(len(LENGTHS), dtype)
     for row, start in enumerate(W.indptr[:-1]):
         sums = [Fraction(0)] * CHAINS
-        for i, p in enumerate(range(start, W.indptr[row + 1])):
+        end = W.indptr[row + 1]
+        rest = (end - start) % CHAINS
+        for i, p in enumerate(range(start, end)):
+            chain = i if i < rest else (i - rest) % CHAINS
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
-            sums[i % CHAINS] = rounded(sums[i % CHAINS] + product, dtype)
+            sums[chain] = rounded(sums[chain] + product, dtype)
         expected[row] = float(rounded(added_in_pairs(sums, dtype) + Fraction(float(bias[row])), dtype))
     assert same_bits(fs.spmm(W, x, bias=bias), expected)
 
