@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
+from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 
 ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
@@ -52,7 +52,7 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
     def make_take(width: int) -> Callable[..., Any]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
 
-        @kernel_part
+        @inlined_part
         def take(a, x, y_row, p, valid, run, run_end):  # type: ignore[no-untyped-def]
             bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
             acc = simd.zeros(width, lanes, bits)
@@ -81,13 +81,14 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
         while entry < end:
             stop = simd.load_u32(a.row_ends + entry * 4 + 4)
             y_row = y + simd.load_u32(a.rows + entry * 4) * a.y_row_stride
-            while p + half < stop:
-                valid = min(count, stop - p)
-                take_all(a, x, y_row, p, valid, run, run_end)
-                p += valid
-            if p < stop:
+            while p + count <= stop:  # inlined, with the number known: no selection of addresses
+                take_all(a, x, y_row, p, count, run, run_end)
+                p += count
+            if p + half < stop:
+                take_all(a, x, y_row, p, stop - p, run, run_end)
+            elif p < stop:
                 take_half(a, x, y_row, p, stop - p, run, run_end)
-                p = stop
+            p = stop
             entry += 1
 
     def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
