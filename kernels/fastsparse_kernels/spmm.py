@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
+from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 from .copying import make_copy_numbers
 
 ALIKE, LOCKSTEP = 1, 2  # how four rows go together
@@ -238,7 +238,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         simd.store(s2, sums + 2 * width)
         simd.store(s3, sums + 3 * width)
 
-    @kernel_part
+    @inlined_part
     def sum_alike(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
         """Sums of four rows with the same columns, into `sums`: each vector of x is read once for all."""
         n = simd.load_u32(a.row_ends + entry * 4 + 4) - p
@@ -258,7 +258,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             p += 1
         return acc
 
-    @kernel_part
+    @inlined_part
     def sum_lockstep(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
         """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn, as they lie."""
         ends = a.row_ends + entry * 4
