@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
+from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 
 LANES = kernel_record(
     # tasks are (group of VL samples, channel, chunk), the chunk innermost
@@ -91,7 +91,7 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             return simd.spread(lanes, plane + position * vector, vector)
         return simd.gather_addresses(lanes, plane, a.places + position * 8)
 
-    @kernel_part
+    @inlined_part
     def pack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         source = user + position * size
@@ -103,7 +103,7 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             square = simd.load_rows(like, source, a.user_sample_stride, samples, columns)
             simd.store_some_at(simd.transpose(square), places, 0, columns)
 
-    @kernel_part
+    @inlined_part
     def unpack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         target = user + position * size
