@@ -14,6 +14,7 @@ from scipy import sparse
 import fastsparse as fs
 from fastsparse import functional
 from fastsparse.plan import policy
+from fastsparse.plan.linear import Machine
 from fastsparse_kernels import build
 from fastsparse_kernels import reference as ref
 
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 Rng = np.random.Generator
 
 DTYPES = ["float32", "float64"]
+MACHINES = [Machine(32, 16, 1), Machine(64, 8, 4), Machine(32, 8, 2), Machine(64, 2, 3)]
 # Largest slope of each activation: how much it can enlarge the error of what it is given.
 SLOPES = {None: 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1, "hardswish": 1.5}
 ACTIVATIONS = functional.ACTIVATIONS

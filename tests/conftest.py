@@ -48,7 +48,7 @@ def _import_path(root: Path) -> str:
 
 
 COMPILE_AHEAD = """
-from fastsparse import launch
+from fastsparse import launch  # says where the cache is
 from fastsparse_kernels import build, variants
 
 for family in reversed(variants.FAMILIES):

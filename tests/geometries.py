@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse import functional
+from fastsparse.plan.conv import Geometry
 from fastsparse_kernels import reference as ref
 from tests.checking import PATTERNS, Array, assert_within, matrix, numbers, parts
 
@@ -138,3 +139,11 @@ def assert_backward(found: tuple[Array, Array, Array], sizes: Sizes, grad: Array
     ):
         assert actual.dtype == W.dtype
         assert_within(actual, wanted, k, bound, None, (part, sizes))
+
+
+def geometry_of(sizes: Sizes) -> Geometry:
+    k = sizes.keywords
+    return Geometry(
+        sizes.channels * sizes.groups, sizes.shape[0], sizes.spatial, sizes.kernel, k["stride"], k["padding"],
+        k["dilation"], sizes.groups,
+    )  # fmt: skip

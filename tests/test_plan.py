@@ -1,4 +1,4 @@
-"""Policy as tables, packed operators decoded, one writer per output element, and sizes past 2**31 (contract I2)."""
+"""Packed operators decoded, what plans keep, and sizes past 2**31 (contract I2)."""
 
 from __future__ import annotations
 
@@ -14,94 +14,8 @@ from fastsparse.plan import conv, lanes, linear, operator, policy, tiles
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import operators as kernels
-from tests.checking import PATTERNS, Array, matrix
-from tests.geometries import TABLE, Sizes
-
-MACHINES = [Machine(32, 16, 1), Machine(64, 8, 4), Machine(32, 8, 2), Machine(64, 2, 3)]
-
-# ---------------------------------------------------------------------------------------------------------- policy
-
-
-@pytest.mark.parametrize("rates", [policy.TILE_RATE, policy.WINDOW_TILE_RATE])
-def test_tile_width(rates):
-    """No idle vector where that is possible, no wider than the line, and the best rate for long lines."""
-    for vectors in range(1, 200):
-        width = policy.tile_width(vectors, rates)
-        assert width in rates
-        assert width <= vectors
-        assert -(-vectors // width) * width - vectors < width
-    assert policy.tile_width(1, rates) == 1
-    assert policy.tile_width(10**6, rates) == max(rates, key=rates.__getitem__)
-
-
-@given(st.integers(0, 10**5), st.integers(1, 10**4), st.integers(1, 64), st.integers(0, 2**20))
-def test_row_groups(rows, tiles_, workers, tile_bytes):
-    groups = policy.row_groups(rows, tiles_, workers, tile_bytes)
-    limit = max(1, rows // 8)
-    assert 1 <= groups <= limit
-    if groups < limit:
-        assert workers == 1 or groups * tiles_ >= policy.TASKS_PER_WORKER * workers
-        assert rows * tile_bytes <= groups * policy.PARTIAL_BYTES
-
-
-@given(st.integers(0, 2**40))
-def test_blocks_fit_the_cache(row_bytes):
-    for rows, limit in (
-        (policy.block_rows, policy.L1_BLOCK_BYTES),
-        (lambda window: policy.block_channels(window, 48 * 1024), 2 * policy.L1_BLOCK_BYTES),
-        (lambda window: policy.block_channels(window, 32 * 1024), 24 * 1024),
-        (policy.sddmm_block_rows, policy.SDDMM_BLOCK_BYTES),
-    ):
-        found = rows(row_bytes)
-        assert found >= 1
-        assert found == 1 or found * row_bytes <= limit
-
-
-@given(st.integers(1, 2**17), st.integers(0, 10**6), st.floats(0, 1))
-def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density):
-    found, held = policy.even_block_rows(row_bytes, columns, density), policy.block_rows(row_bytes)
-    if columns <= held:
-        assert found == held
-        return
-    blocks = -(-columns // found)
-    assert blocks * found - columns < blocks, "blocks of one size, but for one row"
-    most = max(policy.L2_BLOCK_BYTES // row_bytes, held)
-    assert found <= (policy.ONE_BLOCK * most if blocks == 1 else most)
-    if density >= policy.ENTRY_NONZEROS / held:
-        assert found <= (policy.ONE_BLOCK * held if blocks == 1 else held)
-
-
-def test_rates_of_short_rows():
-    vector, near, far = 32, policy.NEAR_BYTES, policy.NEAR_BYTES + 1
-    assert policy.row_major_rates(0.1, 64, near, vector) is policy.SHORT_ROW_TILE_RATE
-    assert policy.row_major_rates(0.1, 64, far, vector) is policy.TILE_RATE
-    assert policy.row_major_rates(0.1, 512, near, vector) is policy.TILE_RATE
-    assert policy.row_major_rates(0.02, 512, far, vector) is policy.SHORT_ROW_TILE_RATE
-
-
-@given(st.integers(1, 5000), st.sampled_from([16, 32, 64]))
-def test_sddmm_runs(row, vector):
-    positions = policy.sddmm_positions(vector)
-    assert positions * vector == policy.SDDMM_PASS_BYTES
-    part = policy.sddmm_row_part(row, positions)
-    assert row % part == 0
-    assert part <= 2 * positions or part == row
-
-
-def test_layout_by_batch():
-    for vector in (2, 4, 8, 16):
-        assert [n for n in range(1, vector + 1) if policy.prefers_lanes(n, vector)] == [
-            n for n in range(1, vector + 1) if n >= 0.7 * vector
-        ]
-        assert all(policy.prefers_lanes(n, vector) for n in range(4 * vector, 6 * vector))
-
-
-@given(st.integers(0, 2**45).map(lambda n: 64 * n))
-def test_strides_keep_off_the_sets(stride):
-    found = policy.off_the_sets(stride, 64)
-    assert found % policy.LINE_SETS_BYTES
-    assert found in (stride, stride + 64)
-
+from tests.checking import MACHINES, PATTERNS, Array, matrix
+from tests.geometries import TABLE, geometry_of
 
 # ------------------------------------------------------------------------------------------------------- operators
 
@@ -213,124 +127,6 @@ def test_operators_of_convolutions_hold_every_nonzero_once(rng, monkeypatch, nam
     assert sorted(backward.dw.operator.permutation) == list(range(pattern.nnz))
 
 
-# ------------------------------------------------------------------------------------- tiles: one writer per element
-
-
-def geometry_of(sizes: Sizes) -> Geometry:
-    k = sizes.keywords
-    return Geometry(
-        sizes.channels * sizes.groups, sizes.shape[0], sizes.spatial, sizes.kernel, k["stride"], k["padding"],
-        k["dilation"], sizes.groups,
-    )  # fmt: skip
-
-
-def written(found: tiles.Tiles, m: Machine) -> Counter[int]:
-    """How often every element of a row is stored, by its place in bytes."""
-    assert found.y_positions.shape == found.x_positions.shape == (found.count, found.width)
-    whole = (found.y_positions[found.whole, :, None] + np.arange(m.lanes) * m.size).ravel()
-    begin, place, count = found.pieces.T
-    assert (count > 0).all()
-    assert (begin + count * m.size <= found.width * m.vector).all()
-    assert sorted(taken_up(found)) == list(range(len(found.pieces)))
-    pieces = [np.arange(n) * m.size + p for p, n in zip(place, count, strict=True)]
-    return Counter(np.concatenate([whole, *pieces]).tolist())
-
-
-def taken_up(found: tiles.Tiles) -> list[int]:
-    """Numbers of the pieces, tile by tile."""
-    return [piece for begin, end in found.tile_pieces for piece in range(begin, end)]
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("width", range(1, 9))
-def test_tiles_of_a_row_major_product(width, machine):
-    for columns in range(1, 3 * width * machine.lanes + 2):
-        found = tiles.row_major_tiles(columns, width, machine.lanes, machine.size)
-        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
-        assert found.columns.sum() == columns
-        assert (found.x_positions[:, 0] == np.arange(found.count) * width * machine.vector).all()
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("width", range(1, 9))
-def test_tiles_of_a_product_that_reads_in_place(width, machine):
-    for columns in range(width * machine.lanes, 3 * width * machine.lanes + 2):
-        found = tiles.overlapping_tiles(columns, width, machine.lanes, machine.size)
-        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
-        assert found.in_a_row(machine.vector)
-        assert found.x_positions.min() == 0
-        assert found.x_positions.max() + machine.vector <= columns * machine.size, "nothing behind a row is read"
-        read = np.add.outer(found.x_positions, np.arange(0, machine.vector, machine.size)).reshape(found.count, -1)
-        for tile, (begin, end) in enumerate(found.tile_pieces):
-            for at, place, count in found.pieces[begin:end]:
-                stored = read[tile, at // machine.size :][:count]
-                assert np.array_equal(stored, np.arange(place, place + count * machine.size, machine.size))
-
-
-def test_what_is_read_in_place():
-    vector = 32
-    for columns, stride, uses in ((1000, 4000, 3), (128, 3136, 8), (128, 4096, 3), (129, 3136, 3), (0, 3136, 0)):
-        assert policy.reads_in_place(uses * columns, columns, stride, vector)
-        assert not policy.reads_in_place(uses * columns + 1, columns, stride, vector)
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_rows_of_x_that_few_nonzeros_read_are_not_packed(rng, machine):
-    few, many = (matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern for rows in (10, 100))
-    for columns in (1, machine.lanes - 1, machine.lanes, 3 * machine.lanes + 1, 40 * machine.lanes):
-        stride = columns * machine.size
-        for pattern, in_place in ((few, columns >= machine.lanes), (many, False)):
-            plan = linear.spmm_row_major(pattern, columns, stride, machine)
-            assert (plan.tiles.columns is None) == in_place
-            assert written(plan.tiles, machine) == Counter(range(0, columns * machine.size, machine.size))
-        for shared in (0, stride - machine.size):  # rows that share memory
-            assert linear.spmm_row_major(few, columns, shared, machine).tiles.columns is not None
-    wide = linear.spmm_row_major(few, 100, 2**31, machine).operator
-    assert wide.blocks == 200, "what offsets of 32 bits do not reach goes to a block of its own"
-    at = wide.columns.bases[wide.columns.block] + wide.columns.offset
-    assert np.array_equal(at, np.arange(200) * 2**31)
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", TABLE)
-def test_tiles_of_convolutions(rng, name, machine):
-    """Every output of the forward pass in both layouts, and every input in the phases of the backward pass."""
-    geometry = geometry_of(TABLE[name])
-    pattern = matrix(rng, PATTERNS["scattered"](rng, TABLE[name].shape), "float32").pattern
-    flat = conv.conv_flat(pattern, geometry, machine, 1)
-    everything = Counter(range(0, geometry.positions * machine.size, machine.size))
-    assert written(flat.spmm.tiles, machine) == everything
-    forward = conv.conv_lanes(pattern, geometry, machine, 1)
-    inputs, outputs = int(np.prod(geometry.spatial)), geometry.positions
-    for count, plans in (
-        (outputs, [forward.spmm]),
-        (inputs, conv.conv_backward_lanes(pattern, geometry, machine, 1).dx_phases),
-    ):
-        places = np.concatenate([vectors_written(plan.tiles, machine) for plan in plans])
-        assert sorted(places) == list(range(0, count * machine.vector, machine.vector))
-
-
-def vectors_written(found: tiles.Tiles, m: Machine) -> Array:
-    """Places of the vectors that are stored, each whole."""
-    assert (found.pieces[:, 2] == m.lanes).all()
-    return np.concatenate([found.y_positions[found.whole].ravel(), found.pieces[:, 1]])
-
-
-def test_lanes_planes_cover_image_and_border():
-    for machine in MACHINES:
-        for sizes in TABLE.values():
-            padding = sizes.keywords["padding"]
-            planes = lanes.lanes_planes(3, sizes.spatial, padding, machine)
-            inner = planes.all_places()
-            padded = np.prod([n + a + b for n, (a, b) in zip(sizes.spatial, padding, strict=True)])
-            assert sorted([*inner, *planes.borders]) == list(range(0, padded * machine.vector, machine.vector))
-            if len(planes.places):
-                assert np.array_equal(planes.places[: planes.positions], inner)
-                assert len(planes.places) % machine.lanes == 0
-            assert planes.channel_stride >= padded * machine.vector
-            assert planes.group_stride >= 3 * planes.channel_stride
-
-
 # ------------------------------------------------------------------------------------------------------- keeping
 
 
@@ -427,17 +223,3 @@ def test_tables_of_tiles_are_64_bit():
     found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
     assert found.x_positions.tolist() == [[0, 2**40]]
     assert found.y_positions.tolist() == [[0, 2**41]]
-
-
-@pytest.mark.parametrize(("count", "workers"), [(1, 2), (7, 2), (8, 2), (9, 4), (3, 8)])
-def test_tiles_that_workers_take_at_once_are_far_apart(count, workers):
-    position = np.arange(count * 2, dtype=np.int64) * 32
-    plain = tiles.whole_vectors(position, position + 1, 2, 8, 4)
-    spread = plain.spread(workers)
-    order = spread.x_positions[:, 0] // 64
-    assert sorted(order) == list(range(count))
-    np.testing.assert_array_equal(spread.y_positions, plain.y_positions[order])
-    np.testing.assert_array_equal(spread.tile_pieces, plain.tile_pieces[order])
-    if count >= 2 * workers:
-        assert (abs(np.diff(order[:workers])) > 1).all()
-    assert plain.spread(1) is plain
