@@ -94,7 +94,6 @@ def _panels_product(W: CSR, samples: int, width: int, activation: str | None, m:
         plan,
         packed_values(W, plan.operator),
         m,
-        x_row_stride=width * m.vector,
         y_row_stride=width * m.vector,
         activation=activation,
     )
@@ -136,24 +135,31 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
     """Y (M, N) = activation(W @ X + bias), both row-major, Y contiguous."""
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
-    key = X.shape[1], X.strides[0], activation, machine(W.dtype)
+    m = machine(W.dtype)
+    key = X.shape[1], X.strides[0], activation, m, lead_columns(Y, m)
     product = W.cached(("row-major", *key), _row_major, W, *key)
     product.run(address(X), address(Y), _bias_address(bias))
 
 
-def row_major_plan(pattern: Pattern, columns: int, row_stride: int, m: Machine) -> SpmmPlan:
+def lead_columns(Y: Array, m: Machine) -> int | None:
+    """What a plan has to know of contiguous Y (..., M, N) that is stored past the caches; None for other Y."""
+    past_caches = policy.stores_past_caches(Y.nbytes)
+    return plans.lead_columns(address(Y), Y.strides[-2], m) if past_caches else None
+
+
+def row_major_plan(
+    pattern: Pattern, columns: int, row_stride: int, m: Machine, lead: int | None, batches: int = 1
+) -> SpmmPlan:
     """The plan of `spmm_row_major` for a pattern, kept with it."""
-    key = columns, row_stride, m
+    key = columns, row_stride, m, lead, batches
     return pattern.cached(("spmm", *key), plans.spmm_row_major, pattern, *key)
 
 
-def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine) -> Template:
+def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine, lead: int | None) -> Template:
     pattern = W.pattern
-    plan = row_major_plan(pattern, columns, row_stride, m)
+    plan = row_major_plan(pattern, columns, row_stride, m, lead)
     values = packed_values(W, plan.operator)
-    return launch_products.spmm_template(
-        plan, values, m, x_row_stride=row_stride, y_row_stride=columns * m.size, activation=activation
-    )
+    return launch_products.spmm_template(plan, values, m, y_row_stride=columns * m.size, activation=activation)
 
 
 def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
@@ -172,9 +178,7 @@ def _column_major(
     width = plans.panel_width(W.pattern, samples, m)
     plan = _panels_plan(W.pattern, samples, width, m, y_row_major=True)
     values = packed_values(W, plan.operator)
-    product = launch_products.spmm_template(
-        plan, values, m, x_row_stride=width * m.vector, y_row_stride=columns * m.size, activation=activation
-    )
+    product = launch_products.spmm_template(plan, values, m, y_row_stride=columns * m.size, activation=activation)
     return _packing(samples, W.shape[1], stride, width, m), product
 
 

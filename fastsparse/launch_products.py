@@ -46,10 +46,12 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         block_bases=address(operator.columns.bases),
         block_rows=address(operator.columns.starts),
         x_positions=address(tiles.x_positions),
+        x_row_stride=plan.x_row_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
         ahead=m.workers if plan.asks_ahead and in_a_row else 0,
         y_positions=address(tiles.y_positions),
+        past_caches=plan.past_caches,
         tile_pieces=address(tiles.tile_pieces),
         pieces=address(tiles.pieces),
         scratch_stride=scratch,
@@ -82,7 +84,6 @@ def spmm_call(
     *,
     scratch: int,
     y_row_stride: int,
-    x_row_stride: int = 0,
     batches: int = 1,
     x_batch_stride: int = 0,
     y_batch_stride: int = 0,
@@ -97,7 +98,6 @@ def spmm_call(
         values=address(values),
         x=x,
         x_batch_stride=x_batch_stride,
-        x_row_stride=x_row_stride,
         y=y,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
@@ -120,13 +120,10 @@ def run_spmm(plan: SpmmPlan, values: NDArray[Any], x: int, y: int, m: Machine, *
 
 
 def spmm_template(
-    plan: SpmmPlan, values: NDArray[Any], m: Machine, *, y_row_stride: int, x_row_stride: int = 0,
-    activation: str | None = None,
-) -> Template:  # fmt: skip
+    plan: SpmmPlan, values: NDArray[Any], m: Machine, *, y_row_stride: int, activation: str | None = None
+) -> Template:
     """SpMM over the plan's tiles, to be run with the addresses of x, y and the bias (0 for none); as `run_spmm`."""
-    call = spmm_call(
-        plan, values, 0, 0, m, scratch=0, y_row_stride=y_row_stride, x_row_stride=x_row_stride, activation=activation
-    )
+    call = spmm_call(plan, values, 0, 0, m, scratch=0, y_row_stride=y_row_stride, activation=activation)
     scratch = spmm_scratch(plan, m) * m.workers
     return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, values))
 

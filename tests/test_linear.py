@@ -284,6 +284,8 @@ def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
 def test_products_on_much_data_ask_ahead():
     assert policy.asks_ahead_in_panels(2**21)
     assert not policy.asks_ahead_in_panels(2**20)
-    assert policy.asks_ahead(64, 576, 4 * 3136)
-    assert not policy.asks_ahead(576, 64, 4 * 31360)
-    assert not policy.asks_ahead(64, 576, 4 * 128)
+    assert policy.asks_ahead(64, 576, 2**23)
+    assert not policy.asks_ahead(576, 64, 2**23), "what is stored is most of it"
+    assert not policy.asks_ahead(64, 576, 2**22)
+    assert policy.asks_ahead_on_planes(2**23)
+    assert not policy.asks_ahead_on_planes(2**22)

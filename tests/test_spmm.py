@@ -180,6 +180,33 @@ def test_bits_do_not_depend_on_the_plan(rng, monkeypatch, setting, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packing", PACKING)
+def test_outputs_past_the_caches_have_the_same_bits(rng, monkeypatch, packing, dtype):
+    """Wherever the output begins; nothing beside it is written."""
+    columns = 16 * lanes(dtype)
+    W = matrix(rng, PATTERNS["scattered"](rng, (33, 90)), dtype)
+    X, bias = numbers(rng, (90, columns), dtype), numbers(rng, 33, dtype)
+    choose(monkeypatch, packing)
+    expected = {activation: fs.spmm(W, X, bias=bias, activation=activation) for activation in (None, "relu", "silu")}
+    W = fresh(W)
+    choose(monkeypatch, "past the caches")
+    for begin in (0, 1, lanes(dtype) // 2, lanes(dtype) - 1):
+        for threads in (1, 2):
+            for activation, product in expected.items():
+                memory = np.full(product.size + 2 * lanes(dtype), np.nan, dtype)
+                begin_byte = memory.ctypes.data // memory.itemsize % lanes(dtype)
+                begin_at = (begin - begin_byte) % lanes(dtype)
+                out = memory[begin_at : begin_at + product.size].reshape(product.shape)
+                with fs.threads(threads):
+                    fs.spmm(W, X, bias=bias, activation=activation, out=out)
+                assert same_bits(out, product), (begin, threads, activation)
+                assert np.isnan(memory[:begin_at]).all()
+                assert np.isnan(memory[begin_at + product.size :]).all()
+    for name, way in WAYS.items():
+        assert same_bits(np.ascontiguousarray(way(W, X, bias, "relu")), expected["relu"]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [3, 9])
 @pytest.mark.parametrize("block_bytes", [2048, 2**20])
 def test_rows_alike_have_the_bits_of_others(rng, monkeypatch, rows, block_bytes, dtype):

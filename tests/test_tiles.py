@@ -30,30 +30,63 @@ def taken_up(found: tiles.Tiles) -> list[int]:
     return [piece for begin, end in found.tile_pieces for piece in range(begin, end)]
 
 
+def leads(machine):
+    """Columns in front of the first vector of y that begins at a multiple of its bytes."""
+    return sorted({0, 1, machine.lanes // 2, machine.lanes - 1})
+
+
+def check_row_major(found, columns, machine):
+    """Every number is written once, from the column of x that it stands for; vectors lie in a row."""
+    assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
+    assert found.in_a_row(machine.vector)
+    read = np.add.outer(found.x_positions, np.arange(0, machine.vector, machine.size)).reshape(found.count, -1)
+    for tile, (begin, end) in enumerate(found.tile_pieces):
+        if begin == end:
+            np.testing.assert_array_equal(found.x_positions[tile], found.y_positions[tile])
+        for at, place, count in found.pieces[begin:end]:
+            stored = read[tile, at // machine.size :][:count]
+            np.testing.assert_array_equal(stored, np.arange(place, place + count * machine.size, machine.size))
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("width", range(1, 9))
 def test_tiles_of_a_row_major_product(width, machine):
     for columns in range(1, 3 * width * machine.lanes + 2):
-        found = tiles.row_major_tiles(columns, width, machine.lanes, machine.size)
-        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
-        assert found.columns.sum() == columns
-        assert (found.x_positions[:, 0] == np.arange(found.count) * width * machine.vector).all()
+        for lead in leads(machine):
+            found = tiles.packed_tiles(columns, width, machine.lanes, machine.size, lead)
+            check_row_major(found, columns, machine)
+            assert found.columns.sum() == columns
+            first = tiles.first_tile(width, machine.lanes, lead)
+            expected = [0, *range(first, columns, width * machine.lanes)]
+            np.testing.assert_array_equal(found.x_positions[:, 0], np.array(expected) * machine.size)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("width", range(1, 9))
 def test_tiles_of_a_product_that_reads_in_place(width, machine):
     for columns in range(width * machine.lanes, 3 * width * machine.lanes + 2):
-        found = tiles.overlapping_tiles(columns, width, machine.lanes, machine.size)
-        assert written(found, machine) == Counter(range(0, columns * machine.size, machine.size))
-        assert found.in_a_row(machine.vector)
-        assert found.x_positions.min() == 0
-        assert found.x_positions.max() + machine.vector <= columns * machine.size, "nothing behind a row is read"
-        read = np.add.outer(found.x_positions, np.arange(0, machine.vector, machine.size)).reshape(found.count, -1)
-        for tile, (begin, end) in enumerate(found.tile_pieces):
-            for at, place, count in found.pieces[begin:end]:
-                stored = read[tile, at // machine.size :][:count]
-                assert np.array_equal(stored, np.arange(place, place + count * machine.size, machine.size))
+        for lead in leads(machine):
+            found = tiles.overlapping_tiles(columns, width, machine.lanes, machine.size, lead)
+            check_row_major(found, columns, machine)
+            assert found.x_positions.min() == 0
+            assert found.x_positions.max() + machine.vector <= columns * machine.size, "nothing behind a row is read"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("address", [0, 4, 16, 52, 64, 4096 + 48])
+def test_tiles_stored_past_the_caches_begin_where_vectors_of_y_do(address, machine):
+    assert linear.lead_columns(address, 3 * machine.vector + machine.size, machine) is None, "rows begin here and there"
+    assert linear.lead_columns(address + 1, 3 * machine.vector, machine) is None
+    lead = linear.lead_columns(address, 20 * machine.vector, machine)
+    if address % machine.size:
+        assert lead is None
+        return
+    for width in range(1, 9):
+        for make in (tiles.packed_tiles, tiles.overlapping_tiles):
+            found = make(20 * machine.lanes, width, machine.lanes, machine.size, lead)
+            assert ((address + found.y_positions[found.whole]) % machine.vector == 0).all()
+            assert found.whole.any()
+            assert (~found.whole).sum() <= 2
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -16,7 +16,7 @@ from fastsparse_kernels.operators import CHAINS
 
 from . import policy
 from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
-from .tiles import SpmmPlan, overlapping_tiles, row_major_tiles, whole_vectors
+from .tiles import SpmmPlan, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,50 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
     )
 
 
-def spmm_row_major(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine) -> SpmmPlan:
-    """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns).
+def lead_columns(address: int, row_bytes: int, machine: Machine) -> int | None:
+    """Columns of row-major y, at `address`, in front of the first vector that begins at a multiple of its bytes.
+
+    None where there is no such vector in every row.
+    """
+    return None if row_bytes % machine.vector or address % machine.size else -address % machine.vector // machine.size
+
+
+def spmm_row_major(
+    pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, lead: int | None = None, batches: int = 1
+) -> SpmmPlan:
+    """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns), `batches` times.
 
     X is packed into panels block by block, or read in place where few nonzeros read each row.
+
+    lead : of Y that is stored past the caches, see `lead_columns`; None for other Y
     """
     rows, inputs = pattern.shape
     row_bytes = columns * machine.size
     in_place = policy.reads_in_place(pattern.nnz, inputs, x_row_stride, machine.vector)
     if in_place and columns >= machine.lanes and x_row_stride >= row_bytes:
-        return _spmm_in_place(pattern, columns, x_row_stride, machine)
+        return _spmm_in_place(pattern, columns, x_row_stride, machine, lead)
     density = pattern.nnz / max(1, rows * inputs)
     rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
-    tiles = row_major_tiles(columns, width, machine.lanes, machine.size)
+    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead or 0)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
-    ahead = policy.asks_ahead(rows, inputs, row_bytes)
+    ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
-    return SpmmPlan(linear_operator(pattern, panel_row, block_rows, groups, width), tiles, ahead)
+    operator = linear_operator(pattern, panel_row, block_rows, groups, width)
+    return SpmmPlan(operator, tiles, x_row_stride, ahead, past_caches=lead is not None)
 
 
-def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine) -> SpmmPlan:
+def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, lead: int | None) -> SpmmPlan:
     """The same without packing. Offsets count rows of X, so that every stride has an operator of its own."""
     whole = columns // machine.lanes
     rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
     # No rows are alike here: four with all columns would be four nonzeros for each row of X.
     width = min(policy.tile_width(-(-columns // machine.lanes), rates), whole)
-    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size)
+    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead or 0)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
-    return SpmmPlan(linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width), tiles)
+    operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width)
+    return SpmmPlan(operator, tiles, past_caches=lead is not None)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:
@@ -118,7 +132,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     panel, vector = np.arange(-(-sample_groups // width)), np.arange(width) * machine.vector
     x_positions = np.add.outer(panel * panel_stride(columns, width, machine), vector).ravel()
     if y_row_major:
-        tiles = row_major_tiles(samples, width, machine.lanes, machine.size, x_positions[:sample_groups])
+        tiles = tiles_from_panels(samples, width, machine.lanes, machine.size, x_positions[:sample_groups])
     else:
         y_positions = np.add.outer(panel * panel_stride(rows, width, machine), vector).ravel()
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size, machine.vector)
@@ -126,7 +140,9 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     ahead = policy.asks_ahead_in_panels(columns * samples * machine.size)
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
-    return SpmmPlan(linear_operator(pattern, row_bytes, block_rows, groups, width), tiles, ahead)
+    operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
+    past_caches = not y_row_major and policy.stores_past_caches(rows * samples * machine.size)
+    return SpmmPlan(operator, tiles, row_bytes, ahead, past_caches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,12 +62,16 @@ class Tiles:
 class SpmmPlan:
     """An operator and the tiles it runs over. `prepared` is where `launch` keeps what all calls share.
 
+    x_row_stride : bytes between rows of X that are packed or asked for ahead
     asks_ahead : see `policy.asks_ahead`
+    past_caches : whole tiles are stored past the caches; their vectors begin at multiples of their bytes
     """
 
     operator: Operator
     tiles: Tiles
+    x_row_stride: int = 0
     asks_ahead: bool = False
+    past_caches: bool = False
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -105,38 +109,71 @@ def whole_vectors(
     return Tiles(width, x, y, tile_pieces, pieces.astype(np.int64))
 
 
-def row_major_tiles(
-    columns: int, width: int, lanes: int, size: int, x_positions: NDArray[np.int64] | None = None
-) -> Tiles:
-    """Tiles over the columns of row-major y, elements of `size` bytes.
+def first_tile(width: int, lanes: int, lead: int) -> int:
+    """Columns of the first tile, such that all others begin where vectors of y do: `lead` columns from the first on."""
+    return (width - 1) * lanes + (lead or lanes)
 
-    x is row-major too and packed block by block, or has its vectors at `x_positions`, in panels of whole tiles.
+
+def packed_tiles(columns: int, width: int, lanes: int, size: int, lead: int = 0) -> Tiles:
+    """Tiles over the columns of row-major x, packed block by block, and y, elements of `size` bytes.
+
+    lead : see `first_tile`
     """
-    column = np.arange(columns, dtype=np.int64)
-    vector, lane = np.divmod(column, lanes)
-    read = column[::lanes] * size if x_positions is None else x_positions
-    tiles = _tiles(read, vector, lane, column * size, width, lanes, size, lanes * size)
-    if x_positions is not None:
-        return tiles
-    tile = width * lanes
-    return replace(tiles, columns=np.minimum(columns - column[::tile], tile).astype(np.uint32))
+    first, counts = _split(columns, width, lanes, lead)
+    tiles = _row_major(first * size, first, counts, width, lanes, size)
+    return replace(tiles, columns=counts.astype(np.uint32))
 
 
-def overlapping_tiles(columns: int, width: int, lanes: int, size: int) -> Tiles:
+def overlapping_tiles(columns: int, width: int, lanes: int, size: int, lead: int = 0) -> Tiles:
     """Tiles over the columns of row-major x, read in place, and y; at least a tile's columns.
 
     The last tile begins early enough not to read behind x, and stores what the one before has not.
+
+    lead : see `first_tile`
     """
-    tile = width * lanes
-    rest = columns % tile
-    first = np.arange(0, columns, tile, dtype=np.int64)
-    tile_pieces, pieces = np.zeros((len(first), 2), np.uint32), np.empty((0, 3), np.int64)
-    if rest:
-        first[-1] = columns - tile
-        tile_pieces[-1] = 0, 1
-        pieces = np.array([[(tile - rest) * size, (columns - rest) * size, rest]], np.int64)
-    positions = np.add.outer(first, np.arange(width) * lanes) * size
-    return Tiles(width, positions, positions, tile_pieces, pieces)
+    first, counts = _split(columns, width, lanes, lead)
+    reads = np.minimum(first, columns - width * lanes)
+    return _row_major(reads * size, first, counts, width, lanes, size, (first - reads) * size)
+
+
+def _split(columns: int, width: int, lanes: int, lead: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First column of every tile, and how many it has."""
+    first = np.arange(first_tile(width, lanes, lead), columns, width * lanes, dtype=np.int64)
+    first = np.concatenate([np.zeros(1, np.int64), first])
+    return first, np.diff(first, append=columns)
+
+
+def _row_major(
+    reads: NDArray[np.int64],
+    first: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    width: int,
+    lanes: int,
+    size: int,
+    skipped: NDArray[np.int64] | int = 0,
+) -> Tiles:
+    """Tiles that read from `reads` on, in bytes, and write counts[i] numbers from column first[i] on.
+
+    skipped : bytes of the tile in front of those numbers
+    """
+    vectors = np.arange(width, dtype=np.int64) * lanes * size
+    partial = counts < width * lanes
+    pieces = np.stack([np.zeros_like(first) + skipped, first * size, counts], axis=1)[partial]
+    ends = np.cumsum(partial)
+    return Tiles(
+        width=width,
+        x_positions=np.add.outer(reads, vectors),
+        y_positions=np.add.outer(first * size, vectors),
+        tile_pieces=np.stack([ends - partial, ends], axis=1).astype(np.uint32),
+        pieces=pieces,
+    )
+
+
+def tiles_from_panels(columns: int, width: int, lanes: int, size: int, x_positions: NDArray[np.int64]) -> Tiles:
+    """Tiles over the columns of row-major y; x has its vectors at `x_positions`, in panels of whole tiles."""
+    column = np.arange(columns, dtype=np.int64)
+    vector, lane = np.divmod(column, lanes)
+    return _tiles(x_positions, vector, lane, column * size, width, lanes, size, lanes * size)
 
 
 def _filled(positions: NDArray[np.int64], width: int, step: int) -> NDArray[np.int64]:

@@ -102,6 +102,8 @@ __all__ = [
     "store_float",
     "store_rows",
     "store_some_at",
+    "stream",
+    "stream_at",
     "sums_of_four",
     "transpose",
     "zero",
@@ -214,6 +216,23 @@ def store(typing: Any, tile: Any, address: Any) -> Any:
     return types.void(tile, types.int64), codegen
 
 
+def _store_past_caches(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
+    stored = builder.store(vector, at(builder, address, tile.vector), align=tile.vector_bytes)
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+
+@intrinsic
+def stream(typing: Any, tile: Any, address: Any) -> Any:
+    """`store` past the caches, at a multiple of a vector's bytes. Other threads see it after an atomic operation."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+            _store_past_caches(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64), codegen
+
+
 @intrinsic
 def store_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
     """Write the first `count` elements to consecutive memory and nothing else."""
@@ -247,6 +266,19 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
         for vector, base in zip(vectors, addresses, strict=True):
             address = builder.add(base, args[2])
             builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+        return context.get_dummy_value()
+
+    return types.void(tile, bases, types.int64), codegen
+
+
+@intrinsic
+def stream_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
+    """`store_at` past the caches, see `stream`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
+        for vector, base in zip(vectors, addresses, strict=True):
+            _store_past_caches(builder, tile, vector, builder.add(base, args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen

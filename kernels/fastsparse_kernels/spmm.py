@@ -52,6 +52,7 @@ ARGUMENTS = kernel_record(
     "y_batch_stride",
     "y_row_stride",
     "y_positions",  # int64 [tiles, T], of tiles that are stored whole
+    "past_caches",  # 1: whole tiles, whose vectors begin at multiples of their bytes, are stored past the caches; 0: no
     "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same where it is stored whole
     "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
     # epilogue
@@ -99,6 +100,10 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         @kernel_part
         def store(acc, bases, offset):  # type: ignore[no-untyped-def]
             simd.store(acc, bases + offset)
+
+        @kernel_part
+        def stream(acc, bases, offset):  # type: ignore[no-untyped-def]
+            simd.stream(acc, bases + offset)
 
         @kernel_part
         def pack_rows(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
@@ -153,14 +158,14 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 simd.prefetch(source + distance)
             simd.prefetch(source + width - 1)
 
-        @kernel_part
+        @inlined_part
         def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
             first, last_row, each = ahead
             for i in range(each):  # never behind the last row: pages that are not there cost the most
                 ask_for(first + min(entry * each + i, last_row) * a.x_row_stride)
 
     else:
-        axpy, load, store = simd.axpy_at, simd.load_at, simd.store_at
+        axpy, load, store, stream = simd.axpy_at, simd.load_at, simd.store_at, simd.stream_at
 
         @kernel_part
         def addresses(base, table):  # type: ignore[no-untyped-def]
@@ -297,7 +302,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
-            here = piece == pieces_end and a.activation == 0
+            here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
             sums, summed = tile_buffer + 2 * width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
@@ -328,7 +333,10 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                             acc = simd.add(acc, load(acc, out, row * y_row_stride + residual - a.y))
                         if clamped:
                             acc = simd.clamp(acc, low, high)
-                        store(acc, out, row * y_row_stride)
+                        if past_caches:
+                            stream(acc, out, row * y_row_stride)
+                        else:
+                            store(acc, out, row * y_row_stride)
                     elif a.activation == 0 and residual == 0:
                         if clamped:
                             acc = simd.clamp(acc, low, high)
