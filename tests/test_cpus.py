@@ -1,4 +1,4 @@
-"""How many CPUs a process may use: affinity and control groups."""
+"""How many CPUs a process may use, by affinity and control groups, and their L1 cache."""
 
 from __future__ import annotations
 
@@ -78,3 +78,28 @@ def test_cpus_follow_the_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
     monkeypatch.setattr(_cpus, "cgroup_quota", lambda: quota)
     assert _cpus.available_cpus() == expected
+
+
+CACHE = "sys/devices/system/cpu/cpu0/cache"
+
+
+def cache_files(number, level, kind, size):
+    return {
+        f"{CACHE}/index{number}/{name}": text + "\n"
+        for name, text in zip(("level", "type", "size"), (level, kind, size), strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({**cache_files(0, "1", "Data", "48K"), **cache_files(1, "1", "Instruction", "64K")}, 48 * 1024),
+        ({**cache_files(0, "1", "Instruction", "64K"), **cache_files(1, "1", "Data", "128K")}, 128 * 1024),
+        ({**cache_files(0, "2", "Unified", "1024K"), **cache_files(1, "1", "Unified", "16K")}, 16 * 1024),
+        (cache_files(0, "1", "Data", "much"), 32 * 1024),
+        ({f"{CACHE}/index0/level": "1\n"}, 32 * 1024),
+        ({}, 32 * 1024),
+    ],
+)
+def test_size_of_the_l1_cache(tmp_path, files, expected):
+    assert _cpus.l1_bytes(fake_system(tmp_path, "", "", files)) == expected
