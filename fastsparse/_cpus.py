@@ -1,4 +1,4 @@
-"""What CPUs this process may use: how many, by affinity and the quota of its control group, and their L1 cache."""
+"""What CPUs this process may use: how many, by affinity and the quota of its control group, and their caches."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def available_cpus() -> int:
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
-def l1_bytes(root: Path = Path("/")) -> int:
-    """Size of a core's L1 data cache in bytes, 32 KB where the system does not tell.
+DEFAULT_CACHES = {1: 32 * 1024, 3: 8 * 2**20}  # where the system does not tell
+
+
+def cache_bytes(level: int, root: Path = Path("/")) -> int:
+    """Size of the cache of level 1 (data) or 3 that a core uses, in bytes; a usual one where the system does not tell.
 
     Parameters
     ----------
@@ -32,12 +35,12 @@ def l1_bytes(root: Path = Path("/")) -> int:
     """
     for cache in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+            found, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
         except (OSError, UnicodeDecodeError):
             continue
-        if level == "1" and kind in ("Data", "Unified") and size.endswith("K") and size[:-1].isdigit():
+        if found == str(level) and kind in ("Data", "Unified") and size.endswith("K") and size[:-1].isdigit():
             return int(size[:-1]) * 1024
-    return 32 * 1024
+    return DEFAULT_CACHES[level]
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:

@@ -15,7 +15,7 @@ from numba import config
 from numpy.typing import NDArray
 
 from fastsparse import runtime, workspace
-from fastsparse._cpus import l1_bytes
+from fastsparse._cpus import cache_bytes
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import build, epilogue
@@ -25,7 +25,7 @@ build.set_cache_directory(runtime.cache_directory)
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
 _COUNTER, _STOP = 0, 1  # the first fields of every record
-_L1_BYTES = l1_bytes()
+_CACHES = cache_bytes(1), cache_bytes(3)
 
 
 def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
@@ -34,12 +34,12 @@ def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
         workers, most = runtime.get_num_threads(), config.NUMBA_NUM_THREADS
         if workers > most:  # no more than can run: each has its own scratch
             workers = int(most)
-    return _machine(dtype.itemsize * 8, workers, _L1_BYTES)
+    return _machine(dtype.itemsize * 8, workers, *_CACHES)
 
 
 @functools.lru_cache(maxsize=64)
-def _machine(bits: int, workers: int, l1_bytes: int) -> Machine:
-    return Machine(bits, build.lanes(bits), workers, l1_bytes)
+def _machine(bits: int, workers: int, l1_bytes: int, l3_bytes: int) -> Machine:
+    return Machine(bits, build.lanes(bits), workers, l1_bytes, l3_bytes)
 
 
 _word_at = ctypes.c_size_t.from_address

@@ -49,7 +49,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         x_row_stride=plan.x_row_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        ahead=m.workers if plan.asks_ahead and in_a_row else 0,
+        ahead=m.workers if plan.asks_ahead else 0,
         y_positions=address(tiles.y_positions),
         past_caches=plan.past_caches,
         tile_pieces=address(tiles.tile_pieces),

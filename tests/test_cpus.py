@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, by affinity and control groups, and their L1 cache."""
+"""How many CPUs a process may use, by affinity and control groups, and their caches."""
 
 from __future__ import annotations
 
@@ -91,15 +91,17 @@ def cache_files(number, level, kind, size):
 
 
 @pytest.mark.parametrize(
-    ("files", "expected"),
+    ("files", "first", "third"),
     [
-        ({**cache_files(0, "1", "Data", "48K"), **cache_files(1, "1", "Instruction", "64K")}, 48 * 1024),
-        ({**cache_files(0, "1", "Instruction", "64K"), **cache_files(1, "1", "Data", "128K")}, 128 * 1024),
-        ({**cache_files(0, "2", "Unified", "1024K"), **cache_files(1, "1", "Unified", "16K")}, 16 * 1024),
-        (cache_files(0, "1", "Data", "much"), 32 * 1024),
-        ({f"{CACHE}/index0/level": "1\n"}, 32 * 1024),
-        ({}, 32 * 1024),
+        ({**cache_files(0, "1", "Data", "48K"), **cache_files(1, "1", "Instruction", "64K")}, 48 * 1024, 8 * 2**20),
+        ({**cache_files(0, "1", "Instruction", "64K"), **cache_files(1, "1", "Data", "128K")}, 128 * 1024, 8 * 2**20),
+        ({**cache_files(2, "3", "Unified", "32768K"), **cache_files(3, "1", "Unified", "16K")}, 16 * 1024, 2**25),
+        (cache_files(0, "1", "Data", "much"), 32 * 1024, 8 * 2**20),
+        ({f"{CACHE}/index0/level": "1\n"}, 32 * 1024, 8 * 2**20),
+        ({}, 32 * 1024, 8 * 2**20),
     ],
 )
-def test_size_of_the_l1_cache(tmp_path, files, expected):
-    assert _cpus.l1_bytes(fake_system(tmp_path, "", "", files)) == expected
+def test_sizes_of_the_caches(tmp_path, files, first, third):
+    root = fake_system(tmp_path, "", "", files)
+    assert _cpus.cache_bytes(1, root) == first
+    assert _cpus.cache_bytes(3, root) == third

@@ -27,10 +27,6 @@ FLAT_COST = 1.3
 FLAT_STORE_FLOPS = 10
 GATHER_FLOPS = 12
 
-# What a layer may read and write for one vector of samples without leaving the caches. In layers of more, an image
-# at a time is faster, though its vectors are unaligned.
-LANES_BYTES = 8 << 20
-
 
 class Choice(NamedTuple):
     """A layout, "flat", "parts" or "lanes", and how the batch is cut."""
@@ -127,12 +123,15 @@ def _prefers_parts(program: Program, machine: Machine) -> bool:
 
 
 def _leaves_caches(program: Program, machine: Machine) -> bool:
-    """Whether most of the work is in layers on more than LANES_BYTES for a vector of samples."""
+    """Whether most of the work is in layers that read and write more than the L3 cache holds for a vector of samples.
+
+    In those, an image at a time is faster, though its vectors are unaligned.
+    """
     planes, within, beyond = assign_planes(program, machine), 0.0, 0.0
     for node in program.nodes:
         if isinstance(node.operator, Conv | Linear):
             live = sum(planes[t].group_stride for t in (*node.inputs, node.output))
-            if live > LANES_BYTES:
+            if live > machine.l3_bytes:
                 beyond += node.operator.useful_flops
             else:
                 within += node.operator.useful_flops

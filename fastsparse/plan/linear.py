@@ -21,12 +21,13 @@ from .tiles import SpmmPlan, overlapping_tiles, packed_tiles, tiles_from_panels,
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads, L1 cache."""
+    """What a plan depends on besides the pattern: bits of the numbers, lanes of a vector, worker threads, caches."""
 
     bits: int
     lanes: int
     workers: int
     l1_bytes: int = 32 * 1024
+    l3_bytes: int = 8 * 2**20
 
     @cached_property
     def size(self) -> int:

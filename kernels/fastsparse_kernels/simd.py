@@ -94,6 +94,7 @@ __all__ = [
     "load_u32",
     "load_u64",
     "prefetch",
+    "prefetch_at",
     "record_view",
     "spread",
     "store",
@@ -190,17 +191,33 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
     return like(like, types.int64, types.int64), codegen
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    byte = ir.IntType(8).as_pointer()
+    ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+    ask(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, 2, 1)))
+
+
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
     """Ask for the cache line at any address, for the L2 cache; an address that is nobody's does no harm."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
-        ask(builder.inttoptr(args[0], byte), *(ir.Constant(I32, flag) for flag in (0, 2, 1)))
+        _prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic
+def prefetch_at(typing: Any, bases: Any, offset: Any) -> Any:
+    """`prefetch` of every bases[i] + offset."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for base in unpack(builder, args[0], bases.count):
+            _prefetch(builder, builder.add(base, args[1]))
+        return context.get_dummy_value()
+
+    return types.void(bases, types.int64), codegen
 
 
 @intrinsic

@@ -23,6 +23,7 @@ from .build import compile_kernel, compiled_once, inlined_part, kernel_part, ker
 from .copying import make_copy_numbers
 
 ALIKE, LOCKSTEP = 1, 2  # how four rows go together
+RESIDUALS_AHEAD = 8  # entries, before what is added to a row is asked for: some 400 cycles
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
 ARGUMENTS = kernel_record(
@@ -43,10 +44,10 @@ ARGUMENTS = kernel_record(
     "x",
     "x_batch_stride",
     "x_positions",  # int64 [tiles, T], bytes from x of the batch to each vector of the tile
-    "x_row_stride",  # packed inputs, and those asked for ahead
+    "x_row_stride",  # of inputs that are packed, or asked for ahead
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (vectors in a row only); 0: no
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
-    "ahead",  # 0, or how many tiles ahead the next panel is asked for meanwhile; vectors in a row only
+    "ahead",  # 0, or how many tiles ahead the next panel is asked for meanwhile
     # output
     "y",
     "y_batch_stride",
@@ -132,40 +133,14 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             return panel
 
         @kernel_part
-        def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-            """What entries from `entry` up to `end` ask for of the panel behind this one.
-
-            Where it begins, less what entries before would add; its last row, counted from there; rows for each entry.
-            """
-            if a.ahead == 0:
-                return 0, 0, 0
-            if block + 1 < a.blocks:
-                block += 1
-            else:
-                tile, block = tile + a.ahead, 0
-            if tile >= a.tiles or end == entry:
-                return 0, 0, 0
-            row = simd.load_i64(a.block_rows + block * 8)
-            rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-            each = (rows + end - entry - 1) // (end - entry)
-            begin = x + simd.load_i64(a.x_positions + tile * count * 8) + row * a.x_row_stride
-            return begin - entry * each * a.x_row_stride, entry * each + rows - 1, each
-
-        @kernel_part
-        def ask_for(source):  # type: ignore[no-untyped-def]
-            """A tile's part of one row of x, which need not begin on a line."""
+        def ask_for(bases, offset):  # type: ignore[no-untyped-def]
+            """A tile's part of one row, which need not begin on a line."""
             for distance in range(0, width, 64):
-                simd.prefetch(source + distance)
-            simd.prefetch(source + width - 1)
-
-        @inlined_part
-        def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
-            first, last_row, each = ahead
-            for i in range(each):  # never behind the last row: pages that are not there cost the most
-                ask_for(first + min(entry * each + i, last_row) * a.x_row_stride)
+                simd.prefetch(bases + offset + distance)
+            simd.prefetch(bases + offset + width - 1)
 
     else:
-        axpy, load, store, stream = simd.axpy_at, simd.load_at, simd.store_at, simd.stream_at
+        axpy, load, store, stream, ask_for = simd.axpy_at, simd.load_at, simd.store_at, simd.stream_at, simd.prefetch_at
 
         @kernel_part
         def addresses(base, table):  # type: ignore[no-untyped-def]
@@ -175,13 +150,38 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
             return addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * count * 8)
 
-        @kernel_part
-        def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-            return 0
+    @kernel_part
+    def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
+        """What entries from `entry` up to `end` ask for of the panel behind this one.
 
-        @kernel_part
-        def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
-            pass
+        Where its first row begins, less what entries before would add; its last row, counted from there; its tile's
+        positions; rows for each entry.
+        """
+        if a.ahead == 0:
+            return 0, 0, 0, 0
+        if block + 1 < a.blocks:
+            block += 1
+        else:
+            tile, block = tile + a.ahead, 0
+        if tile >= a.tiles or end == entry:
+            return 0, 0, 0, 0
+        row = simd.load_i64(a.block_rows + block * 8)
+        rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
+        each = (rows + end - entry - 1) // (end - entry)
+        first = x + (row - entry * each) * a.x_row_stride
+        return first, entry * each + rows - 1, a.x_positions + tile * count * 8, each
+
+    @inlined_part
+    def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
+        first, last_row, places, each = ahead
+        for i in range(each):  # never behind the last row: pages that are not there cost the most
+            ask_for(addresses(first, places), min(entry * each + i, last_row) * a.x_row_stride)
+
+    @inlined_part
+    def ask_for_residual(a, out, entry, end):  # type: ignore[no-untyped-def]
+        """What is added to a row of some entries later."""
+        row = simd.load_u32(a.rows + min(entry + RESIDUALS_AHEAD, end - 1) * 4)
+        ask_for(out, a.residual - a.y + row * a.y_row_stride)
 
     @kernel_part
     def activate(a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
@@ -308,6 +308,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
                 ask_ahead(a, ahead, entry)
+                if ends and residual != 0 and here:
+                    ask_for_residual(a, out, entry, end)
                 if together and summed == 0 and entry + 4 <= end:
                     sum_four(a, entry, p, bases, partial, begins, sums)
                     summed = 4
