@@ -203,7 +203,7 @@ def run_sddmm(
         y_row_stride=y_row_stride,
         y_step=plan.y_step,
     )
-    kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes))
+    kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes), sddmm.STEPS if plan.has_steps(m.vector) else 0)
     flops = 2.0 * operator.nnz * m.lanes
     for batch, count, first, positions in _sddmm_parts(plan, batches, flops * plan.positions * batches):
         record.set(

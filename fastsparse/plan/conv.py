@@ -209,7 +209,8 @@ def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: Lanes
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
     operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent), groups)
     x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
-    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step)
+    plan = SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step)
+    return plan.in_steps(machine.vector)
 
 
 def _phase_plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
 from fastsparse_kernels.operators import CHAINS
+from fastsparse_kernels.sddmm import STEPS
 
 from . import policy
 from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
@@ -158,6 +159,21 @@ class SddmmPlan:
     x_step: int
     y_runs: NDArray[np.int64]
     y_step: int
+
+    def has_steps(self, vector: int) -> bool:
+        """Whether all runs are of STEPS vectors of `vector` bytes in a row."""
+        in_a_row = self.x_step == self.y_step == vector
+        return in_a_row and self.run_length == STEPS and self.positions % STEPS == 0
+
+    def in_steps(self, vector: int) -> SddmmPlan:
+        """The plan with longer runs cut into such ones, where that can be: other runs over the same positions."""
+        if not self.x_step == self.y_step == vector or self.run_length % STEPS or self.positions % self.run_length:
+            return self
+        parts = self.run_length // STEPS
+        within = np.arange(parts) * (STEPS * vector)
+        x_runs, y_runs = (np.add.outer(runs, within).ravel() for runs in (self.x_runs, self.y_runs))
+        per_block = self.runs_per_block * parts
+        return replace(self, run_length=STEPS, runs_per_block=per_block, x_runs=x_runs, y_runs=y_runs)
 
 
 def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:

@@ -16,6 +16,9 @@ from typing import Any
 from . import simd
 from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 
+STEPS = 8  # positions of a run that are taken without a loop, each a displacement from one address
+RUNS = (0, STEPS)  # what variants there are
+
 ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
     "blocks",
@@ -43,11 +46,32 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
-    """Kernel that takes `count` nonzeros of a row at a time (a power of two <= lanes)."""
-    size = bits // 8
+def make_sddmm(bits: int, lanes: int, count: int, steps: int) -> Callable[..., None]:
+    """Kernel that takes `count` nonzeros of a row at a time (a power of two <= lanes).
 
-    half = max(1, count // 2)
+    steps : positions of every run, whose vectors lie in a row; 0 where runs have some number of positions, some steps
+        apart
+    """
+    size = bits // 8
+    half, quarter = max(1, count // 2), max(1, count // 4)
+
+    if steps:
+
+        @kernel_part
+        def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
+            return simd.dot_steps(acc, y, bases, offset, steps)
+
+    else:
+
+        @kernel_part
+        def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
+            x_step, y_step = a.x_step, a.y_step
+            end = y + min(a.run_length, a.positions - run * a.run_length) * y_step
+            while y < end:
+                acc = simd.dot_steps(acc, y, bases, offset, 1)
+                y += y_step
+                offset += x_step
+            return acc
 
     def make_take(width: int) -> Callable[..., Any]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
@@ -56,15 +80,9 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
         def take(a, x, y_row, p, valid, run, run_end):  # type: ignore[no-untyped-def]
             bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
             acc = simd.zeros(width, lanes, bits)
-            x_step, y_step = a.x_step, a.y_step
             while run < run_end:
                 offset = simd.load_i64(a.x_runs + run * 8)
-                y = y_row + simd.load_i64(a.y_runs + run * 8)
-                end = y + min(a.run_length, a.positions - run * a.run_length) * y_step
-                while y < end:
-                    acc = simd.dot_step(acc, y, bases, offset)
-                    y += y_step
-                    offset += x_step
+                acc = add_run(acc, a, run, y_row + simd.load_i64(a.y_runs + run * 8), bases, offset)
                 run += 1
             if valid == width:
                 simd.add_sums(acc, a.gradients + p * size)
@@ -73,7 +91,7 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
 
         return take
 
-    take_all, take_half = make_take(count), make_take(half)
+    take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
 
     @kernel_part
     def run_entries(a, entry, end, x, y, run, run_end):  # type: ignore[no-untyped-def]
@@ -86,8 +104,10 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
                 p += count
             if p + half < stop:
                 take_all(a, x, y_row, p, stop - p, run, run_end)
-            elif p < stop:
+            elif p + quarter < stop:
                 take_half(a, x, y_row, p, stop - p, run, run_end)
+            elif p < stop:
+                take_quarter(a, x, y_row, p, stop - p, run, run_end)
             p = stop
             entry += 1
 
@@ -111,6 +131,6 @@ def make_sddmm(bits: int, lanes: int, count: int) -> Callable[..., None]:
 
 
 @compiled_once
-def sddmm_kernel(bits: int, lanes: int, count: int) -> Any:
+def sddmm_kernel(bits: int, lanes: int, count: int, steps: int) -> Any:
     """The compiled variant."""
-    return compile_kernel(make_sddmm(bits, lanes, count), f"sddmm_f{bits}_v{lanes}_t{count}")
+    return compile_kernel(make_sddmm(bits, lanes, count, steps), f"sddmm_f{bits}_v{lanes}_t{count}_s{steps}")

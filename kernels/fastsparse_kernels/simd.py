@@ -77,7 +77,7 @@ __all__ = [
     "clamp",
     "dot_gathered",
     "dot_gathered_first",
-    "dot_step",
+    "dot_steps",
     "fetch_add",
     "fma",
     "gather_addresses",
@@ -383,21 +383,25 @@ def axpy_tile(typing: Any, tile: Any, weight: Any, x: Any) -> Any:
     return tile(tile, types.int64, tile), codegen
 
 
-@intrinsic
-def dot_step(typing: Any, tile: Any, row: Any, bases: Any, offset: Any) -> Any:
-    """tile[j] + vector(row) * vector(bases[j] + offset): one vector of dY against T vectors of X (SDDMM)."""
+@intrinsic(prefer_literal=True)
+def dot_steps(typing: Any, tile: Any, row: Any, bases: Any, offset: Any, steps: Any) -> Any:
+    """tile[j] + the products of `steps` vectors in a row from `row` on, and as many from bases[j] + offset on.
+
+    A vector of dY against T vectors of X (SDDMM), one after the other.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         fma = fma_function(builder, tile)
-        y = load_value(builder, args[1], tile.vector, tile.size)
-        out = []
-        sums, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[2], tile.count)
-        for acc, base in zip(sums, addresses, strict=True):
-            x = load_value(builder, builder.add(base, args[3]), tile.vector, tile.size)
-            out.append(fma(y, x, acc))
-        return pack(builder, tile.vector, out)
+        sums = unpack(builder, args[0], tile.count)
+        addresses = [builder.add(base, args[3]) for base in unpack(builder, args[2], tile.count)]
+        for distance in range(0, steps.literal_value * tile.vector_bytes, tile.vector_bytes):
+            y = load_value(builder, shifted(builder, args[1], distance), tile.vector, tile.size)
+            for j, address in enumerate(addresses):
+                x = load_value(builder, shifted(builder, address, distance), tile.vector, tile.size)
+                sums[j] = fma(y, x, sums[j])
+        return pack(builder, tile.vector, sums)
 
-    return tile(tile, types.int64, bases, types.int64), codegen
+    return tile(tile, types.int64, bases, types.int64, steps), codegen
 
 
 @intrinsic

@@ -56,7 +56,7 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
-    Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes))]),
+    Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes), n) for n in sddmm.RUNS]),
     Family("sparse input", spgemm.forward_kernel, _once),
     Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
     Family("pack lanes", layout.pack_lanes_kernel, _once),
