@@ -303,13 +303,17 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
+            plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
+            asks_residual = ends and here and residual != 0
+            asks = ahead[3] > 0 or asks_residual
             sums, summed = tile_buffer + 2 * width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
-                ask_ahead(a, ahead, entry)
-                if ends and residual != 0 and here:
-                    ask_for_residual(a, out, entry, end)
+                if asks:
+                    ask_ahead(a, ahead, entry)
+                    if asks_residual:
+                        ask_for_residual(a, out, entry, end)
                 if together and summed == 0 and entry + 4 <= end:
                     sum_four(a, entry, p, bases, partial, begins, sums)
                     summed = 4
@@ -327,7 +331,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
                     if p < stop:
                         acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
                         p += 1
-                if ends:
+                if ends and plain:
+                    store(acc, out, row * y_row_stride)
+                elif ends:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if here:
