@@ -143,7 +143,7 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
 
 def lead_columns(Y: Array, m: Machine) -> int | None:
     """What a plan has to know of contiguous Y (..., M, N) that is stored past the caches; None for other Y."""
-    past_caches = policy.stores_past_caches(Y.nbytes)
+    past_caches = policy.is_far(Y.nbytes, m.l3_bytes)
     return plans.lead_columns(address(Y), Y.strides[-2], m) if past_caches else None
 
 

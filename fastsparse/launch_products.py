@@ -18,8 +18,8 @@ from fastsparse_kernels import sddmm, spmm, spmv
 from fastsparse_kernels.operators import TOGETHER
 
 
-def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
-    """What all calls of a plan share: the record's fixed fields, the kernel, scratch per worker, work per batch."""
+def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
+    """What all calls of a plan share: the record's fixed fields, the kernel's arguments, scratch per worker, work."""
     operator, tiles = plan.operator, plan.tiles
     width = tiles.width * m.vector
     partial = operator.widest_group * width if operator.blocks > 1 else 0
@@ -59,11 +59,11 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
         scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    kernel = spmm.spmm_kernel(m.bits, m.lanes, tiles.width, int(in_a_row), together)
-    return record, kernel, scratch, flops
+    variant = m.bits, m.lanes, tiles.width, int(in_a_row), together
+    return record, variant, scratch, flops
 
 
-def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, Any, int, float]:
+def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
     prepared = plan.prepared.get("launch")
     if prepared is None:
         prepared = plan.prepared["launch"] = _prepare_spmm(plan, m)
@@ -92,7 +92,7 @@ def spmm_call(
     activation: str | None = None,
 ) -> Call:
     """See `run_spmm`; scratch is the address of `spmm_scratch` bytes per worker."""
-    template, kernel, _, flops = _prepared_spmm(plan, m)
+    template, variant, _, flops = _prepared_spmm(plan, m)
     record = template.copy()
     record.set(
         values=address(values),
@@ -105,6 +105,9 @@ def spmm_call(
         scratch=scratch,
     )
     set_epilogue(record, bias, activation, m)
+    y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
+    asks = plan.asks_ahead or (residual != 0 and policy.is_far(y_bytes, m.l3_bytes))
+    kernel = spmm.spmm_kernel(*variant, int(asks))
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 

@@ -183,10 +183,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rows in turn": {"takes_turns": lambda width, _: 1 <= width <= 2},
     "in place": {"reads_in_place": lambda *_: True},
     "packed": {"reads_in_place": lambda *_: False},
-    "past the caches": {"FAR_BYTES": -1},
-    "asking ahead": {
-        name: lambda *_: True for name in ("asks_ahead", "asks_ahead_in_panels", "asks_ahead_on_planes")
-    },
+    "past the caches": {"is_far": lambda *_: True},
+    "asking ahead": {"asks_ahead": lambda *_: True},
     "one group per chunk": {"CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},
     "lanes": {"prefers_lanes": lambda *_: True},
     "no lanes": {"prefers_lanes": lambda *_: False},

@@ -261,7 +261,7 @@ def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
     x = rng.standard_normal((203, 600)).astype(np.float32)
     results = []
     for asked in (False, True):
-        monkeypatch.setattr(policy, "asks_ahead_in_panels", lambda *_, asked=asked: asked)
+        monkeypatch.setattr(policy, "asks_ahead", lambda *_, asked=asked: asked)
         for threads in (1, 2):
             with fs.threads(threads):
                 results += [fs.linear(x, fresh(W)), fs.spmm(fresh(W), np.asfortranarray(x.T))]
@@ -282,10 +282,7 @@ def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
 
 
 def test_products_on_much_data_ask_ahead():
-    assert policy.asks_ahead_in_panels(2**21)
-    assert not policy.asks_ahead_in_panels(2**20)
-    assert policy.asks_ahead(64, 576, 2**23)
-    assert not policy.asks_ahead(576, 64, 2**23), "what is stored is most of it"
-    assert not policy.asks_ahead(64, 576, 2**22)
-    assert policy.asks_ahead_on_planes(2**23)
-    assert not policy.asks_ahead_on_planes(2**22)
+    cache = 8 * 2**20
+    assert policy.asks_ahead(64, 576, cache // 2, cache)
+    assert not policy.asks_ahead(64, 576, cache // 4, cache), "it is in the cache"
+    assert not policy.asks_ahead(576, 64, cache, cache), "what is stored is most of it"

@@ -125,10 +125,10 @@ def conv_between(
     apart = tile_groups > 1 and geometry.positions < width
     per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
     # Of windows, only the part that the tile before has not brought is new.
-    ahead = set(geometry.kernel) == {1} and policy.asks_ahead_on_planes(x.group_stride * sample_groups)
-    past_caches = policy.stores_past_caches(y.group_stride * sample_groups)
+    l3, x_bytes, y_bytes = machine.l3_bytes, x.group_stride * sample_groups, y.group_stride * sample_groups
+    ahead = set(geometry.kernel) == {1} and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
     operator = lanes_operator(pattern, geometry, x, per_block, groups, width)
-    return SpmmPlan(operator, tiles, x.channel_stride, ahead, past_caches)
+    return SpmmPlan(operator, tiles, x.channel_stride, ahead, policy.is_far(y_bytes, l3))
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:

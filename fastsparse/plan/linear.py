@@ -92,7 +92,7 @@ def spmm_row_major(
     tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead or 0)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
-    ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes)
+    ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, width)
     return SpmmPlan(operator, tiles, x_row_stride, ahead, past_caches=lead is not None)
@@ -140,10 +140,10 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size, machine.vector)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead_in_panels(columns * samples * machine.size)
+    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes)
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
-    past_caches = not y_row_major and policy.stores_past_caches(rows * samples * machine.size)
+    past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
     return SpmmPlan(operator, tiles, row_bytes, ahead, past_caches)
 
 

@@ -18,11 +18,10 @@ ENTRY_NONZEROS = 14  # of a row in a block, which pay for starting and ending it
 PARTIAL_BYTES = 512 * 1024  # partial sums of one row group: half of a small L2
 SDDMM_BLOCK_BYTES = 96 * 1024  # inputs of one SDDMM block: part of L2, long entries are worth more than L1
 SDDMM_PASS_BYTES = 512  # of each input row per pass: enough to pay for the reduction over lanes
-L2_BYTES = 2**20  # X of this size or less stays in L2, or nearly so
 NEAR_BYTES = 4 * 2**20  # arrays of this size or less stay in a cache that is near enough
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
-FAR_BYTES = 12 * 2**20  # outputs of more bytes are hardly in a near cache when they are read again
+FAR_SHARE = 3 / 8  # of the L3 cache: see `is_far`
 CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
 MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
 TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
@@ -101,30 +100,22 @@ def even_block_rows(row_bytes: int, columns: int, density: float) -> int:
     return columns if columns <= ONE_BLOCK * size else -(-columns // -(-columns // size))
 
 
-def asks_ahead(rows: int, columns: int, x_bytes: int) -> bool:
+def is_far(nbytes: int, l3_bytes: int) -> bool:
+    """Whether an array of so many bytes is in no cache, or on its way out of the last one, when it is read again.
+
+    Large outputs are stored past the caches then: a line that is not there need not be read before it is written. Of
+    less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%. And the
+    loop over rows asks for what it adds to large outputs some rows ahead.
+    """
+    return nbytes > FAR_SHARE * l3_bytes
+
+
+def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int) -> bool:
     """Whether to ask for the next panel of X while this one is worked on.
 
-    It pays where reading X is much of the work, and X is not in a cache anyway.
+    It pays where reading X is much of the work, and X is not in a cache anyway; elsewhere it costs up to 8%.
     """
-    return columns >= rows and x_bytes > NEAR_BYTES
-
-
-def asks_ahead_in_panels(x_bytes: int) -> bool:
-    """The same for X that lies in panels, where nothing but the multiply-adds would bring it near."""
-    return x_bytes > L2_BYTES
-
-
-def asks_ahead_on_planes(x_bytes: int) -> bool:
-    """The same for planes that a 1x1 convolution reads."""
-    return x_bytes > NEAR_BYTES
-
-
-def stores_past_caches(y_bytes: int) -> bool:
-    """Whether outputs are stored past the caches: a line that is not there need not be read before it is written.
-
-    What is read again soon gains less, or loses: at 6 MB up to 8%.
-    """
-    return y_bytes > FAR_BYTES
+    return columns >= rows and is_far(x_bytes, l3_bytes)
 
 
 def block_channels(window_bytes: int, l1_bytes: int) -> int:

@@ -1,6 +1,6 @@
 """The machine code of a kernel's inner loops, for people and for tests.
 
-    python -m fastsparse_kernels.assembly spmm 32 16 4 1 0
+    python -m fastsparse_kernels.assembly spmm 32 16 4 1 0 0
 
 prints the loops with fused multiply-adds of the SpMM kernel for float32, 16 lanes and 4 vectors per tile. What to look
 for on x86: per nonzero one `vbroadcast` and T `vfmadd231` with a memory operand, offsets read two at a time, no move to

@@ -70,7 +70,7 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -> Callable[..., None]:
+def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Callable[..., None]:
     """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
 
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
@@ -78,6 +78,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
     together : ALIKE when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
         LOCKSTEP when the nonzeros of four entries lie in turn, see operators.py: for tiles of few vectors, which wait
         on the latency of one row's multiply-adds.
+    asks : 1 where the loop over rows asks for the next panel, or for residuals; it costs the others some per cent, were
+        it seen at run time
     """
     size = bits // 8
     vector = lanes * size
@@ -157,7 +159,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
         Where its first row begins, less what entries before would add; its last row, counted from there; its tile's
         positions; rows for each entry.
         """
-        if a.ahead == 0:
+        if not asks or a.ahead == 0:
             return 0, 0, 0, 0
         if block + 1 < a.blocks:
             block += 1
@@ -304,15 +306,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
             clamped = low > -np.inf or high < np.inf
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
             plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
-            asks_residual = ends and here and residual != 0
-            asks = ahead[3] > 0 or asks_residual
             sums, summed = tile_buffer + 2 * width, 0
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
                 if asks:
                     ask_ahead(a, ahead, entry)
-                    if asks_residual:
+                    if ends and here and residual != 0:
                         ask_for_residual(a, out, entry, end)
                 if together and summed == 0 and entry + 4 <= end:
                     sum_four(a, entry, p, bases, partial, begins, sums)
@@ -399,7 +399,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int) -
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Any:
     """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
-    name = f"spmm_f{bits}_v{lanes}_t{count}{'' if in_a_row else '_apart'}{('', '_alike', '_lockstep')[together]}"
-    return compile_kernel(make_spmm(bits, lanes, count, in_a_row, together), name)
+    way = ("" if in_a_row else "_apart") + ("", "_alike", "_lockstep")[together] + ("_asking" if asks else "")
+    variant = make_spmm(bits, lanes, count, in_a_row, together, asks)
+    return compile_kernel(variant, f"spmm_f{bits}_v{lanes}_t{count}{way}")

@@ -47,10 +47,12 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    pairs: list[tuple[int, int]] = [(width, 0) for width in TILE_WIDTHS]
-    pairs += [(width, spmm.ALIKE) for width in ALIKE_WIDTHS] + [(width, spmm.LOCKSTEP) for width in LOCKSTEP_WIDTHS]
+    ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, 1)]
+    ways += [(width, spmm.ALIKE, 0) for width in ALIKE_WIDTHS] + [
+        (width, spmm.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
+    ]
     # One vector is always in a row.
-    return [(bits, lanes, width, in_a_row, way) for width, way in pairs for in_a_row in (0, 1) if in_a_row or width > 1]
+    return [(bits, lanes, way[0], in_a_row, *way[1:]) for way in ways for in_a_row in (0, 1) if in_a_row or way[0] > 1]
 
 
 FAMILIES = (
