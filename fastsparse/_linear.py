@@ -127,8 +127,8 @@ def spmv(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None)
 
 def _spmv(W: CSR, activation: str | None, m: Machine) -> Template:
     pattern = W.pattern
-    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m.workers))
-    return launch_products.spmv_template(plan, pattern.indptr, W.data, m, activation=activation)
+    plan = pattern.cached(("spmv", m), lambda: plans.spmv(pattern, m))
+    return launch_products.spmv_template(plan, plan.pack(W.data), m, activation=activation)
 
 
 def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:

@@ -13,9 +13,10 @@ from fastsparse import workspace
 from fastsparse.launch import CLAMPS, Call, Record, Template, address, run, run_call, set_epilogue
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
+from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import sddmm, spmm, spmv
-from fastsparse_kernels.operators import TOGETHER
+from fastsparse_kernels import lookup, lookup_layout, sddmm, spmm, spmv
+from fastsparse_kernels.operators import STEPS, TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -131,14 +132,43 @@ def spmm_template(
     return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, values))
 
 
-def spmv_scratch(activation: str | None, m: Machine) -> int:
+def spmv_scratch(plan: SpmvPlan | LookupPlan, activation: str | None, m: Machine) -> int:
     """Bytes of scratch that one worker needs: none for what runs on registers."""
+    if isinstance(plan, LookupPlan):
+        return -(-plan.widest_group // lookup_layout.LANES) * lookup_layout.TILE_BYTES + m.vector
     return 0 if activation in CLAMPS else spmv.scratch_bytes(m.bits, m.lanes)
 
 
+def _prepare_spmv(plan: SpmvPlan | LookupPlan, m: Machine) -> tuple[Record, Any]:
+    """The record's fixed fields, and the kernel."""
+    if isinstance(plan, LookupPlan):
+        scratch = spmv_scratch(plan, None, m)
+        record = Record(
+            lookup.ARGUMENTS,
+            group_starts=address(plan.group_starts),
+            chunks=plan.chunks,
+            inputs=plan.inputs,
+            vectors=address(plan.vectors),
+            sums=address(plan.sums),
+            places=address(plan.places),
+            starts=address(plan.starts),
+            scratch_stride=scratch,
+            scratch_vector=scratch - m.vector,
+        )
+        return record, lookup.lookup_kernel(plan.tables)
+    record = Record(
+        spmv.ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        indptr=address(plan.indptr),
+        columns=address(plan.columns),
+        nonzeros=plan.nonzeros,
+        scratch_stride=spmv.scratch_bytes(m.bits, m.lanes),
+    )
+    return record, spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
+
+
 def spmv_call(
-    plan: SpmvPlan,
-    indptr: NDArray[np.int64],
+    plan: SpmvPlan | LookupPlan,
     values: NDArray[Any],
     x: int,
     y: int,
@@ -148,31 +178,26 @@ def spmv_call(
     bias: NDArray[Any] | None = None,
     activation: str | None = None,
 ) -> Call:
-    """y (M,) = W @ x (K,), both contiguous. scratch is the address of `spmv_scratch` bytes a worker."""
+    """y (M,) = W @ x (K,), both contiguous. scratch is the address of `spmv_scratch` bytes a worker.
+
+    values : packed by `plan.pack`
+    """
     prepared = plan.prepared.get("launch")
     if prepared is None:
-        template = Record(
-            spmv.ARGUMENTS,
-            group_starts=address(plan.group_starts),
-            indptr=address(indptr),
-            columns=address(plan.columns),
-            nonzeros=len(values),
-            scratch_stride=spmv.scratch_bytes(m.bits, m.lanes),
-        )
-        prepared = plan.prepared["launch"] = template, spmv.spmv_kernel(m.bits, m.lanes, plan.column_bits)
+        prepared = plan.prepared["launch"] = _prepare_spmv(plan, m)
     record, kernel = prepared[0].copy(), prepared[1]
     record.set(values=address(values), x=x, y=y, scratch=scratch)
     set_epilogue(record, bias, activation, m)
-    return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * len(values))
+    return Call(kernel, record, len(plan.group_starts) - 1, 2.0 * plan.nonzeros)
 
 
 def spmv_template(
-    plan: SpmvPlan, indptr: NDArray[np.int64], values: NDArray[Any], m: Machine, *, activation: str | None = None
+    plan: SpmvPlan | LookupPlan, values: NDArray[Any], m: Machine, *, activation: str | None = None
 ) -> Template:
     """y (M,) = W @ x (K,), both contiguous, to be run with the addresses of x, y and the bias (0 for none)."""
-    call = spmv_call(plan, indptr, values, 0, 0, m, scratch=0, activation=activation)
-    scratch = spmv_scratch(activation, m) * m.workers
-    return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, indptr, values))
+    call = spmv_call(plan, values, 0, 0, m, scratch=0, activation=activation)
+    scratch = spmv_scratch(plan, activation, m) * m.workers
+    return Template(call, "x", "y", m.workers, scratch=scratch, keep=(plan, values))
 
 
 def run_sddmm(
@@ -206,7 +231,7 @@ def run_sddmm(
         y_row_stride=y_row_stride,
         y_step=plan.y_step,
     )
-    kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes), sddmm.STEPS if plan.has_steps(m.vector) else 0)
+    kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes), STEPS if plan.has_steps(m.vector) else 0)
     flops = 2.0 * operator.nnz * m.lanes
     for batch, count, first, positions in _sddmm_parts(plan, batches, flops * plan.positions * batches):
         record.set(

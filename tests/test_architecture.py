@@ -57,7 +57,7 @@ LEVELS = {
 EXCEPTIONS = {("fastsparse.csr", "fastsparse.functional")}
 
 # What others than launch may use of the kernels: compiling, the table, building structures. All else computes.
-STRUCTURE_KERNELS = {"build", "cache", "operators", "selection", "variants"}
+STRUCTURE_KERNELS = {"build", "cache", "lookup_layout", "operators", "selection", "variants"}
 
 
 def modules() -> dict[str, Path]:

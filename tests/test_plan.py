@@ -191,9 +191,9 @@ def test_more_nonzeros_than_32_bits_count_are_refused():
 def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     pattern = fs.Pattern([0, 1], [2**32], (1, 2**32 + 1))
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
-        linear.spmv(pattern, 1)
+        linear.spmv(pattern, MACHINES[0])
     pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
-    assert linear.spmv(pattern, 1).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
+    assert linear.spmv(pattern, MACHINES[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
 
 
 def test_rows_of_two_billion_nonzeros_are_split():

@@ -262,7 +262,8 @@ class Lowering:
     def _spmv(self, node: Node, op: Linear) -> None:
         t, m, pattern = self.roots[node.inputs[0]], self.m, op.weight.pattern
         source = self._get(t, "plain", node)
-        plan = linear_plans.spmv(pattern, m.workers)
+        plan = linear_plans.spmv(pattern, m)
+        values = plan.pack(op.weight.data)
         activation = op.activation if node.residual is None else None
         if node.residual is None:
             target = self._target(node.output, "plain")
@@ -272,9 +273,9 @@ class Lowering:
         self._add(
             node.name, "spmv", node, (source,), target,
             lambda a, b, scratch: launch_products.spmv_call(
-                plan, pattern.indptr, op.weight.data, a, b, m, scratch=scratch, bias=op.bias, activation=activation
+                plan, values, a, b, m, scratch=scratch, bias=op.bias, activation=activation
             ),
-            scratch=launch_products.spmv_scratch(activation, m),
+            scratch=launch_products.spmv_scratch(plan, activation, m),
         )  # fmt: skip
         if node.residual is not None:
             self._sum(node, op, target, residual)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.operators import CHAINS
-from fastsparse_kernels.sddmm import STEPS
+from fastsparse_kernels.operators import CHAINS, STEPS
 
 from . import policy
+from .lookup import LookupPlan, lookup_plan
 from .operator import INDEX_LIMIT, Operator, build_operator, even_blocks, split_rows
 from .tiles import SpmmPlan, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 
@@ -193,6 +193,7 @@ def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
 class SpmvPlan:
     """SpMV: row groups of equal nonzeros, column indices of 16 bits where they fit. `prepared` as in `SpmmPlan`."""
 
+    indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
     columns: NDArray[Any]  # uint16 or uint32 [nnz + CHAINS], 0 behind the nonzeros
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -201,6 +202,14 @@ class SpmvPlan:
     def column_bits(self) -> int:
         return self.columns.dtype.itemsize * 8
 
+    @property
+    def nonzeros(self) -> int:
+        return int(self.indptr[-1])
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values as they are."""
+        return values
+
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
     padded = np.zeros(len(indices) + CHAINS, dtype)
@@ -208,7 +217,7 @@ def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[An
     return padded
 
 
-def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
+def spmv(pattern: Pattern, machine: Machine) -> SpmvPlan | LookupPlan:
     """Plan of W @ x for one column.
 
     Raises
@@ -218,8 +227,11 @@ def spmv(pattern: Pattern, workers: int) -> SpmvPlan:
     """
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
+    by_lookup = lookup_plan(pattern, machine)
+    if by_lookup is not None:
+        return by_lookup
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
     columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = 2 * pattern.nnz // policy.SLICE_FLOPS + 1
-    groups = max(slices, 1 if workers == 1 else policy.TASKS_PER_WORKER * workers)
-    return SpmvPlan(split_rows(pattern.indptr, groups), columns)
+    groups = max(slices, 1 if machine.workers == 1 else policy.TASKS_PER_WORKER * machine.workers)
+    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns)

@@ -49,6 +49,17 @@ LOCKSTEP_FROM = {1: 0.0, 2: 16.0}
 ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 
 
+# SpMV by lookup in registers: cycles of a vector, by pairs of registers that hold a chunk; what a row costs beside.
+LOOKUP_CYCLES = {1: 5.5, 2: 5.9, 4: 7.0}
+LOOKUP_ROW_CYCLES = 5.0
+SPMV_CYCLES, SPMV_ROW_CYCLES = 0.76, 20.0  # of a nonzero and of a row in the other SpMV
+LOOKUP_GAIN = 0.9  # of the other's time, at most: packing has to pay
+LOOKUP_NONZEROS = 10_000  # with fewer, the call is most of the work
+LOOKUP_DENSITY = 0.02  # below, vectors would be all but empty
+LOOKUP_ROWS = 1024  # of a group: half a vector of sums each, 32 KB
+MOST_LOOKUP_ROWS = 4096
+
+
 def alike_rates(vector_bytes: int) -> dict[int, float]:
     """Rates of tiles over rows alike, of those widths whose sums, vectors of X and a weight fit the registers."""
     registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
@@ -141,6 +152,22 @@ def sddmm_row_part(row: int, positions: int) -> int:
 def sddmm_block_rows(row_bytes: int) -> int:
     """Input rows (or channels) of one SDDMM block when each brings `row_bytes`."""
     return max(1, SDDMM_BLOCK_BYTES // max(1, row_bytes))
+
+
+def lookup_fits(rows: int, inputs: int, nonzeros: int) -> bool:
+    """Whether W may be one for SpMV by lookup."""
+    return LOOKUP_NONZEROS <= nonzeros < 2**28 and nonzeros >= LOOKUP_DENSITY * rows * inputs
+
+
+def lookup_pays(rows: int, nonzeros: int, vectors: Mapping[int, int]) -> int:
+    """Pairs of registers for a chunk, given how many vectors each choice needs; 0 where the other SpMV is as fast."""
+    best = LOOKUP_GAIN * (SPMV_CYCLES * nonzeros + SPMV_ROW_CYCLES * rows)
+    chosen = 0
+    for tables, count in vectors.items():
+        cycles = LOOKUP_CYCLES[tables] * count + LOOKUP_ROW_CYCLES * rows
+        if cycles < best:
+            chosen, best = tables, cycles
+    return chosen
 
 
 def row_groups(rows: int, tiles: int, workers: int, tile_bytes: int) -> int:

@@ -24,7 +24,7 @@ def _scalar_load(bits: int, align: int) -> Any:
     return load_unsigned
 
 
-load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (32, 64))
+load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (16, 32, 64))
 load_u64 = _scalar_load(64, 4)  # two neighbours of a uint32 array, the first in the low half (little-endian)
 
 

@@ -16,9 +16,6 @@ from typing import Any
 from . import simd
 from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 
-STEPS = 8  # positions of a run that are taken without a loop, each a displacement from one address
-RUNS = (0, STEPS)  # what variants there are
-
 ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
     "blocks",

@@ -15,6 +15,8 @@ from . import (
     build,
     epilogue,
     layout,
+    lookup,
+    lookup_layout,
     norm,
     operators,
     optimizers,
@@ -55,10 +57,23 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes, way[0], in_a_row, *way[1:]) for way in ways for in_a_row in (0, 1) if in_a_row or way[0] > 1]
 
 
+def _lookup(bits: int, lanes: int) -> list[Arguments]:
+    return (
+        [(tables,) for tables in lookup_layout.TABLES]
+        if (bits, lanes) == (lookup_layout.BITS, lookup_layout.LANES)
+        else []
+    )
+
+
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
-    Family("sddmm", sddmm.sddmm_kernel, lambda bits, lanes: [(bits, lanes, min(8, lanes), n) for n in sddmm.RUNS]),
+    Family("spmv by lookup", lookup.lookup_kernel, _lookup),
+    Family(
+        "sddmm",
+        sddmm.sddmm_kernel,
+        lambda bits, lanes: [(bits, lanes, min(8, lanes), steps) for steps in (0, operators.STEPS)],
+    ),
     Family("sparse input", spgemm.forward_kernel, _once),
     Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
     Family("pack lanes", layout.pack_lanes_kernel, _once),

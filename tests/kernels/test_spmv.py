@@ -106,7 +106,7 @@ for length in range(1, 20):
     values = everything[mmap.PAGESIZE - size : mmap.PAGESIZE].view(dtype)
     values[:] = W.data
     y = np.full(3, np.nan, dtype)
-    template = launch_products.spmv_template(linear.spmv(W.pattern, 1), W.indptr, values, m)
+    template = launch_products.spmv_template(linear.spmv(W.pattern, m), values, m)
     x = np.arange(1, length + 1).astype(dtype)
     template.run(address(x), address(y))
     assert (y == length * (length + 1) / 2).all(), (length, y)
