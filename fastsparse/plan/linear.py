@@ -89,7 +89,7 @@ def spmm_row_major(
     density = pattern.nnz / max(1, rows * inputs)
     rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
-    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead or 0)
+    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead or 0).spread(machine.workers)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
     ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
@@ -104,7 +104,7 @@ def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: M
     rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
     # No rows are alike here: four with all columns would be four nonzeros for each row of X.
     width = min(policy.tile_width(-(-columns // machine.lanes), rates), whole)
-    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead or 0)
+    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead or 0).spread(machine.workers)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width)
     return SpmmPlan(operator, tiles, past_caches=lead is not None)
