@@ -37,7 +37,8 @@ def test_blocks_fit_the_cache(row_bytes):
         (policy.block_rows, policy.L1_BLOCK_BYTES),
         (lambda window: policy.block_channels(window, 48 * 1024), 2 * policy.L1_BLOCK_BYTES),
         (lambda window: policy.block_channels(window, 32 * 1024), 24 * 1024),
-        (policy.sddmm_block_rows, policy.SDDMM_BLOCK_BYTES),
+        (lambda row: policy.sddmm_block_rows(row, 48 * 1024), 48 * 1024),
+        (lambda row: policy.sddmm_block_rows(row, 32 * 1024), policy.SDDMM_BLOCK_BYTES),
     ):
         found = rows(row_bytes)
         assert found >= 1

@@ -207,7 +207,7 @@ def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: Lanes
     height = min(len(x_runs), max(1, positions // row))
     extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
-    operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent), groups)
+    operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent, machine.l1_bytes), groups)
     x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
     plan = SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step)
     return plan.in_steps(machine.vector)

@@ -182,7 +182,7 @@ def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
     sample_groups, width = -(-samples // machine.lanes), panel_width(pattern, samples, machine, backward=True)
     run = np.arange(-(-sample_groups // width), dtype=np.int64)
     together = max(1, policy.sddmm_positions(machine.vector) // width)
-    block_rows = policy.sddmm_block_rows(together * width * machine.vector)
+    block_rows = policy.sddmm_block_rows(together * width * machine.vector, machine.l1_bytes)
     groups = policy.row_groups(rows, 1, machine.workers, 0)
     operator = linear_operator(pattern, width * machine.vector, block_rows, groups)
     x_runs, y_runs = (run * panel_stride(features, width, machine) for features in (columns, rows))
