@@ -23,7 +23,7 @@ from fastsparse._arguments import (
     padding_pairs,
     per_axis,
 )
-from fastsparse._linear import chunks, lead_columns, packed_values, row_major_plan
+from fastsparse._linear import chunks, leads_of, packed_values, row_major_plan
 from fastsparse.csr import CSR
 from fastsparse.launch import address, machine
 from fastsparse.plan import conv as plans
@@ -288,8 +288,8 @@ def _forward_pointwise(
     if geometry.groups > 1:
         _forward_flat(x, W, geometry, bias, activation, y, m)
         return
-    lead = lead_columns(y.reshape(len(y), y.shape[1], positions), m)
-    plan = row_major_plan(pattern, positions, x.strides[1], m, lead, len(x))
+    leads = leads_of(address(x), x.strides[1], y.reshape(len(y), y.shape[1], positions), m)
+    plan = row_major_plan(pattern, positions, x.strides[1], m, leads, len(x))
     launch_products.run_spmm(
         plan, packed_values(W, plan.operator), address(x), address(y), m, y_row_stride=y.strides[1], batches=len(x),
         x_batch_stride=x.strides[0], y_batch_stride=y.strides[0], bias=bias, activation=activation,

@@ -136,28 +136,32 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
     m = machine(W.dtype)
-    key = X.shape[1], X.strides[0], activation, m, lead_columns(Y, m)
+    key = X.shape[1], X.strides[0], activation, m, leads_of(address(X), X.strides[0], Y, m)
     product = W.cached(("row-major", *key), _row_major, W, *key)
     product.run(address(X), address(Y), _bias_address(bias))
 
 
-def lead_columns(Y: Array, m: Machine) -> int | None:
-    """What a plan has to know of contiguous Y (..., M, N) that is stored past the caches; None for other Y."""
-    past_caches = policy.is_far(Y.nbytes, m.l3_bytes)
-    return plans.lead_columns(address(Y), Y.strides[-2], m) if past_caches else None
+def leads_of(x: int, x_row_stride: int, Y: Array, m: Machine) -> plans.Leads:
+    """What a plan has to know of where X, at address x, and contiguous Y (..., M, N) begin."""
+    y_row_bytes = Y.strides[-2]
+    if not plans.minds_leads(Y.shape[-1], Y.nbytes, m):
+        return plans.ANYWHERE
+    return plans.Leads(plans.lead_columns(x, x_row_stride, m), plans.lead_columns(address(Y), y_row_bytes, m))
 
 
 def row_major_plan(
-    pattern: Pattern, columns: int, row_stride: int, m: Machine, lead: int | None, batches: int = 1
+    pattern: Pattern, columns: int, row_stride: int, m: Machine, leads: plans.Leads, batches: int = 1
 ) -> SpmmPlan:
     """The plan of `spmm_row_major` for a pattern, kept with it."""
-    key = columns, row_stride, m, lead, batches
+    key = columns, row_stride, m, leads, batches
     return pattern.cached(("spmm", *key), plans.spmm_row_major, pattern, *key)
 
 
-def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine, lead: int | None) -> Template:
+def _row_major(
+    W: CSR, columns: int, row_stride: int, activation: str | None, m: Machine, leads: plans.Leads
+) -> Template:
     pattern = W.pattern
-    plan = row_major_plan(pattern, columns, row_stride, m, lead)
+    plan = row_major_plan(pattern, columns, row_stride, m, leads)
     values = packed_values(W, plan.operator)
     return launch_products.spmm_template(plan, values, m, y_row_stride=columns * m.size, activation=activation)
 

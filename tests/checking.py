@@ -183,6 +183,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rows in turn": {"takes_turns": lambda width, _: 1 <= width <= 2},
     "in place": {"reads_in_place": lambda *_: True},
     "packed": {"reads_in_place": lambda *_: False},
+    "many tiles": {"MANY_VECTORS": 0},
     "past the caches": {"is_far": lambda *_: True},
     "asking ahead": {"asks_ahead": lambda *_: True},
     "one group per chunk": {"CHUNK_BYTES": 1, "MIN_CHUNK_GROUPS": 1},

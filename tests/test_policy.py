@@ -94,5 +94,9 @@ def test_strides_keep_off_the_sets(stride):
 def test_what_is_read_in_place():
     vector = 32
     for columns, stride, uses in ((1000, 4000, 3), (128, 3136, 8), (128, 4096, 3), (129, 3136, 3), (0, 3136, 0)):
-        assert policy.reads_in_place(uses * columns, columns, stride, vector)
-        assert not policy.reads_in_place(uses * columns + 1, columns, stride, vector)
+        for aligned in (False, True):
+            assert policy.reads_in_place(uses * columns, columns, stride, vector, aligned)
+            assert not policy.reads_in_place(uses * columns + 1, columns, stride, vector, aligned)
+    for stride, aligned, uses in ((3136, True, 7), (3136, False, 3), (4096, True, 3)):
+        assert policy.reads_in_place(uses * 256, 256, stride, 64, aligned)
+        assert not policy.reads_in_place((uses + 1) * 256, 256, stride, 64, aligned)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastsparse.plan import conv, lanes, linear, tiles
+from fastsparse.plan import conv, lanes, linear, policy, tiles
 from fastsparse.plan.linear import Machine
 from tests.checking import MACHINES, PATTERNS, Array, matrix
 from tests.geometries import TABLE, geometry_of
@@ -100,6 +101,39 @@ def test_rows_of_x_that_few_nonzeros_read_are_not_packed(rng, machine):
             assert written(plan.tiles, machine) == Counter(range(0, columns * machine.size, machine.size))
         for shared in (0, stride - machine.size):  # rows that share memory
             assert linear.spmm_row_major(few, columns, shared, machine).tiles.columns is not None
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_many_tiles_begin_where_vectors_do(rng, machine):
+    """Of X where it is read in place, else of Y, and of Y where it is stored past the caches."""
+    few, many = (matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern for rows in (10, 200))
+    columns = policy.MANY_VECTORS * machine.lanes
+    machine = replace(machine, workers=1)
+    far = replace(machine, l3_bytes=0)
+    for leads in (
+        linear.ANYWHERE,
+        linear.Leads(1, 1),
+        linear.Leads(1, 2),
+        linear.Leads(None, 2),
+        linear.Leads(2, None),
+    ):
+        for where, pattern, first in (
+            (machine, few, leads.x), (machine, many, leads.y),
+            (far, few, leads.x if leads.y is None else leads.y), (far, many, leads.y),
+        ):  # fmt: skip
+            plan = linear.spmm_row_major(pattern, columns, columns * machine.size, where, leads)
+            tile = plan.tiles.width * machine.lanes
+            begin = plan.tiles.y_positions[:, 0] // machine.size
+            assert begin[1] == tile - machine.lanes + (first or machine.lanes)
+            assert (np.diff(begin[1:]) == tile).all()
+            assert plan.past_caches == (where is far and leads.y is not None)
+    short = linear.spmm_row_major(many, columns - 1, columns * machine.size, machine, linear.Leads(1, 1)).tiles
+    assert short.y_positions[1, 0] == short.width * machine.vector
+
+
+def test_offsets_of_what_is_read_in_place(rng):
+    machine = MACHINES[0]
+    few = matrix(rng, rng.random((10, 200)) < 0.1, "float32").pattern
     wide = linear.spmm_row_major(few, 100, 2**31, machine).operator
     assert wide.blocks == 200, "what offsets of 32 bits do not reach goes to a block of its own"
     at = wide.columns.bases[wide.columns.block] + wide.columns.offset

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,50 +64,72 @@ def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: i
     )
 
 
-def lead_columns(address: int, row_bytes: int, machine: Machine) -> int | None:
-    """Columns of row-major y, at `address`, in front of the first vector that begins at a multiple of its bytes.
+class Leads(NamedTuple):
+    """Columns of row-major X and Y in front of the first vector that begins at a multiple of its bytes.
 
     None where there is no such vector in every row.
     """
+
+    x: int | None = None
+    y: int | None = None
+
+
+ANYWHERE = Leads()
+
+
+def lead_columns(address: int, row_bytes: int, machine: Machine) -> int | None:
+    """One of `Leads`: that of an array at `address` whose rows are `row_bytes` apart."""
     return None if row_bytes % machine.vector or address % machine.size else -address % machine.vector // machine.size
 
 
+def minds_leads(columns: int, y_bytes: int, machine: Machine) -> bool:
+    """Whether a plan of row-major products depends on `Leads`."""
+    return columns >= policy.MANY_VECTORS * machine.lanes or policy.is_far(y_bytes, machine.l3_bytes)
+
+
 def spmm_row_major(
-    pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, lead: int | None = None, batches: int = 1
+    pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, leads: Leads = ANYWHERE, batches: int = 1
 ) -> SpmmPlan:
     """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns), `batches` times.
 
-    X is packed into panels block by block, or read in place where few nonzeros read each row.
-
-    lead : of Y that is stored past the caches, see `lead_columns`; None for other Y
+    X is packed into panels block by block, or read in place where few nonzeros read each row. Where there are many
+    tiles, or they are stored past the caches, they begin where vectors of Y do, or of X that is read in place.
     """
     rows, inputs = pattern.shape
     row_bytes = columns * machine.size
-    in_place = policy.reads_in_place(pattern.nnz, inputs, x_row_stride, machine.vector)
+    many = columns >= policy.MANY_VECTORS * machine.lanes
+    past_caches = leads.y is not None and policy.is_far(batches * rows * row_bytes, machine.l3_bytes)
+    aligned = many and leads.x is not None and (leads.x == leads.y or not past_caches)
+    near = not policy.is_far(batches * inputs * row_bytes, machine.l3_bytes)
+    in_place = policy.reads_in_place(pattern.nnz, inputs, x_row_stride, machine.vector, aligned and near)
     if in_place and columns >= machine.lanes and x_row_stride >= row_bytes:
-        return _spmm_in_place(pattern, columns, x_row_stride, machine, lead)
+        lead = leads.y if past_caches else leads.x if aligned else 0
+        return _spmm_in_place(pattern, columns, x_row_stride, machine, lead or 0, past_caches)
     density = pattern.nnz / max(1, rows * inputs)
     rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
-    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead or 0).spread(machine.workers)
+    lead = (leads.y if many or past_caches else None) or 0
+    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead).spread(machine.workers)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
     ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, width)
-    return SpmmPlan(operator, tiles, x_row_stride, ahead, past_caches=lead is not None)
+    return SpmmPlan(operator, tiles, x_row_stride, ahead, past_caches)
 
 
-def _spmm_in_place(pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, lead: int | None) -> SpmmPlan:
+def _spmm_in_place(
+    pattern: Pattern, columns: int, x_row_stride: int, machine: Machine, lead: int, past_caches: bool
+) -> SpmmPlan:
     """The same without packing. Offsets count rows of X, so that every stride has an operator of its own."""
     whole = columns // machine.lanes
     rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
     # No rows are alike here: four with all columns would be four nonzeros for each row of X.
     width = min(policy.tile_width(-(-columns // machine.lanes), rates), whole)
-    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead or 0).spread(machine.workers)
+    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead).spread(machine.workers)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width)
-    return SpmmPlan(operator, tiles, past_caches=lead is not None)
+    return SpmmPlan(operator, tiles, past_caches=past_caches)
 
 
 def lanes_group_stride(rows: int, machine: Machine) -> int:

@@ -41,6 +41,8 @@ SHORT_ROW = 8
 IN_PLACE_TILE_RATE = {1: 0.33, 2: 0.55, 3: 0.70, 4: 0.79, 5: 0.81, 6: 0.83, 7: 0.91, 8: 1.00}
 USES_IN_PLACE = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
 USES_IN_L1 = 8.0  # the same where L1 holds a tile's part of X
+USES_ALIGNED = 7.0  # the same on 64-byte vectors that begin where lines of X do; elsewhere each is two lines
+MANY_VECTORS = 100  # of a row of Y: where one tile more is little against beginning where vectors do
 WIDEST_TILE = max(TILE_RATE)
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
 # nonzeros of a row and block on. Wider ones lost 5 to 10%.
@@ -77,10 +79,18 @@ def row_major_rates(density: float, columns: int, y_bytes: int, vector_bytes: in
     return SHORT_ROW_TILE_RATE if short and (y_bytes <= NEAR_BYTES or columns > held) else TILE_RATE
 
 
-def reads_in_place(nonzeros: int, columns: int, x_row_stride: int, vector_bytes: int) -> bool:
-    """Whether W of so many columns has so few nonzeros that row-major X is not worth packing."""
-    held = columns * WIDEST_TILE * vector_bytes <= L1_BLOCK_BYTES and x_row_stride % LINE_SETS_BYTES != 0
-    return nonzeros <= (USES_IN_L1 if held else USES_IN_PLACE) * columns
+def reads_in_place(nonzeros: int, columns: int, x_row_stride: int, vector_bytes: int, aligned: bool) -> bool:
+    """Whether W of so many columns has so few nonzeros that row-major X is not worth packing.
+
+    aligned : X is in a cache, and tiles begin where vectors of X do
+    """
+    uses = USES_IN_PLACE
+    if x_row_stride % LINE_SETS_BYTES != 0:
+        if vector_bytes == 64:
+            uses = USES_ALIGNED if aligned else USES_IN_PLACE
+        elif columns * WIDEST_TILE * vector_bytes <= L1_BLOCK_BYTES:
+            uses = USES_IN_L1
+    return nonzeros <= uses * columns
 
 
 def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
