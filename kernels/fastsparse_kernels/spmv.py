@@ -6,6 +6,8 @@ the row alone. Each x is loaded into its lane by itself: gather instructions are
 the loop is bound by three loads a nonzero. The first nonzeros are a whole vector, too, of which the lanes behind them
 are dropped: branches on their number would be guessed wrong half the time, and behind the loop they would wait for its
 end. The sums of four rows are added and finished together.
+
+On AVX-512, `lookup.py` takes the place of this where W is dense enough.
 """
 
 from __future__ import annotations
