@@ -200,7 +200,7 @@ def conv_backward_lanes(
 
 def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    positions = policy.sddmm_positions(machine.vector)
+    positions = policy.sddmm_window_positions(machine.vector)
     row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)
     x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
     y_runs = np.ascontiguousarray(dy.all_places()[::row])

@@ -154,6 +154,11 @@ def sddmm_positions(vector_bytes: int) -> int:
     return max(1, SDDMM_PASS_BYTES // vector_bytes)
 
 
+def sddmm_window_positions(vector_bytes: int) -> int:
+    """The same where x is read in windows, which positions share: as many bytes were too few on 64-byte vectors."""
+    return sddmm_positions(vector_bytes) * (4 if vector_bytes == 64 else 1)
+
+
 def sddmm_row_part(row: int, positions: int) -> int:
     """Positions of an image row that one run takes: the row in equal parts of at most twice `positions`."""
     return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * positions), row)
