@@ -14,9 +14,11 @@ import numpy as np
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "tbb", "mkl", "torch", "onnxruntime", "sparseprop", "sparselab")
 ROOT = Path(__file__).resolve().parent.parent
-# What holds every library to AVX2; fastsparse follows Numba's target.
+# What holds every library to AVX2; fastsparse follows Numba's target, which has the CPU's features unless others are
+# named.
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+sse4.2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

@@ -7,6 +7,8 @@ import platform
 import pytest
 from llvmlite import binding
 
+from bench.machine import AVX2
+
 CODE = """
 import hashlib, sys
 import numpy as np
@@ -38,7 +40,7 @@ assert (error <= 42 * np.finfo(dtype).eps / 2 * 1.001 * sums[W.toarray() != 0]).
 print(build.vector_bytes(), digest.hexdigest())
 """
 CPUS = {
-    "AVX2": (32, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+sse4.2"}),
+    "AVX2": (32, {name: AVX2[name] for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")}),
     "SSE": (16, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": None}),
 }
 
