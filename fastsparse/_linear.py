@@ -143,10 +143,9 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
 
 def leads_of(x: int, x_row_stride: int, Y: Array, m: Machine) -> plans.Leads:
     """What a plan has to know of where X, at address x, and contiguous Y (..., M, N) begin."""
-    y_row_bytes = Y.strides[-2]
     if not plans.minds_leads(Y.shape[-1], Y.nbytes, m):
         return plans.ANYWHERE
-    return plans.Leads(plans.lead_columns(x, x_row_stride, m), plans.lead_columns(address(Y), y_row_bytes, m))
+    return plans.Leads(plans.lead_columns(x, x_row_stride, m), plans.lead_columns(address(Y), Y.strides[-2], m))
 
 
 def row_major_plan(
