@@ -4,43 +4,90 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vector_ir import NUMBA_FLOATS, elementwise, fma_function, load_value, pack, shifted, splat, unpack
+from .vector_ir import (
+    NUMBA_FLOATS,
+    Addresses,
+    Tile,
+    elementwise,
+    fma_function,
+    load_value,
+    opaque,
+    pack,
+    shifted,
+    shuffle,
+    splat,
+    unpack,
+)
+
+
+def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
+    """Where a tile's vectors lie: at `offset` from each of its `Addresses`, or in a row from there."""
+    if isinstance(bases, Addresses):
+        return [builder.add(one, offset) for one in unpack(builder, base, bases.count)]
+    first = builder.add(base, offset)
+    return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
+
+
+@intrinsic(prefer_literal=True)
+def load_weights(typing: Any, like: Any, address: Any, number: Any) -> Any:
+    """`number` numbers from an address on (2 or 4), over and over in a vector, for `axpy_with` to take them from.
+
+    One load brings them all, and loads are what loops over nonzeros are bound by. Vectors of fewer lanes than numbers
+    hold as many as they have lanes.
+    """
+    each = min(number.literal_value, like.lanes)
+    weights = Tile(number.literal_value // each, like.lanes, like.bits)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        few, vectors = ir.VectorType(like.element, each), []
+        for i in range(weights.count):
+            numbers = load_value(builder, shifted(builder, args[1], i * each * like.size), few, like.size)
+            vector = shuffle(builder, numbers, numbers, [lane % each for lane in range(like.lanes)])
+            vectors.append(opaque(builder, like, vector))  # LLVM would load every number anew
+        return pack(builder, like.vector, vectors)
+
+    return weights(like, types.int64, number), codegen
+
+
+@intrinsic(prefer_literal=True)
+def axpy_with(typing: Any, tile: Any, weights: Any, number: Any, index: Any, bases: Any, offset: Any) -> Any:
+    """tile[i] + w * vector i of x, where w is number `index` of the `number` in `weights`.
+
+    bases : `Addresses`, or one int64 where the vectors lie in a row; offset is added to it
+    """
+    each = min(number.literal_value, tile.lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        source = unpack(builder, args[1], weights.count)[index.literal_value // each]
+        lanes = [lane // each * each + index.literal_value % each for lane in range(tile.lanes)]
+        w, out = shuffle(builder, source, source, lanes), []
+        addresses = vector_addresses(builder, tile, bases, args[4], args[5])
+        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
+        return pack(builder, tile.vector, out)
+
+    return tile(tile, weights, number, index, bases, types.int64), codegen
 
 
 @intrinsic
-def axpy_at(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
-    """tile[i] + w * vector(bases[i] + offset): the weight at address `weight` is broadcast, vectors stay in memory."""
+def axpy(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
+    """`axpy_with` on one weight, at address `weight`: it is broadcast, vectors of x stay in memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         fma = fma_function(builder, tile)
         w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
         out = []
-        sums, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[2], tile.count)
-        for acc, base in zip(sums, addresses, strict=True):
-            x = load_value(builder, builder.add(base, args[3]), tile.vector, tile.size)
-            out.append(fma(w, x, acc))
+        addresses = vector_addresses(builder, tile, bases, args[2], args[3])
+        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, bases, types.int64), codegen
-
-
-@intrinsic
-def axpy(typing: Any, tile: Any, weight: Any, address: Any) -> Any:
-    """`axpy_at` on vectors that lie in a row from `address` on: one address register serves all of them."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma = fma_function(builder, tile)
-        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
-        out = []
-        for i, acc in enumerate(unpack(builder, args[0], tile.count)):
-            x = load_value(builder, shifted(builder, args[2], i * tile.vector_bytes), tile.vector, tile.size)
-            out.append(fma(w, x, acc))
-        return pack(builder, tile.vector, out)
-
-    return tile(tile, types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -3,8 +3,8 @@
     python -m fastsparse_kernels.assembly spmm 32 16 4 1 0 0
 
 prints the loops with fused multiply-adds of the SpMM kernel for float32, 16 lanes and 4 vectors per tile. What to look
-for on x86: per nonzero one `vbroadcast` and T `vfmadd231` with a memory operand, offsets read two at a time, no move to
-or from the stack.
+for on x86: per nonzero one shuffle and T `vfmadd231` with a memory operand, weights read four and offsets two at a
+time, no move to or from the stack.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The register tile: T vectors of VL lanes that live in machine registers.
 
-LLVM sees an array of vectors and keeps it in T registers, so a loop over nonzeros compiles to one broadcast and
-T fused multiply-adds with memory operands per nonzero. Kernels written on it read as algebra and have one text for
+LLVM sees an array of vectors and keeps it in T registers, so a loop over nonzeros compiles to T fused multiply-adds
+with memory operands per nonzero, and little else. Kernels written on it read as algebra and have one text for
 every T (tile width), VL (lanes) and floating-point size.
 
 Addresses are plain int64 byte addresses: no reference counts, no index wrap-around code, no bounds. Everything here
@@ -34,7 +34,7 @@ from .across import (
     sums_of_halves,
     transpose,
 )
-from .arithmetic import add, add_scalar, axpy, axpy_at, axpy_tile, clamp, dot_steps
+from .arithmetic import add, add_scalar, axpy, axpy_tile, axpy_with, clamp, dot_steps, load_weights
 from .scalars import (
     call,
     fetch_add,
@@ -72,8 +72,8 @@ __all__ = [
     "add_sums",
     "add_sums_first",
     "axpy",
-    "axpy_at",
     "axpy_tile",
+    "axpy_with",
     "call",
     "clamp",
     "dot_gathered",
@@ -96,6 +96,7 @@ __all__ = [
     "load_u16",
     "load_u32",
     "load_u64",
+    "load_weights",
     "places_taken",
     "prefetch",
     "prefetch_at",

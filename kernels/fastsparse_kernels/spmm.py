@@ -93,10 +93,6 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             return base + simd.load_i64(table)
 
         @kernel_part
-        def axpy(acc, weight, bases, offset):  # type: ignore[no-untyped-def]
-            return simd.axpy(acc, weight, bases + offset)
-
-        @kernel_part
         def load(like, bases, offset):  # type: ignore[no-untyped-def]
             return simd.load(like, bases + offset)
 
@@ -142,7 +138,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             simd.prefetch(bases + offset + width - 1)
 
     else:
-        axpy, load, store, stream, ask_for = simd.axpy_at, simd.load_at, simd.store_at, simd.stream_at, simd.prefetch_at
+        load, store, stream, ask_for = simd.load_at, simd.store_at, simd.stream_at, simd.prefetch_at
 
         @kernel_part
         def addresses(base, table):  # type: ignore[no-untyped-def]
@@ -258,10 +254,31 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             weight += size
         end_four(s0, s1, s2, s3, sums)
 
+    @inlined_part
+    def add_nonzeros(acc, offsets, values, p, stop, bases):  # type: ignore[no-untyped-def]
+        """Nonzeros from p up to stop: one load brings two offsets, or four weights, for loads are what bounds it."""
+        while p + 4 <= stop:
+            weights = simd.load_weights(acc, values + p * size, 4)
+            two, more = simd.load_u64(offsets + p * 4), simd.load_u64(offsets + p * 4 + 8)
+            acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
+            p += 4
+        if p + 2 <= stop:
+            weights, two = simd.load_weights(acc, values + p * size, 2), simd.load_u64(offsets + p * 4)
+            acc = simd.axpy_with(acc, weights, 2, 0, bases, two & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 2, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            p += 2
+        if p < stop:
+            acc = simd.axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
+            p += 1
+        return acc, p
+
     @kernel_part
     def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
         while p < end:
-            acc = axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+            acc = simd.axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
             p += 1
         return acc
 
@@ -277,11 +294,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         stop = p + 4 * turns
         while p < stop:
             two, more = simd.load_u64(a.offsets + p * 4), simd.load_u64(a.offsets + p * 4 + 8)
-            weight = a.values + p * size
-            s0 = axpy(s0, weight, bases, two & 0xFFFFFFFF)
-            s1 = axpy(s1, weight + size, bases, (two >> 32) & 0xFFFFFFFF)
-            s2 = axpy(s2, weight + 2 * size, bases, more & 0xFFFFFFFF)
-            s3 = axpy(s3, weight + 3 * size, bases, (more >> 32) & 0xFFFFFFFF)
+            weights = simd.load_weights(s0, a.values + p * size, 4)
+            s0 = simd.axpy_with(s0, weights, 4, 0, bases, two & 0xFFFFFFFF)
+            s1 = simd.axpy_with(s1, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            s2 = simd.axpy_with(s2, weights, 4, 2, bases, more & 0xFFFFFFFF)
+            s3 = simd.axpy_with(s3, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
             p += 4
         s0, s1 = add_rest(s0, a, p, end0, bases), add_rest(s1, a, end0, end1, bases)
         s2, s3 = add_rest(s2, a, end1, end2, bases), add_rest(s3, a, end2, end3, bases)
@@ -322,15 +339,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                     summed -= 1
                     p = stop
                 else:
-                    acc = begin(row, partial, begins)
-                    while p + 2 <= stop:  # one load brings two offsets: loads are what the loop is bound by
-                        two = simd.load_u64(offsets + p * 4)
-                        acc = axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
-                        acc = axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
-                        p += 2
-                    if p < stop:
-                        acc = axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
-                        p += 1
+                    acc, p = add_nonzeros(begin(row, partial, begins), offsets, values, p, stop, bases)
                 if ends and plain:
                     store(acc, out, row * y_row_stride)
                 elif ends:

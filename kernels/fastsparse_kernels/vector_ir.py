@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,13 @@ def splat(builder: Any, tile: Tile, scalar: Any) -> Any:
 
 def shuffle(builder: Any, a: Any, b: Any, indices: Sequence[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), list(indices)))
+
+
+def opaque(builder: Any, tile: Tile, vector: Any) -> Any:
+    """The same vector, which LLVM takes for something it knows nothing about."""
+    register = "v" if platform.machine().lower() in ("x86_64", "amd64") else "w"
+    same = ir.InlineAsm(ir.FunctionType(tile.vector, [tile.vector]), "", f"={register},0")
+    return builder.call(same, [vector])
 
 
 def unpack(builder: Any, aggregate: Any, count: int) -> list[Any]:

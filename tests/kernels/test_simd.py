@@ -163,6 +163,33 @@ def test_clamp_keeps_nan_and_the_sign_of_zero(dtype):
 
 
 @BOTH
+@pytest.mark.parametrize("row", sorted({16, build.vector_bytes()}))
+@pytest.mark.parametrize("number", [2, 4])
+def test_weights_are_taken_one_by_one(rng, dtype, row, number):
+    """Also from more numbers than a vector of 16 bytes has lanes."""
+    bits, lanes, last = bits_of(dtype), row // np.dtype(dtype).itemsize, number - 1
+
+    def in_a_row(weights, x, y):  # type: ignore[no-untyped-def]
+        like = simd.zeros(3, lanes, bits)
+        some, rest = simd.load_weights(like, weights, number), 3 * row
+        simd.store(simd.axpy_with(like, some, number, 0, x, rest), y)
+        simd.store(simd.axpy_with(like, some, number, last, x, rest), y + rest)
+
+    def apart(weights, x, y):  # type: ignore[no-untyped-def]
+        like = simd.zeros(3, lanes, bits)
+        some, bases = simd.load_weights(like, weights, number), simd.spread(3, x + 2 * row, -row)
+        simd.store(simd.axpy_with(like, some, number, last, bases, 0), y)
+
+    weights = np.full(number + 4, np.nan, dtype)
+    weights[:number] = rng.standard_normal(number)
+    x, y = rng.standard_normal((6, lanes)).astype(dtype), np.full((6, lanes), np.nan, dtype)
+    compiled(in_a_row, 3)(weights, x, y)
+    assert np.array_equal(y, np.concatenate([weights[0] * x[3:], weights[last] * x[3:]]))
+    compiled(apart, 3)(weights, x, y)
+    assert np.array_equal(y[:3], weights[last] * x[2::-1])
+
+
+@BOTH
 def test_products_are_rounded_once(dtype):
     """(1 + e)(1 - e) - 1 is -e^2 with one rounding and 0 with two."""
     bits, lanes = bits_of(dtype), lanes_of(dtype)
@@ -170,7 +197,7 @@ def test_products_are_rounded_once(dtype):
     def vector(memory):  # type: ignore[no-untyped-def]
         acc = simd.load(simd.zeros(1, lanes, bits), memory)
         step = lanes * bits // 8
-        simd.store(simd.axpy_at(acc, memory + step, simd.spread(1, memory + 2 * step, 0), 0), memory)
+        simd.store(simd.axpy(acc, memory + step, simd.spread(1, memory + 2 * step, 0), 0), memory)
 
     def scalar(memory):  # type: ignore[no-untyped-def]
         size = bits // 8
