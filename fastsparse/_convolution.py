@@ -323,7 +323,7 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
         lambda: plans.conv_backward_lanes(pattern, geometry, m, sample_groups),
     )
     grad_x = workspace.array(x.shape, x.dtype) if need_input else None
-    gradients: Array = np.zeros(pattern.nnz, W.dtype)
+    gradients: Array = np.zeros(plan.dw.order.size, W.dtype)
     for start, stop in chunks(len(x), plan.x.group_stride + plan.dy.group_stride, m):
         samples = stop - start
         groups = -(-samples // m.lanes)
@@ -345,4 +345,4 @@ def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool
             )  # fmt: skip
         target, strides = address(grad_x[start:]), grad_x.strides
         launch_layout.unpack_lanes(x_lanes, plan.dx, target, strides[0], strides[1], samples, m)
-    return grad_x, plan.dw.operator.unpack(gradients)
+    return grad_x, plan.dw.order.unpack(gradients)

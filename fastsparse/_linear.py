@@ -18,6 +18,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.operator import Operator
+from fastsparse.plan.sddmm import Order, sddmm_panels
 from fastsparse.plan.tiles import SpmmPlan
 
 Array = NDArray[Any]
@@ -226,7 +227,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     samples, features = x.shape
     grad_x = None if W_T is None else workspace.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
-    operator: Operator | None = None
+    order: Order | None = None
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
     for start, stop in chunks(samples, y_stride + x_stride, m):
         count = stop - start
@@ -234,11 +235,10 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         packing = _packing(count, pattern.shape[0], grad.strides[0], width, m)
         y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
         if pattern.nnz:
-            plan = pattern.cached(("sddmm", -(-count // m.lanes), m), plans.sddmm_panels, pattern, count, m)
-            if plan.operator is not operator:
-                if operator is not None:  # another operator, another order
-                    gradients = operator.unpack(gradients)[plan.operator.permutation]
-                operator = plan.operator
+            plan = pattern.cached(("sddmm", -(-count // m.lanes), m), sddmm_panels, pattern, count, m)
+            if plan.order is not order:
+                gradients = plan.order.pack(gradients if order is None else order.unpack(gradients))
+                order = plan.order
             packing = _packing(count, features, x.strides[0], width, m)
             x_panels = packing.run(address(x) + start * x.strides[0], "x")
             launch_products.run_sddmm(
@@ -247,4 +247,4 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         if grad_x is not None and W_T is not None and features:
             product = W_T.cached(("panels", count, width, m), _panels_product, W_T, count, width, None, m)
             product.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
-    return grad_x, gradients if operator is None else operator.unpack(gradients)
+    return grad_x, gradients if order is None else order.unpack(gradients)

@@ -63,6 +63,8 @@ def _lanes_call(
         border_count=len(planes.borders),
     )
     groups = -(-samples // m.lanes)
+    if kernel is layout.pack_lanes_kernel:  # panels are packed whole, with zeros behind the samples, for SDDMM
+        groups = -(-groups // planes.panel_groups) * planes.panel_groups
     # Moving an element costs about as much as four FMAs.
     flops = 4.0 * groups * m.lanes * planes.channels * planes.positions
     return Call(kernel(m.bits, m.lanes), record, groups * planes.channels * chunks, flops)

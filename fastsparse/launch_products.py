@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from fastsparse import workspace
 from fastsparse.launch import CLAMPS, Call, Record, Template, address, run, run_call, set_epilogue
 from fastsparse.plan import policy
-from fastsparse.plan.linear import Machine, SddmmPlan, SpmvPlan
+from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
+from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import lookup, lookup_layout, sddmm, spmm, spmv
-from fastsparse_kernels.operators import STEPS, TOGETHER
+from fastsparse_kernels import lookup, lookup_layout, sddmm, sddmm_runs, spmm, spmv
+from fastsparse_kernels.operators import TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -212,15 +213,19 @@ def run_sddmm(
     x_batch_stride: int = 0,
     y_batch_stride: int = 0,
 ) -> None:
-    """gradients (in the operator's order) += y x^T at the nonzeros, over all positions of `batches` batches."""
-    operator = plan.operator
+    """gradients (in the plan's order) += y x^T at the nonzeros, over all positions of `batches` batches."""
+    operator, order = plan.operator, plan.order
+    kernel, scratch_stride = sddmm.sddmm_kernel, 0
+    if plan.in_fours:
+        kernel, scratch_stride = sddmm_runs.sddmm_runs_kernel, sddmm_runs.scratch_bytes(m.lanes, m.bits, order.longest)
+    scratch = workspace.take("scratch", scratch_stride * m.workers)
     record = Record(
         sddmm.ARGUMENTS,
         blocks=operator.blocks,
         segments=address(operator.segments),
-        row_ends=address(operator.row_ends),
+        row_ends=address(order.row_ends),
         rows=address(operator.rows),
-        offsets=address(operator.offsets),
+        offsets=address(order.offsets),
         gradients=address(gradients),
         block_bases=address(operator.columns.bases),
         run_length=plan.run_length,
@@ -230,8 +235,9 @@ def run_sddmm(
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
         y_step=plan.y_step,
+        scratch=address(scratch),
+        scratch_stride=scratch_stride,
     )
-    kernel = sddmm.sddmm_kernel(m.bits, m.lanes, min(8, m.lanes), STEPS if plan.has_steps(m.vector) else 0)
     flops = 2.0 * operator.nnz * m.lanes
     for batch, count, first, positions in _sddmm_parts(plan, batches, flops * plan.positions * batches):
         record.set(
@@ -242,7 +248,7 @@ def run_sddmm(
             y=y + batch * y_batch_stride,
             y_runs=address(plan.y_runs) + 8 * first,
         )
-        run(kernel, record, operator.groups, flops * positions * count, m.workers)
+        run(kernel(m.bits, m.lanes), record, operator.groups, flops * positions * count, m.workers)
 
 
 def _sddmm_parts(plan: SddmmPlan, batches: int, flops: float) -> Iterator[tuple[int, int, int, int]]:

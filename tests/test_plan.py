@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse.plan import conv, lanes, linear, operator, policy, tiles
+from fastsparse.plan import conv, lanes, linear, operator, policy, sddmm, tiles
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import operators as kernels
@@ -92,7 +92,19 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     packed = op.pack(values)
     assert packed.size == 0 or packed.ctypes.data % 64 == 0
     assert np.array_equal(packed, values[op.permutation])
-    assert np.array_equal(op.unpack(packed), values)
+    for multiple in (1, 4):
+        order = sddmm.order_of(op, multiple == 4)
+        assert order.longest == np.diff(op.row_ends).max(initial=0)
+        begins = -(-order.row_ends[:-1].astype(np.int64) // multiple) * multiple
+        assert np.array_equal(order.row_ends[1:] - begins, np.diff(op.row_ends))
+        held = np.concatenate([np.arange(*entry) for entry in zip(begins, order.row_ends[1:], strict=True)] or [[]])
+        assert np.array_equal(order.offsets[held.astype(int)], op.offsets)
+        assert np.array_equal(order.places[op.permutation], held)
+        gradients = order.pack(values)
+        assert gradients.size == order.size == (held[-1] // multiple * multiple + multiple if len(held) else 0)
+        assert np.array_equal(gradients[order.places], values)
+        assert np.count_nonzero(gradients) == np.count_nonzero(values)
+        assert np.array_equal(order.unpack(gradients), values)
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 70))

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels.operators import FOUR
 
 from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
-from .linear import Machine, SddmmPlan, tile_width
+from .linear import Machine, tile_width
 from .operator import Operator, build_operator
+from .sddmm import SddmmPlan, order_of
 from .tiles import SpmmPlan, tiles_over, vectors_over, whole_vectors
 
 Ints = tuple[int, ...]
@@ -200,17 +202,25 @@ def conv_backward_lanes(
 
 def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: LanesPlanes, dy: LanesPlanes) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
-    positions = policy.sddmm_window_positions(machine.vector)
-    row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)
+    x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
+    positions = 0
+    if x_step == y_step == machine.vector and geometry.out_spatial[-1] % FOUR == 0:
+        positions = policy.sddmm_run_positions(x.group_stride, machine.l3_bytes, machine.vector)
+    in_fours = positions > 0
+    if in_fours:
+        row, height, window = FOUR, positions // FOUR, (geometry.kernel[0], positions)
+    else:
+        positions = policy.sddmm_window_positions(machine.vector)
+        row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)
+        height = min(geometry.positions // row, max(1, positions // row))
+        window = geometry.kernel[0] + height - 1, row
+    extent = window[0] * (window[1] + geometry.kernel[-1] - 1) * machine.vector
     x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
     y_runs = np.ascontiguousarray(dy.all_places()[::row])
-    height = min(len(x_runs), max(1, positions // row))
-    extent = (geometry.kernel[0] + height - 1) * (row + geometry.kernel[-1] - 1) * machine.vector
     groups = policy.row_groups(geometry.out_channels, 1, machine.workers, 0)
     operator = lanes_operator(pattern, geometry, x, policy.sddmm_block_rows(extent, machine.l1_bytes), groups)
-    x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
-    plan = SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step)
-    return plan.in_steps(machine.vector)
+    order = order_of(operator, in_fours)
+    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step, in_fours, order)
 
 
 def _phase_plan(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.operators import CHAINS, STEPS
+from fastsparse_kernels.operators import CHAINS, FOUR
 
 from . import policy
 from .lookup import LookupPlan, lookup_plan
@@ -29,15 +28,13 @@ class Machine:
     workers: int
     l1_bytes: int = 32 * 1024
     l3_bytes: int = 8 * 2**20
+    size: int = field(init=False, compare=False)  # bytes of one number
+    vector: int = field(init=False, compare=False)  # bytes of one vector
 
-    @cached_property
-    def size(self) -> int:
-        return self.bits // 8
-
-    @cached_property
-    def vector(self) -> int:
-        """Bytes of one vector."""
-        return self.lanes * self.size
+    def __post_init__(self) -> None:
+        # No cached properties: before Python 3.12 they hold a lock, which a child would inherit from a fork.
+        object.__setattr__(self, "size", self.bits // 8)
+        object.__setattr__(self, "vector", self.lanes * self.size)
 
 
 def tile_width(
@@ -143,9 +140,10 @@ def panel_stride(features: int, width: int, machine: Machine) -> int:
 
 
 def panel_width(pattern: Pattern, samples: int, machine: Machine, backward: bool = False) -> int:
-    """Groups of VL samples that a panel holds: the width of a tile, or the widest one where SDDMM reads it, too."""
+    """Groups of VL samples that a panel holds: the width of a tile, or four where SDDMM reads it, too, and has as many
+    but for one."""
     groups = -(-samples // machine.lanes)
-    return min(groups, policy.WIDEST_TILE) if backward else tile_width(pattern, groups, machine)
+    return min(groups, FOUR if groups >= FOUR - 1 else groups) if backward else tile_width(pattern, groups, machine)
 
 
 def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:
@@ -167,48 +165,6 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
     return SpmmPlan(operator, tiles, row_bytes, ahead, past_caches)
-
-
-@dataclass(frozen=True, eq=False)
-class SddmmPlan:
-    """SDDMM over runs of equally spaced positions; see the record in `fastsparse_kernels.sddmm`. Strides in bytes."""
-
-    operator: Operator
-    positions: int
-    run_length: int
-    runs_per_block: int
-    x_runs: NDArray[np.int64]
-    x_step: int
-    y_runs: NDArray[np.int64]
-    y_step: int
-
-    def has_steps(self, vector: int) -> bool:
-        """Whether all runs are of STEPS vectors of `vector` bytes in a row."""
-        in_a_row = self.x_step == self.y_step == vector
-        return in_a_row and self.run_length == STEPS and self.positions % STEPS == 0
-
-    def in_steps(self, vector: int) -> SddmmPlan:
-        """The plan with longer runs cut into such ones, where that can be: other runs over the same positions."""
-        if not self.x_step == self.y_step == vector or self.run_length % STEPS or self.positions % self.run_length:
-            return self
-        parts = self.run_length // STEPS
-        within = np.arange(parts) * (STEPS * vector)
-        x_runs, y_runs = (np.add.outer(runs, within).ravel() for runs in (self.x_runs, self.y_runs))
-        per_block = self.runs_per_block * parts
-        return replace(self, run_length=STEPS, runs_per_block=per_block, x_runs=x_runs, y_runs=y_runs)
-
-
-def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
-    """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run."""
-    rows, columns = pattern.shape
-    sample_groups, width = -(-samples // machine.lanes), panel_width(pattern, samples, machine, backward=True)
-    run = np.arange(-(-sample_groups // width), dtype=np.int64)
-    together = max(1, policy.sddmm_positions(machine.vector) // width)
-    block_rows = policy.sddmm_block_rows(together * width * machine.vector, machine.l1_bytes)
-    groups = policy.row_groups(rows, 1, machine.workers, 0)
-    operator = linear_operator(pattern, width * machine.vector, block_rows, groups)
-    x_runs, y_runs = (run * panel_stride(features, width, machine) for features in (columns, rows))
-    return SddmmPlan(operator, sample_groups, width, together, x_runs, machine.vector, y_runs, machine.vector)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,12 +77,6 @@ class Operator:
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
 
-    def unpack(self, packed: NDArray[np.floating], size: int | None = None) -> NDArray[np.floating]:
-        """The inverse of `pack`: per nonzero of the CSR, 0 where the operator does not hold it."""
-        values = np.zeros(self.nnz if size is None else size, packed.dtype)
-        kernels.scatter(packed.itemsize * 8)(packed, self.permutation, values)
-        return values
-
 
 def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
     """Bounds of contiguous row groups of about equal nonzeros (a row counts as one more, for its output)."""

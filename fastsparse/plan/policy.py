@@ -159,6 +159,16 @@ def sddmm_window_positions(vector_bytes: int) -> int:
     return sddmm_positions(vector_bytes) * (4 if vector_bytes == 64 else 1)
 
 
+def sddmm_run_positions(x_bytes: int, l3_bytes: int, vector_bytes: int) -> int:
+    """The same where windows can be read in runs of four, which end sums after two; 0 where they had better not be.
+
+    What comes from memory likes long rows, and four vectors of 32 bytes are too few of its lines.
+    """
+    if vector_bytes < 64:
+        return 16 if x_bytes <= NEAR_BYTES else 0
+    return 32 if is_far(x_bytes, l3_bytes) else 16
+
+
 def sddmm_row_part(row: int, positions: int) -> int:
     """Positions of an image row that one run takes: the row in equal parts of at most twice `positions`."""
     return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * positions), row)

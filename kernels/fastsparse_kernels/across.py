@@ -144,6 +144,68 @@ def add_sums(typing: Any, tile: Any, address: Any) -> Any:
 
 
 @intrinsic
+def fours_of(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """A tile of one vector for `add_fours`: of every four lanes, the first has their sum in a, the second in b, ...
+
+    Of vectors of two lanes it has two: a and b in the first one, c and d in the second one.
+    """
+    lanes = a.lanes
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def added(one: Any, other: Any, near: list[int], distance: int) -> Any:
+            far = [lane + distance for lane in near]
+            return builder.fadd(shuffle(builder, one, other, near), shuffle(builder, one, other, far))
+
+        parts = [builder.extract_value(vector, 0) for vector in args]
+        if lanes == 2:
+            sums = [added(one, other, [0, 2], 1) for one, other in zip(parts[::2], parts[1::2], strict=True)]
+            return pack(builder, a.vector, sums)
+        # Lanes are brought together as instructions that unpack do: there are no tables to hold in registers.
+        turns = [four + i + of for four in range(0, lanes, 4) for i in (0, 1) for of in (0, lanes)]
+        halves = [four + of + i for four in range(0, lanes, 4) for of in (0, lanes) for i in (0, 1)]
+        sums = added(added(parts[0], parts[1], turns, 2), added(parts[2], parts[3], turns, 2), halves, 2)
+        return pack(builder, a.vector, [sums])
+
+    return Tile(max(1, 4 // lanes), lanes, a.bits)(a, a, a, a), codegen
+
+
+@intrinsic
+def add_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+    """memory[4 i + j] += the sum of the lanes of number j of the four whose `fours_of` is vector i.
+
+    For the first `count` of as many numbers as a vector has lanes, or of four.
+    """
+    number = max(4, tile.lanes)
+    part = Tile(1, number, tile.bits)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, lanes = unpack(builder, args[0], tile.count), tile.lanes
+        if lanes < 4:
+            sums = shuffle(builder, vectors[0], vectors[1], range(4))
+        else:
+            fours = [range(first, first + 4) for first in range(0, 2 * lanes, 4)]
+            evens, odds = ([lane for four in fours[i::2] for lane in four] for i in (0, 1))
+            while len(vectors) > 1:
+                vectors = [
+                    builder.fadd(shuffle(builder, a, b, evens), shuffle(builder, a, b, odds))
+                    for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+                ]
+            sums = vectors[0]
+        all_of_them = builder.icmp_signed(">=", args[2], ir.Constant(I64, number))
+        with builder.if_else(all_of_them) as (whole, some):
+            with whole:
+                pointer = at(builder, args[1], part.vector)
+                builder.store(builder.fadd(sums, builder.load(pointer, align=tile.size)), pointer, align=tile.size)
+            with some:
+                mask = first_lanes(builder, part, args[2])
+                before = masked_load(builder, part, args[1], mask)
+                masked_store(builder, part, builder.fadd(sums, before), args[1], mask)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
 def load_evens(typing: Any, like: Any, address: Any) -> Any:
     """A tile of one vector: every second one of the numbers from `address` on."""
 

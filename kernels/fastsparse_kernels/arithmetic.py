@@ -102,25 +102,35 @@ def axpy_tile(typing: Any, tile: Any, weight: Any, x: Any) -> Any:
     return tile(tile, types.int64, tile), codegen
 
 
-@intrinsic(prefer_literal=True)
-def dot_steps(typing: Any, tile: Any, row: Any, bases: Any, offset: Any, steps: Any) -> Any:
-    """tile[j] + the products of `steps` vectors in a row from `row` on, and as many from bases[j] + offset on.
-
-    A vector of dY against T vectors of X (SDDMM), one after the other.
-    """
+@intrinsic
+def dot(typing: Any, tile: Any, row: Any, bases: Any, offset: Any) -> Any:
+    """tile[j] + vector(row) * vector(bases[j] + offset): a vector of dY against T vectors of X (SDDMM)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         fma = fma_function(builder, tile)
-        sums = unpack(builder, args[0], tile.count)
-        addresses = [builder.add(base, args[3]) for base in unpack(builder, args[2], tile.count)]
-        for distance in range(0, steps.literal_value * tile.vector_bytes, tile.vector_bytes):
-            y = load_value(builder, shifted(builder, args[1], distance), tile.vector, tile.size)
-            for j, address in enumerate(addresses):
-                x = load_value(builder, shifted(builder, address, distance), tile.vector, tile.size)
-                sums[j] = fma(y, x, sums[j])
-        return pack(builder, tile.vector, sums)
+        y = load_value(builder, args[1], tile.vector, tile.size)
+        out = []
+        sums, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[2], tile.count)
+        for acc, base in zip(sums, addresses, strict=True):
+            out.append(fma(y, load_value(builder, builder.add(base, args[3]), tile.vector, tile.size), acc))
+        return pack(builder, tile.vector, out)
 
-    return tile(tile, types.int64, bases, types.int64, steps), codegen
+    return tile(tile, types.int64, bases, types.int64), codegen
+
+
+@intrinsic
+def dot_tile(typing: Any, acc: Any, tile: Any, address: Any) -> Any:
+    """acc + the products of the tile's vectors with as many in a row from `address` on, for acc of one vector."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma = fma_function(builder, tile)
+        total = unpack(builder, args[0], 1)[0]
+        for i, vector in enumerate(unpack(builder, args[1], tile.count)):
+            x = load_value(builder, shifted(builder, args[2], i * tile.vector_bytes), tile.vector, tile.size)
+            total = fma(vector, x, total)
+        return pack(builder, tile.vector, [total])
+
+    return acc(acc, tile, types.int64), codegen
 
 
 @intrinsic

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import sddmm, spmm, spmv
+from . import sddmm, sddmm_runs, spmm, spmv
 
 KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "spmm": spmm.make_spmm,
     "spmv": spmv.make_spmv,
     "sddmm": sddmm.make_sddmm,
+    "sddmm_runs": sddmm_runs.make_sddmm_runs,
 }
 _LABEL = re.compile(r"^(\.?\w+):")
 _JUMP = re.compile(r"^\tj\w+\t(\.?\w+)")

@@ -30,7 +30,7 @@ from .build import compile_function, compiled_once, kernel_part
 KINDS = 4
 TOGETHER = 4  # rows that share what is read of X, or take turns
 CHAINS = 8  # running sums of a row of SpMV, which reads as many columns at once
-STEPS = 8  # positions of a run that SDDMM takes without a loop, each a displacement from one address
+FOUR = 4  # positions of a run that SDDMM takes without a loop, and nonzeros that it takes together there
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 

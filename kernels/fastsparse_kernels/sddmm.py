@@ -39,36 +39,27 @@ ARGUMENTS = kernel_record(
     "y_row_stride",
     "y_runs",
     "y_step",
+    # worker scratch, see sddmm_runs.py
+    "scratch",
+    "scratch_stride",
 )
 _arguments = simd.record_view(ARGUMENTS)
 
 
-def make_sddmm(bits: int, lanes: int, count: int, steps: int) -> Callable[..., None]:
-    """Kernel that takes `count` nonzeros of a row at a time (a power of two <= lanes).
-
-    steps : positions of every run, whose vectors lie in a row; 0 where runs have some number of positions, some steps
-        apart
-    """
-    size = bits // 8
+def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel on vectors of `lanes` numbers of `bits` bits. It takes eight nonzeros of a row at a time, or VL."""
+    size, count = bits // 8, min(8, lanes)
     half, quarter = max(1, count // 2), max(1, count // 4)
 
-    if steps:
-
-        @kernel_part
-        def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
-            return simd.dot_steps(acc, y, bases, offset, steps)
-
-    else:
-
-        @kernel_part
-        def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
-            x_step, y_step = a.x_step, a.y_step
-            end = y + min(a.run_length, a.positions - run * a.run_length) * y_step
-            while y < end:
-                acc = simd.dot_steps(acc, y, bases, offset, 1)
-                y += y_step
-                offset += x_step
-            return acc
+    @kernel_part
+    def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
+        x_step, y_step = a.x_step, a.y_step
+        end = y + min(a.run_length, a.positions - run * a.run_length) * y_step
+        while y < end:
+            acc = simd.dot(acc, y, bases, offset)
+            y += y_step
+            offset += x_step
+        return acc
 
     def make_take(width: int) -> Callable[..., Any]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
@@ -128,6 +119,6 @@ def make_sddmm(bits: int, lanes: int, count: int, steps: int) -> Callable[..., N
 
 
 @compiled_once
-def sddmm_kernel(bits: int, lanes: int, count: int, steps: int) -> Any:
+def sddmm_kernel(bits: int, lanes: int) -> Any:
     """The compiled variant."""
-    return compile_kernel(make_sddmm(bits, lanes, count, steps), f"sddmm_f{bits}_v{lanes}_t{count}_s{steps}")
+    return compile_kernel(make_sddmm(bits, lanes), f"sddmm_f{bits}_v{lanes}")

@@ -20,11 +20,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from .across import (
+    add_fours,
     add_sums,
     add_sums_first,
     dot_gathered,
     dot_gathered_first,
     dot_lookup,
+    fours_of,
     load_evens,
     load_lanes,
     load_rows,
@@ -34,7 +36,7 @@ from .across import (
     sums_of_halves,
     transpose,
 )
-from .arithmetic import add, add_scalar, axpy, axpy_tile, axpy_with, clamp, dot_steps, load_weights
+from .arithmetic import add, add_scalar, axpy, axpy_tile, axpy_with, clamp, dot, dot_tile, load_weights
 from .scalars import (
     call,
     fetch_add,
@@ -69,6 +71,7 @@ __all__ = [
     "Tile",
     "add",
     "add_scalar",
+    "add_fours",
     "add_sums",
     "add_sums_first",
     "axpy",
@@ -76,12 +79,14 @@ __all__ = [
     "axpy_with",
     "call",
     "clamp",
+    "dot",
     "dot_gathered",
     "dot_gathered_first",
     "dot_lookup",
-    "dot_steps",
+    "dot_tile",
     "fetch_add",
     "fma",
+    "fours_of",
     "gather_addresses",
     "gather_addresses_u32",
     "load",

@@ -190,6 +190,50 @@ def test_weights_are_taken_one_by_one(rng, dtype, row, number):
 
 
 @BOTH
+@pytest.mark.parametrize("row", sorted({16, build.vector_bytes()}))
+def test_sums_of_four_vectors(rng, dtype, row):
+    """Added to as many numbers as there are lanes, or to fewer; exact on small integers."""
+    bits, lanes = bits_of(dtype), row // np.dtype(dtype).itemsize
+    number, each = max(4, lanes), max(1, 4 // lanes)
+    fours = number // 4
+    parts, step = fours * each, each * row
+
+    def add(vectors, kept, gradients, count):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        for four in range(fours):
+            at = vectors + four * 4 * row
+            a, b = simd.load(like, at), simd.load(like, at + row)
+            c, d = simd.load(like, at + 2 * row), simd.load(like, at + 3 * row)
+            simd.store(simd.fours_of(a, b, c, d), kept + four * step)
+        simd.add_fours(simd.load(simd.zeros(parts, lanes, bits), kept), gradients, count)
+
+    run = compiled(add, 4)
+    vectors = rng.integers(-9, 10, (number, lanes)).astype(dtype)
+    before = rng.integers(-9, 10, number).astype(dtype)
+    for count in range(1, number + 1):
+        guarded = Guarded(count, dtype)
+        guarded.inside[:] = before[:count]
+        run(vectors, np.empty(parts * lanes, dtype), guarded.inside, count)
+        assert np.array_equal(guarded.inside, (before + vectors.sum(axis=1))[:count])
+        assert guarded.intact()
+
+
+@BOTH
+def test_products_of_a_tile(rng, dtype):
+    bits, lanes = bits_of(dtype), lanes_of(dtype)
+
+    def dot(tile, memory, y):  # type: ignore[no-untyped-def]
+        acc = simd.load(simd.zeros(1, lanes, bits), y)
+        simd.store(simd.dot_tile(acc, simd.load(simd.zeros(3, lanes, bits), tile), memory), y)
+
+    tile, memory = rng.integers(-9, 10, (2, 3, lanes)).astype(dtype)
+    y = rng.integers(-9, 10, lanes).astype(dtype)
+    expected = y + (tile * memory).sum(axis=0)
+    compiled(dot, 3)(tile, memory, y)
+    assert np.array_equal(y, expected)
+
+
+@BOTH
 def test_products_are_rounded_once(dtype):
     """(1 + e)(1 - e) - 1 is -e^2 with one rounding and 0 with two."""
     bits, lanes = bits_of(dtype), lanes_of(dtype)
