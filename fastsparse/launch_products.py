@@ -16,7 +16,7 @@ from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import lookup, lookup_layout, sddmm, sddmm_runs, spmm, spmv
+from fastsparse_kernels import lookup, sddmm, sddmm_runs, spmm, spmv
 from fastsparse_kernels.operators import TOGETHER
 
 
@@ -136,7 +136,7 @@ def spmm_template(
 def spmv_scratch(plan: SpmvPlan | LookupPlan, activation: str | None, m: Machine) -> int:
     """Bytes of scratch that one worker needs: none for what runs on registers."""
     if isinstance(plan, LookupPlan):
-        return -(-plan.widest_group // lookup_layout.LANES) * lookup_layout.TILE_BYTES + m.vector
+        return (plan.widest_group * plan.chunks + 1) * m.vector
     return 0 if activation in CLAMPS else spmv.scratch_bytes(m.bits, m.lanes)
 
 
@@ -149,14 +149,15 @@ def _prepare_spmv(plan: SpmvPlan | LookupPlan, m: Machine) -> tuple[Record, Any]
             group_starts=address(plan.group_starts),
             chunks=plan.chunks,
             inputs=plan.inputs,
+            slice_starts=address(plan.slice_starts),
+            vector_starts=address(plan.vector_starts),
             vectors=address(plan.vectors),
-            sums=address(plan.sums),
             places=address(plan.places),
-            starts=address(plan.starts),
+            positions=address(plan.positions),
             scratch_stride=scratch,
             scratch_vector=scratch - m.vector,
         )
-        return record, lookup.lookup_kernel(plan.tables)
+        return record, lookup.lookup_kernel()
     record = Record(
         spmv.ARGUMENTS,
         group_starts=address(plan.group_starts),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import Pattern
 from fastsparse_kernels import operators as kernels
 from fastsparse_kernels.build import aligned_empty
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE, SHARE, TABLES
+from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
 
 from . import policy
 from .operator import split_rows
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class LookupPlan:
     """SpMV by lookup; see the record in `fastsparse_kernels.lookup` for the arrays. `prepared` as in `SpmmPlan`."""
 
-    tables: int
     chunks: int
     inputs: int
     group_starts: NDArray[np.int64]
-    vectors: NDArray[np.uint32]  # [groups * chunks + 1]
-    sums: NDArray[np.uint16]
+    slice_starts: NDArray[np.int64]
+    vector_starts: NDArray[np.int64]
+    vectors: NDArray[np.uint16]
     places: NDArray[np.uint8]
-    starts: NDArray[np.int64]
+    positions: NDArray[np.uint16]
     order: NDArray[np.uint32]  # [nnz], where each nonzero's value goes
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -41,13 +41,13 @@ class LookupPlan:
 
     @property
     def widest_group(self) -> int:
-        """Rows of the largest group."""
-        return int(np.diff(self.group_starts).max(initial=0))
+        """Slices of the largest group."""
+        return int(-(-np.diff(self.group_starts).max(initial=0) // LANES))
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The values in the order of vectors and lanes, and some more: whole vectors are read."""
-        packed = aligned_empty((self.nonzeros + LANES,), values.dtype)
-        packed[self.nonzeros :] = 0
+        """The values in the order of vectors and lanes, 0 in empty ones."""
+        packed = aligned_empty((len(self.places),), values.dtype)
+        packed[...] = 0
         kernels.scatter(BITS)(values, self.order, packed)
         return packed
 
@@ -55,83 +55,60 @@ class LookupPlan:
 def lookup_plan(pattern: Pattern, machine: Machine) -> LookupPlan | None:
     """The plan for W, or None where W or the machine is not fit for it."""
     rows, inputs = pattern.shape
-    if (machine.bits, machine.lanes) != (BITS, LANES) or not policy.lookup_fits(rows, inputs, pattern.nnz):
+    if (machine.bits, machine.lanes) != (BITS, LANES) or not policy.lookup_fits(rows, inputs, pattern.nnz, CHUNK):
         return None
-    row = pattern.rows()
-    counts = _counts(row, pattern, rows, inputs, TABLES[-1])
-    vectors = {tables: int(_shares(_merged(counts, tables)).sum()) for tables in TABLES}
-    chosen = policy.lookup_pays(rows, pattern.nnz, vectors)
-    return _packed(pattern, row, _merged(counts, chosen), chosen, machine.workers) if chosen else None
+    return _packed(pattern, machine.workers)
 
 
-def _counts(row: NDArray[Any], pattern: Pattern, rows: int, inputs: int, most: int) -> NDArray[np.int64]:
-    """Nonzeros by row and CHUNK columns; whole tiles of rows, and a multiple of `most` chunks."""
-    tall, wide = -(-max(1, rows) // LANES) * LANES, -(-max(1, inputs) // (CHUNK * most)) * most
-    key = row * wide + pattern.indices // CHUNK
-    return np.bincount(key, minlength=tall * wide).reshape(tall, wide)
-
-
-def _merged(counts: NDArray[np.int64], tables: int) -> NDArray[np.int64]:
-    """The same for chunks of `tables` times as many columns."""
-    return counts.reshape(len(counts), -1, tables).sum(axis=2)
-
-
-def _shares(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Vectors [tiles * SHARE, chunks] that the rows r and r + SHARE of a tile need for each chunk."""
-    shares = -(-counts // SHARE)
-    return shares.reshape(-1, 2, SHARE, counts.shape[1]).max(axis=1).reshape(-1, counts.shape[1])
-
-
-def _packed(pattern: Pattern, row: NDArray[Any], counts: NDArray[np.int64], tables: int, workers: int) -> LookupPlan:
-    """Vectors are in the order of groups, chunks, how many there are before for the same rows, and rows.
-
-    So the next vector is added to other sums, as a rule: nobody waits for what was just stored.
-    """
-    chunks = counts.shape[1]
-    group_starts = _tile_groups(pattern, workers)
-    shares = _shares(counts)
-    first = np.zeros((int(shares.max(initial=0)), *shares.shape), np.int64)  # number of the share-th vector of a pair
-    vectors, sums, number = [np.zeros(1, np.int64)], [], 0
-    for begin, end in zip(group_starts[:-1] // 2, -(-group_starts[1:] // LANES) * SHARE, strict=True):
-        there = np.arange(len(first))[:, None] < shares[begin:end].T[:, None]
-        pair = np.nonzero(there)[2]  # of [chunk, share, pair]
-        numbers = np.zeros(there.shape, np.int64)
-        numbers[there] = number + np.arange(len(pair))
-        first[:, begin:end] = numbers.transpose(1, 2, 0)
-        vectors.append(number + np.cumsum(there.sum(axis=(1, 2))))
-        sums.append(pair)
-        number += len(pair)
-    before = np.cumsum(counts.ravel()) - counts.ravel()  # nonzeros in front of those of a row and chunk
-    column = pattern.indices // (CHUNK * tables)
-    within = np.arange(pattern.nnz) - before[row * chunks + column]
-    pair, half = row // LANES * SHARE + row % SHARE, row // SHARE % 2
-    lanes = first[within // SHARE, pair, column] * LANES + half * SHARE + within % SHARE
+def _packed(pattern: Pattern, workers: int) -> LookupPlan:
+    rows, inputs = pattern.shape
+    chunks = max(1, -(-inputs // CHUNK))
+    row, chunk = pattern.rows(), pattern.indices // CHUNK
+    tall = -(-max(1, rows) // LANES) * LANES
+    counts = np.bincount(row * chunks + chunk, minlength=tall * chunks).reshape(tall, chunks)
+    group_starts = _slice_groups(pattern, workers, chunks)
+    sorted_at = np.empty((tall, chunks), np.int64)  # of every row, in its group and chunk
+    first = np.empty((tall, chunks), np.int64)  # number of the first vector of a row's slice
+    slice_starts, vector_starts, vectors, positions, number = [0], [0], [], [], 0
+    for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LANES) * LANES, strict=True):
+        by_count = np.argsort(counts[begin:end], axis=0, kind="stable")
+        at = np.empty_like(by_count)
+        np.put_along_axis(at, by_count, np.arange(end - begin)[:, None], axis=0)
+        slices = np.take_along_axis(counts[begin:end], by_count, axis=0).T.reshape(chunks, -1, LANES)
+        least, most = slices[:, :, 0], slices[:, :, -1]
+        firsts = number + (np.cumsum(most) - most.ravel()).reshape(most.shape)
+        sorted_at[begin:end] = at
+        first[begin:end] = firsts[np.arange(chunks), at // LANES]
+        vectors.append((least + 256 * (most - least)).ravel())
+        positions.append(at.reshape(-1, LANES, chunks).transpose(0, 2, 1).ravel())
+        number += int(most.sum())
+        slice_starts.append(slice_starts[-1] + most.size)
+        vector_starts.append(number)
+    within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
+    order = (first[row, chunk] + within) * LANES + sorted_at[row, chunk] % LANES
     places = np.full(number * LANES, NOWHERE, np.uint8)
-    places[lanes] = pattern.indices % (CHUNK * tables)
-    number_of = np.cumsum(places != NOWHERE)
-    first_vectors = np.concatenate(vectors)[:-1:chunks] if chunks else np.zeros(0, np.int64)
+    places[order] = pattern.indices % CHUNK
     return LookupPlan(
-        tables=tables,
         chunks=chunks,
-        inputs=pattern.shape[1],
+        inputs=inputs,
         group_starts=group_starts,
-        vectors=np.concatenate(vectors).astype(np.uint32),
-        sums=np.concatenate(sums).astype(np.uint16),
+        slice_starts=np.array(slice_starts, np.int64),
+        vector_starts=np.array(vector_starts, np.int64),
+        vectors=np.concatenate([np.zeros(0, np.int64), *vectors]).astype(np.uint16),
         places=places,
-        starts=np.concatenate([np.zeros(1, np.int64), number_of])[first_vectors * LANES],
-        order=(number_of[lanes] - 1).astype(np.uint32),
+        positions=np.concatenate([np.zeros(0, np.int64), *positions]).astype(np.uint16),
+        order=order.astype(np.uint32),
     )
 
 
-def _tile_groups(pattern: Pattern, workers: int) -> NDArray[np.int64]:
-    """Bounds of row groups of whole tiles: their sums fit the L1 cache, and every worker gets some."""
-    rows = pattern.shape[0]
-    few = -(-rows // policy.LOOKUP_ROWS)
+def _slice_groups(pattern: Pattern, workers: int, chunks: int) -> NDArray[np.int64]:
+    """Bounds of row groups of whole slices: their sums stay in a near cache, and every worker gets some."""
+    rows, most = pattern.shape[0], policy.lookup_rows(chunks) // LANES * LANES
+    few = -(-rows // most)
     groups = few if workers == 1 else max(few, policy.TASKS_PER_WORKER * workers)
     bounds = split_rows(pattern.indptr, groups)
     bounds[:-1] = (bounds[:-1] + LANES // 2) // LANES * LANES
     bounds = np.unique(np.minimum(bounds, rows))
-    tall = np.diff(bounds) > policy.MOST_LOOKUP_ROWS  # of rows with few nonzeros
-    if tall.any():
-        bounds = np.unique(np.concatenate([bounds, np.arange(0, rows, policy.LOOKUP_ROWS)]))
+    if (np.diff(bounds) > 2 * most).any():  # rows with few nonzeros
+        bounds = np.unique(np.concatenate([bounds, np.arange(0, rows, most)]))
     return bounds

@@ -51,15 +51,13 @@ LOCKSTEP_FROM = {1: 0.0, 2: 16.0}
 ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 
 
-# SpMV by lookup in registers: cycles of a vector, by pairs of registers that hold a chunk; what a row costs beside.
-LOOKUP_CYCLES = {1: 5.5, 2: 5.9, 4: 7.0}
-LOOKUP_ROW_CYCLES = 5.0
-SPMV_CYCLES, SPMV_ROW_CYCLES = 0.76, 20.0  # of a nonzero and of a row in the other SpMV
-LOOKUP_GAIN = 0.9  # of the other's time, at most: packing has to pay
-LOOKUP_NONZEROS = 10_000  # with fewer, the call is most of the work
-LOOKUP_DENSITY = 0.02  # below, vectors would be all but empty
-LOOKUP_ROWS = 1024  # of a group: half a vector of sums each, 32 KB
-MOST_LOOKUP_ROWS = 4096
+# SpMV by lookup in registers: cycles of a nonzero, vectors being as full as they are as a rule, and of a row and chunk.
+LOOKUP_CYCLES, LOOKUP_CHUNK_CYCLES = 0.29, 0.95
+# The same of a nonzero and of a row in the other SpMV, and of a nonzero where x does not fit L1.
+SPMV_CYCLES, SPMV_ROW_CYCLES, SPMV_FAR_CYCLES = 0.76, 8.5, 1.4
+LOOKUP_NONZEROS = 1_000  # with fewer, the call is most of the work
+LOOKUP_ROWS = 2048  # of a group: longer ones fill vectors no better
+LOOKUP_SUM_BYTES = 256 * 1024  # of a group
 
 
 def alike_rates(vector_bytes: int) -> dict[int, float]:
@@ -182,20 +180,16 @@ def sddmm_block_rows(row_bytes: int, l1_bytes: int) -> int:
     return max(1, (l1_bytes if l1_bytes > 32 * 1024 else SDDMM_BLOCK_BYTES) // max(1, row_bytes))
 
 
-def lookup_fits(rows: int, inputs: int, nonzeros: int) -> bool:
-    """Whether W may be one for SpMV by lookup."""
-    return LOOKUP_NONZEROS <= nonzeros < 2**28 and nonzeros >= LOOKUP_DENSITY * rows * inputs
+def lookup_fits(rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
+    """Whether W is one for SpMV by lookup in chunks of so many columns: not where most chunks of a row are empty."""
+    by_lookup = LOOKUP_CYCLES * nonzeros + LOOKUP_CHUNK_CYCLES * rows * -(-inputs // chunk)
+    by_loads = (SPMV_CYCLES if inputs <= 10_000 else SPMV_FAR_CYCLES) * nonzeros + SPMV_ROW_CYCLES * rows
+    return LOOKUP_NONZEROS <= nonzeros < 2**28 and by_lookup < by_loads
 
 
-def lookup_pays(rows: int, nonzeros: int, vectors: Mapping[int, int]) -> int:
-    """Pairs of registers for a chunk, given how many vectors each choice needs; 0 where the other SpMV is as fast."""
-    best = LOOKUP_GAIN * (SPMV_CYCLES * nonzeros + SPMV_ROW_CYCLES * rows)
-    chosen = 0
-    for tables, count in vectors.items():
-        cycles = LOOKUP_CYCLES[tables] * count + LOOKUP_ROW_CYCLES * rows
-        if cycles < best:
-            chosen, best = tables, cycles
-    return chosen
+def lookup_rows(chunks: int) -> int:
+    """Rows of a group, of which one sum is kept for every chunk."""
+    return max(64, min(LOOKUP_ROWS, LOOKUP_SUM_BYTES // (4 * chunks)))
 
 
 def row_groups(rows: int, tiles: int, workers: int, tile_bytes: int) -> int:

@@ -87,9 +87,9 @@ def store_rows(typing: Any, tile: Any, address: Any, stride: Any, rows: Any, col
     return types.void(tile, i64, i64, i64, i64), codegen
 
 
-def _interleaved_sums(builder: Any, parts: list[Any], lanes: int) -> Any:
-    """One vector whose lane i is a sum of every lane l of parts[i mod T] with l // T = i // T (T a power of two)."""
-    block = 1
+def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
+    """One vector whose lane i is the sum of the lanes of parts[i] (a power of two, at most VL), by a shuffle tree."""
+    count, block, width = len(parts), 1, lanes
     while len(parts) > 1:
         low = [lane if lane // block % 2 == 0 else lanes + lane - block for lane in range(lanes)]
         high = [lane + block if lane // block % 2 == 0 else lanes + lane for lane in range(lanes)]
@@ -98,13 +98,7 @@ def _interleaved_sums(builder: Any, parts: list[Any], lanes: int) -> Any:
             for a, b in zip(parts[::2], parts[1::2], strict=True)
         ]
         block *= 2
-    return parts[0]
-
-
-def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
-    """One vector whose lane i is the sum of the lanes of parts[i] (a power of two, at most VL), by a shuffle tree."""
-    count = len(parts)
-    sums, width = _interleaved_sums(builder, parts, lanes), lanes
+    sums = parts[0]  # lane i: of every lane l of part i mod T with l // T = i // T
     while width > count:
         half = width // 2
         indices = [lane + half if lane < half else lane for lane in range(lanes)]
@@ -237,6 +231,16 @@ def _gathered(builder: Any, tile: Tile, base: Any, places: Any, bits: int) -> An
 
 
 @intrinsic(prefer_literal=True)
+def gathered(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """A tile of one vector: x[c] for VL columns of 16 or 32 bits in a row."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return pack(builder, like.vector, [_gathered(builder, like, args[1], args[2], column_bits.literal_value)])
+
+    return like(like, types.int64, types.int64, column_bits), codegen
+
+
+@intrinsic(prefer_literal=True)
 def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
     """tile + w * x[c], lane by lane: VL weights in a row, VL columns of 16 or 32 bits in a row, for one vector."""
 
@@ -284,47 +288,19 @@ def sums_of_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return Tile(1, 4, a.bits)(a, a, a, a), codegen
 
 
-@intrinsic
-def sums_of_halves(typing: Any, tile: Any) -> Any:
-    """A tile of one vector: the sum of half h of vector i in lane h * T + i, for T = VL / 2 vectors."""
+@intrinsic(prefer_literal=True)
+def dot_lookup(typing: Any, tile: Any, weights: Any, table: Any, places: Any, gaps: Any) -> Any:
+    """tile + w * table[place], lane by lane, for one vector, VL weights and VL places of 8 bits in a row.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = _interleaved_sums(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        return pack(builder, tile.vector, [sums])
+    The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers.
 
-    return Tile(1, tile.lanes, tile.bits)(tile), codegen
-
-
-def _places(builder: Any, lanes: int, address: Any) -> tuple[Any, Any]:
-    """VL places of 8 bits, and which of them have their highest bit clear."""
-    places = load_value(builder, address, ir.VectorType(ir.IntType(8), lanes), 1)
-    return places, builder.icmp_signed(">=", places, ir.Constant(places.type, None))
-
-
-@intrinsic
-def places_taken(typing: Any, like: Any, places: Any) -> Any:
-    """How many of VL places of 8 bits have their highest bit clear."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, taken = _places(builder, like.lanes, args[1])
-        bits = builder.bitcast(taken, ir.IntType(like.lanes))
-        return builder.zext(builder.ctpop(bits), I64)
-
-    return types.int64(like, types.int64), codegen
-
-
-@intrinsic
-def dot_lookup(typing: Any, tile: Any, weights: Any, table: Any, places: Any) -> Any:
-    """tile + w * table[place], lane by lane, for one vector and VL places of 8 bits in a row.
-
-    The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers. Lanes whose place has
-    its highest bit set keep their sum; the others take the weights, one behind the other.
+    gaps : 1 where lanes whose place has its highest bit set look up nothing, and have a weight of 0
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        index, taken = _places(builder, tile.lanes, args[3])
+        numbers = load_value(builder, args[3], ir.VectorType(ir.IntType(8), tile.lanes), 1)
         integers = ir.VectorType(I32, tile.lanes)
-        index = builder.zext(index, integers)
+        index = builder.zext(numbers, integers)
         look_up = llvm_function(
             builder, "llvm.x86.avx512.vpermi2var.ps.512", tile.vector, [tile.vector, integers, tile.vector]
         )
@@ -336,16 +312,14 @@ def dot_lookup(typing: Any, tile: Any, weights: Any, table: Any, places: Any) ->
             second = builder.icmp_unsigned("!=", builder.and_(index, every_lane), ir.Constant(integers, None))
             found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
             bit *= 2
-        nothing, pointer = ir.Constant(tile.vector, None), tile.vector.as_pointer()
-        expand = llvm_function(
-            builder, f"llvm.masked.expandload.v{tile.lanes}f{tile.bits}", tile.vector, [pointer, tile.mask, tile.vector]
-        )
-        w = expand(at(builder, args[1], tile.vector), taken, nothing)
-        # The number is cleared, not the sum kept: a store under a mask would hold up who reads the sum next.
-        number = builder.select(taken, found[0], nothing)
+        number = found[0]
+        if gaps.literal_value:
+            there = builder.icmp_signed(">=", numbers, ir.Constant(numbers.type, None))
+            number = builder.select(there, number, ir.Constant(tile.vector, None))
+        w = load_value(builder, args[1], tile.vector, tile.size)
         return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
 
-    return tile(tile, types.int64, table, types.int64), codegen
+    return tile(tile, types.int64, table, types.int64, gaps), codegen
 
 
 @intrinsic

@@ -59,11 +59,7 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _lookup(bits: int, lanes: int) -> list[Arguments]:
-    return (
-        [(tables,) for tables in lookup_layout.TABLES]
-        if (bits, lanes) == (lookup_layout.BITS, lookup_layout.LANES)
-        else []
-    )
+    return [()] if (bits, lanes) == (lookup_layout.BITS, lookup_layout.LANES) else []
 
 
 FAMILIES = (

@@ -13,24 +13,19 @@ from fastsparse.plan import linear as plans
 from fastsparse.plan import lookup, policy
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import build
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE, SHARE, TABLES
+from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits
 
 AVX512 = build.lanes(BITS) == LANES
 only_avx512 = pytest.mark.skipif(not AVX512, reason="looks up in AVX-512's registers")
 MACHINE = Machine(BITS, LANES, 1)
-SHAPES = [(1, 1), (15, 31), (16, 32), (17, 33), (33, 129), (40, 300)]
+SHAPES = [(1, 1), (15, 31), (16, 32), (17, 127), (33, 128), (40, 129), (50, 300)]
 
 
 @pytest.fixture(autouse=True)
 def _whatever_the_gain(monkeypatch):
-    """Every W is fit; `force` says for how many tables."""
+    """Every W is fit."""
     monkeypatch.setattr(policy, "lookup_fits", lambda *_: True)
-
-
-def force(monkeypatch: pytest.MonkeyPatch, tables: int) -> None:
-    """Let every W be one for lookup in `tables` pairs of registers."""
-    monkeypatch.setattr(policy, "lookup_pays", lambda *_: tables)
 
 
 def some(rng: np.random.Generator, rows: int, columns: int, density: float = 0.3) -> fs.CSR:
@@ -40,31 +35,39 @@ def some(rng: np.random.Generator, rows: int, columns: int, density: float = 0.3
     return matrix(rng, mask, "float32")
 
 
-def multiplied(plan: lookup.LookupPlan, values: Any, x: Any, rows: int) -> Any:
+def multiplied(plan: lookup.LookupPlan, values: Any, x: Any) -> Any:
     """W @ x from the plan's arrays, in exact arithmetic: an oracle of where nonzeros lie."""
-    y = np.zeros(rows, object)
-    at = 0
-    for group, first in enumerate(plan.group_starts[:-1]):
-        assert at == plan.starts[group]
-        for chunk in range(plan.chunks):
-            begin, end = plan.vectors[group * plan.chunks + chunk :][:2]
-            for vector in range(begin, end):
-                pair = int(plan.sums[vector])
-                for lane, place in enumerate(plan.places[vector * LANES :][:LANES]):
-                    if place != NOWHERE:
-                        row = first + pair // SHARE * LANES + pair % SHARE + lane // SHARE * SHARE
-                        column = chunk * plan.tables * CHUNK + int(place)
-                        y[row] += int(values[at]) * int(x[column])
-                        at += 1
-    assert at == plan.nonzeros
+    y: list[int] = []
+    vectors, found = iter(plan.vectors.tolist()), 0
+    places, values = plan.places.reshape(-1, LANES), values.reshape(-1, LANES)
+    positions = iter(plan.positions.reshape(-1, LANES))
+    for group, rows in enumerate(np.diff(plan.group_starts)):
+        slices = -(-int(rows) // LANES)
+        assert plan.vector_starts[group] == found
+        sums = np.zeros((plan.chunks, slices, LANES), object)
+        for chunk, slice_ in np.ndindex(plan.chunks, slices):
+            some_empty, none_empty = divmod(next(vectors), 256)
+            for vector in range(found, found + none_empty + some_empty):
+                there = places[vector] != NOWHERE
+                assert there.all() or vector >= found + none_empty
+                assert there.any()
+                assert (values[vector][~there] == 0).all()
+                for lane in np.nonzero(there)[0]:
+                    column = chunk * CHUNK + int(places[vector, lane])
+                    sums[chunk, slice_, lane] += int(values[vector, lane]) * int(x[column])
+            found += none_empty + some_empty
+        sums = sums.reshape(plan.chunks, -1)
+        ours = [sum(sums[chunk, next(positions)] for chunk in range(plan.chunks)) for _ in range(slices)]
+        y += np.concatenate(ours).tolist()[:rows]
+    assert plan.vector_starts[-1] == found == len(places)
+    assert next(vectors, None) is None
+    assert next(positions, None) is None
     return y
 
 
-@pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_nonzero_has_its_place(rng, monkeypatch, shape, workers, tables):
-    force(monkeypatch, tables)
+def test_every_nonzero_has_its_place(rng, shape, workers):
     W = some(rng, *shape)
     W = fs.CSR(W.indptr, W.indices, np.arange(1, W.nnz + 1, dtype=np.float32), W.shape)
     plan = plans.spmv(W.pattern, Machine(BITS, LANES, workers))
@@ -73,54 +76,56 @@ def test_every_nonzero_has_its_place(rng, monkeypatch, shape, workers, tables):
     assert plan.group_starts[-1] == W.shape[0]
     x = rng.integers(-9, 10, W.shape[1])
     packed = plan.pack(W.data)
-    np.testing.assert_array_equal(packed[W.nnz :], 0)
-    np.testing.assert_array_equal(multiplied(plan, packed, x, W.shape[0]), W.toarray().astype(np.int64) @ x)
+    assert len(np.unique(plan.order)) == W.nnz
+    assert multiplied(plan, packed, x) == (W.toarray().astype(np.int64) @ x).tolist()
+
+
+def test_slices_are_full(rng):
+    """Rows of a slice have about as many nonzeros, whatever the pattern's rows have."""
+    W = some(rng, 1024, 256, 0.2)
+    plan = plans.spmv(W.pattern, MACHINE)
+    assert isinstance(plan, lookup.LookupPlan)
+    assert W.nnz > 0.9 * len(plan.places)
 
 
 @pytest.mark.parametrize("most", [16, 32])
 def test_groups_hold_few_rows(rng, monkeypatch, most):
     """Also where most rows have no nonzeros, which groups of equal nonzeros would leave to one worker."""
-    force(monkeypatch, 1)
-    monkeypatch.setattr(policy, "LOOKUP_ROWS", most)
-    monkeypatch.setattr(policy, "MOST_LOOKUP_ROWS", most)
+    monkeypatch.setattr(policy, "lookup_rows", lambda _: most)
     mask = np.zeros((500, 40), bool)
     mask[:3] = True
     W = matrix(rng, mask, "float32")
     plan = plans.spmv(W.pattern, MACHINE)
     assert isinstance(plan, lookup.LookupPlan)
-    assert np.diff(plan.group_starts).max() <= most
+    assert np.diff(plan.group_starts).max() <= 2 * most
     x = rng.integers(-9, 10, 40)
     data = np.arange(1, W.nnz + 1, dtype=np.float32)
     dense = fs.CSR(W.indptr, W.indices, data, W.shape).toarray().astype(np.int64)
-    np.testing.assert_array_equal(multiplied(plan, plan.pack(data), x, 500), dense @ x)
+    assert multiplied(plan, plan.pack(data), x) == (dense @ x).tolist()
 
 
-def test_other_machines_and_types_do_not_look_up(rng, monkeypatch):
-    force(monkeypatch, 1)
+def test_other_machines_and_types_do_not_look_up(rng):
     pattern = some(rng, 20, 40).pattern
     for machine in (Machine(32, 8, 1), Machine(32, 4, 1), Machine(64, 8, 1)):
         assert isinstance(plans.spmv(pattern, machine), plans.SpmvPlan)
 
 
 @only_avx512
-@pytest.mark.parametrize("tables", TABLES)
-def test_order_of_summation(rng, monkeypatch, tables):
-    """Nonzero i of a row and chunk goes to sum i mod SHARE by one FMA; neighbouring sums are added, then the bias."""
-    force(monkeypatch, tables)
+def test_order_of_summation(rng):
+    """Nonzeros of a chunk in ascending columns, by one FMA each; then the sums of the chunks, then the bias."""
     W = some(rng, 37, 300)
     x, bias = numbers(rng, 300, "float32"), numbers(rng, 37, "float32")
     expected = np.zeros(37, np.float32)
     for row, start in enumerate(W.indptr[:-1]):
-        sums, seen = [Fraction(0)] * SHARE, dict[int, int]()
+        sums = [Fraction(0)] * 3
         for p in range(start, W.indptr[row + 1]):
-            chunk = int(W.indices[p]) // (tables * CHUNK)
-            lane = seen.get(chunk, 0) % SHARE
-            seen[chunk] = seen.get(chunk, 0) + 1
+            chunk = int(W.indices[p]) // CHUNK
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
-            sums[lane] = rounded(sums[lane] + product, "float32")
-        while len(sums) > 1:
-            sums = [rounded(a + b, "float32") for a, b in zip(sums[::2], sums[1::2], strict=True)]
-        expected[row] = float(rounded(sums[0] + Fraction(float(bias[row])), "float32"))
+            sums[chunk] = rounded(sums[chunk] + product, "float32")
+        total = Fraction(0)
+        for term in (*sums, Fraction(float(bias[row]))):
+            total = rounded(total + term, "float32")
+        expected[row] = float(total)
     for threads in (1, 2, 3):
         with fs.threads(threads):
             out = np.full(37, np.nan, np.float32)
@@ -129,11 +134,9 @@ def test_order_of_summation(rng, monkeypatch, tables):
 
 
 @only_avx512
-@pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", [None, "relu6", "gelu"])
-def test_error_bound(rng, monkeypatch, shape, activation, tables):
-    force(monkeypatch, tables)
+def test_error_bound(rng, shape, activation):
     W = some(rng, *shape)
     x, bias = rng.standard_normal(shape[1]).astype(np.float32), rng.standard_normal(shape[0]).astype(np.float32)
     memory = np.full(shape[0] + 2 * LANES, np.nan, np.float32)
@@ -145,21 +148,17 @@ def test_error_bound(rng, monkeypatch, shape, activation, tables):
 
 
 @only_avx512
-@pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_error_bound_on_every_pattern(rng, monkeypatch, pattern, tables):
-    force(monkeypatch, tables)
+def test_error_bound_on_every_pattern(rng, pattern):
     W = matrix(rng, PATTERNS[pattern](rng, (35, 170)), "float32")
     x = numbers(rng, 170, "float32")
     assert_product(fs.spmm(W, x)[:, None], W, x[:, None], None)
 
 
 @only_avx512
-@pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_what_a_row_does_not_have_does_not_reach_it(rng, monkeypatch, special, tables):
-    """Lanes without a nonzero look something up, too, and read values of others."""
-    force(monkeypatch, tables)
+def test_what_a_row_does_not_have_does_not_reach_it(rng, special):
+    """Lanes without a nonzero look something up, too."""
     W = some(rng, 37, 200, 0.1)
     for row, start in enumerate(W.indptr[:-1]):
         own = W.indices[start : W.indptr[row + 1]]
@@ -172,8 +171,7 @@ def test_what_a_row_does_not_have_does_not_reach_it(rng, monkeypatch, special, t
 
 
 @only_avx512
-def test_stored_zeros_are_multiplied(rng, monkeypatch):
-    force(monkeypatch, 1)
+def test_stored_zeros_are_multiplied(rng):
     W = some(rng, 20, 40)
     W = fs.CSR(W.indptr, W.indices, np.zeros(W.nnz, np.float32), W.shape)
     x = np.full(40, np.inf, np.float32)
@@ -181,8 +179,7 @@ def test_stored_zeros_are_multiplied(rng, monkeypatch):
 
 
 @only_avx512
-def test_engines_look_up_as_products_do(rng, monkeypatch):
-    force(monkeypatch, 2)
+def test_engines_look_up_as_products_do(rng):
     W = some(rng, 50, 120)
     layer = fs.nn.SparseLinear(120, 50, pattern=W.pattern)
     layer.values.value[...] = W.data
@@ -191,10 +188,11 @@ def test_engines_look_up_as_products_do(rng, monkeypatch):
     assert same_bits(fs.compile(fs.nn.Sequential(layer), (1, 120))(x), expected)
 
 
-def test_policy_weighs_vectors_against_nonzeros(monkeypatch):
+def test_policy_weighs_lookups_against_loads(monkeypatch):
     monkeypatch.undo()
-    assert policy.lookup_fits(2048, 2048, 400_000)
-    assert not policy.lookup_fits(50, 100, 500), "the call is most of the work"
-    assert not policy.lookup_fits(10**5, 10**5, 10**6), "vectors would be empty"
-    assert policy.lookup_pays(2048, 400_000, {1: 65_000, 2: 44_000, 4: 37_000}) in (2, 4)
-    assert policy.lookup_pays(2048, 40_000, {1: 40_000, 2: 39_000, 4: 30_000}) == 0
+    assert policy.lookup_fits(2048, 2048, 400_000, CHUNK)
+    assert policy.lookup_fits(2048, 2048, 40_000, CHUNK)
+    assert not policy.lookup_fits(2048, 2048, 4_000, CHUNK)
+    assert not policy.lookup_fits(50, 100, 500, CHUNK), "the call is most of the work"
+    assert not policy.lookup_fits(10**5, 10**5, 10**6, CHUNK), "most chunks of a row would be empty"
+    assert policy.lookup_rows(1) > policy.lookup_rows(1000) >= LANES
