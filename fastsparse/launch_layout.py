@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.launch import Call, Record, Template, address, run_call
+from fastsparse.plan import policy
 from fastsparse.plan.conv import FlatConv
 from fastsparse.plan.flat import FlatPlanes
 from fastsparse.plan.lanes import LanesPlanes
@@ -53,6 +54,7 @@ def _lanes_call(
         user=user,
         user_sample_stride=sample_stride,
         user_channel_stride=channel_stride,
+        far=policy.is_far(samples * planes.channels * planes.positions * m.size, m.l3_bytes),
         lanes=lanes,
         lanes_group_stride=planes.group_stride,
         lanes_channel_stride=planes.channel_stride,

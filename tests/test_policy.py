@@ -60,11 +60,11 @@ def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density)
 
 
 def test_rates_of_short_rows():
-    vector, near, far = 32, policy.NEAR_BYTES, policy.NEAR_BYTES + 1
-    assert policy.row_major_rates(0.1, 64, near, vector) is policy.SHORT_ROW_TILE_RATE
-    assert policy.row_major_rates(0.1, 64, far, vector) is policy.TILE_RATE
-    assert policy.row_major_rates(0.1, 512, near, vector) is policy.TILE_RATE
-    assert policy.row_major_rates(0.02, 512, far, vector) is policy.SHORT_ROW_TILE_RATE
+    vector = 32
+    assert policy.row_major_rates(0.1, 64, True, vector) is policy.SHORT_ROW_TILE_RATE
+    assert policy.row_major_rates(0.1, 64, False, vector) is policy.TILE_RATE
+    assert policy.row_major_rates(0.1, 512, True, vector) is policy.TILE_RATE
+    assert policy.row_major_rates(0.02, 512, False, vector) is policy.SHORT_ROW_TILE_RATE
 
 
 @given(st.integers(1, 5000), st.sampled_from([16, 32, 64]))

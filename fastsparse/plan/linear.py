@@ -103,7 +103,8 @@ def spmm_row_major(
         lead = leads.y if past_caches else leads.x if aligned else 0
         return _spmm_in_place(pattern, columns, x_row_stride, machine, lead or 0, past_caches)
     density = pattern.nnz / max(1, rows * inputs)
-    rates = policy.row_major_rates(density, inputs, rows * row_bytes, machine.vector)
+    y_stays_near = past_caches or rows * row_bytes <= policy.NEAR_BYTES
+    rates = policy.row_major_rates(density, inputs, y_stays_near, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
     lead = (leads.y if many or past_caches else None) or 0
     tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead).spread(machine.workers)

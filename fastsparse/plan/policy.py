@@ -67,14 +67,15 @@ def alike_rates(vector_bytes: int) -> dict[int, float]:
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
-def row_major_rates(density: float, columns: int, y_bytes: int, vector_bytes: int) -> dict[int, float]:
+def row_major_rates(density: float, columns: int, y_stays_near: bool, vector_bytes: int) -> dict[int, float]:
     """Rates of tiles over row-major y, for W of so many columns.
 
-    Where y is in no cache, storing it in wide tiles costs more than it brings, unless they spare rows many blocks.
+    Where y leaves the near caches, if not by stores past all of them, storing it in wide tiles costs more than it
+    brings, unless they spare rows many blocks.
     """
     held = L1_BLOCK_BYTES // (4 * vector_bytes)
     short = density * min(columns, held) < SHORT_ROW
-    return SHORT_ROW_TILE_RATE if short and (y_bytes <= NEAR_BYTES or columns > held) else TILE_RATE
+    return SHORT_ROW_TILE_RATE if short and (y_stays_near or columns > held) else TILE_RATE
 
 
 def reads_in_place(nonzeros: int, columns: int, x_row_stride: int, vector_bytes: int, aligned: bool) -> bool:

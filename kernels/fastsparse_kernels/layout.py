@@ -18,6 +18,10 @@ from typing import Any
 from . import simd
 from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 
+WIDE = 8  # vectors of a row that are unpacked together where rows lie
+NEAR_ROWS_BYTES = 32 * 1024  # apart, at most, where they are not stored past the caches
+WIDE_SETS_BYTES = 2048  # times some number apart: on the same cache sets, which cannot hold as many lines
+
 LANES = kernel_record(
     # tasks are (group of VL samples, channel, chunk), the chunk innermost
     "channels",
@@ -28,6 +32,7 @@ LANES = kernel_record(
     "user",  # address of user[sample, channel, position], positions contiguous
     "user_sample_stride",
     "user_channel_stride",
+    "far",  # 1 where the user's array is larger than what caches keep
     "lanes",  # address of lanes[group, channel, place of position]
     "lanes_group_stride",
     "lanes_channel_stride",
@@ -116,10 +121,32 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             simd.store_rows(square, target, a.user_sample_stride, samples, columns)
 
     square = pack_square if pack else unpack_square
+    wide, wide_row = WIDE * lanes, (WIDE + 1) * vector  # rows of the buffer lie on different sets
+    buffer_bytes = lanes * wide_row
+
+    @kernel_part
+    def unpack_wide(a, user, plane, position, buffer, past_caches):  # type: ignore[no-untyped-def]
+        """Several squares of full rows, by way of a buffer."""
+        like, row = simd.zeros(lanes, lanes, bits), simd.zeros(WIDE, lanes, bits)
+        for i in range(WIDE):
+            places = places_of(a, plane, position + i * lanes)
+            rows = simd.spread(lanes, buffer + i * vector, wide_row)
+            simd.store_at(simd.transpose(simd.load_at(like, places, 0)), rows, 0)
+        for sample in range(lanes):
+            target = user + position * size + sample * a.user_sample_stride
+            if past_caches:
+                simd.stream(simd.load(row, buffer + sample * wide_row), target)
+            else:
+                simd.store(simd.load(row, buffer + sample * wide_row), target)
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _lanes_arguments(arguments)
         zero = simd.zeros(1, lanes, bits)
+        buffer = simd.stack_buffer(buffer_bytes)
+        strides = a.user_sample_stride | a.user_channel_stride
+        aligned = (a.user | strides) % vector == 0
+        near = a.user_sample_stride % WIDE_SETS_BYTES == 0 and a.user_sample_stride <= NEAR_ROWS_BYTES
+        by_buffer = pack == 0 and (aligned if a.far else near)
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             chunk, plane_index = task % a.chunks, task // a.chunks
@@ -128,8 +155,12 @@ def make_lanes(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             panel, inside = group // a.panel_groups, group % a.panel_groups
             plane = a.lanes + panel * a.panel_stride + inside * a.lanes_group_stride + channel * a.lanes_channel_stride
             samples = min(lanes, a.samples - group * lanes)
-            end = min(a.positions, (chunk + 1) * a.chunk)
-            for position in range(chunk * a.chunk, end, lanes):
+            begin, end = chunk * a.chunk, min(a.positions, (chunk + 1) * a.chunk)
+            if by_buffer and samples == lanes:
+                while begin + wide <= end:
+                    unpack_wide(a, user, plane, begin, buffer, a.far)
+                    begin += wide
+            for position in range(begin, end, lanes):
                 square(a, user, plane, position, samples, end - position)
             if pack and chunk == 0:
                 for i in range(a.border_count):

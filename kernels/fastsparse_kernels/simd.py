@@ -17,6 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .across import (
@@ -106,6 +107,7 @@ __all__ = [
     "prefetch_at",
     "record_view",
     "spread",
+    "stack_buffer",
     "store",
     "store_at",
     "store_first",
@@ -171,6 +173,18 @@ def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: 
         return pack(builder, I64, items)
 
     return bases(count, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stack_buffer(typing: Any, nbytes: Any) -> Any:
+    """Address of some bytes of the stack, at a multiple of 64, which the function has until it returns."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        buffer = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), nbytes.literal_value))
+        buffer.align = 64
+        return builder.ptrtoint(buffer, I64)
+
+    return types.int64(nbytes), codegen
 
 
 @intrinsic

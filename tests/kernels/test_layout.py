@@ -11,6 +11,7 @@ from fastsparse import _linear, launch_layout
 from fastsparse.launch import address
 from fastsparse.plan import conv, lanes
 from fastsparse.plan.conv import Geometry
+from fastsparse_kernels import layout
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.build import aligned_empty
 from tests.kernels.support import DTYPES, Guarded, machine_of
@@ -81,23 +82,48 @@ def test_lanes_of_samples_far_apart(rng, dtype):
 
 
 @BOTH
+@WORKERS
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("lead", [0, 1, 7])
+def test_unpacking_rows_on_the_same_sets(rng, monkeypatch, lead, far, workers, dtype):
+    """Rows a multiple of 2 KB apart, whole vectors of which are stored by way of a buffer, past the caches when far."""
+    monkeypatch.setattr("fastsparse.plan.policy.PARALLEL_FLOPS", 0)
+    monkeypatch.setattr("fastsparse.plan.policy.is_far", lambda *_: far)
+    m = machine_of(dtype, workers)
+    wide = layout.WIDE * m.lanes
+    for features, samples in ((wide - 1, 2 * m.lanes), (wide, m.lanes), (3 * wide + m.lanes + 3, 2 * m.lanes + 1)):
+        row = -(-(lead + features + 1) * m.size // 2048) * 2048 // m.size
+        rows = rng.standard_normal((samples, features)).astype(dtype)
+        planes = lanes.lanes_planes(1, (features,), ((0, 0),), m)
+        buffer = aligned_empty((-(-samples // m.lanes) * planes.group_stride,), np.uint8)
+        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), samples, m)
+        back = aligned_empty((samples, row), dtype)
+        back[...] = np.nan
+        target = address(back) + lead * m.size
+        launch_layout.unpack_lanes(address(buffer), planes, target, back.strides[0], 0, samples, m)
+        assert np.array_equal(back[:, lead : lead + features], rows)
+        assert np.isnan(back[:, :lead]).all()
+        assert np.isnan(back[:, lead + features :]).all()
+
+
+@BOTH
 @pytest.mark.parametrize("width", [1, 3])
 def test_panels_there_and_back(rng, width, dtype):
     m = machine_of(dtype)
     for samples in (1, m.lanes, width * m.lanes + 1, 2 * width * m.lanes - 1, 3 * width * m.lanes):
         rows = rng.standard_normal((samples, 13)).astype(dtype)
-        layout = _linear._panels(13, width, m)
+        planes = _linear._panels(13, width, m)
         panels = -(-samples // (width * m.lanes))
-        buffer = aligned_empty((panels * layout.panel_stride,), np.uint8)
-        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, layout, address(buffer), samples, m)
+        buffer = aligned_empty((panels * planes.panel_stride,), np.uint8)
+        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), samples, m)
         padded = np.zeros((panels * width * m.lanes, 13), dtype)
         padded[:samples] = rows
-        for sample in range(-(-samples // m.lanes) * m.lanes):
+        for sample in range(len(padded)):  # zeros behind the samples, too: SDDMM reads them
             panel, group, lane = sample // (width * m.lanes), sample // m.lanes % width, sample % m.lanes
-            found = buffer[panel * layout.panel_stride :][: 13 * width * m.vector].view(dtype)
+            found = buffer[panel * planes.panel_stride :][: 13 * width * m.vector].view(dtype)
             assert np.array_equal(found.reshape(13, width, m.lanes)[:, group, lane], padded[sample])
         back = np.full_like(rows, np.nan)
-        launch_layout.unpack_lanes(address(buffer), layout, address(back), back.strides[0], 0, samples, m)
+        launch_layout.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, samples, m)
         assert np.array_equal(back, rows)
 
 
