@@ -18,13 +18,12 @@ from fastsparse import runtime, workspace
 from fastsparse._cpus import cache_bytes
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build, epilogue
+from fastsparse_kernels import build, epilogue, sharing
 
 build.set_cache_directory(runtime.cache_directory)
 
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
-_COUNTER, _STOP = 0, 1  # the first fields of every record
 _CACHES = cache_bytes(1), cache_bytes(3)
 
 
@@ -73,7 +72,7 @@ class Record:
 
     def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
         self._places = _places(dtype)
-        self.words = array("q", bytes(8 * (len(self._places) + 16)))
+        self.words = array("q", bytes(8 * (len(self._places) + 8 + sharing.COUNTER_WORDS)))
         self.set(**fields)
 
     def set(self, **fields: int) -> None:
@@ -164,25 +163,25 @@ def run_words(kernel: int, words: array[int], tasks: int, flops: float, workers:
     """
     if tasks <= 0:
         return
-    arguments = words.buffer_info()[0]
-    counter = len(words) - 8
-    words[_COUNTER] = arguments + 8 * counter
     slots = slices = 1
     if workers > 1 and tasks > 1 and flops >= policy.PARALLEL_FLOPS:
         slots = min(workers, tasks, runtime.worker_slots())
     if flops > policy.SLICE_FLOPS:
         slices = max(1, min(tasks, int(flops / (policy.SLICE_FLOPS * slots))))
-    if slots == slices == 1:  # small calls, which notice every line
-        words[counter], words[_STOP] = 0, tasks
-        build.run_serial()(kernel, arguments)
+    run_slices(kernel, words, tasks, slots, slices)
+
+
+def run_slices(kernel: int, words: array[int], tasks: int, slots: int, slices: int) -> None:
+    """Run the tasks of a record's words in so many slices, each shared by so many workers."""
+    record, length = words.buffer_info()
+    if slots == 1:
+        for i in range(slices):
+            sharing.run_serial()(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
         return
+    copies = words * slots
     for i in range(slices):
-        words[counter] = tasks * i // slices
-        words[_STOP] = tasks * (i + 1) // slices
-        if slots > 1:
-            build.run_parallel()(kernel, arguments, slots)
-        else:
-            build.run_serial()(kernel, arguments)
+        first, last = tasks * i // slices, tasks * (i + 1) // slices
+        sharing.run_parallel()(kernel, record, length, copies.buffer_info()[0], slots, first, last)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import runtime
-from fastsparse.launch import Call, Record, address
+from fastsparse.launch import Call, Record, address, run_slices
 from fastsparse.launch_layers import planes_call, planes_scratch
 from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
@@ -78,20 +78,19 @@ def available_slots(workers: int) -> int:
     return min(workers, int(config.NUMBA_NUM_THREADS))
 
 
-def step_table(calls: list[Call], workers: int) -> Table:
-    """Calls as the rows that `sequence` reads; a call too small to share gets one slot."""
-    table = np.zeros((len(calls), 4), np.int64)
-    for row, call in zip(table, calls, strict=True):
-        words = call.record.words
-        start = words.buffer_info()[0]
-        words[0] = start + 8 * (len(words) - 8)
-        shared = call.flops >= policy.PARALLEL_FLOPS
-        row[:] = call.kernel.address, start, call.tasks, min(workers, max(1, call.tasks)) if shared else 1
-    return table
+def step_table(calls: list[Call], workers: int) -> tuple[Table, Table]:
+    """Calls as the rows that `sequence` reads, and memory that these point to; small calls are not shared."""
+    table = np.zeros((len(calls), sequence.STEP_WORDS), np.int64)
+    copies = np.zeros((len(calls), workers, max((len(call.record.words) for call in calls), default=0)), np.int64)
+    for row, call, copy in zip(table, calls, copies, strict=True):
+        start, length = call.record.words.buffer_info()
+        slots = min(workers, max(1, call.tasks)) if call.flops >= policy.PARALLEL_FLOPS else 1
+        row[:] = call.kernel.address, start, length, call.tasks, slots, address(copy)
+    return table, copies
 
 
 def sequence_call(steps: Table, patches: Table, variables: Table, tasks: int, flops: float) -> Call:
-    """Call of the sequence kernel. steps [slots, n, 4], patches [slots, n, 4] as in the kernel; flops in all."""
+    """Call of the sequence kernel, its tables [slots, ...] as in the kernel; flops in all."""
     record = Record(
         sequence.ARGUMENTS,
         steps=steps.shape[1],
@@ -105,18 +104,11 @@ def sequence_call(steps: Table, patches: Table, variables: Table, tasks: int, fl
 
 def run_tasks(call: Call, workers: int) -> None:
     """Run a call by up to `workers` workers, in slices short enough that Ctrl-C is noticed."""
-    words, tasks = call.record.words, call.tasks
-    start, counter = words.buffer_info()[0], len(words) - 8
-    words[0] = start + 8 * counter
+    tasks = call.tasks
     slots = min(tasks, available_slots(workers))
     # A slice has a task for every worker at least.
     slices = max(1, min(tasks // slots, int(call.flops / (policy.SLICE_FLOPS * slots))))
-    for i in range(slices):
-        words[counter], words[1] = tasks * i // slices, tasks * (i + 1) // slices
-        if slots > 1:
-            build.run_parallel()(call.kernel.address, start, slots)
-        else:
-            build.run_serial()(call.kernel.address, start)
+    run_slices(call.kernel.address, call.record.words, tasks, slots, slices)
 
 
 def run_rows(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from fastsparse import runtime, workspace
-from fastsparse_kernels import build
+from fastsparse_kernels import sharing
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,13 +109,13 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the parallel regions that were entered since the test began."""
-    entered, enter = [], build.run_parallel
+    entered, enter = [], sharing.run_parallel
 
     def counted() -> Callable[..., None]:
         entered.append(1)
         return enter()
 
-    monkeypatch.setattr(build, "run_parallel", counted)
+    monkeypatch.setattr(sharing, "run_parallel", counted)
     return lambda: len(entered)
 
 

@@ -10,7 +10,7 @@ import faulthandler, threading
 faulthandler.dump_traceback_later(600, exit=True)  # a hang is a failure, not a wait
 import numpy as np
 import fastsparse as fs
-from fastsparse_kernels import build
+from fastsparse_kernels import sharing
 
 rng = np.random.default_rng(5)
 A = rng.standard_normal((300, 400)) * (rng.random((300, 400)) < 0.2)
@@ -26,12 +26,12 @@ def work():
     return [array.tobytes() for array in (fs.spmm(W, X), dx, dw, db, y)]
 
 regions = 0
-enter = build.run_parallel
+enter = sharing.run_parallel
 def counted():
     global regions
     regions += 1
     return enter()
-build.run_parallel = counted
+sharing.run_parallel = counted
 """
 
 MANY = (

@@ -1,4 +1,4 @@
-"""Tables of tiles: every output element has one writer, and what workers take at once lies far apart."""
+"""Tables of tiles: every output element has one writer."""
 
 from __future__ import annotations
 
@@ -178,17 +178,3 @@ def test_lanes_planes_cover_image_and_border():
                 assert len(planes.places) % machine.lanes == 0
             assert planes.channel_stride >= padded * machine.vector
             assert planes.group_stride >= 3 * planes.channel_stride
-
-
-@pytest.mark.parametrize(("count", "workers"), [(1, 2), (7, 2), (8, 2), (9, 4), (3, 8)])
-def test_tiles_that_workers_take_at_once_are_far_apart(count, workers):
-    position = np.arange(count * 2, dtype=np.int64) * 32
-    plain = tiles.whole_vectors(position, position + 1, 2, 8, 4)
-    spread = plain.spread(workers)
-    order = spread.x_positions[:, 0] // 64
-    assert sorted(order) == list(range(count))
-    np.testing.assert_array_equal(spread.y_positions, plain.y_positions[order])
-    np.testing.assert_array_equal(spread.tile_pieces, plain.tile_pieces[order])
-    if count >= 2 * workers:
-        assert (abs(np.diff(order[:workers])) > 1).all()
-    assert plain.spread(1) is plain

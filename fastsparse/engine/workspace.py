@@ -43,7 +43,8 @@ class Workspace:
             self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
         self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
-        self._steps = np.stack([launch_engine.step_table(calls, schedule.workers) for calls in self.calls])
+        tables = [launch_engine.step_table(calls, sharing) for calls in self.calls]
+        self._steps, self._copies = np.stack([table for table, _ in tables]), [copies for _, copies in tables]
         patches = [self._patches(calls) for calls in self.calls]
         self._patch_table = np.array(patches, np.int64).reshape(len(self.calls), -1, 4)
         self._addresses = address(self._steps), address(self._patch_table), address(self._variables)

@@ -117,7 +117,7 @@ def conv_between(
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
     width = tile_width(pattern, geometry.positions * tile_groups, machine, policy.WINDOW_TILE_RATE, geometry.groups)
-    tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine).spread(machine.workers)
+    tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
     groups = policy.row_groups(
         geometry.out_channels,
         -(-tiles.count * sample_groups // tile_groups),
@@ -320,7 +320,7 @@ def conv_flat(
     starts = grid(geometry.out_spatial, (1,) * axes, strides)
     vectors = len(vectors_over(starts, machine.lanes))
     width = tile_width(pattern, vectors, machine, policy.WINDOW_TILE_RATE, geometry.groups)
-    tiles = tiles_over(starts, places, width, machine.lanes, size, machine.vector).spread(machine.workers)
+    tiles = tiles_over(starts, places, width, machine.lanes, size, machine.vector)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, policy.block_channels(touched, machine.l1_bytes), channel_stride, window)

@@ -111,7 +111,7 @@ def conv_flat_between(
     vectors = len(vectors_over(starts, machine.lanes))
     width = tile_width(pattern, vectors, machine, policy.WINDOW_TILE_RATE, geometry.groups)
     step = machine.vector if x.slack >= width * machine.vector else 0
-    tiles = tiles_over(starts, y.all_places(), width, machine.lanes, size, step).spread(machine.workers)
+    tiles = tiles_over(starts, y.all_places(), width, machine.lanes, size, step)
     groups = policy.row_groups(geometry.out_channels, tiles.count * images, machine.workers, width * machine.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * machine.vector + geometry.kernel[-1] * size)
     per_block = policy.block_channels(touched, machine.l1_bytes)

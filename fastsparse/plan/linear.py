@@ -107,7 +107,7 @@ def spmm_row_major(
     rates = policy.row_major_rates(density, inputs, y_stays_near, machine.vector)
     width = tile_width(pattern, -(-columns // machine.lanes), machine, rates)
     lead = (leads.y if many or past_caches else None) or 0
-    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead).spread(machine.workers)
+    tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
     ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
@@ -124,7 +124,7 @@ def _spmm_in_place(
     rates = {width: rate for width, rate in policy.IN_PLACE_TILE_RATE.items() if width <= whole}
     # No rows are alike here: four with all columns would be four nonzeros for each row of X.
     width = min(policy.tile_width(-(-columns // machine.lanes), rates), whole)
-    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead).spread(machine.workers)
+    tiles = overlapping_tiles(columns, width, machine.lanes, machine.size, lead)
     groups = policy.row_groups(pattern.shape[0], tiles.count, machine.workers, width * machine.vector)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, width)
     return SpmmPlan(operator, tiles, past_caches=past_caches)

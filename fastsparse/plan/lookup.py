@@ -104,7 +104,7 @@ def _packed(pattern: Pattern, workers: int) -> LookupPlan:
 def _slice_groups(pattern: Pattern, workers: int, chunks: int) -> NDArray[np.int64]:
     """Bounds of row groups of whole slices: their sums stay in a near cache, and every worker gets some."""
     rows, most = pattern.shape[0], policy.lookup_rows(chunks) // LANES * LANES
-    few = -(-rows // most)
+    few = max(-(-rows // most), 2 * pattern.nnz // policy.SLICE_FLOPS + 1)
     groups = few if workers == 1 else max(few, policy.TASKS_PER_WORKER * workers)
     bounds = split_rows(pattern.indptr, groups)
     bounds[:-1] = (bounds[:-1] + LANES // 2) // LANES * LANES

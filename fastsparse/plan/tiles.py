@@ -34,24 +34,6 @@ class Tiles:
         """Whether a tile's vectors are stored as they are."""
         return self.tile_pieces[:, 0] == self.tile_pieces[:, 1]
 
-    def spread(self, workers: int) -> Tiles:
-        """The tiles in an order in which those that workers take at once are far apart.
-
-        Neighbours often end and begin in one cache line; two cores that write it at once take turns in having it.
-        """
-        if workers == 1:
-            return self
-        each = -(-self.count // workers)
-        order = np.arange(workers * each).reshape(workers, each).T.ravel()
-        order = order[order < self.count]
-        return replace(
-            self,
-            x_positions=self.x_positions[order],
-            y_positions=self.y_positions[order],
-            tile_pieces=self.tile_pieces[order],
-            columns=None if self.columns is None else self.columns[order],
-        )
-
     def in_a_row(self, vector: int) -> bool:
         """Whether every tile reads, and those that are stored whole write, vectors of `vector` bytes in a row."""
         reads = self.columns is not None or bool((np.diff(self.x_positions, axis=1) == vector).all())

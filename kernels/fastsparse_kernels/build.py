@@ -2,9 +2,8 @@
 
 Compute kernels are C functions `void(int64 arguments, int64 slot)`: `arguments` is the address of a record (a NumPy
 structured scalar, one dtype per kernel family), `slot` the number of the worker that calls. Workers take tasks from
-the record's atomic counter until `stop`, so a slow core does not hold up the others; a task's result does not depend
-on who computes it. One parallel region, `run_parallel`, serves all kernels: a variant costs one serial compilation,
-and its serial twin is the same machine code.
+the record's atomic counter until `stop`; a task's result does not depend on who computes it. One parallel region, in
+`sharing.py`, serves all kernels: a variant costs one serial compilation, and its serial twin is the same machine code.
 
 Each variant has a `__qualname__` and one explicit signature of its own: variants that share a name in a cache could
 answer one another.
@@ -21,13 +20,12 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import register_jitable
 
-from . import simd
 from .cache import KernelCache
 
 _KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
@@ -150,27 +148,6 @@ def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return get
-
-
-@compiled_once
-def run_parallel() -> Callable[[int, int, int], None]:
-    """The parallel region `(kernel, arguments, slots)`: each worker slot calls the kernel once."""
-
-    def run_parallel(kernel, arguments, slots):  # type: ignore[no-untyped-def]
-        for slot in prange(slots):
-            simd.call(kernel, arguments, slot)
-
-    return compile_function(run_parallel, types.void(*[types.int64] * 3), parallel=True)
-
-
-@compiled_once
-def run_serial() -> Callable[[int, int], None]:
-    """The serial twin `(kernel, arguments)`: slot 0 takes all tasks on the calling thread, the GIL released."""
-
-    def run_serial(kernel, arguments):  # type: ignore[no-untyped-def]
-        simd.call(kernel, arguments, 0)
-
-    return compile_function(run_serial, types.void(types.int64, types.int64))
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

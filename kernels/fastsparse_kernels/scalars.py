@@ -63,6 +63,17 @@ def store_float(typing: Any, value: Any, address: Any) -> Any:
 
 
 @intrinsic
+def store_i64(typing: Any, value: Any, address: Any) -> Any:
+    """Write one int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[0], at(builder, args[1], I64), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c rounded once; Numba contracts nothing by itself."""
     width = a.bitwidth

@@ -5,9 +5,10 @@ it, on records, buffers and scratch of its own. Workers meet once per batch inst
 writes is read by the same core while it is in that core's cache. `run_steps` is for batches of too few parts: the
 workers share the tasks of each step.
 
-Steps are int64 [steps, 4]: kernel, record, tasks, and the number of slots (`run_steps` only). Before a task the fields
-of records that depend on the call or on the part are patched, int64 [patches, 4]: field = variables[index] + offset +
-task * step, as address of the field, index, offset and step.
+Steps are int64 [steps, 6]: kernel, record, its words, tasks; and for `run_steps` the number of slots, and memory for as
+many copies of the record, see `sharing.py`. Before a task the fields of records that depend on the call or on the part
+are patched, int64 [patches, 4]: field = variables[index] + offset + task * step, as address of the field, index, offset
+and step.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import prange, types
-from numba.extending import intrinsic
 
 from . import simd
 from .build import compile_function, compile_kernel, compiled_once, kernel_part, kernel_record
+from .sharing import set_tasks, share_tasks, take_tasks
+
+STEP_WORDS = 6
+STEP_BYTES = 8 * STEP_WORDS
 
 ARGUMENTS = kernel_record(
     "steps",
-    "step_table",  # int64 [slots, steps, 4]
+    "step_table",  # int64 [slots, steps, STEP_WORDS]
     "patches",
     "patch_table",  # int64 [slots, patches, 4]
     "variables",  # int64 [variables]
@@ -32,30 +35,20 @@ ARGUMENTS = kernel_record(
 _arguments = simd.record_view(ARGUMENTS)
 
 
-@intrinsic
-def _store_i64(typing: Any, value: Any, address: Any) -> Any:
-    """Write one int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[0], builder.inttoptr(args[1], ir.IntType(64).as_pointer()), align=8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
 @kernel_part
 def _patch(table, patches, variables, task):  # type: ignore[no-untyped-def]
     for i in range(patches):
         row = table + i * 32
         value = simd.load_i64(variables + simd.load_i64(row + 8) * 8)
-        _store_i64(value + simd.load_i64(row + 16) + task * simd.load_i64(row + 24), simd.load_i64(row))
+        simd.store_i64(value + simd.load_i64(row + 16) + task * simd.load_i64(row + 24), simd.load_i64(row))
 
 
 @kernel_part
-def _reset(record, tasks):  # type: ignore[no-untyped-def]
-    """Start a record's task counter; counter and stop are its first words."""
-    _store_i64(0, simd.load_i64(record))
-    _store_i64(tasks, record + 8)
+def _run_alone(step):  # type: ignore[no-untyped-def]
+    """Run all tasks of a step."""
+    record = simd.load_i64(step + 8)
+    set_tasks(record, simd.load_i64(step + 16), 0, simd.load_i64(step + 24))
+    simd.call(simd.load_i64(step), record, 0)
 
 
 def make_sequence() -> Callable[..., None]:
@@ -63,16 +56,13 @@ def make_sequence() -> Callable[..., None]:
 
     def sequence(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
-        steps = a.step_table + slot * a.steps * 32
+        steps = a.step_table + slot * a.steps * STEP_BYTES
         patches = a.patch_table + slot * a.patches * 32
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             _patch(patches, a.patches, a.variables, task)
             for i in range(a.steps):
-                step = steps + i * 32
-                record = simd.load_i64(step + 8)
-                _reset(record, simd.load_i64(step + 16))
-                simd.call(simd.load_i64(step), record, 0)
+                _run_alone(steps + i * STEP_BYTES)
             task = simd.fetch_add(a.counter, 1)
 
     return sequence
@@ -93,23 +83,21 @@ def make_run_steps(parallel: int) -> Callable[..., None]:
     def run_steps_serial(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
         _patch(patch_table, patches, variables, task)
         for i in range(first, last):
-            step = table + i * 32
-            record = simd.load_i64(step + 8)
-            _reset(record, simd.load_i64(step + 16))
-            simd.call(simd.load_i64(step), record, 0)
+            _run_alone(table + i * STEP_BYTES)
 
     def run_steps(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
         _patch(patch_table, patches, variables, task)
         for i in range(first, last):
-            step = table + i * 32
-            kernel, record = simd.load_i64(step), simd.load_i64(step + 8)
-            slots = simd.load_i64(step + 24)
-            _reset(record, simd.load_i64(step + 16))
+            step = table + i * STEP_BYTES
+            slots = simd.load_i64(step + 32)
             if slots == 1:
-                simd.call(kernel, record, 0)
+                _run_alone(step)
             else:
+                kernel, record, words = simd.load_i64(step), simd.load_i64(step + 8), simd.load_i64(step + 16)
+                copies = simd.load_i64(step + 40)
+                share_tasks(record, words, copies, slots, 0, simd.load_i64(step + 24))
                 for slot in prange(slots):
-                    simd.call(kernel, record, slot)
+                    take_tasks(kernel, copies, words, slots, slot)
 
     return run_steps if parallel else run_steps_serial
 

@@ -48,6 +48,7 @@ from .scalars import (
     load_u64,
     record_view,
     store_float,
+    store_i64,
     zero,
 )
 from .vector_ir import (
@@ -112,6 +113,7 @@ __all__ = [
     "store_at",
     "store_first",
     "store_float",
+    "store_i64",
     "store_rows",
     "store_some_at",
     "stream",

@@ -409,7 +409,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
 @compiled_once
 def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Any:
-    """The compiled variant; `.address` is what `build.run_parallel` and `build.run_serial` take."""
+    """The compiled variant; `.address` is what `sharing.run_parallel` and `sharing.run_serial` take."""
     way = ("" if in_a_row else "_apart") + ("", "_alike", "_lockstep")[together] + ("_asking" if asks else "")
     variant = make_spmm(bits, lanes, count, in_a_row, together, asks)
     return compile_kernel(variant, f"spmm_f{bits}_v{lanes}_t{count}{way}")

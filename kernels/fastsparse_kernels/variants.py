@@ -25,6 +25,7 @@ from . import (
     sddmm,
     sddmm_runs,
     sequence,
+    sharing,
     spgemm,
     spmm,
     spmv,
@@ -110,13 +111,13 @@ FAMILIES = (
     Family("adam", optimizers.adam_kernel, _once),
 )
 
-PARALLEL = (build.run_parallel, sequence.run_steps)  # of use only where parallel regions may be entered
+PARALLEL = (sharing.run_parallel, sequence.run_steps)  # of use only where parallel regions may be entered
 
 
 def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, function that compiles or loads it) of what most float32 programs use: some sixty variants."""
-    yield "serial launch", build.run_serial
-    yield "parallel launch", build.run_parallel
+    yield "serial launch", sharing.run_serial
+    yield "parallel launch", sharing.run_parallel
     yield "sequence of steps", sequence.sequence_kernel
     yield "steps in a row", sequence.run_steps_serial
     yield "parallel steps in a row", sequence.run_steps

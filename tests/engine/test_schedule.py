@@ -135,14 +135,13 @@ def test_slices_keep_every_worker_busy(monkeypatch, tasks, workers, slices):
     """Long calls are cut for Ctrl-C, but never into pieces of fewer tasks than workers."""
     ranges = []
     record = launch.Record(np.dtype([("counter", np.int64), ("stop", np.int64)]))
-    words = record.words
 
-    def run(*_):
-        ranges.append((words[len(words) - 8], words[1]))
+    def run(*arguments):
+        ranges.append(arguments[-2:])
 
     monkeypatch.setattr(launch_engine, "available_slots", lambda workers: workers)
-    monkeypatch.setattr(launch_engine.build, "run_parallel", lambda: run)
-    monkeypatch.setattr(launch_engine.build, "run_serial", lambda: run)
+    monkeypatch.setattr(launch.sharing, "run_parallel", lambda: run)
+    monkeypatch.setattr(launch.sharing, "run_serial", lambda: run)
     flops = policy.SLICE_FLOPS * workers * 10
     launch_engine.run_tasks(launch.Call(launch_engine.sequence.sequence_kernel(), record, tasks, flops), workers)
     assert len(ranges) == slices

@@ -255,19 +255,3 @@ def test_products_are_rounded_once(dtype):
     numbers = np.array([1 + eps, 1 - eps, -1], dtype)
     compiled(scalar, 1)(numbers)
     assert numbers[0] == -(eps**2)
-
-
-def test_counter_hands_out_every_task_once():
-    """From as many workers as there are."""
-
-    def take(arguments, slot):  # type: ignore[no-untyped-def]
-        task = simd.fetch_add(arguments, 1)
-        while task < 100_000:
-            simd.fetch_add(arguments + 8 + task * 8, 1)
-            task = simd.fetch_add(arguments, 1)
-
-    code = cfunc(types.void(I64, I64))(take)
-    memory = np.zeros(100_001, np.int64)
-    build.run_parallel()(code.address, address(memory), 4)
-    assert (memory[1:] == 1).all()
-    assert memory[0] == 100_000 + 4
