@@ -136,7 +136,7 @@ def spmm_row_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: s
     """Y (M, N) = activation(W @ X + bias), both row-major, Y contiguous."""
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
-    m = machine(W.dtype)
+    m = plans.narrowed(machine(W.dtype), X.shape[1])
     key = X.shape[1], X.strides[0], activation, m, leads_of(address(X), X.strides[0], Y, m)
     product = W.cached(("row-major", *key), _row_major, W, *key)
     product.run(address(X), address(Y), _bias_address(bias))
@@ -168,7 +168,8 @@ def _row_major(
 
 def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None) -> None:
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
-    m, stride, (features, columns) = machine(W.dtype), X.strides[1], X.shape
+    stride, (features, columns) = X.strides[1], X.shape
+    m = plans.narrowed(machine(W.dtype), columns)
     for start, stop in chunks(columns, plans.lanes_group_stride(features, m), m):
         key = stop - start, stride, columns, activation, m
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
@@ -188,7 +189,7 @@ def _column_major(
 
 def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
-    m, stride, (rows, features) = machine(W.dtype), x.strides[0], W.shape
+    m, stride, (rows, features) = plans.narrowed(machine(W.dtype), len(x)), x.strides[0], W.shape
     group_bytes = plans.lanes_group_stride(features, m) + plans.lanes_group_stride(rows, m)
     for start, stop in chunks(len(x), group_bytes, m):
         key = stop - start, stride, activation, m

@@ -55,8 +55,17 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
     ways += [(width, spmm.ALIKE, 0) for width in ALIKE_WIDTHS] + [
         (width, spmm.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
     ]
-    # One vector is always in a row.
-    return [(bits, lanes, way[0], in_a_row, *way[1:]) for way in ways for in_a_row in (0, 1) if in_a_row or way[0] > 1]
+    # One vector is always in a row. Few columns go into one of half the length.
+    tiles = [(bits, lanes, way[0], in_a_row, *way[1:]) for way in ways for in_a_row in (0, 1) if in_a_row or way[0] > 1]
+    return tiles + [(bits, half, *rest) for half in _half(bits, lanes) for _, _, *rest in tiles if rest[0] == 1]
+
+
+def _half(bits: int, lanes: int) -> list[int]:
+    return [lanes // 2] if lanes * bits // 16 >= 16 else []
+
+
+def _both(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, each) for each in (lanes, *_half(bits, lanes))]
 
 
 def _lookup(bits: int, lanes: int) -> list[Arguments]:
@@ -71,8 +80,8 @@ FAMILIES = (
     Family("sddmm on runs", sddmm_runs.sddmm_runs_kernel, _once),
     Family("sparse input", spgemm.forward_kernel, _once),
     Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
-    Family("pack lanes", layout.pack_lanes_kernel, _once),
-    Family("unpack lanes", layout.unpack_lanes_kernel, _once),
+    Family("pack lanes", layout.pack_lanes_kernel, _both),
+    Family("unpack lanes", layout.unpack_lanes_kernel, _both),
     Family("pack flat", layout.pack_flat_kernel, _once),
     Family("gather", layout.gather_kernel, _once),
     Family(
