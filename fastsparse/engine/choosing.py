@@ -18,7 +18,7 @@ from fastsparse.engine.program import Conv, Linear, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.plan import policy
-from fastsparse.plan.linear import Machine
+from fastsparse.plan.linear import Machine, narrowed
 from fastsparse.plan.parts import PARTS_LIMIT, partition
 
 # In multiplications and additions: on flat planes vectors of windows are unaligned, and many are stored in pieces; what
@@ -37,8 +37,7 @@ class Choice(NamedTuple):
 
 def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choice]:
     """What can be taken, the one by estimate first; that one alone without `tune`."""
-    machine = launch.machine(program.dtype, workers)
-    on_images = any(len(shape) > 1 for shape in program.shapes)
+    machine, on_images = _machine(program, batch, workers), _on_images(program)
     if batch == 1 or (on_images and not policy.prefers_lanes(batch, machine.lanes)):
         return _by_image(program, batch, machine)[: None if tune else 1]
     groups, work = -(-batch // machine.lanes), work_of(program, machine)
@@ -58,7 +57,17 @@ def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choi
 def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Schedule:
     """The schedule of a choice."""
     make = {"flat": flat_schedule, "parts": parts_schedule, "lanes": lanes_schedule}
-    return make[choice.layout](program, batch, launch.machine(program.dtype, workers), choice.cut)
+    return make[choice.layout](program, batch, _machine(program, batch, workers), choice.cut)
+
+
+def _on_images(program: Program) -> bool:
+    return any(len(shape) > 1 for shape in program.shapes)
+
+
+def _machine(program: Program, batch: int, workers: int) -> Machine:
+    """With vectors of half the length where a batch of features fits them. (One image fills vectors by itself.)"""
+    machine = launch.machine(program.dtype, workers)
+    return machine if batch == 1 or _on_images(program) else narrowed(machine, batch)
 
 
 def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:
