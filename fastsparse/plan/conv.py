@@ -116,7 +116,8 @@ def conv_between(
     """
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
-    width = tile_width(pattern, geometry.positions * tile_groups, machine, policy.WINDOW_TILE_RATE, geometry.groups)
+    rates = policy.window_rates(geometry.out_spatial[-1])
+    width = tile_width(pattern, geometry.positions * tile_groups, machine, rates, geometry.groups)
     tiles = tiles_between(starts, y.all_places(), x, y, width, tile_groups, machine)
     groups = policy.row_groups(
         geometry.out_channels,
@@ -125,10 +126,12 @@ def conv_between(
         width * machine.vector,
     )
     apart = tile_groups > 1 and geometry.positions < width
-    per_block = policy.block_channels(_window_bytes(geometry.kernel, width, machine.vector, apart), machine.l1_bytes)
+    windows = set(geometry.kernel) != {1}
+    window_bytes = _window_bytes(geometry.kernel, width, machine.vector, apart)
+    per_block = policy.block_channels(window_bytes, machine.l1_bytes, windows)
     # Of windows, only the part that the tile before has not brought is new.
     l3, x_bytes, y_bytes = machine.l3_bytes, x.group_stride * sample_groups, y.group_stride * sample_groups
-    ahead = set(geometry.kernel) == {1} and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
+    ahead = not windows and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
     operator = lanes_operator(pattern, geometry, x, per_block, groups, width)
     return SpmmPlan(operator, tiles, x.channel_stride, ahead, policy.is_far(y_bytes, l3))
 
@@ -250,7 +253,7 @@ def _phase_plan(
     indptr = np.concatenate([[0], np.cumsum(np.bincount(channel[kept], minlength=geometry.channels))]).astype(np.int64)
     counts = tuple(count for count, _, _ in axes)
     alike = len(kept) > 0 and bool(kept.all()) and len(kept) == geometry.channels * geometry.out_channels * len(reach)
-    rates = policy.alike_rates(machine.vector) if alike else policy.WINDOW_TILE_RATE
+    rates = policy.alike_rates(machine.vector) if alike else policy.window_rates(counts[-1])
     width = policy.tile_width(max(1, math.prod(counts)), rates)
     steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))

@@ -33,6 +33,7 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # wider tile costs little more of L1.
 TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
+ACROSS_ROWS = 0.93  # of that, for tiles that go from one row of an image to the next
 # The same for rows of fewer nonzeros in a block than SHORT_ROW: starting and ending one is most of the work.
 SHORT_ROW_TILE_RATE = {1: 0.40, 2: 0.70, 3: 0.84, 4: 0.92, 5: 0.97, 6: 0.97, 7: 0.97, 8: 1.00}
 SHORT_ROW = 8
@@ -58,6 +59,14 @@ SPMV_CYCLES, SPMV_ROW_CYCLES, SPMV_FAR_CYCLES = 0.76, 8.5, 1.4
 LOOKUP_NONZEROS = 1_000  # with fewer, the call is most of the work
 LOOKUP_ROWS = 2048  # of a group: longer ones fill vectors no better
 LOOKUP_SUM_BYTES = 256 * 1024  # of a group
+
+
+def window_rates(row: int) -> dict[int, float]:
+    """Rates of tiles over windows in lanes layout, of images whose rows have so many positions.
+
+    Where tiles do not go from one row to the next, the windows of each lie in a row, and one address serves all.
+    """
+    return {count: rate if row % count == 0 else ACROSS_ROWS * rate for count, rate in WINDOW_TILE_RATE.items()}
 
 
 def alike_rates(vector_bytes: int) -> dict[int, float]:
@@ -138,13 +147,16 @@ def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int) -> bool:
     return columns >= rows and is_far(x_bytes, l3_bytes)
 
 
-def block_channels(window_bytes: int, l1_bytes: int) -> int:
+def block_channels(window_bytes: int, l1_bytes: int, overlap: bool = True) -> int:
     """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
 
-    The windows of neighbouring tiles overlap. With 48 KB of L1 cache (Zen 5) twice a panel's bytes was best, with 32 KB
-    (Zen 1) three quarters of the cache: a quarter faster than twice the panel's.
+    With 32 KB of L1 cache (Zen 1) three quarters of it were best; with 48 KB (Zen 5) all of it on the whole, where the
+    windows of neighbouring tiles overlap (two thirds are up to 5% faster for many channels, a third more for 64), and
+    more where they do not, for x comes from memory then.
     """
-    block = 2 * L1_BLOCK_BYTES if l1_bytes > 32 * 1024 else 3 * l1_bytes // 4
+    block = 3 * l1_bytes // 4
+    if l1_bytes > 32 * 1024:
+        block = l1_bytes if overlap else 2 * L1_BLOCK_BYTES
     return max(1, block // max(1, window_bytes))
 
 
