@@ -238,7 +238,10 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         if pattern.nnz:
             plan = pattern.cached(("sddmm", -(-count // m.lanes), m), sddmm_panels, pattern, count, m)
             if plan.order is not order:
-                gradients = plan.order.pack(gradients if order is None else order.unpack(gradients))
+                if order is None:
+                    gradients = np.zeros(plan.order.size, grad.dtype)
+                else:
+                    gradients = plan.order.pack(order.unpack(gradients))
                 order = plan.order
             packing = _packing(count, features, x.strides[0], width, m)
             x_panels = packing.run(address(x) + start * x.strides[0], "x")
