@@ -258,16 +258,22 @@ def forward(x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation
         _forward_flat(x, W, geometry, bias, activation, y, m)
 
 
+def _groups_at_once(samples: int, geometry: Geometry, m: Machine) -> int:
+    """Groups of VL images of a batch that are packed, multiplied and unpacked together."""
+    numbers = geometry.channels * math.prod(geometry.padded) + geometry.out_channels * geometry.positions
+    return policy.chunk_groups(-(-samples // m.lanes), numbers * m.vector, m.l3_bytes)
+
+
 def _forward_lanes(
     x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation: str | None, y: Array, m: Machine
 ) -> None:
     pattern = W.pattern
-    sample_groups = min(-(-len(x) // m.lanes), policy.MIN_CHUNK_GROUPS)
+    sample_groups = _groups_at_once(len(x), geometry, m)
     plan = pattern.cached(
         ("conv lanes", geometry, m, sample_groups), lambda: plans.conv_lanes(pattern, geometry, m, sample_groups)
     )
     values = packed_values(W, plan.spmm.operator)
-    for start, stop in chunks(len(x), plan.x.group_stride + plan.y.group_stride, m):
+    for start, stop in chunks(len(x), sample_groups * m.lanes):
         samples = stop - start
         groups = -(-samples // m.lanes)
         x_lanes = workspace.take("x", groups * plan.x.group_stride)
@@ -303,7 +309,7 @@ def _forward_flat(
     plan = pattern.cached(("conv flat", geometry, m, len(x)), lambda: plans.conv_flat(pattern, geometry, m, len(x)))
     values = packed_values(W, plan.spmm.operator)
     image_stride = geometry.channels * plan.channel_stride
-    for start, stop in chunks(len(x), image_stride * m.lanes, m):
+    for start, stop in chunks(len(x), policy.chunk_groups(len(x), image_stride, m.l3_bytes)):
         flat = workspace.take("x", (stop - start) * image_stride + plan.slack)
         launch_layout.pack_flat(
             address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, address(flat), stop - start, m
@@ -317,14 +323,14 @@ def _forward_flat(
 def backward(grad: Array, x: Array, W: CSR, geometry: Geometry, need_input: bool) -> tuple[Array | None, Array]:
     """dX, when asked for, and the values' gradient, always through lanes layout."""
     m, pattern = machine(W.dtype), W.pattern
-    sample_groups = min(-(-len(x) // m.lanes), policy.MIN_CHUNK_GROUPS)
+    sample_groups = _groups_at_once(len(x), geometry, m)
     plan = pattern.cached(
         ("conv backward", geometry, m, sample_groups),
         lambda: plans.conv_backward_lanes(pattern, geometry, m, sample_groups),
     )
     grad_x = workspace.array(x.shape, x.dtype) if need_input else None
     gradients: Array = np.zeros(plan.dw.order.size, W.dtype)
-    for start, stop in chunks(len(x), plan.x.group_stride + plan.dy.group_stride, m):
+    for start, stop in chunks(len(x), sample_groups * m.lanes):
         samples = stop - start
         groups = -(-samples // m.lanes)
         y_buffer = workspace.take("y", groups * plan.dy.group_stride)

@@ -30,11 +30,16 @@ def packed_values(W: CSR, operator: Operator) -> Array:
     return W.cached(("values", id(operator)), lambda: (operator, operator.pack(W.data)))[1]
 
 
-def chunks(samples: int, group_bytes: int, m: Machine) -> Iterator[tuple[int, int]]:
-    """Parts of a batch, in whole vectors of samples, whose workspace stays bounded."""
-    per_chunk = max(policy.MIN_CHUNK_GROUPS, policy.CHUNK_BYTES // max(1, group_bytes)) * m.lanes
-    for start in range(0, samples, per_chunk):
-        yield start, min(samples, start + per_chunk)
+def chunks(samples: int, most: int) -> Iterator[tuple[int, int]]:
+    """Parts of a batch, of `most` samples and a rest."""
+    for start in range(0, samples, most):
+        yield start, min(samples, start + most)
+
+
+def _chunks(samples: int, group_bytes: int, m: Machine) -> Iterator[tuple[int, int]]:
+    """Parts of a batch of a linear layer, in whole vectors of samples, whose workspace stays in a cache."""
+    groups = -(-samples // m.lanes)
+    return chunks(samples, m.lanes * policy.chunk_groups(groups, group_bytes, m.l3_bytes, policy.LINEAR_CHUNK_GROUPS))
 
 
 def as_rows(x: Array) -> Array:
@@ -170,7 +175,7 @@ def spmm_column_major(W: CSR, X: Array, Y: Array, bias: Array | None, activation
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
     stride, (features, columns) = X.strides[1], X.shape
     m = plans.narrowed(machine(W.dtype), columns)
-    for start, stop in chunks(columns, plans.lanes_group_stride(features, m), m):
+    for start, stop in _chunks(columns, plans.lanes_group_stride(features, m), m):
         key = stop - start, stride, columns, activation, m
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
@@ -191,7 +196,7 @@ def linear(W: CSR, x: Array, y: Array, bias: Array | None, activation: str | Non
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     m, stride, (rows, features) = plans.narrowed(machine(W.dtype), len(x)), x.strides[0], W.shape
     group_bytes = plans.lanes_group_stride(features, m) + plans.lanes_group_stride(rows, m)
-    for start, stop in chunks(len(x), group_bytes, m):
+    for start, stop in _chunks(len(x), group_bytes, m):
         key = stop - start, stride, activation, m
         packing, product = W.cached(("linear", *key), _linear, W, *key)
         panels = packing.run(address(x) + start * stride, "x")
@@ -230,7 +235,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     order: Order | None = None
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
-    for start, stop in chunks(samples, y_stride + x_stride, m):
+    for start, stop in _chunks(samples, y_stride + x_stride, m):
         count = stop - start
         width = plans.panel_width(pattern, count, m, backward=True)
         packing = _packing(count, pattern.shape[0], grad.strides[0], width, m)

@@ -88,8 +88,8 @@ def test_error_bound_on_drawn_shapes(shape, pattern, dtype, seed):
 @both_types
 def test_many_samples(rng, monkeypatch, dtype):
     """Several blocks of positions, and several parts of a batch that take different plans."""
-    for chunk in (policy.CHUNK_BYTES, 1):
-        monkeypatch.setattr(policy, "CHUNK_BYTES", chunk)
+    for share in (policy.CHUNK_SHARE, 0):
+        monkeypatch.setattr(policy, "CHUNK_SHARE", share)
         x, W, grad = drawn(rng, 40 * lanes(dtype) + 5, (11, 300), dtype)
         assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
 
@@ -191,7 +191,7 @@ def test_sizes_of_zero(rng, samples, rows, columns, dtype):
 
 def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
     monkeypatch.setattr("fastsparse.workspace.KEEP_BYTES", 1000)
-    monkeypatch.setattr(policy, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(policy, "CHUNK_SHARE", 0)
     x, W, grad = drawn(rng, 300, (24, 40), "float32")
     assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
     assert_product(fs.linear(x, W).T, W, x.T)

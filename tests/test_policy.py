@@ -100,3 +100,14 @@ def test_what_is_read_in_place():
     for stride, aligned, uses in ((3136, True, 7), (3136, False, 3), (4096, True, 3)):
         assert policy.reads_in_place(uses * 256, 256, stride, 64, aligned)
         assert not policy.reads_in_place((uses + 1) * 256, 256, stride, 64, aligned)
+
+
+@given(st.integers(0, 5000), st.integers(0, 10**8), st.sampled_from([1, 8]))
+def test_parts_of_a_batch(groups, group_bytes, multiple):
+    each = policy.chunk_groups(groups, group_bytes, 32 * 2**20, multiple)
+    assert each == 1 or each % multiple == 0
+    assert each <= multiple or (each - multiple) * group_bytes < policy.CHUNK_SHARE * 32 * 2**20
+    parts = -(-groups // each)
+    assert parts * each - groups < max(1, parts) * multiple + each, "parts of one size, but for the last one"
+    if groups * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20:
+        assert parts <= 1

@@ -22,8 +22,8 @@ NEAR_BYTES = 4 * 2**20  # arrays of this size or less stay in a cache that is ne
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
 FAR_SHARE = 3 / 8  # of the L3 cache: see `is_far`
-CHUNK_BYTES = 16 * 2**20  # workspace of one pass over part of a batch, when a part is more than
-MIN_CHUNK_GROUPS = 8  # this many groups of VL samples
+CHUNK_SHARE = 1 / 4  # of the L3 cache: workspace of one pass over part of a batch
+LINEAR_CHUNK_GROUPS = 8  # groups of VL samples of a linear layer in one part, at least: W is read for each
 TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
 PARALLEL_FLOPS = 200_000  # below this a parallel region costs more than it brings
 SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s on a slow core
@@ -220,6 +220,16 @@ def prefers_lanes(samples: int, lanes: int) -> bool:
 def fills_vectors(positions: int, lanes: int) -> bool:
     """Whether a 1x1 layer takes each image as it lies: no windows, nothing to pack, half the time of lanes layout."""
     return positions >= FEW_VECTORS * lanes
+
+
+def chunk_groups(groups: int, group_bytes: int, l3_bytes: int, multiple: int = 1) -> int:
+    """Groups of samples in one part of a batch: parts of about one size, whose workspace stays in the L3 cache.
+
+    What is packed, multiplied and unpacked is still there then: up to a quarter less time for batches of images.
+    """
+    most = max(multiple, int(CHUNK_SHARE * l3_bytes) // max(1, group_bytes))
+    parts = max(1, -(-groups // most))
+    return max(1, -(-groups // (parts * multiple)) * multiple)
 
 
 def off_the_sets(stride_bytes: int, vector_bytes: int) -> int:
