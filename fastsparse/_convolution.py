@@ -306,10 +306,12 @@ def _forward_flat(
     x: Array, W: CSR, geometry: Geometry, bias: Array | None, activation: str | None, y: Array, m: Machine
 ) -> None:
     pattern = W.pattern
-    plan = pattern.cached(("conv flat", geometry, m, len(x)), lambda: plans.conv_flat(pattern, geometry, m, len(x)))
+    image_bytes = geometry.channels * math.prod(geometry.padded) * m.size
+    most = policy.chunk_groups(len(x), image_bytes, m.l3_bytes)
+    plan = pattern.cached(("conv flat", geometry, m, most), lambda: plans.conv_flat(pattern, geometry, m, most))
     values = packed_values(W, plan.spmm.operator)
     image_stride = geometry.channels * plan.channel_stride
-    for start, stop in chunks(len(x), policy.chunk_groups(len(x), image_stride, m.l3_bytes)):
+    for start, stop in chunks(len(x), most):
         flat = workspace.take("x", (stop - start) * image_stride + plan.slack)
         launch_layout.pack_flat(
             address(x[start:]), x.strides[0], x.strides[1], plan, geometry.channels, address(flat), stop - start, m

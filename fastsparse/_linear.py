@@ -234,6 +234,8 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     grad_x = None if W_T is None else workspace.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     order: Order | None = None
+    operator: Operator | None = None
+    in_fours = False
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
     for start, stop in _chunks(samples, y_stride + x_stride, m):
         count = stop - start
@@ -242,12 +244,12 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
         if pattern.nnz:
             plan = pattern.cached(("sddmm", -(-count // m.lanes), m), sddmm_panels, pattern, count, m)
-            if plan.order is not order:
+            if plan.operator is not operator or plan.in_fours != in_fours:
                 if order is None:
                     gradients = np.zeros(plan.order.size, grad.dtype)
                 else:
                     gradients = plan.order.pack(order.unpack(gradients))
-                order = plan.order
+                order, operator, in_fours = plan.order, plan.operator, plan.in_fours
             packing = _packing(count, features, x.strides[0], width, m)
             x_panels = packing.run(address(x) + start * x.strides[0], "x")
             launch_products.run_sddmm(

@@ -235,3 +235,13 @@ def test_tables_of_tiles_are_64_bit():
     found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
     assert found.x_positions.tolist() == [[0, 2**40]]
     assert found.y_positions.tolist() == [[0, 2**41]]
+
+
+def test_panels_that_sddmm_reads(rng):
+    """Four groups of samples, also where one of them is missing; fewer where that would be most of the work."""
+    pattern = matrix(rng, np.ones((5, 7), bool), "float32").pattern
+    m = Machine(32, 8, 1)
+    widths = [linear.panel_width(pattern, groups * m.lanes, m, backward=True) for groups in range(1, 7)]
+    assert widths == [1, 2, 4, 4, 4, 4]
+    assert [sddmm.sddmm_panels(pattern, groups * 8, m).in_fours for groups in (2, 3, 5)] == [False, True, True]
+    assert sddmm.sddmm_panels(pattern, 5 * 8, m).positions == 8

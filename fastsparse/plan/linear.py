@@ -1,4 +1,4 @@
-"""Plans of SpMM, SpMV and SDDMM on matrices."""
+"""Plans of SpMM and SpMV on matrices."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def panel_width(pattern: Pattern, samples: int, machine: Machine, backward: bool
     """Groups of VL samples that a panel holds: the width of a tile, or four where SDDMM reads it, too, and has as many
     but for one."""
     groups = -(-samples // machine.lanes)
-    return min(groups, FOUR if groups >= FOUR - 1 else groups) if backward else tile_width(pattern, groups, machine)
+    if backward:
+        return FOUR if groups >= FOUR - 1 else groups
+    return tile_width(pattern, groups, machine)
 
 
 def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_row_major: bool = False) -> SpmmPlan:

@@ -14,7 +14,7 @@ from fastsparse_kernels.build import aligned_empty
 from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
 
 from . import policy
-from .operator import split_rows
+from .operator import INDEX_LIMIT, split_rows
 
 if TYPE_CHECKING:
     from .linear import Machine
@@ -60,7 +60,7 @@ def lookup_plan(pattern: Pattern, machine: Machine) -> LookupPlan | None:
     return _packed(pattern, machine.workers)
 
 
-def _packed(pattern: Pattern, workers: int) -> LookupPlan:
+def _packed(pattern: Pattern, workers: int) -> LookupPlan | None:
     rows, inputs = pattern.shape
     chunks = max(1, -(-inputs // CHUNK))
     row, chunk = pattern.rows(), pattern.indices // CHUNK
@@ -84,6 +84,8 @@ def _packed(pattern: Pattern, workers: int) -> LookupPlan:
         number += int(most.sum())
         slice_starts.append(slice_starts[-1] + most.size)
         vector_starts.append(number)
+    if number * LANES >= INDEX_LIMIT:  # few long rows among short ones
+        return None
     within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
     order = (first[row, chunk] + within) * LANES + sorted_at[row, chunk] % LANES
     places = np.full(number * LANES, NOWHERE, np.uint8)

@@ -57,6 +57,7 @@ LOOKUP_CYCLES, LOOKUP_CHUNK_CYCLES = 0.29, 0.95
 # The same of a nonzero and of a row in the other SpMV, and of a nonzero where x does not fit L1.
 SPMV_CYCLES, SPMV_ROW_CYCLES, SPMV_FAR_CYCLES = 0.76, 8.5, 1.4
 LOOKUP_NONZEROS = 1_000  # with fewer, the call is most of the work
+LOOKUP_FILLED = 0.5  # nonzeros of a row and chunk, on average: each has a place in tables
 LOOKUP_ROWS = 2048  # of a group: longer ones fill vectors no better
 LOOKUP_SUM_BYTES = 256 * 1024  # of a group
 
@@ -197,7 +198,8 @@ def lookup_fits(rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
     """Whether W is one for SpMV by lookup in chunks of so many columns: not where most chunks of a row are empty."""
     by_lookup = LOOKUP_CYCLES * nonzeros + LOOKUP_CHUNK_CYCLES * rows * -(-inputs // chunk)
     by_loads = (SPMV_CYCLES if inputs <= 10_000 else SPMV_FAR_CYCLES) * nonzeros + SPMV_ROW_CYCLES * rows
-    return LOOKUP_NONZEROS <= nonzeros < 2**28 and by_lookup < by_loads
+    chunks_filled = nonzeros / max(1, rows * -(-inputs // chunk))
+    return LOOKUP_NONZEROS <= nonzeros < 2**28 and chunks_filled > LOOKUP_FILLED and by_lookup < by_loads
 
 
 def lookup_rows(chunks: int) -> int:
@@ -223,11 +225,11 @@ def fills_vectors(positions: int, lanes: int) -> bool:
 
 
 def chunk_groups(groups: int, group_bytes: int, l3_bytes: int, multiple: int = 1) -> int:
-    """Groups of samples in one part of a batch: parts of about one size, whose workspace stays in the L3 cache.
+    """Groups of samples in one part of a batch, whose workspace stays in the L3 cache; the last part may have fewer.
 
     What is packed, multiplied and unpacked is still there then: up to a quarter less time for batches of images.
     """
-    most = max(multiple, int(CHUNK_SHARE * l3_bytes) // max(1, group_bytes))
+    most = max(1, int(CHUNK_SHARE * l3_bytes) // max(1, group_bytes) // multiple) * multiple
     parts = max(1, -(-groups // most))
     return max(1, -(-groups // (parts * multiple)) * multiple)
 

@@ -22,8 +22,8 @@ ARGUMENTS = kernel_record(
     "group_starts",  # int64 [groups + 1], rows
     "chunks",
     "inputs",  # K
-    "slice_starts",  # int64 [groups], slices of groups before
-    "vector_starts",  # int64 [groups], vectors of groups before
+    "slice_starts",  # int64 [groups + 1], slices of groups before
+    "vector_starts",  # int64 [groups + 1], vectors of groups before
     "vectors",  # uint16 [slices] by group, chunk and slice: vectors without empty lanes + 256 * those behind with some
     "places",  # uint8 [vectors, LANES]
     "values",  # float [vectors, LANES]

@@ -47,7 +47,7 @@ ARGUMENTS = kernel_record(
     "x_row_stride",  # of inputs that are packed, or asked for ahead
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (vectors in a row only); 0: no
     "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
-    "ahead",  # 0, or how many tiles ahead the next panel is asked for meanwhile
+    "ahead",  # 1: the next panel, of this tile or the one behind it, is asked for meanwhile; 0: no
     # output
     "y",
     "y_batch_stride",
@@ -160,7 +160,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         if block + 1 < a.blocks:
             block += 1
         else:
-            tile, block = tile + a.ahead, 0
+            tile, block = tile + 1, 0
         if tile >= a.tiles or end == entry:
             return 0, 0, 0, 0
         row = simd.load_i64(a.block_rows + block * 8)

@@ -124,7 +124,7 @@ PARALLEL = (sharing.run_parallel, sequence.run_steps)  # of use only where paral
 
 
 def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, function that compiles or loads it) of what most float32 programs use: some sixty variants."""
+    """(name, function that compiles or loads it) of what most float32 programs use: some eighty variants."""
     yield "serial launch", sharing.run_serial
     yield "parallel launch", sharing.run_parallel
     yield "sequence of steps", sequence.sequence_kernel

@@ -195,4 +195,5 @@ def test_policy_weighs_lookups_against_loads(monkeypatch):
     assert not policy.lookup_fits(2048, 2048, 4_000, CHUNK)
     assert not policy.lookup_fits(50, 100, 500, CHUNK), "the call is most of the work"
     assert not policy.lookup_fits(10**5, 10**5, 10**6, CHUNK), "most chunks of a row would be empty"
+    assert not policy.lookup_fits(10**7, 1000, 1000, CHUNK), "rows are empty"
     assert policy.lookup_rows(1) > policy.lookup_rows(1000) >= LANES
