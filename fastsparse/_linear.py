@@ -18,7 +18,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.operator import Operator
-from fastsparse.plan.sddmm import Order, sddmm_panels
+from fastsparse.plan.sddmm import SddmmPlan, sddmm_panels
 from fastsparse.plan.tiles import SpmmPlan
 
 Array = NDArray[Any]
@@ -233,9 +233,7 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
     samples, features = x.shape
     grad_x = None if W_T is None else workspace.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
-    order: Order | None = None
-    operator: Operator | None = None
-    in_fours = False
+    last: SddmmPlan | None = None
     y_stride, x_stride = plans.lanes_group_stride(pattern.shape[0], m), plans.lanes_group_stride(features, m)
     for start, stop in _chunks(samples, y_stride + x_stride, m):
         count = stop - start
@@ -244,12 +242,11 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
         if pattern.nnz:
             plan = pattern.cached(("sddmm", -(-count // m.lanes), m), sddmm_panels, pattern, count, m)
-            if plan.operator is not operator or plan.in_fours != in_fours:
-                if order is None:
-                    gradients = np.zeros(plan.order.size, grad.dtype)
-                else:
-                    gradients = plan.order.pack(order.unpack(gradients))
-                order, operator, in_fours = plan.order, plan.operator, plan.in_fours
+            if last is None:
+                gradients = np.zeros(plan.order.size, grad.dtype)
+            elif plan.operator is not last.operator or plan.in_fours != last.in_fours:  # another order
+                gradients = plan.order.pack(last.order.unpack(gradients))
+            last = plan
             packing = _packing(count, features, x.strides[0], width, m)
             x_panels = packing.run(address(x) + start * x.strides[0], "x")
             launch_products.run_sddmm(
@@ -258,4 +255,4 @@ def _weight_gradient(pattern: Pattern, grad: Array, x: Array, W_T: CSR | None) -
         if grad_x is not None and W_T is not None and features:
             product = W_T.cached(("panels", count, width, m), _panels_product, W_T, count, width, None, m)
             product.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
-    return grad_x, gradients if order is None else order.unpack(gradients)
+    return grad_x, gradients if last is None else last.order.unpack(gradients)

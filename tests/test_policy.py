@@ -106,8 +106,8 @@ def test_what_is_read_in_place():
 def test_parts_of_a_batch(groups, group_bytes, multiple):
     each = policy.chunk_groups(groups, group_bytes, 32 * 2**20, multiple)
     assert each == 1 or each % multiple == 0
-    assert each <= multiple or each * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20 + each
+    assert each <= multiple or each * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20
     parts = -(-groups // each)
-    assert parts * each - groups < max(1, parts) * multiple + each, "parts of one size, but for the last one"
+    assert (each - multiple) * parts < max(1, groups), "smaller ones would not do"
     if -(-groups // multiple) * multiple * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20:
         assert parts <= 1

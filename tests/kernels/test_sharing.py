@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any
 
@@ -27,22 +28,17 @@ def _take(record, slot):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="module")
-def kernel() -> int:
+def kernel() -> Any:
     """A kernel that notes who runs its tasks."""
-    code = cfunc(types.void(I64, I64))(_take)
-    KEPT.append(code)
-    return int(code.address)
+    return cfunc(types.void(I64, I64))(_take)
 
 
-KEPT: list[Any] = []
-
-
-def shared(tasks: int, first: int, last: int, slots: int, kernel: int, run: Any) -> tuple[np.ndarray, np.ndarray]:
+def shared(tasks: int, first: int, last: int, slots: int, kernel: Any, run: Any) -> tuple[np.ndarray, np.ndarray]:
     """Runs of each task, and the slot of its last one, of tasks first to last."""
     runs, who = np.zeros(max(1, tasks), np.int64), np.full(max(1, tasks), -1, np.int64)
     record, copies = np.zeros(WORDS, np.int64), np.zeros((slots, WORDS), np.int64)
     record[[RUNS, SLOT]] = address(runs), address(who)
-    run(kernel, address(record), WORDS, address(copies), slots, first, last)
+    run(kernel.address, address(record), WORDS, address(copies), slots, first, last)
     return runs[:tasks], who[:tasks]
 
 
@@ -79,8 +75,7 @@ def test_a_slot_that_does_not_come_is_helped(kernel):
 
     def run(kernel: int, record: int, words: int, copies: int, slots: int, first: int, last: int) -> None:
         sharer.ctypes(record, words, copies, slots, first, last)
-        order = np.frombuffer((np.ctypeslib.ctypes.c_char * (8 * slots * words)).from_address(copies), np.int64)
-        bounds = order.reshape(slots, words)
+        bounds = np.frombuffer((ctypes.c_int64 * (slots * words)).from_address(copies), np.int64).reshape(slots, words)
         assert bounds[:, 1].tolist() == [33, 66, 100]
         assert bounds[:, words - sharing.COUNTER_WORDS].tolist() == [0, 33, 66]
         late = threading.Thread(target=taker.ctypes, args=(kernel, copies, words, slots, 1))
