@@ -16,6 +16,7 @@ from fastsparse import runtime
 from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
+from fastsparse_kernels import asking, spmm
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     DTYPES,
@@ -281,8 +282,28 @@ def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
             assert plans.spmm_panels(pattern, samples, width, m, y_row_major).tiles.in_a_row(m.vector)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_rows_that_lie_in_a_row_are_asked_for_by_lines(rng, monkeypatch, asked):
+    """Panels by the loop over nonzeros, row-major X by entries."""
+    W = matrix(rng, rng.random((37, 600)) < 0.1, "float32")
+    x = rng.standard_normal((203, 600)).astype(np.float32)
+    variants, kernel = [], spmm.spmm_kernel
+
+    def watched(*variant):
+        variants.append(variant[-1])
+        return kernel(*variant)
+
+    monkeypatch.setattr(spmm, "spmm_kernel", watched)
+    monkeypatch.setattr(policy, "asks_ahead", lambda *_: asked)
+    fs.linear(x, W)
+    fs.spmm(W, np.ascontiguousarray(x.T))
+    assert variants == ([asking.LINES, asking.ROWS] if asked else [0, 0])
+
+
 def test_products_on_much_data_ask_ahead():
     cache = 8 * 2**20
+    assert policy.asks_ahead(576, 64, cache // 2, cache, True), "a panel's rows lie in a row"
+    assert not policy.asks_ahead(64, 576, cache // 4, cache, True)
     assert policy.asks_ahead(64, 576, cache // 2, cache)
     assert not policy.asks_ahead(64, 576, cache // 4, cache), "it is in the cache"
     assert not policy.asks_ahead(576, 64, cache, cache), "what is stored is most of it"

@@ -171,7 +171,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size, machine.vector)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes)
+    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, True)
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)

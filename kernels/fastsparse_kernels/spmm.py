@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import simd
+from .asking import make_asking
 from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 from .copying import make_copy_numbers
 
@@ -78,8 +79,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     together : ALIKE when all rows have the same columns, as those of a dense matrix: four rows share what is read of x.
         LOCKSTEP when the nonzeros of four entries lie in turn, see operators.py: for tiles of few vectors, which wait
         on the latency of one row's multiply-adds.
-    asks : 1 where the loop over rows asks for the next panel, or for residuals; it costs the others some per cent, were
-        it seen at run time
+    asks : `asking.ROWS` where the loop over rows asks for the next panel's rows, or for residuals, `asking.LINES` for
+        panels whose rows lie in a row; 0 elsewhere: were it seen at run time, it would cost all some per cent
     """
     size = bits // 8
     vector = lanes * size
@@ -148,32 +149,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
             return addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * count * 8)
 
-    @kernel_part
-    def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-        """What entries from `entry` up to `end` ask for of the panel behind this one.
-
-        Where its first row begins, less what entries before would add; its last row, counted from there; its tile's
-        positions; rows for each entry.
-        """
-        if not asks or a.ahead == 0:
-            return 0, 0, 0, 0
-        if block + 1 < a.blocks:
-            block += 1
-        else:
-            tile, block = tile + 1, 0
-        if tile >= a.tiles or end == entry:
-            return 0, 0, 0, 0
-        row = simd.load_i64(a.block_rows + block * 8)
-        rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-        each = (rows + end - entry - 1) // (end - entry)
-        first = x + (row - entry * each) * a.x_row_stride
-        return first, entry * each + rows - 1, a.x_positions + tile * count * 8, each
-
-    @inlined_part
-    def ask_ahead(a, ahead, entry):  # type: ignore[no-untyped-def]
-        first, last_row, places, each = ahead
-        for i in range(each):  # never behind the last row: pages that are not there cost the most
-            ask_for(addresses(first, places), min(entry * each + i, last_row) * a.x_row_stride)
+    next_panel, ask_rows, lines_from, ask_lines = make_asking(count, width, asks, addresses, ask_for)
 
     @inlined_part
     def ask_for_residual(a, out, entry, end):  # type: ignore[no-untyped-def]
@@ -255,11 +231,12 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         end_four(s0, s1, s2, s3, sums)
 
     @inlined_part
-    def add_nonzeros(acc, offsets, values, p, stop, bases):  # type: ignore[no-untyped-def]
+    def add_nonzeros(acc, offsets, values, p, stop, bases, ahead, asked):  # type: ignore[no-untyped-def]
         """Nonzeros from p up to stop: one load brings two offsets, or four weights, for loads are what bounds it."""
         while p + 4 <= stop:
             weights = simd.load_weights(acc, values + p * size, 4)
             two, more = simd.load_u64(offsets + p * 4), simd.load_u64(offsets + p * 4 + 8)
+            asked = ask_lines(ahead, asked)
             acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
@@ -273,7 +250,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         if p < stop:
             acc = simd.axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
             p += 1
-        return acc, p
+        return acc, p, asked
 
     @kernel_part
     def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
@@ -323,12 +300,12 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             clamped = low > -np.inf or high < np.inf
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
             plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
-            sums, summed = tile_buffer + 2 * width, 0
+            sums, summed, asked = tile_buffer + 2 * width, 0, lines_from(ahead, p)
             while entry < end:
                 stop = simd.load_u32(row_ends + entry * 4 + 4)
                 row = simd.load_u32(rows + entry * 4)
                 if asks:
-                    ask_ahead(a, ahead, entry)
+                    ask_rows(a, ahead, entry)
                     if ends and here and residual != 0:
                         ask_for_residual(a, out, entry, end)
                 if together and summed == 0 and entry + 4 <= end:
@@ -339,7 +316,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                     summed -= 1
                     p = stop
                 else:
-                    acc, p = add_nonzeros(begin(row, partial, begins), offsets, values, p, stop, bases)
+                    acc = begin(row, partial, begins)
+                    acc, p, asked = add_nonzeros(acc, offsets, values, p, stop, bases, ahead, asked)
                 if ends and plain:
                     store(acc, out, row * y_row_stride)
                 elif ends:
@@ -410,6 +388,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 @compiled_once
 def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Any:
     """The compiled variant; `.address` is what `sharing.run_parallel` and `sharing.run_serial` take."""
-    way = ("" if in_a_row else "_apart") + ("", "_alike", "_lockstep")[together] + ("_asking" if asks else "")
+    way = ("" if in_a_row else "_apart") + ("", "_alike", "_lockstep")[together]
+    way += ("", "_asking", "_asking_lines")[asks]
     variant = make_spmm(bits, lanes, count, in_a_row, together, asks)
     return compile_kernel(variant, f"spmm_f{bits}_v{lanes}_t{count}{way}")

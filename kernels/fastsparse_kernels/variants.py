@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from . import (
+    asking,
     build,
     epilogue,
     layout,
@@ -51,12 +52,13 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, 1)]
+    ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, asking.ROWS, asking.LINES)]
     ways += [(width, spmm.ALIKE, 0) for width in ALIKE_WIDTHS] + [
         (width, spmm.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
     ]
-    # One vector is always in a row. Few columns go into one of half the length.
-    tiles = [(bits, lanes, way[0], in_a_row, *way[1:]) for way in ways for in_a_row in (0, 1) if in_a_row or way[0] > 1]
+    # One vector is always in a row, as lines are. Few columns go into one of half the length.
+    tiles = [(bits, lanes, width, 1, *rest) for width, *rest in ways]
+    tiles += [(bits, lanes, width, 0, *rest) for width, *rest in ways if width > 1 and rest[1] != asking.LINES]
     return tiles + [(bits, half, *rest) for half in _half(bits, lanes) for _, _, *rest in tiles if rest[0] == 1]
 
 
