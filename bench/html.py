@@ -85,7 +85,7 @@ def _targets(results: dict[str, Any]) -> str:
 
 
 def _means(results: dict[str, Any]) -> str:
-    peak = results["peaks"]["fma_gflops"] * max(1, results["threads"])
+    peak = summary.peak(results)
     entries = [e for e in results["workloads"] if e["flops"] and e["seconds"].get(OURS) and e["group"] != "threads"]
     tables = []
     for rivals, sharing in summary.by_rivals(entries).items():
@@ -109,11 +109,11 @@ def _slowest(results: dict[str, Any]) -> str:
 
 
 def _tables(results: dict[str, Any]) -> Iterable[str]:
-    peak = results["peaks"]["fma_gflops"] * max(1, results["threads"])
     groups = dict.fromkeys((entry["group"], entry["title"]) for entry in results["workloads"])
     for group, title in groups:
         entries = [entry for entry in results["workloads"] if entry["group"] == group]
-        yield f"<details><summary>{escape(title)}: {len(entries)}</summary>{_all(entries, peak)}</details>"
+        table = _all(entries, summary.peak(results, group))
+        yield f"<details><summary>{escape(title)}: {len(entries)}</summary>{table}</details>"
 
 
 def _all(entries: Sequence[Entry], peak: float) -> str:

@@ -80,9 +80,7 @@ def roofline(results: dict[str, Any]) -> str:
     entries = [e for e in results["workloads"] if e["bytes"] and summary.rate(e) and e["group"] != "threads"]
     if not entries:
         return ""
-    peak, bandwidth = results["peaks"]["fma_gflops"], results["peaks"]["bandwidth_gbs"]
-    if results["threads"] > 1:
-        peak *= results["threads"]
+    peak, bandwidth = summary.peak(results), results["peaks"]["bandwidth_gbs"]
     points = [(entry["flops"] / entry["bytes"], summary.rate(entry) or 0.0) for entry in entries]
     x = scale_of([p[0] for p in points], "useful operations per byte of operands and result")
     y = scale_of([peak, *(p[1] for p in points)], "useful GF/s")

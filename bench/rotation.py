@@ -31,6 +31,8 @@ class Budget:
         Rounds of every contender.
     block : float
         Seconds of calls that make one measurement, and seconds of untimed calls before it.
+    pause : float
+        Seconds of rest before that on more than one thread: threads of other libraries stop waiting for work.
     clock : callable
         Wall clock; or processor time of one thread's work, on a machine that does something else as well.
     """
@@ -39,6 +41,7 @@ class Budget:
     fewest: int = 3
     most: int = 15
     block: float = 0.003
+    pause: float = PAUSE
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -67,7 +70,7 @@ def rotate(calls: Mapping[str, Call], threads: int, budget: Budget) -> dict[str,
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     share = budget.seconds / len(calls)
-    pause = PAUSE if threads > 1 else 0.0
+    pause = budget.pause if threads > 1 else 0.0
     with _undisturbed(threads):
         for turn in range(budget.most):
             playing = [name for name in calls if turn < budget.fewest or spent[name] < share]

@@ -88,6 +88,12 @@ def mean_rate(entries: Sequence[Entry]) -> float | None:
     return statistics.geometric_mean(rates) if rates else None
 
 
+def peak(results: Mapping[str, Any], group: str = "") -> float:
+    """GF/s of multiply-adds of as many cores as fastsparse ran on, in a group of workloads."""
+    cores = results["machine"]["cpus"] if group == "threads" else max(1, results["threads"])
+    return float(results["peaks"]["fma_gflops"] * cores)
+
+
 def worst(entries: Sequence[Entry], rivals: Sequence[str], count: int = 10) -> list[tuple[float, str, Entry]]:
     """The workloads with the smallest ratio to the fastest of `rivals`."""
     found = [(*best, entry) for entry in entries if (best := best_ratio(entry, rivals)) is not None]
@@ -149,11 +155,11 @@ def _slowest(entries: Sequence[Entry]) -> Iterable[str]:
 
 
 def _alone(results: Mapping[str, Any]) -> Iterable[str]:
-    peak = results["peaks"]["fma_gflops"]
     rows = [("fastsparse alone", "median", "minimum", "GF/s", "of peak")]
     for entry in others(results):
         seconds, speed = entry["seconds"][OURS], rate(entry)
-        cells = ("", "") if speed is None else (f"{speed:.1f}", f"{speed / peak:.0%}")
+        share = "" if speed is None else f"{speed / peak(results, entry['group']):.0%}"
+        cells = ("" if speed is None else f"{speed:.1f}", share)
         name = f"{entry['group']} {entry['name']}"
         rows.append((name, time(statistics.median(seconds)), time(min(seconds)), *cells))
     return aligned(rows) if len(rows) > 1 else []

@@ -231,6 +231,8 @@ def test_text(results):
     assert "Not installed, so not measured: MKL sparse (needs mkl)" in text
     assert "dlmc b" in text
     assert "0.50x" in text
+    shares = {words[0]: words[-1] for words in map(str.split, text.splitlines()) if words and words[-1].endswith("%")}
+    assert (shares["panels"], shares["threads"]) == ("50%", "10%")  # of one core's 10 GF/s, of both processors' 20
     assert "Failed" not in text
     assert "a: wrong" in summary.text(results | {"errors": ["a: wrong"]})
 
