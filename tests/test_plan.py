@@ -36,7 +36,15 @@ def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]
             place = end
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
+    for array in (op.offsets, op.rows, op.row_ends):
+        assert room_behind(array) >= kernels.READ_AHEAD
     return found
+
+
+def room_behind(array: Array) -> int:
+    """Numbers of an array's memory that lie behind it."""
+    whole = array if array.base is None else array.base
+    return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.itemsize
 
 
 def places_in_turn(op: operator.Operator, entry: int, first: int, end: int) -> list[int]:
@@ -245,3 +253,6 @@ def test_panels_that_sddmm_reads(rng):
     assert widths == [1, 2, 4, 4, 4, 4]
     assert [sddmm.sddmm_panels(pattern, groups * 8, m).in_fours for groups in (2, 3, 5)] == [False, True, True]
     assert sddmm.sddmm_panels(pattern, 5 * 8, m).positions == 8
+    for groups in (2, 5):
+        order = sddmm.sddmm_panels(pattern, groups * 8, m).order
+        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.row_ends))

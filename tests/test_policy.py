@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastsparse.plan import policy
 
 
-@pytest.mark.parametrize("rates", [policy.TILE_RATE, policy.WINDOW_TILE_RATE])
+@pytest.mark.parametrize("rates", [policy.TILE_RATE, policy.NARROW_TILE_RATE, policy.WINDOW_TILE_RATE])
 def test_tile_width(rates):
     """No idle vector where that is possible, no wider than the line, and the best rate for long lines."""
     for vectors in range(1, 200):
@@ -61,9 +61,10 @@ def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density)
 
 def test_rates_of_short_rows():
     vector = 32
+    rates = policy.tile_rates(vector)
     assert policy.row_major_rates(0.1, 64, True, vector) is policy.SHORT_ROW_TILE_RATE
-    assert policy.row_major_rates(0.1, 64, False, vector) is policy.TILE_RATE
-    assert policy.row_major_rates(0.1, 512, True, vector) is policy.TILE_RATE
+    assert policy.row_major_rates(0.1, 64, False, vector) is rates
+    assert policy.row_major_rates(0.1, 512, True, vector) is rates
     assert policy.row_major_rates(0.02, 512, False, vector) is policy.SHORT_ROW_TILE_RATE
 
 

@@ -46,14 +46,16 @@ def narrowed(machine: Machine, columns: int) -> Machine:
 
 
 def tile_width(
-    pattern: Pattern, vectors: int, machine: Machine, rates: Mapping[int, float] = policy.TILE_RATE, groups: int = 1
+    pattern: Pattern, vectors: int, machine: Machine, rates: Mapping[int, float] | None = None, groups: int = 1
 ) -> int:
-    """T for a line of `vectors` vectors: by `rates`, or by those of rows alike where W has no zeros.
+    """T for a line of `vectors` vectors: by `rates` (the machine's), or by those of rows alike where W has no zeros.
 
     groups : of a convolution; with several the rows of W differ, whatever the pattern
     """
     alike = groups == 1 and pattern.nnz == math.prod(pattern.shape)
-    return policy.tile_width(vectors, policy.alike_rates(machine.vector) if alike else rates)
+    if alike:
+        rates = policy.alike_rates(machine.vector)
+    return policy.tile_width(vectors, rates or policy.tile_rates(machine.vector))
 
 
 def linear_operator(pattern: Pattern, row_bytes: int, block_rows: int, groups: int, width: int = 0) -> Operator:

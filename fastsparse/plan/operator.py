@@ -78,6 +78,11 @@ class Operator:
         return packed
 
 
+def with_room(length: int) -> NDArray[np.uint32]:
+    """Zeros, with as many behind them as kernels may read ahead."""
+    return np.zeros(length + kernels.READ_AHEAD, np.uint32)[:length]
+
+
 def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
     """Bounds of contiguous row groups of about equal nonzeros (a row counts as one more, for its output)."""
     rows = len(indptr) - 1
@@ -116,16 +121,16 @@ def build_operator(
     empty = int(np.count_nonzero(indptr[1:] == indptr[:-1]))
     entries = int(np.count_nonzero(counts)) + empty
     segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
-    row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
+    row_ids, row_ends = with_room(entries), with_room(entries + 1)
     starts = np.empty((rows, count), np.uint32)
     buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
     kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
-    offsets, permutation = np.empty(nnz, np.uint32), np.empty(nnz, np.uint32)
+    offsets, permutation = with_room(nnz), np.empty(nnz, np.uint32)
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
     operator = Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
     if operator.alike or not policy.takes_turns(width, nnz / max(1, entries)):
         return operator
-    turned, places = np.empty_like(offsets), np.empty_like(permutation)
+    turned, places = with_room(nnz), np.empty_like(permutation)
     kernels.interleave()(segments, row_ends, offsets, permutation, turned, places)
     return replace(operator, offsets=turned, permutation=places, lockstep=True)
 

@@ -29,10 +29,11 @@ TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
 PARALLEL_FLOPS = 200_000  # below this a parallel region costs more than it brings
 SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s on a slow core
 
-# Useful rate of a tile of T vectors, relative to the best: loads per FMA are (T + 2) / T, few accumulators wait on
-# FMA latency, and a wide tile's panel leaves room for fewer rows in L1. Windows of a convolution overlap, so there a
-# wider tile costs little more of L1.
-TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.90, 4: 1.00, 5: 0.98, 6: 0.97, 7: 0.97, 8: 0.95}
+# Useful rate of a tile of T vectors, relative to the best: a nonzero's loads and what it takes to find them are shared
+# by T multiply-adds, few accumulators wait on their latency, and a wide tile's panel leaves room for fewer rows in L1.
+# Narrow vectors leave more. Windows of a convolution overlap, so there a wider tile costs little more of L1.
+TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.93, 4: 0.96, 5: 1.00, 6: 0.99, 7: 0.99, 8: 0.94}
+NARROW_TILE_RATE = {1: 0.40, 2: 0.77, 3: 0.85, 4: 0.94, 5: 0.98, 6: 0.98, 7: 1.00, 8: 0.99}  # less than 64 bytes
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 ACROSS_ROWS = 0.93  # of that, for tiles that go from one row of an image to the next
 # The same for rows of fewer nonzeros in a block than SHORT_ROW: starting and ending one is most of the work.
@@ -78,6 +79,11 @@ def alike_rates(vector_bytes: int) -> dict[int, float]:
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
+def tile_rates(vector_bytes: int) -> dict[int, float]:
+    """Rates of tiles of vectors of so many bytes."""
+    return TILE_RATE if vector_bytes == 64 else NARROW_TILE_RATE
+
+
 def row_major_rates(density: float, columns: int, y_stays_near: bool, vector_bytes: int) -> dict[int, float]:
     """Rates of tiles over row-major y, for W of so many columns.
 
@@ -86,7 +92,7 @@ def row_major_rates(density: float, columns: int, y_stays_near: bool, vector_byt
     """
     held = L1_BLOCK_BYTES // (4 * vector_bytes)
     short = density * min(columns, held) < SHORT_ROW
-    return SHORT_ROW_TILE_RATE if short and (y_stays_near or columns > held) else TILE_RATE
+    return SHORT_ROW_TILE_RATE if short and (y_stays_near or columns > held) else tile_rates(vector_bytes)
 
 
 def reads_in_place(nonzeros: int, columns: int, x_row_stride: int, vector_bytes: int, aligned: bool) -> bool:

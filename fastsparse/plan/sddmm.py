@@ -14,7 +14,7 @@ from fastsparse_kernels.operators import FOUR
 
 from . import policy
 from .linear import Machine, linear_operator, panel_stride, panel_width
-from .operator import INDEX_LIMIT, Operator
+from .operator import INDEX_LIMIT, Operator, with_room
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,11 @@ def order_of(operator: Operator, in_fours: bool) -> Order:
         raise ValueError(f"W has {operator.nnz} nonzeros, {size} with gaps, expected fewer than {INDEX_LIMIT}")
     begins = np.concatenate([[0], begins[:-1]])
     moved = np.arange(operator.nnz) + np.repeat(begins - ends[:-1], lengths)
-    offsets = np.zeros(size, np.uint32)
-    offsets[moved] = operator.offsets
+    offsets, row_ends = with_room(size), with_room(len(ends))
+    offsets[moved], row_ends[1:] = operator.offsets, begins + lengths
     places = np.empty(operator.nnz, np.uint32)
     places[operator.permutation] = moved
-    return Order(
-        np.concatenate([[0], begins + lengths]).astype(np.uint32), offsets, places, size, int(lengths.max(initial=0))
-    )
+    return Order(row_ends, offsets, places, size, int(lengths.max(initial=0)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,15 @@ def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: An
     return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
 
 
+def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, bases: Any, base: Any, offset: Any) -> Any:
+    """sums[i] + w * vector i of x, which stays in memory; see `vector_addresses`."""
+    fma, out = fma_function(builder, tile), []
+    addresses = vector_addresses(builder, tile, bases, base, offset)
+    for acc, address in zip(unpack(builder, sums, tile.count), addresses, strict=True):
+        out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
+    return pack(builder, tile.vector, out)
+
+
 @intrinsic(prefer_literal=True)
 def load_weights(typing: Any, like: Any, address: Any, number: Any) -> Any:
     """`number` numbers from an address on (2 or 4), over and over in a vector, for `axpy_with` to take them from.
@@ -47,7 +56,7 @@ def load_weights(typing: Any, like: Any, address: Any, number: Any) -> Any:
         for i in range(weights.count):
             numbers = load_value(builder, shifted(builder, args[1], i * each * like.size), few, like.size)
             vector = shuffle(builder, numbers, numbers, [lane % each for lane in range(like.lanes)])
-            vectors.append(opaque(builder, like, vector))  # LLVM would load every number anew
+            vectors.append(opaque(builder, vector))  # LLVM would load every number anew
         return pack(builder, like.vector, vectors)
 
     return weights(like, types.int64, number), codegen
@@ -62,14 +71,10 @@ def axpy_with(typing: Any, tile: Any, weights: Any, number: Any, index: Any, bas
     each = min(number.literal_value, tile.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma = fma_function(builder, tile)
         source = unpack(builder, args[1], weights.count)[index.literal_value // each]
         lanes = [lane // each * each + index.literal_value % each for lane in range(tile.lanes)]
-        w, out = shuffle(builder, source, source, lanes), []
-        addresses = vector_addresses(builder, tile, bases, args[4], args[5])
-        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
-        return pack(builder, tile.vector, out)
+        w = shuffle(builder, source, source, lanes)
+        return _multiply_add(builder, tile, args[0], w, bases, args[4], args[5])
 
     return tile(tile, weights, number, index, bases, types.int64), codegen
 
@@ -79,13 +84,8 @@ def axpy(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
     """`axpy_with` on one weight, at address `weight`: it is broadcast, vectors of x stay in memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma = fma_function(builder, tile)
         w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
-        out = []
-        addresses = vector_addresses(builder, tile, bases, args[2], args[3])
-        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
-        return pack(builder, tile.vector, out)
+        return _multiply_add(builder, tile, args[0], w, bases, args[2], args[3])
 
     return tile(tile, types.int64, bases, types.int64), codegen
 

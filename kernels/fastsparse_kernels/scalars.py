@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import from_dtype, types
 from numba.extending import intrinsic
 
-from .vector_ir import FLOATS, I64, NUMBA_FLOATS, at, llvm_function, load_value
+from .vector_ir import FLOATS, I32, I64, NUMBA_FLOATS, at, llvm_function, load_value, opaque, shifted
 
 
 def _scalar_load(bits: int, align: int) -> Any:
@@ -25,7 +25,25 @@ def _scalar_load(bits: int, align: int) -> Any:
 
 
 load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (16, 32, 64))
-load_u64 = _scalar_load(64, 4)  # two neighbours of a uint32 array, the first in the low half (little-endian)
+
+
+@intrinsic(prefer_literal=True)
+def load_four_u32(typing: Any, vector_bytes: Any, address: Any) -> Any:
+    """Four neighbours of a uint32 array as two int64 of two, the first one in the low half (little-endian).
+
+    vector_bytes : of the vectors that are loaded all around. Beside those of 64 bytes, a load of an integer takes more
+        time than a vector's: one vector brings all four. Shorter ones leave room for integers, but not for moving them.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if vector_bytes.literal_value == 64:
+            four = opaque(builder, load_value(builder, args[1], ir.VectorType(I64, 2), 4))
+            halves = [builder.extract_element(four, ir.Constant(I32, i)) for i in (0, 1)]
+        else:
+            halves = [load_value(builder, shifted(builder, args[1], 8 * i), I64, 4) for i in (0, 1)]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(types.int64, 2)(vector_bytes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -64,13 +64,16 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(FOUR, lanes, bits)
             p = (simd.load_u32(row_ends + entry * 4) + FOUR - 1) // FOUR * FOUR
             begin = p
+            next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
+            coming = simd.load_four_u32(vector, offsets + p * 4)  # before they are used, as in `spmm`
             while entry < end:
-                stop, row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
+                stop, row = next_stop, next_row
+                next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 8), simd.load_u32(rows + entry * 4 + 4)
                 y0 = simd.load(like, first_y + row * y_row_stride)
                 y1 = simd.load(like, second_y + row * y_row_stride)
                 place = kept + (p - begin) // FOUR * (each * vector)
                 while p + FOUR <= stop:
-                    two, more = simd.load_u64(offsets + p * 4), simd.load_u64(offsets + p * 4 + 8)
+                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
                     s0 = dot(y0, y1, x0, x1, two & 0xFFFFFFFF)
                     s1 = dot(y0, y1, x0, x1, (two >> 32) & 0xFFFFFFFF)
                     s2 = dot(y0, y1, x0, x1, more & 0xFFFFFFFF)
@@ -79,11 +82,12 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
                     place += each * vector
                     p += FOUR
                 if p < stop:
-                    s0, s1, s2 = dot(y0, y1, x0, x1, simd.load_u32(offsets + p * 4)), nothing, nothing
+                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
+                    s0, s1, s2 = dot(y0, y1, x0, x1, two & 0xFFFFFFFF), nothing, nothing
                     if p + 1 < stop:
-                        s1 = dot(y0, y1, x0, x1, simd.load_u32(offsets + p * 4 + 4))
+                        s1 = dot(y0, y1, x0, x1, (two >> 32) & 0xFFFFFFFF)
                     if p + 2 < stop:
-                        s2 = dot(y0, y1, x0, x1, simd.load_u32(offsets + p * 4 + 8))
+                        s2 = dot(y0, y1, x0, x1, more & 0xFFFFFFFF)
                     simd.store(simd.fours_of(s0, s1, s2, nothing), place)
                     p += FOUR
                 if p - begin >= KEPT:

@@ -231,26 +231,27 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         end_four(s0, s1, s2, s3, sums)
 
     @inlined_part
-    def add_nonzeros(acc, offsets, values, p, stop, bases, ahead, asked):  # type: ignore[no-untyped-def]
-        """Nonzeros from p up to stop: one load brings two offsets, or four weights, for loads are what bounds it."""
+    def add_nonzeros(acc, offsets, values, p, stop, bases, coming, ahead, asked):  # type: ignore[no-untyped-def]
+        """Nonzeros from p up to stop, whose first offsets are in `coming`: four of them, loaded a turn before they are
+        used. Loads are what bounds it, and those of x wait less when their addresses are there.
+        """
         while p + 4 <= stop:
             weights = simd.load_weights(acc, values + p * size, 4)
-            two, more = simd.load_u64(offsets + p * 4), simd.load_u64(offsets + p * 4 + 8)
+            (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
             asked = ask_lines(ahead, asked)
             acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
             p += 4
-        if p + 2 <= stop:
-            weights, two = simd.load_weights(acc, values + p * size, 2), simd.load_u64(offsets + p * 4)
-            acc = simd.axpy_with(acc, weights, 2, 0, bases, two & 0xFFFFFFFF)
-            acc = simd.axpy_with(acc, weights, 2, 1, bases, (two >> 32) & 0xFFFFFFFF)
-            p += 2
         if p < stop:
-            acc = simd.axpy(acc, values + p * size, bases, simd.load_u32(offsets + p * 4))
-            p += 1
-        return acc, p, asked
+            (two, more), coming = coming, simd.load_four_u32(vector, offsets + stop * 4)
+            acc = simd.axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
+            if p + 1 < stop:
+                acc = simd.axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+            if p + 2 < stop:
+                acc = simd.axpy(acc, values + p * size + 2 * size, bases, more & 0xFFFFFFFF)
+        return acc, coming, asked
 
     @kernel_part
     def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
@@ -268,9 +269,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         turns = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
         s0, s1, s2, s3 = begin_four(a, entry, partial, begins)
         end0, end1, end2 = end0 + 3 * turns, end1 + 2 * turns, end2 + turns
-        stop = p + 4 * turns
+        stop, coming = p + 4 * turns, simd.load_four_u32(vector, a.offsets + p * 4)
         while p < stop:
-            two, more = simd.load_u64(a.offsets + p * 4), simd.load_u64(a.offsets + p * 4 + 8)
+            (two, more), coming = coming, simd.load_four_u32(vector, a.offsets + p * 4 + 16)
             weights = simd.load_weights(s0, a.values + p * size, 4)
             s0 = simd.axpy_with(s0, weights, 4, 0, bases, two & 0xFFFFFFFF)
             s1 = simd.axpy_with(s1, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
@@ -301,9 +302,12 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
             plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
             sums, summed, asked = tile_buffer + 2 * width, 0, lines_from(ahead, p)
+            # What leads to other loads is loaded before it is used: a row's end and its number, and offsets.
+            next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
+            coming = simd.load_four_u32(vector, offsets + p * 4)
             while entry < end:
-                stop = simd.load_u32(row_ends + entry * 4 + 4)
-                row = simd.load_u32(rows + entry * 4)
+                stop, row = next_stop, next_row
+                next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 8), simd.load_u32(rows + entry * 4 + 4)
                 if asks:
                     ask_rows(a, ahead, entry)
                     if ends and here and residual != 0:
@@ -314,10 +318,12 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                 if together and summed > 0:
                     acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
                     summed -= 1
-                    p = stop
                 else:
                     acc = begin(row, partial, begins)
-                    acc, p, asked = add_nonzeros(acc, offsets, values, p, stop, bases, ahead, asked)
+                    if together:
+                        coming = simd.load_four_u32(vector, offsets + p * 4)
+                    acc, coming, asked = add_nonzeros(acc, offsets, values, p, stop, bases, coming, ahead, asked)
+                p = stop
                 if ends and plain:
                     store(acc, out, row * y_row_stride)
                 elif ends:

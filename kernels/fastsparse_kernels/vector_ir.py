@@ -88,10 +88,10 @@ def shuffle(builder: Any, a: Any, b: Any, indices: Sequence[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), list(indices)))
 
 
-def opaque(builder: Any, tile: Tile, vector: Any) -> Any:
+def opaque(builder: Any, vector: Any) -> Any:
     """The same vector, which LLVM takes for something it knows nothing about."""
     register = "v" if platform.machine().lower() in ("x86_64", "amd64") else "w"
-    same = ir.InlineAsm(ir.FunctionType(tile.vector, [tile.vector]), "", f"={register},0")
+    same = ir.InlineAsm(ir.FunctionType(vector.type, [vector.type]), "", f"={register},0")
     return builder.call(same, [vector])
 
 
