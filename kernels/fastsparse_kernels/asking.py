@@ -66,6 +66,9 @@ def make_asking(count: int, width: int, asks: int, addresses: Any, ask_for: Any)
             simd.prefetch(asked + LINE)
             if each > 2 * LINE:
                 simd.prefetch(asked + 2 * LINE)
+                if each > 3 * LINE:  # wide tiles of W of few rows
+                    simd.prefetch(asked + 3 * LINE)
+                    simd.prefetch(asked + 4 * LINE)
             return asked + each
 
     else:
