@@ -49,7 +49,7 @@ MANY_VECTORS = 100  # of a row of Y: where one tile more is little against begin
 WIDEST_TILE = max(TILE_RATE)
 # Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
 # nonzeros of a row and block on. Wider ones lost 5 to 10%.
-LOCKSTEP_FROM = {1: 0.0, 2: 16.0}
+LOCKSTEP_FROM = {1: 0.0, 2: 32.0}
 # The same for such rows: four times as many accumulators hide the latency of few vectors.
 ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 
