@@ -283,7 +283,8 @@ class Lowering:
     def _sum(self, node: Node, op: Linear, x: Place, residual: Place) -> None:
         """activation(x + residual): the identity of one channel, whose positions are the features."""
         m, features = self.m, op.weight.shape[0]
-        plan, values = identity(features, m), np.ones(1, self.program.dtype)
+        plan = identity(features, m)
+        values = plan.operator.pack(np.ones(1, self.program.dtype))
         target = self._target(node.output, "plain")
         self._add(
             node.name, "sum", None, (x, residual), target,

@@ -72,8 +72,8 @@ class Operator:
         return self.nnz == int(self.group_starts[-1]) * len(self.columns.block)
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The values in the operator's order, aligned: one gather."""
-        packed = aligned_empty((self.nnz,), values.dtype)
+        """The values in the operator's order, aligned, with room for reading ahead: one gather."""
+        packed = aligned_empty((self.nnz + kernels.READ_AHEAD,), values.dtype)[: self.nnz]
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
 

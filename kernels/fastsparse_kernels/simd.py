@@ -106,6 +106,7 @@ __all__ = [
     "load_weights",
     "prefetch",
     "prefetch_at",
+    "prefetch_near",
     "record_view",
     "spread",
     "stack_buffer",
@@ -214,10 +215,13 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
     return like(like, types.int64, types.int64), codegen
 
 
-def _prefetch(builder: Any, address: Any) -> None:
+_L1, _L2 = 3, 2  # LLVM's words for how near
+
+
+def _prefetch(builder: Any, address: Any, near: int = _L2) -> None:
     byte = ir.IntType(8).as_pointer()
     ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
-    ask(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, 2, 1)))
+    ask(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, near, 1)))
 
 
 @intrinsic
@@ -229,6 +233,18 @@ def prefetch(typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch_near(typing: Any, address: Any, nbytes: Any) -> Any:
+    """Ask for the lines of some bytes from an address on, every 64 of them, for the L1 cache."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for distance in range(0, nbytes.literal_value, 64):
+            _prefetch(builder, shifted(builder, args[0], distance), _L1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, nbytes), codegen
 
 
 @intrinsic

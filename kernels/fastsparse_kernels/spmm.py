@@ -232,8 +232,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
     @inlined_part
     def add_nonzeros(acc, offsets, values, p, stop, bases, coming, ahead, asked):  # type: ignore[no-untyped-def]
-        """Nonzeros from p up to stop, whose first offsets are in `coming`: four of them, loaded a turn before they are
-        used. Loads are what bounds it, and those of x wait less when their addresses are there.
+        """Nonzeros from p up to stop, the first offsets being `coming`: four of them, loaded a turn before their use.
+
+        Loads are what bounds it: one brings four weights, and those of x wait less when their addresses are there.
         """
         while p + 4 <= stop:
             weights = simd.load_weights(acc, values + p * size, 4)
@@ -245,13 +246,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             acc = simd.axpy_with(acc, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
             p += 4
         if p < stop:
-            (two, more), coming = coming, simd.load_four_u32(vector, offsets + stop * 4)
-            acc = simd.axpy(acc, values + p * size, bases, two & 0xFFFFFFFF)
+            weights, (two, more) = simd.load_weights(acc, values + p * size, 4), coming
+            acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
             if p + 1 < stop:
-                acc = simd.axpy(acc, values + p * size + size, bases, (two >> 32) & 0xFFFFFFFF)
+                acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
             if p + 2 < stop:
-                acc = simd.axpy(acc, values + p * size + 2 * size, bases, more & 0xFFFFFFFF)
-        return acc, coming, asked
+                acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
+        return acc, asked
 
     @kernel_part
     def add_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
@@ -302,12 +303,15 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
             plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
             sums, summed, asked = tile_buffer + 2 * width, 0, lines_from(ahead, p)
-            # What leads to other loads is loaded before it is used: a row's end and its number, and offsets.
+            # What leads to other loads is loaded a row before: its end and number, its first offsets.
             next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
             coming = simd.load_four_u32(vector, offsets + p * 4)
             while entry < end:
-                stop, row = next_stop, next_row
+                stop, row, first = next_stop, next_row, coming
                 next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 8), simd.load_u32(rows + entry * 4 + 4)
+                coming = simd.load_four_u32(vector, offsets + stop * 4)
+                if begins == 0:
+                    simd.prefetch_near(partial + next_row * width, width)
                 if asks:
                     ask_rows(a, ahead, entry)
                     if ends and here and residual != 0:
@@ -320,9 +324,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                     summed -= 1
                 else:
                     acc = begin(row, partial, begins)
-                    if together:
-                        coming = simd.load_four_u32(vector, offsets + p * 4)
-                    acc, coming, asked = add_nonzeros(acc, offsets, values, p, stop, bases, coming, ahead, asked)
+                    acc, asked = add_nonzeros(acc, offsets, values, p, stop, bases, first, ahead, asked)
                 p = stop
                 if ends and plain:
                     store(acc, out, row * y_row_stride)

@@ -122,6 +122,7 @@ def test_the_identity_adds_its_residual(rng, positions, dtype):
     x = np.concatenate([rng.standard_normal(positions), np.full(m.lanes, np.nan)]).astype(dtype)
     r = rng.standard_normal(positions).astype(dtype)
     y = np.full(positions + 1, np.nan, dtype)
-    launch_products.run_spmm(plan, np.ones(1, dtype), address(x), address(y), m, y_row_stride=0, residual=address(r))
+    values = plan.operator.pack(np.ones(1, dtype))
+    launch_products.run_spmm(plan, values, address(x), address(y), m, y_row_stride=0, residual=address(r))
     np.testing.assert_array_equal(y[:positions], x[:positions] + r)
     assert np.isnan(y[positions])
