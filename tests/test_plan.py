@@ -36,15 +36,15 @@ def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]
             place = end
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
-    for array in (op.offsets, op.rows, op.row_ends):
+    for array in (op.offsets, op.entries):
         assert room_behind(array) >= kernels.READ_AHEAD
     return found
 
 
 def room_behind(array: Array) -> int:
-    """Numbers of an array's memory that lie behind it."""
+    """Items of an array's memory that lie behind it."""
     whole = array if array.base is None else array.base
-    return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.itemsize
+    return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.strides[0]
 
 
 def places_in_turn(op: operator.Operator, entry: int, first: int, end: int) -> list[int]:
@@ -103,9 +103,11 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     for multiple in (1, 4):
         order = sddmm.order_of(op, multiple == 4)
         assert order.longest == np.diff(op.row_ends).max(initial=0)
-        begins = -(-order.row_ends[:-1].astype(np.int64) // multiple) * multiple
-        assert np.array_equal(order.row_ends[1:] - begins, np.diff(op.row_ends))
-        held = np.concatenate([np.arange(*entry) for entry in zip(begins, order.row_ends[1:], strict=True)] or [[]])
+        ends = order.entries[:, 0].astype(np.int64)
+        begins = -(-ends[:-1] // multiple) * multiple
+        assert np.array_equal(ends[1:] - begins, np.diff(op.row_ends))
+        assert np.array_equal(order.entries[:-1, 1], op.rows)
+        held = np.concatenate([np.arange(*entry) for entry in zip(begins, ends[1:], strict=True)] or [[]])
         assert np.array_equal(order.offsets[held.astype(int)], op.offsets)
         assert np.array_equal(order.places[op.permutation], held)
         gradients = order.pack(values)
@@ -255,4 +257,4 @@ def test_panels_that_sddmm_reads(rng):
     assert sddmm.sddmm_panels(pattern, 5 * 8, m).positions == 8
     for groups in (2, 5):
         order = sddmm.sddmm_panels(pattern, groups * 8, m).order
-        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.row_ends))
+        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.entries))

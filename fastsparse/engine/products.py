@@ -79,7 +79,7 @@ def product_call(plan: SpmmPlan, values: NDArray[Any], op: Conv | Linear, m: Mac
 
 def _digest(operator: Operator) -> bytes:
     digest = hashlib.blake2b(bytes([operator.lockstep]), digest_size=16)
-    for array in (operator.group_starts, operator.segments, operator.row_ends, operator.rows, operator.offsets):
+    for array in (operator.group_starts, operator.segments, operator.entries, operator.offsets):
         digest.update(np.ascontiguousarray(array).data)
     digest.update(np.ascontiguousarray(operator.columns.bases).data)
     return digest.digest()

@@ -37,13 +37,13 @@ class ColumnBlocks:
 class Operator:
     """A packed structure; see `fastsparse_kernels.operators` for the order of its entries.
 
+    `entries` is [entries + 1, 2]: where each one's nonzeros begin, and its row; the last one begins behind them all.
     `permutation[i]` is the place in the CSR's data of the operator's nonzero i.
     """
 
     group_starts: NDArray[np.int64]
     segments: NDArray[np.uint32]
-    row_ends: NDArray[np.uint32]
-    rows: NDArray[np.uint32]
+    entries: NDArray[np.uint32]
     offsets: NDArray[np.uint32]
     permutation: NDArray[np.uint32]
     columns: ColumnBlocks
@@ -62,6 +62,16 @@ class Operator:
         return len(self.offsets)
 
     @property
+    def rows(self) -> NDArray[np.uint32]:
+        """Row of every entry."""
+        return self.entries[:-1, 1]
+
+    @property
+    def row_ends(self) -> NDArray[np.uint32]:
+        """0, and where every entry's nonzeros end."""
+        return self.entries[:, 0]
+
+    @property
     def widest_group(self) -> int:
         """Rows of the largest group: the partial sums a worker must hold."""
         return int(np.diff(self.group_starts).max(initial=0))
@@ -78,9 +88,16 @@ class Operator:
         return packed
 
 
-def with_room(length: int) -> NDArray[np.uint32]:
+def with_room(length: int, *rest: int) -> NDArray[np.uint32]:
     """Zeros, with as many behind them as kernels may read ahead."""
-    return np.zeros(length + kernels.READ_AHEAD, np.uint32)[:length]
+    return np.zeros((length + kernels.READ_AHEAD, *rest), np.uint32)[:length]
+
+
+def pack_entries(row_ends: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """`Operator.entries`, with room for reading ahead."""
+    entries = with_room(len(row_ends), 2)
+    entries[:, 0], entries[:-1, 1] = row_ends, rows
+    return entries
 
 
 def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
@@ -121,13 +138,14 @@ def build_operator(
     empty = int(np.count_nonzero(indptr[1:] == indptr[:-1]))
     entries = int(np.count_nonzero(counts)) + empty
     segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
-    row_ids, row_ends = with_room(entries), with_room(entries + 1)
+    row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
     starts = np.empty((rows, count), np.uint32)
     buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
     kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
     offsets, permutation = with_room(nnz), np.empty(nnz, np.uint32)
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
-    operator = Operator(group_starts, segments, row_ends, row_ids, offsets, permutation, blocks)
+    packed = pack_entries(row_ends, row_ids)
+    operator = Operator(group_starts, segments, packed, offsets, permutation, blocks)
     if operator.alike or not policy.takes_turns(width, nnz / max(1, entries)):
         return operator
     turned, places = with_room(nnz), np.empty_like(permutation)

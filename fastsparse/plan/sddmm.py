@@ -14,17 +14,18 @@ from fastsparse_kernels.operators import FOUR
 
 from . import policy
 from .linear import Machine, linear_operator, panel_stride, panel_width
-from .operator import INDEX_LIMIT, Operator, with_room
+from .operator import INDEX_LIMIT, Operator, pack_entries, with_room
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
     """Where the kernel keeps gradients: those of an operator's entry in a row, in the entry's order.
 
-    `places[i]` is the place of gradient i of the CSR among `size` of the kernel; `longest` nonzeros has an entry.
+    `entries` as in `Operator`, where each one's nonzeros end: it may begin behind a gap. `places[i]` is the place of
+    gradient i of the CSR among `size` of the kernel; `longest` nonzeros has an entry.
     """
 
-    row_ends: NDArray[np.uint32]
+    entries: NDArray[np.uint32]
     offsets: NDArray[np.uint32]
     places: NDArray[np.uint32]
     size: int
@@ -54,11 +55,12 @@ def order_of(operator: Operator, in_fours: bool) -> Order:
         raise ValueError(f"W has {operator.nnz} nonzeros, {size} with gaps, expected fewer than {INDEX_LIMIT}")
     begins = np.concatenate([[0], begins[:-1]])
     moved = np.arange(operator.nnz) + np.repeat(begins - ends[:-1], lengths)
-    offsets, row_ends = with_room(size), with_room(len(ends))
-    offsets[moved], row_ends[1:] = operator.offsets, begins + lengths
+    offsets = with_room(size)
+    offsets[moved] = operator.offsets
+    entries = pack_entries(np.concatenate([[0], begins + lengths]), operator.rows)
     places = np.empty(operator.nnz, np.uint32)
     places[operator.permutation] = moved
-    return Order(row_ends, offsets, places, size, int(lengths.max(initial=0)))
+    return Order(entries, offsets, places, size, int(lengths.max(initial=0)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,8 +37,8 @@ def make_asking(count: int, width: int, asks: int, addresses: Any, ask_for: Any)
         @kernel_part
         def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
             """Where the panel begins, its bytes, bytes for each turn; the nonzeros of entries from `entry` to `end`."""
-            begin = simd.load_u32(a.row_ends + entry * 4)
-            nonzeros = simd.load_u32(a.row_ends + end * 4) - begin
+            begin = simd.load_u32(a.entries + entry * 8)
+            nonzeros = simd.load_u32(a.entries + end * 8) - begin
             tile, block = behind(a, tile, block)
             if a.ahead == 0 or tile >= a.tiles or nonzeros == 0:
                 return x, 0, 0, begin, 1

@@ -31,7 +31,7 @@ KINDS = 4
 TOGETHER = 4  # rows that share what is read of X, or take turns
 CHAINS = 8  # running sums of a row of SpMV, which reads as many columns at once
 FOUR = 4  # positions of a run that SDDMM takes without a loop, and nonzeros that it takes together there
-READ_AHEAD = 4  # numbers behind the last that kernels may read of values, `offsets`, `rows` and `row_ends`
+READ_AHEAD = 4  # values, offsets and entries behind the last ones that kernels may read
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 

@@ -20,8 +20,7 @@ ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
     "blocks",
     "segments",
-    "row_ends",
-    "rows",
+    "entries",
     "offsets",
     "gradients",  # float [nnz] in the operator's order, zeroed by the caller
     "block_bases",
@@ -83,10 +82,10 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
 
     @kernel_part
     def run_entries(a, entry, end, x, y, run, run_end):  # type: ignore[no-untyped-def]
-        p = simd.load_u32(a.row_ends + entry * 4)
+        p = simd.load_u32(a.entries + entry * 8)
         while entry < end:
-            stop = simd.load_u32(a.row_ends + entry * 4 + 4)
-            y_row = y + simd.load_u32(a.rows + entry * 4) * a.y_row_stride
+            stop = simd.load_u32(a.entries + entry * 8 + 8)
+            y_row = y + simd.load_u32(a.entries + entry * 8 + 4) * a.y_row_stride
             while p + count <= stop:  # inlined, with the number known: no selection of addresses
                 take_all(a, x, y_row, p, count, run, run_end)
                 p += count

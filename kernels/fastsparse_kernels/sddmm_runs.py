@@ -18,6 +18,7 @@ from .build import compile_kernel, compiled_once, inlined_part, kernel_part
 from .operators import FOUR
 from .sddmm import ARGUMENTS
 
+FOUR_BYTES = FOUR * 4  # of their offsets
 KEPT = 128  # gradients, after which kept vectors are added up
 _arguments = simd.record_view(ARGUMENTS)
 
@@ -29,13 +30,13 @@ def scratch_bytes(lanes: int, bits: int, longest: int) -> int:
 
 
 def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel on vectors of `lanes` numbers of `bits` bits. In its record `row_ends`, `offsets` and `gradients` have
+    """Kernel on vectors of `lanes` numbers of `bits` bits. In its record `entries`, `offsets` and `gradients` have
     gaps."""
     size = bits // 8
     vector = lanes * size
     chunk = max(lanes, FOUR)  # gradients that are added to at once
     each = max(1, FOUR // lanes)  # vectors that are kept of four nonzeros
-    parts = chunk // FOUR * each
+    parts, kept_bytes = chunk // FOUR * each, each * vector
 
     @kernel_part
     def add_kept(kept, gradients, number):  # type: ignore[no-untyped-def]
@@ -60,41 +61,43 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
 
         @kernel_part
         def run_entries(a, entry, end, x0, x1, first_y, second_y, kept):  # type: ignore[no-untyped-def]
-            row_ends, rows, offsets, y_row_stride = a.row_ends, a.rows, a.offsets, a.y_row_stride
+            offsets, y_row_stride, to_second = a.offsets, a.y_row_stride, second_y - first_y
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(FOUR, lanes, bits)
-            p = (simd.load_u32(row_ends + entry * 4) + FOUR - 1) // FOUR * FOUR
-            begin = p
-            next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
-            coming = simd.load_four_u32(vector, offsets + p * 4)  # before they are used, as in `spmm`
-            while entry < end:
-                stop, row = next_stop, next_row
-                next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 8), simd.load_u32(rows + entry * 4 + 4)
-                y0 = simd.load(like, first_y + row * y_row_stride)
-                y1 = simd.load(like, second_y + row * y_row_stride)
-                place = kept + (p - begin) // FOUR * (each * vector)
-                while p + FOUR <= stop:
-                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
+            here, end_here = a.entries + entry * 8, a.entries + end * 8
+            at = (simd.load_u32(here) + FOUR - 1) // FOUR * FOUR_BYTES
+            gradients, place, full = a.gradients + at // 4 * size, kept, kept + KEPT // FOUR * kept_bytes
+            # What leads to other loads is loaded before it is used, as in `spmm`.
+            row, behind = simd.load_u32(here + 4), simd.load_i64(here + 8)
+            coming = simd.load_four_u32(vector, offsets + at)
+            while here < end_here:
+                y_row = first_y + row * y_row_stride
+                stop, row, behind = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, simd.load_i64(here + 16)
+                y0, y1 = simd.load(like, y_row), simd.load(like, y_row + to_second)
+                while at + FOUR_BYTES <= stop:
+                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + at + FOUR_BYTES)
                     s0 = dot(y0, y1, x0, x1, two & 0xFFFFFFFF)
                     s1 = dot(y0, y1, x0, x1, (two >> 32) & 0xFFFFFFFF)
                     s2 = dot(y0, y1, x0, x1, more & 0xFFFFFFFF)
                     s3 = dot(y0, y1, x0, x1, (more >> 32) & 0xFFFFFFFF)
                     simd.store(simd.fours_of(s0, s1, s2, s3), place)
-                    place += each * vector
-                    p += FOUR
-                if p < stop:
-                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
+                    place += kept_bytes
+                    at += FOUR_BYTES
+                if at < stop:
+                    (two, more), coming = coming, simd.load_four_u32(vector, offsets + at + FOUR_BYTES)
                     s0, s1, s2 = dot(y0, y1, x0, x1, two & 0xFFFFFFFF), nothing, nothing
-                    if p + 1 < stop:
+                    if at + 4 < stop:
                         s1 = dot(y0, y1, x0, x1, (two >> 32) & 0xFFFFFFFF)
-                    if p + 2 < stop:
+                    if at + 8 < stop:
                         s2 = dot(y0, y1, x0, x1, more & 0xFFFFFFFF)
                     simd.store(simd.fours_of(s0, s1, s2, nothing), place)
-                    p += FOUR
-                if p - begin >= KEPT:
-                    add_kept(kept, a.gradients + begin * size, p - begin)
-                    begin = p
-                entry += 1
-            add_kept(kept, a.gradients + begin * size, p - begin)
+                    place += kept_bytes
+                    at += FOUR_BYTES
+                if place >= full:
+                    number = (place - kept) // kept_bytes * FOUR
+                    add_kept(kept, gradients, number)
+                    gradients, place = gradients + number * size, kept
+                here += 8
+            add_kept(kept, gradients, (place - kept) // kept_bytes * FOUR)
 
         return run_entries
 

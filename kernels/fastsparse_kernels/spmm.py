@@ -22,6 +22,7 @@ from . import simd
 from .asking import make_asking
 from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
 from .copying import make_copy_numbers
+from .operators import FIRST, KINDS, LAST, ONLY
 
 ALIKE, LOCKSTEP = 1, 2  # how four rows go together
 RESIDUALS_AHEAD = 8  # entries, before what is added to a row is asked for: some 400 cycles
@@ -35,8 +36,7 @@ ARGUMENTS = kernel_record(
     "blocks",  # column blocks
     "group_starts",  # int64 [groups + 1], first row of every group
     "segments",  # uint32 [groups * blocks * 4 + 1], entries by group, block and kind
-    "row_ends",  # uint32 [entries + 1], end of every entry's nonzeros
-    "rows",  # uint32 [entries]
+    "entries",  # uint32 [entries + 1, 2], where each one's nonzeros begin, and its row
     "offsets",  # uint32 [nnz], bytes from the block's base
     "values",  # float [nnz]
     "block_bases",  # int64 [blocks], bytes from a position to the block's first input
@@ -132,6 +132,13 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             return panel
 
         @kernel_part
+        def stored_plainly(a, out, whole, low, high):  # type: ignore[no-untyped-def]
+            """Where row 0 of a tile goes whose sums are stored as they are; 0 of others."""
+            clamped = low > -np.inf or high < np.inf
+            added = a.bias != 0 or a.residual != 0
+            return out if whole and not (clamped or added or a.activation != 0 or a.past_caches != 0) else 0
+
+        @kernel_part
         def ask_for(bases, offset):  # type: ignore[no-untyped-def]
             """A tile's part of one row, which need not begin on a line."""
             for distance in range(0, width, 64):
@@ -146,6 +153,10 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             return simd.gather_addresses(count, base, table)
 
         @kernel_part
+        def stored_plainly(a, out, whole, low, high):  # type: ignore[no-untyped-def]
+            return 0
+
+        @kernel_part
         def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
             return addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * count * 8)
 
@@ -154,7 +165,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     @inlined_part
     def ask_for_residual(a, out, entry, end):  # type: ignore[no-untyped-def]
         """What is added to a row of some entries later."""
-        row = simd.load_u32(a.rows + min(entry + RESIDUALS_AHEAD, end - 1) * 4)
+        row = simd.load_u32(a.entries + min(entry + RESIDUALS_AHEAD, end - 1) * 8 + 4)
         ask_for(out, a.residual - a.y + row * a.y_row_stride)
 
     @kernel_part
@@ -205,9 +216,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
     @kernel_part
     def begin_four(a, entry, partial, begins):  # type: ignore[no-untyped-def]
-        rows = a.rows + entry * 4
-        s0, s1 = begin(simd.load_u32(rows), partial, begins), begin(simd.load_u32(rows + 4), partial, begins)
-        s2, s3 = begin(simd.load_u32(rows + 8), partial, begins), begin(simd.load_u32(rows + 12), partial, begins)
+        rows = a.entries + entry * 8 + 4
+        s0, s1 = begin(simd.load_u32(rows), partial, begins), begin(simd.load_u32(rows + 8), partial, begins)
+        s2, s3 = begin(simd.load_u32(rows + 16), partial, begins), begin(simd.load_u32(rows + 24), partial, begins)
         return s0, s1, s2, s3
 
     @kernel_part
@@ -220,7 +231,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     @inlined_part
     def sum_alike(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
         """Sums of four rows with the same columns, into `sums`: each vector of x is read once for all."""
-        n = simd.load_u32(a.row_ends + entry * 4 + 4) - p
+        n = simd.load_u32(a.entries + entry * 8 + 8) - p
         step, weight = n * size, a.values + p * size
         s0, s1, s2, s3 = begin_four(a, entry, partial, begins)
         for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
@@ -231,26 +242,26 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         end_four(s0, s1, s2, s3, sums)
 
     @inlined_part
-    def add_nonzeros(acc, offsets, values, p, stop, bases, coming, ahead, asked):  # type: ignore[no-untyped-def]
+    def add_nonzeros(acc, offsets, values, at, stop, bases, coming, ahead, asked):  # type: ignore[no-untyped-def]
         """Nonzeros from p up to stop, the first offsets being `coming`: four of them, loaded a turn before their use.
 
         Loads are what bounds it: one brings four weights, and those of x wait less when their addresses are there.
         """
-        while p + 4 <= stop:
-            weights = simd.load_weights(acc, values + p * size, 4)
-            (two, more), coming = coming, simd.load_four_u32(vector, offsets + p * 4 + 16)
+        while at + 16 <= stop:
+            weights = simd.load_weights(acc, values + at * (size // 4), 4)
+            (two, more), coming = coming, simd.load_four_u32(vector, offsets + at + 16)
             asked = ask_lines(ahead, asked)
             acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
             acc = simd.axpy_with(acc, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
-            p += 4
-        if p < stop:
-            weights, (two, more) = simd.load_weights(acc, values + p * size, 4), coming
+            at += 16
+        if at < stop:
+            weights, (two, more) = simd.load_weights(acc, values + at * (size // 4), 4), coming
             acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
-            if p + 1 < stop:
+            if at + 4 < stop:
                 acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
-            if p + 2 < stop:
+            if at + 8 < stop:
                 acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
         return acc, asked
 
@@ -264,9 +275,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     @inlined_part
     def sum_lockstep(a, entry, p, bases, partial, begins, sums):  # type: ignore[no-untyped-def]
         """Sums of four rows of about the same length, into `sums`: a nonzero of each in turn, as they lie."""
-        ends = a.row_ends + entry * 4
-        end0, end1, end2 = simd.load_u32(ends + 4), simd.load_u32(ends + 8), simd.load_u32(ends + 12)
-        end3 = simd.load_u32(ends + 16)
+        ends = a.entries + entry * 8
+        end0, end1, end2 = simd.load_u32(ends + 8), simd.load_u32(ends + 16), simd.load_u32(ends + 24)
+        end3 = simd.load_u32(ends + 32)
         turns = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
         s0, s1, s2, s3 = begin_four(a, entry, partial, begins)
         end0, end1, end2 = end0 + 3 * turns, end1 + 2 * turns, end2 + turns
@@ -286,49 +297,48 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     sum_four = sum_alike if together == ALIKE else sum_lockstep
 
     def make_rows(ends: int) -> Callable[..., Any]:
-        """The loop over entries whose rows end in this block, in the epilogue (1), or in another one (0).
+        """The loop over entries whose sums go through the epilogue (1), or are stored as they are (0), `to_stride`
+        bytes a row apart: partial sums, and those of rows that end in the block, where there is nothing else to do.
 
         Every loop that Numba compiles here is a second of a variant's compile time. Whether rows begin in the block is
-        seen at run time, which costs nothing that could be measured.
+        seen at run time, which costs nothing that could be measured. What does not fit the registers costs a lot.
         """
 
         @kernel_part
         def run_rows(  # type: ignore[no-untyped-def]
-            a, begins, entry, end, p, bases, partial, target, low, high, ahead
+            a, begins, entry, end, p, bases, partial, to, to_stride, target, low, high, ahead
         ):
             tile_buffer, y, out, piece, pieces_end = target
-            row_ends, rows, offsets, values = a.row_ends, a.rows, a.offsets, a.values
+            entries, offsets, values = a.entries, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
             here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
-            plain = here and not (past_caches or clamped or bias != 0 or residual != 0)
             sums, summed, asked = tile_buffer + 2 * width, 0, lines_from(ahead, p)
-            # What leads to other loads is loaded a row before: its end and number, its first offsets.
-            next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 4), simd.load_u32(rows + entry * 4)
-            coming = simd.load_four_u32(vector, offsets + p * 4)
-            while entry < end:
-                stop, row, first = next_stop, next_row, coming
-                next_stop, next_row = simd.load_u32(row_ends + entry * 4 + 8), simd.load_u32(rows + entry * 4 + 4)
-                coming = simd.load_four_u32(vector, offsets + stop * 4)
-                if begins == 0:
+            # What leads to other loads is loaded a row before: its end and the next one's number, its first offsets.
+            cursor, cursor_end, at = entries + entry * 8, entries + end * 8, p * 4
+            row, behind = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
+            coming = simd.load_four_u32(vector, offsets + at)
+            while cursor < cursor_end:
+                stop, next_row, first = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, coming
+                behind = simd.load_i64(cursor + 16)
+                coming = simd.load_four_u32(vector, offsets + stop)
+                if not asks and begins == 0:
                     simd.prefetch_near(partial + next_row * width, width)
                 if asks:
-                    ask_rows(a, ahead, entry)
+                    ask_rows(a, ahead, (cursor - entries) // 8)
                     if ends and here and residual != 0:
-                        ask_for_residual(a, out, entry, end)
-                if together and summed == 0 and entry + 4 <= end:
-                    sum_four(a, entry, p, bases, partial, begins, sums)
+                        ask_for_residual(a, out, (cursor - entries) // 8, end)
+                if together and summed == 0 and cursor + 32 <= cursor_end:
+                    sum_four(a, (cursor - entries) // 8, at // 4, bases, partial, begins, sums)
                     summed = 4
                 if together and summed > 0:
                     acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
                     summed -= 1
                 else:
                     acc = begin(row, partial, begins)
-                    acc, asked = add_nonzeros(acc, offsets, values, p, stop, bases, first, ahead, asked)
-                p = stop
-                if ends and plain:
-                    store(acc, out, row * y_row_stride)
-                elif ends:
+                    acc, asked = add_nonzeros(acc, offsets, values, at, stop, bases, first, ahead, asked)
+                at = stop
+                if ends:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if here:
@@ -349,9 +359,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                         simd.store(acc, tile_buffer)
                         finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high)
                 else:
-                    simd.store(acc, partial + row * width)
-                entry += 1
-            return p
+                    simd.store(acc, to + row * to_stride)
+                cursor, row = cursor + 8, next_row
+            return at // 4
 
         return run_rows
 
@@ -374,20 +384,20 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             panel, target = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
             segment = a.segments + group * blocks * 16
             entry = simd.load_u32(segment)
-            p = simd.load_u32(a.row_ends + entry * 4)
+            p = simd.load_u32(a.entries + entry * 8)
+            plainly_to = stored_plainly(a, out, piece == pieces_end, low, high)
             for block in range(blocks):
                 bases = find_inputs(a, x, tile, block, panel)
                 ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
-                ends = segment + block * 16
-                end = simd.load_u32(ends + 4)
-                p = run_last_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
-                entry, end = end, simd.load_u32(ends + 8)
-                p = run_rows(a, 1, entry, end, p, bases, partial, target, low, high, ahead)
-                entry, end = end, simd.load_u32(ends + 12)
-                p = run_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
-                entry, end = end, simd.load_u32(ends + 16)
-                p = run_last_rows(a, 0, entry, end, p, bases, partial, target, low, high, ahead)
-                entry = end
+                for kind in range(KINDS):
+                    end = simd.load_u32(segment + block * 16 + kind * 4 + 4)
+                    begins, ends = int(kind in (ONLY, FIRST)), kind in (ONLY, LAST)
+                    to, to_stride = (plainly_to, a.y_row_stride) if ends else (partial, width)
+                    if to != 0:
+                        p = run_rows(a, begins, entry, end, p, bases, partial, to, to_stride, target, low, high, ahead)
+                    else:
+                        p = run_last_rows(a, begins, entry, end, p, bases, partial, 0, 0, target, low, high, ahead)
+                    entry = end
             task = simd.fetch_add(a.counter, 1)
 
     return spmm
