@@ -32,7 +32,7 @@ SLICE_FLOPS = 1_000_000_000  # longest stretch without a look at signals: 0.2 s 
 # Useful rate of a tile of T vectors, relative to the best: a nonzero's loads and what it takes to find them are shared
 # by T multiply-adds, few accumulators wait on their latency, and a wide tile's panel leaves room for fewer rows in L1.
 # Narrow vectors leave more. Windows of a convolution overlap, so there a wider tile costs little more of L1.
-TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.93, 4: 0.96, 5: 1.00, 6: 0.99, 7: 0.99, 8: 0.94}
+TILE_RATE = {1: 0.40, 2: 0.78, 3: 0.94, 4: 0.97, 5: 1.00, 6: 0.99, 7: 0.99, 8: 0.94}
 NARROW_TILE_RATE = {1: 0.40, 2: 0.77, 3: 0.85, 4: 0.94, 5: 0.98, 6: 0.98, 7: 1.00, 8: 0.99}  # less than 64 bytes
 WINDOW_TILE_RATE = {1: 0.40, 2: 0.72, 3: 0.85, 4: 0.94, 5: 0.95, 6: 0.96, 7: 1.00, 8: 0.99}
 ACROSS_ROWS = 0.93  # of that, for tiles that go from one row of an image to the next
