@@ -321,9 +321,10 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             while cursor < cursor_end:
                 stop, next_row, first = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, coming
                 behind = simd.load_i64(cursor + 16)
-                coming = simd.load_four_u32(vector, offsets + stop)
-                if not asks and begins == 0:
-                    simd.prefetch_near(partial + next_row * width, width)
+                if not together:  # rows that go together have loads enough to wait for
+                    coming = simd.load_four_u32(vector, offsets + stop)
+                    if not asks and begins == 0:
+                        simd.prefetch_near(partial + next_row * width, width)
                 if asks:
                     ask_rows(a, ahead, (cursor - entries) // 8)
                     if ends and here and residual != 0:
@@ -336,6 +337,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                     summed -= 1
                 else:
                     acc = begin(row, partial, begins)
+                    if together:
+                        first = simd.load_four_u32(vector, offsets + at)
                     acc, asked = add_nonzeros(acc, offsets, values, at, stop, bases, first, ahead, asked)
                 at = stop
                 if ends:
