@@ -226,6 +226,17 @@ def test_targets(results):
     assert on_two["SpMM 90%, N <= 1024, one thread, against scipy"].verdict == "not measured"
 
 
+def test_targets_on_avx2_count_whom_they_hold(results):
+    entry = _entry("resnet", "a", {OURS: [1e-3], "torch dense": [5e-3], "onnxruntime dense": [2e-3]})
+    machine = results["machine"] | {"vector_bits": 256}
+    what = "AVX2: convolution against dense"
+    for environment, found in (({}, "2.00x"), ({"NUMBA_CPU_NAME": "haswell"}, "5.00x")):
+        run = results | {"workloads": [entry], "machine": machine | {"environment": environment}}
+        row = {row.what: row for row in targets.evaluate(run)}[what]
+        assert row.found == found
+        assert ("onnxruntime dense" in row.note) == bool(environment)
+
+
 def test_text(results):
     text = summary.text(results)
     assert "Not installed, so not measured: MKL sparse (needs mkl)" in text
