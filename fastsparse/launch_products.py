@@ -17,12 +17,11 @@ from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
 from fastsparse_kernels import asking, lookup, sddmm, sddmm_runs, spmm, spmv
-from fastsparse_kernels.operators import TOGETHER
+from fastsparse_kernels.operators import FOUR, TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
-    """What all calls of a plan share: the record's fixed fields; the kernel's arguments, if it asks ahead; scratch per
-    worker; work."""
+    """What all calls of a plan share: the record's fixed fields, the kernel's arguments, scratch per worker, work."""
     operator, tiles = plan.operator, plan.tiles
     width = tiles.width * m.vector
     partial = operator.widest_group * width if operator.blocks > 1 else 0
@@ -61,9 +60,17 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
         scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    lines = in_a_row and not (packed or together) and plan.x_row_stride == width
-    variant = m.bits, m.lanes, tiles.width, int(in_a_row), together, asking.LINES if lines else asking.ROWS
+    asks = _way_of_asking(plan, width) if in_a_row and not (packed or together) else asking.ROWS
+    variant = m.bits, m.lanes, tiles.width, int(in_a_row), together, asks if plan.asks_ahead else 0
     return record, variant, scratch, flops
+
+
+def _way_of_asking(plan: SpmmPlan, width: int) -> int:
+    """By lines where a panel's rows lie in a row and W has nonzeros enough to ask for all of it."""
+    operator = plan.operator
+    lines = len(operator.columns.block) * width // asking.LINE
+    enough = lines <= operator.nnz // FOUR * asking.TURN_LINES
+    return asking.LINES if plan.x_row_stride == width and enough else asking.ROWS
 
 
 def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -95,7 +102,7 @@ def spmm_call(
     activation: str | None = None,
 ) -> Call:
     """See `run_spmm`; scratch is the address of `spmm_scratch` bytes per worker."""
-    template, (*variant, ahead), _, flops = _prepared_spmm(plan, m)
+    template, (*variant, asks), _, flops = _prepared_spmm(plan, m)
     record = template.copy()
     record.set(
         values=address(values),
@@ -109,8 +116,8 @@ def spmm_call(
     )
     set_epilogue(record, bias, activation, m)
     y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
-    far_residual = residual != 0 and policy.is_far(y_bytes, m.l3_bytes)
-    asks = ahead if plan.asks_ahead else asking.ROWS if far_residual else 0
+    if residual != 0 and policy.is_far(y_bytes, m.l3_bytes):
+        asks = asks or asking.ROWS
     kernel = spmm.spmm_kernel(*variant, asks)
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 

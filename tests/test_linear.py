@@ -256,7 +256,7 @@ def test_adjoint_identity(rng, samples, dtype):
 def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
     """Also where the last entries of a block ask beyond its last row, and beyond X itself."""
     rng = np.random.default_rng(4)
-    mask = rng.random((37, 600)) < 0.1
+    mask = rng.random((37, 600)) < 0.3
     mask[:, 300:] &= rng.random((37, 300)) < 0.1
     W = matrix(rng, mask, "float32")
     x = rng.standard_normal((203, 600)).astype(np.float32)
@@ -284,8 +284,8 @@ def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_rows_that_lie_in_a_row_are_asked_for_by_lines(rng, monkeypatch, asked):
-    """Panels by the loop over nonzeros, row-major X by entries."""
-    W = matrix(rng, rng.random((37, 600)) < 0.1, "float32")
+    """Panels by the loop over nonzeros, if there are some for every line; row-major X by entries."""
+    W = matrix(rng, rng.random((37, 600)) < 0.3, "float32")
     x = rng.standard_normal((203, 600)).astype(np.float32)
     variants, kernel = [], spmm.spmm_kernel
 
@@ -296,8 +296,9 @@ def test_rows_that_lie_in_a_row_are_asked_for_by_lines(rng, monkeypatch, asked):
     monkeypatch.setattr(spmm, "spmm_kernel", watched)
     monkeypatch.setattr(policy, "asks_ahead", lambda *_: asked)
     fs.linear(x, W)
+    fs.linear(x, matrix(rng, rng.random((37, 600)) < 0.03, "float32"))
     fs.spmm(W, np.ascontiguousarray(x.T))
-    assert variants == ([asking.LINES, asking.ROWS] if asked else [0, 0])
+    assert variants == ([asking.LINES, asking.ROWS, asking.ROWS] if asked else [0, 0, 0])
 
 
 def test_products_on_much_data_ask_ahead():

@@ -99,6 +99,7 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)
     assert packed.size == 0 or packed.ctypes.data % 64 == 0
+    assert room_behind(packed) >= kernels.READ_AHEAD
     assert np.array_equal(packed, values[op.permutation])
     for multiple in (1, 4):
         order = sddmm.order_of(op, multiple == 4)

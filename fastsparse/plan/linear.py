@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels.build import half_lanes
 from fastsparse_kernels.operators import CHAINS, FOUR
 
 from . import policy
@@ -41,8 +42,8 @@ class Machine:
 @functools.lru_cache(maxsize=64)
 def narrowed(machine: Machine, columns: int) -> Machine:
     """The machine with vectors half as long where so many columns fit them: L1 holds more of X, a quarter less time."""
-    half = machine.lanes // 2
-    return replace(machine, lanes=half) if columns <= half and half * machine.size >= 16 else machine
+    half = half_lanes(machine.bits, machine.lanes)
+    return replace(machine, lanes=half) if half and columns <= half else machine
 
 
 def tile_width(
@@ -173,9 +174,10 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
         tiles = whole_vectors(x_positions, y_positions, width, machine.lanes, machine.size, machine.vector)
     row_bytes = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
-    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, True)
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
+    row_by_row = not (operator.alike or operator.lockstep)
+    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, row_by_row)
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
     return SpmmPlan(operator, tiles, row_bytes, ahead, past_caches)
 

@@ -22,7 +22,7 @@ NEAR_BYTES = 4 * 2**20  # arrays of this size or less stay in a cache that is ne
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
 FAR_SHARE = 3 / 8  # of the L3 cache: see `is_far`
-ROW_SHARE = 1 / 4  # the same: see `asks_ahead`
+PANELS_SHARE = 1 / 4  # of the L3 cache: panels of more are asked for ahead
 CHUNK_SHARE = 1 / 4  # of the L3 cache: workspace of one pass over part of a batch
 LINEAR_CHUNK_GROUPS = 8  # groups of VL samples of a linear layer in one part, at least: W is read for each
 TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
@@ -153,7 +153,7 @@ def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int, in_a_row: b
     It pays where reading X is much of the work, and X is not in a cache anyway; elsewhere it costs up to 8%. Where the
     rows of panels lie in a row, asking takes little, and pays for any W, and for what the last cache holds with others.
     """
-    return x_bytes > ROW_SHARE * l3_bytes if in_a_row else columns >= rows and is_far(x_bytes, l3_bytes)
+    return x_bytes > PANELS_SHARE * l3_bytes if in_a_row else columns >= rows and is_far(x_bytes, l3_bytes)
 
 
 def block_channels(window_bytes: int, l1_bytes: int, overlap: bool = True) -> int:

@@ -23,6 +23,8 @@ from .vector_ir import (
     unpack,
 )
 
+WEIGHTS = 4  # that are loaded at once
+
 
 def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
     """Where a tile's vectors lie: at `offset` from each of its `Addresses`, or in a row from there."""
@@ -41,15 +43,15 @@ def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, bases: Any, base:
     return pack(builder, tile.vector, out)
 
 
-@intrinsic(prefer_literal=True)
-def load_weights(typing: Any, like: Any, address: Any, number: Any) -> Any:
-    """`number` numbers from an address on (2 or 4), over and over in a vector, for `axpy_with` to take them from.
+@intrinsic
+def load_weights(typing: Any, like: Any, address: Any) -> Any:
+    """Four numbers from an address on, over and over in a vector, for `axpy_with` to take them from.
 
-    One load brings them all, and loads are what loops over nonzeros are bound by. Vectors of fewer lanes than numbers
-    hold as many as they have lanes.
+    One load brings them all, and loads are what loops over nonzeros are bound by. Vectors of fewer lanes hold as many
+    as they have lanes.
     """
-    each = min(number.literal_value, like.lanes)
-    weights = Tile(number.literal_value // each, like.lanes, like.bits)
+    each = min(WEIGHTS, like.lanes)
+    weights = Tile(WEIGHTS // each, like.lanes, like.bits)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         few, vectors = ir.VectorType(like.element, each), []
@@ -59,24 +61,24 @@ def load_weights(typing: Any, like: Any, address: Any, number: Any) -> Any:
             vectors.append(opaque(builder, vector))  # LLVM would load every number anew
         return pack(builder, like.vector, vectors)
 
-    return weights(like, types.int64, number), codegen
+    return weights(like, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def axpy_with(typing: Any, tile: Any, weights: Any, number: Any, index: Any, bases: Any, offset: Any) -> Any:
-    """tile[i] + w * vector i of x, where w is number `index` of the `number` in `weights`.
+def axpy_with(typing: Any, tile: Any, weights: Any, index: Any, bases: Any, offset: Any) -> Any:
+    """tile[i] + w * vector i of x, where w is number `index` of the four in `weights`.
 
     bases : `Addresses`, or one int64 where the vectors lie in a row; offset is added to it
     """
-    each = min(number.literal_value, tile.lanes)
+    each = min(WEIGHTS, tile.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source = unpack(builder, args[1], weights.count)[index.literal_value // each]
         lanes = [lane // each * each + index.literal_value % each for lane in range(tile.lanes)]
         w = shuffle(builder, source, source, lanes)
-        return _multiply_add(builder, tile, args[0], w, bases, args[4], args[5])
+        return _multiply_add(builder, tile, args[0], w, bases, args[3], args[4])
 
-    return tile(tile, weights, number, index, bases, types.int64), codegen
+    return tile(tile, weights, index, bases, types.int64), codegen
 
 
 @intrinsic

@@ -15,6 +15,7 @@ from .build import inlined_part, kernel_part
 
 ROWS, LINES = 1, 2  # of the next panel are asked for: by an entry, by every four nonzeros
 LINE = 64  # bytes; where lines are longer, it is asked for more often
+TURN_LINES = 5  # that four nonzeros ask for at most
 
 
 def make_asking(count: int, width: int, asks: int, addresses: Any, ask_for: Any) -> tuple[Callable[..., Any], ...]:
@@ -36,7 +37,11 @@ def make_asking(count: int, width: int, asks: int, addresses: Any, ask_for: Any)
 
         @kernel_part
         def next_panel(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-            """Where the panel begins, its bytes, bytes for each turn; the nonzeros of entries from `entry` to `end`."""
+            """Where the panel begins, its bytes, bytes for each turn; the first nonzero of the entries from `entry` to
+            `end`, and how many they have.
+
+            Turns may ask a little behind the panel, and behind X: they are counted by an average.
+            """
             begin = simd.load_u32(a.entries + entry * 8)
             nonzeros = simd.load_u32(a.entries + end * 8) - begin
             tile, block = behind(a, tile, block)

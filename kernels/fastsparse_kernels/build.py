@@ -74,6 +74,12 @@ def lanes(bits: int) -> int:
     return vector_bytes() * 8 // bits
 
 
+def half_lanes(bits: int, lanes: int) -> int:
+    """Lanes of vectors half as long as those of so many lanes; 0 where they would have less than 16 bytes."""
+    half = lanes // 2
+    return half if half * bits >= 128 else 0
+
+
 def kernel_record(*fields: str) -> np.dtype:
     """Dtype of a kernel's argument record: int64 numbers and byte addresses, the task counter first."""
     return np.dtype([(name, np.int64) for name in ("counter", "stop", *fields)])

@@ -20,8 +20,8 @@ ARGUMENTS = kernel_record(
     # tasks are row groups of the operator
     "blocks",
     "segments",
-    "entries",
-    "offsets",
+    "entries",  # uint32 [entries + 1, 2], where the nonzeros of the one before end, and each one's row
+    "offsets",  # READ_AHEAD items behind these two may be read
     "gradients",  # float [nnz] in the operator's order, zeroed by the caller
     "block_bases",
     "batches",

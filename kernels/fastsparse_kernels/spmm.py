@@ -36,6 +36,7 @@ ARGUMENTS = kernel_record(
     "blocks",  # column blocks
     "group_starts",  # int64 [groups + 1], first row of every group
     "segments",  # uint32 [groups * blocks * 4 + 1], entries by group, block and kind
+    # READ_AHEAD items behind entries, offsets and values may be read
     "entries",  # uint32 [entries + 1, 2], where each one's nonzeros begin, and its row
     "offsets",  # uint32 [nnz], bytes from the block's base
     "values",  # float [nnz]
@@ -243,26 +244,27 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
     @inlined_part
     def add_nonzeros(acc, offsets, values, at, stop, bases, coming, ahead, asked):  # type: ignore[no-untyped-def]
-        """Nonzeros from p up to stop, the first offsets being `coming`: four of them, loaded a turn before their use.
+        """Nonzeros from `at` up to `stop`, in bytes of offsets. The first ones are `coming`: four, loaded a turn before
+        they are used.
 
         Loads are what bounds it: one brings four weights, and those of x wait less when their addresses are there.
         """
         while at + 16 <= stop:
-            weights = simd.load_weights(acc, values + at * (size // 4), 4)
+            weights = simd.load_weights(acc, values + at * (size // 4))
             (two, more), coming = coming, simd.load_four_u32(vector, offsets + at + 16)
             asked = ask_lines(ahead, asked)
-            acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
-            acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
-            acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
-            acc = simd.axpy_with(acc, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 0, bases, two & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 2, bases, more & 0xFFFFFFFF)
+            acc = simd.axpy_with(acc, weights, 3, bases, (more >> 32) & 0xFFFFFFFF)
             at += 16
         if at < stop:
-            weights, (two, more) = simd.load_weights(acc, values + at * (size // 4), 4), coming
-            acc = simd.axpy_with(acc, weights, 4, 0, bases, two & 0xFFFFFFFF)
+            weights, (two, more) = simd.load_weights(acc, values + at * (size // 4)), coming
+            acc = simd.axpy_with(acc, weights, 0, bases, two & 0xFFFFFFFF)
             if at + 4 < stop:
-                acc = simd.axpy_with(acc, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
+                acc = simd.axpy_with(acc, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
             if at + 8 < stop:
-                acc = simd.axpy_with(acc, weights, 4, 2, bases, more & 0xFFFFFFFF)
+                acc = simd.axpy_with(acc, weights, 2, bases, more & 0xFFFFFFFF)
         return acc, asked
 
     @kernel_part
@@ -284,11 +286,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
         stop, coming = p + 4 * turns, simd.load_four_u32(vector, a.offsets + p * 4)
         while p < stop:
             (two, more), coming = coming, simd.load_four_u32(vector, a.offsets + p * 4 + 16)
-            weights = simd.load_weights(s0, a.values + p * size, 4)
-            s0 = simd.axpy_with(s0, weights, 4, 0, bases, two & 0xFFFFFFFF)
-            s1 = simd.axpy_with(s1, weights, 4, 1, bases, (two >> 32) & 0xFFFFFFFF)
-            s2 = simd.axpy_with(s2, weights, 4, 2, bases, more & 0xFFFFFFFF)
-            s3 = simd.axpy_with(s3, weights, 4, 3, bases, (more >> 32) & 0xFFFFFFFF)
+            weights = simd.load_weights(s0, a.values + p * size)
+            s0 = simd.axpy_with(s0, weights, 0, bases, two & 0xFFFFFFFF)
+            s1 = simd.axpy_with(s1, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            s2 = simd.axpy_with(s2, weights, 2, bases, more & 0xFFFFFFFF)
+            s3 = simd.axpy_with(s3, weights, 3, bases, (more >> 32) & 0xFFFFFFFF)
             p += 4
         s0, s1 = add_rest(s0, a, p, end0, bases), add_rest(s1, a, end0, end1, bases)
         s2, s3 = add_rest(s2, a, end1, end2, bases), add_rest(s3, a, end2, end3, bases)
@@ -296,7 +298,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
     sum_four = sum_alike if together == ALIKE else sum_lockstep
 
-    def make_rows(ends: int) -> Callable[..., Any]:
+    def make_rows(epilogue: int) -> Callable[..., Any]:
         """The loop over entries whose sums go through the epilogue (1), or are stored as they are (0), `to_stride`
         bytes a row apart: partial sums, and those of rows that end in the block, where there is nothing else to do.
 
@@ -306,9 +308,9 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
         @kernel_part
         def run_rows(  # type: ignore[no-untyped-def]
-            a, begins, entry, end, p, bases, partial, to, to_stride, target, low, high, ahead
+            a, begins, entry, end, p, bases, places, low, high, ahead
         ):
-            tile_buffer, y, out, piece, pieces_end = target
+            partial, to, to_stride, (tile_buffer, y, out, piece, pieces_end) = places
             entries, offsets, values = a.entries, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
@@ -327,7 +329,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                         simd.prefetch_near(partial + next_row * width, width)
                 if asks:
                     ask_rows(a, ahead, (cursor - entries) // 8)
-                    if ends and here and residual != 0:
+                    if epilogue and here and residual != 0:
                         ask_for_residual(a, out, (cursor - entries) // 8, end)
                 if together and summed == 0 and cursor + 32 <= cursor_end:
                     sum_four(a, (cursor - entries) // 8, at // 4, bases, partial, begins, sums)
@@ -341,7 +343,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                         first = simd.load_four_u32(vector, offsets + at)
                     acc, asked = add_nonzeros(acc, offsets, values, at, stop, bases, first, ahead, asked)
                 at = stop
-                if ends:
+                if epilogue:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if here:
@@ -368,7 +370,7 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
         return run_rows
 
-    run_rows, run_last_rows = make_rows(0), make_rows(1)
+    store_rows, finish_rows = make_rows(0), make_rows(1)
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
@@ -396,10 +398,11 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
                     end = simd.load_u32(segment + block * 16 + kind * 4 + 4)
                     begins, ends = int(kind in (ONLY, FIRST)), kind in (ONLY, LAST)
                     to, to_stride = (plainly_to, a.y_row_stride) if ends else (partial, width)
-                    if to != 0:
-                        p = run_rows(a, begins, entry, end, p, bases, partial, to, to_stride, target, low, high, ahead)
+                    places = (partial, to, to_stride, target)
+                    if ends and plainly_to == 0:
+                        p = finish_rows(a, begins, entry, end, p, bases, places, low, high, ahead)
                     else:
-                        p = run_last_rows(a, begins, entry, end, p, bases, partial, 0, 0, target, low, high, ahead)
+                        p = store_rows(a, begins, entry, end, p, bases, places, low, high, ahead)
                     entry = end
             task = simd.fetch_add(a.counter, 1)
 

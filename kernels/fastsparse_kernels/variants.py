@@ -63,7 +63,8 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _half(bits: int, lanes: int) -> list[int]:
-    return [lanes // 2] if lanes * bits // 16 >= 16 else []
+    half = build.half_lanes(bits, lanes)
+    return [half] if half else []
 
 
 def _both(bits: int, lanes: int) -> list[Arguments]:
@@ -126,7 +127,7 @@ PARALLEL = (sharing.run_parallel, sequence.run_steps)  # of use only where paral
 
 
 def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, function that compiles or loads it) of what most float32 programs use: some eighty variants."""
+    """(name, function that compiles or loads it) of what most float32 programs use: some ninety variants."""
     yield "serial launch", sharing.run_serial
     yield "parallel launch", sharing.run_parallel
     yield "sequence of steps", sequence.sequence_kernel
