@@ -164,29 +164,41 @@ def test_clamp_keeps_nan_and_the_sign_of_zero(dtype):
 
 @BOTH
 @pytest.mark.parametrize("row", sorted({16, build.vector_bytes()}))
-@pytest.mark.parametrize("number", [2, 4])
-def test_weights_are_taken_one_by_one(rng, dtype, row, number):
+@pytest.mark.parametrize("index", range(4))
+def test_weights_are_taken_one_by_one(rng, dtype, row, index):
     """Also from more numbers than a vector of 16 bytes has lanes."""
-    bits, lanes, last = bits_of(dtype), row // np.dtype(dtype).itemsize, number - 1
+    bits, lanes = bits_of(dtype), row // np.dtype(dtype).itemsize
 
     def in_a_row(weights, x, y):  # type: ignore[no-untyped-def]
         like = simd.zeros(3, lanes, bits)
-        some, rest = simd.load_weights(like, weights, number), 3 * row
-        simd.store(simd.axpy_with(like, some, number, 0, x, rest), y)
-        simd.store(simd.axpy_with(like, some, number, last, x, rest), y + rest)
+        simd.store(simd.axpy_with(like, simd.load_weights(like, weights), index, x, 3 * row), y)
 
     def apart(weights, x, y):  # type: ignore[no-untyped-def]
         like = simd.zeros(3, lanes, bits)
-        some, bases = simd.load_weights(like, weights, number), simd.spread(3, x + 2 * row, -row)
-        simd.store(simd.axpy_with(like, some, number, last, bases, 0), y)
+        bases = simd.spread(3, x + 2 * row, -row)
+        simd.store(simd.axpy_with(like, simd.load_weights(like, weights), index, bases, 0), y)
 
-    weights = np.full(number + 4, np.nan, dtype)
-    weights[:number] = rng.standard_normal(number)
-    x, y = rng.standard_normal((6, lanes)).astype(dtype), np.full((6, lanes), np.nan, dtype)
+    weights = np.full(8, np.nan, dtype)
+    weights[:4] = rng.standard_normal(4)
+    x, y = rng.standard_normal((6, lanes)).astype(dtype), np.full((3, lanes), np.nan, dtype)
     compiled(in_a_row, 3)(weights, x, y)
-    assert np.array_equal(y, np.concatenate([weights[0] * x[3:], weights[last] * x[3:]]))
+    assert np.array_equal(y, weights[index] * x[3:])
     compiled(apart, 3)(weights, x, y)
-    assert np.array_equal(y[:3], weights[last] * x[2::-1])
+    assert np.array_equal(y, weights[index] * x[2::-1])
+
+
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+def test_four_offsets_are_two_pairs(rng, vector_bytes):
+    """The first of each in the low half, at any multiple of four bytes; also numbers that an int32 cannot hold."""
+
+    def load(source, out):  # type: ignore[no-untyped-def]
+        two, more = simd.load_four_u32(vector_bytes, source + 4)
+        simd.store_i64(two, out)
+        simd.store_i64(more, out + 8)
+
+    source, out = rng.integers(0, 2**32, 5, dtype=np.uint32), np.zeros(2, np.int64)
+    compiled(load, 2)(source, out)
+    assert out.view(np.uint32).tolist() == source[1:].tolist()
 
 
 @BOTH
