@@ -16,8 +16,8 @@ from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import asking, lookup, sddmm, sddmm_runs, spmm, spmv
-from fastsparse_kernels.operators import FOUR, TOGETHER
+from fastsparse_kernels import asking, lookup, row_sums, sddmm, sddmm_runs, spmm, spmv
+from fastsparse_kernels.operators import TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -30,9 +30,9 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
     together = 0
     if operator.alike and tiles.width in policy.alike_rates(m.vector):
-        together = spmm.ALIKE
+        together = row_sums.ALIKE
     elif operator.lockstep:
-        together = spmm.LOCKSTEP
+        together = row_sums.LOCKSTEP
     finished = width * (2 + TOGETHER if together else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
@@ -50,7 +50,7 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
         x_row_stride=plan.x_row_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        ahead=plan.asks_ahead,
+        ahead=plan.asks != 0,
         y_positions=address(tiles.y_positions),
         past_caches=plan.past_caches,
         tile_pieces=address(tiles.tile_pieces),
@@ -60,17 +60,8 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
         scratch_panel=partial + finished,
     )
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * m.lanes
-    asks = _way_of_asking(plan, width) if in_a_row and not (packed or together) else asking.ROWS
-    variant = m.bits, m.lanes, tiles.width, int(in_a_row), together, asks if plan.asks_ahead else 0
+    variant = m.bits, m.lanes, tiles.width, int(in_a_row), together
     return record, variant, scratch, flops
-
-
-def _way_of_asking(plan: SpmmPlan, width: int) -> int:
-    """By lines where a panel's rows lie in a row and W has nonzeros enough to ask for all of it."""
-    operator = plan.operator
-    lines = len(operator.columns.block) * width // asking.LINE
-    enough = lines <= operator.nnz // FOUR * asking.TURN_LINES
-    return asking.LINES if plan.x_row_stride == width and enough else asking.ROWS
 
 
 def _prepared_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -102,7 +93,7 @@ def spmm_call(
     activation: str | None = None,
 ) -> Call:
     """See `run_spmm`; scratch is the address of `spmm_scratch` bytes per worker."""
-    template, (*variant, asks), _, flops = _prepared_spmm(plan, m)
+    template, variant, _, flops = _prepared_spmm(plan, m)
     record = template.copy()
     record.set(
         values=address(values),
@@ -116,9 +107,8 @@ def spmm_call(
     )
     set_epilogue(record, bias, activation, m)
     y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
-    if residual != 0 and policy.is_far(y_bytes, m.l3_bytes):
-        asks = asks or asking.ROWS
-    kernel = spmm.spmm_kernel(*variant, asks)
+    far_residual = residual != 0 and policy.is_far(y_bytes, m.l3_bytes)
+    kernel = spmm.spmm_kernel(*variant, plan.asks or (asking.ROWS if far_residual else 0))
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 

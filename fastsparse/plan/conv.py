@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels.asking import ROWS
 from fastsparse_kernels.operators import FOUR
 
 from . import policy
@@ -133,7 +134,7 @@ def conv_between(
     l3, x_bytes, y_bytes = machine.l3_bytes, x.group_stride * sample_groups, y.group_stride * sample_groups
     ahead = not windows and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
     operator = lanes_operator(pattern, geometry, x, per_block, groups, width)
-    return SpmmPlan(operator, tiles, x.channel_stride, ahead, policy.is_far(y_bytes, l3))
+    return SpmmPlan(operator, tiles, x.channel_stride, ROWS if ahead else 0, policy.is_far(y_bytes, l3))
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:

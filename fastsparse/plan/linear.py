@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
+from fastsparse_kernels.asking import LINES, ROWS
 from fastsparse_kernels.build import half_lanes
 from fastsparse_kernels.operators import CHAINS, FOUR
 
@@ -124,7 +125,7 @@ def spmm_row_major(
     ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, width)
-    return SpmmPlan(operator, tiles, x_row_stride, ahead, past_caches)
+    return SpmmPlan(operator, tiles, x_row_stride, ROWS if ahead else 0, past_caches)
 
 
 def _spmm_in_place(
@@ -177,9 +178,11 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
     row_by_row = not (operator.alike or operator.lockstep)
-    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, row_by_row)
+    lines = row_by_row and policy.asks_by_lines(pattern.nnz, columns * row_bytes)
+    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, lines)
+    asks = (LINES if lines else ROWS) if ahead else 0
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
-    return SpmmPlan(operator, tiles, row_bytes, ahead, past_caches)
+    return SpmmPlan(operator, tiles, row_bytes, asks, past_caches)
 
 
 @dataclass(frozen=True, eq=False)

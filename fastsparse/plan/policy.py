@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fastsparse_kernels.operators import TOGETHER
+from fastsparse_kernels.asking import LINE, TURN_LINES
+from fastsparse_kernels.operators import FOUR, TOGETHER
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
@@ -145,6 +146,11 @@ def is_far(nbytes: int, l3_bytes: int) -> bool:
     loop over rows asks for what it adds to large outputs some rows ahead.
     """
     return nbytes > FAR_SHARE * l3_bytes
+
+
+def asks_by_lines(nonzeros: int, panel_bytes: int) -> bool:
+    """Whether so many nonzeros are enough to ask for all of a panel that is as large, some lines for every four."""
+    return panel_bytes // LINE <= nonzeros // FOUR * TURN_LINES
 
 
 def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int, in_a_row: bool = False) -> bool:

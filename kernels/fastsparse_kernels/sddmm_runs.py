@@ -63,15 +63,15 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
         def run_entries(a, entry, end, x0, x1, first_y, second_y, kept):  # type: ignore[no-untyped-def]
             offsets, y_row_stride, to_second = a.offsets, a.y_row_stride, second_y - first_y
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(FOUR, lanes, bits)
-            here, end_here = a.entries + entry * 8, a.entries + end * 8
-            at = (simd.load_u32(here) + FOUR - 1) // FOUR * FOUR_BYTES
+            cursor, cursor_end = a.entries + entry * 8, a.entries + end * 8
+            at = (simd.load_u32(cursor) + FOUR - 1) // FOUR * FOUR_BYTES
             gradients, place, full = a.gradients + at // 4 * size, kept, kept + KEPT // FOUR * kept_bytes
             # What leads to other loads is loaded before it is used, as in `spmm`.
-            row, behind = simd.load_u32(here + 4), simd.load_i64(here + 8)
+            row, behind = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
             coming = simd.load_four_u32(vector, offsets + at)
-            while here < end_here:
+            while cursor < cursor_end:
                 y_row = first_y + row * y_row_stride
-                stop, row, behind = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, simd.load_i64(here + 16)
+                stop, row, behind = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, simd.load_i64(cursor + 16)
                 y0, y1 = simd.load(like, y_row), simd.load(like, y_row + to_second)
                 while at + FOUR_BYTES <= stop:
                     (two, more), coming = coming, simd.load_four_u32(vector, offsets + at + FOUR_BYTES)
@@ -96,7 +96,7 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
                     number = (place - kept) // kept_bytes * FOUR
                     add_kept(kept, gradients, number)
                     gradients, place = gradients + number * size, kept
-                here += 8
+                cursor += 8
             add_kept(kept, gradients, (place - kept) // kept_bytes * FOUR)
 
         return run_entries

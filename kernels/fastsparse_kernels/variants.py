@@ -22,6 +22,7 @@ from . import (
     operators,
     optimizers,
     pooling,
+    row_sums,
     rowwise,
     sddmm,
     sddmm_runs,
@@ -53,8 +54,8 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
     ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, asking.ROWS, asking.LINES)]
-    ways += [(width, spmm.ALIKE, 0) for width in ALIKE_WIDTHS] + [
-        (width, spmm.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
+    ways += [(width, row_sums.ALIKE, 0) for width in ALIKE_WIDTHS] + [
+        (width, row_sums.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
     ]
     # One vector is always in a row, as lines are. Few columns go into one of half the length.
     tiles = [(bits, lanes, width, 1, *rest) for width, *rest in ways]
