@@ -16,8 +16,8 @@ from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import asking, lookup, row_sums, sddmm, sddmm_runs, spmm, spmv
-from fastsparse_kernels.operators import TOGETHER
+from fastsparse_kernels import lookup, row_sums, sddmm, sddmm_runs, spmm, spmv
+from fastsparse_kernels.operators import ROWS, TOGETHER
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -108,7 +108,7 @@ def spmm_call(
     set_epilogue(record, bias, activation, m)
     y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
     far_residual = residual != 0 and policy.is_far(y_bytes, m.l3_bytes)
-    kernel = spmm.spmm_kernel(*variant, plan.asks or (asking.ROWS if far_residual else 0))
+    kernel = spmm.spmm_kernel(*variant, plan.asks or (ROWS if far_residual else 0))
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 

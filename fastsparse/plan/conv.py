@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.asking import ROWS
-from fastsparse_kernels.operators import FOUR
+from fastsparse_kernels.operators import FOUR, ROWS
 
 from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.asking import LINES, ROWS
 from fastsparse_kernels.build import half_lanes
-from fastsparse_kernels.operators import CHAINS, FOUR
+from fastsparse_kernels.operators import CHAINS, FOUR, LINES, ROWS
 
 from . import policy
 from .lookup import LookupPlan, lookup_plan

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fastsparse_kernels.asking import LINE, TURN_LINES
-from fastsparse_kernels.operators import FOUR, TOGETHER
+from fastsparse_kernels.operators import FOUR, LINE, TOGETHER, TURN_LINES
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2

@@ -12,17 +12,14 @@ from typing import Any
 
 from . import simd
 from .build import inlined_part, kernel_part
-
-ROWS, LINES = 1, 2  # of the next panel are asked for: by an entry, by every four nonzeros
-LINE = 64  # bytes; where lines are longer, it is asked for more often
-TURN_LINES = 5  # that four nonzeros ask for at most
+from .operators import LINE, LINES
 
 
 def make_asking(count: int, width: int, asks: int, addresses: Any, ask_for: Any) -> tuple[Callable[..., Any], ...]:
     """Functions (next_panel, ask_rows, lines_from, ask_lines) of the kernel on tiles of `count` vectors, `width` bytes.
 
     next_panel : gives `ahead`, what all others take
-    asks : ROWS, LINES, or 0 where no loop over rows asks for anything
+    asks : `operators.ROWS`, `operators.LINES`, or 0 where no loop over rows asks for anything
     addresses, ask_for : of the kernel's tiles, see `spmm.make_spmm`
     """
 

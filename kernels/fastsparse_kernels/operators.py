@@ -32,6 +32,9 @@ TOGETHER = 4  # rows that share what is read of X, or take turns
 CHAINS = 8  # running sums of a row of SpMV, which reads as many columns at once
 FOUR = 4  # positions of a run that SDDMM takes without a loop, and nonzeros that it takes together there
 READ_AHEAD = 4  # values, offsets and entries behind the last ones that kernels may read
+ROWS, LINES = 1, 2  # of the next panel that SpMM asks for, see `asking`: by an entry, by every four nonzeros
+LINE = 64  # bytes; where lines are longer, it is asked for more often
+TURN_LINES = 5  # that four nonzeros ask for at most
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 
 

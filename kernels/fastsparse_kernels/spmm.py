@@ -78,8 +78,8 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
     in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
         registers for wider tiles. 0: each vector has an address of its own.
     together : how four rows go together: `row_sums.ALIKE`, `row_sums.LOCKSTEP`, or 0 where each goes alone
-    asks : `asking.ROWS` where the loop over rows asks for the next panel's rows, or for residuals, `asking.LINES` for
-        panels whose rows lie in a row; 0 elsewhere: were it seen at run time, it would cost all some per cent
+    asks : `operators.ROWS` where the loop over rows asks for the next panel's rows, or for residuals,
+        `operators.LINES` for panels whose rows lie in a row; 0 elsewhere: seen at run time it would cost some per cent
     """
     size = bits // 8
     vector = lanes * size

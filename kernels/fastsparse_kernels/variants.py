@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from . import (
-    asking,
     build,
     epilogue,
     layout,
@@ -53,13 +52,13 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, asking.ROWS, asking.LINES)]
+    ways = [(width, 0, asks) for width in TILE_WIDTHS for asks in (0, operators.ROWS, operators.LINES)]
     ways += [(width, row_sums.ALIKE, 0) for width in ALIKE_WIDTHS] + [
         (width, row_sums.LOCKSTEP, 0) for width in LOCKSTEP_WIDTHS
     ]
     # One vector is always in a row, as lines are. Few columns go into one of half the length.
     tiles = [(bits, lanes, width, 1, *rest) for width, *rest in ways]
-    tiles += [(bits, lanes, width, 0, *rest) for width, *rest in ways if width > 1 and rest[1] != asking.LINES]
+    tiles += [(bits, lanes, width, 0, *rest) for width, *rest in ways if width > 1 and rest[1] != operators.LINES]
     return tiles + [(bits, half, *rest) for half in _half(bits, lanes) for _, _, *rest in tiles if rest[0] == 1]
 
 
