@@ -24,8 +24,8 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
-from fastsparse.engine.onnx.backend import FastsparseBackend
-from fastsparse.engine.onnx.ops import OPERATORS
+from fastsparse.onnx.backend import FastsparseBackend
+from fastsparse.onnx.ops import OPERATORS
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 _TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13}  # TensorProto's that NumPy has

@@ -211,7 +211,7 @@ def _run_bench(args: argparse.Namespace) -> int:
 def _bench_model(args: argparse.Namespace) -> int:
     if len(args.what) > 1:
         raise ValueError(f"got {len(args.what)} things to measure, expected one ONNX model alone")
-    from fastsparse.engine.onnx import racing
+    from fastsparse.onnx import racing
 
     results = racing.race(
         args.what[0], args.batch or [1], args.against or [], args.seconds, args.threads, dict(args.shape or []),
@@ -223,7 +223,7 @@ def _bench_model(args: argparse.Namespace) -> int:
 
 def _run_prune(args: argparse.Namespace) -> int:
     """Set the smallest weights of an ONNX model's Conv, Gemm and MatMul nodes to zero and write the result."""
-    from fastsparse.engine.onnx import pruning
+    from fastsparse.onnx import pruning
 
     results = pruning.prune_onnx(
         args.model, args.output, args.sparsity, scope=args.scope, exclude=args.exclude, erk=args.erk

@@ -46,6 +46,7 @@ LEVELS = {
     "fastsparse.files": 6,
     "fastsparse.training": 6,
     "fastsparse.engine": 6,
+    "fastsparse.onnx": 6,
     "fastsparse": 7,  # the names a user sees; imported by nothing but what stands above everything
     "fastsparse.demo": 7,
     "fastsparse.torch": 7,

@@ -16,13 +16,13 @@ from fastsparse import nn, runtime
 from fastsparse._arguments import as_float, check_out
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
-from fastsparse.engine.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
 from fastsparse.engine.saving import save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
+from fastsparse.onnx.engine import GraphEngine, compile_onnx
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept

@@ -12,10 +12,10 @@ from fastsparse import runtime
 from fastsparse.engine import serial
 from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
-from fastsparse.engine.onnx import serial as onnx_serial
-from fastsparse.engine.onnx.engine import GraphEngine
 from fastsparse.engine.saving import KIND, lanes_of
 from fastsparse.files import PathLike, damage, read
+from fastsparse.onnx import serial as onnx_serial
+from fastsparse.onnx.engine import GraphEngine
 
 Choices = list[tuple[list[Any], Choice]]
 

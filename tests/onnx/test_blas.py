@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import fastsparse as fs
-from fastsparse.engine.onnx import blas
+from fastsparse.onnx import blas
 
 found = pytest.mark.skipif(blas._openblas() is None, reason="NumPy's BLAS is not OpenBLAS")
 

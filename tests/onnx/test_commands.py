@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 import fastsparse as fs
 from fastsparse import cli
-from fastsparse.engine.onnx import pruning, racing
+from fastsparse.onnx import pruning, racing
 from tests.onnx import models
 
 

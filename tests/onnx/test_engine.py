@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 import fastsparse as fs
-from fastsparse.engine.onnx import engine as engines
+from fastsparse.onnx import engine as engines
 from tests.onnx import models
 
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import fastsparse as fs
-from fastsparse.engine.onnx import reader
-from fastsparse.engine.onnx.reader import read
+from fastsparse.onnx import reader
+from fastsparse.onnx.reader import read
 from tests.onnx import models
 
 
@@ -119,7 +119,7 @@ def test_huge_shapes_are_refused_before_memory_is_taken(op, sizes, inputs):
 
 
 def test_many_small_constants_are_bounded(monkeypatch):
-    monkeypatch.setattr("fastsparse.engine.onnx.specialise.MOST_CONSTANTS", 2**20)
+    monkeypatch.setattr("fastsparse.onnx.specialise.MOST_CONSTANTS", 2**20)
     nodes = [_node("ConstantOfShape", ["w"], [f"t{i}"], name=f"n{i}") for i in range(64)]
     model = _model([*nodes, _node("Sum", [f"t{i}" for i in range(64)], ["y"])], initializers=_shape_of(100, 100))
     with pytest.raises(ValueError, match="the model's constants take more than 1048576 bytes"):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.engine.onnx.folding import fold_batch_norms
-from fastsparse.engine.onnx.partition import Partitioner, Segment
-from fastsparse.engine.onnx.patterns import simplified
-from fastsparse.engine.onnx.reader import read
-from fastsparse.engine.onnx.specialise import folded, specialised
+from fastsparse.onnx.folding import fold_batch_norms
+from fastsparse.onnx.partition import Partitioner, Segment
+from fastsparse.onnx.patterns import simplified
+from fastsparse.onnx.reader import read
+from fastsparse.onnx.specialise import folded, specialised
 from tests.onnx import models
 
 

@@ -80,8 +80,8 @@ def test_hostile_files_are_refused(name, tmp_path):
 
 
 def test_constants_of_every_type_come_back():
-    from fastsparse.engine.onnx import serial
-    from fastsparse.engine.onnx.model import Model, Value
+    from fastsparse.onnx import serial
+    from fastsparse.onnx.model import Model, Value
 
     kinds = ("float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
     constants: dict[str, Any] = {kind: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import onnx_suite
-from fastsparse.engine.onnx.ops import OPERATORS
+from fastsparse.onnx.ops import OPERATORS
 
 # Of the onnx that this was written with; later ones have more. That many are in scope guards against a scope that
 # shrinks unseen.
