@@ -8,19 +8,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastsparse._version import __version__
-from fastsparse.csr import CSR, Pattern, csr
-from fastsparse.runtime import get_num_threads, set_num_threads, show_config, threads, warmup
+from fastsparse.csr import CSR, Pattern, csr, define_products
+from fastsparse.runtime.info import show_config
+from fastsparse.runtime.threads import get_num_threads, set_num_threads, threads
+from fastsparse.runtime.warmup import warmup
 
 if TYPE_CHECKING:
     from fastsparse import engine, files, functional, nn, sparsity, training
     from fastsparse.engine import UnsupportedOperatorError, compile, load_engine  # noqa: A004
     from fastsparse.files import FileFormatError, load, save
-    from fastsparse.functional import conv1d, conv2d, conv2d_backward, conv3d, linear, linear_backward, sddmm, spmm
+    from fastsparse.functional import (
+        conv1d,
+        conv1d_backward,
+        conv2d,
+        conv2d_backward,
+        conv3d,
+        conv3d_backward,
+        linear,
+        linear_backward,
+        sddmm,
+        spmm,
+    )
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
     **dict.fromkeys(("spmm", "sddmm", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
-    **dict.fromkeys(("linear_backward", "conv2d_backward"), "functional"),
+    **dict.fromkeys(("linear_backward", "conv1d_backward", "conv2d_backward", "conv3d_backward"), "functional"),
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
 }
@@ -37,7 +50,9 @@ __all__ = [
     "conv2d",
     "conv3d",
     "linear_backward",
+    "conv1d_backward",
     "conv2d_backward",
+    "conv3d_backward",
     # networks
     "nn",
     "sparsity",
@@ -75,3 +90,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _matmul(W: CSR, X: Any) -> Any:
+    from fastsparse import functional
+
+    return functional.matmul(W, X)
+
+
+def _rmatmul(W: CSR, X: Any) -> Any:
+    from fastsparse import functional
+
+    return functional.rmatmul(W, X)
+
+
+define_products(_matmul, _rmatmul)

@@ -1,12 +1,17 @@
 """Sparse matrices in compressed sparse rows, structure and values apart.
 
 A `Pattern` is where the nonzeros are; it never changes and carries the plans built for it. A `CSR` is a pattern with
-values. Both are checked once, when they are made (see `fastsparse/_validate.py`), own their arrays and are read-only,
-so whatever takes a `CSR` may trust it.
+values. Both own their arrays, which are read-only, so whatever takes a `CSR` may trust it.
+
+Raw arrays are checked once, when a matrix is made, by whatever door they come in (contract I1). Everything is copied
+before it is checked, so that nothing a caller does later, or in another thread meanwhile, can change what was checked.
+Every error names the field, what was found and what was expected.
 """
 
 from __future__ import annotations
 
+import hashlib
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -14,13 +19,387 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 
-from fastsparse import _validate
-from fastsparse._memo import Memo
-from fastsparse._pattern import Pattern
+from fastsparse.runtime.memo import Memo
 
 __all__ = ["CSR", "Pattern", "csr"]
 
 Built = TypeVar("Built")
+
+_PLAN_BYTES = 16  # times a matrix's own bytes, what is built for it may take: plans for several batch sizes, both ways
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+IntArray = NDArray[Any]  # int64, or int32 for indices
+FloatArray = NDArray[Any]  # float32 or float64
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Make an array that we own read-only, and return a view of it that cannot be made writable again."""
+    array.flags.writeable = False
+    return array.view()
+
+
+def checked_shape(shape: Any) -> tuple[int, int]:
+    """Return `shape` as two Python ints.
+
+    Raises
+    ------
+    ValueError
+        When it is anything but two non-negative 64-bit integers.
+    """
+    try:
+        rows, columns = (operator.index(size) for size in shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"shape is {shape!r}, expected two non-negative integers (rows, columns)") from None
+    if min(rows, columns) < 0 or max(rows, columns) > INT64_MAX:
+        raise ValueError(f"shape is {(rows, columns)}, expected two non-negative integers below 2**63")
+    return rows, columns
+
+
+def checked_dtype(dtype: DTypeLike | None, name: str = "dtype") -> np.dtype[Any] | None:
+    """Return `dtype` as float32 or float64, or None for None.
+
+    Raises
+    ------
+    TypeError
+        For any other data type.
+    """
+    if dtype is None:
+        return None
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{name} is {dtype!r}, expected float32 or float64") from None
+    native = found.newbyteorder("=")
+    if native not in _FLOATS:
+        raise TypeError(f"{name} is {found.name}, expected float32 or float64")
+    return native
+
+
+def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
+    """Data type in which values of type `found` are kept: float64 stays, all smaller and integer ones become float32.
+
+    Raises
+    ------
+    TypeError
+        For complex, long double, object, text and date types.
+    """
+    if found.kind == "f" and found.itemsize == 8:
+        return np.dtype(np.float64)
+    if found.kind in "biu" or (found.kind == "f" and found.itemsize < 8):
+        return np.dtype(np.float32)
+    raise TypeError(
+        f"{name} has dtype {found.name}, expected float32 or float64 (float16, integers and bool are converted)"
+    )
+
+
+def owned_values(values: Any, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
+    """Copy `values`, of any layout and byte order, into a new native float32 or float64 array of the same shape."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected an array without a mask (fill it first)")
+    array = np.asarray(values)
+    kept = value_dtype(array.dtype, name)
+    return np.array(array, dtype=dtype or kept, order="C", copy=True, subok=False)
+
+
+def owned_integers(values: Any, name: str) -> IntArray:
+    """Copy a one-dimensional integer array into a new native array that int64 can hold."""
+    array = np.asarray(values)
+    if array.size == 0 and not isinstance(values, np.ndarray):
+        array = array.astype(np.int64)  # an empty list carries no type
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} has dtype {array.dtype.name}, expected integers")
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
+    owned = np.array(array, dtype=array.dtype.newbyteorder("="), copy=True, subok=False)
+    if owned.dtype == np.uint64 and owned.size and int(owned.max()) > INT64_MAX:
+        position = int(owned.argmax())
+        raise ValueError(f"{name}[{position}] is {int(owned[position])}, expected a value below 2**63")
+    return owned
+
+
+def _check_range(values: IntArray, name: str, limit: int, what: str, shape: tuple[int, int]) -> None:
+    """Raise unless 0 <= values < limit."""
+    if values.size == 0:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < limit:
+        return
+    position = int(values.argmin() if low < 0 else values.argmax())
+    raise ValueError(
+        f"{name}[{position}] is {int(values[position])}, expected 0 <= {what} < {limit} to match shape {shape}"
+    )
+
+
+def _check_indptr(indptr: IntArray, length: int, rows: int, shape: tuple[int, int]) -> None:
+    """Raise unless `indptr` starts at 0, never falls and ends at `length`."""
+    if len(indptr) != rows + 1:
+        raise ValueError(f"indptr has length {len(indptr)}, expected {rows + 1} to match shape {shape}")
+    if indptr[0] != 0:
+        raise ValueError(f"indptr[0] is {indptr[0]}, expected 0")
+    falls = indptr[1:] < indptr[:-1]
+    if falls.any():
+        position = int(falls.argmax()) + 1
+        raise ValueError(
+            f"indptr[{position}] is {indptr[position]}, expected at least {indptr[position - 1]}, the value before it"
+        )
+    if indptr[-1] != length:
+        raise ValueError(f"indptr[{rows}] is {indptr[-1]}, expected {length}, the length of indices")
+
+
+def index_dtype(columns: int) -> type[np.int32] | type[np.int64]:
+    """Type of column indices for a matrix of that many columns."""
+    return np.int32 if columns <= INT32_MAX else np.int64
+
+
+def canonical(
+    indptr: Any, indices: Any, data: Any | None, shape: Any, *, what: str = "column", dtype: np.dtype[Any] | None = None
+) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
+    """Check raw compressed rows and return owned read-only ones, sorted and with duplicates summed. O(nnz).
+
+    Parameters
+    ----------
+    indptr : array_like of int, (rows + 1,)
+    indices : array_like of int, (nnz,)
+    data : array_like, (nnz,), or None for a structure without values
+    shape : (rows, columns)
+    what : {"column", "row"}
+        What an index stands for. With "row", the arrays are compressed columns and `shape` is that of the matrix;
+        the answer is still compressed columns.
+    dtype : float32 or float64, optional
+        Type of the returned values; by default as `value_dtype` says.
+
+    Returns
+    -------
+    indptr, indices, data, shape
+        int64, int32 or int64, float32 or float64 (None when `data` is), and two Python ints.
+
+    Raises
+    ------
+    ValueError
+        When a field breaks contract I1.
+    TypeError
+        When `data` is not real numbers.
+    """
+    full_shape = checked_shape(shape)
+    major, minor = full_shape if what == "column" else full_shape[::-1]
+    pointers = owned_integers(indptr, "indptr").astype(np.int64, copy=False)
+    minors = owned_integers(indices, "indices")
+    values = None if data is None else owned_values(data, dtype=dtype)
+    _check_indptr(pointers, len(minors), major, full_shape)
+    if values is not None and values.shape != minors.shape:
+        raise ValueError(f"data has shape {values.shape}, expected {minors.shape} to match indices")
+    _check_range(minors, "indices", minor, what, full_shape)
+    minors = minors.astype(index_dtype(minor), copy=False)
+    if not _is_canonical(pointers, minors):
+        pointers, minors, values = _sorted_and_summed(pointers, minors, values, (major, minor))
+    return frozen(pointers), frozen(minors), None if values is None else frozen(values), full_shape
+
+
+def _is_canonical(indptr: IntArray, indices: IntArray) -> bool:
+    """Tell whether columns rise strictly inside every row."""
+    if len(indices) < 2:
+        return True
+    rises = indices[1:] > indices[:-1]
+    starts = indptr[1:-1]
+    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # from one row to the next anything goes
+    return bool(rises.all())
+
+
+def _sorted_and_summed(
+    indptr: IntArray, indices: IntArray, values: FloatArray | None, shape: tuple[int, int]
+) -> tuple[IntArray, IntArray, FloatArray | None]:
+    """Sort columns inside rows and sum duplicates, in the values' own precision."""
+    placeholder = np.zeros(len(indices), np.float32) if values is None else values
+    matrix = sparse.csr_array((placeholder, indices, indptr), shape=shape)
+    matrix.sum_duplicates()
+    kept = matrix.nnz
+    return (
+        np.array(matrix.indptr, dtype=np.int64),
+        np.array(matrix.indices[:kept], dtype=index_dtype(shape[1])),
+        None if values is None else np.array(matrix.data[:kept]),
+    )
+
+
+def from_coordinates(
+    rows: Any, columns: Any, data: Any, shape: Any, dtype: np.dtype[Any] | None
+) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
+    """Check coordinates and return canonical compressed rows, as `canonical` does."""
+    full_shape = checked_shape(shape)
+    row, column = owned_integers(rows, "row"), owned_integers(columns, "col")
+    values = owned_values(data, dtype=dtype)
+    for name, found in (("col", column.shape), ("data", values.shape)):
+        if found != row.shape:
+            raise ValueError(f"{name} has shape {found}, expected {row.shape} to match row")
+    _check_range(row, "row", full_shape[0], "row", full_shape)
+    _check_range(column, "col", full_shape[1], "column", full_shape)
+    matrix = sparse.coo_array((values, (row, column)), shape=full_shape).tocsr()
+    return canonical(matrix.indptr, matrix.indices, matrix.data, full_shape)
+
+
+# ----------------------------------------------------------------------------------------------- structure
+
+
+class Pattern:
+    """Structure of a sparse matrix: which elements may be nonzero.
+
+    Immutable and hashable; two patterns are equal when they have the same shape and the same nonzeros.
+
+    Parameters
+    ----------
+    indptr : array_like of int, (rows + 1,)
+        Row m's nonzeros are number ``indptr[m]`` to ``indptr[m + 1]``.
+    indices : array_like of int, (nnz,)
+        Their columns. Columns are sorted and duplicates are merged.
+    shape : (rows, columns)
+
+    Raises
+    ------
+    ValueError
+        When a field contradicts another; the message names the field, what was found and what was expected.
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> pattern = fs.Pattern([0, 2, 3], [0, 3, 1], (2, 4))
+    >>> pattern
+    <Pattern 2x4, 3 nonzeros, density 0.375>
+    """
+
+    __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_memo", "_shape", "_transposed")
+
+    def __init__(self, indptr: Any, indices: Any, shape: Any) -> None:
+        pointers, columns, _, checked = canonical(indptr, indices, None, shape)
+        self._set(pointers, columns, checked)
+
+    def _set(self, indptr: NDArray[Any], indices: NDArray[Any], shape: tuple[int, int]) -> None:
+        self._indptr, self._indices, self._shape = indptr, indices, shape
+        self._memo = Memo(_PLAN_BYTES * (indptr.nbytes + indices.nbytes))
+        self._hash: int | None = None
+        self._transposed: tuple[Pattern, NDArray[Any]] | None = None
+
+    @classmethod
+    def _trusted(cls, indptr: NDArray[Any], indices: NDArray[Any], shape: tuple[int, int]) -> Pattern:
+        """Make a pattern of arrays that our own code built, valid, sorted, unique and not used elsewhere."""
+        pattern = cls.__new__(cls)
+        columns = np.ascontiguousarray(indices, dtype=index_dtype(shape[1]))
+        pointers = np.ascontiguousarray(indptr, dtype=np.int64)
+        pattern._set(frozen(pointers), frozen(columns), shape)
+        return pattern
+
+    @property
+    def indptr(self) -> NDArray[np.int64]:
+        """Row starts, int64 (rows + 1,), read-only."""
+        return self._indptr
+
+    @property
+    def indices(self) -> NDArray[Any]:
+        """Columns, int32 (nnz,) (int64 when there are more than 2**31 - 1 columns), rising in every row, read-only."""
+        return self._indices
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self._shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzeros."""
+        return len(self._indices)
+
+    @property
+    def density(self) -> float:
+        """Share of elements that may be nonzero; 0.0 when there is no element."""
+        size = self._shape[0] * self._shape[1]
+        return self.nnz / size if size else 0.0
+
+    def rows(self) -> NDArray[np.int64]:
+        """Row of every nonzero, int64 (nnz,), computed on each call."""
+        return np.repeat(np.arange(self._shape[0]), np.diff(self._indptr))
+
+    def transpose(self) -> tuple[Pattern, NDArray[Any]]:
+        """Return the transposed pattern and the permutation of the values that goes with it.
+
+        Returns
+        -------
+        pattern : Pattern, (columns, rows)
+        permutation : int64 array (nnz,), uint32 below 2**32 nonzeros, read-only
+            The transposed matrix's values are ``data[permutation]``.
+        """
+        if self._transposed is None:
+            self._transposed = self._transpose()  # threads that ask at once may each build one; the last one stays
+        return self._transposed
+
+    def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
+        shape = self._shape[::-1]
+        numbers = np.arange(self.nnz, dtype=np.uint32 if self.nnz < 2**32 else np.int64)
+        columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
+        return Pattern._trusted(columns.indptr, columns.indices, shape), frozen(columns.data)
+
+    def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
+        """Return what was built for this pattern under `key`, by `build(*arguments)` when there is nothing yet.
+
+        The store is bounded by the bytes of its arrays (the entry not asked for longest goes first) and safe to use
+        from many threads; `build` may run more than once when threads ask at the same time, and all get the same
+        result.
+        """
+        return self._memo.get(key, build, *arguments)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        if self._shape != other._shape or self.nnz != other.nnz or hash(self) != hash(other):
+            return False
+        return np.array_equal(self._indptr, other._indptr) and np.array_equal(self._indices, other._indices)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            digest = hashlib.blake2b(self._indptr.data, digest_size=8)
+            digest.update(self._indices.data)
+            self._hash = hash((self._shape, digest.digest()))
+        return self._hash
+
+    def _summary(self) -> str:
+        rows, columns = self._shape
+        return f"{rows}x{columns}, {self.nnz} nonzeros, density {self.density:.4g}"
+
+    def __repr__(self) -> str:
+        return f"<Pattern {self._summary()}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pattern, (self._indptr, self._indices, self._shape)
+
+    def __copy__(self) -> Pattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
+        return self
+
+
+# --------------------------------------------------------------------------------------------------- values
+
+
+class Products:
+    """What ``@`` means for a `CSR`; filled in by the package, above this file.
+
+    The operators are short for functions of `fastsparse.functional`, which stands above, too.
+    """
+
+    matmul: Callable[[CSR, Any], Any]
+    rmatmul: Callable[[CSR, Any], Any]
+
+
+_products = Products()
+
+
+def define_products(matmul: Callable[[CSR, Any], Any], rmatmul: Callable[[CSR, Any], Any]) -> None:
+    """Say what ``W @ X`` and ``X @ W`` compute."""
+    _products.matmul, _products.rmatmul = matmul, rmatmul
 
 
 class CSR:
@@ -52,16 +431,17 @@ class CSR:
            [0., 3., 0., 0.]])
     """
 
-    __slots__ = ("__weakref__", "_data", "_memo", "_pattern")
+    __slots__ = ("__weakref__", "_data", "_memo", "_pattern", "_transposed")
     __array_ufunc__ = None  # so that ndarray @ CSR comes to CSR.__rmatmul__
 
     def __init__(self, indptr: Any, indices: Any, data: Any, shape: Any) -> None:
-        pointers, columns, values, checked = _validate.canonical(indptr, indices, _required(data), shape)
+        pointers, columns, values, checked = canonical(indptr, indices, _required(data), shape)
         self._set(Pattern._trusted(pointers, columns, checked), values)
 
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
         self._pattern, self._data = pattern, data
-        self._memo = Memo()
+        self._memo = Memo(_PLAN_BYTES * data.nbytes)
+        self._transposed: CSR | None = None
 
     @classmethod
     def _trusted(cls, pattern: Pattern, data: NDArray[Any]) -> CSR:
@@ -70,7 +450,7 @@ class CSR:
         The matrix holds a read-only view; whoever writes to `data` later must not use the matrix any more.
         """
         matrix = cls.__new__(cls)
-        matrix._set(pattern, _validate.frozen(data.view()))
+        matrix._set(pattern, frozen(data.view()))
         return matrix
 
     @property
@@ -121,17 +501,19 @@ class CSR:
     @property
     def T(self) -> CSR:
         """The transposed matrix, built once."""
-        return self.cached("T", self._transpose)
+        if self._transposed is None:
+            self._transposed = self._transpose()
+        return self._transposed
 
     def _transpose(self) -> CSR:
         pattern, permutation = self._pattern.transpose()
         if permutation.dtype != np.uint32:
-            return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
+            return CSR._trusted(pattern, frozen(self._data[permutation]))
         values = np.empty_like(self._data)
         from fastsparse_kernels import operators  # numba: not before something is computed
 
         operators.gather(values.itemsize * 8)(self._data, permutation, values)
-        return CSR._trusted(pattern, _validate.frozen(values))
+        return CSR._trusted(pattern, frozen(values))
 
     def with_data(self, values: Any) -> CSR:
         """Return a matrix of the same pattern with other values.
@@ -148,12 +530,12 @@ class CSR:
         TypeError
             When they are not real numbers.
         """
-        owned = _validate.owned_values(values, "values")
+        owned = owned_values(values, "values")
         if owned.shape != self._data.shape:
             raise ValueError(
                 f"values has shape {owned.shape}, expected {self._data.shape}, one for each nonzero of the pattern"
             )
-        return CSR._trusted(self._pattern, _validate.frozen(owned))
+        return CSR._trusted(self._pattern, frozen(owned))
 
     def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
         """Return what was built for these values under `key`; as `Pattern.cached`."""
@@ -172,27 +554,11 @@ class CSR:
 
     def __matmul__(self, X: Any) -> Any:
         """``W @ X`` for dense X (K, N) or (K,), or sparse X (K, N): a dense array."""
-        from fastsparse import functional
-
-        if isinstance(X, CSR):
-            X = X.to_scipy()
-        if isinstance(X, np.ndarray) or not sparse.issparse(X):
-            return functional.spmm(self, X)
-        if X.ndim != 2 or X.shape[0] != self.shape[1]:
-            raise ValueError(f"X has shape {X.shape}, expected ({self.shape[1]}, N) to match W of shape {self.shape}")
-        return functional.linear(sparse.csr_array(X.T), self).T
+        return _products.matmul(self, X)
 
     def __rmatmul__(self, X: Any) -> Any:
         """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array."""
-        from fastsparse import functional
-
-        if not sparse.issparse(X):
-            X = np.asarray(X)
-        if X.ndim not in (1, 2) or X.shape[-1] != self.shape[0]:
-            raise ValueError(f"X has shape {X.shape}, expected (..., {self.shape[0]}) to match W of shape {self.shape}")
-        if sparse.issparse(X):
-            return functional.linear(sparse.csr_array(X), self.T)
-        return functional.spmm(self.T, X.T).T
+        return _products.rmatmul(self, X)
 
     def __repr__(self) -> str:
         return f"<CSR {self._pattern._summary()}, {self.dtype}>"
@@ -236,11 +602,11 @@ def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
     >>> fs.csr([[1.0, 0.0], [0.0, 2.0]], dtype="float32")
     <CSR 2x2, 2 nonzeros, density 0.5, float32>
     """
-    wanted = _validate.checked_dtype(dtype)
+    wanted = checked_dtype(dtype)
     if isinstance(obj, CSR):
         if wanted is None or wanted == obj.dtype:
             return obj
-        return CSR._trusted(obj.pattern, _validate.frozen(obj.data.astype(wanted)))
+        return CSR._trusted(obj.pattern, frozen(obj.data.astype(wanted)))
     if isinstance(obj, Pattern):
         raise TypeError("obj is a Pattern, which has no values, expected a matrix (use fs.CSR with the values)")
     if sparse.issparse(obj):
@@ -253,13 +619,13 @@ def _from_dense(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
     if isinstance(obj, np.ma.MaskedArray):
         raise TypeError("obj is a masked array, expected an array without a mask (fill it first)")
     dense = np.asarray(obj)
-    _validate.value_dtype(dense.dtype, "obj")
+    value_dtype(dense.dtype, "obj")
     if dense.ndim != 2:
         raise ValueError(f"obj has shape {dense.shape}, expected two dimensions (rows, columns)")
     rows, columns = dense.shape
     kept = dense != 0  # four times faster than np.nonzero on numbers in two dimensions
     places = np.flatnonzero(kept)
-    values = _validate.frozen(_validate.owned_values(np.ascontiguousarray(dense).reshape(-1)[places], "obj", dtype))
+    values = frozen(owned_values(np.ascontiguousarray(dense).reshape(-1)[places], "obj", dtype))
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(np.count_nonzero(kept, 1), out=indptr[1:])
     places -= np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(indptr))
@@ -272,10 +638,10 @@ def _from_scipy(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
         raise ValueError(f"obj has shape {obj.shape}, expected two dimensions (rows, columns)")
     if obj.format in ("csr", "csc"):
         what = "column" if obj.format == "csr" else "row"
-        fields = _validate.canonical(obj.indptr, obj.indices, obj.data, obj.shape, what=what, dtype=dtype)
+        fields = canonical(obj.indptr, obj.indices, obj.data, obj.shape, what=what, dtype=dtype)
     else:
         coordinates = obj if obj.format == "coo" else obj.tocoo()
-        fields = _validate.from_coordinates(coordinates.row, coordinates.col, coordinates.data, obj.shape, dtype)
+        fields = from_coordinates(coordinates.row, coordinates.col, coordinates.data, obj.shape, dtype)
     indptr, indices, values, shape = fields
     if obj.format == "csc":
         return CSR._trusted(Pattern._trusted(indptr, indices, shape[::-1]), values).T

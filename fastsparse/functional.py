@@ -7,35 +7,67 @@ stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a st
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
-from fastsparse import _linear, _sparse_input
-from fastsparse._arguments import as_array, as_bias, as_float, check_activation, check_matrix, check_out, is_sparse
-from fastsparse._convolution import conv1d, conv2d, conv2d_backward, conv3d, conv_backward
-from fastsparse.csr import CSR, Pattern
-from fastsparse.launch import ACTIVATIONS
+from fastsparse.arguments import (
+    as_array,
+    as_bias,
+    as_float,
+    check_activation,
+    check_matrix,
+    is_sparse,
+    padding_pairs,
+    per_axis,
+)
+from fastsparse.csr import CSR, INT32_MAX, Pattern, csr
+from fastsparse.ops import conv as conv_ops
+from fastsparse.ops import linear as linear_ops
+from fastsparse.ops import spgemm, spmv
+from fastsparse.ops.activations import ACTIVATIONS
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.spmm import spmm_column_major, spmm_row_major
+from fastsparse.ops.sums import batch_sum, channel_sums
+from fastsparse.runtime.buffers import check_out
 
 __all__ = [
     "ACTIVATIONS",
     "check_activation",
     "conv1d",
+    "conv1d_backward",
     "conv2d",
     "conv2d_backward",
     "conv3d",
+    "conv3d_backward",
     "conv_backward",
     "linear",
     "linear_backward",
+    "matmul",
+    "rmatmul",
     "sddmm",
     "spmm",
 ]
 
+Array = NDArray[Any]
+Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"
+Axes = int | Sequence[int]  # one number for all axes, or one for each
+Padding = int | Sequence[int] | Sequence[tuple[int, int]]
+Gradients = tuple[Array | None, Array, Array]
+
+_MOST_NUMBERS = 2**53  # in the planes of an image: their bytes, for a vector of images, stay below 2**63
+
+
+# ------------------------------------------------------------------------------------------------- matrices
+
 
 def spmm(
-    W: CSR, X: Any, *, bias: Any = None, activation: str | None = None, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+    W: CSR, X: ArrayLike, *, bias: ArrayLike | None = None, activation: str | None = None, out: Array | None = None
+) -> Array:
     """Sparse matrix times dense matrix: activation(W @ X + bias[:, None]).
 
     Parameters
@@ -75,20 +107,20 @@ def spmm(
         expected = f"({columns}, N) or ({columns},)"
         raise ValueError(f"X has shape {shape}, expected {expected} to match W of shape {W.shape}")
     bias = as_bias(bias, dtype, rows)
-    Y = check_out(out, (rows, *shape[1:]), dtype, X, bias)
+    Y = check_out(out, (rows, *shape[1:]), dtype, X, bias, W.data)
     if Y.size == rows:
         if rows:
-            _linear.spmv(W, X, Y, bias, activation)
+            spmv.multiply(W, X, Y, bias, activation)
     elif Y.size:
         row_stride, column_stride = X.strides
         if row_stride == dtype.itemsize and column_stride >= columns * row_stride:
-            _linear.spmm_column_major(W, X, Y, bias, activation)
+            spmm_column_major(W, X, Y, bias, activation)
         else:
-            _linear.spmm_row_major(W, X, Y, bias, activation)
+            spmm_row_major(W, X, Y, bias, activation)
     return Y
 
 
-def sddmm(pattern: Pattern, A: Any, B: Any) -> CSR:
+def sddmm(pattern: Pattern, A: ArrayLike, B: ArrayLike) -> CSR:
     """Sampled dense-dense product: (A @ B) at the pattern's nonzeros only, as `torch.sparse.sampled_addmm`.
 
     Parameters
@@ -119,12 +151,12 @@ def sddmm(pattern: Pattern, A: Any, B: Any) -> CSR:
         raise ValueError(
             f"B has shape {B.shape}, expected {(A.shape[1], columns)} to match A and pattern of shape {pattern.shape}"
         )
-    return CSR._trusted(pattern, _linear.sddmm(pattern, A, B))
+    return CSR._trusted(pattern, linear_ops.sampled_product(pattern, A, B))
 
 
 def linear(
-    x: Any, W: CSR, bias: Any = None, *, activation: str | None = None, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+    x: Samples, W: CSR, bias: ArrayLike | None = None, *, activation: str | None = None, out: Array | None = None
+) -> Array:
     """Sparse linear layer: activation(x @ W.T + bias).
 
     Parameters
@@ -151,24 +183,22 @@ def linear(
     rows = W.shape[0]
     bias = as_bias(bias, W.dtype, rows)
     if is_sparse(x):
-        given = getattr(x, "data", None)
-        x = _sparse_input.as_csr(x, W)
-        y = check_out(out, (x.shape[0], rows), W.dtype, given, bias)
-        _sparse_input.linear(x, W, y, bias, activation)
+        given = [getattr(x, name, None) for name in ("data", "indices", "indptr", "row", "col", "offsets")]
+        samples = _as_sparse_samples(x, W)
+        y = check_out(out, (samples.shape[0], rows), W.dtype, *given, bias, W.data)
+        spgemm.forward(_compressed(samples), W, y, bias, activation)
         return y
-    x = _as_samples(x, W, "x")
-    y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias)
+    x = _as_samples(x, W)
+    y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias, W.data)
     if y.size:
         if y.size == rows:
-            _linear.spmv(W, x, y, bias, activation)
+            spmv.multiply(W, x, y, bias, activation)
         else:
-            _linear.linear(W, _linear.as_rows(x), y, bias, activation)
+            linear_ops.forward(W, linear_ops.as_rows(x), y, bias, activation)
     return y
 
 
-def linear_backward(
-    grad: Any, x: Any, W: CSR, *, need_input: bool = True
-) -> tuple[NDArray[Any] | None, NDArray[Any], NDArray[Any]]:
+def linear_backward(grad: ArrayLike, x: Samples, W: CSR, *, need_input: bool = True) -> Gradients:
     """Gradients of `linear`, given the gradient `grad` (..., out) before the activation.
 
     Returns
@@ -186,22 +216,328 @@ def linear_backward(
     check_matrix(W)
     rows = W.shape[0]
     sparse_samples = is_sparse(x)
-    x = _sparse_input.as_csr(x, W) if sparse_samples else _as_samples(x, W, "x")
+    x = _as_sparse_samples(x, W) if sparse_samples else _as_samples(x, W)
     grad = as_float(grad, W.dtype, "grad")
     if grad.shape != (*x.shape[:-1], rows):
         raise ValueError(f"grad has shape {grad.shape}, expected {(*x.shape[:-1], rows)} to match x and W")
-    grad_rows = _linear.as_rows(grad)
-    grad_bias = grad_rows.sum(axis=0)
+    grad_rows = linear_ops.as_rows(grad)
+    grad_bias = batch_sum(grad_rows)
     if sparse_samples:
-        grad_values = _sparse_input.weight_gradient(grad_rows, x, W)
-        grad_x = _linear.input_gradient(grad_rows, W) if need_input else None
+        grad_values = spgemm.weight_gradient(grad_rows, _compressed(sparse.csc_array(x)), W)
+        grad_x = linear_ops.input_gradient(grad_rows, W) if need_input else None
         return grad_x, grad_values, grad_bias
-    grad_x, grad_values = _linear.backward(grad_rows, _linear.as_rows(x), W, need_input)
+    grad_x, grad_values = linear_ops.backward(grad_rows, linear_ops.as_rows(x), W, need_input)
     return None if grad_x is None else grad_x.reshape(x.shape), grad_values, grad_bias
 
 
-def _as_samples(x: Any, W: CSR, name: str) -> NDArray[Any]:
-    x = as_float(x, W.dtype, name)
+def _as_samples(x: Any, W: CSR) -> Array:
+    x = as_float(x, W.dtype, "x")
     if x.ndim == 0 or x.shape[-1] != W.shape[1]:
-        raise ValueError(f"{name} has shape {x.shape}, expected (..., {W.shape[1]}) to match W of shape {W.shape}")
+        raise ValueError(f"x has shape {x.shape}, expected (..., {W.shape[1]}) to match W of shape {W.shape}")
     return x
+
+
+def _as_sparse_samples(x: Any, W: CSR) -> sparse.csr_array:
+    """x (batch, in) as valid canonical CSR of W's dtype with 32-bit indices; x itself is not changed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x does not fit W, or its arrays contradict each other.
+    """
+    if x.ndim != 2 or x.shape[1] != W.shape[1]:
+        raise ValueError(f"x has shape {x.shape}, expected (batch, {W.shape[1]}) to match W of shape {W.shape}")
+    if max(*W.shape, x.shape[0]) > INT32_MAX:
+        raise ValueError(f"x and W have shapes {x.shape} and {W.shape}, expected no size above {INT32_MAX}")
+    as_float(np.empty(0, x.dtype), W.dtype, "x")  # the same rules as for dense input
+    try:
+        rows = csr(x, W.dtype)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"x is not a valid sparse matrix: {error}") from error
+    return sparse.csr_array((rows.data, rows.indices.astype(np.uint32), rows.indptr), shape=rows.shape)
+
+
+def _compressed(x: Any) -> spgemm.SparseRows:
+    """indptr, indices, data as the kernels read them."""
+    return np.asarray(x.indptr, np.int64), np.asarray(x.indices, np.uint32), x.data
+
+
+def matmul(W: CSR, X: Any) -> Array:
+    """``W @ X`` for dense X (K, N) or (K,), or sparse X (K, N): a dense array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit.
+    """
+    if isinstance(X, CSR):
+        X = X.to_scipy()
+    if not is_sparse(X):
+        return spmm(W, X)
+    if X.ndim != 2 or X.shape[0] != W.shape[1]:
+        raise ValueError(f"X has shape {X.shape}, expected ({W.shape[1]}, N) to match W of shape {W.shape}")
+    return linear(sparse.csr_array(X.T), W).T
+
+
+def rmatmul(W: CSR, X: Any) -> Array:
+    """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape or dtype does not fit.
+    """
+    if not is_sparse(X):
+        X = np.asarray(X)
+    if X.ndim not in (1, 2) or X.shape[-1] != W.shape[0]:
+        raise ValueError(f"X has shape {X.shape}, expected (..., {W.shape[0]}) to match W of shape {W.shape}")
+    if is_sparse(X):
+        return linear(sparse.csr_array(X), W.T)
+    return spmm(W.T, X.T).T
+
+
+# ------------------------------------------------------------------------------------------------- convolutions
+
+
+def _conv(
+    axes: int,
+    x: Any,
+    W: CSR,
+    bias: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    out: Array | None,
+) -> Array:
+    check_activation(activation)
+    x, geometry = checked_geometry(axes, x, W, kernel_size, stride, padding, dilation, groups)
+    bias = as_bias(bias, W.dtype, W.shape[0])
+    y = check_out(out, (len(x), W.shape[0], *geometry.out_spatial), W.dtype, x, bias, W.data)
+    if y.size:
+        conv_ops.forward(x, W, geometry, bias, activation, y)
+    return y
+
+
+def conv1d(
+    x: ArrayLike,
+    W: CSR,
+    bias: ArrayLike | None = None,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Sparse convolution of x (N, C, L); see `conv2d`. W is CSR (out, in/groups * k)."""
+    return _conv(1, x, W, bias, kernel_size, stride, padding, dilation, groups, activation, out)
+
+
+def conv2d(
+    x: ArrayLike,
+    W: CSR,
+    bias: ArrayLike | None = None,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Sparse convolution: activation(conv(x, W) + bias), cross-correlation as in torch.
+
+    Parameters
+    ----------
+    x : array_like (N, C, H, W)
+    W : CSR (out, C/groups * kh * kw)
+        Columns in the order of an OIHW weight's rows: input channel, kernel row, kernel column.
+    bias : array_like (out,), optional
+    kernel_size, stride, dilation : int or (int, int)
+    padding : int, (int, int) or ((top, bottom), (left, right))
+        Zeros around the image. Stored weights do multiply them (Inf weights give NaN at borders).
+    groups : int
+        Output channels in group g see input channels in group g only; groups=C is depthwise.
+    activation : str, optional
+    out : ndarray (N, out, OH, OW), optional
+        Where to write the result: C-contiguous, of W's dtype, apart from x.
+
+    Returns
+    -------
+    ndarray (N, out, OH, OW)
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape, dtype or size does not fit; nothing has been computed or changed then.
+    """
+    return _conv(2, x, W, bias, kernel_size, stride, padding, dilation, groups, activation, out)
+
+
+def conv3d(
+    x: ArrayLike,
+    W: CSR,
+    bias: ArrayLike | None = None,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Sparse convolution of x (N, C, D, H, W); see `conv2d`. W is CSR (out, in/groups * kd * kh * kw)."""
+    return _conv(3, x, W, bias, kernel_size, stride, padding, dilation, groups, activation, out)
+
+
+def _conv_backward(
+    axes: int, grad: Any, x: Any, W: CSR, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    need_input: bool,
+) -> Gradients:  # fmt: skip
+    x, geometry = checked_geometry(axes, x, W, kernel_size, stride, padding, dilation, groups)
+    grad = as_float(grad, W.dtype, "grad")
+    expected = (len(x), W.shape[0], *geometry.out_spatial)
+    if grad.shape != expected:
+        raise ValueError(f"grad has shape {grad.shape}, expected {expected} to match x and W")
+    grad = np.ascontiguousarray(grad)
+    grad_bias = channel_sums(grad)
+    if grad.size == 0 or x.size == 0:
+        return np.zeros(x.shape, x.dtype) if need_input else None, np.zeros(W.nnz, W.dtype), grad_bias
+    grad_x, grad_values = conv_ops.backward(grad, x, W, geometry, need_input)
+    return grad_x, grad_values, grad_bias
+
+
+def conv1d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    W: CSR,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    need_input: bool = True,
+) -> Gradients:
+    """Gradients of `conv1d`, x (N, C, L); see `conv2d_backward`."""
+    return _conv_backward(1, grad, x, W, kernel_size, stride, padding, dilation, groups, need_input)
+
+
+def conv2d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    W: CSR,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    need_input: bool = True,
+) -> Gradients:
+    """Gradients of `conv2d`, given the gradient `grad` (N, out, OH, OW) before the activation.
+
+    Returns
+    -------
+    grad_x : ndarray (N, C, H, W), or None without `need_input`
+        Inputs that no window saw get 0. Weights do multiply zeros around `grad` (Inf weights give NaN at borders).
+    grad_values : ndarray (nnz,)
+        In the order of W.data: gradients exist at the nonzeros only.
+    grad_bias : ndarray (out,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape, dtype or size does not fit.
+    """
+    return _conv_backward(2, grad, x, W, kernel_size, stride, padding, dilation, groups, need_input)
+
+
+def conv3d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    W: CSR,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    need_input: bool = True,
+) -> Gradients:
+    """Gradients of `conv3d`, x (N, C, D, H, W); see `conv2d_backward`."""
+    return _conv_backward(3, grad, x, W, kernel_size, stride, padding, dilation, groups, need_input)
+
+
+def conv_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    W: CSR,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    need_input: bool = True,
+) -> Gradients:
+    """Gradients of `conv1d`, `conv2d` and `conv3d` (by the number of axes of x); see `conv2d_backward`."""
+    shape = as_array(x, "x").shape
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(f"x has shape {shape}, expected (N, C, ...) with one, two or three spatial axes")
+    return _conv_backward(len(shape) - 2, grad, x, W, kernel_size, stride, padding, dilation, groups, need_input)
+
+
+def checked_geometry(
+    axes: int, x: Any, W: CSR, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[Array, ConvGeometry]:
+    """x as a contiguous array, and the convolution's sizes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When something does not fit; the message names it.
+    """
+    check_matrix(W)
+    x = as_float(x, W.dtype, "x")
+    if x.ndim != axes + 2:
+        names = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[axes]
+        raise ValueError(f"x has shape {x.shape}, expected {names}")
+    kernel = per_axis(kernel_size, axes, "kernel_size", 1)
+    (groups,) = per_axis(groups, 1, "groups", 1)
+    channels, rows = x.shape[1], W.shape[0]
+    for name, count in (("input channels of x", channels), ("rows of W", rows)):
+        if count % groups:
+            raise ValueError(f"groups is {groups}, expected a divisor of the {count} {name}")
+    columns = channels // groups * math.prod(kernel)
+    if W.shape[1] != columns:
+        raise ValueError(
+            f"W has shape {W.shape}, expected (out, {columns}) = (out, C / groups * kernel) "
+            f"to match x of shape {x.shape}, kernel_size {kernel} and groups {groups}"
+        )
+    geometry = ConvGeometry(
+        channels, rows, x.shape[2:], kernel,
+        per_axis(stride, axes, "stride", 1),
+        padding_pairs(padding, axes),
+        per_axis(dilation, axes, "dilation", 1),
+        groups,
+    )  # fmt: skip
+    if min(geometry.out_spatial) < 1:
+        raise ValueError(
+            f"x has shape {x.shape}, expected at least the window of kernel_size {kernel} "
+            f"with dilation {geometry.dilation} inside the padding {geometry.padding}"
+        )
+    largest = max(channels * math.prod(geometry.padded), rows * geometry.positions)
+    if largest >= _MOST_NUMBERS:
+        raise ValueError(
+            f"x has shape {x.shape}, expected fewer than {_MOST_NUMBERS} numbers per image with the padding "
+            f"{geometry.padding} and in the result"
+        )
+    return np.ascontiguousarray(x), geometry

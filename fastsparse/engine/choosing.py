@@ -8,28 +8,18 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from fastsparse import launch
 from fastsparse.engine import split
-from fastsparse.engine.by_image import work_of_images
-from fastsparse.engine.flat import flat_schedule
-from fastsparse.engine.lanes import assign_planes, lanes_schedule, work_of
-from fastsparse.engine.parts import parts_schedule
+from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
+from fastsparse.engine.lowering.images import work_of_images
 from fastsparse.engine.program import Conv, Linear, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
-from fastsparse.plan import policy
-from fastsparse.plan.linear import Machine, narrowed
-from fastsparse.plan.parts import PARTS_LIMIT, partition
-
-# In multiplications and additions: on flat planes vectors of windows are unaligned, and many are stored in pieces; what
-# one number of a part's border costs.
-FLAT_COST = 1.3
-FLAT_STORE_FLOPS = 10
-GATHER_FLOPS = 12
+from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, partition
+from fastsparse.ops.target import Target, narrowed, target_for
 
 
 class Choice(NamedTuple):
-    """A layout, "flat", "parts" or "lanes", and how the batch is cut."""
+    """A layout, "batch-blocked", "padded" or "spatial tiles", and how the batch is cut."""
 
     layout: str
     cut: split.Split
@@ -37,37 +27,41 @@ class Choice(NamedTuple):
 
 def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choice]:
     """What can be taken, the one by estimate first; that one alone without `tune`."""
-    machine, on_images = _machine(program, batch, workers), _on_images(program)
-    if batch == 1 or (on_images and not policy.prefers_lanes(batch, machine.lanes)):
-        return _by_image(program, batch, machine)[: None if tune else 1]
-    groups, work = -(-batch // machine.lanes), work_of(program, machine)
+    target, on_images = _target(program, batch, workers), _on_images(program)
+    if batch == 1 or (on_images and not target.heuristics.prefers_batch_blocks(batch, target.lanes)):
+        return _by_image(program, batch, target)[: None if tune else 1]
+    groups, work = -(-batch // target.lanes), batch_blocked.work_of(program, target)
     if not on_images:
-        cuts = split.candidates(work, groups, workers) if tune else [split.choose(work, groups, workers)]
-        return [Choice("lanes", cut) for cut in cuts]
-    by_image = _by_image(program, batch, machine)
-    first = [Choice("lanes", split.choose(work, groups, workers)), by_image[0]]
-    if _leaves_caches(program, machine):
+        cuts = split.candidates(work, groups, target) if tune else [split.choose(work, groups, target)]
+        return [Choice("batch-blocked", cut) for cut in cuts]
+    by_image = _by_image(program, batch, target)
+    first = [Choice("batch-blocked", split.choose(work, groups, target)), by_image[0]]
+    if _leaves_caches(program, target):
         first.reverse()
     if not tune:
         return first[:1]
-    rest = [*by_image, *(Choice("lanes", c) for c in split.candidates(work, groups, workers))]
+    rest = [*by_image, *(Choice("batch-blocked", c) for c in split.candidates(work, groups, target))]
     return list(dict.fromkeys([*first, *rest]))
 
 
 def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Schedule:
     """The schedule of a choice."""
-    make = {"flat": flat_schedule, "parts": parts_schedule, "lanes": lanes_schedule}
-    return make[choice.layout](program, batch, _machine(program, batch, workers), choice.cut)
+    make = {
+        "padded": padded.schedule,
+        "spatial tiles": spatial_tiles.schedule,
+        "batch-blocked": batch_blocked.schedule,
+    }
+    return make[choice.layout](program, batch, _target(program, batch, workers), choice.cut)
 
 
 def _on_images(program: Program) -> bool:
     return any(len(shape) > 1 for shape in program.shapes)
 
 
-def _machine(program: Program, batch: int, workers: int) -> Machine:
+def _target(program: Program, batch: int, workers: int) -> Target:
     """With vectors of half the length where a batch of features fits them. (One image fills vectors by itself.)"""
-    machine = launch.machine(program.dtype, workers)
-    return machine if batch == 1 or _on_images(program) else narrowed(machine, batch)
+    target = target_for(program.dtype, workers)
+    return target if batch == 1 or _on_images(program) else narrowed(target, batch)
 
 
 def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:
@@ -99,48 +93,50 @@ def from_json(data: Any) -> Choice:
     return Choice(data[0], split.Split(*data[1:]))
 
 
-def _by_image(program: Program, batch: int, machine: Machine) -> list[Choice]:
+def _by_image(program: Program, batch: int, target: Target) -> list[Choice]:
     """Choices that run images one by one, the best by estimate first."""
-    cuts = [split.choose_images(work_of_images(program), batch, machine.workers)]
-    if batch > 1 and machine.workers > 1:
+    cuts = [split.choose_images(work_of_images(program), batch, target)]
+    if batch > 1 and target.threads > 1:
         cuts.append(split.Split(False, batch, 1))
-    layouts = ["flat"]
-    if any(isinstance(node.operator, Conv) for node in program.nodes) and _parts_can_be_addressed(program):
-        layouts = ["parts", "flat"] if _prefers_parts(program, machine) else ["flat", "parts"]
+    layouts = ["padded"]
+    if any(isinstance(node.operator, Conv) for node in program.nodes) and _tiles_can_be_addressed(program):
+        layouts = ["spatial tiles", "padded"] if _prefers_tiles(program, target) else ["padded", "spatial tiles"]
     return [Choice(layout, cut) for cut in dict.fromkeys(cuts) for layout in layouts]
 
 
-def _parts_can_be_addressed(program: Program) -> bool:
-    """Whether 31 bits reach all of a channel in parts, borders and what hangs over included."""
-    return all(2 * math.prod(shape[1:]) * program.dtype.itemsize < PARTS_LIMIT for shape in program.shapes)
+def _tiles_can_be_addressed(program: Program) -> bool:
+    """Whether 31 bits reach all of a channel in spatial tiles, halo and overhang included."""
+    return all(2 * math.prod(shape[1:]) * program.dtype.itemsize < SPATIAL_TILES_LIMIT for shape in program.shapes)
 
 
-def _prefers_parts(program: Program, machine: Machine) -> bool:
-    """Whether parts cost less than flat planes, with their borders and with what hangs over the ends of images."""
-    flat = parts = 0.0
+def _prefers_tiles(program: Program, target: Target) -> bool:
+    """Whether spatial tiles cost less than padded planes, with their halo and overhang."""
+    h, padded_cost, tiles_cost = target.heuristics, 0.0, 0.0
     for node in program.nodes:
         if isinstance(node.operator, Conv):
             g, flops = node.operator.geometry, node.operator.useful_flops
-            size = partition(g.out_spatial, machine.lanes).size
+            size = partition(g.out_spatial, target.lanes).size
             windows = math.prod(g.kernel) > 1
-            flat += flops * (FLAT_COST if windows else 1.0) + FLAT_STORE_FLOPS * g.out_channels * g.positions
-            parts += flops * machine.lanes * math.prod(size) / max(1, g.positions)
+            padded_cost += (
+                flops * (h.planes_cost if windows else 1.0) + h.planes_store_flops * g.out_channels * g.positions
+            )
+            tiles_cost += flops * target.lanes * math.prod(size) / max(1, g.positions)
             if windows:
-                border = math.prod(n * s + k - 1 for n, s, k in zip(size, g.stride, g.kernel, strict=True))
-                parts += machine.lanes * GATHER_FLOPS * g.channels * (border - math.prod(size))
-    return parts < flat
+                padded_size = math.prod(n * s + k - 1 for n, s, k in zip(size, g.stride, g.kernel, strict=True))
+                tiles_cost += target.lanes * h.halo_flops * g.channels * (padded_size - math.prod(size))
+    return tiles_cost < padded_cost
 
 
-def _leaves_caches(program: Program, machine: Machine) -> bool:
+def _leaves_caches(program: Program, target: Target) -> bool:
     """Whether most of the work is in layers that read and write more than the L3 cache holds for a vector of samples.
 
     In those, an image at a time is faster, though its vectors are unaligned.
     """
-    planes, within, beyond = assign_planes(program, machine), 0.0, 0.0
+    planes, within, beyond = batch_blocked.assign_planes(program, target), 0.0, 0.0
     for node in program.nodes:
         if isinstance(node.operator, Conv | Linear):
             live = sum(planes[t].group_stride for t in (*node.inputs, node.output))
-            if live > machine.l3_bytes:
+            if live > target.heuristics.l3_bytes:
                 beyond += node.operator.useful_flops
             else:
                 within += node.operator.useful_flops

@@ -12,8 +12,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import nn, runtime
-from fastsparse._arguments import as_float, check_out
+from fastsparse import nn
+from fastsparse.arguments import as_float
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised
@@ -23,6 +23,8 @@ from fastsparse.engine.saving import save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
+from fastsparse.runtime.buffers import check_out
+from fastsparse.runtime.threads import checked_threads, get_num_threads
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
@@ -98,9 +100,7 @@ def compile(  # noqa: A001 - the public name of api.md
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")
     shape = _checked_shape(input_shape)
-    if threads is not None:
-        with runtime.threads(threads):  # checks the number
-            pass
+    threads = None if threads is None else checked_threads(threads, "threads")
     program = optimised(program_of(model, shape[1:]))
     engine = Engine(program, shape, threads)
     engine.prepare(shape[0], tune=tune)
@@ -238,7 +238,7 @@ class Engine:
         return check_out(out, shape, self.dtype, x)
 
     def _pool(self, batch: int, tune: bool = False) -> Pool:
-        workers = runtime.get_num_threads() if self._threads is None else self._threads
+        workers = get_num_threads() if self._threads is None else self._threads
         key = (batch, workers)
         with _lock:
             pool = self._plans.get(key)

@@ -29,8 +29,8 @@ from fastsparse.engine.program import (
     Shape,
     UnsupportedOperatorError,
 )
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.pooling import adaptive_windows, windows
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.pooling import adaptive_windows, windows
 
 Array = NDArray[Any]
 # An operator and the shape it gives, or None for a layer that changes nothing.
@@ -138,7 +138,7 @@ def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     axes = len(layer.kernel_size)
     if len(shape) != axes + 1 or shape[0] != layer.in_channels:
         raise _Misfit(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
-    geometry = Geometry(
+    geometry = ConvGeometry(
         layer.in_channels, layer.out_channels, shape[1:], layer.kernel_size, layer.stride, layer.padding,
         layer.dilation, layer.groups,
     )  # fmt: skip

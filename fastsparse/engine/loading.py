@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from fastsparse import runtime
 from fastsparse.engine import serial
 from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
@@ -16,6 +15,7 @@ from fastsparse.engine.saving import KIND, lanes_of
 from fastsparse.files import PathLike, damage, read
 from fastsparse.onnx import serial as onnx_serial
 from fastsparse.onnx.engine import GraphEngine
+from fastsparse.runtime.threads import get_num_threads
 
 Choices = list[tuple[list[Any], Choice]]
 
@@ -86,7 +86,7 @@ def _key(key: Any) -> list[Any]:
 
 def _take_choices(engine: Engine | GraphEngine, choices: Choices, lanes: Any, path: PathLike) -> None:
     """Give the engine what was chosen for this CPU and number of threads, or have it choose again."""
-    workers = runtime.get_num_threads() if engine._threads is None else engine._threads
+    workers = get_num_threads() if engine._threads is None else engine._threads
     have = lanes_of(engine.dtype)
     fitting = [(key, choice) for key, choice in choices if lanes == have]
     for key, choice in fitting:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Scale, Shape
-from fastsparse.plan.conv import Geometry
+from fastsparse.ops.geometry import ConvGeometry
 
 Array = NDArray[Any]
 # Share of weights from which on multiplying the zeros, too, is faster: full rows run at about twice the rate.
@@ -175,7 +175,7 @@ def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: 
     if not spatial:
         return Linear(weight, shift, activation)
     ones, none = (1,) * len(spatial), ((0, 0),) * len(spatial)
-    return Conv(weight, shift, Geometry(channels, channels, spatial, ones, ones, none, ones, 1), activation)
+    return Conv(weight, shift, ConvGeometry(channels, channels, spatial, ones, ones, none, ones, 1), activation)
 
 
 _PASSES = (

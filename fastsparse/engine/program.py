@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.pooling import Windows
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.pooling import Windows
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -35,7 +35,7 @@ class Conv:
 
     weight: CSR
     bias: Array | None
-    geometry: Geometry
+    geometry: ConvGeometry
     activation: str | None = None
     dense: bool = False  # written as a dense layer in the model
 
@@ -146,8 +146,8 @@ class Program:
                 root[node.output] = root[node.inputs[0]]
         return root
 
-    def alike(self) -> dict[int, int]:
-        """For every tensor one that stands for all that must lie in memory as it does: those added to one another."""
+    def layout_classes(self) -> dict[int, int]:
+        """For every tensor the one that stands for its layout class: tensors that are added have equal layouts."""
         root = self.roots()
         leader = {t: t for t in root.values()}
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import launch_engine
 from fastsparse.engine.program import Conv, Linear, Program
 from fastsparse.engine.report_page import write_page
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
+from fastsparse.runtime import measure
 
 _STEP_SECONDS = 0.002  # a step is repeated for about this long
 _REPEATS = (3, 50)
@@ -112,7 +112,7 @@ def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
     x and y are arrays, or lists of them for programs of several inputs or outputs.
     """
     schedule, machine_bits = workspace.schedule, program.dtype.itemsize * 8
-    peak = launch_engine.peak_flops(machine_bits) / 1e9
+    peak = measure.peak_flops(machine_bits) / 1e9
     workspace.set_arrays(x, y)
     workspace.run(x, y)
     # A task's time counts as often as tasks follow one another.
@@ -173,9 +173,9 @@ def _facts(program: Program, workspace: Workspace, batch: int, peak: float) -> d
 
 def fastest_seconds(call: Callable[[], object]) -> float:
     """Least of some calls' times, about as many as fit a few milliseconds."""
-    once = launch_engine.seconds(call)
+    once = measure.seconds(call)
     repeats = max(_REPEATS[0], min(_REPEATS[1], int(_STEP_SECONDS / max(once, 1e-9))))
-    return min(launch_engine.seconds(call) for _ in range(repeats))
+    return min(measure.seconds(call) for _ in range(repeats))
 
 
 # ---------------------------------------------------------------- whole calls
@@ -206,6 +206,6 @@ def timed_calls(call: Callable[[], object], batch: int, duration: float) -> Benc
     taken: list[float] = []
     begin = time.perf_counter()
     while len(taken) < 3 or time.perf_counter() - begin < duration:
-        taken.append(launch_engine.seconds(call))
+        taken.append(measure.seconds(call))
     p50, p95, p99 = (float(p) * 1e3 for p in np.percentile(taken, (50, 95, 99)))
     return Benchmark(batch, len(taken), p50, p95, p99, batch * len(taken) / sum(taken))

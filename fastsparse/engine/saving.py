@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import launch
 from fastsparse.engine.choosing import to_json
 from fastsparse.files import PathLike, write
+from fastsparse.ops.target import target_for
 
 KIND = "engine"
 
@@ -23,4 +23,4 @@ def save_engine(path: PathLike, engine: Any, described: dict[str, Any], arrays: 
 def lanes_of(dtype: np.dtype[Any]) -> int:
     """Lanes of this CPU, for the numbers that kernels compute with."""
     known = dtype if dtype.name in ("float32", "float64") else np.dtype(np.float32)
-    return launch.machine(known, 1).lanes
+    return target_for(known, 1).lanes

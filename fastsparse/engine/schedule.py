@@ -2,20 +2,38 @@
 
 A step reads one or two places and writes one; a place is a buffer and a byte offset in it, or an array of the user's.
 The same schedule is bound to each workspace by filling in addresses.
+
+What lies around an image in a buffer (contract R7): no number of a result depends on memory that nobody has written.
+Each layout keeps this in its own way:
+
+user (plain)    Images and features are contiguous; no lane behind the last number is stored in a result.
+padded          Padded planes have `Zeros` around the image, written once, when memory is allocated. Steps write the
+                positions of the image alone, so the zeros stay. Planes without padding and the slack behind the last
+                plane are undefined; phase planes are zeroed by the step that packs them.
+batch-blocked   Padded planes have `Zeros`, too. Lanes of samples that a group lacks are undefined: lanes never meet.
+spatial tiles   The halo, and what hangs over the image's end, are defined by the writer, in an exchange behind its
+                step, if some reader looks there (`Reading.exchanged`); a gather for one reader fills all that this
+                reader looks at. Positions of a result that hang over its own image are computed from undefined numbers
+                and are undefined themselves.
+scratch         Undefined when a step begins.
+
+`engine.poison` runs schedules with NaN wherever memory is undefined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastsparse.engine.program import Node
-from fastsparse.launch import Call
+from fastsparse.ops.heuristics import Heuristics
+from fastsparse.runtime.launch import BoundLaunch, Launch
 
 SAMPLES = 0  # variables of a call: number of samples, then addresses of the user's arrays, inputs before outputs
 
 Place = tuple[int, int]  # buffer, offset; buffer -1 - k is the user's array k
-MakeCall = Callable[..., Call]  # addresses of the sources, the target and scratch
 
 
 def user_place(array: int) -> Place:
@@ -30,7 +48,7 @@ def variable_of(place: Place) -> int | None:
 
 @dataclass(frozen=True)
 class Patch:
-    """A field of the step's record that depends on the call: variables[variable] + offset + task * per_task."""
+    """An argument of the step's kernel that depends on the call: variables[variable] + offset + task * per_task."""
 
     field: str
     variable: int
@@ -40,22 +58,55 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One kernel call. `kernel` says in words what runs; `scratch` is in bytes per worker."""
+    """One launch. `kernel` says in words what runs, `operands` what the launch calls the sources and the target."""
 
     name: str
     kernel: str
     node: Node | None
     sources: tuple[Place, ...]
     target: Place
-    make: MakeCall
-    scratch: int = 0
+    launch: Launch
+    operands: tuple[str, ...] = ("x", "y")
     patches: tuple[Patch, ...] = ()
+
+    def bound(self, addresses: tuple[int, ...], scratch: int) -> BoundLaunch:
+        """The launch on sources and target at these addresses, and with scratch at that one."""
+        return self.launch.bind(scratch, **dict(zip(self.operands, addresses, strict=True)))
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Where a buffer of padded planes is zero for good: everywhere in its planes but at the image's positions.
+
+    Strides, sizes and the corner are in bytes. The number of channels is the buffer's own: buffers of more and of fewer
+    channels have the same zeros as far as both reach.
+    """
+
+    channel_stride: int
+    image_stride: int  # between images or groups of samples; 0 in buffers of a single one
+    spatial: tuple[int, ...]
+    strides: tuple[int, ...]
+    corner: int
+    position: int  # bytes of one position
+
+    def mask(self, size: int) -> NDArray[np.bool_]:
+        """Which of a buffer's bytes are zero, bool [size]."""
+        one = np.ones(self.channel_stride, bool)
+        at = np.full((), self.corner)
+        for n, stride in zip(self.spatial, self.strides, strict=True):
+            at = np.add.outer(at, np.arange(n) * stride)
+        one[np.add.outer(at.ravel(), np.arange(self.position))] = False
+        image = self.image_stride or size
+        found = np.zeros(size, bool)
+        for start in range(0, size, image):
+            for channel in range(start, min(start + image, size) - self.channel_stride + 1, self.channel_stride):
+                found[channel : channel + self.channel_stride] = one
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Memory that steps need. Contents that must be zero and stay zero have a `layout` that says where: buffers share
-    memory only with those of an equal one.
+    """Memory that steps need. Buffers share memory only with those of equal `zeros`.
 
     over : a buffer whose memory this one may take over while the same step still reads it, element by element
     """
@@ -63,7 +114,7 @@ class Buffer:
     size: int
     first: int  # the first step that writes it, in any order that lifetimes are compared in
     last: int
-    layout: Hashable = None
+    zeros: Zeros | None = None
     over: int = -1
 
 
@@ -80,6 +131,7 @@ class Schedule:
     tasks: int
     workers: int
     per_worker: bool
+    heuristics: Heuristics
 
     @property
     def slots(self) -> int:
@@ -88,27 +140,27 @@ class Schedule:
 
 
 def _may_replace(buffer: Buffer, old: Buffer) -> bool:
-    """Whether the step that writes the buffer is the last one that reads the old one, of the same size and layout."""
-    return old.last == buffer.first and (old.size, old.layout) == (buffer.size, buffer.layout)
+    """Whether the step that writes the buffer is the last one that reads the old one, of the same size and zeros."""
+    return old.last == buffer.first and (old.size, old.zeros) == (buffer.size, buffer.zeros)
 
 
 def assign_memory(buffers: list[Buffer]) -> tuple[list[int], int]:
     """Offset of every buffer in one piece of memory, and its size: buffers whose lives do not meet share theirs."""
-    slots: list[tuple[Hashable, int, int]] = []  # layout, size, last use
+    slots: list[tuple[Zeros | None, int, int]] = []  # zeros, size, last use
     chosen = [0] * len(buffers)
     for index in sorted(range(len(buffers)), key=lambda i: buffers[i].first):
         buffer = buffers[index]
-        free = [i for i, (layout, _, last) in enumerate(slots) if layout == buffer.layout and last < buffer.first]
+        free = [i for i, (zeros, _, last) in enumerate(slots) if zeros == buffer.zeros and last < buffer.first]
         if buffer.over >= 0 and _may_replace(buffer, buffers[buffer.over]):
             best = chosen[buffer.over]
-            slots[best] = (buffer.layout, slots[best][1], buffer.last)
+            slots[best] = (buffer.zeros, slots[best][1], buffer.last)
         elif free:
             # The smallest that is large enough, else the largest.
             best = min(free, key=lambda i: (slots[i][1] < buffer.size, abs(slots[i][1] - buffer.size)))
-            slots[best] = (buffer.layout, max(slots[best][1], buffer.size), buffer.last)
+            slots[best] = (buffer.zeros, max(slots[best][1], buffer.size), buffer.last)
         else:
             best = len(slots)
-            slots.append((buffer.layout, buffer.size, buffer.last))
+            slots.append((buffer.zeros, buffer.size, buffer.last))
         chosen[index] = best
     starts, end = [], 0
     for _, size, _ in slots:

@@ -29,9 +29,9 @@ from fastsparse.engine.program import (
     Shape,
     size,
 )
-from fastsparse.launch import ACTIVATIONS
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.pooling import Windows
+from fastsparse.ops.activations import ACTIVATIONS
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.pooling import Windows
 
 Array = NDArray[Any]
 LARGEST_BYTES = 2**31  # of one sample of a tensor, padding included
@@ -177,14 +177,14 @@ class _Reader:
             raise ValueError(f"a weight of shape {shape} or its bias does not fit {self.dtype}")
         return weight, bias
 
-    def _geometry(self, entry: Any) -> Geometry:
+    def _geometry(self, entry: Any) -> ConvGeometry:
         axes = {name: _ints(entry[name], 1) for name in ("spatial", "kernel", "stride", "dilation")}
         padding = tuple(_ints(pair, 0) for pair in entry["padding"])
         channels, out, groups = _ints([entry["channels"], entry["out_channels"], entry["groups"]], 1)
         lengths = {len(values) for values in (*axes.values(), padding)}
         if len(lengths) != 1 or any(len(pair) != 2 for pair in padding) or channels % groups or out % groups:
             raise ValueError(f"{entry!r} is no convolution")
-        geometry = Geometry(channels, out, padding=padding, groups=groups, **axes)  # type: ignore[arg-type]
+        geometry = ConvGeometry(channels, out, padding=padding, groups=groups, **axes)  # type: ignore[arg-type]
         if channels * math.prod(geometry.padded) * self.dtype.itemsize > LARGEST_BYTES or min(geometry.out_spatial) < 1:
             raise ValueError(f"{entry!r} is too large, or its window too large for its image")
         return geometry

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastsparse import launch_engine
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import Workspace
+from fastsparse.runtime.measure import seconds
 
 SECONDS = 0.5  # for comparing the best candidates, about
 MOST_SECONDS = 10.0  # after this no other candidate is tried
@@ -38,7 +38,7 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
             break
         spaces[i] = Workspace(make())
         spaces[i].run(x, y)
-        times[i] = launch_engine.seconds(partial(spaces[i].run, x, y))
+        times[i] = seconds(partial(spaces[i].run, x, y))
         # The estimate stays: it is what others are measured against.
         near = sorted((j for j in spaces if times[j] < CLOSE * min(times.values())), key=times.__getitem__)[:KEPT]
         spaces = {j: spaces[j] for j in sorted({0, *near})}
@@ -46,6 +46,6 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
     # In turn, so that a machine that slows down slows all of them.
     for _ in range(max(2, min(20, int(SECONDS / max(once, 1e-9))))):
         for i, space in spaces.items():
-            times[i] = min(times[i], launch_engine.seconds(partial(space.run, x, y)))
+            times[i] = min(times[i], seconds(partial(space.run, x, y)))
     best = min(spaces, key=times.__getitem__)
     return best if times[best] < GAIN * times[0] else 0

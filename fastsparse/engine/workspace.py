@@ -1,11 +1,10 @@
-"""Workspaces: a schedule with memory and with its kernel calls made, ready to run; and a bounded pool of them.
+"""Workspaces: a schedule with memory and with its launches bound, ready to run; and a bounded pool of them.
 
 A workspace serves one call at a time. Everything a call needs but its output is allocated when the workspace is made.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,12 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch_engine
 from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
-from fastsparse.launch import Call, address
-from fastsparse.plan import policy
+from fastsparse.runtime import sequence
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.fork import after_fork_in_child
+from fastsparse.runtime.launch import BoundLaunch
+from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels.build import aligned_empty
 
 Array = NDArray[Any]
@@ -27,42 +28,43 @@ _pools: WeakSet[Pool] = WeakSet()
 
 
 class Workspace:
-    """Memory and calls of one schedule."""
+    """Memory and bound launches of one schedule."""
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        offsets, size = assign_memory(schedule.buffers)
-        sharing = 1 if schedule.per_worker else schedule.workers
-        scratch = max((step.scratch for step in schedule.steps), default=0) * sharing
+        self.schedule, self.heuristics = schedule, schedule.heuristics
+        h = self.heuristics
+        self.offsets, size = assign_memory(schedule.buffers)
+        workers = 1 if schedule.per_worker else schedule.workers
+        scratch = max((step.launch.scratch for step in schedule.steps), default=0) * workers
         size = -(-size // 4096) * 4096
         self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(schedule.slots)]
-        self.calls: list[list[Call]] = []
+        self.launches: list[list[BoundLaunch]] = []
         for memory in self.memory:
-            memory.fill(0)  # the borders of planes: nothing writes them again
+            memory.fill(0)  # what buffers say is zero for good, among other things
             start = address(memory)
-            self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
+            self.launches.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
         self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
-        tables = [launch_engine.step_table(calls, sharing) for calls in self.calls]
+        tables = [sequence.step_table(bound, workers, h.parallel_flops) for bound in self.launches]
         self._steps, self._copies = np.stack([table for table, _ in tables]), [copies for _, copies in tables]
-        patches = [self._patches(calls) for calls in self.calls]
-        self._patch_table = np.array(patches, np.int64).reshape(len(self.calls), -1, 4)
+        patches = [self._patches(bound) for bound in self.launches]
+        self._patch_table = np.array(patches, np.int64).reshape(len(self.launches), -1, 4)
         self._addresses = address(self._steps), address(self._patch_table), address(self._variables)
-        self.flops = sum(call.flops for call in self.calls[0]) * schedule.tasks
-        self._sequence = launch_engine.sequence_call(
+        self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
+        self._sequence = sequence.sequence_launch(
             self._steps, self._patch_table, self._variables, schedule.tasks, self.flops
         )
-        self._spans = _spans(self.calls[0])
+        self._spans = _spans(self.launches[0], h.slice_flops)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory for activations and scratch."""
         return sum(memory.nbytes for memory in self.memory)
 
-    def _patches(self, calls: list[Call]) -> list[tuple[int, int, int, int]]:
+    def _patches(self, launches: list[BoundLaunch]) -> list[tuple[int, int, int, int]]:
         return [
-            (call.record.field_address(patch.field), patch.variable, patch.offset, patch.per_task)
-            for step, call in zip(self.schedule.steps, calls, strict=True)
+            (bound.arguments.field_address(patch.field), patch.variable, patch.offset, patch.per_task)
+            for step, bound in zip(self.schedule.steps, launches, strict=True)
             for patch in step.patches
         ]
 
@@ -71,12 +73,12 @@ class Workspace:
         schedule = self.schedule
         self.set_arrays(x, y)
         if schedule.per_worker:
-            launch_engine.run_tasks(self._sequence, schedule.workers)
+            self._sequence.run(schedule.workers, self.heuristics.slice_flops)
             return
-        slots = launch_engine.available_slots(schedule.workers)
+        workers = available_workers(schedule.workers)
         for task in range(schedule.tasks):
             for first, last in self._spans:
-                self._run_rows(first, last, slots, task)
+                self._run_steps(first, last, workers, task)
 
     def set_arrays(self, x: Arrays, y: Arrays) -> None:
         """Say where the user's arrays are."""
@@ -86,42 +88,41 @@ class Workspace:
             if i < len(self._variables):
                 self._variables[i] = address(array)
 
-    def run_step(self, index: int) -> None:
-        """Run one step of the first task, for measuring."""
+    def run_step(self, index: int, task: int = 0) -> None:
+        """Run one step of a task, for measuring and for tests."""
         workers = 1 if self.schedule.per_worker else self.schedule.workers
-        self._run_rows(index, index + 1, launch_engine.available_slots(workers), 0)
+        self._run_steps(index, index + 1, available_workers(workers), task)
 
-    def _run_rows(self, first: int, last: int, slots: int, task: int) -> None:
+    def _run_steps(self, first: int, last: int, workers: int, task: int) -> None:
         steps, patches, variables = self._addresses
-        call = self.calls[0][first]
-        if last - first > 1 or call.flops <= policy.SLICE_FLOPS:
-            count = self._patch_table.shape[1]
-            launch_engine.run_rows(steps, first, last, patches, count, variables, task, slots)
+        bound, slice_flops, count = self.launches[0][first], self.heuristics.slice_flops, self._patch_table.shape[1]
+        if last - first > 1 or bound.flops <= slice_flops:
+            sequence.run_steps(steps, first, last, patches, count, variables, task, workers)
         else:  # patch, and run the step in slices
-            launch_engine.run_rows(steps, 0, 0, patches, self._patch_table.shape[1], variables, task, 1)
-            launch_engine.run_tasks(call, slots)
+            sequence.run_steps(steps, 0, 0, patches, count, variables, task, 1)
+            bound.run(workers, slice_flops)
 
 
-def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> Call:
+def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> BoundLaunch:
     def at(place: Place) -> int:
         return 0 if place[0] < 0 else base + offsets[place[0]] + place[1]
 
-    return step.make(*map(at, step.sources), at(step.target), scratch)
+    return step.bound((*map(at, step.sources), at(step.target)), scratch)
 
 
 def _listed(arrays: Arrays) -> Sequence[Array]:
     return [arrays] if isinstance(arrays, np.ndarray) else arrays
 
 
-def _spans(calls: list[Call]) -> list[tuple[int, int]]:
+def _spans(launches: list[BoundLaunch], slice_flops: float) -> list[tuple[int, int]]:
     """Runs of steps short enough that Ctrl-C is noticed between them."""
     spans, first, flops = [], 0, 0.0
-    for i, call in enumerate(calls):
-        if i > first and flops + call.flops > policy.SLICE_FLOPS:
+    for i, bound in enumerate(launches):
+        if i > first and flops + bound.flops > slice_flops:
             spans.append((first, i))
             first, flops = i, 0.0
-        flops += call.flops
-    return [*spans, (first, len(calls))]
+        flops += bound.flops
+    return [*spans, (first, len(launches))]
 
 
 class Pool:
@@ -168,10 +169,7 @@ class Pool:
             raise
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _renew_pools() -> None:
     for pool in list(_pools):
         pool.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""Checks of layers' arguments, beside those of ``fastsparse._arguments``: sentences that name the argument."""
+"""Checks of layers' arguments, beside those of ``fastsparse.arguments``: sentences that name the argument."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import elementwise
 from fastsparse.nn.module import Module, check_gradient
+from fastsparse.ops import activations as activation_ops
+from fastsparse.ops import softmax as softmax_ops
 
 Array = NDArray[Any]
 
@@ -46,16 +47,16 @@ def run_fused(
     """
     if activation is None or not training:
         return product(activation), None
-    if activation in elementwise.FROM_OUTPUT:
+    if activation in activation_ops.FROM_OUTPUT:
         y = product(activation)
         return y, y
     before = product(None)
-    return elementwise.activate(activation, before), before
+    return activation_ops.activate(activation, before), before
 
 
 def activation_gradient(activation: str | None, dy: Array, kept: Array | None) -> Array:
     """The gradient before the activation."""
-    return dy if activation is None or kept is None else elementwise.activate_backward(activation, dy, kept)
+    return dy if activation is None or kept is None else activation_ops.activate_backward(activation, dy, kept)
 
 
 class _Activation(Module):
@@ -65,14 +66,14 @@ class _Activation(Module):
 
     def forward(self, x: Any) -> Array:
         array = floating(x)
-        y = elementwise.activate(self._name, array)
-        self._keep(y if self._name in elementwise.FROM_OUTPUT else array)
+        y = activation_ops.activate(self._name, array)
+        self._keep(y if self._name in activation_ops.FROM_OUTPUT else array)
         return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         kept = self._taken()
         grad = check_gradient(dy, kept.shape, kept.dtype)
-        return elementwise.activate_backward(self._name, grad, kept) if need_input else None
+        return activation_ops.activate_backward(self._name, grad, kept) if need_input else None
 
     @property
     def activation(self) -> str:
@@ -156,7 +157,7 @@ class Softmax(Module):
     def forward(self, x: Any) -> Array:
         array = floating(x)
         if array.ndim and self.axis in (-1, array.ndim - 1):
-            y = elementwise.softmax(array)
+            y = softmax_ops.softmax(array)
         else:
             y = np.exp(array - array.max(axis=self.axis, keepdims=True))
             y /= y.sum(axis=self.axis, keepdims=True)

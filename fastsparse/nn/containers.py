@@ -7,8 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastsparse import elementwise, functional
+from fastsparse import functional
 from fastsparse.nn.module import Module, check_gradient, distinct
+from fastsparse.ops import activations
 
 Array = NDArray[Any]
 
@@ -96,15 +97,15 @@ class Residual(Module):
         if y.shape != passed.shape:
             raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
         before = y + passed
-        y = before if self.activation is None else elementwise.activate(self.activation, before)
-        self._keep((y if self.activation in elementwise.FROM_OUTPUT else before, y.shape, y.dtype))
+        y = before if self.activation is None else activations.activate(self.activation, before)
+        self._keep((y if self.activation in activations.FROM_OUTPUT else before, y.shape, y.dtype))
         return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         kept, shape, dtype = self._taken()
         grad = check_gradient(dy, shape, dtype)
         if self.activation is not None:
-            grad = elementwise.activate_backward(self.activation, grad, kept)
+            grad = activations.activate_backward(self.activation, grad, kept)
         through = self.body.backward(grad, need_input=need_input)
         around = grad if self.shortcut is None else self.shortcut.backward(grad, need_input=need_input)
         return None if through is None or around is None else through + around

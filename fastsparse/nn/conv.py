@@ -8,8 +8,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastsparse import dense, elementwise, functional
-from fastsparse._arguments import as_float, padding_pairs, per_axis
+from fastsparse import functional
+from fastsparse.arguments import as_float, padding_pairs, per_axis
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
@@ -18,6 +18,7 @@ from fastsparse.nn.growth import ConvolutionGradient
 from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
+from fastsparse.ops import activations, dense
 
 Array = NDArray[Any]
 _FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -330,7 +331,7 @@ class Conv2d(_Convolution):
         if matrix is not None:
             return functional.conv2d(x, matrix, bias, **self._window.keywords(), activation=activation)
         y = dense.conv(x, self.weight.value, bias, self._geometry)
-        return y if activation is None else elementwise.activate(activation, y)
+        return y if activation is None else activations.activate(activation, y)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         x, kept, shape = self._taken()

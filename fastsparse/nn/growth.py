@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from fastsparse import dense
+from fastsparse.ops import dense
 
 Array = NDArray[Any]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 
-from fastsparse import elementwise, functional
-from fastsparse._arguments import as_float, is_sparse
+from fastsparse import functional
+from fastsparse.arguments import as_float, is_sparse
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
@@ -18,6 +18,7 @@ from fastsparse.nn.activations import activation_gradient, run_fused
 from fastsparse.nn.growth import LinearGradient
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
+from fastsparse.ops import activations
 from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]
@@ -244,7 +245,7 @@ class Linear(Module):
         y = np.asarray(x @ self.weight.value.T, self.weight.dtype)
         if self.bias is not None:
             y += self.bias.value
-        return y if activation is None else elementwise.activate(activation, y)
+        return y if activation is None else activations.activate(activation, y)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         """As ``Module.backward``; there is no gradient at a sparse input."""

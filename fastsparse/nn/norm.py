@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastsparse import elementwise
-from fastsparse._arguments import as_float, per_axis
+from fastsparse.arguments import as_float, per_axis
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
+from fastsparse.ops import norm as norm_ops
 
 Array = NDArray[Any]
 
@@ -60,11 +60,11 @@ class _BatchNorm(Module):
             raise ValueError(f"x has shape {array.shape}, expected {expected} to match the layer")
         gamma, beta = self.weight.value, self.bias.value
         if not self.training:
-            return elementwise.batch_norm_eval(array, gamma, beta, self.running_mean, self.running_var, self.eps)
+            return norm_ops.batch_norm_eval(array, gamma, beta, self.running_mean, self.running_var, self.eps)
         count = array.size // self.num_features
         if count < 2:
             raise ValueError(f"x has shape {array.shape}, expected at least 2 values per channel in training mode")
-        y, mean, variance = elementwise.batch_norm_train(array, gamma, beta, self.eps)
+        y, mean, variance = norm_ops.batch_norm_train(array, gamma, beta, self.eps)
         self._move(mean, variance * (count / (count - 1)))
         self._saved = (array, mean, variance)
         return y
@@ -83,7 +83,7 @@ class _BatchNorm(Module):
             return grad * scale.reshape(1, -1, *(1 for _ in grad.shape[2:])) if need_input else None
         x, mean, variance = self._taken()
         grad = check_gradient(dy, x.shape, dtype)
-        grad_x, grad_weight, grad_bias = elementwise.batch_norm_backward(
+        grad_x, grad_weight, grad_bias = norm_ops.batch_norm_backward(
             grad, x, self.weight.value, mean, variance, self.eps
         )
         self.weight.accumulate(grad_weight)

@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastsparse import elementwise
-from fastsparse._arguments import padding_pairs, per_axis
+from fastsparse.arguments import padding_pairs, per_axis
 from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient
+from fastsparse.ops import pooling as pooling_ops
 
 Array = NDArray[Any]
 
@@ -46,7 +46,7 @@ class _Pool2d(Module):
     def _checked(self, x: Any) -> Array:
         array = _image(x)
         height, width = array.shape[2:]
-        if min(elementwise.pooled_size((height, width), self.kernel_size, self.stride, self.padding)) < 1:
+        if min(pooling_ops.pooled_size((height, width), self.kernel_size, self.stride, self.padding)) < 1:
             raise ValueError(
                 f"x has shape {array.shape}, expected a height and width in which a window of size "
                 f"{self.kernel_size} fits with padding {self.padding}"
@@ -78,8 +78,8 @@ class MaxPool2d(_Pool2d):
         array = self._checked(x)
         window = (self.kernel_size, self.stride, self.padding)
         if not self.training:
-            return elementwise.max_pool2d(array, *window)
-        y, index = elementwise.max_pool2d_with_index(array, *window)
+            return pooling_ops.max_pool2d(array, *window)
+        y, index = pooling_ops.max_pool2d_with_index(array, *window)
         self._saved = (index, array.shape[2:], array.dtype)
         return y
 
@@ -88,7 +88,7 @@ class MaxPool2d(_Pool2d):
         grad = check_gradient(dy, index.shape, dtype)
         if not need_input:
             return None
-        return elementwise.max_pool2d_backward(grad, index, spatial, self.kernel_size, self.stride, self.padding)
+        return pooling_ops.max_pool2d_backward(grad, index, spatial, self.kernel_size, self.stride, self.padding)
 
 
 class AvgPool2d(_Pool2d):
@@ -106,7 +106,7 @@ class AvgPool2d(_Pool2d):
     def forward(self, x: Any) -> Array:
         """x (N, C, H, W) -> (N, C, output H, output W)."""
         array = self._checked(x)
-        y = elementwise.avg_pool2d(array, self.kernel_size, self.stride, self.padding)
+        y = pooling_ops.avg_pool2d(array, self.kernel_size, self.stride, self.padding)
         self._keep((array.shape[2:], y.shape, y.dtype))
         return y
 
@@ -115,7 +115,7 @@ class AvgPool2d(_Pool2d):
         grad = check_gradient(dy, shape, dtype)
         if not need_input:
             return None
-        return elementwise.avg_pool2d_backward(grad, spatial, self.kernel_size, self.stride, self.padding)
+        return pooling_ops.avg_pool2d_backward(grad, spatial, self.kernel_size, self.stride, self.padding)
 
 
 class AdaptiveAvgPool2d(Module):
@@ -134,14 +134,14 @@ class AdaptiveAvgPool2d(Module):
     def forward(self, x: Any) -> Array:
         """x (N, C, H, W) -> (N, C, *output_size)."""
         array = _image(x)
-        y = elementwise.adaptive_avg_pool2d(array, self.output_size)
+        y = pooling_ops.adaptive_avg_pool2d(array, self.output_size)
         self._keep((array.shape[2:], y.shape, y.dtype))
         return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         spatial, shape, dtype = self._taken()
         grad = check_gradient(dy, shape, dtype)
-        return elementwise.adaptive_avg_pool2d_backward(grad, spatial) if need_input else None
+        return pooling_ops.adaptive_avg_pool2d_backward(grad, spatial) if need_input else None
 
     def config(self) -> dict[str, Any]:
         return {"output_size": list(self.output_size)}

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse._arguments import as_array, as_float, check_out
+from fastsparse.arguments import as_array, as_float
 from fastsparse.onnx.model import Array, Shape, Value
 from fastsparse.onnx.weights import FLOATS
+from fastsparse.runtime.buffers import check_out
 
 
 def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape]:

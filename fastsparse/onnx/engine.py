@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import runtime
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import save_engine
@@ -29,6 +28,8 @@ from fastsparse.onnx.reader import read
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.serial import to_plain
 from fastsparse.onnx.specialise import ParametersNeeded, folded, specialised
+from fastsparse.runtime.threads import get_num_threads
+from fastsparse.runtime.threads import threads as fastsparse_threads
 
 _KEPT_PLANS = 8  # sets of shapes whose plans and workspaces are kept
 _WORKSPACES = 8  # calls of one plan that run at once; more wait
@@ -48,7 +49,7 @@ def compile_onnx(
     model = fold_batch_norms(folded(read(source, allow_external_data=allow_external_data)))
     shapes = checked_shapes(model.inputs, input_shape)
     if threads is not None:
-        with runtime.threads(threads):  # checks the number
+        with fastsparse_threads(threads):  # checks the number
             pass
     engine = GraphEngine(model, shapes, threads)
     engine._first_plan(tune)
@@ -235,7 +236,7 @@ class GraphEngine:
         return arrays
 
     def _thread_count(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._threads is None else runtime.threads(self._threads)
+        return nullcontext() if self._threads is None else fastsparse_threads(self._threads)
 
     # ------------------------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class GraphEngine:
         self.prepare(tune=tune)
 
     def _pool(self, inputs: Sequence[Array], tune: bool) -> Pool:
-        workers = runtime.get_num_threads() if self._threads is None else self._threads
+        workers = get_num_threads() if self._threads is None else self._threads
         while True:
             parameters = {n: a for n, a in zip(self.input_names, inputs) if n in self._parameters}
             key = (*(a.shape for a in inputs), workers, *((n, a.tobytes()) for n, a in parameters.items()))

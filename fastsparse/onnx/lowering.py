@@ -23,8 +23,8 @@ from fastsparse.onnx.ops.normalising import batch_norm_scale
 from fastsparse.onnx.rewriting import per_channel
 from fastsparse.onnx.specialise import Graph
 from fastsparse.onnx.windows import Window, kernel_of, window
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.pooling import adaptive_windows, windows
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.pooling import adaptive_windows, windows
 
 _SMALL = 65536  # weights of a dense linear layer that the sparse kernels take, too, so that no layout changes
 
@@ -100,7 +100,7 @@ class Lowering:
         if weight is None or missing or form not in (None, source) or len(x) not in (3, 4, 5):
             return None
         found = window(node, x[2:], kernel_of(node, weight.shape))
-        geometry = Geometry(
+        geometry = ConvGeometry(
             x[1], y[1], x[2:], found.kernel, found.stride, found.pads, found.dilation, int(node.get("group", 1))
         )
         matrix = self.matrices.rows(weight)

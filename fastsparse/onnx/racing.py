@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastsparse import runtime
 from fastsparse.engine.report import Benchmark, timed_calls
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.onnx.model import Array
+from fastsparse.runtime.threads import threads as fastsparse_threads
 
 RIVALS = ("onnxruntime",)
 _HEADER = ("batch", "engine", "p50", "p95", "p99", "samples/s", "faster", "largest difference")
@@ -108,7 +108,7 @@ _RIVALS: dict[str, Callable[[Any, int], Callable[[GraphEngine, list[Array]], lis
 def _blas(threads: int) -> Iterator[None]:
     """Give BLAS, which host steps use, as many threads as the engines, where that can be said."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(runtime.threads(threads))
+        stack.enter_context(fastsparse_threads(threads))
         if find_spec("threadpoolctl") is not None:
             from threadpoolctl import threadpool_limits
 

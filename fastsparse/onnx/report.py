@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastsparse import launch_engine
 from fastsparse.engine import report as programs
 from fastsparse.engine.report import Report, Row
 from fastsparse.onnx.executor import Workspace
@@ -15,6 +14,7 @@ from fastsparse.onnx.model import Array
 from fastsparse.onnx.ops.normalising import runs_in_kernel
 from fastsparse.onnx.planning import NONE, Plan, Step
 from fastsparse.onnx.weights import DENSEST, density
+from fastsparse.runtime import measure
 
 
 def measured(workspace: Workspace, inputs: Sequence[Array]) -> Report:
@@ -40,7 +40,7 @@ def measured(workspace: Workspace, inputs: Sequence[Array]) -> Report:
         elif any(t in workspace.late for t in step.inputs):
             workspace.call(step)
     if not peak:
-        peak = launch_engine.peak_flops(32) / 1e9
+        peak = measure.peak_flops(32) / 1e9
     return Report(rows, peak, _facts(workspace, flops, peak))
 
 

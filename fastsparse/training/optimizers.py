@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch_optimizers
-from fastsparse.launch import machine
 from fastsparse.nn.parameter import Parameter
+from fastsparse.ops import optimizers as kernels
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
@@ -113,9 +112,7 @@ class SGD(Optimizer):
 
     def _update(self, parameter: Parameter, rate: float) -> None:
         value, grad, velocity = parameter.value, _gradient(parameter), parameter.state.get("velocity")
-        launch_optimizers.run_sgd(
-            value, grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay, machine(value.dtype)
-        )
+        kernels.sgd_step(value, grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay)
 
 
 class Adam(Optimizer):
@@ -141,9 +138,9 @@ class Adam(Optimizer):
 
     def _update(self, parameter: Parameter, rate: float) -> None:
         value, grad, state = parameter.value, _gradient(parameter), parameter.state
-        launch_optimizers.run_adam(
+        kernels.adam_step(
             value, grad, state["first"], state["second"], rate, self.betas, self.eps, self.weight_decay,
-            self._decoupled, self.steps, machine(value.dtype),
+            self._decoupled, self.steps,
         )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import dense, workspace
 from fastsparse.onnx.model import Array, Node, Shape
 from fastsparse.onnx.table import Info, Misfit, Operator, like, optional
 from fastsparse.onnx.windows import kernel_of, window
+from fastsparse.ops import dense
+from fastsparse.runtime import buffers
 
 
 def _groups(node: Node, x: Any, weight: Any) -> int:
@@ -86,7 +87,7 @@ def _transposed(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> Non
     out[...] = 0 if bias is None else bias.reshape(-1, *(1,) * len(spatial))
     columns = np.ascontiguousarray(x).reshape(len(x), groups, -1, math.prod(spatial))
     matrices = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    part = workspace.array((len(x), groups, weight.shape[1], math.prod(spatial)), out.dtype)
+    part = buffers.array((len(x), groups, weight.shape[1], math.prod(spatial)), out.dtype)
     for tap, offset in enumerate(itertools.product(*map(range, kernel))):
         np.matmul(np.ascontiguousarray(matrices[..., tap].swapaxes(1, 2)), columns, out=part)
         source, target = [], []

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from fastsparse import launch_layers
-from fastsparse.launch import machine
+from fastsparse.ops.activations import activate
 from fastsparse.onnx.model import Array, Node
 from fastsparse.onnx.table import Info, Misfit, Operator, broadcast, like, optional, same
 
@@ -20,13 +19,13 @@ def activate(name: str, x: Array, out: Array) -> None:
     """One of the kernels' activations."""
     if out.dtype not in _KERNEL_TYPES:
         wide = np.array(x, np.float32, order="C")
-        launch_layers.run_activation(name, wide, wide, machine(wide.dtype))
+        activate(name, wide, wide)
         np.copyto(out, wide, casting="same_kind")
         return
     if not (x.flags.c_contiguous and x.flags.aligned):
         np.copyto(out, x)
         x = out
-    launch_layers.run_activation(name, x, out, machine(out.dtype))
+    activate(name, x, out)
 
 
 def _by_kernel(name: str) -> Operator:

@@ -1,0 +1,224 @@
+"""Programs on lanes layout: VL samples innermost from the first layer to the last.
+
+The user's arrays are packed once, into the zero-padded planes that their readers read; every layer writes the planes
+that the next one reads, padding included; flattening moves nothing; results are unpacked once. Tensors that are added
+to one another have equal planes, so that a product's tiles find the residual where they write.
+
+A task is `outer` groups of VL samples. Its steps come in two stages: those on images run on `inner` groups at a time,
+so that what one writes is in the cache when the next one reads it; those on features (and on images of very few
+positions) run on all groups of the task at once, since their tiles go over groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fastsparse.engine import split
+from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
+from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
+from fastsparse.ops import pooling
+from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
+from fastsparse.ops.heuristics import Heuristics
+from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
+from fastsparse.ops.target import Target
+
+_UNPADDED = np.empty(0, np.int64)
+
+
+def schedule(program: Program, batch: int, target: Target, sizes: split.Split | None = None) -> Schedule:
+    """The schedule for `batch` samples. `sizes` is how the batch is cut, by `split.choose` when not given."""
+    if sizes is None:
+        sizes = split.choose(work_of(program, target), -(-batch // target.lanes), target)
+    planes, late = assign_planes(program, target), late_nodes(program, target.heuristics)
+    return _Lowering(program, planes, late, sizes, -(-batch // target.lanes), target).schedule()
+
+
+def assign_planes(program: Program, target: Target) -> dict[int, BlockedPlanes]:
+    """Planes of every tensor, with the padding that the readers of all tensors that lie like it need."""
+    classes = program.layout_classes()
+    padding = {t: [(0, 0)] * (len(program.shapes[t]) - 1) for t in classes.values()}
+    for node in program.nodes:
+        if isinstance(node.operator, Conv):
+            t = classes[node.inputs[0]]
+            pairs = zip(padding[t], node.operator.geometry.padding, strict=True)
+            padding[t] = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
+    found = {
+        t: blocked_planes(program.shapes[t][0], tuple(program.shapes[t][1:]), tuple(pads), target)
+        for t, pads in padding.items()
+    }
+    return {t: found[leader] for t, leader in classes.items()}
+
+
+def late_nodes(program: Program, h: Heuristics) -> set[int]:
+    """Outputs of the nodes of the second stage: products of few positions, and all that follows from them."""
+    late: set[int] = set()
+    for node in program.nodes:
+        few = isinstance(node.operator, Linear) or (
+            isinstance(node.operator, Conv) and node.operator.geometry.positions < h.few_positions
+        )
+        if few or any(t in late for t in node.inputs):
+            late.add(node.output)
+    return late
+
+
+def work_of(program: Program, target: Target) -> split.Work:
+    """What one group of samples costs."""
+    planes, late = assign_planes(program, target), late_nodes(program, target.heuristics)
+    flops, live = [0.0, 0.0], [0, 0]
+    for node in program.nodes:
+        if isinstance(node.operator, Reshape):
+            continue
+        stage = node.output in late
+        live[stage] = max(live[stage], sum(planes[t].group_stride for t in (*node.inputs, node.output)))
+        if isinstance(node.operator, Conv | Linear):
+            flops[stage] += node.operator.useful_flops * target.lanes
+    return split.Work(flops[0], flops[1], live[0], live[1], len(program.nodes))
+
+
+@dataclass
+class _Lowering:
+    program: Program
+    planes: dict[int, BlockedPlanes]
+    late: set[int]
+    sizes: split.Split
+    groups: int
+    user_target: Target
+
+    def schedule(self) -> Schedule:
+        per_worker = self.sizes.per_worker
+        self.target = self.user_target.serial if per_worker else self.user_target
+        self.roots = self.program.roots()
+        outer, inner = self.sizes.outer, self.sizes.inner
+        early: list[Node] = []
+        late: list[Node] = []
+        for node in self.program.nodes:
+            if not isinstance(node.operator, Reshape):
+                (late if node.output in self.late else early).append(node)
+        self.whole = {self.roots[t] for node in late for t in (*node.inputs, node.output)}
+        # What goes through unchanged is unpacked at the end.
+        self.whole |= set(self.program.inputs) & {self.roots[t] for t in self.program.outputs}
+        if not early:
+            self.whole |= set(self.program.inputs)
+        self.buffers, self.index = self._buffers([*early, *late])
+        plans = {node.output: self._plan(node) for node in (*early, *late)}
+        sources = self.program.inputs
+        steps = [self._pack(k, 0, outer) for k, t in enumerate(sources) if t in self.whole]
+        for first in range(0, outer if early else 0, inner):
+            count = min(inner, outer - first)
+            steps += [self._pack(k, first, count) for k, t in enumerate(sources) if t not in self.whole]
+            for node in early:
+                steps.append(self._step(node, plans[node.output], first, count))
+                steps += self._unpacked(node.output, first, count)
+        for node in late:
+            steps.append(self._step(node, plans[node.output], 0, outer))
+            steps += self._unpacked(node.output, 0, outer)
+        for t in sources:
+            steps += self._unpacked(t, 0, outer)
+        return Schedule(
+            steps, self.buffers, -(-self.groups // outer), self.user_target.threads, per_worker, self.target.heuristics
+        )
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def _buffers(self, nodes: list[Node]) -> tuple[list[Buffer], dict[int, int]]:
+        """Buffers by lifetime, counted in nodes, and the buffer of every tensor with memory of its own."""
+        last = {self.roots[t]: i for i, node in enumerate(nodes) for t in node.inputs}
+        # Results are unpacked where they are written, and inputs that are results at the end.
+        last.update(dict.fromkeys(set(self.program.inputs) & {self.roots[t] for t in self.program.outputs}, len(nodes)))
+        residuals = {
+            node.output: self.roots[node.residual]
+            for node in nodes
+            if node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
+        }
+        births = dict.fromkeys(self.program.inputs, -1)
+        births.update({node.output: i for i, node in enumerate(nodes)})
+        buffers: list[Buffer] = []
+        index: dict[int, int] = {}
+        for t, birth in births.items():
+            planes, whole = self.planes[t], t in self.whole
+            groups = self.sizes.outer if whole else self.sizes.inner
+            # What the first stage leaves for the second is written bit by bit, all through the first.
+            first = -1 if whole and t not in self.late else birth
+            zeros = None
+            if len(planes.padding_offsets):
+                between = planes.group_stride if groups > 1 else 0
+                corner, vector = planes.corner, self.target.vector
+                zeros = Zeros(planes.channel_stride, between, planes.spatial, planes.strides, corner, vector)
+            index[t] = len(buffers)
+            over = index[residuals[t]] if t in residuals else -1
+            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), zeros, over))
+        return buffers, index
+
+    def _place(self, tensor: int, first: int) -> Place:
+        """Where group `first` of the task lies in the tensor's buffer."""
+        t = self.roots[tensor]
+        return self.index[t], first * self.planes[t].group_stride if t in self.whole else 0
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _user(self, t: int, first: int, array: int) -> tuple[BlockedPlanes, int, int, tuple[Patch, ...]]:
+        """The tensor as the user has it, byte strides of samples and channels, and what depends on the call."""
+        planes, target, outer = self.planes[t], self.target, self.sizes.outer
+        sample = planes.channels * planes.positions * target.size
+        lanes = target.lanes
+        if planes.channel_stride == target.vector:  # features: one plane
+            planes = replace(planes, channels=1, positions=planes.channels)
+        patches = (
+            Patch("user", array + 1, first * lanes * sample, outer * lanes * sample),
+            Patch("samples", SAMPLES, -first * lanes, -outer * lanes),
+        )
+        return replace(planes, padding_offsets=_UNPADDED), sample, planes.positions * target.size, patches
+
+    def _pack(self, number: int, first: int, count: int) -> Step:
+        """Input `number` of the program into planes."""
+        t, lanes = self.program.inputs[number], self.target.lanes
+        planes, sample, channel, patches = self._user(t, first, number)
+        launch = pack_blocked(planes, count * lanes, sample, channel, self.target)
+        return Step(
+            "input", f"pack into blocks of {lanes}", None, (user_place(number),), self._place(t, first), launch,
+            ("user", "lanes"), patches,
+        )  # fmt: skip
+
+    def _unpacked(self, tensor: int, first: int, count: int) -> list[Step]:
+        """Steps that give the tensor to the user, if it is a result."""
+        steps = []
+        for number, output in enumerate(self.program.outputs, len(self.program.inputs)):
+            if self.roots[output] == tensor:
+                planes, sample, channel, patches = self._user(tensor, first, number)
+                launch = unpack_blocked(planes, count * self.target.lanes, sample, channel, self.target)
+                source = (self._place(tensor, first),)
+                steps.append(
+                    Step("output", "unpack", None, source, user_place(number), launch, ("lanes", "user"), patches)
+                )
+        return steps
+
+    def _plan(self, node: Node) -> PackedWeight | None:
+        x, y, op, target = self.planes[node.inputs[0]], self.planes[node.output], node.operator, self.target
+        if isinstance(op, Linear):
+            return planned(op.weight, lambda p: plan_linear_between(p, x, y, target, self.sizes.outer))
+        if isinstance(op, Conv):
+            groups, geometry = self.sizes.outer if node.output in self.late else self.sizes.inner, op.geometry
+            tile_groups = split.tile_groups(geometry.positions, groups, target.heuristics)
+            return planned(op.weight, lambda p: plan_between_blocked(p, geometry, x, y, target, groups, tile_groups))
+        return None
+
+    def _step(self, node: Node, weight: PackedWeight | None, first: int, count: int) -> Step:
+        sources, result = tuple(self._place(t, first) for t in node.inputs), self._place(node.output, first)
+        x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
+        if isinstance(op, Pool):
+            launch = pooling.prepare_blocked(op.kind, op.windows, x, y, count, self.target)
+            return Step(node.name, f"{op.kind} pool batch-blocked", node, sources, result, launch)
+        assert isinstance(op, Conv | Linear)
+        assert weight is not None
+        h = self.target.heuristics
+        over_groups = isinstance(op, Linear) or split.tile_groups(op.geometry.positions, count, h) > 1
+        launch = prepared(
+            weight, op, self.target, residual=len(sources) > 1, y_row_stride=y.channel_stride,
+            batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
+        )  # fmt: skip
+        kernel = f"spmm batch-blocked, tile {weight.plan.tiles.width}"
+        operands = ("x", "residual", "y") if len(sources) > 1 else ("x", "y")
+        return Step(node.name, kernel, node, sources, result, launch, operands)

@@ -1,0 +1,319 @@
+"""Programs on single images: what is common to all ways of laying out images.
+
+A tensor has one or more forms. "plain" is the user's own layout, which linear layers read, too. "batch-blocked" is for
+linear layers of a few samples. The third one is the subclass's, for convolutions and pools. Every layer writes the form
+that its readers like best; where they disagree, the tensor is copied into the other form once. Linear layers of one
+sample are SpMV.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fastsparse.csr import Pattern
+from fastsparse.engine import split
+from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
+from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
+from fastsparse.ops import layouts, pooling, spmm, spmv
+from fastsparse.ops.conv import plan_identity, plan_linear_between
+from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Launch
+
+
+def work_of_images(program: Program) -> split.Work:
+    """What one sample costs."""
+    flops, live = [0.0, 0.0], [0, 0]
+    for node in program.nodes:
+        stage = isinstance(node.operator, Linear)
+        size = sum(math.prod(program.shapes[t]) for t in (*node.inputs, node.output)) * program.dtype.itemsize
+        live[stage] = max(live[stage], size)
+        if isinstance(node.operator, Conv | Linear):
+            flops[stage] += node.operator.useful_flops
+    return split.Work(flops[0], flops[1], live[0], live[1], len(program.nodes))
+
+
+def late_nodes(program: Program) -> set[int]:
+    """Outputs of linear layers and of all that follows from them: what runs on all images of a task at once."""
+    late: set[int] = set()
+    for node in program.nodes:
+        if isinstance(node.operator, Linear) or any(t in late for t in node.inputs):
+            late.add(node.output)
+    return late
+
+
+class Lowering:
+    """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which form.
+
+    Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
+    layers read of them is kept for all of these, plain. Subclasses say in which form images go from layer to layer.
+    """
+
+    def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
+        self.program, self.batch, self.target = program, batch, target
+        self.outer, self.inner = sizes.outer, sizes.inner
+        self.images = self.inner  # of the steps that are being lowered
+        self.roots, self.classes = program.roots(), program.layout_classes()
+        self.late = late_nodes(program)
+        self.steps: list[Step] = []
+        self.buffers: list[Buffer] = []
+        self.results = [self.roots[t] for t in program.outputs]
+        self.user_bytes = [self._sample(t) for t in (*program.inputs, *self.results)]
+        # (tensor, form) -> place
+        self.forms: dict[tuple[int, str], Place] = {
+            (t, "plain"): user_place(k) for k, t in enumerate(program.inputs)
+        }  # fmt: skip
+        nodes = [node for node in program.nodes if not isinstance(node.operator, Reshape)]
+        self.early = [node for node in nodes if node.output not in self.late]
+        self.readers: dict[int, list[Node]] = {t: [] for t in self.roots.values()}
+        for node in nodes:
+            self.readers[self.roots[node.inputs[0]]].append(node)
+        self.added = {self.roots[node.residual] for node in nodes if node.residual is not None}
+        self.whole = {self.roots[t] for node in nodes if node.output in self.late for t in node.inputs}
+        self.done: set[int] = set()  # numbers of results that are where the user wants them
+        self.per_image: dict[int, int] = {}  # bytes of an image in the buffers that hold all images of a task
+
+    @classmethod
+    def schedule(cls, program: Program, batch: int, target: Target, sizes: split.Split | None = None) -> Schedule:
+        """The schedule for `batch` samples. `sizes` is how they are cut, by `split.choose_images` when not given."""
+        if sizes is None:
+            sizes = split.choose_images(work_of_images(program), batch, target)
+        lowering = cls(program, batch, sizes, target.serial if sizes.per_worker else target)
+        return Schedule(
+            lowering.lower(),
+            lowering.buffers,
+            batch // sizes.outer,
+            target.threads,
+            sizes.per_worker,
+            target.heuristics,
+        )
+
+    def lower(self) -> list[Step]:
+        """All steps of a task."""
+        for node in self.early:
+            self._node(node)
+        for t in self.program.inputs:
+            self._give(t)
+        repeated = [self._moved(step, first) for first in range(0, self.outer, self.inner) for step in self.steps]
+        before, self.images = len(self.steps), self.outer
+        if self.outer != self.inner:
+            self.forms = {key: place for key, place in self.forms.items() if key[1] == "plain"}
+        for node in self.program.nodes:
+            if node.output in self.late and not isinstance(node.operator, Reshape):
+                self._node(node)
+        return repeated + self.steps[before:]
+
+    def _moved(self, step: Step, first: int) -> Step:
+        """The step on the images from `first` on."""
+
+        def moved(place: Place) -> Place:
+            return place[0], place[1] + first * self.per_image.get(place[0], 0)
+
+        patches = tuple(replace(p, offset=first * self.user_bytes[p.variable - 1]) for p in step.patches)
+        return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
+
+    def _node(self, node: Node) -> None:
+        op = node.operator
+        if isinstance(op, Conv):
+            self._conv(node, op)
+        elif isinstance(op, Pool):
+            self._pool(node, op)
+        elif self.batch == 1:
+            assert isinstance(op, Linear)
+            self._spmv(node, op)
+        else:
+            assert isinstance(op, Linear)
+            self._linear(node, op)
+        if node.output in self.whole and node.output not in self.late:
+            self._get(node.output, "plain", node)
+        self._give(node.output)
+
+    # --- what subclasses say ---------------------------------------------------------------------
+
+    def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
+        """Bytes and zeros of a buffer for the tensor in the subclass's form."""
+        raise NotImplementedError
+
+    def _lay_out(self, t: int, node: Node) -> None:
+        """Bring the tensor from another form into the subclass's, for `node`."""
+        raise NotImplementedError
+
+    def _copy_out(self, t: int, target: Place, name: str) -> None:
+        """Step that copies the tensor from the subclass's form, or where it has none from the plain one, to plain."""
+        raise NotImplementedError
+
+    def _conv(self, node: Node, op: Conv) -> None:
+        raise NotImplementedError
+
+    def _pool(self, node: Node, op: Pool) -> None:
+        raise NotImplementedError
+
+    # --- where tensors lie ---------------------------------------------------------------------
+
+    def _sample(self, t: int) -> int:
+        """Bytes of one sample."""
+        return math.prod(self.program.shapes[t]) * self.target.size
+
+    def _plain(self, t: int) -> PaddedPlanes:
+        channels, *spatial = self.program.shapes[t]
+        return user_planes(channels, tuple(spatial), self.target)
+
+    def _target(self, t: int, form: str, residual: Place | None = None) -> Place:
+        """Where a node writes the tensor in that form."""
+        if form == "plain" and t in self.results and not self.readers[t] and t not in self.added:
+            number = self.results.index(t)
+            self.done.add(number)
+            self.forms[t, "plain"] = place = user_place(len(self.program.inputs) + number)
+            return place
+        return self._new(t, form, -1 if residual is None else residual[0])
+
+    def _new(self, t: int, form: str, over: int = -1) -> Place:
+        zeros: Zeros | None = None
+        first = None
+        if form == "batch-blocked":
+            size = self._groups * self._features(t)[0].group_stride
+        elif form == "plain":
+            planes, images = self._plain(t), self.images
+            if t in self.whole and t not in self.late:
+                images, first = self.outer, -1
+                self.per_image[len(self.buffers)] = planes.image_stride
+            size = images * planes.image_stride + planes.slack
+        else:
+            size, zeros = self._memory_of(t)
+        self.forms[t, form] = place = self._buffer(size, zeros, first, over)
+        return place
+
+    def _buffer(self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1) -> Place:
+        """A buffer that the next step writes, or one that lives from step `first` on."""
+        now = len(self.steps)
+        self.buffers.append(Buffer(size, now if first is None else first, now, zeros, over))
+        return len(self.buffers) - 1, 0
+
+    def _add(
+        self, name: str, kernel: str, node: Node | None, sources: tuple[Place, ...], target: Place, launch: Launch,
+        operands: tuple[str, ...] = ("x", "y"),
+    ) -> None:  # fmt: skip
+        """Append a step; `operands` are the launch's names for the arrays it reads and for the one it writes."""
+        for buffer, _ in sources:
+            if buffer >= 0:
+                self.buffers[buffer] = replace(self.buffers[buffer], last=len(self.steps))
+        patches = tuple(
+            Patch(field, variable, 0, self.outer * self.user_bytes[variable - 1])
+            for field, place in zip(operands, (*sources, target), strict=True)
+            if (variable := variable_of(place)) is not None
+        )
+        self.steps.append(Step(name, kernel, node, sources, target, launch, operands, patches))
+
+    def _add_weighted(
+        self, node: Node, op: Conv | Linear, weight: PackedWeight, where: str, source: Place, residual: Place | None,
+        target: Place, **strides: int,
+    ) -> None:  # fmt: skip
+        """Append the step of an SpMM; `strides` are keywords of `spmm.prepare`."""
+        launch = prepared(weight, op, self.target, residual=residual is not None, **strides)
+        sources = (source,) if residual is None else (source, residual)
+        operands = ("x", "y") if residual is None else ("x", "residual", "y")
+        kernel = f"spmm {where}, tile {weight.plan.tiles.width}"
+        self._add(node.name, kernel, node, sources, target, launch, operands)
+
+    # --- changing forms --------------------------------------------------------------------------
+
+    def _get(self, t: int, form: str, node: Node) -> Place:
+        """The tensor in a form, copied for `node` now if nobody wrote it so."""
+        if (t, form) not in self.forms:
+            name = name_before(node)
+            if form == "batch-blocked":
+                self._pack_blocked(t, self._get(t, "plain", node), name)
+            elif form != "plain":
+                self._lay_out(t, node)
+            elif (t, "batch-blocked") in self.forms:
+                self._unpack(t, self._new(t, form), name)
+            else:
+                self._copy_out(t, self._new(t, form), name)
+        return self.forms[t, form]
+
+    def _give(self, t: int) -> None:
+        """Steps that give the tensor to the user, where it is a result and not there yet."""
+        for number, result in enumerate(self.results):
+            if result == t and number not in self.done:
+                self.done.add(number)
+                place = user_place(len(self.program.inputs) + number)
+                if (t, "batch-blocked") in self.forms:
+                    self._unpack(t, place, "output")
+                else:
+                    self._copy_out(t, place, "output")
+
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def _pool_planes(
+        self, node: Node, op: Pool, x: PaddedPlanes, source: Place, y: PaddedPlanes, target: Place
+    ) -> None:
+        """Append the step of a pool between contiguous planes."""
+        count = self.images * x.channels
+        launch = pooling.prepare(op.kind, op.windows, count, self.target, x.channel_stride, y.channel_stride)
+        self._add(node.name, f"{op.kind} pool", node, (source,), target, launch)
+
+    def _spmv(self, node: Node, op: Linear) -> None:
+        t, target_cpu, pattern = self.roots[node.inputs[0]], self.target, op.weight.pattern
+        source = self._get(t, "plain", node)
+        plan = spmv.plan_spmv(Pattern._trusted(pattern.indptr, pattern.indices, pattern.shape), target_cpu)
+        values, activation = plan.pack(op.weight.data), op.activation if node.residual is None else None
+        if node.residual is None:
+            target = self._target(node.output, "plain")
+        else:
+            residual = self._get(self.roots[node.residual], "plain", node)
+            target = self._buffer(op.weight.shape[0] * target_cpu.size + target_cpu.vector)
+        launch = spmv.prepare(plan, target_cpu, activation)
+        launch = launch.fixed((values, op.bias), values=address(values), bias=spmm.bias_address(op.bias))
+        self._add(node.name, "spmv", node, (source,), target, launch)
+        if node.residual is not None:
+            self._sum(node, op, target, residual)
+
+    def _sum(self, node: Node, op: Linear, x: Place, residual: Place) -> None:
+        """activation(x + residual): the identity of one channel, whose positions are the features."""
+        plan = plan_identity(op.weight.shape[0], self.target)
+        values = plan.operator.pack(np.ones(1, self.program.dtype))
+        launch = spmm.prepare(
+            plan, self.target, y_row_stride=0, residual=True, activation=op.activation, label="add"
+        ).fixed(values, values=address(values))
+        target = self._target(node.output, "plain")
+        self._add(node.name, "sum", None, (x, residual), target, launch, ("x", "residual", "y"))
+
+    @property
+    def _groups(self) -> int:
+        return -(-self.outer // self.target.lanes)
+
+    def _features(self, t: int) -> tuple[BlockedPlanes, BlockedPlanes, int]:
+        """The tensor batch-blocked: as channels, as one plane of features, and bytes of a sample."""
+        features = math.prod(self.program.shapes[t])
+        planes = blocked_planes(features, (), (), self.target)
+        return planes, replace(planes, channels=1, positions=features), features * self.target.size
+
+    def _linear(self, node: Node, op: Linear) -> None:
+        t = self.roots[node.inputs[0]]
+        x, y = self._features(t)[0], self._features(node.output)[0]
+        source = self._get(t, "batch-blocked", node)
+        residual = None if node.residual is None else self._get(self.roots[node.residual], "batch-blocked", node)
+        weight = planned(op.weight, lambda p: plan_linear_between(p, x, y, self.target, self._groups))
+        target = self._new(node.output, "batch-blocked")
+        self._add_weighted(node, op, weight, "batch-blocked", source, residual, target, y_row_stride=self.target.vector)
+
+    def _pack_blocked(self, t: int, plain: Place, name: str) -> None:
+        _, one, sample = self._features(t)
+        launch = layouts.pack_blocked(one, self.outer, sample, sample, self.target)
+        kernel = f"pack into blocks of {self.target.lanes}"
+        self._add(name, kernel, None, (plain,), self._new(t, "batch-blocked"), launch, ("user", "lanes"))
+
+    def _unpack(self, t: int, target: Place, name: str) -> None:
+        _, one, sample = self._features(t)
+        launch = layouts.unpack_blocked(one, self.outer, sample, sample, self.target)
+        self._add(name, "unpack", None, (self.forms[t, "batch-blocked"],), target, launch, ("lanes", "user"))
+
+
+def name_before(node: Node) -> str:
+    """What the report calls a step that prepares a node's input."""
+    return node.name.partition(" ")[0]

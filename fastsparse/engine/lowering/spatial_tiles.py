@@ -1,0 +1,251 @@
+"""Programs on spatial tiles: single images, each cut into VL tiles that fill the lanes of a vector.
+
+Tensors have the form "tiles", in planes with the halo that windows of their readers need; the layer that writes one is
+followed by a halo exchange where there is one. Where a reader wants other tiles (those of its own output, times its
+stride, where the grid of the smaller image is another one), they are gathered for it. Linear layers, and pools whose
+windows are not regular, read the user's layout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.engine import split
+from fastsparse.engine.lowering.images import Lowering, name_before
+from fastsparse.engine.lowering.weights import planned
+from fastsparse.engine.program import Conv, Node, Pool, Program
+from fastsparse.engine.schedule import Place
+from fastsparse.ops import pooling
+from fastsparse.ops import spatial_tiles as tiles
+from fastsparse.ops.conv import plan_between_blocked
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.layouts import BlockedPlanes, blocked_planes
+from fastsparse.ops.pooling import Windows
+from fastsparse.ops.target import Target
+
+_CONTIGUOUS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """How a tensor lies: what its readers read, and the planes that hold it."""
+
+    reading: tiles.Reading
+    planes: BlockedPlanes
+
+
+def _regular(op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
+    """Per axis kernel, stride, padding in front and weight of a pool's windows, where all of them are alike."""
+    found = []
+    for table, n in zip((op.windows.rows, op.windows.columns), op.windows.spatial, strict=True):
+        axis = tiles.windows_of(table, n)
+        weights = set(table[:, 2].tolist()) if op.kind == "mean" else {1}
+        if axis is None or len(weights) != 1:
+            return None
+        found.append((*axis, weights.pop()))
+    return tuple(found)
+
+
+class _TilesLowering(Lowering):
+    """As `Lowering`, with convolutions and pools on tiles."""
+
+    def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
+        super().__init__(program, batch, sizes, target)
+        self._known: dict[int, _Tiles] = {}
+
+    # --- where tensors lie ---------------------------------------------------------------------
+
+    def _spatial(self, t: int) -> tuple[int, ...]:
+        return tuple(self.program.shapes[t][1:])
+
+    def _partition(self, t: int) -> tiles.Partition:
+        return tiles.partition(self._spatial(t), self.target.lanes)
+
+    def _reading(self, node: Node) -> tiles.Reading | None:
+        """What the node reads of its first input; None where it reads the plain image."""
+        op = node.operator
+        if isinstance(op, Conv):
+            g = _unstrided(op.geometry)
+            y = self._partition(node.output)
+            return tiles.reading(y, g.kernel, g.stride, g.dilation, _before(g), g.spatial, g.out_spatial)
+        if isinstance(op, Pool) and (axes := self._pooled_in_tiles(node, op)):
+            kernel, stride, before, _ = zip(*axes, strict=True)
+            outside = -np.inf if op.kind == "max" else 0.0
+            y, w = self._partition(node.output), op.windows
+            return tiles.reading(y, kernel, stride, (1, 1), before, w.spatial, w.out_spatial, outside)
+        return None
+
+    def _pooled_in_tiles(self, node: Node, op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
+        """The windows of a pool that runs on parts: those of images, and not of a few numbers, most lanes empty."""
+        images = self._spatial(node.inputs[0]) == op.windows.spatial
+        enough = math.prod(op.windows.out_spatial) >= self.target.lanes
+        return _regular(op) if images and enough else None
+
+    def _natural(self, t: int) -> _Tiles:
+        """How the tensor, and all that must lie like it, lies from layer to layer."""
+        leader = self.classes[t]
+        if leader not in self._known:
+            partition = self._partition(leader)
+            readers = [node for t, nodes in self.readers.items() if self.classes[t] == leader for node in nodes]
+            readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
+            outside = next((r.outside for r in readings if r.outside is not None), None)
+            padding = [(0, 0)] * len(partition.size)
+            for r in readings:
+                if r.outside in (None, outside):
+                    pairs = zip(padding, r.padding, strict=True)
+                    padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
+            reading = tiles.Reading(partition, tuple(padding), outside)
+            self._known[leader] = _Tiles(reading, self._planes_of(leader, reading))
+        return self._known[leader]
+
+    def _planes_of(self, t: int, r: tiles.Reading) -> BlockedPlanes:
+        return blocked_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.target)
+
+    def _memory_of(self, t: int) -> tuple[int, None]:
+        return self.images * self._natural(t).planes.group_stride, None
+
+    # --- changing forms --------------------------------------------------------------------------
+
+    def _lay_out(self, t: int, node: Node) -> None:
+        natural = self._natural(t)
+        place = self._buffer(self._memory_of(t)[0])
+        self._gather(t, natural.reading, natural.planes, place, node)
+        self.forms[t, "tiles"] = place
+
+    def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
+        """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
+        if (t, "tiles") in self.forms:
+            natural = self._natural(t)
+            planes, at = natural.planes, natural.reading.partition
+            positions = tiles.tile_offsets(self._spatial(t), at, planes, self.target.size)
+            return self.forms[t, "tiles"], positions, (planes.group_stride, planes.channel_stride)
+        plain = self._plain(t)
+        return self.forms[t, "plain"], plain.all_offsets(), (plain.image_stride, plain.channel_stride)
+
+    def _gather(
+        self, t: int, r: tiles.Reading, planes: BlockedPlanes, target: Place, node: Node,
+        only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """Step that gathers the image, or every step-th position of it, for `node`; `only` those places of a part."""
+        if (t, "tiles") not in self.forms:
+            self._get(t, "plain", node)
+        source, positions, strides = self._source(t)
+        spatial = self._spatial(t)
+        if step is not None:
+            grid = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
+            positions, spatial = grid.ravel(), grid.shape
+        plan = tiles.gather_tiles(positions, spatial, r, self.target, only)
+        to = planes.group_stride, planes.channel_stride
+        self._add_gather(t, plan, source, strides, target, to, name_before(node), "tiles")
+
+    def _copy_out(self, t: int, target: Place, name: str) -> None:
+        source, positions, strides = self._source(t)
+        plain = self._plain(t)
+        plan = tiles.gather_image(positions, self.target)
+        self._add_gather(t, plan, source, strides, target, (plain.image_stride, plain.channel_stride), name, "plain")
+
+    def _exchange(self, t: int, name: str) -> None:
+        """Step that fills what lies around the parts of a tensor that has just been written, where readers look."""
+        natural, spatial = self._natural(t), self._spatial(t)
+        if natural.reading.exchanged(spatial):
+            place, positions, strides = self._source(t)
+            plan = tiles.exchange_halo(positions, spatial, natural.reading, self.target)
+            self._add_gather(t, plan, place, strides, place, strides, name, "halo")
+
+    def _add_gather(
+        self, t: int, plan: tiles.Gather, source: Place, x: tuple[int, int], target: Place, y: tuple[int, int],
+        name: str, what: str,
+    ) -> None:  # fmt: skip
+        launch = tiles.prepare(plan, x, y, self.program.shapes[t][0], self.images, self.target)
+        self._add(name, f"gather {what}", None, (source,), target, launch)
+
+    def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[Place, BlockedPlanes]:
+        """Every stride-th position of the node's first input, in parts as the node's output has them."""
+        t, r = self.roots[node.inputs[0]], self._reading(node)
+        assert r is not None
+        planes = self._planes_of(t, r)
+        target = self._buffer(self.images * planes.group_stride)
+        self._gather(t, r, planes, target, node, step=stride)
+        return target, planes
+
+    def _tiles_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+                   ) -> tuple[Place, tiles.Reading, BlockedPlanes]:  # fmt: skip
+        """The node's first input as its windows read it."""
+        t, r = self.roots[node.inputs[0]], self._reading(node)
+        assert r is not None
+        natural = self._natural(t)
+        if natural.reading.serves(r):
+            return self._get(t, "tiles", node), natural.reading, natural.planes
+        planes = self._planes_of(t, r)
+        target = self._buffer(self.images * planes.group_stride)
+        y = self._partition(node.output)
+        self._gather(t, r, planes, target, node, tiles.touched(y, r, kernel, stride, dilation))
+        return target, r, planes
+
+    # --- nodes on images -------------------------------------------------------------------------
+
+    def _conv(self, node: Node, op: Conv) -> None:
+        images, g = self.images, _unstrided(op.geometry)
+        residual = None if node.residual is None else self._get(self.roots[node.residual], "tiles", node)
+        if g is op.geometry:
+            source, _, x = self._tiles_for(node, g.kernel, g.stride, g.dilation)
+        else:
+            source, x = self._picked(node, op.geometry.stride)
+        r, y = self._reading(node), self._natural(node.output).planes
+        assert r is not None
+        # Of a tile alone; behind it the windows may end before its last position.
+        padding = tiles.exact_padding(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
+        inside = replace(g, spatial=r.partition.size, padding=padding)
+        weight = planned(op.weight, lambda p: plan_between_blocked(p, inside, x, y, self.target, images))
+        fresh = node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
+        target = self._new(node.output, "tiles", residual[0] if residual and fresh else -1)
+        self._add_weighted(
+            node, op, weight, "on spatial tiles", source, residual, target, y_row_stride=y.channel_stride,
+            batches=images, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
+        )  # fmt: skip
+        self._exchange(node.output, name_before(node))
+
+    def _pool(self, node: Node, op: Pool) -> None:
+        axes = self._pooled_in_tiles(node, op)
+        if axes is None:
+            t = self.roots[node.inputs[0]]
+            source, target = self._get(t, "plain", node), self._target(node.output, "plain")
+            self._pool_planes(node, op, self._plain(t), source, self._plain(node.output), target)
+            return
+        kernel, stride, before, weights = zip(*axes, strict=True)
+        source, r, x = self._tiles_for(node, kernel, stride, (1, 1))
+        y = self._natural(node.output)
+        corner = [have[0] - want for have, want in zip(r.padding, before, strict=True)]
+        padded = [n + sum(pads) for n, pads in zip(r.partition.size, r.padding, strict=True)]
+        rows, columns = (
+            _table(*axis) for axis in zip(y.reading.partition.size, kernel, stride, corner, weights, strict=True)
+        )
+        windows = Windows((padded[0], padded[1]), rows, columns)
+        whole = replace(x, offsets=_CONTIGUOUS)
+        launch = pooling.prepare_blocked(op.kind, windows, whole, y.planes, self.images, self.target)
+        kernel_name = f"{op.kind} pool on spatial tiles"
+        self._add(node.name, kernel_name, node, (source,), self._new(node.output, "tiles"), launch)
+        self._exchange(node.output, name_before(node))
+
+
+def _unstrided(g: ConvGeometry) -> ConvGeometry:
+    """A 1x1 convolution with strides as one without, on the image of the positions that it reads."""
+    if set(g.kernel) != {1} or set(g.stride) == {1} or any(map(any, g.padding)):
+        return g
+    return replace(g, spatial=g.out_spatial, stride=(1,) * len(g.stride))
+
+
+def _before(g: ConvGeometry) -> tuple[int, ...]:
+    return tuple(before for before, _ in g.padding)
+
+
+def _table(outputs: int, kernel: int, stride: int, corner: int, weight: int) -> NDArray[np.int64]:
+    first = np.arange(outputs, dtype=np.int64) * stride + corner
+    return np.ascontiguousarray(np.stack([first, first + kernel, np.full_like(first, weight)], 1))
+
+
+schedule = _TilesLowering.schedule

@@ -1,0 +1,104 @@
+"""Activations: in the epilogue of a product, and forward and backward on arrays of their own."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.ops.target import Target, target_for
+from fastsparse.runtime import buffers
+from fastsparse.runtime.buffers import address, read_address, readable, write_address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import epilogue as kernels
+
+Array = NDArray[Any]
+
+CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
+ACTIVATIONS = (*CLAMPS, *(name for name in kernels.ACTIVATION_CODES if name not in CLAMPS))
+
+# Activations whose gradient follows from their output; the others need the value before them.
+FROM_OUTPUT = kernels.KEEPS_OUTPUT
+
+
+# ------------------------------------------------------------------------------------------------- in an epilogue
+
+
+@functools.cache
+def _limits(activation: str | None, bits: int) -> tuple[int, Array]:
+    """Address of the clamp (low, high), and the array that lives there."""
+    limits = np.array(CLAMPS.get(activation, CLAMPS[None]), np.float32 if bits == 32 else np.float64)
+    return address(limits), limits
+
+
+def set_epilogue(arguments: Arguments, activation: str | None, target: Target) -> None:
+    """Fill the fields of the activation, which several kernels' arguments have."""
+    arguments.set(limits=_limits(activation, target.bits)[0])
+    if activation is not None and activation not in CLAMPS:
+        code = kernels.ACTIVATION_CODES[activation]
+        arguments.set(activation=kernels.activation_kernel(code, target.bits, target.lanes).address)
+
+
+# ------------------------------------------------------------------------------------------------- on arrays
+
+
+def activate(name: str, z: Array, out: Array | None = None) -> Array:
+    """The activation `name` of every element; `out`, contiguous, may be z.
+
+    Raises
+    ------
+    ValueError
+        When the name is not known.
+    """
+    code = _code(name)
+    z = readable(z)
+    y = buffers.array(z.shape, z.dtype) if out is None else out
+    launch = _forward(code, z.size, target_for(z.dtype))
+    launch.run(address(z), write_address(y, z.dtype, z.size, "out"))
+    return y
+
+
+def activate_backward(name: str, dy: Array, kept: Array) -> Array:
+    """Gradient before the activation, from the gradient `dy` behind it.
+
+    `kept` is the activation's output for the names in ``FROM_OUTPUT``, its input for the others.
+
+    Raises
+    ------
+    ValueError
+        When the name is not known.
+    """
+    code = _code(name)
+    dy = readable(dy)
+    kept, dz = readable(kept, dy.dtype), buffers.array(dy.shape, dy.dtype)
+    launch = _backward(code, dy.size, target_for(dy.dtype))
+    launch.run(address(dy), read_address(kept, dy.dtype, dy.size, "kept"), address(dz))
+    return dz
+
+
+def _code(name: str) -> int:
+    if name not in kernels.ACTIVATION_CODES:
+        raise ValueError(f"activation is {name!r}, which is not known")
+    return kernels.ACTIVATION_CODES[name]
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(code: int, count: int, target: Target) -> Launch:
+    kernel = kernels.activation_array_kernel(code, target.bits, target.lanes)
+    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target)
+
+
+@functools.lru_cache(maxsize=256)
+def _backward(code: int, count: int, target: Target) -> Launch:
+    kernel = kernels.activation_grad_kernel(code, target.bits, target.lanes)
+    return _elementwise(kernel, kernels.ACTIVATION_GRAD, ("dy", "kept", "dz"), count, target)
+
+
+def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target) -> Launch:
+    arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
+    return target.launch(
+        kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
+        flops=target.heuristics.activation_flops * count, label=f"activation,{count}",
+    )  # fmt: skip

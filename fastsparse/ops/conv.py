@@ -1,0 +1,589 @@
+"""Convolution over any number of axes: the im2col index of every nonzero folded into a byte offset.
+
+A window element (channel c, kernel index k) lies `((c * H + k_h) * W + k_w)` behind the window's corner in padded
+planes, so a convolution is an SpMM whose columns have these offsets and whose positions are the windows' corners.
+Strides, dilation, groups and depthwise need no kernels of their own.
+
+Large batches go through the batch-blocked layout (VL images innermost), small ones through padded NCHW planes, and
+small 1x1 convolutions straight through row-major SpMM. All sum in the same order, so the choice does not show in the
+result.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.ops import sddmm, spmm
+from fastsparse.ops.geometry import ConvGeometry, Ints, grid, row_major_strides
+from fastsparse.ops.heuristics import unaliased_stride
+from fastsparse.ops.layouts import (
+    BlockedPlanes,
+    PaddedPlanes,
+    PhasePlanes,
+    blocked_planes,
+    pack_blocked,
+    pack_padded,
+    unpack_blocked,
+)
+from fastsparse.ops.sddmm import SddmmPlan, gradient_order
+from fastsparse.ops.sparse_operator import (
+    SparseOperator,
+    build_operator,
+    channel_blocks,
+    packed_values,
+    window_operator,
+)
+from fastsparse.ops.spmm import Peels, SpmmPlan, alignment_peels, bias_address, row_major_plan, tile_width
+from fastsparse.ops.target import Target, target_for
+from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
+from fastsparse.runtime import buffers
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Launch
+from fastsparse_kernels.operators import FOUR, ROWS
+
+Array = NDArray[Any]
+Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, index in the CSR
+
+
+# ------------------------------------------------------------------------------------------------- forward
+
+
+def forward(
+    x: Array, W: CSR, geometry: ConvGeometry, bias: Array | None, activation: str | None, y: Array,
+    target: Target | None = None,
+) -> None:  # fmt: skip
+    """y = activation(conv(x) + bias), all contiguous."""
+    target, images = target or target_for(W.dtype), len(x)
+    h = target.heuristics
+    by_image = set(geometry.kernel) == {1} and h.fills_vectors(geometry.positions, target.lanes)
+    if h.prefers_batch_blocks(images, target.lanes) and not by_image:
+        prepared = W.cached(("conv", geometry, images, activation, target), _batch_blocked, W, geometry, images,
+                            activation, target)  # fmt: skip
+    elif geometry.pointwise and geometry.groups == 1:
+        as_matrices = y.reshape(images, W.shape[0], geometry.positions)
+        peels = alignment_peels(address(x), x.strides[1], as_matrices, target)
+        prepared = W.cached(("conv", geometry, images, activation, target, peels), _pointwise, W, geometry, images,
+                            activation, target, peels)  # fmt: skip
+    else:
+        prepared = W.cached(("conv", geometry, images, activation, target), _padded, W, geometry, images, activation,
+                            target)  # fmt: skip
+    prepared.run(address(x), address(y), bias_address(bias))
+
+
+class _Part(NamedTuple):
+    """Some images of a batch: launches on them, and where their x and y begin, in bytes."""
+
+    pack: Launch | None
+    product: Launch
+    unpack: Launch | None
+    x_offset: int
+    y_offset: int
+
+
+class _Forward(NamedTuple):
+    """A prepared convolution: its parts, W's values, and bytes of the packed x and y of the largest part."""
+
+    parts: list[_Part]
+    values: Array
+    x_bytes: int = 0
+    y_bytes: int = 0
+
+    def run(self, x: int, y: int, bias: int) -> None:
+        """Compute y from x, both by address."""
+        values = address(self.values)
+        packed_x = buffers.take("x", self.x_bytes) if self.x_bytes else None
+        packed_y = buffers.take("y", self.y_bytes) if self.y_bytes else None
+        for pack, product, unpack, x_offset, y_offset in self.parts:
+            source, result = x + x_offset, y + y_offset
+            if packed_x is not None and pack is not None:
+                pack.run(source, address(packed_x))
+                source = address(packed_x)
+            if packed_y is None or unpack is None:
+                product.run(source, result, values, bias)
+            else:
+                product.run(source, address(packed_y), values, bias)
+                unpack.run(address(packed_y), result)
+
+
+def _image_bytes(geometry: ConvGeometry, size: int) -> tuple[int, int]:
+    """Bytes of an image of x and of y in the user's layout."""
+    return geometry.channels * math.prod(geometry.spatial) * size, geometry.out_channels * geometry.positions * size
+
+
+def _parts_at_once(samples: int, geometry: ConvGeometry, target: Target) -> int:
+    """Groups of VL images of a batch that are packed, multiplied and unpacked together."""
+    numbers = geometry.channels * math.prod(geometry.padded) + geometry.out_channels * geometry.positions
+    return target.heuristics.chunk_groups(-(-samples // target.lanes), numbers * target.vector)
+
+
+def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
+    sample_groups = _parts_at_once(images, geometry, target)
+    plan = W.pattern.cached(("conv batch-blocked", geometry, target, sample_groups), plan_batch_blocked, W.pattern,
+                            geometry, target, sample_groups)  # fmt: skip
+    x_bytes, y_bytes = _image_bytes(geometry, target.size)
+    x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
+    parts = []
+    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
+        count, groups = stop - start, -(-(stop - start) // target.lanes)
+        product = spmm.prepare(
+            plan.spmm, target, y_row_stride=plan.y.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
+            y_batch_stride=plan.y.group_stride, activation=activation, label="conv batch-blocked",
+        )  # fmt: skip
+        pack = pack_blocked(plan.x, count, x_bytes, x_plane, target)
+        unpack = unpack_blocked(plan.y, count, y_bytes, y_plane, target)
+        parts.append(_Part(pack, product, unpack, start * x_bytes, start * y_bytes))
+    groups = min(sample_groups, -(-images // target.lanes))
+    values = packed_values(W, plan.spmm.operator)
+    return _Forward(parts, values, groups * plan.x.group_stride, groups * plan.y.group_stride)
+
+
+def _pointwise(
+    W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target, peels: Peels
+) -> _Forward:
+    x_bytes, y_bytes = _image_bytes(geometry, target.size)
+    row = geometry.positions * target.size
+    plan = row_major_plan(W.pattern, geometry.positions, row, target, peels, images)
+    product = spmm.prepare(
+        plan, target, y_row_stride=row, batches=images, x_batch_stride=x_bytes, y_batch_stride=y_bytes,
+        activation=activation, label="conv 1x1",
+    )  # fmt: skip
+    return _Forward([_Part(None, product, None, 0, 0)], packed_values(W, plan.operator))
+
+
+def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
+    image = geometry.channels * math.prod(geometry.padded) * target.size
+    most = target.heuristics.chunk_groups(images, image)
+    plan = W.pattern.cached(
+        ("conv padded", geometry, target, most), plan_padded, W.pattern, geometry, target, most
+    )  # fmt: skip
+    image_stride = geometry.channels * plan.x.channel_stride
+    x_bytes, y_bytes = _image_bytes(geometry, target.size)
+    x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
+    parts = []
+    for start, stop in spmm.chunks(images, most):
+        count = stop - start
+        pack = pack_padded(plan.x, geometry.channels, count, x_bytes, x_plane, target)
+        product = spmm.prepare(
+            plan.spmm, target, y_row_stride=y_plane, batches=count, x_batch_stride=image_stride,
+            y_batch_stride=y_bytes, activation=activation, label="conv padded NCHW",
+        )  # fmt: skip
+        parts.append(_Part(pack, product, None, start * x_bytes, start * y_bytes))
+    return _Forward(parts, packed_values(W, plan.spmm.operator), min(most, images) * image_stride + plan.x.slack)
+
+
+# ------------------------------------------------------------------------------------------------- gradients
+
+
+def backward(
+    grad: Array, x: Array, W: CSR, geometry: ConvGeometry, need_input: bool, target: Target | None = None
+) -> tuple[Array | None, Array]:
+    """dX, when asked for, and the values' gradient, always batch-blocked."""
+    target, images = target or target_for(W.dtype), len(x)
+    key = geometry, images, need_input, target
+    plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
+    values = [address(packed_values(W, phase.operator)) for phase in plan.dx_phases] if need_input else []
+    grad_x = buffers.array(x.shape, x.dtype) if need_input else None
+    gradients: Array = np.zeros(plan.dw.order.size, W.dtype)
+    groups = parts[0].groups
+    y_buffer = buffers.take("y", groups * plan.dy.group_stride)
+    x_buffer = buffers.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
+    packed_dy, packed_x = address(y_buffer), address(x_buffer)
+    for part in parts:
+        part.pack_dy.run(address(grad) + part.y_offset, packed_dy)
+        part.pack_x.run(address(x) + part.x_offset, packed_x)
+        part.dw.run(packed_x, packed_dy, address(gradients))
+        if grad_x is not None:
+            for phase, packed in zip(part.dx, values, strict=True):
+                phase.run(packed_dy, packed_x, packed)
+            part.unpack_dx.run(packed_x, address(grad_x) + part.x_offset)
+    return grad_x, plan.dw.order.unpack(gradients)
+
+
+class _BackwardPart(NamedTuple):
+    """Some images of a batch: launches on them, and where their x and y begin, in bytes."""
+
+    groups: int
+    pack_dy: Launch
+    pack_x: Launch
+    dw: sddmm.Sddmm
+    dx: list[Launch]
+    unpack_dx: Launch
+    x_offset: int
+    y_offset: int
+
+
+def _backward(
+    pattern: Pattern, geometry: ConvGeometry, images: int, need_input: bool, target: Target
+) -> tuple[BackwardPlan, list[_BackwardPart]]:
+    sample_groups = _parts_at_once(images, geometry, target)
+    plan = pattern.cached(("conv backward", geometry, target, sample_groups), plan_backward, pattern, geometry, target,
+                          sample_groups)  # fmt: skip
+    x_bytes, y_bytes = _image_bytes(geometry, target.size)
+    x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
+    parts = []
+    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
+        count, groups = stop - start, -(-(stop - start) // target.lanes)
+        dw = sddmm.prepare(
+            plan.dw, target, y_row_stride=plan.dy.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
+            y_batch_stride=plan.dy.group_stride,
+        )  # fmt: skip
+        dx = [
+            spmm.prepare(
+                phase,
+                target,
+                y_row_stride=plan.dx.channel_stride,
+                batches=groups,
+                x_batch_stride=plan.dy.group_stride,
+                y_batch_stride=plan.dx.group_stride,
+                label="conv dX",
+            )
+            for phase in plan.dx_phases
+            if need_input
+        ]
+        parts.append(
+            _BackwardPart(
+                groups,
+                pack_blocked(plan.dy, count, y_bytes, y_plane, target),
+                pack_blocked(plan.x, count, x_bytes, x_plane, target),
+                dw,
+                dx,
+                unpack_blocked(plan.dx, count, x_bytes, x_plane, target),
+                start * x_bytes,
+                start * y_bytes,
+            )
+        )
+    return plan, parts
+
+
+# ------------------------------------------------------------------------------------------------- plans: batch-blocked
+
+
+def absolute_columns(pattern: Pattern, geometry: ConvGeometry) -> NDArray[np.integer]:
+    """Column of every nonzero as (channel, kernel index) over all input channels, whatever the groups."""
+    if geometry.groups == 1:
+        return pattern.indices
+    group = pattern.rows() // max(1, geometry.out_channels // geometry.groups)
+    columns = pattern.indices + group * pattern.shape[1]
+    return columns.astype(np.int32) if geometry.groups * pattern.shape[1] < 2**31 else columns
+
+
+@dataclass(frozen=True, eq=False)
+class BatchBlockedConv:
+    """Forward convolution on the batch-blocked layout: planes of x and y, and the SpMM between them."""
+
+    x: BlockedPlanes
+    y: BlockedPlanes
+    spmm: SpmmPlan
+
+
+def plan_batch_blocked(
+    pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int
+) -> BatchBlockedConv:
+    """Forward plan for batches of `sample_groups` groups (which decide only how rows are split over workers)."""
+    x = blocked_planes(geometry.channels, geometry.spatial, geometry.padding, target)
+    y = blocked_planes(geometry.out_channels, geometry.out_spatial, geometry.unpadded, target)
+    return BatchBlockedConv(x, y, plan_between_blocked(pattern, geometry, x, y, target, sample_groups))
+
+
+def plan_between_blocked(
+    pattern: Pattern, geometry: ConvGeometry, x: BlockedPlanes, y: BlockedPlanes, target: Target, sample_groups: int,
+    tile_groups: int = 1,
+) -> SpmmPlan:  # fmt: skip
+    """Convolution from given planes to given planes; x has at least the convolution's padding.
+
+    With tile_groups > 1 a tile's vectors run over the positions of that many groups: for images of few positions.
+    """
+    h = target.heuristics
+    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
+    starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
+    rates = h.window_rates(geometry.out_spatial[-1])
+    width = tile_width(pattern, geometry.positions * tile_groups, h, rates, geometry.groups)
+    tiles = tiles_between(starts, y.all_offsets(), x, y, width, tile_groups, target)
+    groups = h.row_groups(
+        geometry.out_channels, -(-tiles.count * sample_groups // tile_groups), target.threads, width * target.vector
+    )
+    apart = tile_groups > 1 and geometry.positions < width
+    windows = set(geometry.kernel) != {1}
+    per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
+    # Of windows, only the part that the tile before has not brought is new.
+    x_bytes, y_bytes = x.group_stride * sample_groups, y.group_stride * sample_groups
+    prefetch = not windows and h.prefetches_panels(geometry.out_channels, geometry.channels, x_bytes)
+    operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
+    return SpmmPlan(operator, tiles, x.channel_stride, ROWS if prefetch else 0, h.leaves_cache(y_bytes))
+
+
+def plan_linear_between(
+    pattern: Pattern, x: BlockedPlanes, y: BlockedPlanes, target: Target, tile_groups: int
+) -> SpmmPlan:
+    """Linear layer that reads x's channels and positions as features, and writes y's channels."""
+    h = target.heuristics
+    width = tile_width(pattern, tile_groups, h)
+    here = np.zeros(1, np.int64)
+    tiles = tiles_between(here, here, x, y, width, tile_groups, target)
+    rows, columns = pattern.shape
+    positions = max(1, x.positions)
+    density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros that a row has in a channel
+    groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
+    per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
+    operator = window_operator(
+        pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
+        width=width,
+    )  # fmt: skip
+    return SpmmPlan(operator, tiles)
+
+
+def tiles_between(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], x: BlockedPlanes, y: BlockedPlanes, width: int,
+    tile_groups: int, target: Target,
+) -> Tiles:  # fmt: skip
+    """Tiles that read at `starts` of x and write at `ends` of y, position by position, in `tile_groups` groups."""
+    group = np.arange(tile_groups, dtype=np.int64)
+    x_offsets = np.add.outer(group * x.group_stride, starts).ravel()
+    y_offsets = np.add.outer(group * y.group_stride, ends).ravel()
+    return whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size)
+
+
+def _blocked_operator(
+    pattern: Pattern, geometry: ConvGeometry, x: BlockedPlanes, per_block: int, groups: int, target: Target,
+    width: int = 0,
+) -> SparseOperator:  # fmt: skip
+    window = grid(geometry.kernel, geometry.dilation, x.strides)
+    return window_operator(
+        pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window, per_block, groups,
+        target.heuristics, conv_groups=geometry.groups, width=width,
+    )  # fmt: skip
+
+
+def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
+    """About what one channel's window of a tile brings to L1; the windows of neighbours overlap, or lie apart."""
+    return math.prod(kernel[:-1]) * (width * kernel[-1] if apart else width + kernel[-1] - 1) * vector
+
+
+# ------------------------------------------------------------------------------------------------- plans: gradients
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardPlan:
+    """dX and dW of a convolution. `dx_phases`: one SpMM with the transposed operator per phase of the stride."""
+
+    x: BlockedPlanes  # padded as in the forward pass, for dW
+    dy: BlockedPlanes  # padded for dX
+    dx: BlockedPlanes
+    dw: SddmmPlan
+    dx_phases: list[SpmmPlan]
+
+
+def _transposed_structure(pattern: Pattern, geometry: ConvGeometry) -> Structure:
+    """Nonzeros ordered by (input channel, output channel, kernel index): those arrays, and their index in the CSR."""
+    columns = absolute_columns(pattern, geometry)
+    taps = math.prod(geometry.kernel)
+    channel, tap = columns // taps, columns % taps
+    order = np.argsort(channel, kind="stable")  # rows already ascend, then taps: a stable sort by channel keeps that
+    return channel[order], pattern.rows()[order], tap[order], order
+
+
+def _phase_axis(n: int, k: int, s: int, d: int, before: int, phase: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
+    """One axis of one phase of dX: inputs phase, phase + s, ... : their number, the taps that reach them, and the
+    output index that tap k adds to input index 0 of the phase."""
+    taps = np.arange(k)
+    reach = (phase + before - taps * d) % s == 0
+    return max(0, -(-(n - phase) // s)), taps[reach], (phase + before - taps[reach] * d) // s
+
+
+def plan_backward(pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int) -> BackwardPlan:
+    """Plan of both gradients."""
+    axes = list(
+        zip(geometry.spatial, geometry.kernel, geometry.stride, geometry.dilation, geometry.padding, strict=True)
+    )
+    phases = [[_phase_axis(n, k, s, d, p[0], a) for a in range(min(s, n))] for n, k, s, d, p in axes]
+    padding = []
+    for axis, out in zip(phases, geometry.out_spatial, strict=True):
+        lowest = min((int(shift.min(initial=0)) for _, _, shift in axis), default=0)
+        highest = max((count - 1 + int(shift.max(initial=0)) for count, _, shift in axis), default=0)
+        padding.append((max(0, -lowest), max(0, highest - (out - 1))))
+    x = blocked_planes(geometry.channels, geometry.spatial, geometry.padding, target)
+    dx = blocked_planes(geometry.channels, geometry.spatial, geometry.unpadded, target)
+    dy = blocked_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), target)
+    dw = _weight_gradient_plan(pattern, geometry, target, x, dy)
+    structure = _transposed_structure(pattern, geometry)
+    plans = []
+    for index in np.ndindex(*(len(axis) for axis in phases)):
+        chosen = [axis[i] for axis, i in zip(phases, index, strict=True)]
+        plans.append(_phase_plan(structure, geometry, target, sample_groups, index, chosen, dy, dx))
+    return BackwardPlan(x, dy, dx, dw, plans)
+
+
+def _weight_gradient_plan(
+    pattern: Pattern, geometry: ConvGeometry, target: Target, x: BlockedPlanes, dy: BlockedPlanes
+) -> SddmmPlan:
+    """dW: positions are the output positions, x read at the windows' corners."""
+    h = target.heuristics
+    x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
+    positions = 0
+    if x_step == y_step == target.vector and geometry.out_spatial[-1] % FOUR == 0:
+        positions = h.sddmm_run_positions(x.group_stride)
+    by_fours = positions > 0
+    if by_fours:
+        row, height, window = FOUR, positions // FOUR, (geometry.kernel[0], positions)
+    else:
+        positions = h.sddmm_window_positions()
+        row = h.sddmm_row_part(geometry.out_spatial[-1], positions)
+        height = min(geometry.positions // row, max(1, positions // row))
+        window = geometry.kernel[0] + height - 1, row
+    extent = window[0] * (window[1] + geometry.kernel[-1] - 1) * target.vector
+    x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
+    y_runs = np.ascontiguousarray(dy.all_offsets()[::row])
+    groups = h.row_groups(geometry.out_channels, 1, target.threads, 0)
+    operator = _blocked_operator(pattern, geometry, x, h.sddmm_block_rows(extent), groups, target)
+    order = gradient_order(operator, by_fours)
+    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step, by_fours, order)
+
+
+def _phase_plan(
+    structure: Structure, geometry: ConvGeometry, target: Target, sample_groups: int, phase: Ints,
+    axes: list[tuple[int, NDArray[Any], NDArray[Any]]], dy: BlockedPlanes, dx: BlockedPlanes,
+) -> SpmmPlan:  # fmt: skip
+    """The SpMM that gives dX at the inputs of one phase: the transposed operator's taps that reach them."""
+    h, (channel, row, tap, order) = target.heuristics, structure
+    reach = np.ones(1, bool)
+    shift_bytes = np.zeros(1, np.int64)
+    lowest = 0
+    for (_, taps, shift), k, stride in zip(axes, geometry.kernel, dy.strides, strict=True):
+        axis_reach, axis_shift = np.zeros(k, bool), np.zeros(k, np.int64)
+        least = int(shift.min(initial=0)) if len(shift) else 0
+        axis_reach[taps], axis_shift[taps] = True, (shift - least) * stride
+        lowest += least * stride
+        reach = np.logical_and.outer(reach, axis_reach).ravel()
+        shift_bytes = np.add.outer(shift_bytes, axis_shift).ravel()
+    kept = reach[tap]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(channel[kept], minlength=geometry.channels))]).astype(np.int64)
+    counts = tuple(count for count, _, _ in axes)
+    dense = len(kept) > 0 and bool(kept.all()) and len(kept) == geometry.channels * geometry.out_channels * len(reach)
+    width = h.tile_width(max(1, math.prod(counts)), h.dense_rates if dense else h.window_rates(counts[-1]))
+    steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
+    first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
+    starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
+    ends = grid(counts, steps, dx.strides) + first
+    tiles = whole_vectors(starts, ends, width, target.lanes, target.size)
+    groups = h.row_groups(geometry.channels, tiles.count * sample_groups, target.threads, width * target.vector)
+    per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector))
+    blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
+    columns = row[kept] * len(shift_bytes) + tap[kept]
+    operator = build_operator(indptr, columns.astype(np.int64), blocks, h, groups, width)
+    # The permutation points through `order` into the CSR's data.
+    permutation = order[kept][operator.permutation].astype(np.uint32)
+    return SpmmPlan(replace(operator, permutation=permutation), tiles)
+
+
+# ------------------------------------------------------------------------------------------------- plans: padded NCHW
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedConv:
+    """Forward convolution of single images: phase planes of x, and an SpMM that writes the user's layout."""
+
+    x: PhasePlanes
+    spmm: SpmmPlan
+
+
+def plan_padded(
+    pattern: Pattern, geometry: ConvGeometry, target: Target, images: int, y_offsets: NDArray[np.int64] | None = None
+) -> PaddedConv:
+    """Plan for a small batch: a vector is VL consecutive positions of a padded plane.
+
+    y_offsets : bytes from an output channel to each of its positions; by default they are contiguous
+    """
+    h, size, axes = target.heuristics, target.size, len(geometry.kernel)
+    extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
+    if geometry.stride[-1] == 1:
+        # The zeros behind one row serve as those in front of the next.
+        extents[-1] = max(geometry.spatial[-1] + max(geometry.padding[-1]), geometry.out_spatial[-1])
+    strides = row_major_strides(tuple(extents))
+    taps = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
+    phases = [sorted({k * d % s for k in range(n)}) for n, s, d in taps]  # those that the windows read
+    # The last row's window may look past its end by the padding that the next row would have brought.
+    plane = unaliased_stride(-(-(math.prod(extents) + max(geometry.padding[-1])) * size // 64) * 64, 64)
+    phase_strides = row_major_strides(tuple(len(r) for r in phases))
+    channel_stride = plane * math.prod(len(r) for r in phases)
+    window = np.zeros(1, np.int64)
+    for a in range(axes):
+        tap = np.arange(geometry.kernel[a]) * geometry.dilation[a]
+        index = np.searchsorted(phases[a], tap % geometry.stride[a])
+        window = np.add.outer(
+            window, index * phase_strides[a] * plane + tap // geometry.stride[a] * strides[a] * size
+        ).ravel()
+    row_offsets = _phase_row_offsets(geometry, phases, strides, phase_strides, plane, size)
+    firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in phases[-1]], np.int64)
+    if y_offsets is None:
+        y_offsets = np.arange(geometry.positions, dtype=np.int64) * size
+    starts = grid(geometry.out_spatial, (1,) * axes, strides)
+    vectors = len(vectors_over(starts, target.lanes))
+    width = tile_width(pattern, vectors, h, h.window_tile_rate, geometry.groups)
+    tiles = tiles_over(starts, y_offsets, width, target.lanes, size, target.vector)
+    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
+    touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
+    blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
+    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
+    planes = PhasePlanes(
+        math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
+        channel_stride, width * target.vector,
+    )  # fmt: skip
+    return PaddedConv(planes, SpmmPlan(operator, tiles))
+
+
+def _phase_row_offsets(
+    geometry: ConvGeometry, phases: list[list[int]], strides: Ints, phase_strides: Ints, plane: int, size: int
+) -> NDArray[np.int64]:
+    """Bytes from the channel to where every image row's phases begin; -1 where the window never looks."""
+    offset = np.zeros(1, np.int64)
+    seen = np.ones(1, bool)
+    for a, n in enumerate(geometry.spatial):
+        s, before = geometry.stride[a], geometry.padding[a][0]
+        last = a == len(geometry.spatial) - 1
+        index = np.array([(r - before) % s for r in phases[a]]) if last else np.arange(n)
+        at = index + before
+        phase = np.searchsorted(phases[a], at % s).clip(max=len(phases[a]) - 1)
+        known = np.isin(at % s, phases[a])
+        offset = np.add.outer(offset, phase * phase_strides[a] * plane + at // s * strides[a] * size).ravel()
+        seen = np.logical_and.outer(seen, known).ravel()
+    return np.where(seen, offset, -1).astype(np.int64)
+
+
+def plan_between_padded(
+    pattern: Pattern, geometry: ConvGeometry, x: PaddedPlanes, y: PaddedPlanes, target: Target, images: int
+) -> SpmmPlan:
+    """Convolution of stride 1 from padded planes to padded planes; x has at least the convolution's padding."""
+    h, size = target.heuristics, target.size
+    shift = sum(
+        (have[0] - want[0]) * stride for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
+    )
+    window = grid(geometry.kernel, geometry.dilation, x.strides) * size
+    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
+    vectors = len(vectors_over(starts, target.lanes))
+    width = tile_width(pattern, vectors, h, h.window_tile_rate, geometry.groups)
+    step = target.vector if x.slack >= width * target.vector else 0
+    tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
+    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
+    touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
+    operator = window_operator(
+        pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
+        h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,
+    )  # fmt: skip
+    return SpmmPlan(operator, tiles)
+
+
+def plan_identity(positions: int, target: Target) -> SpmmPlan:
+    """One channel of `positions` contiguous numbers as it is: for adding a residual to it, and for activations."""
+    h = target.heuristics
+    start = np.arange(positions, dtype=np.int64)
+    width = h.tile_width(-(-positions // target.lanes), h.window_tile_rate)
+    tiles = tiles_over(start, start * target.size, width, target.lanes, target.size)
+    blocks = channel_blocks(1, 1, 0, np.zeros(1, np.int64))
+    operator = build_operator(np.arange(2, dtype=np.int64), np.zeros(1, np.int32), blocks, h)
+    return SpmmPlan(operator, tiles)

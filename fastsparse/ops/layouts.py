@@ -1,0 +1,271 @@
+"""Layouts of activations, and what packs into them and unpacks from them.
+
+Two layouts serve the kernels beside the user's own NCHW (`PaddedPlanes` without padding):
+
+- *batch-blocked* (`BlockedPlanes`), written NCHW16n elsewhere: VL samples innermost, (groups, channels, positions, VL).
+  Vectors of every window are aligned. With spatial tiles in place of samples (`spatial_tiles`) the same layout serves
+  single images.
+- *padded NCHW* (`PaddedPlanes`): every channel a plane with zeros around it, a vector is VL consecutive positions.
+
+What lies behind an image, a panel or a plane is either never read or has been written by whoever writes the layout:
+the packing functions here, or the last step of the layer before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, grid, row_major_strides
+from fastsparse.ops.heuristics import WIDEST_TILE, unaliased_stride
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import layout
+
+_NONE = np.empty(0, np.int64)
+
+
+# ------------------------------------------------------------------------------------------------- batch-blocked
+
+
+@dataclass(frozen=True, eq=False)
+class BlockedPlanes:
+    """Batch-blocked planes, with padding of zeros or none. Strides, offsets and the corner are in bytes."""
+
+    channels: int
+    positions: int  # of the user's plane
+    offsets: NDArray[np.int64]  # [positions, rounded up to a multiple of VL]; empty: contiguous positions
+    padding_offsets: NDArray[np.int64]
+    channel_stride: int
+    group_stride: int
+    spatial: Ints = ()
+    strides: Ints = ()  # of the spatial axes
+    corner: int = 0  # offset of position 0
+    panel_groups: int = 1  # groups that lie `group_stride` apart; of 1 each group is a panel
+    panel_stride: int = 0  # bytes between panels of more groups
+
+    def all_offsets(self) -> NDArray[np.int64]:
+        """Offset of every position, int64 [positions]."""
+        return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
+
+
+def blocked_planes(channels: int, spatial: Ints, padding: Padding, target: Target) -> BlockedPlanes:
+    """Batch-blocked planes for `spatial` images with so much padding. spatial () is for features: one position per
+    channel."""
+    padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
+    strides = tuple(s * target.vector for s in row_major_strides(padded))
+    total, positions = math.prod(padded), math.prod(spatial)
+    channel_stride = unaliased_stride(max(1, total) * target.vector, target.vector)
+    group_stride = unaliased_stride(channels * channel_stride, target.vector)
+    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
+    offsets = padding_offsets = _NONE
+    if total != positions:
+        offsets = grid(spatial, (1,) * len(spatial), strides) + corner
+        inside = np.zeros(total, bool)
+        inside[offsets // target.vector] = True
+        padding_offsets = np.flatnonzero(~inside) * target.vector
+        offsets = np.concatenate([offsets, np.zeros(-positions % target.lanes, np.int64)])
+    return BlockedPlanes(
+        channels, positions, offsets, padding_offsets, channel_stride, group_stride, spatial, strides, corner
+    )
+
+
+def feature_panels(features: int, width: int, target: Target) -> BlockedPlanes:
+    """Features of samples in panels (panels, features, width, VL) of `width` groups of samples: the SpMM's x and y."""
+    offsets = np.arange(-(-features // target.lanes) * target.lanes, dtype=np.int64) * (width * target.vector)
+    stride = panel_stride(features, width, target)
+    return BlockedPlanes(1, features, offsets, _NONE, 0, target.vector, panel_groups=width, panel_stride=stride)
+
+
+def panel_stride(features: int, width: int, target: Target) -> int:
+    """Bytes from one panel (features, width, VL) of samples to the next."""
+    return unaliased_stride(max(1, features) * width * target.vector, target.vector)
+
+
+def panel_bytes(samples: int, panels: BlockedPlanes, target: Target) -> int:
+    """Bytes of all panels of so many samples."""
+    return -(-samples // (panels.panel_groups * target.lanes)) * panels.panel_stride
+
+
+def pack_blocked(
+    planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
+) -> Launch:
+    """user[sample, channel, position] -> batch-blocked. Strides in bytes, positions contiguous; operands user, blocked.
+
+    Padding is written, and zeros in the lanes behind the samples.
+    """
+    return _blocked(layout.pack_lanes_kernel, ("user", "lanes"), planes, samples, sample_stride, channel_stride, target)
+
+
+def unpack_blocked(
+    planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
+) -> Launch:
+    """Batch-blocked -> user[sample, channel, position]; operands blocked, user."""
+    kernel = layout.unpack_lanes_kernel
+    return _blocked(kernel, ("lanes", "user"), planes, samples, sample_stride, channel_stride, target)
+
+
+def _blocked(
+    kernel: Any, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
+    channel_stride: int, target: Target,
+) -> Launch:  # fmt: skip
+    h = target.heuristics
+    chunks = max(1, -(-planes.positions // h.pack_chunk))
+    arguments = Arguments(
+        layout.LANES,
+        channels=planes.channels,
+        chunks=chunks,
+        chunk=h.pack_chunk,
+        positions=planes.positions,
+        samples=samples,
+        user_sample_stride=sample_stride,
+        user_channel_stride=channel_stride,
+        far=h.leaves_cache(samples * planes.channels * planes.positions * target.size),
+        lanes_group_stride=planes.group_stride,
+        lanes_channel_stride=planes.channel_stride,
+        panel_groups=planes.panel_groups,
+        panel_stride=planes.panel_stride or planes.group_stride,
+        places=address(planes.offsets) if len(planes.offsets) else 0,
+        borders=address(planes.padding_offsets),
+        border_count=len(planes.padding_offsets),
+    )
+    groups = -(-samples // target.lanes)
+    packs = kernel is layout.pack_lanes_kernel
+    if packs:  # panels are packed whole, with zeros behind the samples, for SDDMM
+        groups = -(-groups // planes.panel_groups) * planes.panel_groups
+    flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
+    return target.launch(
+        kernel(target.bits, target.lanes), arguments, operands, tasks=groups * planes.channels * chunks, flops=flops,
+        keep=planes,
+        label=f"{'pack' if packs else 'unpack'} batch-blocked,{samples}x{planes.channels}x{planes.positions}",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- padded NCHW
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedPlanes:
+    """Planes of images that windows of stride 1 read; also what packing needs. Strides are in elements, the rest in
+    bytes.
+
+    Without padding the planes are the user's own layout, channels `channel_stride` apart.
+    """
+
+    channels: int
+    spatial: Ints
+    padding: Padding
+    strides: Ints
+    corner: int  # offset of position 0
+    channel_stride: int
+    slack: int  # behind the last plane, for vectors and tiles that look beyond it
+    row_offsets: NDArray[np.int64]  # [rows, 1], where every image row begins
+    size: int  # bytes of a number
+    firsts: NDArray[np.int64]
+    step: int = 1
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether a plane is its image and nothing else, up to what lies between channels."""
+        return self.strides == row_major_strides(self.spatial) and not any(map(any, self.padding))
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.spatial[:-1])
+
+    @property
+    def row_length(self) -> int:
+        return self.spatial[-1]
+
+    @property
+    def image_stride(self) -> int:
+        return self.channels * self.channel_stride
+
+    def all_offsets(self) -> NDArray[np.int64]:
+        """Offset of every position, int64 [positions]."""
+        return grid(self.spatial, (1,) * len(self.spatial), self.strides) * self.size + self.corner
+
+
+@dataclass(frozen=True, eq=False)
+class PhasePlanes:
+    """Planes of images that windows with strides read: every phase of the strides is a plane of its own.
+
+    `row_offsets` [rows, phases] is -1 for rows that no window reads; `firsts` [phases] is each phase's first column.
+    """
+
+    rows: int
+    row_length: int
+    step: int
+    row_offsets: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    channel_stride: int
+    slack: int
+
+
+def user_planes(channels: int, spatial: Ints, target: Target) -> PaddedPlanes:
+    """The user's layout: contiguous (channels, *spatial). spatial () is for features."""
+    strides = row_major_strides(spatial)
+    stride = math.prod(spatial) * target.size
+    pads = ((0, 0),) * len(spatial)
+    return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, target.size, _NONE)
+
+
+def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], target: Target) -> PaddedPlanes:
+    """Planes with the padding that all the convolutions `readers`, of stride 1, ask for.
+
+    Without any padding, rows follow one another as in the user's layout.
+    """
+    axes = range(len(spatial))
+    padding = tuple(
+        (max((g.padding[a][0] for g in readers), default=0), max((g.padding[a][1] for g in readers), default=0))
+        for a in axes
+    )
+    extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
+    extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
+    strides = row_major_strides(tuple(extents))
+    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * target.size
+    # The last row's window may look past its end by the padding that the next row would have brought.
+    plane = -(-(math.prod(extents) + max(padding[-1])) * target.size // 64) * 64
+    offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * target.size + corner
+    return PaddedPlanes(
+        channels, spatial, padding, strides, corner, unaliased_stride(plane, 64), WIDEST_TILE * target.vector,
+        offsets.reshape(-1, 1), target.size, np.zeros(1, np.int64),
+    )  # fmt: skip
+
+
+def pack_padded(
+    planes: PaddedPlanes | PhasePlanes, channels: int, images: int, image_stride: int, channel_stride: int,
+    target: Target, row_sources: NDArray[np.int64] | None = None, *, clear: bool = True,
+) -> Launch:  # fmt: skip
+    """user[image, channel, ...] -> zero-padded planes; operands user, planes.
+
+    row_sources : bytes from the user's channel to each of its rows; by default rows are contiguous
+    clear : whether to write the zeros of the padding, too
+    """
+    arguments = Arguments(
+        layout.FLAT,
+        channels=channels,
+        rows=planes.rows,
+        row_length=planes.row_length,
+        phases=len(planes.firsts),
+        step=planes.step,
+        user_image_stride=image_stride,
+        user_channel_stride=channel_stride,
+        sources=0 if row_sources is None else address(row_sources),
+        flat_image_stride=channels * planes.channel_stride,
+        flat_channel_stride=planes.channel_stride,
+        channel_vectors=planes.channel_stride // target.vector if clear else 0,
+        firsts=address(planes.firsts),
+        places=address(planes.row_offsets),
+    )
+    flops = 1.0 * images * channels * planes.channel_stride / target.size
+    kernel = layout.pack_flat_kernel(target.bits, target.lanes)
+    return target.launch(
+        kernel, arguments, ("user", "flat"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
+        label=f"pack padded NCHW,{images}x{channels}x{planes.rows}x{planes.row_length}",
+    )  # fmt: skip

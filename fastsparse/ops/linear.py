@@ -1,0 +1,149 @@
+"""Linear layers: y = activation(x @ W.T + bias) on rows of samples, and their gradients.
+
+Samples are packed into panels, which SpMM and SDDMM read; a batch goes through in parts whose workspace stays in a
+cache. One sample is an SpMV.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.ops import layouts, sddmm, spmm
+from fastsparse.ops.sparse_operator import packed_values
+from fastsparse.ops.spmm import Packing, Product, bias_address, blocked_group_bytes, panel_packing, panel_width
+from fastsparse.ops.target import Target, narrowed, target_for
+from fastsparse.runtime import buffers
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Launch
+
+Array = NDArray[Any]
+
+
+def as_rows(x: Array) -> Array:
+    """(..., features) as (samples, features) with contiguous rows; no copy where there need be none."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim != 2 else x
+    itemsize = rows.itemsize
+    if rows.shape[1] and (rows.strides[1] != itemsize or rows.strides[0] < 0) and rows.size:
+        rows = np.ascontiguousarray(rows)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------- forward
+
+
+def forward(
+    W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None, target: Target | None = None
+) -> None:
+    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
+    target = narrowed(target or target_for(W.dtype), len(x))
+    stride, (rows, features) = x.strides[0], W.shape
+    group_bytes = blocked_group_bytes(features, target) + blocked_group_bytes(rows, target)
+    for start, stop in spmm.sample_chunks(len(x), group_bytes, target):
+        key = stop - start, stride, activation, target
+        packing, product = W.cached(("linear", *key), _forward, W, *key)
+        panels = packing.run(address(x) + start * stride, "x")
+        product.run(address(panels), address(y) + start * rows * target.size, bias_address(bias), "y")
+
+
+class _PanelsProduct(NamedTuple):
+    """y (samples, out) = activation(x @ W.T + bias), from x in panels by way of panels of y."""
+
+    product: Product
+    unpack: Launch
+    panel_bytes: int
+
+    def run(self, x: int, y: int, bias: int, purpose: str) -> None:
+        """Compute y at its address from panels at address x, through the buffer `purpose`."""
+        panels = buffers.take(purpose, self.panel_bytes)
+        self.product.run(x, address(panels), bias)
+        self.unpack.run(address(panels), y)
+
+
+def _forward(
+    W: CSR, samples: int, stride: int, activation: str | None, target: Target
+) -> tuple[Packing, _PanelsProduct]:
+    width = panel_width(W.pattern, samples, target)
+    packing = panel_packing(samples, W.shape[1], stride, width, target)
+    return packing, _panels_product(W, samples, width, activation, target)
+
+
+def _panels_product(W: CSR, samples: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
+    key = samples, width, activation, target
+    plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
+    return _PanelsProduct(Product(launch, packed_values(W, plan.operator)), unpack, size)
+
+
+def _panels_launch(
+    pattern: Pattern, samples: int, width: int, activation: str | None, target: Target
+) -> tuple[spmm.SpmmPlan, Launch, Launch, int]:
+    rows = pattern.shape[0]
+    panels, plan = layouts.feature_panels(rows, width, target), spmm.panels_plan(pattern, samples, width, target)
+    launch = spmm.prepare(plan, target, y_row_stride=width * target.vector, activation=activation, label="linear")
+    unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
+    return plan, launch, unpack, layouts.panel_bytes(samples, panels, target)
+
+
+# ------------------------------------------------------------------------------------------------- gradients
+
+
+def sampled_product(pattern: Pattern, A: Array, B: Array, target: Target | None = None) -> Array:
+    """(A @ B) at the pattern's nonzeros, in the CSR's order; A (M, N), B (N, K)."""
+    _, gradients = _weight_gradient(pattern, as_rows(A.T), as_rows(B), None, target)
+    return gradients
+
+
+def backward(
+    grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None
+) -> tuple[Array | None, Array]:
+    """dX (samples, in), when asked for, and the values' gradient (nnz,)."""
+    return _weight_gradient(W.pattern, grad, x, W.T if need_input else None, target)
+
+
+def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
+    """dX (samples, in) = grad @ W."""
+    grad_x = buffers.array((len(grad), W.shape[1]), W.dtype)
+    if grad_x.size:
+        forward(W.T, grad, grad_x, None, None, target)
+    return grad_x
+
+
+def _weight_gradient(
+    pattern: Pattern, grad: Array, x: Array, W_T: CSR | None, target: Target | None
+) -> tuple[Array | None, Array]:
+    """grad^T x at the pattern, and grad @ W from the same packed gradient when W_T is given."""
+    target = target or target_for(grad.dtype)
+    samples, features = x.shape
+    grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
+    gradients: Array = np.zeros(pattern.nnz, grad.dtype)
+    last: sddmm.SddmmPlan | None = None
+    group_bytes = blocked_group_bytes(pattern.shape[0], target) + blocked_group_bytes(features, target)
+    for start, stop in spmm.sample_chunks(samples, group_bytes, target):
+        count = stop - start
+        width = panel_width(pattern, count, target, backward=True)
+        packing = panel_packing(count, pattern.shape[0], grad.strides[0], width, target)
+        y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
+        if pattern.nnz:
+            plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
+            if last is None:
+                gradients = np.zeros(plan.order.size, grad.dtype)
+            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # another order
+                gradients = plan.order.pack(last.order.unpack(gradients))
+            last = plan
+            packing = panel_packing(count, features, x.strides[0], width, target)
+            x_panels = packing.run(address(x) + start * x.strides[0], "x")
+            product.run(address(x_panels), address(y_panels), address(gradients))
+        if grad_x is not None and W_T is not None and features:
+            key = count, width, None, target
+            transposed = W_T.cached(("panels", *key), _panels_product, W_T, *key)
+            transposed.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
+    return grad_x, gradients if last is None else last.order.unpack(gradients)
+
+
+def _sddmm(pattern: Pattern, samples: int, target: Target) -> tuple[sddmm.SddmmPlan, sddmm.Sddmm]:
+    plan = sddmm.panels_plan(pattern, samples, target)
+    return plan, sddmm.prepare(plan, target, y_row_stride=plan.run_length * target.vector)

@@ -1,0 +1,178 @@
+"""Batch norm, forward and backward, and layer norm. Sums over a batch, or a row, are taken in float64."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.ops.target import Target, target_for
+from fastsparse.runtime import buffers
+from fastsparse.runtime.buffers import address, check_out, read_address, readable, share_memory
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import norm as kernels
+from fastsparse_kernels import rowwise
+
+Array = NDArray[Any]
+
+
+# ------------------------------------------------------------------------------------------------- batch norm
+
+
+def batch_norm_train(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Normalise x (N, C, ...) per channel by its own mean and biased variance.
+
+    Returns
+    -------
+    y (shape of x), mean (C,) float64, variance (C,) float64
+    """
+    mean, variance = np.empty(x.shape[1]), np.empty(x.shape[1])
+    return _batch_norm(x, gamma, beta, mean, variance, eps, training=True), mean, variance
+
+
+def batch_norm_eval(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
+    """gamma (x - mean) / sqrt(variance + eps) + beta per channel, for x (N, C, ...)."""
+    return _batch_norm(x, gamma, beta, mean, variance, eps, training=False)
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, gamma: Array, mean: Array, variance: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`batch_norm_train`: grad_x (shape of x), grad_gamma (C,), grad_beta (C,)."""
+    x = readable(x)
+    dy, channels = readable(dy, x.dtype), x.shape[1]
+    grad_x, grad_gamma, grad_beta = buffers.array(x.shape, x.dtype), np.empty(channels), np.empty(channels)
+    statistics = [_per_channel(a, channels, n) for a, n in ((gamma, "gamma"), (mean, "mean"), (variance, "variance"))]
+    dy_address = read_address(dy, x.dtype, x.size, "dy")
+    launch = _backward(x.shape, eps, target_for(x.dtype))
+    launch.run(dy_address, *map(address, (grad_x, x, *statistics, grad_gamma, grad_beta)))
+    return grad_x, grad_gamma.astype(x.dtype), grad_beta.astype(x.dtype)
+
+
+def _batch_norm(
+    x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float, *, training: bool
+) -> Array:
+    """gamma, beta, mean, variance : (C,); training writes the last two, float64, otherwise they are read."""
+    x = readable(x)
+    y, channels = buffers.array(x.shape, x.dtype), x.shape[1]
+    scale, shift = _per_channel(gamma, channels, "gamma"), _per_channel(beta, channels, "beta")
+    if not training:
+        mean, variance = _per_channel(mean, channels, "mean"), _per_channel(variance, channels, "variance")
+    launch = _forward(x.shape, eps, training, target_for(x.dtype))
+    launch.run(*map(address, (x, y, scale, shift, mean, variance)))
+    return y
+
+
+def _per_channel(array: Array, channels: int, name: str) -> NDArray[np.float64]:
+    """An array (C,) as the kernels read it."""
+    wide = readable(array, np.dtype(np.float64))
+    read_address(wide, wide.dtype, channels, name)
+    return wide
+
+
+@functools.lru_cache(maxsize=128)
+def _forward(shape: tuple[int, ...], eps: float, training: bool, target: Target) -> Launch:
+    parts = -(-shape[0] // kernels.PARTS)
+    first = max(1, min(parts, kernels.FIRST_NUMBERS // max(1, math.prod(shape[2:]))))
+    return _prepare(
+        kernels.batch_norm_kernel, kernels.FORWARD, ("x", "y", "gamma", "beta", "mean", "variance"), shape, eps,
+        target, training=int(training), first_images=min(first, shape[0]),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=128)
+def _backward(shape: tuple[int, ...], eps: float, target: Target) -> Launch:
+    operands = ("dy", "dx", "x", "gamma", "mean", "variance", "grad_gamma", "grad_beta")
+    return _prepare(kernels.batch_norm_grad_kernel, kernels.BACKWARD, operands, shape, eps, target)
+
+
+def _prepare(
+    kernel: Any, dtype: Any, operands: tuple[str, ...], shape: tuple[int, ...], eps: float, target: Target,
+    **fields: int,
+) -> Launch:  # fmt: skip
+    h, (images, channels), positions = target.heuristics, shape[:2], math.prod(shape[2:])
+    columns = positions == 1
+    lines = -(-channels // target.lanes) if columns else channels
+    line_bytes = (target.lanes if columns else max(1, positions)) * target.size
+    share = -(-lines // (h.norm_blocks_per_worker * target.threads)) if target.threads > 1 else lines
+    block = max(1, min(h.norm_block_bytes // line_bytes, share))
+    stride, number = block * kernels.scratch_line(target.bits, target.lanes), np.array([eps], np.float64)
+    arguments = Arguments(
+        dtype,
+        images=images,
+        lines=lines,
+        block=block,
+        channels=channels,
+        positions=positions,
+        image_stride=channels * positions * target.size,
+        eps=address(number),
+        scratch_stride=stride,
+        **fields,
+    )
+    return target.launch(
+        kernel(target.bits, target.lanes, int(columns)), arguments, operands, tasks=-(-lines // block),
+        flops=h.norm_flops * math.prod(shape), scratch=stride, keep=number,
+        label=f"batch norm,{'x'.join(map(str, shape))}",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- layer norm
+
+
+def layer_norm(
+    x: Array, gamma: Array, beta: Array | None, eps: float, out: Array | None = None, *, centred: bool = True
+) -> Array:
+    """gamma (x - mean) / sqrt(variance + eps) + beta along the last axis, for gamma and beta of its size.
+
+    centred : False takes the mean for 0: the root mean square norm
+    out : contiguous, may be x
+    """
+    x = readable(x)
+    columns, scale, shift = x.shape[-1], readable(gamma, x.dtype), None if beta is None else readable(beta, x.dtype)
+    y = rows_out(out, x, scale, shift)
+    if x.size:
+        launch = _layer_norm(x.size // columns, columns, eps, centred, target_for(x.dtype))
+        shift_address = 0 if shift is None else read_address(shift, x.dtype, columns, "beta")
+        launch.run(address(x), address(y), read_address(scale, x.dtype, columns, "gamma"), shift_address)
+    return y
+
+
+def rows_out(out: Array | None, x: Array, *inputs: Array | None) -> Array:
+    """`out` of a function on the rows of x, which may be x itself; a new array when it is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the result cannot be written into it.
+    """
+    y = check_out(out, x.shape, x.dtype, *inputs)
+    if out is not None and share_memory(y, x) and address(y) != address(x):
+        raise ValueError("out shares memory with a part of x, expected x itself or memory of its own")
+    return y
+
+
+@functools.lru_cache(maxsize=128)
+def _layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Target) -> Launch:
+    number = np.array([eps], np.float64)
+    kernel = rowwise.layer_norm_kernel(target.bits, target.lanes)
+    fields = {"eps": address(number), "centred": int(centred)}
+    return prepare_rows(
+        kernel, rowwise.LAYER_NORM, ("x", "y", "gamma", "beta"), rows, columns, target, "layer norm", fields, number
+    )
+
+
+def prepare_rows(
+    kernel: Any, dtype: Any, operands: tuple[str, ...], rows: int, columns: int, target: Target, label: str,
+    fields: dict[str, int] | None = None, keep: Any = None,
+) -> Launch:  # fmt: skip
+    """A kernel on contiguous rows, some of them a task."""
+    h = target.heuristics
+    chunk = max(1, h.row_chunk // columns)
+    arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **(fields or {}))
+    return target.launch(
+        kernel, arguments, operands, tasks=-(-rows // chunk), flops=h.row_flops * rows * columns, keep=keep,
+        label=f"{label},{rows}x{columns}",
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""SDDMM: sampled products of dense matrices, weight gradients at a pattern's nonzeros."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import Pattern
+from fastsparse.ops.layouts import panel_stride
+from fastsparse.ops.sparse_operator import (
+    INDEX_LIMIT,
+    SparseOperator,
+    linear_operator,
+    pack_entries,
+    with_read_ahead,
+)
+from fastsparse.ops.spmm import panel_width
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import operators as kernels
+from fastsparse_kernels import sddmm, sddmm_runs
+from fastsparse_kernels.operators import FOUR
+
+# ------------------------------------------------------------------------------------------------- plans
+
+
+@dataclass(frozen=True, eq=False)
+class GradientOrder:
+    """Where the kernel keeps gradients: those of an operator's entry contiguous, in the entry's order.
+
+    `entries` as in `SparseOperator`, where each one's nonzeros end: it may begin behind a gap. `index[i]` is that of
+    gradient i of the CSR among `size` of the kernel; `longest` nonzeros has an entry.
+    """
+
+    entries: NDArray[np.uint32]
+    offsets: NDArray[np.uint32]
+    index: NDArray[np.uint32]
+    size: int
+    longest: int
+
+    def unpack(self, gradients: NDArray[Any]) -> NDArray[Any]:
+        """From the kernel's order into the CSR's."""
+        values = np.empty(len(self.index), gradients.dtype)
+        kernels.gather(gradients.itemsize * 8)(gradients, self.index, values)
+        return values
+
+    def pack(self, values: NDArray[Any]) -> NDArray[Any]:
+        """From the CSR's order into the kernel's."""
+        gradients = np.zeros(self.size, values.dtype)
+        kernels.scatter(values.itemsize * 8)(values, self.index, gradients)
+        return gradients
+
+
+def gradient_order(operator: SparseOperator, by_fours: bool) -> GradientOrder:
+    """The operator's own order, or one with gaps, so that every entry begins at a multiple of four."""
+    multiple = FOUR if by_fours else 1
+    ends = operator.row_ends.astype(np.int64)
+    lengths = np.diff(ends)
+    begins = np.cumsum(-(-lengths // multiple) * multiple)
+    size = int(begins[-1]) if len(begins) else 0
+    if size >= INDEX_LIMIT:
+        raise ValueError(f"W has {operator.nnz} nonzeros, {size} with gaps, expected fewer than {INDEX_LIMIT}")
+    begins = np.concatenate([[0], begins[:-1]])
+    moved = np.arange(operator.nnz) + np.repeat(begins - ends[:-1], lengths)
+    offsets = with_read_ahead(size)
+    offsets[moved] = operator.offsets
+    entries = pack_entries(np.concatenate([[0], begins + lengths]), operator.rows)
+    index = np.empty(operator.nnz, np.uint32)
+    index[operator.permutation] = moved
+    return GradientOrder(entries, offsets, index, size, int(lengths.max(initial=0)))
+
+
+@dataclass(frozen=True, eq=False)
+class SddmmPlan:
+    """SDDMM over runs of equally spaced positions; see `fastsparse_kernels.sddmm`. Strides in bytes."""
+
+    operator: SparseOperator
+    positions: int
+    run_length: int
+    runs_per_block: int
+    x_runs: NDArray[np.int64]
+    x_step: int
+    y_runs: NDArray[np.int64]
+    y_step: int
+    by_fours: bool  # runs are of four contiguous vectors: for the kernel of `fastsparse_kernels.sddmm_runs`
+    order: GradientOrder
+
+
+def panels_plan(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
+    """`plan_panels`, kept with the pattern."""
+    return pattern.cached(("sddmm", -(-samples // target.lanes), target), plan_panels, pattern, samples, target)
+
+
+def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
+    """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run.
+
+    Panels of four vectors hold zeros behind the samples.
+    """
+    h, (rows, columns) = target.heuristics, pattern.shape
+    sample_groups, width = -(-samples // target.lanes), panel_width(pattern, samples, target, backward=True)
+    run = np.arange(-(-sample_groups // width), dtype=np.int64)
+    runs_per_block = max(1, h.sddmm_positions() // width)
+    block_rows = h.sddmm_block_rows(runs_per_block * width * target.vector)
+    groups = h.row_groups(rows, 1, target.threads, 0)
+    operator = linear_operator(pattern, width * target.vector, block_rows, groups, h)
+    x_runs, y_runs = (run * panel_stride(features, width, target) for features in (columns, rows))
+    positions = len(run) * width if width == FOUR else sample_groups
+    step, by_fours = target.vector, width == FOUR
+    order = gradient_order(operator, by_fours)
+    return SddmmPlan(operator, positions, width, runs_per_block, x_runs, step, y_runs, step, by_fours, order)
+
+
+# ------------------------------------------------------------------------------------------------- launch
+
+
+class Sddmm(NamedTuple):
+    """Launches that add up one SDDMM, each with where its x and y begin, in bytes."""
+
+    parts: list[tuple[Launch, int, int]]
+
+    def run(self, x: int, y: int, gradients: int) -> None:
+        """gradients (in the plan's order) += y x^T at the nonzeros, on arrays at these addresses."""
+        for launch, x_offset, y_offset in self.parts:
+            launch.run(x + x_offset, y + y_offset, gradients)
+
+
+def prepare(
+    plan: SddmmPlan, target: Target, *, y_row_stride: int, batches: int = 1, x_batch_stride: int = 0,
+    y_batch_stride: int = 0,
+) -> Sddmm:  # fmt: skip
+    """SDDMM over all positions of `batches` batches. Strides in bytes."""
+    operator, order = plan.operator, plan.order
+    kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
+    if plan.by_fours:
+        kernel = sddmm_runs.sddmm_runs_kernel(target.bits, target.lanes)
+        scratch = sddmm_runs.scratch_bytes(target.lanes, target.bits, order.longest)
+    shared = Arguments(
+        sddmm.ARGUMENTS,
+        blocks=operator.blocks,
+        segments=address(operator.segments),
+        entries=address(order.entries),
+        offsets=address(order.offsets),
+        block_bases=address(operator.columns.bases),
+        run_length=plan.run_length,
+        runs_per_block=plan.runs_per_block,
+        x_batch_stride=x_batch_stride,
+        x_step=plan.x_step,
+        y_batch_stride=y_batch_stride,
+        y_row_stride=y_row_stride,
+        y_step=plan.y_step,
+        scratch_stride=scratch,
+    )
+    flops = 2.0 * operator.nnz * target.lanes
+    launches = []
+    for batch, count, first, positions in _parts(plan, batches, flops * plan.positions * batches, target):
+        arguments = shared.copy()
+        arguments.set(
+            batches=count,
+            positions=positions,
+            x_runs=address(plan.x_runs) + 8 * first,
+            y_runs=address(plan.y_runs) + 8 * first,
+        )
+        launch = target.launch(
+            kernel, arguments, ("x", "y", "gradients"), tasks=operator.groups, flops=flops * positions * count,
+            scratch=scratch, keep=plan,
+            label=f"sddmm,rows {plan.operator.group_starts[-1]} nnz {operator.nnz},positions {positions * count}",
+        )  # fmt: skip
+        launches.append((launch, batch * x_batch_stride, batch * y_batch_stride))
+    return Sddmm(launches)
+
+
+def _parts(plan: SddmmPlan, batches: int, flops: float, target: Target) -> Iterator[tuple[int, int, int, int]]:
+    """Pieces of an SDDMM that row groups alone would not cut short enough, in the order of the whole.
+
+    First batch and number of batches, first run and number of positions of every piece.
+    """
+    pieces = math.ceil(flops / (target.heuristics.slice_flops * max(1, plan.operator.groups)))
+    batch_step = max(1, batches // max(1, pieces))
+    blocks = -(-len(plan.x_runs) // plan.runs_per_block)
+    run_step = plan.runs_per_block * max(1, blocks // max(1, -(-pieces // max(1, batches))))
+    for batch in range(0, batches, batch_step):
+        for first in range(0, len(plan.x_runs), run_step):
+            positions = min(run_step * plan.run_length, plan.positions - first * plan.run_length)
+            yield batch, min(batch_step, batches - batch), first, positions

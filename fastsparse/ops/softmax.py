@@ -1,0 +1,32 @@
+"""Softmax along the last axis."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastsparse.ops.norm import prepare_rows, rows_out
+from fastsparse.ops.target import Target, target_for
+from fastsparse.runtime.buffers import address, readable
+from fastsparse.runtime.launch import Launch
+from fastsparse_kernels import rowwise
+
+Array = NDArray[Any]
+
+
+def softmax(x: Array, out: Array | None = None) -> Array:
+    """exp(x) over its sum along the last axis; `out`, contiguous, may be x."""
+    x = readable(x)
+    y = rows_out(out, x)
+    if x.size:
+        prepare(x.size // x.shape[-1], x.shape[-1], target_for(x.dtype)).run(address(x), address(y))
+    return y
+
+
+@functools.lru_cache(maxsize=128)
+def prepare(rows: int, columns: int, target: Target) -> Launch:
+    """Softmax of contiguous rows; operands x, y."""
+    kernel = rowwise.softmax_kernel(target.bits, target.lanes)
+    return prepare_rows(kernel, rowwise.SOFTMAX, ("x", "y"), rows, columns, target, "softmax")

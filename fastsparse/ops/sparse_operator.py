@@ -1,0 +1,229 @@
+"""Sparse operators: a pattern's structure packed in the order and with the byte offsets that a kernel reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.ops.heuristics import Heuristics
+from fastsparse_kernels import operators as kernels
+from fastsparse_kernels.build import aligned_empty
+
+INDEX_LIMIT = 2**32
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnBlocks:
+    """Where the kernel finds column k of an operator: block, and bytes from the block's base.
+
+    Attributes
+    ----------
+    block : int32 [columns], ascending
+    offset : uint32 [columns]
+    bases : int64 [blocks], bytes from a position to the block's first input
+    starts : int64 [blocks + 1], first input row of every block (used when inputs are packed block by block)
+    """
+
+    block: NDArray[np.int32]
+    offset: NDArray[np.uint32]
+    bases: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseOperator:
+    """A packed structure; see `fastsparse_kernels.operators` for the order of its entries.
+
+    An entry is a row's nonzeros in one column block. `entries` is [entries + 1, 2]: where each one's nonzeros begin,
+    and its row; the last one begins behind them all. `permutation[i]` is the index in the CSR's data of the operator's
+    nonzero i.
+    """
+
+    group_starts: NDArray[np.int64]
+    segments: NDArray[np.uint32]
+    entries: NDArray[np.uint32]
+    offsets: NDArray[np.uint32]
+    permutation: NDArray[np.uint32]
+    columns: ColumnBlocks
+    interleaved: bool = False  # nonzeros of four entries take turns
+
+    @property
+    def groups(self) -> int:
+        return len(self.group_starts) - 1
+
+    @property
+    def blocks(self) -> int:
+        return len(self.columns.bases)
+
+    @property
+    def nnz(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def rows(self) -> NDArray[np.uint32]:
+        """Row of every entry."""
+        return self.entries[:-1, 1]
+
+    @property
+    def row_ends(self) -> NDArray[np.uint32]:
+        """0, and where every entry's nonzeros end."""
+        return self.entries[:, 0]
+
+    @property
+    def widest_group(self) -> int:
+        """Rows of the largest group: the partial sums a worker must hold."""
+        return int(np.diff(self.group_starts).max(initial=0))
+
+    @property
+    def dense(self) -> bool:
+        """Whether all rows have all columns."""
+        return self.nnz == int(self.group_starts[-1]) * len(self.columns.block)
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values in the operator's order, aligned, with room for reading ahead: one gather."""
+        packed = aligned_empty((self.nnz + kernels.READ_AHEAD,), values.dtype)[: self.nnz]
+        kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
+        return packed
+
+
+def packed_values(W: CSR, operator: SparseOperator) -> NDArray[Any]:
+    """W's values in the operator's order, kept with W: a layer packs once per optimizer step, never per call."""
+    # The operator is kept along with its id, so that the id is not given to another one.
+    return W.cached(("values", id(operator)), lambda: (operator, operator.pack(W.data)))[1]
+
+
+# ------------------------------------------------------------------------------------------------- building
+
+
+def build_operator(
+    indptr: NDArray[np.int64], columns: NDArray[np.integer], blocks: ColumnBlocks, h: Heuristics, groups: int = 1,
+    width: int = 0,
+) -> SparseOperator:  # fmt: skip
+    """Pack a structure with sorted columns. O(nnz + M * blocks).
+
+    width : vectors of the tiles it is for: on few of them rows are interleaved
+
+    Raises
+    ------
+    ValueError
+        When there are 2**32 nonzeros or more: their indices are 32-bit.
+    """
+    rows, count, nnz = len(indptr) - 1, len(blocks.bases), len(columns)
+    if nnz >= INDEX_LIMIT:
+        raise ValueError(f"W has {nnz} nonzeros, expected fewer than {INDEX_LIMIT}")
+    bits = 64 if columns.dtype.itemsize == 8 else 32
+    counts = np.zeros((rows, count), np.int32)
+    first, last = np.empty(rows, np.int32), np.empty(rows, np.int32)
+    kernels.count_blocks(bits)(indptr, columns, blocks.block, counts, first, last)
+    group_starts = split_rows(indptr, groups)
+    empty = int(np.count_nonzero(indptr[1:] == indptr[:-1]))
+    entries = int(np.count_nonzero(counts)) + empty
+    segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
+    row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
+    starts = np.empty((rows, count), np.uint32)
+    buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
+    kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
+    offsets, permutation = with_read_ahead(nnz), np.empty(nnz, np.uint32)
+    kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
+    packed = pack_entries(row_ends, row_ids)
+    operator = SparseOperator(group_starts, segments, packed, offsets, permutation, blocks)
+    if operator.dense or not h.interleaves_rows(width, nnz / max(1, entries)):
+        return operator
+    interleaved, order = with_read_ahead(nnz), np.empty_like(permutation)
+    kernels.interleave()(segments, row_ends, offsets, permutation, interleaved, order)
+    return replace(operator, offsets=interleaved, permutation=order, interleaved=True)
+
+
+def linear_operator(
+    pattern: Pattern, row_bytes: int, block_rows: int, groups: int, h: Heuristics, width: int = 0
+) -> SparseOperator:
+    """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern.
+
+    width : as in `build_operator`
+    """
+    return pattern.cached(
+        ("linear operator", row_bytes, block_rows, groups, width, h),
+        lambda: build_operator(
+            pattern.indptr, pattern.indices, even_blocks(pattern.shape[1], block_rows, row_bytes), h, groups, width
+        ),
+    )
+
+
+def window_operator(
+    pattern: Pattern, columns: Callable[[], NDArray[np.integer]], channels: int, channel_stride: int,
+    window: NDArray[np.int64], per_block: int, groups: int, h: Heuristics, *, conv_groups: int = 1, width: int = 0,
+) -> SparseOperator:  # fmt: skip
+    """The operator whose column (c, k) lies window[k] bytes into channel c, cached on the pattern.
+
+    columns : gives the columns of the nonzeros over all channels; of one pattern, `conv_groups` tells them apart
+    """
+    return pattern.cached(
+        ("window operator", channels, channel_stride, window.tobytes(), per_block, groups, conv_groups, width, h),
+        lambda: build_operator(
+            pattern.indptr, columns(), channel_blocks(channels, per_block, channel_stride, window), h, groups, width
+        ),
+    )
+
+
+def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
+    """Blocks of `block_rows` input rows that lie `row_bytes` apart."""
+    block_rows = max(1, min(block_rows, rows, (INDEX_LIMIT - 1) // row_bytes))
+    count = max(1, -(-rows // block_rows))
+    column = np.arange(rows, dtype=np.int64)
+    block = column // block_rows
+    starts = np.minimum(np.arange(count + 1) * block_rows, rows)
+    offset = ((column - block * block_rows) * row_bytes).astype(np.uint32)
+    return ColumnBlocks(block.astype(np.int32), offset, starts[:-1] * row_bytes, starts)
+
+
+def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
+    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes.
+
+    Raises
+    ------
+    ValueError
+        When a window reaches 2**32 bytes or more from its corner: offsets are 32-bit.
+    """
+    farthest = int(window.max(initial=0))
+    if farthest >= INDEX_LIMIT:
+        raise ValueError(f"the window of x spans {farthest} bytes, expected fewer than {INDEX_LIMIT} in 32-bit offsets")
+    per_block = max(1, min(per_block, channels, (INDEX_LIMIT - 1 - farthest) // max(1, channel_stride)))
+    channel = np.arange(channels, dtype=np.int64)
+    block = channel // per_block
+    offset = np.add.outer((channel - block * per_block) * channel_stride, window)
+    count = max(1, -(-channels // per_block))
+    starts = np.minimum(np.arange(count + 1) * per_block, channels)
+    return ColumnBlocks(
+        np.repeat(block, len(window)).astype(np.int32),
+        offset.ravel().astype(np.uint32),
+        starts[:-1] * channel_stride,
+        starts,
+    )
+
+
+def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """Bounds of contiguous row groups of about equal nonzeros (a row counts as one more, for its output)."""
+    rows = len(indptr) - 1
+    groups = max(1, min(groups, rows))
+    work = indptr + np.arange(rows + 1)
+    targets = work[-1] * np.arange(1, groups) // groups
+    cuts = np.searchsorted(work, targets, side="left")
+    bounds = np.concatenate([[0], cuts, [rows]]).astype(np.int64)
+    return np.unique(bounds) if rows else np.zeros(2, np.int64)
+
+
+def with_read_ahead(length: int, *rest: int) -> NDArray[np.uint32]:
+    """Zeros, with as many behind them as kernels may read ahead."""
+    return np.zeros((length + kernels.READ_AHEAD, *rest), np.uint32)[:length]
+
+
+def pack_entries(row_ends: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """`SparseOperator.entries`, with room for reading ahead."""
+    entries = with_read_ahead(len(row_ends), 2)
+    entries[:, 0], entries[:-1, 1] = row_ends, rows
+    return entries

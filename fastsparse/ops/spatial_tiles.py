@@ -1,0 +1,239 @@
+"""Spatial tiles: one image cut into VL tiles of equal shape, one per lane, so that one image fills aligned vectors.
+
+A tile carries a halo of what its neighbours begin with, as deep as the windows of its readers reach. All that the
+batch-blocked layout offers for VL samples then works for the VL tiles of an image: no unaligned loads, and no vectors
+stored in pieces. The price are the halos, exchanged after every layer whose readers have windows (as stencil codes
+on many nodes do it), and tiles that hang over the end of images that the grid does not divide.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.ops.geometry import Ints, Padding, grid, row_major_strides
+from fastsparse.ops.layouts import BlockedPlanes
+from fastsparse.ops.pooling import Table
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import layout
+
+SPATIAL_TILES_LIMIT = 2**31  # bytes of a channel: what gathers address
+
+
+@dataclass(frozen=True)
+class Partition:
+    """VL tiles of `size`, in row-major order on a grid of `counts`; the last ones may hang over the image's end."""
+
+    counts: Ints
+    size: Ints
+
+    def hangs_over(self, spatial: Ints) -> bool:
+        return any(c * n != whole for c, n, whole in zip(self.counts, self.size, spatial, strict=True))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a layer reads: tiles of this partition with a halo of `padding`.
+
+    outside : what its windows find outside the image, in the halo and in what hangs over the end; None when no window
+        of the image's own outputs looks there, so that anything may lie there
+    """
+
+    partition: Partition
+    padding: Padding
+    outside: float | None
+
+    def serves(self, wanted: Reading) -> bool:
+        """Whether tiles laid out like this hold all that `wanted` reads."""
+        enough = all(h[0] >= w[0] and h[1] >= w[1] for h, w in zip(self.padding, wanted.padding, strict=True))
+        return self.partition == wanted.partition and enough and wanted.outside in (None, self.outside)
+
+    def exchanged(self, spatial: Ints) -> bool:
+        """Whether something must be filled once all tiles of an image are written."""
+        return any(map(any, self.padding)) or (self.outside is not None and self.partition.hangs_over(spatial))
+
+
+@functools.lru_cache(maxsize=256)
+def partition(spatial: Ints, lanes: int) -> Partition:
+    """The partition with the fewest positions, and of those the one with the shortest halos and the longest rows."""
+
+    def cost(counts: Ints) -> tuple[int, int, int]:
+        size = tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True))
+        positions = math.prod(size)
+        return positions, sum(positions // n for n in size), -size[-1]
+
+    counts = min(_grids(len(spatial), lanes), key=cost)
+    return Partition(counts, tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True)))
+
+
+def _grids(axes: int, lanes: int) -> Iterator[Ints]:
+    if axes == 1:
+        yield (lanes,)
+        return
+    for count in range(1, lanes + 1):
+        if lanes % count == 0:
+            for rest in _grids(axes - 1, lanes // count):
+                yield (count, *rest)
+
+
+def exact_padding(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints) -> Padding:
+    """Padding that gives one tile exactly its outputs; behind strided tiles it may be less than nothing."""
+    return tuple(
+        (b, (n - 1) * s + d * (k - 1) + 1 - b - n * s)
+        for n, s, d, k, b in zip(y.size, stride, dilation, kernel, before, strict=True)
+    )
+
+
+def reading(
+    y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints, spatial: Ints, outputs: Ints,
+    outside: float = 0.0,
+) -> Reading:  # fmt: skip
+    """What windows must find to write all of y's tiles, each tile for itself.
+
+    spatial, outputs : sizes of the image that is read, and of that which is written
+    outside : what lies around the image
+    """
+    size = tuple(n * s for n, s in zip(y.size, stride, strict=True))
+    exact = exact_padding(y, kernel, stride, dilation, before)
+    axes = zip(spatial, outputs, kernel, stride, dilation, before, strict=True)
+    looks_out = any(b > 0 or (o - 1) * s + d * (k - 1) - b >= n for n, o, k, s, d, b in axes)
+    padding = tuple((b, max(0, after)) for b, after in exact)
+    return Reading(Partition(y.counts, size), padding, outside if looks_out else None)
+
+
+def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints) -> NDArray[np.bool_]:
+    """Which positions of a tile and its halo some window reads, bool [padded positions]."""
+    total = np.ones((), bool)
+    axes = zip(y.size, r.partition.size, r.padding, kernel, stride, dilation, strict=True)
+    for outputs, inputs, (before, after), k, s, d in axes:
+        axis = np.zeros(inputs + before + after, bool)
+        axis[np.add.outer(np.arange(outputs) * s, np.arange(k) * d)] = True
+        total = np.logical_and.outer(total, axis)
+    return total.ravel()
+
+
+def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
+    """Kernel size, stride and padding in front of pooling windows, or None where no such three give the table."""
+    if not len(table):
+        return None
+    first, end = table[:, 0], table[:, 1]
+    kernel = int((end - first).max())
+    corner = np.where((first == 0) & (end - first < kernel), end - kernel, first)
+    stride = int(corner[1] - corner[0]) if len(table) > 1 else kernel
+    before = -int(corner[0])
+    corner = np.arange(len(table)) * stride - before
+    same = (np.clip(corner, 0, inputs) == first) & (np.clip(corner + kernel, 0, inputs) == end)
+    return (kernel, stride, before) if kernel > 0 and stride > 0 and before >= 0 and same.all() else None
+
+
+# ------------------------------------------------------------------------------------------------- gathers
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Vectors to write, and the offset of each lane's number; see the arguments in `fastsparse_kernels.layout`."""
+
+    source_offsets: NDArray[np.int32]  # [vectors, VL]
+    target_offsets: NDArray[np.uint32]  # [vectors]
+    fill: NDArray[np.floating]
+    last_lanes: int
+
+
+def tile_offsets(spatial: Ints, p: Partition, planes: BlockedPlanes, size: int) -> NDArray[np.int64]:
+    """Offset in the channel of every position of the image, int64 [positions], bytes."""
+    offset, lane = np.zeros((), np.int64), np.zeros((), np.int64)
+    axes = zip(spatial, p.size, planes.strides, row_major_strides(p.counts), strict=True)
+    for n, tile, stride, lane_stride in axes:
+        index = np.arange(n, dtype=np.int64)
+        offset = np.add.outer(offset, index % tile * stride)
+        lane = np.add.outer(lane, index // tile * lane_stride)
+    return offset.ravel() + planes.corner + lane.ravel() * size
+
+
+def _image_positions(spatial: Ints, r: Reading) -> NDArray[np.int64]:
+    """Position in the image of every lane of every position of a tile and its halo, -1 outside the image."""
+    index, inside = np.zeros((), np.int64), np.ones((), bool)
+    axes = zip(spatial, r.partition.counts, r.partition.size, r.padding, row_major_strides(spatial), strict=True)
+    for n, count, tile, (before, after), stride in axes:
+        at = np.add.outer(np.arange(-before, tile + after, dtype=np.int64), np.arange(count) * tile)
+        index = np.add.outer(index, at * stride)
+        inside = np.logical_and.outer(inside, (at >= 0) & (at < n))
+    dims = 2 * len(spatial)
+    order = (*range(0, dims, 2), *range(1, dims, 2))
+    found = np.where(inside, index, -1).transpose(order)
+    return found.reshape(-1, math.prod(r.partition.counts))
+
+
+def gather_tiles(
+    source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target, only: NDArray[np.bool_] | None = None
+) -> Gather:
+    """Fill tiles and their halos from an image whose positions lie at `source`; `only` those positions of a tile."""
+    at = _image_positions(spatial, r)
+    vectors = np.arange(len(at)) if only is None else np.flatnonzero(only)
+    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors * target.vector, r.outside, target)
+
+
+def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target) -> Gather:
+    """Fill halos, and what hangs over the image's end, from the tiles themselves, which lie at `source`."""
+    at = _image_positions(spatial, r)
+    padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
+    strides = row_major_strides(padded)
+    inner = grid(r.partition.size, (1,) * len(padded), strides)
+    corner = sum(before * step for (before, _), step in zip(r.padding, strides, strict=True))
+    own = np.zeros(len(at), bool)
+    own[inner + corner] = True
+    vectors = np.flatnonzero(~own | (at < 0).any(axis=1))
+    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors * target.vector, r.outside, target)
+
+
+def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
+    """Write a contiguous image whose positions lie at `source`."""
+    count = len(source)
+    sources = np.concatenate([source, np.full(-count % target.lanes, -1)]).reshape(-1, target.lanes)
+    gather = _gather(sources, np.arange(len(sources)) * target.vector, 0.0, target)
+    return Gather(gather.source_offsets, gather.target_offsets, gather.fill, (count - 1) % target.lanes + 1)
+
+
+def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], outside: float | None, target: Target) -> Gather:
+    farthest = max(int(sources.max(initial=0)), int(targets.max(initial=0)))
+    if farthest >= SPATIAL_TILES_LIMIT:
+        raise ValueError(
+            f"a channel in spatial tiles spans {farthest} bytes, expected fewer than {SPATIAL_TILES_LIMIT}"
+        )
+    fill = np.full(1, outside or 0.0, np.dtype(f"f{target.size}"))
+    return Gather(np.ascontiguousarray(sources, np.int32), targets.astype(np.uint32), fill, target.lanes)
+
+
+def prepare(
+    plan: Gather, x_strides: tuple[int, int], y_strides: tuple[int, int], channels: int, images: int, target: Target
+) -> Launch:
+    """Gather every channel of x into one of y; strides of images and channels in bytes. Operands x, y."""
+    h, vectors = target.heuristics, len(plan.target_offsets)
+    chunks = max(1, -(-vectors // h.pack_chunk))
+    arguments = Arguments(
+        layout.GATHER,
+        channels=channels,
+        chunks=chunks,
+        chunk=h.pack_chunk,
+        vectors=vectors,
+        x_image_stride=x_strides[0],
+        x_channel_stride=x_strides[1],
+        y_image_stride=y_strides[0],
+        y_channel_stride=y_strides[1],
+        sources=address(plan.source_offsets),
+        targets=address(plan.target_offsets),
+        other=address(plan.fill),
+        last_lanes=plan.last_lanes,
+    )
+    return target.launch(
+        layout.gather_kernel(target.bits, target.lanes), arguments, ("x", "y"), tasks=images * channels * chunks,
+        flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
+        label=f"gather,{images}x{channels} vectors {vectors}",
+    )  # fmt: skip

@@ -1,0 +1,347 @@
+"""SpMM: sparse W times dense X, from matrices in the user's layout or panels of samples.
+
+Plans say how W is cut into column blocks and row groups and X into tiles of T vectors (`Tiles`); the operator holds W's
+structure packed for them. One kernel runs them all (`fastsparse_kernels.spmm`), and convolutions too: see `conv`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.ops import layouts
+from fastsparse.ops.activations import set_epilogue
+from fastsparse.ops.heuristics import Heuristics, Rates
+from fastsparse.ops.sparse_operator import SparseOperator, linear_operator, packed_values
+from fastsparse.ops.target import Target, narrowed, target_for
+from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
+from fastsparse.runtime import buffers
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import row_sums, spmm
+from fastsparse_kernels.operators import FOUR, LINES, ROWS, TOGETHER
+
+Array = NDArray[Any]
+
+
+# ------------------------------------------------------------------------------------------------- entry
+
+
+def spmm_row_major(
+    W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None, target: Target | None = None
+) -> None:
+    """Y (M, N) = activation(W @ X + bias), both row-major, Y contiguous."""
+    if X.strides[1] != X.itemsize or X.strides[0] < 0:
+        X = np.ascontiguousarray(X)
+    target = narrowed(target or target_for(W.dtype), X.shape[1])
+    peels = alignment_peels(address(X), X.strides[0], Y, target)
+    key = X.shape[1], X.strides[0], activation, target, peels
+    product = W.cached(("row-major", *key), _row_major, W, *key)
+    product.run(address(X), address(Y), bias_address(bias))
+
+
+def spmm_column_major(
+    W: CSR, X: Array, Y: Array, bias: Array | None, activation: str | None, target: Target | None = None
+) -> None:
+    """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
+    stride, (features, columns) = X.strides[1], X.shape
+    target = narrowed(target or target_for(W.dtype), columns)
+    for start, stop in sample_chunks(columns, blocked_group_bytes(features, target), target):
+        key = stop - start, stride, columns, activation, target
+        packing, product = W.cached(("column-major", *key), _column_major, W, *key)
+        panels = packing.run(address(X) + start * stride, "x")
+        product.run(address(panels), address(Y) + start * target.size, bias_address(bias))
+
+
+class Product(NamedTuple):
+    """A prepared SpMM with W's values."""
+
+    launch: Launch
+    values: Array
+
+    def run(self, x: int, y: int, bias: int = 0) -> None:
+        """Compute the result at address y from that at x."""
+        self.launch.run(x, y, address(self.values), bias)
+
+
+class Packing(NamedTuple):
+    """Samples of x (samples, features), from their rows into panels."""
+
+    launch: Launch
+    panel_bytes: int
+
+    def run(self, x: int, purpose: str) -> Array:
+        """Panels of the samples at address x, in a buffer of this thread."""
+        panels = buffers.take(purpose, self.panel_bytes)
+        self.launch.run(x, address(panels))
+        return panels
+
+
+def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, target: Target, peels: Peels) -> Product:
+    plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
+    launch = prepare(plan, target, y_row_stride=columns * target.size, activation=activation)
+    return Product(launch, packed_values(W, plan.operator))
+
+
+def _column_major(
+    W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target
+) -> tuple[Packing, Product]:
+    width = panel_width(W.pattern, samples, target)
+    plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
+    launch = prepare(plan, target, y_row_stride=columns * target.size, activation=activation)
+    return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, packed_values(W, plan.operator))
+
+
+@functools.lru_cache(maxsize=64)
+def panel_packing(samples: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
+    """Packing of rows of samples, `row_stride` bytes apart, into panels of `width` groups."""
+    panels = layouts.feature_panels(features, width, target)
+    launch = layouts.pack_blocked(panels, samples, row_stride, 0, target)
+    return Packing(launch, layouts.panel_bytes(samples, panels, target))
+
+
+def bias_address(bias: Array | None) -> int:
+    """What a launch takes for a bias: its address, 0 for none."""
+    return 0 if bias is None else address(bias)
+
+
+def chunks(samples: int, most: int) -> Iterator[tuple[int, int]]:
+    """Parts of a batch, of `most` samples and a rest."""
+    for start in range(0, samples, most):
+        yield start, min(samples, start + most)
+
+
+def sample_chunks(samples: int, group_bytes: int, target: Target) -> Iterator[tuple[int, int]]:
+    """Parts of a batch of a linear layer, in whole vectors of samples, whose workspace stays in a cache."""
+    h, groups = target.heuristics, -(-samples // target.lanes)
+    return chunks(samples, target.lanes * h.chunk_groups(groups, group_bytes, h.linear_chunk_groups))
+
+
+def blocked_group_bytes(rows: int, target: Target) -> int:
+    """Bytes of a group of VL samples of so many features, batch-blocked."""
+    return layouts.panel_stride(rows, 1, target)
+
+
+# ------------------------------------------------------------------------------------------------- plans
+
+
+@dataclass(frozen=True, eq=False)
+class SpmmPlan:
+    """An operator and the tiles it runs over.
+
+    x_row_stride : bytes between rows of X that are packed or prefetched
+    prefetch : how the next panel is prefetched (`fastsparse_kernels.asking`), 0 where it is not
+    nontemporal : whole tiles get non-temporal stores; their vectors are aligned
+    """
+
+    operator: SparseOperator
+    tiles: Tiles
+    x_row_stride: int = 0
+    prefetch: int = 0
+    nontemporal: bool = False
+
+
+class Peels(NamedTuple):
+    """Alignment peels of row-major X and Y: columns in front of the first aligned vector.
+
+    None where there is no such vector in every row.
+    """
+
+    x: int | None = None
+    y: int | None = None
+
+
+UNALIGNED = Peels()
+
+
+def alignment_peel(start: int, row_bytes: int, target: Target) -> int | None:
+    """One of `Peels`: that of an array at address `start` whose rows are `row_bytes` apart."""
+    return None if row_bytes % target.vector or start % target.size else -start % target.vector // target.size
+
+
+def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peels:
+    """What a plan depends on of where X, at address x, and contiguous Y (..., M, N) begin."""
+    h, columns = target.heuristics, Y.shape[-1]
+    if not (columns >= h.many_vectors * target.lanes or h.leaves_cache(Y.nbytes)):
+        return UNALIGNED
+    return Peels(alignment_peel(x, x_row_stride, target), alignment_peel(address(Y), Y.strides[-2], target))
+
+
+def tile_width(pattern: Pattern, vectors: int, h: Heuristics, rates: Rates | None = None, groups: int = 1) -> int:
+    """T for a line of `vectors` vectors: by `rates` (the CPU's), or by those of dense rows where W has no zeros.
+
+    groups : of a convolution; with several the rows of W differ, whatever the pattern
+    """
+    if groups == 1 and pattern.nnz == math.prod(pattern.shape):
+        rates = h.dense_rates
+    return h.tile_width(vectors, rates)
+
+
+def row_major_plan(
+    pattern: Pattern, columns: int, row_stride: int, target: Target, peels: Peels, batches: int = 1
+) -> SpmmPlan:
+    """`plan_row_major`, kept with the pattern."""
+    key = columns, row_stride, target, peels, batches
+    return pattern.cached(("spmm", *key), plan_row_major, pattern, *key)
+
+
+def plan_row_major(
+    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peels: Peels = UNALIGNED, batches: int = 1
+) -> SpmmPlan:
+    """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns), `batches` times.
+
+    X is packed into panels block by block, or read in place where few nonzeros read each row. Where there are many
+    tiles, or stores are non-temporal, tiles are aligned to vectors of Y, or of X that is read in place.
+    """
+    h, (rows, inputs) = target.heuristics, pattern.shape
+    row_bytes = columns * target.size
+    many = columns >= h.many_vectors * target.lanes
+    nontemporal = peels.y is not None and h.leaves_cache(batches * rows * row_bytes)
+    aligned = many and peels.x is not None and (peels.x == peels.y or not nontemporal)
+    near = not h.leaves_cache(batches * inputs * row_bytes)
+    in_place = h.reads_in_place(pattern.nnz, inputs, x_row_stride, aligned and near)
+    if in_place and columns >= target.lanes and x_row_stride >= row_bytes:
+        peel = peels.y if nontemporal else peels.x if aligned else 0
+        return _plan_in_place(pattern, columns, x_row_stride, target, peel or 0, nontemporal)
+    density = pattern.nnz / max(1, rows * inputs)
+    y_stays_near = nontemporal or rows * row_bytes <= h.near_bytes
+    width = tile_width(pattern, -(-columns // target.lanes), h, h.row_major_rates(density, inputs, y_stays_near))
+    peel = (peels.y if many or nontemporal else None) or 0
+    tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
+    panel_row = width * target.vector
+    groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
+    prefetch = h.prefetches_panels(rows, inputs, batches * inputs * row_bytes)
+    block_rows = h.even_block_rows(panel_row, inputs, density)
+    operator = linear_operator(pattern, panel_row, block_rows, groups, h, width)
+    return SpmmPlan(operator, tiles, x_row_stride, ROWS if prefetch else 0, nontemporal)
+
+
+def _plan_in_place(
+    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: bool
+) -> SpmmPlan:
+    """The same without packing. Offsets count rows of X, so that every stride has an operator of its own."""
+    h, whole = target.heuristics, columns // target.lanes
+    # No rows are dense here: four with all columns would be four nonzeros for each row of X.
+    width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
+    tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
+    groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
+    operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, h, width)
+    return SpmmPlan(operator, tiles, nontemporal=nontemporal)
+
+
+def panel_width(pattern: Pattern, samples: int, target: Target, backward: bool = False) -> int:
+    """Groups of VL samples that a panel holds: the width of a tile, or four where SDDMM reads it, too, and has as many
+    but for one."""
+    groups = -(-samples // target.lanes)
+    if backward:
+        return FOUR if groups >= FOUR - 1 else groups
+    return tile_width(pattern, groups, target.heuristics)
+
+
+def panels_plan(pattern: Pattern, samples: int, width: int, target: Target, y_row_major: bool = False) -> SpmmPlan:
+    """`plan_panels`, kept with the pattern."""
+    key = samples if y_row_major else -(-samples // target.lanes), width, target, y_row_major
+    return pattern.cached(
+        ("spmm panels", *key), lambda: plan_panels(pattern, samples, width, target, y_row_major)
+    )  # fmt: skip
+
+
+def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_row_major: bool = False) -> SpmmPlan:
+    """Plan of x in panels (panels, K, width, VL) of samples -> y in panels (panels, M, width, VL), or row-major
+    (M, samples)."""
+    h, (rows, columns) = target.heuristics, pattern.shape
+    sample_groups = -(-samples // target.lanes)
+    panel, vector = np.arange(-(-sample_groups // width)), np.arange(width) * target.vector
+    x_offsets = np.add.outer(panel * layouts.panel_stride(columns, width, target), vector).ravel()
+    if y_row_major:
+        tiles = tiles_from_panels(samples, width, target.lanes, target.size, x_offsets[:sample_groups])
+    else:
+        y_offsets = np.add.outer(panel * layouts.panel_stride(rows, width, target), vector).ravel()
+        tiles = whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size, target.vector)
+    row_bytes = width * target.vector
+    groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
+    block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
+    operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
+    row_by_row = not (operator.dense or operator.interleaved)
+    lines = row_by_row and h.prefetches_lines(pattern.nnz, columns * row_bytes)
+    prefetch = h.prefetches_panels(rows, columns, columns * samples * target.size, lines)
+    kind = (LINES if lines else ROWS) if prefetch else 0
+    nontemporal = not y_row_major and h.leaves_cache(rows * samples * target.size)
+    return SpmmPlan(operator, tiles, row_bytes, kind, nontemporal)
+
+
+# ------------------------------------------------------------------------------------------------- launch
+
+
+def prepare(
+    plan: SpmmPlan, target: Target, *, y_row_stride: int, batches: int = 1, x_batch_stride: int = 0,
+    y_batch_stride: int = 0, residual: bool = False, activation: str | None = None, label: str = "spmm",
+) -> Launch:  # fmt: skip
+    """SpMM over the plan's tiles, in each of `batches` batches; strides in bytes.
+
+    Operands x, y, values, bias, residual: values are packed by the plan's operator; bias is 0 for none.
+
+    residual : whether the launch is run with the address of what is added before the activation, laid out as y is; y
+        itself is allowed
+    """
+    h, operator, tiles = target.heuristics, plan.operator, plan.tiles
+    width = tiles.width * target.vector
+    partial = operator.widest_group * width if operator.blocks > 1 else 0
+    packed, contiguous = tiles.columns is not None, tiles.contiguous(target.vector)
+    assert contiguous or not packed
+    panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
+    rows_together = 0
+    if operator.dense and tiles.width <= len(h.dense_rates):
+        rows_together = row_sums.ALIKE
+    elif operator.interleaved:
+        rows_together = row_sums.LOCKSTEP
+    finished = width * (2 + TOGETHER if rows_together else 2)
+    scratch = -(-(partial + finished + panel) // 64) * 64
+    arguments = Arguments(
+        spmm.ARGUMENTS,
+        tiles=tiles.count,
+        groups=operator.groups,
+        blocks=operator.blocks,
+        group_starts=address(operator.group_starts),
+        segments=address(operator.segments),
+        entries=address(operator.entries),
+        offsets=address(operator.offsets),
+        block_bases=address(operator.columns.bases),
+        block_rows=address(operator.columns.starts),
+        x_positions=address(tiles.x_offsets),
+        x_row_stride=plan.x_row_stride,
+        x_batch_stride=x_batch_stride,
+        packed=packed,
+        tile_columns=0 if tiles.columns is None else address(tiles.columns),
+        ahead=plan.prefetch != 0,
+        y_positions=address(tiles.y_offsets),
+        y_batch_stride=y_batch_stride,
+        y_row_stride=y_row_stride,
+        past_caches=plan.nontemporal,
+        tile_pieces=address(tiles.tile_pieces),
+        pieces=address(tiles.pieces),
+        scratch_stride=scratch,
+        scratch_tile=partial,
+        scratch_panel=partial + finished,
+    )
+    set_epilogue(arguments, activation, target)
+    rows = int(operator.group_starts[-1])
+    far_residual = residual and h.leaves_cache(rows * y_row_stride * batches)
+    kernel = spmm.spmm_kernel(
+        target.bits, target.lanes, tiles.width, int(contiguous), rows_together,
+        plan.prefetch or (ROWS if far_residual else 0),
+    )  # fmt: skip
+    flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
+    return target.launch(
+        kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,
+        flops=flops, scratch=scratch, keep=plan,
+        label=f"{label},rows {rows} nnz {operator.nnz},tile {tiles.width} blocks {operator.blocks} "
+        f"groups {operator.groups} tiles {tiles.count}{' packed' if packed else ''}",
+    )  # fmt: skip

@@ -1,0 +1,249 @@
+"""SpMV: sparse W times one vector.
+
+W's bytes are the cost. Two forms: rows as they are, with column indices of 16 bits where they fit, and a lookup of x in
+registers (`SpmvLookupPlan`), where W fills its tables well enough. Bits depend on the form and the vector width, never
+on threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.ops.activations import CLAMPS, set_epilogue
+from fastsparse.ops.sparse_operator import INDEX_LIMIT, split_rows
+from fastsparse.ops.target import Target, target_for
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse_kernels import lookup, operators, spmv
+from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
+from fastsparse_kernels.operators import CHAINS
+
+Array = NDArray[Any]
+
+
+# ------------------------------------------------------------------------------------------------- entry
+
+
+def multiply(
+    W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None, target: Target | None = None
+) -> None:
+    """y = activation(W @ x + bias) for one x; both may have further dimensions of size 1, y is contiguous."""
+    target = target or target_for(W.dtype)
+    if not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+    product = W.cached(("spmv", activation, target), _prepared, W, activation, target)
+    product.launch.run(address(x), address(y), product.values_address, 0 if bias is None else address(bias))
+
+
+class _Product(NamedTuple):
+    launch: Launch
+    values_address: int
+    values: Array
+
+
+def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
+    plan = plan_spmv(W.pattern, target)
+    launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
+    values = plan.pack(W.data)
+    return _Product(launch, address(values), values)
+
+
+# ------------------------------------------------------------------------------------------------- plans
+
+
+@dataclass(frozen=True, eq=False)
+class SpmvPlan:
+    """Row groups of equal nonzeros, column indices of 16 bits where they fit."""
+
+    indptr: NDArray[np.int64]
+    group_starts: NDArray[np.int64]
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + CHAINS], 0 behind the nonzeros
+
+    @property
+    def column_bits(self) -> int:
+        return self.columns.dtype.itemsize * 8
+
+    @property
+    def nonzeros(self) -> int:
+        return int(self.indptr[-1])
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values as they are."""
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class SpmvLookupPlan:
+    """SpMV by lookup; see the arguments in `fastsparse_kernels.lookup` for the arrays."""
+
+    chunks: int
+    inputs: int
+    group_starts: NDArray[np.int64]
+    slice_starts: NDArray[np.int64]
+    vector_starts: NDArray[np.int64]
+    vector_counts: NDArray[np.uint16]
+    columns: NDArray[np.uint8]
+    sum_index: NDArray[np.uint16]
+    order: NDArray[np.uint32]  # [nnz], index of each nonzero's value
+
+    @property
+    def nonzeros(self) -> int:
+        return len(self.order)
+
+    @property
+    def widest_group(self) -> int:
+        """Slices of the largest group."""
+        return int(-(-np.diff(self.group_starts).max(initial=0) // LANES))
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values in the order of vectors and lanes, 0 in empty ones."""
+        packed = aligned_empty((len(self.columns),), values.dtype)
+        packed[...] = 0
+        operators.scatter(BITS)(values, self.order, packed)
+        return packed
+
+
+def plan_spmv(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
+    """Plan of W @ x for one column, kept with the pattern.
+
+    Raises
+    ------
+    ValueError
+        When W has more than 2**32 columns: indices are 32-bit.
+    """
+    return pattern.cached(("spmv", target), _plan, pattern, target)
+
+
+def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
+    h = target.heuristics
+    if pattern.shape[1] > INDEX_LIMIT:
+        raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
+    if (target.bits, target.lanes) == (BITS, LANES) and h.spmv_by_lookup(*pattern.shape, pattern.nnz, CHUNK):
+        by_lookup = plan_lookup(pattern, target)
+        if by_lookup is not None:
+            return by_lookup
+    narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
+    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
+    slices = int(2 * pattern.nnz // h.slice_flops) + 1
+    groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
+    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns)
+
+
+def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
+    padded = np.zeros(len(indices) + CHAINS, dtype)
+    padded[: len(indices)] = indices
+    return padded
+
+
+def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
+    """The tables of the lookup; None where they would be too large."""
+    rows, inputs = pattern.shape
+    chunks = max(1, -(-inputs // CHUNK))
+    row, chunk = pattern.rows(), pattern.indices // CHUNK
+    tall = -(-max(1, rows) // LANES) * LANES
+    counts = np.bincount(row * chunks + chunk, minlength=tall * chunks).reshape(tall, chunks)
+    group_starts = _slice_groups(pattern, target, chunks)
+    sorted_index = np.empty((tall, chunks), np.int64)  # of every row, in its group and chunk
+    first = np.empty((tall, chunks), np.int64)  # number of the first vector of a row's slice
+    slice_starts, vector_starts, vector_counts, sum_index, number = [0], [0], [], [], 0
+    for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LANES) * LANES, strict=True):
+        by_count = np.argsort(counts[begin:end], axis=0, kind="stable")
+        index = np.empty_like(by_count)
+        np.put_along_axis(index, by_count, np.arange(end - begin)[:, None], axis=0)
+        slices = np.take_along_axis(counts[begin:end], by_count, axis=0).T.reshape(chunks, -1, LANES)
+        least, most = slices[:, :, 0], slices[:, :, -1]
+        firsts = number + (np.cumsum(most) - most.ravel()).reshape(most.shape)
+        sorted_index[begin:end] = index
+        first[begin:end] = firsts[np.arange(chunks), index // LANES]
+        vector_counts.append((least + 256 * (most - least)).ravel())
+        sum_index.append(index.reshape(-1, LANES, chunks).transpose(0, 2, 1).ravel())
+        number += int(most.sum())
+        slice_starts.append(slice_starts[-1] + most.size)
+        vector_starts.append(number)
+    if number * LANES >= INDEX_LIMIT:  # few long rows among short ones
+        return None
+    within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
+    order = (first[row, chunk] + within) * LANES + sorted_index[row, chunk] % LANES
+    columns = np.full(number * LANES, NOWHERE, np.uint8)
+    columns[order] = pattern.indices % CHUNK
+    return SpmvLookupPlan(
+        chunks=chunks,
+        inputs=inputs,
+        group_starts=group_starts,
+        slice_starts=np.array(slice_starts, np.int64),
+        vector_starts=np.array(vector_starts, np.int64),
+        vector_counts=np.concatenate([np.zeros(0, np.int64), *vector_counts]).astype(np.uint16),
+        columns=columns,
+        sum_index=np.concatenate([np.zeros(0, np.int64), *sum_index]).astype(np.uint16),
+        order=order.astype(np.uint32),
+    )
+
+
+def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.int64]:
+    """Bounds of row groups of whole slices: their sums stay in a near cache, and every worker gets some."""
+    h, rows = target.heuristics, pattern.shape[0]
+    most = h.lookup_rows(chunks) // LANES * LANES
+    few = max(-(-rows // most), int(2 * pattern.nnz // h.slice_flops) + 1)
+    groups = few if target.threads == 1 else max(few, h.tasks_per_worker * target.threads)
+    bounds = split_rows(pattern.indptr, groups)
+    bounds[:-1] = (bounds[:-1] + LANES // 2) // LANES * LANES
+    bounds = np.unique(np.minimum(bounds, rows))
+    if (np.diff(bounds) > 2 * most).any():  # rows with few nonzeros
+        bounds = np.unique(np.concatenate([bounds, np.arange(0, rows, most)]))
+    return bounds
+
+
+# ------------------------------------------------------------------------------------------------- launch
+
+
+def prepare(plan: SpmvPlan | SpmvLookupPlan, target: Target, activation: str | None = None) -> Launch:
+    """y (M,) = activation(W @ x (K,) + bias), all contiguous; operands x, y, values (packed by the plan), bias (0 for
+    none)."""
+    if isinstance(plan, SpmvLookupPlan):
+        arguments, kernel, scratch = _lookup_arguments(plan, target)
+    else:
+        arguments, kernel, scratch = _row_arguments(plan, activation, target)
+    set_epilogue(arguments, activation, target)
+    form = "lookup" if isinstance(plan, SpmvLookupPlan) else f"{plan.column_bits}-bit columns"
+    return target.launch(
+        kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros,
+        scratch=scratch, keep=plan, label=f"spmv,nnz {plan.nonzeros},{form}",
+    )  # fmt: skip
+
+
+def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, Any, int]:
+    scratch = (plan.widest_group * plan.chunks + 1) * target.vector
+    arguments = Arguments(
+        lookup.ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        chunks=plan.chunks,
+        inputs=plan.inputs,
+        slice_starts=address(plan.slice_starts),
+        vector_starts=address(plan.vector_starts),
+        vectors=address(plan.vector_counts),
+        places=address(plan.columns),
+        positions=address(plan.sum_index),
+        scratch_stride=scratch,
+        scratch_vector=scratch - target.vector,
+    )
+    return arguments, lookup.lookup_kernel(), scratch
+
+
+def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tuple[Arguments, Any, int]:
+    scratch = spmv.scratch_bytes(target.bits, target.lanes)
+    arguments = Arguments(
+        spmv.ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        indptr=address(plan.indptr),
+        columns=address(plan.columns),
+        nonzeros=plan.nonzeros,
+        scratch_stride=scratch,
+    )
+    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)
+    return arguments, kernel, 0 if activation in CLAMPS else scratch  # clamps work in registers

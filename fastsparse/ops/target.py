@@ -1,0 +1,104 @@
+"""What a plan is made for: numbers of a type, vectors of a length, so many threads, and the heuristics of this CPU."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numba import config
+
+from fastsparse.ops.heuristics import Heuristics, heuristics_for
+from fastsparse.runtime.cpu import cache_bytes
+from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.threads import get_num_threads
+from fastsparse_kernels import build
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_CACHES = cache_bytes(1), cache_bytes(3)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan depends on besides the pattern.
+
+    Attributes
+    ----------
+    bits : 32 or 64, of the numbers
+    lanes : numbers of a vector
+    threads : workers that share a call, at most
+    heuristics : Heuristics
+    size, vector : bytes of one number and of one vector
+    """
+
+    bits: int
+    lanes: int
+    threads: int
+    heuristics: Heuristics
+    size: int = field(init=False, compare=False)
+    vector: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # No cached properties: before Python 3.12 they hold a lock, which a child would inherit from a fork.
+        object.__setattr__(self, "size", self.bits // 8)
+        object.__setattr__(self, "vector", self.lanes * self.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return _FLOAT32 if self.bits == 32 else _FLOAT64
+
+    @property
+    def serial(self) -> Target:
+        """The same for one thread."""
+        return replace(self, threads=1)
+
+    def launch(
+        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float,
+        scratch: int = 0, keep: Any = None, label: str = "",
+    ) -> Launch:  # fmt: skip
+        """A `Launch` on this target's threads, or on one where sharing does not pay."""
+        h = self.heuristics
+        threads = self.threads if flops >= h.parallel_flops else 1
+        return Launch(
+            kernel, arguments, operands, tasks=tasks, flops=flops, threads=threads, slice_flops=h.slice_flops,
+            scratch=scratch, keep=keep, label=label,
+        )  # fmt: skip
+
+
+def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:
+    """The target of calls made here and now, for numbers of `dtype`.
+
+    threads : by default what `get_num_threads` says, but no more than can run: each has its own scratch
+    heuristics : by default this CPU's
+
+    Raises
+    ------
+    TypeError
+        When there are no kernels for the type.
+    """
+    if threads is None:
+        threads, most = get_num_threads(), config.NUMBA_NUM_THREADS
+        if threads > most:
+            threads = int(most)
+    if dtype not in (_FLOAT32, _FLOAT64):
+        raise TypeError(f"there are no kernels for {dtype}, expected float32 or float64")
+    return _target(dtype.itemsize * 8, threads, heuristics)
+
+
+@functools.lru_cache(maxsize=256)
+def _target(bits: int, threads: int, heuristics: Heuristics | None) -> Target:
+    return Target(bits, build.lanes(bits), threads, heuristics or heuristics_for(build.vector_bytes(), *_CACHES))
+
+
+@functools.lru_cache(maxsize=256)
+def narrowed(target: Target, columns: int) -> Target:
+    """The target with vectors half as long where so many columns fit them: L1 holds more of X, a quarter less time."""
+    half, h = build.half_lanes(target.bits, target.lanes), target.heuristics
+    if not half or columns > half:
+        return target
+    narrow = heuristics_for(h.vector_bytes // 2, h.l1_bytes, h.l3_bytes)
+    if h is not heuristics_for(h.vector_bytes, h.l1_bytes, h.l3_bytes):  # somebody's own record: keep its choices
+        narrow = replace(h, vector_bytes=h.vector_bytes // 2)
+    return replace(target, lanes=half, heuristics=narrow)

@@ -1,1 +1,0 @@
-"""Policy: (pattern, geometry, machine) -> plan. Choosing is pure; building packs structure in O(nnz)."""

@@ -1,0 +1,1 @@
+"""What all operations share and none owns: threads, memory, launches, caches, the machine."""

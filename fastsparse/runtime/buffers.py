@@ -1,0 +1,187 @@
+"""Memory of arrays: what is kept between calls, and addresses for kernels.
+
+Scratch buffers and memory of results are kept per Python thread, and bounded.
+
+The C library gives large blocks back to the system at once, and a fresh one costs a page fault for every 4 KB that is
+written: in training, half of the time of a step. So the memory of large results is used again when nobody holds them.
+
+Kernels get bare addresses, so every array that a user can reach is checked once, where it enters: by the checks of
+`fastsparse.arguments`, or by `read_address` and `write_address` here. `address` alone is for arrays that are ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse_kernels.build import aligned_empty
+
+KEEP_BYTES = 64 * 2**20  # a larger buffer is given back to the system after its call
+POOLED_BYTES = 2**17  # smaller arrays come from the C library's heap, without page faults
+POOL_BYTES = 64 * 2**20  # most that is kept for results, idle and in use together
+
+
+class _Own(threading.local):
+    """What one thread has: scratch buffers by purpose, and memory of results."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, NDArray[np.uint8]] = {}
+        self.owners: list[NDArray[np.uint8]] = []
+
+
+_own = _Own()
+
+
+def take(purpose: str, size: int) -> NDArray[np.uint8]:
+    """A 64-byte-aligned buffer of at least `size` bytes with unspecified contents.
+
+    The next call with the same purpose in the same thread gives the same memory again, unless it is large: hold the
+    array, and not its address alone, for as long as the memory is in use.
+    """
+    buffers = _own.buffers
+    buffer = buffers.get(purpose)
+    if buffer is None or len(buffer) < size:
+        buffer = aligned_empty((max(size, 64),), np.uint8)
+        if len(buffer) <= KEEP_BYTES:
+            buffers[purpose] = buffer
+    return buffer
+
+
+def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """A new C-contiguous array with unspecified contents, aligned to 64 bytes when it is large.
+
+    A large one lies in memory that this thread gets back, for another array, when no array shares it any more.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if not (_COUNTED and POOLED_BYTES <= size <= POOL_BYTES):
+        return np.empty(shape, kind)
+    owners = _own.owners
+    fitting = [i for i in range(len(owners)) if size <= len(owners[i]) - 64 <= 2 * size and _idle(owners, i)]
+    if fitting:
+        owner = owners.pop(min(fitting, key=lambda i: len(owners[i])))
+    else:
+        owner = np.empty(size + 64, np.uint8)
+    owners.append(owner)  # the one used last comes last
+    _shrink(owners)
+    start = -owner.ctypes.data % 64
+    return owner[start : start + size].view(kind).reshape(shape)
+
+
+def _shrink(owners: list[NDArray[np.uint8]]) -> None:
+    """Give up memory until the bound holds: what is idle first; all but the last may go."""
+    excess = sum(map(len, owners)) - POOL_BYTES
+    for idle_only in (True, False):
+        for i in range(len(owners) - 2, -1, -1):
+            if excess > 0 and (not idle_only or _idle(owners, i)):
+                excess -= len(owners.pop(i))
+
+
+def _references(owners: list[NDArray[np.uint8]], i: int) -> int:
+    return sys.getrefcount(owners[i])
+
+
+# Without the GIL, reference counts of other threads come late.
+_COUNTED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+# References to memory that only the list holds; every array in it, view or view of a view, is one more.
+_UNUSED = _references([np.empty(1, np.uint8)], 0)
+
+
+def _idle(owners: list[NDArray[np.uint8]], i: int) -> bool:
+    return _references(owners, i) == _UNUSED
+
+
+_word_at = ctypes.c_size_t.from_address
+_HEAD = object.__basicsize__
+
+
+def address(buffer: NDArray[Any]) -> int:
+    """Address of the first element, in an eighth of the time that `ctypes.data` takes.
+
+    NumPy's binary interface, which all extensions are compiled for, has it in front of an array's other fields.
+    """
+    return _word_at(id(buffer) + _HEAD).value
+
+
+if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
+    raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
+
+
+def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
+    """Address of an array that a kernel reads: `size` numbers of `dtype`, contiguous and aligned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is another array; the message calls it `name`.
+    """
+    _check(array, dtype, size, name)
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name} is unaligned or not C-contiguous, expected an aligned C-contiguous array")
+    return address(array)
+
+
+def write_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
+    """Address of an array that a kernel writes to; as `read_address`, and writable.
+
+    A C-contiguous array does not overlap itself.
+    """
+    _check(array, dtype, size, name)
+    return check_writable(array, name)
+
+
+def check_writable(array: NDArray[Any], name: str) -> int:
+    """Address of an array of known type and size that a kernel writes to; otherwise as `write_address`."""
+    if not array.flags.carray:
+        raise ValueError(f"{name} is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
+    return address(array)
+
+
+def _check(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is {type(array).__name__}, expected a NumPy array")
+    if array.dtype != dtype:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
+    if array.size != size:
+        raise ValueError(f"{name} has {array.size} elements (shape {array.shape}), expected {size}")
+
+
+_EXACT_WORK = 10_000  # candidates that an exact comparison of two layouts may look at
+
+
+def share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays have a byte in common; also True where finding out would take too long."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=_EXACT_WORK))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def readable(array: NDArray[Any], dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """The array itself when it is contiguous, aligned and of `dtype` (by default its own), a copy otherwise."""
+    array = np.ascontiguousarray(array, dtype)
+    return array if array.flags.aligned else array.copy()
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: Any) -> NDArray[Any]:
+    """`out`, when the result can be written into it; a new array when it is None."""
+    if out is None:
+        return array(shape, dtype)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is {type(out).__name__}, expected a NumPy array")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {dtype}")
+    write_address(out, dtype, out.size, "out")
+    for given in inputs:
+        if isinstance(given, np.ndarray) and share_memory(out, given):
+            raise ValueError("out shares memory with an input, expected memory of its own")
+    return out

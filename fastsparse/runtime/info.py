@@ -1,0 +1,74 @@
+"""What fastsparse found on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from typing import Any
+
+from fastsparse._version import __version__
+from fastsparse.runtime import cpu, kernel_cache, threading_layer
+from fastsparse.runtime.threads import get_num_threads
+
+
+def show_config(*, file: Any = None) -> dict[str, Any]:
+    """Print what fastsparse found on this machine, and return it.
+
+    Parameters
+    ----------
+    file : text file, optional
+        Where to print; default ``sys.stdout``.
+
+    Returns
+    -------
+    dict
+        "fastsparse", "python", "numba", "llvmlite", "numpy", "scipy" (versions), "cpu", "cpus", "vector_bits",
+        "threads", "threading_layer", "tbb" (version or None), "parallel", "cache_directory".
+    """
+    import llvmlite
+    import numba
+    import numpy
+    import scipy
+
+    from fastsparse_kernels import build
+
+    layer = "none" if threading_layer.forked() else threading_layer.prepare_threading()
+    found: dict[str, Any] = {
+        "fastsparse": __version__,
+        "python": platform.python_version(),
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "cpu": _cpu_name(),
+        "cpus": cpu.available_cpus(),
+        "vector_bits": 8 * build.vector_bytes(),
+        "threads": get_num_threads(),
+        "threading_layer": layer,
+        "tbb": _version("tbb"),
+        "parallel": threading_layer.parallel_allowed(),
+        "cache_directory": kernel_cache.cache_directory(),
+    }
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value}", file=file)
+    return found
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    """Model as the system tells it, and LLVM's name for it."""
+    from llvmlite import binding
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model} ({binding.get_host_cpu_name()})"

@@ -1,0 +1,185 @@
+"""Launches: kernels with their arguments, prepared once per plan, bound to addresses, run.
+
+A kernel is a compiled function of an argument record, a block of int64 words. A `Launch` fills the record once with all
+that a plan fixes; what differs from call to call is the addresses of the operands, which `run` writes into a copy of
+the record. An engine binds its launches once to the addresses of a workspace and runs them as a sequence.
+
+Nothing is validated here. Buffers are NumPy arrays that the caller keeps alive, or addresses inside such arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from array import array
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsparse.runtime import buffers, kernel_cache
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.threading_layer import available_workers
+from fastsparse_kernels import build, sharing
+
+build.set_cache_directory(kernel_cache.cache_directory)
+
+VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
+
+
+@functools.cache
+def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(dtype.names or ())}
+
+
+class Arguments:
+    """A kernel's argument record, filled by name: int64 words, and behind them the task counter on a line of its own.
+
+    An `array` and not a NumPy record: setting a field costs 50 ns and its address 60, where NumPy's cost microseconds.
+    """
+
+    __slots__ = ("_index", "words")
+
+    def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
+        self._index = _words_of(dtype)
+        self.words = array("q", bytes(8 * (len(self._index) + 8 + sharing.COUNTER_WORDS)))
+        self.set(**fields)
+
+    def set(self, **fields: int) -> None:
+        """Set fields by name."""
+        for name, value in fields.items():
+            self.words[self._index[name]] = value
+
+    def field_address(self, name: str) -> int:
+        """Address of a field; it stays the same as long as the record lives."""
+        return self.words.buffer_info()[0] + 8 * self._index[name]
+
+    def word(self, name: str) -> int:
+        """Number of the field's word; that of a spare one when the record has no such field."""
+        return self._index.get(name, len(self._index))
+
+    def copy(self) -> Arguments:
+        """A record of its own."""
+        twin = object.__new__(Arguments)
+        twin._index, twin.words = self._index, self.words[:]
+        return twin
+
+
+class BoundLaunch(NamedTuple):
+    """A kernel with a record that is complete. Whoever keeps it keeps alive what the record points to."""
+
+    kernel: int  # address of the compiled function
+    arguments: Arguments
+    tasks: int
+    flops: float  # estimate of the work
+    keep: Any = None
+
+    def run(self, threads: int, slice_flops: float) -> None:
+        """Run all tasks on up to `threads` workers, in slices of at most about `slice_flops`."""
+        _run(self.kernel, self.arguments.words, self.tasks, self.flops, threads, slice_flops)
+
+
+class Launch:
+    """A kernel with its arguments, to be run again and again, from any thread, with other addresses.
+
+    Filling a whole record takes longer than a small kernel runs.
+
+    Parameters
+    ----------
+    kernel : compiled kernel
+    arguments : Arguments
+        With all fields set but the operands and the scratch.
+    operands : names of the fields that `run` and `bind` take addresses for, in their order; those not given stay
+    tasks : int
+    flops : float
+        Estimate of the work, for choosing slices.
+    threads : int
+        Workers that share the tasks, at most; 1 where sharing does not pay.
+    slice_flops : float
+        The longest stretch of work without a look at signals, so that Ctrl-C is noticed.
+    scratch : int
+        Bytes of scratch per worker, which each run takes from its thread's buffers.
+    keep : whatever else the record points to
+    label : what FASTSPARSE_VERBOSE=1 prints: operation, sizes, layout, kernel
+    """
+
+    __slots__ = (
+        "_scratch_word", "_words", "arguments", "flops", "keep", "kernel", "label", "scratch", "slice_flops",
+        "tasks", "threads",
+    )  # fmt: skip
+
+    def __init__(
+        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float, threads: int,
+        slice_flops: float, scratch: int = 0, keep: Any = None, label: str = "",
+    ) -> None:  # fmt: skip
+        self.kernel, self.arguments, self.tasks, self.flops = kernel.address, arguments, tasks, flops
+        self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
+        self.keep = (kernel, keep)
+        self._words = tuple(map(arguments.word, operands))
+        self._scratch_word = arguments.word("scratch")
+
+    def run(self, *addresses: int) -> None:
+        """Run all tasks on operands at these addresses. Operands that are left out keep what was prepared."""
+        words = self.arguments.words[:]
+        for word, operand in zip(self._words, addresses, strict=False):
+            words[word] = operand
+        if self.scratch:
+            held = buffers.take("scratch", self.scratch * self.threads)
+            words[self._scratch_word] = address(held)
+        if VERBOSE:
+            _run_and_report(self, words)
+        else:
+            _run(self.kernel, words, self.tasks, self.flops, self.threads, self.slice_flops)
+
+    def fixed(self, keep: Any, **operands: int) -> Launch:
+        """The same with some operands fixed: `keep` holds what their addresses point to."""
+        twin = object.__new__(Launch)
+        for name in Launch.__slots__:
+            setattr(twin, name, getattr(self, name))
+        twin.arguments = self.arguments.copy()
+        twin.arguments.set(**operands)
+        twin.keep = (self.keep, keep)
+        return twin
+
+    def bind(self, scratch: int = 0, **operands: int) -> BoundLaunch:
+        """The launch on operands at these addresses, with scratch for all workers at another."""
+        bound = self.arguments.copy()
+        bound.set(**operands)
+        if self.scratch:
+            bound.set(scratch=scratch)
+        return BoundLaunch(self.kernel, bound, self.tasks, self.flops, self)
+
+
+def _run(kernel: int, words: array[int], tasks: int, flops: float, threads: int, slice_flops: float) -> None:
+    if tasks <= 0:
+        return
+    workers = 1 if threads == 1 or tasks == 1 else min(tasks, available_workers(threads))
+    slices = 1
+    if flops > slice_flops:
+        slices = max(1, min(tasks, int(flops / (slice_flops * workers))))
+    run_slices(kernel, words, tasks, workers, slices)
+
+
+def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices: int) -> None:
+    """Run the tasks of a record in so many slices, each shared by so many workers."""
+    record, length = words.buffer_info()
+    if workers == 1:
+        for i in range(slices):
+            sharing.run_serial()(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
+        return
+    copies = words * workers
+    for i in range(slices):
+        first, last = tasks * i // slices, tasks * (i + 1) // slices
+        sharing.run_parallel()(kernel, record, length, copies.buffer_info()[0], workers, first, last)
+
+
+def _run_and_report(launch: Launch, words: array[int]) -> None:
+    start = time.perf_counter()
+    _run(launch.kernel, words, launch.tasks, launch.flops, launch.threads, launch.slice_flops)
+    report(launch.label, launch.threads, time.perf_counter() - start)
+
+
+def report(label: str, threads: int, seconds: float) -> None:
+    """Print a line of FASTSPARSE_VERBOSE=1."""
+    print(f"fastsparse,{label},threads {threads},{seconds * 1e3:.4g} ms", file=sys.stderr)

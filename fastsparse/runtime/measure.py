@@ -1,0 +1,36 @@
+"""Measuring: the time of a call, and what one core reaches at most."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, BoundLaunch
+from fastsparse_kernels import build, peak
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@functools.cache
+def peak_flops(bits: int) -> float:
+    """Multiplications and additions per second that one core does at most, measured once per process."""
+    return measured_peak(bits)
+
+
+def measured_peak(bits: int) -> float:
+    """The same as it is now: clocks rise and fall."""
+    lanes, rounds = build.lanes(bits), 50_000
+    sink = build.aligned_empty((peak.CHAINS * lanes * bits // 8,), np.uint8)
+    arguments = Arguments(peak.PEAK, rounds=rounds, sink=address(sink))
+    kernel, flops = peak.peak_kernel(bits, lanes), 2.0 * peak.CHAINS * lanes * rounds
+    launch = BoundLaunch(kernel.address, arguments, 1, flops, kernel)
+    return flops / min(seconds(lambda: launch.run(1, flops)) for _ in range(20))

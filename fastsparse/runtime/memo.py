@@ -1,0 +1,103 @@
+"""A small store, bounded by bytes, of things that cost time to build: plans on patterns, packed values on matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastsparse.runtime.fork import fork_safe_lock
+
+T = TypeVar("T")
+
+LEAST_BYTES = 64 * 2**20  # what a store may hold at least, whatever its owner's size
+MOST_ENTRIES = 256  # small ones, such as launches bound to a layout, are bounded by number
+
+# One lock serves all stores: it is held for a dictionary access, never while something is built.
+_lock = fork_safe_lock()
+
+
+class Memo:
+    """Least-recently-used store, safe to use from many threads and over fork().
+
+    Parameters
+    ----------
+    limit_bytes : int
+        What the entries hold in arrays, at most; the one not asked for longest goes first. The one asked for last stays
+        whatever its size.
+    """
+
+    __slots__ = ("_bytes", "_entries", "_latest", "_limit")
+
+    def __init__(self, limit_bytes: int = LEAST_BYTES) -> None:
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._latest: tuple[Hashable, Any] | None = None  # read without the lock: one tuple, replaced as a whole
+        self._limit = max(LEAST_BYTES, limit_bytes)
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays that the entries hold."""
+        return self._bytes
+
+    def get(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
+        """Return the entry of `key`, made by `build(*arguments)` when there is none.
+
+        `build` runs outside of the lock. Threads that ask for the same missing key at once may each build it; all of
+        them get the one that was stored first. When `build` raises, nothing is stored.
+        """
+        latest = self._latest
+        if latest is not None and latest[0] == key:  # it is last in the order already
+            asked_again: T = latest[1]
+            return asked_again
+        with _lock:
+            if key in self._entries:
+                return self._moved_to_end(key)
+        built = build(*arguments)
+        size = array_bytes(built)
+        with _lock:
+            if key not in self._entries:
+                self._entries[key] = built, size
+                self._bytes += size
+            stored: T = self._moved_to_end(key)
+            while len(self._entries) > 1 and (self._bytes > self._limit or len(self._entries) > MOST_ENTRIES):
+                _, (_, freed) = self._entries.popitem(last=False)
+                self._bytes -= freed
+        return stored
+
+    def _moved_to_end(self, key: Hashable) -> Any:
+        """The entry of `key`, which is now the one asked for last. To be called with the lock held."""
+        self._entries.move_to_end(key)
+        self._latest = key, self._entries[key][0]
+        return self._latest[1]
+
+
+def array_bytes(value: Any) -> int:
+    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, each counted once."""
+    seen: set[int] = set()
+
+    def count(item: Any) -> int:
+        if id(item) in seen:
+            return 0
+        seen.add(id(item))
+        if isinstance(item, np.ndarray):
+            return count(item.base) if isinstance(item.base, np.ndarray) else item.nbytes
+        if isinstance(item, array):
+            return item.itemsize * len(item)
+        if isinstance(item, tuple | list):
+            return sum(map(count, item))
+        if isinstance(item, dict):
+            return sum(map(count, item.values()))
+        if dataclasses.is_dataclass(item):
+            return sum(count(getattr(item, field.name)) for field in dataclasses.fields(item))
+        held = getattr(item, "keep", None)  # launches say what they keep alive
+        return 0 if held is None else count(held)
+
+    return count(value)
