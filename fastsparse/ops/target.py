@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,7 +74,7 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
     """The target of calls made here and now, for numbers of `dtype`.
 
     threads : by default what `get_num_threads` says, but no more than can run: each has its own scratch
-    heuristics : by default this CPU's
+    heuristics : by default those of the `tuned` block around this code, else this CPU's
 
     Raises
     ------
@@ -84,7 +87,23 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
             threads = int(most)
     if dtype not in (_FLOAT32, _FLOAT64):
         raise TypeError(f"there are no kernels for {dtype}, expected float32 or float64")
-    return _target(dtype.itemsize * 8, threads, heuristics)
+    return _target(dtype.itemsize * 8, threads, heuristics or _block.get())
+
+
+_block: ContextVar[Heuristics | None] = ContextVar("fastsparse heuristics", default=None)
+
+
+@contextlib.contextmanager
+def tuned(**changes: Any) -> Iterator[Heuristics]:
+    """Let the code inside a ``with`` block plan by this CPU's heuristics with some fields changed.
+
+    For tests and for measuring: every choice gives the same bits.
+    """
+    token = _block.set(replace(_block.get() or heuristics_for(build.vector_bytes(), *_CACHES), **changes))
+    try:
+        yield _block.get()  # type: ignore[misc]
+    finally:
+        _block.reset(token)
 
 
 @functools.lru_cache(maxsize=256)

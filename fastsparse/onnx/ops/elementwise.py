@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from fastsparse.ops.activations import activate
 from fastsparse.onnx.model import Array, Node
 from fastsparse.onnx.table import Info, Misfit, Operator, broadcast, like, optional, same
+from fastsparse.ops import activations
 
 _KERNEL_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -19,13 +19,13 @@ def activate(name: str, x: Array, out: Array) -> None:
     """One of the kernels' activations."""
     if out.dtype not in _KERNEL_TYPES:
         wide = np.array(x, np.float32, order="C")
-        activate(name, wide, wide)
+        activations.activate(name, wide, wide)
         np.copyto(out, wide, casting="same_kind")
         return
     if not (x.flags.c_contiguous and x.flags.aligned):
         np.copyto(out, x)
         x = out
-    activate(name, x, out)
+    activations.activate(name, x, out)
 
 
 def _by_kernel(name: str) -> Operator:

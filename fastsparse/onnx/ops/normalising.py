@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import elementwise
 from fastsparse.onnx.model import Array, Node
 from fastsparse.onnx.table import Info, Misfit, Operator, axis_of, like, optional, same
+from fastsparse.ops.norm import layer_norm
+from fastsparse.ops.softmax import softmax
 
 
 def runs_in_kernel(node: Node, inputs: Sequence[Any], outputs: int) -> bool:
@@ -43,7 +44,7 @@ def _rows(node: Node, x: Array, out: Array) -> tuple[Array, Array, int]:
 def _softmax(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out, axis = _rows(node, inputs[0], outs[0])
     if runs_in_kernel(node, inputs, len(outs)):
-        elementwise.softmax(x, out)
+        softmax(x, out)
         return
     np.subtract(x, np.max(x, axis, keepdims=True, initial=-np.inf), out=out)
     np.exp(out, out=out)
@@ -105,7 +106,7 @@ def _layer_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> Non
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
     bias, eps = optional(inputs, 2), node.get("epsilon", 1e-5)
     if runs_in_kernel(node, inputs, len(outs)):
-        elementwise.layer_norm(x, inputs[1], bias, eps, out)
+        layer_norm(x, inputs[1], bias, eps, out)
         return
     found = _normalised(x, out, axes, eps)
     np.multiply(out, inputs[1], out=out)
@@ -119,7 +120,7 @@ def _rms_norm(node: Node, inputs: Sequence[Any], outs: Sequence[Array]) -> None:
     x, out = inputs[0], outs[0]
     axes = tuple(range(axis_of(int(node.get("axis", -1)), x.ndim), x.ndim))
     if runs_in_kernel(node, inputs, len(outs)):
-        elementwise.layer_norm(x, inputs[1], None, node.get("epsilon", 1e-5), out, centred=False)
+        layer_norm(x, inputs[1], None, node.get("epsilon", 1e-5), out, centred=False)
         return
     np.copyto(out, x)
     mean = np.asarray(_squares(out, axes), np.float64) / max(1, math.prod(x.shape[a] for a in axes))
