@@ -314,8 +314,8 @@ def _conv(
 ) -> Array:
     check_activation(activation)
     x, geometry = checked_geometry(axes, x, W, kernel_size, stride, padding, dilation, groups)
-    bias = as_bias(bias, W.dtype, W.shape[0])
-    y = check_out(out, (len(x), W.shape[0], *geometry.out_spatial), W.dtype, x, bias, W.data)
+    bias = as_bias(bias, x.dtype, geometry.out_channels)
+    y = check_out(out, (len(x), geometry.out_channels, *geometry.out_spatial), x.dtype, x, bias, W.data)
     if y.size:
         conv_ops.forward(x, W, geometry, bias, activation, y)
     return y
@@ -510,20 +510,42 @@ def checked_geometry(
     if x.ndim != axes + 2:
         names = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[axes]
         raise ValueError(f"x has shape {x.shape}, expected {names}")
+    x = np.ascontiguousarray(x)
+    sizes = kernel_size, stride, padding, dilation, groups
+    # By their text: 1.0 and np.True_ equal 1, but are refused.
+    weight = W.shape
+    key = axes, x.shape, weight, str(sizes)
+    geometry = _known_geometries.get(key)
+    if geometry is None:
+        geometry = _geometry(axes, x.shape, weight, *sizes)
+        if len(_known_geometries) >= _MOST_GEOMETRIES:
+            _known_geometries.clear()
+        _known_geometries[key] = geometry
+    return x, geometry
+
+
+_known_geometries: dict[tuple[Any, ...], ConvGeometry] = {}
+_MOST_GEOMETRIES = 256
+
+
+def _geometry(
+    axes: int, shape: tuple[int, ...], weight: tuple[int, int], kernel_size: Any, stride: Any, padding: Any,
+    dilation: Any, groups: Any,
+) -> ConvGeometry:  # fmt: skip
     kernel = per_axis(kernel_size, axes, "kernel_size", 1)
     (groups,) = per_axis(groups, 1, "groups", 1)
-    channels, rows = x.shape[1], W.shape[0]
+    channels, rows = shape[1], weight[0]
     for name, count in (("input channels of x", channels), ("rows of W", rows)):
         if count % groups:
             raise ValueError(f"groups is {groups}, expected a divisor of the {count} {name}")
     columns = channels // groups * math.prod(kernel)
-    if W.shape[1] != columns:
+    if weight[1] != columns:
         raise ValueError(
-            f"W has shape {W.shape}, expected (out, {columns}) = (out, C / groups * kernel) "
-            f"to match x of shape {x.shape}, kernel_size {kernel} and groups {groups}"
+            f"W has shape {weight}, expected (out, {columns}) = (out, C / groups * kernel) "
+            f"to match x of shape {shape}, kernel_size {kernel} and groups {groups}"
         )
     geometry = ConvGeometry(
-        channels, rows, x.shape[2:], kernel,
+        channels, rows, shape[2:], kernel,
         per_axis(stride, axes, "stride", 1),
         padding_pairs(padding, axes),
         per_axis(dilation, axes, "dilation", 1),
@@ -531,13 +553,13 @@ def checked_geometry(
     )  # fmt: skip
     if min(geometry.out_spatial) < 1:
         raise ValueError(
-            f"x has shape {x.shape}, expected at least the window of kernel_size {kernel} "
+            f"x has shape {shape}, expected at least the window of kernel_size {kernel} "
             f"with dilation {geometry.dilation} inside the padding {geometry.padding}"
         )
     largest = max(channels * math.prod(geometry.padded), rows * geometry.positions)
     if largest >= _MOST_NUMBERS:
         raise ValueError(
-            f"x has shape {x.shape}, expected fewer than {_MOST_NUMBERS} numbers per image with the padding "
+            f"x has shape {shape}, expected fewer than {_MOST_NUMBERS} numbers per image with the padding "
             f"{geometry.padding} and in the result"
         )
-    return np.ascontiguousarray(x), geometry
+    return geometry

@@ -39,7 +39,7 @@ from fastsparse.ops.sparse_operator import (
     packed_values,
     window_operator,
 )
-from fastsparse.ops.spmm import Peels, SpmmPlan, alignment_peels, bias_address, row_major_plan, tile_width
+from fastsparse.ops.spmm import UNALIGNED, Peels, SpmmPlan, alignment_peels, bias_address, row_major_plan, tile_width
 from fastsparse.ops.target import Target, target_for
 from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
@@ -59,21 +59,27 @@ def forward(
     target: Target | None = None,
 ) -> None:  # fmt: skip
     """y = activation(conv(x) + bias), all contiguous."""
-    target, images = target or target_for(W.dtype), len(x)
+    target, images = target or target_for(x.dtype), len(x)
+    peels = UNALIGNED
+    if geometry.pointwise:
+        as_matrices = y.reshape(images, W.shape[0], geometry.positions)
+        peels = alignment_peels(address(x), x.strides[1], as_matrices, target)
+    key = geometry, images, activation, target, peels
+    prepared = W.cached(("conv", *key), _prepared, W, *key)
+    prepared.run(address(x), address(y), bias_address(bias))
+
+
+def _prepared(
+    W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target, peels: Peels
+) -> _Forward:
+    """The layout for these sizes, and all launches in it."""
     h = target.heuristics
     by_image = set(geometry.kernel) == {1} and h.fills_vectors(geometry.positions, target.lanes)
     if h.prefers_batch_blocks(images, target.lanes) and not by_image:
-        prepared = W.cached(("conv", geometry, images, activation, target), _batch_blocked, W, geometry, images,
-                            activation, target)  # fmt: skip
-    elif geometry.pointwise and geometry.groups == 1:
-        as_matrices = y.reshape(images, W.shape[0], geometry.positions)
-        peels = alignment_peels(address(x), x.strides[1], as_matrices, target)
-        prepared = W.cached(("conv", geometry, images, activation, target, peels), _pointwise, W, geometry, images,
-                            activation, target, peels)  # fmt: skip
-    else:
-        prepared = W.cached(("conv", geometry, images, activation, target), _padded, W, geometry, images, activation,
-                            target)  # fmt: skip
-    prepared.run(address(x), address(y), bias_address(bias))
+        return _batch_blocked(W, geometry, images, activation, target)
+    if geometry.pointwise and geometry.groups == 1:
+        return _pointwise(W, geometry, images, activation, target, peels)
+    return _padded(W, geometry, images, activation, target)
 
 
 class _Part(NamedTuple):

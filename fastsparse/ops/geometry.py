@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,15 @@ def row_major_strides(sizes: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """A convolution's sizes, one entry per spatial axis."""
+    """A convolution's sizes, one entry per spatial axis; what follows from them is computed once.
+
+    Attributes
+    ----------
+    padded : sizes of the input with its padding
+    out_spatial : sizes of the output
+    positions : output positions of one channel
+    pointwise : whether it is a 1x1 convolution that reads its input as it is
+    """
 
     channels: int
     out_channels: int
@@ -37,29 +45,22 @@ class ConvGeometry:
     padding: Padding
     dilation: Ints
     groups: int
+    padded: Ints = field(init=False, compare=False, repr=False)
+    out_spatial: Ints = field(init=False, compare=False, repr=False)
+    positions: int = field(init=False, compare=False, repr=False)
+    pointwise: bool = field(init=False, compare=False, repr=False)
 
-    @property
-    def padded(self) -> Ints:
-        return tuple(n + before + after for n, (before, after) in zip(self.spatial, self.padding, strict=True))
-
-    @property
-    def out_spatial(self) -> Ints:
-        return tuple(
-            (n - d * (k - 1) - 1) // s + 1
-            for n, k, s, d in zip(self.padded, self.kernel, self.stride, self.dilation, strict=True)
-        )
-
-    @property
-    def positions(self) -> int:
-        """Output positions of one channel."""
-        return math.prod(self.out_spatial)
+    def __post_init__(self) -> None:
+        padded = tuple(n + before + after for n, (before, after) in zip(self.spatial, self.padding, strict=True))
+        axes = zip(padded, self.kernel, self.stride, self.dilation, strict=True)
+        out_spatial = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in axes)
+        pointwise = set(self.kernel) == {1} and set(self.stride) == {1} and not any(map(any, self.padding))
+        object.__setattr__(self, "padded", padded)
+        object.__setattr__(self, "out_spatial", out_spatial)
+        object.__setattr__(self, "positions", math.prod(out_spatial))
+        object.__setattr__(self, "pointwise", pointwise)
 
     @property
     def unpadded(self) -> Padding:
         """Padding of none."""
         return ((0, 0),) * len(self.kernel)
-
-    @property
-    def pointwise(self) -> bool:
-        """A 1x1 convolution that reads its input as it is."""
-        return set(self.kernel) == {1} and set(self.stride) == {1} and not any(map(any, self.padding))

@@ -165,8 +165,9 @@ def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices:
     """Run the tasks of a record in so many slices, each shared by so many workers."""
     record, length = words.buffer_info()
     if workers == 1:
+        serial = sharing.run_serial()
         for i in range(slices):
-            sharing.run_serial()(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
+            serial(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
         return
     copies = words * workers
     for i in range(slices):
