@@ -54,9 +54,11 @@ class Heuristics:
     one_block: float = 1.5  # times its size a block may be, if that makes it the only one
     entry_nonzeros: float = 14  # of a row in a block, which pay for starting and ending it there
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
+    group_rows: int = 8  # of a row group, at least
     near_bytes: int = 4 * 2**20  # arrays of this size or less stay in a cache that is near enough
     far_share: float = 3 / 8  # of the L3 cache: see `leaves_cache`
     panels_share: float = 1 / 4  # of the L3 cache: panels of more are prefetched
+    rows_share: float = 3 / 8  # the same where rows of X are not contiguous
     uses_in_place: float = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
     uses_in_l1: float = 8.0  # the same where L1 holds a tile's part of X
     uses_aligned: float = 7.0  # the same on 64-byte vectors aligned to the lines of X; elsewhere each is two lines
@@ -193,7 +195,7 @@ class Heuristics:
         enough = self.tasks_per_worker * threads
         for_workers = 1 if threads == 1 or tiles >= enough else -(-enough // tiles)
         for_partials = -(-rows * tile_bytes // self.partial_bytes)
-        return max(1, min(max(for_workers, for_partials), rows // 8 or 1))
+        return max(1, min(max(for_workers, for_partials), rows // self.group_rows or 1))
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -219,7 +221,7 @@ class Heuristics:
         """
         if contiguous:
             return x_bytes > self.panels_share * self.l3_bytes
-        return columns >= rows and self.leaves_cache(x_bytes)
+        return columns >= rows and x_bytes > self.rows_share * self.l3_bytes
 
     def reads_in_place(self, nonzeros: int, columns: int, x_row_stride: int, aligned: bool) -> bool:
         """Whether W of so many columns has so few nonzeros that row-major X is not worth packing.
