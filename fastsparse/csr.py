@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 
-from fastsparse.runtime.memo import Memo
+from fastsparse.runtime.memo import Memoized
 
 __all__ = ["CSR", "Pattern", "csr"]
 
 Built = TypeVar("Built")
 
-_PLAN_BYTES = 16  # times a matrix's own bytes, what is built for it may take: plans for several batch sizes, both ways
+_PLAN_BYTES = 32  # times a matrix's own bytes, what is built for it may take: plans for several batch sizes, both ways
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -240,10 +240,15 @@ def from_coordinates(
     return canonical(matrix.indptr, matrix.indices, matrix.data, full_shape)
 
 
+def _field(path: str, text: str) -> Any:
+    """A read-only property of a stored attribute, without a Python call: kernels' plans read thousands of them."""
+    return property(operator.attrgetter(path), doc=text)
+
+
 # ----------------------------------------------------------------------------------------------- structure
 
 
-class Pattern:
+class Pattern(Memoized):
     """Structure of a sparse matrix: which elements may be nonzero.
 
     Immutable and hashable; two patterns are equal when they have the same shape and the same nonzeros.
@@ -269,7 +274,7 @@ class Pattern:
     <Pattern 2x4, 3 nonzeros, density 0.375>
     """
 
-    __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_memo", "_shape", "_transposed")
+    __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_shape", "_transposed")
 
     def __init__(self, indptr: Any, indices: Any, shape: Any) -> None:
         pointers, columns, _, checked = canonical(indptr, indices, None, shape)
@@ -277,7 +282,7 @@ class Pattern:
 
     def _set(self, indptr: NDArray[Any], indices: NDArray[Any], shape: tuple[int, int]) -> None:
         self._indptr, self._indices, self._shape = indptr, indices, shape
-        self._memo = Memo(_PLAN_BYTES * (indptr.nbytes + indices.nbytes))
+        self._start(_PLAN_BYTES * (indptr.nbytes + indices.nbytes))
         self._hash: int | None = None
         self._transposed: tuple[Pattern, NDArray[Any]] | None = None
 
@@ -290,25 +295,14 @@ class Pattern:
         pattern._set(frozen(pointers), frozen(columns), shape)
         return pattern
 
-    @property
-    def indptr(self) -> NDArray[np.int64]:
-        """Row starts, int64 (rows + 1,), read-only."""
-        return self._indptr
-
-    @property
-    def indices(self) -> NDArray[Any]:
-        """Columns, int32 (nnz,) (int64 when there are more than 2**31 - 1 columns), rising in every row, read-only."""
-        return self._indices
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self._shape
-
-    @property
-    def nnz(self) -> int:
-        """Number of nonzeros."""
-        return len(self._indices)
+    indptr: NDArray[np.int64] = _field("_indptr", """Row starts, int64 (rows + 1,), read-only.""")
+    indices: NDArray[Any] = _field(
+        "_indices",
+        """Columns, int32 (nnz,), rising in every row, read-only; int64 when
+        there are more than 2**31 - 1 columns.""",
+    )
+    shape: tuple[int, int] = _field("_shape", """(rows, columns).""")
+    nnz: int = _field("_indices.size", """Number of nonzeros.""")
 
     @property
     def density(self) -> float:
@@ -338,15 +332,6 @@ class Pattern:
         numbers = np.arange(self.nnz, dtype=np.uint32 if self.nnz < 2**32 else np.int64)
         columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
         return Pattern._trusted(columns.indptr, columns.indices, shape), frozen(columns.data)
-
-    def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
-        """Return what was built for this pattern under `key`, by `build(*arguments)` when there is nothing yet.
-
-        The store is bounded by the bytes of its arrays (the entry not asked for longest goes first) and safe to use
-        from many threads; `build` may run more than once when threads ask at the same time, and all get the same
-        result.
-        """
-        return self._memo.get(key, build, *arguments)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -402,7 +387,7 @@ def define_products(matmul: Callable[[CSR, Any], Any], rmatmul: Callable[[CSR, A
     _products.matmul, _products.rmatmul = matmul, rmatmul
 
 
-class CSR:
+class CSR(Memoized):
     """A sparse matrix in compressed sparse rows, read-only.
 
     Parameters
@@ -431,7 +416,7 @@ class CSR:
            [0., 3., 0., 0.]])
     """
 
-    __slots__ = ("__weakref__", "_data", "_memo", "_pattern", "_transposed")
+    __slots__ = ("__weakref__", "_data", "_pattern", "_transposed")
     __array_ufunc__ = None  # so that ndarray @ CSR comes to CSR.__rmatmul__
 
     def __init__(self, indptr: Any, indices: Any, data: Any, shape: Any) -> None:
@@ -440,7 +425,7 @@ class CSR:
 
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
         self._pattern, self._data = pattern, data
-        self._memo = Memo(_PLAN_BYTES * data.nbytes)
+        self._start(_PLAN_BYTES * data.nbytes)
         self._transposed: CSR | None = None
 
     @classmethod
@@ -453,50 +438,27 @@ class CSR:
         matrix._set(pattern, frozen(data.view()))
         return matrix
 
-    @property
-    def pattern(self) -> Pattern:
-        """Structure without values."""
-        return self._pattern
-
-    @property
-    def data(self) -> NDArray[Any]:
-        """Values, float32 or float64 (nnz,), read-only."""
-        return self._data
-
-    @property
-    def indptr(self) -> NDArray[np.int64]:
-        """Row starts, int64 (rows + 1,), read-only."""
-        return self._pattern.indptr
-
-    @property
-    def indices(self) -> NDArray[Any]:
-        """Columns, int32 or int64 (nnz,), rising in every row, read-only."""
-        return self._pattern.indices
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self._pattern.shape
+    pattern: Pattern = _field("_pattern", """Structure without values.""")
+    data: NDArray[Any] = _field("_data", """Values, float32 or float64 (nnz,), read-only.""")
+    indptr: NDArray[np.int64] = _field("_pattern._indptr", """Row starts, int64 (rows + 1,), read-only.""")
+    indices: NDArray[Any] = _field(
+        "_pattern._indices", """Columns, int32 or int64 (nnz,), rising in every row, read-only."""
+    )
+    shape: tuple[int, int] = _field("_pattern._shape", """(rows, columns).""")
 
     @property
     def ndim(self) -> int:
         """Always 2."""
         return 2
 
-    @property
-    def nnz(self) -> int:
-        """Number of stored values, zeros among them included."""
-        return self._pattern.nnz
+    nnz: int = _field("_data.size", """Number of stored values, zeros among them included.""")
 
     @property
     def density(self) -> float:
         """Share of elements that are stored; 0.0 when there is no element."""
         return self._pattern.density
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values, float32 or float64."""
-        return self._data.dtype
+    dtype: np.dtype[Any] = _field("_data.dtype", """Type of the values, float32 or float64.""")
 
     @property
     def T(self) -> CSR:
@@ -536,10 +498,6 @@ class CSR:
                 f"values has shape {owned.shape}, expected {self._data.shape}, one for each nonzero of the pattern"
             )
         return CSR._trusted(self._pattern, frozen(owned))
-
-    def cached(self, key: Hashable, build: Callable[..., Built], *arguments: Any) -> Built:
-        """Return what was built for these values under `key`; as `Pattern.cached`."""
-        return self._memo.get(key, build, *arguments)
 
     def toarray(self) -> NDArray[Any]:
         """Return a new dense array (rows, columns)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,18 +51,17 @@ class SparseOperator:
     permutation: NDArray[np.uint32]
     columns: ColumnBlocks
     interleaved: bool = False  # nonzeros of four entries take turns
+    groups: int = field(init=False)
+    blocks: int = field(init=False)
+    nnz: int = field(init=False)
+    dense: bool = field(init=False)  # all rows have all columns
 
-    @property
-    def groups(self) -> int:
-        return len(self.group_starts) - 1
-
-    @property
-    def blocks(self) -> int:
-        return len(self.columns.bases)
-
-    @property
-    def nnz(self) -> int:
-        return len(self.offsets)
+    def __post_init__(self) -> None:
+        nnz = len(self.offsets)
+        object.__setattr__(self, "groups", len(self.group_starts) - 1)
+        object.__setattr__(self, "blocks", len(self.columns.bases))
+        object.__setattr__(self, "nnz", nnz)
+        object.__setattr__(self, "dense", nnz == int(self.group_starts[-1]) * len(self.columns.block))
 
     @property
     def rows(self) -> NDArray[np.uint32]:
@@ -78,11 +77,6 @@ class SparseOperator:
     def widest_group(self) -> int:
         """Rows of the largest group: the partial sums a worker must hold."""
         return int(np.diff(self.group_starts).max(initial=0))
-
-    @property
-    def dense(self) -> bool:
-        """Whether all rows have all columns."""
-        return self.nnz == int(self.group_starts[-1]) * len(self.columns.block)
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the operator's order, aligned, with room for reading ahead: one gather."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,10 @@ class Tiles:
     tile_pieces: NDArray[np.uint32]  # [tiles, 2]
     pieces: NDArray[np.int64]  # [pieces, 3]
     columns: NDArray[np.uint32] | None = None
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        return len(self.x_offsets)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", len(self.x_offsets))
 
     @property
     def whole(self) -> NDArray[np.bool_]:

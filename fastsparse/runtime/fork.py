@@ -10,42 +10,21 @@ import os
 import threading
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
 
 Repair = Callable[[], None]
 
-_locks: WeakSet[Any] = WeakSet()
-_held: list[Any] = []
+_locks: list[Any] = []  # of modules, so that none is ever given up
 _repairs: list[Repair] = []
-_registry = threading.RLock()
 
 
-class _ForkSafeLock:
-    """A reentrant lock that fork() waits for. Held for short work only, never while a kernel runs or compiles."""
+def fork_safe_lock() -> Any:
+    """Return a reentrant lock, for a module, that a child of fork() never inherits locked.
 
-    __slots__ = ("__weakref__", "_lock")
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def acquire(self) -> None:
-        self._lock.acquire()
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def fork_safe_lock() -> _ForkSafeLock:
-    """Return a reentrant lock that a child of fork() never inherits locked."""
-    lock = _ForkSafeLock()
-    with _registry:
-        _locks.add(lock)
+    It is for short work only: never held while a kernel runs or compiles. One that is held may not be waited for by
+    who holds another one.
+    """
+    lock = threading.RLock()
+    _locks.append(lock)
     return lock
 
 
@@ -56,17 +35,13 @@ def after_fork_in_child(repair: Repair) -> Repair:
 
 
 def _before_fork() -> None:
-    _registry.acquire()
-    _held[:] = list(_locks)
-    for lock in _held:
+    for lock in _locks:
         lock.acquire()
 
 
 def _release() -> None:
-    for lock in reversed(_held):
+    for lock in reversed(_locks):
         lock.release()
-    _held.clear()
-    _registry.release()
 
 
 def _after_fork_in_child() -> None:

@@ -1,4 +1,5 @@
-"""A small store, bounded by bytes, of things that cost time to build: plans on patterns, packed values on matrices."""
+"""A small store on an object, bounded by bytes, of what costs time to build: plans on patterns, packed values on
+matrices."""
 
 from __future__ import annotations
 
@@ -21,34 +22,24 @@ MOST_ENTRIES = 256  # small ones, such as launches bound to a layout, are bounde
 _lock = fork_safe_lock()
 
 
-class Memo:
-    """Least-recently-used store, safe to use from many threads and over fork().
+class Memoized:
+    """Base of objects that keep what is built for them: a least-recently-used store, safe over threads and fork().
 
-    Parameters
-    ----------
-    limit_bytes : int
-        What the entries hold in arrays, at most; the one not asked for longest goes first. The one asked for last stays
-        whatever its size.
+    The store is bounded by the bytes of its arrays: the entry not asked for longest goes first, the one asked for last
+    stays whatever its size.
     """
 
     __slots__ = ("_bytes", "_entries", "_latest", "_limit")
 
-    def __init__(self, limit_bytes: int = LEAST_BYTES) -> None:
+    def _start(self, limit_bytes: int) -> None:
+        """Begin with an empty store. limit_bytes : what the entries hold in arrays, at most."""
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._latest: tuple[Hashable, Any] | None = None  # read without the lock: one tuple, replaced as a whole
         self._limit = max(LEAST_BYTES, limit_bytes)
         self._bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays that the entries hold."""
-        return self._bytes
-
-    def get(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
-        """Return the entry of `key`, made by `build(*arguments)` when there is none.
+    def cached(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
+        """Return what was built under `key`, by `build(*arguments)` when there is nothing yet.
 
         `build` runs outside of the lock. Threads that ask for the same missing key at once may each build it; all of
         them get the one that was stored first. When `build` raises, nothing is stored.
