@@ -19,6 +19,7 @@ from fastsparse.nn.growth import LinearGradient
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations
+from fastsparse.ops.sums import batch_sum
 from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]
@@ -257,7 +258,7 @@ class Linear(Module):
         else:
             self.weight.accumulate(flat.T @ x.reshape(-1, self.in_features))
         if self.bias is not None:
-            self.bias.accumulate(flat.sum(axis=0))
+            self.bias.accumulate(batch_sum(flat))
         return grad @ self.weight.value if need_input and not sparse.issparse(x) else None
 
     def config(self) -> dict[str, Any]:
