@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address, read_address, readable, write_address
+from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import epilogue as kernels
 
@@ -54,9 +54,8 @@ def activate(name: str, z: Array, out: Array | None = None) -> Array:
     """
     code = _code(name)
     z = readable(z)
-    y = buffers.array(z.shape, z.dtype) if out is None else out
-    launch = _forward(code, z.size, target_for(z.dtype))
-    launch.run(address(z), write_address(y, z.dtype, z.size, "out"))
+    y = in_place_out(out, z)
+    _forward(code, z.size, target_for(z.dtype)).run(address(z), address(y))
     return y
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address, check_out, read_address, readable, share_memory
+from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import norm as kernels
 from fastsparse_kernels import rowwise
@@ -132,25 +132,11 @@ def layer_norm(
     """
     x = readable(x)
     columns, scale, shift = x.shape[-1], readable(gamma, x.dtype), None if beta is None else readable(beta, x.dtype)
-    y = rows_out(out, x, scale, shift)
+    y = in_place_out(out, x, scale, shift)
     if x.size:
         launch = _layer_norm(x.size // columns, columns, eps, centred, target_for(x.dtype))
         shift_address = 0 if shift is None else read_address(shift, x.dtype, columns, "beta")
         launch.run(address(x), address(y), read_address(scale, x.dtype, columns, "gamma"), shift_address)
-    return y
-
-
-def rows_out(out: Array | None, x: Array, *inputs: Array | None) -> Array:
-    """`out` of a function on the rows of x, which may be x itself; a new array when it is None.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When the result cannot be written into it.
-    """
-    y = check_out(out, x.shape, x.dtype, *inputs)
-    if out is not None and share_memory(y, x) and address(y) != address(x):
-        raise ValueError("out shares memory with a part of x, expected x itself or memory of its own")
     return y
 
 

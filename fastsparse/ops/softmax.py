@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastsparse.ops.norm import prepare_rows, rows_out
+from fastsparse.ops.norm import prepare_rows
 from fastsparse.ops.target import Target, target_for
-from fastsparse.runtime.buffers import address, readable
+from fastsparse.runtime.buffers import address, in_place_out, readable
 from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import rowwise
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 def softmax(x: Array, out: Array | None = None) -> Array:
     """exp(x) over its sum along the last axis; `out`, contiguous, may be x."""
     x = readable(x)
-    y = rows_out(out, x)
+    y = in_place_out(out, x)
     if x.size:
         prepare(x.size // x.shape[-1], x.shape[-1], target_for(x.dtype)).run(address(x), address(y))
     return y

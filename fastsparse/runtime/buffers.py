@@ -186,3 +186,17 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: A
         if isinstance(given, np.ndarray) and share_memory(out, given):
             raise ValueError("out shares memory with an input, expected memory of its own")
     return out
+
+
+def in_place_out(out: Any, x: NDArray[Any], *inputs: Any) -> NDArray[Any]:
+    """`out` of a function whose result is like x, and which may be x itself; a new array when it is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the result cannot be written into it.
+    """
+    y = check_out(out, x.shape, x.dtype, *inputs)
+    if out is not None and share_memory(y, x) and address(y) != address(x):
+        raise ValueError("out shares memory with a part of x, expected x itself or memory of its own")
+    return y
