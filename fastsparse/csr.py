@@ -128,9 +128,9 @@ class CSR:
         if permutation.dtype != np.uint32:
             return CSR._trusted(pattern, _validate.frozen(self._data[permutation]))
         values = np.empty_like(self._data)
-        from fastsparse_kernels import operators  # numba: not before something is computed
+        from fastsparse_kernels import sparse_operator  # numba: not before something is computed
 
-        operators.gather(values.itemsize * 8)(self._data, permutation, values)
+        sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, _validate.frozen(values))
 
     def with_data(self, values: Any) -> CSR:

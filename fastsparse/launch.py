@@ -18,12 +18,12 @@ from fastsparse import runtime, workspace
 from fastsparse._cpus import cache_bytes
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build, epilogue, sharing
+from fastsparse_kernels import activations, compiler, parallel
 
-build.set_cache_directory(runtime.cache_directory)
+compiler.set_cache_directory(runtime.cache_directory)
 
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
-ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
+ACTIVATIONS = (*CLAMPS, *(name for name in activations.ACTIVATION_CODES if name not in CLAMPS))
 _CACHES = cache_bytes(1), cache_bytes(3)
 
 
@@ -38,7 +38,7 @@ def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
 
 @functools.lru_cache(maxsize=64)
 def _machine(bits: int, workers: int, l1_bytes: int, l3_bytes: int) -> Machine:
-    return Machine(bits, build.lanes(bits), workers, l1_bytes, l3_bytes)
+    return Machine(bits, compiler.lanes(bits), workers, l1_bytes, l3_bytes)
 
 
 _word_at = ctypes.c_size_t.from_address
@@ -72,7 +72,7 @@ class Record:
 
     def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
         self._places = _places(dtype)
-        self.words = array("q", bytes(8 * (len(self._places) + 8 + sharing.COUNTER_WORDS)))
+        self.words = array("q", bytes(8 * (len(self._places) + 8 + parallel.COUNTER_WORDS)))
         self.set(**fields)
 
     def set(self, **fields: int) -> None:
@@ -176,12 +176,12 @@ def run_slices(kernel: int, words: array[int], tasks: int, slots: int, slices: i
     record, length = words.buffer_info()
     if slots == 1:
         for i in range(slices):
-            sharing.run_serial()(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
+            parallel.run_serial()(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
         return
     copies = words * slots
     for i in range(slices):
         first, last = tasks * i // slices, tasks * (i + 1) // slices
-        sharing.run_parallel()(kernel, record, length, copies.buffer_info()[0], slots, first, last)
+        parallel.run_parallel()(kernel, record, length, copies.buffer_info()[0], slots, first, last)
 
 
 @functools.cache
@@ -195,5 +195,5 @@ def set_epilogue(record: Record, bias: NDArray[Any] | None, activation: str | No
     """Fill the fields of bias and activation, which several records have."""
     record.set(limits=_limits(activation, m.bits)[0], bias=0 if bias is None else address(bias))
     if activation is not None and activation not in CLAMPS:
-        code = epilogue.ACTIVATION_CODES[activation]
-        record.set(activation=epilogue.activation_kernel(code, m.bits, m.lanes).address)
+        code = activations.ACTIVATION_CODES[activation]
+        record.set(activation=activations.activation_kernel(code, m.bits, m.lanes).address)

@@ -19,7 +19,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows
-from fastsparse_kernels import build, peak, pooling, sequence
+from fastsparse_kernels import compiler, diagnostics, pooling, sequence
 
 Table = NDArray[np.int64]
 _KINDS = {"max": pooling.MAX, "mean": pooling.MEAN}
@@ -34,7 +34,7 @@ def pool_lanes_call(
 ) -> Call:
     """Pool `groups` groups of planes at address x into planes at y; the border around y is left alone."""
     record = Record(
-        pooling.LANES,
+        pooling.BATCH_BLOCKED,
         channels=planes.channels,
         bands=len(bands.table),
         band_rows=address(bands.table),
@@ -45,15 +45,15 @@ def pool_lanes_call(
         x=x,
         x_group_stride=planes.group_stride,
         x_channel_stride=planes.channel_stride,
-        x_places=address(planes.places) if len(planes.places) else 0,
+        x_offsets=address(planes.places) if len(planes.places) else 0,
         y=y,
         y_group_stride=out.group_stride,
         y_channel_stride=out.channel_stride,
-        y_places=address(out.places) if len(out.places) else 0,
+        y_offsets=address(out.places) if len(out.places) else 0,
     )
     tasks = groups * planes.channels * len(bands.table)
     flops = _POOL_FLOPS * groups * planes.channels * planes.positions * m.lanes
-    return Call(pooling.pool_lanes_kernel(_KINDS[kind], m.bits, m.lanes), record, tasks, flops)
+    return Call(pooling.pool_batch_blocked_kernel(_KINDS[kind], m.bits, m.lanes), record, tasks, flops)
 
 
 def pool_scratch(w: Windows, bands: Bands, m: Machine) -> int:
@@ -133,10 +133,10 @@ def peak_flops(bits: int) -> float:
 
 def measured_peak(bits: int) -> float:
     """The same as it is now: clocks rise and fall."""
-    lanes, rounds = build.lanes(bits), 50_000
-    sink = build.aligned_empty((peak.CHAINS * lanes * bits // 8,), np.uint8)
-    record = Record(peak.PEAK, rounds=rounds, sink=address(sink))
-    call = Call(peak.peak_kernel(bits, lanes), record, 1, 2.0 * peak.CHAINS * lanes * rounds)
+    lanes, rounds = compiler.lanes(bits), 50_000
+    sink = compiler.aligned_empty((diagnostics.ACCUMULATORS * lanes * bits // 8,), np.uint8)
+    record = Record(diagnostics.PEAK, rounds=rounds, sink=address(sink))
+    call = Call(diagnostics.peak_kernel(bits, lanes), record, 1, 2.0 * diagnostics.ACCUMULATORS * lanes * rounds)
     return call.flops / min(seconds(lambda: run_tasks(call, 1)) for _ in range(20))
 
 

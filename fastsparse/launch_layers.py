@@ -15,15 +15,16 @@ from fastsparse import workspace
 from fastsparse.launch import Call, Record, address, run, run_call
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
-from fastsparse_kernels import epilogue, norm, pooling, rowwise
+from fastsparse_kernels import activations, norm, pooling
+from fastsparse_kernels import softmax as softmax_kernels
 
 Array = NDArray[Any]
 
 
 # ---------------------------------------------------------------- activations
 
-NAMES = tuple(epilogue.ACTIVATION_CODES)
-KEEPS_OUTPUT = epilogue.KEEPS_OUTPUT
+NAMES = tuple(activations.ACTIVATION_CODES)
+KEEPS_OUTPUT = activations.KEEPS_OUTPUT
 
 # What an activation costs per element, in units of launch's estimates.
 _ACTIVATION_FLOPS = 4.0
@@ -31,19 +32,19 @@ _ACTIVATION_FLOPS = 4.0
 
 def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
     """y = activation(z), contiguous arrays of one shape; y may be z."""
-    chunk = epilogue.CHUNK
-    record = Record(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
-    kernel = epilogue.activation_array_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
+    chunk = activations.CHUNK
+    record = Record(activations.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
+    kernel = activations.activation_array_kernel(activations.ACTIVATION_CODES[name], m.bits, m.lanes)
     run(kernel, record, -(-z.size // chunk), _ACTIVATION_FLOPS * z.size, m.workers)
 
 
 def run_activation_grad(name: str, dy: Array, kept: Array, dz: Array, m: Machine) -> None:
     """dz = slope * dy, contiguous arrays of one shape; dz may be dy."""
-    chunk = epilogue.CHUNK
+    chunk = activations.CHUNK
     record = Record(
-        epilogue.ACTIVATION_GRAD, count=dy.size, chunk=chunk, dy=address(dy), kept=address(kept), dz=address(dz)
+        activations.ACTIVATION_GRAD, count=dy.size, chunk=chunk, dy=address(dy), kept=address(kept), dz=address(dz)
     )
-    kernel = epilogue.activation_grad_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
+    kernel = activations.activation_grad_kernel(activations.ACTIVATION_CODES[name], m.bits, m.lanes)
     run(kernel, record, -(-dy.size // chunk), _ACTIVATION_FLOPS * dy.size, m.workers)
 
 
@@ -66,7 +67,7 @@ def planes_call(
     """Pooling of `planes` contiguous planes, all by address; `kernel` says in which direction."""
     stride, scratch_y, scratch_index = planes_scratch(w, bands, m)
     record = Record(
-        pooling.PLANES,
+        pooling.NCHW,
         planes=planes,
         bands=len(bands.table),
         band_rows=address(bands.table),
@@ -125,7 +126,7 @@ def _run_rows(kernel: Any, dtype: Any, x: Array, y: Array, m: Machine, **fields:
 
 def run_softmax(x: Array, y: Array, m: Machine) -> None:
     """y = softmax of the rows of x (..., columns), contiguous arrays of one shape that is not empty; y may be x."""
-    _run_rows(rowwise.softmax_kernel(m.bits, m.lanes), rowwise.SOFTMAX, x, y, m)
+    _run_rows(softmax_kernels.softmax_kernel(m.bits, m.lanes), softmax_kernels.SOFTMAX, x, y, m)
 
 
 def run_layer_norm(
@@ -137,7 +138,7 @@ def run_layer_norm(
     """
     number = np.array([eps], np.float64)
     _run_rows(
-        rowwise.layer_norm_kernel(m.bits, m.lanes), rowwise.LAYER_NORM, x, y, m, gamma=address(gamma),
+        norm.layer_norm_kernel(m.bits, m.lanes), norm.LAYER_NORM, x, y, m, gamma=address(gamma),
         beta=0 if beta is None else address(beta), eps=address(number), centred=int(centred),
     )  # fmt: skip
 
@@ -194,7 +195,7 @@ def run_batch_norm(
     first = max(1, min(-(-x.shape[0] // norm.PARTS), norm.FIRST_NUMBERS // max(1, math.prod(x.shape[2:]))))
     _run_norm(
         norm.batch_norm_kernel,
-        norm.FORWARD,
+        norm.BATCH_NORM,
         x,
         eps,
         m,
@@ -223,7 +224,7 @@ def run_batch_norm_grad(
     """Gradients of `run_batch_norm` in training; arrays per channel are float64 (C,), two gradients are written."""
     _run_norm(
         norm.batch_norm_grad_kernel,
-        norm.BACKWARD,
+        norm.BATCH_NORM_GRAD,
         x,
         eps,
         m,

@@ -14,7 +14,7 @@ from fastsparse.plan.flat import FlatPlanes
 from fastsparse.plan.lanes import LanesPlanes
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.parts import Gather
-from fastsparse_kernels import layout
+from fastsparse_kernels import layouts
 
 PACK_CHUNK = 512  # positions that one packing task moves
 
@@ -23,14 +23,18 @@ def pack_lanes_call(
     user: int, sample_stride: int, channel_stride: int, planes: LanesPlanes, lanes: int, samples: int, m: Machine
 ) -> Call:
     """user[sample, channel, position] -> lanes planes. Addresses and strides in bytes, positions contiguous."""
-    return _lanes_call(layout.pack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+    return _lanes_call(
+        layouts.pack_batch_blocked_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m
+    )
 
 
 def unpack_lanes_call(
     lanes: int, planes: LanesPlanes, user: int, sample_stride: int, channel_stride: int, samples: int, m: Machine
 ) -> Call:
     """Lanes planes -> user[sample, channel, position]."""
-    return _lanes_call(layout.unpack_lanes_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m)
+    return _lanes_call(
+        layouts.unpack_batch_blocked_kernel, user, sample_stride, channel_stride, planes, lanes, samples, m
+    )
 
 
 def _lanes_call(
@@ -45,7 +49,7 @@ def _lanes_call(
 ) -> Call:
     chunks = max(1, -(-planes.positions // PACK_CHUNK))
     record = Record(
-        layout.LANES,
+        layouts.BATCH_BLOCKED,
         channels=planes.channels,
         chunks=chunks,
         chunk=PACK_CHUNK,
@@ -54,18 +58,18 @@ def _lanes_call(
         user=user,
         user_sample_stride=sample_stride,
         user_channel_stride=channel_stride,
-        far=policy.is_far(samples * planes.channels * planes.positions * m.size, m.l3_bytes),
-        lanes=lanes,
-        lanes_group_stride=planes.group_stride,
-        lanes_channel_stride=planes.channel_stride,
+        nontemporal=policy.is_far(samples * planes.channels * planes.positions * m.size, m.l3_bytes),
+        blocked=lanes,
+        blocked_group_stride=planes.group_stride,
+        blocked_channel_stride=planes.channel_stride,
         panel_groups=planes.panel_groups,
         panel_stride=planes.panel_stride or planes.group_stride,
-        places=address(planes.places) if len(planes.places) else 0,
-        borders=address(planes.borders),
-        border_count=len(planes.borders),
+        offsets=address(planes.places) if len(planes.places) else 0,
+        padding_offsets=address(planes.borders),
+        padding_count=len(planes.borders),
     )
     groups = -(-samples // m.lanes)
-    if kernel is layout.pack_lanes_kernel:  # panels are packed whole, with zeros behind the samples, for SDDMM
+    if kernel is layouts.pack_batch_blocked_kernel:  # panels are packed whole, with zeros behind the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     # Moving an element costs about as much as four FMAs.
     flops = 4.0 * groups * m.lanes * planes.channels * planes.positions
@@ -89,13 +93,13 @@ def unpack_lanes(
 def pack_lanes_template(sample_stride: int, planes: LanesPlanes, samples: int, m: Machine) -> Template:
     """Packing rows of samples, from the user's address to that of the lanes."""
     call = pack_lanes_call(0, sample_stride, 0, planes, 0, samples, m)
-    return Template(call, "user", "lanes", m.workers, keep=planes)
+    return Template(call, "user", "blocked", m.workers, keep=planes)
 
 
 def unpack_lanes_template(sample_stride: int, planes: LanesPlanes, samples: int, m: Machine) -> Template:
     """Unpacking into rows of samples, from the address of the lanes to the user's."""
     call = unpack_lanes_call(0, planes, 0, sample_stride, 0, samples, m)
-    return Template(call, "lanes", "user", m.workers, keep=planes)
+    return Template(call, "blocked", "user", m.workers, keep=planes)
 
 
 def pack_flat_call(
@@ -114,7 +118,7 @@ def pack_flat_call(
     sources : bytes from the user's channel to each of its rows; by default they follow one another
     """
     record = Record(
-        layout.FLAT,
+        layouts.PADDED_NCHW,
         channels=channels,
         rows=plan.rows,
         row_length=plan.row_length,
@@ -123,16 +127,16 @@ def pack_flat_call(
         user=user,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
-        sources=0 if sources is None else address(sources),
-        flat=flat,
-        flat_image_stride=channels * plan.channel_stride,
-        flat_channel_stride=plan.channel_stride,
+        source_offsets=0 if sources is None else address(sources),
+        planes=flat,
+        plane_image_stride=channels * plan.channel_stride,
+        plane_channel_stride=plan.channel_stride,
         channel_vectors=plan.channel_stride // m.vector,
         firsts=address(plan.firsts),
-        places=address(plan.places),
+        row_offsets=address(plan.places),
     )
     flops = 1.0 * images * channels * plan.channel_stride / m.size
-    return Call(layout.pack_flat_kernel(m.bits, m.lanes), record, images * channels, flops)
+    return Call(layouts.pack_padded_kernel(m.bits, m.lanes), record, images * channels, flops)
 
 
 def gather_call(
@@ -143,7 +147,7 @@ def gather_call(
     vectors = len(plan.targets)
     chunks = max(1, -(-vectors // PACK_CHUNK))
     record = Record(
-        layout.GATHER,
+        layouts.GATHER,
         channels=channels,
         chunks=chunks,
         chunk=PACK_CHUNK,
@@ -154,13 +158,13 @@ def gather_call(
         y=y,
         y_image_stride=y_strides[0],
         y_channel_stride=y_strides[1],
-        sources=address(plan.sources),
-        targets=address(plan.targets),
-        other=address(plan.other),
+        source_offsets=address(plan.sources),
+        target_offsets=address(plan.targets),
+        fill=address(plan.other),
         last_lanes=plan.last_lanes,
     )
     flops = 8.0 * images * channels * vectors * m.lanes
-    return Call(layout.gather_kernel(m.bits, m.lanes), record, images * channels * chunks, flops)
+    return Call(layouts.gather_vectors_kernel(m.bits, m.lanes), record, images * channels * chunks, flops)
 
 
 def pack_flat(

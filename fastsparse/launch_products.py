@@ -16,8 +16,8 @@ from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
-from fastsparse_kernels import lookup, row_sums, sddmm, sddmm_runs, spmm, spmv
-from fastsparse_kernels.operators import ROWS, TOGETHER
+from fastsparse_kernels import sddmm, spmm, spmv
+from fastsparse_kernels.sparse_operator import PREFETCH_ROWS, ROW_UNROLL
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -30,10 +30,10 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
     together = 0
     if operator.alike and tiles.width in policy.alike_rates(m.vector):
-        together = row_sums.ALIKE
+        together = spmm.DENSE
     elif operator.lockstep:
-        together = row_sums.LOCKSTEP
-    finished = width * (2 + TOGETHER if together else 2)
+        together = spmm.INTERLEAVED
+    finished = width * (2 + ROW_UNROLL if together else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     record = Record(
         spmm.ARGUMENTS,
@@ -50,9 +50,9 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
         x_row_stride=plan.x_row_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        ahead=plan.asks != 0,
+        prefetch_x=plan.asks != 0,
         y_positions=address(tiles.y_positions),
-        past_caches=plan.past_caches,
+        nontemporal=plan.past_caches,
         tile_pieces=address(tiles.tile_pieces),
         pieces=address(tiles.pieces),
         scratch_stride=scratch,
@@ -108,7 +108,7 @@ def spmm_call(
     set_epilogue(record, bias, activation, m)
     y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
     far_residual = residual != 0 and policy.is_far(y_bytes, m.l3_bytes)
-    kernel = spmm.spmm_kernel(*variant, plan.asks or (ROWS if far_residual else 0))
+    kernel = spmm.spmm_kernel(*variant, plan.asks or (PREFETCH_ROWS if far_residual else 0))
     return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 
@@ -144,19 +144,19 @@ def _prepare_spmv(plan: SpmvPlan | LookupPlan, m: Machine) -> tuple[Record, Any]
     if isinstance(plan, LookupPlan):
         scratch = spmv_scratch(plan, None, m)
         record = Record(
-            lookup.ARGUMENTS,
+            spmv.LOOKUP_ARGUMENTS,
             group_starts=address(plan.group_starts),
             chunks=plan.chunks,
             inputs=plan.inputs,
             slice_starts=address(plan.slice_starts),
             vector_starts=address(plan.vector_starts),
-            vectors=address(plan.vectors),
-            places=address(plan.places),
-            positions=address(plan.positions),
+            vector_counts=address(plan.vectors),
+            columns=address(plan.places),
+            sum_index=address(plan.positions),
             scratch_stride=scratch,
             scratch_vector=scratch - m.vector,
         )
-        return record, lookup.lookup_kernel()
+        return record, spmv.lookup_kernel()
     record = Record(
         spmv.ARGUMENTS,
         group_starts=address(plan.group_starts),
@@ -217,7 +217,7 @@ def run_sddmm(
     operator, order = plan.operator, plan.order
     kernel, scratch_stride = sddmm.sddmm_kernel, 0
     if plan.in_fours:
-        kernel, scratch_stride = sddmm_runs.sddmm_runs_kernel, sddmm_runs.scratch_bytes(m.lanes, m.bits, order.longest)
+        kernel, scratch_stride = sddmm.sddmm_runs_kernel, sddmm.scratch_bytes(m.lanes, m.bits, order.longest)
     scratch = workspace.take("scratch", scratch_stride * m.workers)
     record = Record(
         sddmm.ARGUMENTS,

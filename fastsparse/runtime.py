@@ -308,11 +308,11 @@ def warmup(*, progress: bool = True) -> None:
     """
     from tqdm import tqdm
 
-    from fastsparse_kernels import build, variants
+    from fastsparse_kernels import compiler, registry
 
-    build.set_cache_directory(cache_directory)
+    compiler.set_cache_directory(cache_directory)
     parallel = parallel_allowed()  # starts the threads that the parallel launch needs at loading
-    usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare not in variants.PARALLEL]
+    usual = [(name, prepare) for name, prepare in registry.usual() if parallel or prepare not in registry.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:
             bar.set_postfix_str(name)
@@ -341,7 +341,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
     import numpy
     import scipy
 
-    from fastsparse_kernels import build
+    from fastsparse_kernels import compiler
 
     layer = "none" if _forked else prepare_threading()
     found: dict[str, Any] = {
@@ -353,7 +353,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
         "scipy": scipy.__version__,
         "cpu": _cpu_name(),
         "cpus": _cpus.available_cpus(),
-        "vector_bits": 8 * build.vector_bytes(),
+        "vector_bits": 8 * compiler.vector_bytes(),
         "threads": get_num_threads(),
         "threading_layer": layer,
         "tbb": _version("tbb"),

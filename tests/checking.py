@@ -15,7 +15,7 @@ import fastsparse as fs
 from fastsparse import functional
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ ACTIVATIONS = functional.ACTIVATIONS
 
 def lanes(dtype: Any) -> int:
     """VL for numbers of `dtype`."""
-    return build.lanes(np.dtype(dtype).itemsize * 8)
+    return compiler.lanes(np.dtype(dtype).itemsize * 8)
 
 
 # ---------------------------------------------------------------- patterns

@@ -119,8 +119,8 @@ def level(name: str) -> int:
 
 def test_the_reader_of_imports_sees_them():
     assert {"fastsparse._validate", "fastsparse._pattern", "fastsparse.functional"} <= GRAPH["fastsparse.csr"]
-    assert {"fastsparse_kernels.simd", "fastsparse_kernels.build"} <= GRAPH["fastsparse_kernels.sharing"]
-    assert "fastsparse_kernels.cache" in GRAPH["fastsparse._cachedir"]
+    assert {"fastsparse_kernels.simd", "fastsparse_kernels.compiler"} <= GRAPH["fastsparse_kernels.parallel"]
+    assert "fastsparse_kernels.kernel_cache" in GRAPH["fastsparse._cachedir"]
     assert len(MODULES) > 20
 
 

@@ -16,7 +16,7 @@ from fastsparse import runtime
 from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import operators, spmm
+from fastsparse_kernels import sparse_operator, spmm
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     DTYPES,
@@ -298,7 +298,7 @@ def test_rows_that_lie_in_a_row_are_asked_for_by_lines(rng, monkeypatch, asked):
     fs.linear(x, W)
     fs.linear(x, matrix(rng, rng.random((37, 600)) < 0.03, "float32"))
     fs.spmm(W, np.ascontiguousarray(x.T))
-    assert variants == ([operators.LINES, operators.ROWS, operators.ROWS] if asked else [0, 0, 0])
+    assert variants == ([sparse_operator.LINES, sparse_operator.ROWS, sparse_operator.ROWS] if asked else [0, 0, 0])
 
 
 def test_products_on_much_data_ask_ahead():

@@ -13,7 +13,7 @@ import fastsparse as fs
 from fastsparse.plan import conv, lanes, linear, operator, policy, sddmm, tiles
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import operators as kernels
+from fastsparse_kernels import sparse_operator as kernels
 from tests.checking import MACHINES, PATTERNS, Array, matrix
 from tests.geometries import TABLE, geometry_of
 

@@ -19,7 +19,7 @@ from fastsparse import launch_engine
 from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
 from fastsparse.launch import Call, address
 from fastsparse.plan import policy
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 
 Array = NDArray[Any]
 Arrays = Array | Sequence[Array]  # of a program with one input or output, or with several

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.operators import FOUR, ROWS
+from fastsparse_kernels.sparse_operator import PREFETCH_ROWS, RUN_VECTORS
 
 from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
@@ -133,7 +133,7 @@ def conv_between(
     l3, x_bytes, y_bytes = machine.l3_bytes, x.group_stride * sample_groups, y.group_stride * sample_groups
     ahead = not windows and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
     operator = lanes_operator(pattern, geometry, x, per_block, groups, width)
-    return SpmmPlan(operator, tiles, x.channel_stride, ROWS if ahead else 0, policy.is_far(y_bytes, l3))
+    return SpmmPlan(operator, tiles, x.channel_stride, PREFETCH_ROWS if ahead else 0, policy.is_far(y_bytes, l3))
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
@@ -207,11 +207,11 @@ def _conv_sddmm(pattern: Pattern, geometry: Geometry, machine: Machine, x: Lanes
     """dW: positions are the output positions, x read at the windows' corners."""
     x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
     positions = 0
-    if x_step == y_step == machine.vector and geometry.out_spatial[-1] % FOUR == 0:
+    if x_step == y_step == machine.vector and geometry.out_spatial[-1] % RUN_VECTORS == 0:
         positions = policy.sddmm_run_positions(x.group_stride, machine.l3_bytes, machine.vector)
     in_fours = positions > 0
     if in_fours:
-        row, height, window = FOUR, positions // FOUR, (geometry.kernel[0], positions)
+        row, height, window = RUN_VECTORS, positions // RUN_VECTORS, (geometry.kernel[0], positions)
     else:
         positions = policy.sddmm_window_positions(machine.vector)
         row = policy.sddmm_row_part(geometry.out_spatial[-1], positions)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.build import half_lanes
-from fastsparse_kernels.operators import CHAINS, FOUR, LINES, ROWS
+from fastsparse_kernels.compiler import half_lanes
+from fastsparse_kernels.sparse_operator import PREFETCH_LINES, PREFETCH_ROWS, RUN_VECTORS, SPMV_ACCUMULATORS
 
 from . import policy
 from .lookup import LookupPlan, lookup_plan
@@ -124,7 +124,7 @@ def spmm_row_major(
     ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, width)
-    return SpmmPlan(operator, tiles, x_row_stride, ROWS if ahead else 0, past_caches)
+    return SpmmPlan(operator, tiles, x_row_stride, PREFETCH_ROWS if ahead else 0, past_caches)
 
 
 def _spmm_in_place(
@@ -156,7 +156,7 @@ def panel_width(pattern: Pattern, samples: int, machine: Machine, backward: bool
     but for one."""
     groups = -(-samples // machine.lanes)
     if backward:
-        return FOUR if groups >= FOUR - 1 else groups
+        return RUN_VECTORS if groups >= RUN_VECTORS - 1 else groups
     return tile_width(pattern, groups, machine)
 
 
@@ -179,7 +179,7 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     row_by_row = not (operator.alike or operator.lockstep)
     lines = row_by_row and policy.asks_by_lines(pattern.nnz, columns * row_bytes)
     ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, lines)
-    asks = (LINES if lines else ROWS) if ahead else 0
+    asks = (PREFETCH_LINES if lines else PREFETCH_ROWS) if ahead else 0
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
     return SpmmPlan(operator, tiles, row_bytes, asks, past_caches)
 
@@ -190,7 +190,7 @@ class SpmvPlan:
 
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + CHAINS], 0 behind the nonzeros
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -207,7 +207,7 @@ class SpmvPlan:
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
-    padded = np.zeros(len(indices) + CHAINS, dtype)
+    padded = np.zeros(len(indices) + SPMV_ACCUMULATORS, dtype)
     padded[: len(indices)] = indices
     return padded
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse_kernels import operators as kernels
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels import sparse_operator as kernels
+from fastsparse_kernels.compiler import aligned_empty
 
 from . import policy
 
@@ -35,7 +35,7 @@ class ColumnBlocks:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A packed structure; see `fastsparse_kernels.operators` for the order of its entries.
+    """A packed structure; see `fastsparse_kernels.sparse_operator` for the order of its entries.
 
     `entries` is [entries + 1, 2]: where each one's nonzeros begin, and its row; the last one begins behind them all.
     `permutation[i]` is the place in the CSR's data of the operator's nonzero i.
@@ -83,14 +83,14 @@ class Operator:
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the operator's order, aligned, with room for reading ahead: one gather."""
-        packed = aligned_empty((self.nnz + kernels.READ_AHEAD,), values.dtype)[: self.nnz]
+        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
 
 
 def with_room(length: int, *rest: int) -> NDArray[np.uint32]:
     """Zeros, with as many behind them as kernels may read ahead."""
-    return np.zeros((length + kernels.READ_AHEAD, *rest), np.uint32)[:length]
+    return np.zeros((length + kernels.OVERREAD, *rest), np.uint32)[:length]
 
 
 def pack_entries(row_ends: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint32]:

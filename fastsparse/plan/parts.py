@@ -46,7 +46,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Vectors to write, and where each lane's number lies; see the record in `fastsparse_kernels.layout`."""
+    """Vectors to write, and where each lane's number lies; see the record in `fastsparse_kernels.layouts`."""
 
     sources: NDArray[np.int32]  # [vectors, VL]
     targets: NDArray[np.uint32]  # [vectors]

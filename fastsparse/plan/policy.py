@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fastsparse_kernels.operators import FOUR, LINE, TOGETHER, TURN_LINES
+from fastsparse_kernels.sparse_operator import CACHE_LINE, PREFETCHES, ROW_UNROLL, UNROLL
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
@@ -75,7 +75,7 @@ def window_rates(row: int) -> dict[int, float]:
 def alike_rates(vector_bytes: int) -> dict[int, float]:
     """Rates of tiles over rows alike, of those widths whose sums, vectors of X and a weight fit the registers."""
     registers = 16 if vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
-    widest = (registers - 1) // (TOGETHER + 1)
+    widest = (registers - 1) // (ROW_UNROLL + 1)
     return {count: rate for count, rate in ALIKE_TILE_RATE.items() if count <= widest}
 
 
@@ -149,7 +149,7 @@ def is_far(nbytes: int, l3_bytes: int) -> bool:
 
 def asks_by_lines(nonzeros: int, panel_bytes: int) -> bool:
     """Whether so many nonzeros are enough to ask for all of a panel that is as large, some lines for every four."""
-    return panel_bytes // LINE <= nonzeros // FOUR * TURN_LINES
+    return panel_bytes // CACHE_LINE <= nonzeros // UNROLL * PREFETCHES
 
 
 def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int, in_a_row: bool = False) -> bool:

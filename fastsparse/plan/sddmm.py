@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels import operators as kernels
-from fastsparse_kernels.operators import FOUR
+from fastsparse_kernels import sparse_operator as kernels
+from fastsparse_kernels.sparse_operator import RUN_VECTORS
 
 from . import policy
 from .linear import Machine, linear_operator, panel_stride, panel_width
@@ -46,7 +46,7 @@ class Order:
 
 def order_of(operator: Operator, in_fours: bool) -> Order:
     """The operator's nonzeros as they lie, or with gaps, so that every entry begins at a multiple of four."""
-    multiple = FOUR if in_fours else 1
+    multiple = RUN_VECTORS if in_fours else 1
     ends = operator.row_ends.astype(np.int64)
     lengths = np.diff(ends)
     begins = np.cumsum(-(-lengths // multiple) * multiple)
@@ -75,7 +75,7 @@ class SddmmPlan:
     x_step: int
     y_runs: NDArray[np.int64]
     y_step: int
-    in_fours: bool  # runs are of four vectors in a row: for the kernel of `fastsparse_kernels.sddmm_runs`
+    in_fours: bool  # runs are of four vectors in a row: for the kernel of `fastsparse_kernels.sddmm`
     order: Order
 
 
@@ -92,8 +92,8 @@ def sddmm_panels(pattern: Pattern, samples: int, machine: Machine) -> SddmmPlan:
     groups = policy.row_groups(rows, 1, machine.workers, 0)
     operator = linear_operator(pattern, width * machine.vector, block_rows, groups)
     x_runs, y_runs = (run * panel_stride(features, width, machine) for features in (columns, rows))
-    positions = len(run) * width if width == FOUR else sample_groups
-    step, in_fours = machine.vector, width == FOUR
+    positions = len(run) * width if width == RUN_VECTORS else sample_groups
+    step, in_fours = machine.vector, width == RUN_VECTORS
     return SddmmPlan(
         operator, positions, width, together, x_runs, step, y_runs, step, in_fours, order_of(operator, in_fours)
     )

@@ -12,11 +12,11 @@ import fastsparse as fs
 from fastsparse.plan import linear as plans
 from fastsparse.plan import lookup, policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
+from fastsparse_kernels import compiler
+from fastsparse_kernels.sparse_operator import BITS, CHUNK, LANES, NOWHERE
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits
 
-AVX512 = build.lanes(BITS) == LANES
+AVX512 = compiler.lanes(BITS) == LANES
 only_avx512 = pytest.mark.skipif(not AVX512, reason="looks up in AVX-512's registers")
 MACHINE = Machine(BITS, LANES, 1)
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 127), (33, 128), (40, 129), (50, 300)]

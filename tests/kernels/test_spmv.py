@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse_kernels.operators import CHAINS
+from fastsparse_kernels.sparse_operator import CHAINS
 from fastsparse_kernels.spmv import ROWS
 from tests.checking import DTYPES, matrix, numbers, rounded, same_bits
 
