@@ -17,7 +17,7 @@ from fastsparse.plan.lookup import LookupPlan
 from fastsparse.plan.sddmm import SddmmPlan
 from fastsparse.plan.tiles import SpmmPlan
 from fastsparse_kernels import sddmm, spmm, spmv
-from fastsparse_kernels.sparse_operator import PREFETCH_ROWS, ROW_UNROLL
+from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
 
 def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], int, float]:
@@ -50,7 +50,6 @@ def _prepare_spmm(plan: SpmmPlan, m: Machine) -> tuple[Record, tuple[int, ...], 
         x_row_stride=plan.x_row_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        prefetch_x=plan.asks != 0,
         y_positions=address(tiles.y_positions),
         nontemporal=plan.past_caches,
         tile_pieces=address(tiles.tile_pieces),
@@ -106,10 +105,7 @@ def spmm_call(
         scratch=scratch,
     )
     set_epilogue(record, bias, activation, m)
-    y_bytes = int(plan.operator.group_starts[-1]) * y_row_stride * batches
-    far_residual = residual != 0 and policy.is_far(y_bytes, m.l3_bytes)
-    kernel = spmm.spmm_kernel(*variant, plan.asks or (PREFETCH_ROWS if far_residual else 0))
-    return Call(kernel, record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
+    return Call(spmm.spmm_kernel(*variant), record, plan.tiles.count * batches * plan.operator.groups, flops * batches)
 
 
 def run_spmm(plan: SpmmPlan, values: NDArray[Any], x: int, y: int, m: Machine, **rest: Any) -> None:

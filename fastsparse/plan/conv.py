@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels.sparse_operator import PREFETCH_ROWS, RUN_VECTORS
+from fastsparse_kernels.sparse_operator import RUN_VECTORS
 
 from . import policy
 from .lanes import LanesPlanes, channel_blocks, grid, lanes_planes, planes_operator, row_major, tiles_between
@@ -129,11 +129,9 @@ def conv_between(
     windows = set(geometry.kernel) != {1}
     window_bytes = _window_bytes(geometry.kernel, width, machine.vector, apart)
     per_block = policy.block_channels(window_bytes, machine.l1_bytes, windows)
-    # Of windows, only the part that the tile before has not brought is new.
-    l3, x_bytes, y_bytes = machine.l3_bytes, x.group_stride * sample_groups, y.group_stride * sample_groups
-    ahead = not windows and policy.asks_ahead(geometry.out_channels, geometry.channels, x_bytes, l3)
     operator = lanes_operator(pattern, geometry, x, per_block, groups, width)
-    return SpmmPlan(operator, tiles, x.channel_stride, PREFETCH_ROWS if ahead else 0, policy.is_far(y_bytes, l3))
+    past_caches = policy.is_far(y.group_stride * sample_groups, machine.l3_bytes)
+    return SpmmPlan(operator, tiles, past_caches=past_caches)
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
 from fastsparse_kernels.compiler import half_lanes
-from fastsparse_kernels.sparse_operator import PREFETCH_LINES, PREFETCH_ROWS, RUN_VECTORS, SPMV_ACCUMULATORS
+from fastsparse_kernels.sparse_operator import RUN_VECTORS, SPMV_ACCUMULATORS
 
 from . import policy
 from .lookup import LookupPlan, lookup_plan
@@ -121,10 +121,9 @@ def spmm_row_major(
     tiles = packed_tiles(columns, width, machine.lanes, machine.size, lead)
     panel_row = width * machine.vector
     groups = policy.row_groups(rows, tiles.count, machine.workers, panel_row)
-    ahead = policy.asks_ahead(rows, inputs, batches * inputs * row_bytes, machine.l3_bytes)
     block_rows = policy.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, width)
-    return SpmmPlan(operator, tiles, x_row_stride, PREFETCH_ROWS if ahead else 0, past_caches)
+    return SpmmPlan(operator, tiles, x_row_stride, past_caches)
 
 
 def _spmm_in_place(
@@ -176,12 +175,8 @@ def spmm_panels(pattern: Pattern, samples: int, width: int, machine: Machine, y_
     groups = policy.row_groups(rows, tiles.count, machine.workers, row_bytes)
     block_rows = policy.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, width)
-    row_by_row = not (operator.alike or operator.lockstep)
-    lines = row_by_row and policy.asks_by_lines(pattern.nnz, columns * row_bytes)
-    ahead = policy.asks_ahead(rows, columns, columns * samples * machine.size, machine.l3_bytes, lines)
-    asks = (PREFETCH_LINES if lines else PREFETCH_ROWS) if ahead else 0
     past_caches = not y_row_major and policy.is_far(rows * samples * machine.size, machine.l3_bytes)
-    return SpmmPlan(operator, tiles, row_bytes, asks, past_caches)
+    return SpmmPlan(operator, tiles, past_caches=past_caches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def build_operator(
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
     packed = pack_entries(row_ends, row_ids)
     operator = Operator(group_starts, segments, packed, offsets, permutation, blocks)
-    if operator.alike or not policy.takes_turns(width, nnz / max(1, entries)):
+    if operator.alike or not policy.takes_turns(width):
         return operator
     turned, places = with_room(nnz), np.empty_like(permutation)
     kernels.interleave()(segments, row_ends, offsets, permutation, turned, places)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fastsparse_kernels.sparse_operator import CACHE_LINE, PREFETCHES, ROW_UNROLL, UNROLL
+from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
 L1_BLOCK_BYTES = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
 L2_BLOCK_BYTES = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
@@ -22,7 +22,6 @@ NEAR_BYTES = 4 * 2**20  # arrays of this size or less stay in a cache that is ne
 LINE_SETS_BYTES = 4096  # addresses this far apart fall on the same L1 set
 FEW_VECTORS = 7  # images of fewer vectors leave too much of them empty
 FAR_SHARE = 3 / 8  # of the L3 cache: see `is_far`
-PANELS_SHARE = 1 / 4  # of the L3 cache: panels of more are asked for ahead
 CHUNK_SHARE = 1 / 4  # of the L3 cache: workspace of one pass over part of a batch
 LINEAR_CHUNK_GROUPS = 8  # groups of VL samples of a linear layer in one part, at least: W is read for each
 TASKS_PER_WORKER = 3  # enough that a slow core does not hold up the others
@@ -47,10 +46,9 @@ USES_IN_L1 = 8.0  # the same where L1 holds a tile's part of X
 USES_ALIGNED = 7.0  # the same on 64-byte vectors that begin where lines of X do; elsewhere each is two lines
 MANY_VECTORS = 100  # of a row of Y: where one tile more is little against beginning where vectors do
 WIDEST_TILE = max(TILE_RATE)
-# Rows take turns on tiles of so many vectors, which wait on the latency of one row's multiply-adds, from so many
-# nonzeros of a row and block on. Wider ones lost 5 to 10%.
-LOCKSTEP_FROM = {1: 0.0, 2: 32.0}
-# The same for such rows: four times as many accumulators hide the latency of few vectors.
+# Widest tiles, in vectors, on which four rows are interleaved: one row's multiply-adds wait on their latency there.
+INTERLEAVED_WIDTH = 1
+# Rates of tiles over dense rows: four times as many accumulators hide the latency of few vectors.
 ALIKE_TILE_RATE = {1: 0.45, 2: 0.85, 3: 1.00, 4: 1.00, 5: 1.00, 6: 1.00}
 
 
@@ -114,9 +112,9 @@ def tile_width(vectors: int, rates: Mapping[int, float] = TILE_RATE) -> int:
     return max(rates, key=lambda count: rates[count] * vectors / (-(-vectors // count) * count))
 
 
-def takes_turns(width: int, nonzeros: float) -> bool:
-    """Whether four rows of about so many nonzeros in a block take turns on tiles of `width` vectors."""
-    return nonzeros >= LOCKSTEP_FROM.get(width, math.inf)
+def takes_turns(width: int) -> bool:
+    """Whether four rows are interleaved on tiles of `width` vectors."""
+    return 1 <= width <= INTERLEAVED_WIDTH
 
 
 def block_rows(row_bytes: int) -> int:
@@ -141,24 +139,9 @@ def is_far(nbytes: int, l3_bytes: int) -> bool:
     """Whether an array of so many bytes is in no cache, or on its way out of the last one, when it is read again.
 
     Large outputs are stored past the caches then: a line that is not there need not be read before it is written. Of
-    less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%. And the
-    loop over rows asks for what it adds to large outputs some rows ahead.
+    less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%.
     """
     return nbytes > FAR_SHARE * l3_bytes
-
-
-def asks_by_lines(nonzeros: int, panel_bytes: int) -> bool:
-    """Whether so many nonzeros are enough to ask for all of a panel that is as large, some lines for every four."""
-    return panel_bytes // CACHE_LINE <= nonzeros // UNROLL * PREFETCHES
-
-
-def asks_ahead(rows: int, columns: int, x_bytes: int, l3_bytes: int, in_a_row: bool = False) -> bool:
-    """Whether to ask for the next panel of X while this one is worked on.
-
-    It pays where reading X is much of the work, and X is not in a cache anyway; elsewhere it costs up to 8%. Where the
-    rows of panels lie in a row, asking takes little, and pays for any W, and for what the last cache holds with others.
-    """
-    return x_bytes > PANELS_SHARE * l3_bytes if in_a_row else columns >= rows and is_far(x_bytes, l3_bytes)
 
 
 def block_channels(window_bytes: int, l1_bytes: int, overlap: bool = True) -> int:

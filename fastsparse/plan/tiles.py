@@ -44,15 +44,13 @@ class Tiles:
 class SpmmPlan:
     """An operator and the tiles it runs over. `prepared` is where `launch` keeps what all calls share.
 
-    x_row_stride : bytes between rows of X that are packed or asked for ahead
-    asks : how the next panel is asked for (`fastsparse_kernels.spmm`), if `policy.asks_ahead` says so; otherwise 0
+    x_row_stride : bytes between rows of X that are packed
     past_caches : whole tiles are stored past the caches; their vectors begin at multiples of their bytes
     """
 
     operator: Operator
     tiles: Tiles
     x_row_stride: int = 0
-    asks: int = 0
     past_caches: bool = False
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 

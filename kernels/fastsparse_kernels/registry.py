@@ -30,7 +30,6 @@ from . import (
 
 TILE_WIDTHS = range(1, 9)
 DENSE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
-INTERLEAVED_WIDTHS = range(1, 3)
 Arguments = tuple[int, ...]
 
 
@@ -48,14 +47,17 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
-    none, rows, lines = 0, sparse_operator.PREFETCH_ROWS, sparse_operator.PREFETCH_LINES
-    kinds = [(width, 0, prefetch) for width in TILE_WIDTHS for prefetch in (none, rows, lines)]
-    kinds += [(width, spmm.DENSE, none) for width in DENSE_WIDTHS]
-    kinds += [(width, spmm.INTERLEAVED, none) for width in INTERLEAVED_WIDTHS]
-    # One vector is always contiguous. Few columns go into a vector of half the length.
-    tiles = [(bits, lanes, width, 1, *rest) for width, *rest in kinds]
-    tiles += [(bits, lanes, width, 0, *rest) for width, *rest in kinds if width > 1 and rest[1] != lines]
-    return tiles + [(bits, half, *rest) for half in _half(bits, lanes) for _, _, *rest in tiles if rest[0] == 1]
+    kinds = [(width, 0) for width in TILE_WIDTHS]
+    kinds += [(width, spmm.DENSE) for width in DENSE_WIDTHS]
+    # One vector is always contiguous, and the only width with interleaved rows. Few columns go into half a vector.
+    tiles = [(bits, lanes, width, 1, row_unroll) for width, row_unroll in kinds]
+    tiles += [(bits, lanes, width, 0, row_unroll) for width, row_unroll in kinds if width > 1]
+    single = [(1, 1, row_unroll) for row_unroll in (0, spmm.DENSE, spmm.INTERLEAVED)]
+    return (
+        tiles
+        + [(bits, lanes, 1, 1, spmm.INTERLEAVED)]
+        + [(bits, half, *rest) for half in _half(bits, lanes) for rest in single]
+    )
 
 
 def _half(bits: int, lanes: int) -> list[int]:

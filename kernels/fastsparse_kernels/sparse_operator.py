@@ -37,13 +37,9 @@ from .compiler import compile_function, compiled_once, kernel_function
 KINDS = 4
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
 ROW_UNROLL = 4  # rows computed at once: interleaved entries, or dense rows that share what is read of X
-UNROLL = 4  # nonzeros per iteration of the loops of SpMM
-OVERREAD = 4  # items after the last value, offset and entry that kernels may read
+OVERREAD = 9  # items after the last value, offset and entry that kernels may read
 SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
 RUN_VECTORS = 4  # vectors of a contiguous SDDMM run, and nonzeros that are reduced at once there
-PREFETCH_ROWS, PREFETCH_LINES = 1, 2  # how SpMM prefetches the next block's inputs, see `spmm.make_spmm`
-CACHE_LINE = 64  # bytes; longer lines are prefetched more than once
-PREFETCHES = 5  # lines that one iteration of SpMM prefetches at most
 
 LOOKUP_BITS, LOOKUP_LANES = 32, 16
 LOOKUP_TABLES = 8  # vector registers that hold a chunk

@@ -33,9 +33,9 @@ import numpy as np
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .layouts import make_copy_numbers
-from .sparse_operator import CACHE_LINE, FIRST, KINDS, LAST, ONLY, PREFETCH_LINES
+from .sparse_operator import FIRST, KINDS, LAST, ONLY
 
-RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles
+RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
 DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
@@ -52,15 +52,14 @@ ARGUMENTS = kernel_arguments(
     "offsets",  # uint32 [nnz], bytes from the block's base
     "values",  # float [nnz]
     "block_bases",  # int64 [blocks], bytes from a position to the block's first input
-    "block_rows",  # int64 [blocks + 1], first X row of every block (packed or prefetched inputs)
+    "block_rows",  # int64 [blocks + 1], first X row of every block (packed inputs only)
     # input
     "x",
     "x_batch_stride",
     "x_positions",  # int64 [tiles, T], bytes from x of the batch to each vector of the tile
-    "x_row_stride",  # of packed or prefetched inputs
+    "x_row_stride",  # of packed inputs
     "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (contiguous tiles only); 0: no
     "tile_columns",  # uint32 [tiles], columns of x in the tile (packed inputs only)
-    "prefetch_x",  # 1: prefetch the inputs of the next block, of this tile or the next one; 0: no
     # output
     "y",
     "y_batch_stride",
@@ -83,9 +82,7 @@ ARGUMENTS = kernel_arguments(
 _arguments = simd.arguments_view(ARGUMENTS)
 
 
-def make_spmm(
-    bits: int, lanes: int, width: int, contiguous: int, row_unroll: int, prefetch: int
-) -> Callable[..., None]:
+def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Callable[..., None]:
     """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits.
 
     contiguous : 1 when the vectors of every tile are contiguous in x and in y: one address serves all of them, which
@@ -93,9 +90,6 @@ def make_spmm(
     row_unroll : how four rows are computed at once. DENSE: all rows have the same columns, and four share what is read
         of x. INTERLEAVED: the nonzeros of four entries are interleaved (see sparse_operator.py), for narrow tiles,
         which wait on the latency of one row's multiply-adds. 0: row by row.
-    prefetch : of the next block's inputs. PREFETCH_LINES: by cache lines, in the loop over nonzeros, for contiguous
-        panels. PREFETCH_ROWS: by rows of X, in the loop over entries, and the residual with them. 0: none. A variant
-        of its own: tested at run time it would cost some per cent in every call.
     """
     size = bits // 8
     vector = lanes * size
@@ -172,10 +166,6 @@ def make_spmm(
         def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
             return tile_addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * width * 8)
 
-    next_inputs, prefetch_rows, first_line, prefetch_lines = _make_prefetch(
-        width, tile_bytes, prefetch, tile_addresses, prefetch_tile
-    )
-
     # ------------------------------------------------------------ multiply
 
     @kernel_function
@@ -186,7 +176,7 @@ def make_spmm(
         return acc
 
     @inlined_function
-    def multiply(acc, offsets, values, at, stop, bases, four, ahead, line):  # type: ignore[no-untyped-def]
+    def multiply(acc, offsets, values, at, stop, bases, four):  # type: ignore[no-untyped-def]
         """Nonzeros from `at` on, four at a time; `at` and `stop` are bytes of the offsets array.
 
         four : the offsets at `at`. Those of the next iteration are loaded one ahead, and one load brings four weights:
@@ -195,13 +185,12 @@ def make_spmm(
         while at + 16 <= stop:
             weights = simd.load_four_weights(acc, values + at * (size // 4))
             (two, more), four = four, simd.load_four_u32(vector, offsets + at + 16)
-            line = prefetch_lines(ahead, line)
             acc = simd.axpy_lane(acc, weights, 0, bases, two & 0xFFFFFFFF)
             acc = simd.axpy_lane(acc, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
             acc = simd.axpy_lane(acc, weights, 2, bases, more & 0xFFFFFFFF)
             acc = simd.axpy_lane(acc, weights, 3, bases, (more >> 32) & 0xFFFFFFFF)
             at += 16
-        return acc, at, four, line
+        return acc, at, four
 
     @inlined_function
     def multiply_rest(acc, values, at, stop, bases, four):  # type: ignore[no-untyped-def]
@@ -258,11 +247,6 @@ def make_spmm(
         activate(a, buffer, low, high)
         store_pieces(buffer, y + target, piece, pieces_end)
 
-    @inlined_function
-    def prefetch_residual(a, out, entry, end):  # type: ignore[no-untyped-def]
-        row = simd.load_u32(a.entries + min(entry + RESIDUAL_DISTANCE, end - 1) * 8 + 4)
-        prefetch_tile(out, a.residual - a.y + row * a.y_row_stride)
-
     # ------------------------------------------------------------ the loop over rows
 
     def make_run_rows(epilogue: int) -> Callable[..., Any]:
@@ -275,14 +259,14 @@ def make_spmm(
 
         @kernel_function
         def run_rows(  # type: ignore[no-untyped-def]
-            a, from_zero, entry, end, p, bases, targets, low, high, ahead
+            a, from_zero, entry, end, p, bases, targets, low, high
         ):
             partial, to, to_stride, (buffer, y, out, piece, pieces_end) = targets
             entries, offsets, values = a.entries, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
             in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal != 0
-            four_sums, ready, line = buffer + 2 * tile_bytes, 0, first_line(ahead, p)
+            four_sums, ready = buffer + 2 * tile_bytes, 0
             # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
             # bits), and its first four offsets.
             cursor, cursor_end, at = entries + entry * 8, entries + end * 8, p * 4
@@ -293,12 +277,8 @@ def make_spmm(
                 next_entry = simd.load_i64(cursor + 16)
                 if not row_unroll:  # four rows at once have loads enough in flight
                     next_four = simd.load_four_u32(vector, offsets + stop)
-                    if not prefetch and from_zero == 0:
+                    if from_zero == 0:
                         simd.prefetch_l1(partial + next_row * tile_bytes, tile_bytes)
-                if prefetch:
-                    prefetch_rows(a, ahead, (cursor - entries) // 8)
-                    if epilogue and in_registers and residual != 0:
-                        prefetch_residual(a, out, (cursor - entries) // 8, end)
 
                 # multiply
                 if row_unroll and ready == 0 and cursor + 32 <= cursor_end:
@@ -311,7 +291,7 @@ def make_spmm(
                     acc = initial_sum(row, partial, from_zero)
                     if row_unroll:
                         four = simd.load_four_u32(vector, offsets + at)
-                    acc, at, four, line = multiply(acc, offsets, values, at, stop, bases, four, ahead, line)
+                    acc, at, four = multiply(acc, offsets, values, at, stop, bases, four)
                     acc = multiply_rest(acc, values, at, stop, bases, four)
                 at = stop
 
@@ -321,6 +301,8 @@ def make_spmm(
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if in_registers:
                         if residual != 0:
+                            later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
+                            prefetch_tile(out, later * y_row_stride + residual - a.y)
                             acc = simd.add(acc, load_tile(acc, out, row * y_row_stride + residual - a.y))
                         if clamped:
                             acc = simd.clamp(acc, low, high)
@@ -383,16 +365,15 @@ def make_spmm(
             direct = direct_target(a, out, piece == pieces_end, low, high)
             for block in range(blocks):
                 bases = block_inputs(a, x, tile, block, panel)
-                ahead = next_inputs(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
                 for kind in range(KINDS):
                     end = simd.load_u32(segment + block * 16 + kind * 4 + 4)
                     from_zero, ends = int(kind in (ONLY, FIRST)), kind in (ONLY, LAST)
                     to, to_stride = (direct, a.y_row_stride) if ends else (partial, tile_bytes)
                     targets = (partial, to, to_stride, output)
                     if ends and direct == 0:
-                        p = finish_rows(a, from_zero, entry, end, p, bases, targets, low, high, ahead)
+                        p = finish_rows(a, from_zero, entry, end, p, bases, targets, low, high)
                     else:
-                        p = store_sums(a, from_zero, entry, end, p, bases, targets, low, high, ahead)
+                        p = store_sums(a, from_zero, entry, end, p, bases, targets, low, high)
                     entry = end
             task = simd.fetch_add(a.counter, 1)
         if a.nontemporal != 0:
@@ -402,11 +383,11 @@ def make_spmm(
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int, prefetch: int) -> Any:
+def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Any:
     """The compiled variant; `.address` is what `parallel.run_parallel` and `parallel.run_serial` take."""
     name = f"spmm_f{bits}_v{lanes}_t{width}" + ("" if contiguous else "_scattered")
-    name += ("", "_dense", "_interleaved")[row_unroll] + ("", "_prefetch_rows", "_prefetch_lines")[prefetch]
-    return compile_kernel(make_spmm(bits, lanes, width, contiguous, row_unroll, prefetch), name)
+    name += ("", "_dense", "_interleaved")[row_unroll]
+    return compile_kernel(make_spmm(bits, lanes, width, contiguous, row_unroll), name)
 
 
 # ---------------------------------------------------------------- row unroll
@@ -479,101 +460,3 @@ def _make_row_unroll(
         store_sums(s0, s1, s2, s3, sums)
 
     return multiply_dense if row_unroll == DENSE else multiply_interleaved
-
-
-# ---------------------------------------------------------------- prefetch of the next block's inputs
-
-
-def _make_prefetch(
-    width: int, tile_bytes: int, prefetch: int, tile_addresses: Any, prefetch_tile: Any
-) -> tuple[Callable[..., Any], ...]:
-    """Functions (next_inputs, prefetch_rows, first_line, prefetch_lines).
-
-    A core has few outstanding misses and drops prefetches beyond them, so these are spread over the work on a block.
-    Contiguous panels are prefetched by lines in the loop over nonzeros, at one addition an iteration. Elsewhere the
-    addresses would take too many registers there, and each entry prefetches some rows.
-
-    next_inputs : gives `ahead`, which the others take
-    """
-
-    @kernel_function
-    def next_block(a, tile, block):  # type: ignore[no-untyped-def]
-        """Tile and block of the next inputs; the tile may be past the last one."""
-        if block + 1 < a.blocks:
-            return tile, block + 1
-        return tile + 1, 0
-
-    if prefetch == PREFETCH_LINES:
-
-        @kernel_function
-        def next_inputs(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-            """Address of the panel, its bytes, bytes per iteration; first nonzero of the entries from `entry` to `end`
-            and their number of nonzeros.
-
-            Iterations are counted by an average, so a few lines after the panel, or after X, may be prefetched.
-            """
-            begin = simd.load_u32(a.entries + entry * 8)
-            nonzeros = simd.load_u32(a.entries + end * 8) - begin
-            tile, block = next_block(a, tile, block)
-            if a.prefetch_x == 0 or tile >= a.tiles or nonzeros == 0:
-                return x, 0, 0, begin, 1
-            row = simd.load_i64(a.block_rows + block * 8)
-            nbytes = (simd.load_i64(a.block_rows + block * 8 + 8) - row) * tile_bytes
-            iterations = (2 * nonzeros - 3 * (end - entry)) // 8  # of four nonzeros, less 1.5 of an entry on average
-            first = x + simd.load_i64(a.x_positions + tile * width * 8) + row * tile_bytes
-            return first, nbytes, nbytes // max(1, iterations), begin, nonzeros
-
-        @inlined_function
-        def prefetch_rows(a, ahead, entry):  # type: ignore[no-untyped-def]
-            pass
-
-        @inlined_function
-        def first_line(ahead, p):  # type: ignore[no-untyped-def]
-            """Address that the nonzeros from p on prefetch first."""
-            first, nbytes, _, begin, nonzeros = ahead
-            return first + (p - begin) * nbytes // nonzeros
-
-        @inlined_function
-        def prefetch_lines(ahead, line):  # type: ignore[no-untyped-def]
-            """Prefetch the lines of one iteration from `line` on, some of them again where it is less than a line."""
-            each = ahead[2]
-            simd.prefetch_l2(line)
-            simd.prefetch_l2(line + CACHE_LINE)
-            if each > 2 * CACHE_LINE:
-                simd.prefetch_l2(line + 2 * CACHE_LINE)
-                if each > 3 * CACHE_LINE:  # wide tiles of W with few rows
-                    simd.prefetch_l2(line + 3 * CACHE_LINE)
-                    simd.prefetch_l2(line + 4 * CACHE_LINE)
-            return line + each
-
-    else:
-
-        @kernel_function
-        def next_inputs(a, x, tile, block, entry, end):  # type: ignore[no-untyped-def]
-            """Address of the first row, less what the entries before `entry` would add to it; the last row, counted
-            from there; the tile's positions; rows per entry up to `end`.
-            """
-            tile, block = next_block(a, tile, block)
-            if not prefetch or a.prefetch_x == 0 or tile >= a.tiles or end == entry:
-                return 0, 0, 0, 0
-            row = simd.load_i64(a.block_rows + block * 8)
-            rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-            each = (rows + end - entry - 1) // (end - entry)
-            first = x + (row - entry * each) * a.x_row_stride
-            return first, entry * each + rows - 1, a.x_positions + tile * width * 8, each
-
-        @inlined_function
-        def prefetch_rows(a, ahead, entry):  # type: ignore[no-untyped-def]
-            first, last_row, positions, each = ahead
-            for i in range(each):  # never past the last row: prefetching unmapped pages costs the most
-                prefetch_tile(tile_addresses(first, positions), min(entry * each + i, last_row) * a.x_row_stride)
-
-        @inlined_function
-        def first_line(ahead, p):  # type: ignore[no-untyped-def]
-            return 0
-
-        @inlined_function
-        def prefetch_lines(ahead, line):  # type: ignore[no-untyped-def]
-            return line
-
-    return next_inputs, prefetch_rows, first_line, prefetch_lines

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import from_dtype, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .types import (
@@ -165,7 +164,8 @@ def stack_buffer(typing: Any, nbytes: Any) -> Any:
     """Address of `nbytes` bytes of the stack, 64-byte aligned, valid until the function returns."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        buffer = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), nbytes.literal_value))
+        with builder.goto_entry_block():  # not `cgutils.alloca_once`, whose zero fill takes LLVM seconds to compile
+            buffer = builder.alloca(ir.ArrayType(ir.IntType(8), nbytes.literal_value))
         buffer.align = 64
         return builder.ptrtoint(buffer, I64)
 
