@@ -72,9 +72,9 @@ def compiled_ahead() -> Iterator[None]:
 
 def pytest_configure() -> None:
     """Let Numba register its implementation of np.empty before a test replaces the name."""
-    from numba.core.registry import cpu_target
+    from fastsparse_kernels.numba_internals import register_implementations
 
-    cpu_target.target_context.refresh()
+    register_implementations()
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         entered.append(1)
         return enter()
 
-    monkeypatch.setattr(sharing, "run_parallel", counted)
+    monkeypatch.setattr(parallel, "run_parallel", counted)
     return lambda: len(entered)
 
 

@@ -224,7 +224,7 @@ os.replace = full
 
 
 def test_warnings_come_once_per_process(monkeypatch):
-    monkeypatch.setattr(cache, "_warned", kernel_cache.threading.Event())
+    monkeypatch.setattr(kernel_cache, "_warned", kernel_cache.threading.Event())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kernel_cache._warn_once("first")

@@ -1,6 +1,6 @@
 """Diagnostics of kernels: the machine code of their inner loops, and the FMA peak that their speed is compared with.
 
-    python -m fastsparse_kernels.diagnostics spmm 32 16 4 1 0 0
+    python -m fastsparse_kernels.diagnostics spmm 32 16 4 1 0
 
 prints the loops with fused multiply-adds of the SpMM kernel for float32, 16 lanes and 4 vectors per tile. Expected on
 x86, per nonzero: one shuffle and T `vfmadd231` with a memory operand; one load of weights and one of offsets for every

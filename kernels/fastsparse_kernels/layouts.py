@@ -176,7 +176,7 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             simd.store_rows(square, target, a.user_sample_stride, samples, columns)
 
     square = pack_square if pack else unpack_square
-    wide, wide_row = WIDE * lanes, (WIDE + 1) * vector  # rows of the buffer lie on different sets
+    wide, wide_row = WIDE * lanes, (WIDE + 1) * vector  # rows of the buffer map to different cache sets
     buffer_bytes = lanes * wide_row
 
     @kernel_function
@@ -282,7 +282,7 @@ def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
 
 
 def make_gather_vectors(bits: int, lanes: int) -> Callable[..., None]:
-    """Write vectors whose lanes lie anywhere in x's channel: between an image, its spatial tiles, and their halos."""
+    """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos."""
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gather_arguments(arguments)

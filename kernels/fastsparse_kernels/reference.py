@@ -116,7 +116,7 @@ def apply_activation(name: str | None, z: Array) -> Array:
 
 
 def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
-    """Gradient at z, the value before the activation, when dy is the gradient behind it.
+    """Gradient at z, the value before the activation, when dy is the gradient after it.
 
     At a kink the slope is that of the flatter side for relu and relu6 (0), of the negative side for
     leaky_relu, as in torch.

@@ -50,14 +50,11 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
     kinds = [(width, 0) for width in TILE_WIDTHS]
     kinds += [(width, spmm.DENSE) for width in DENSE_WIDTHS]
     # One vector is always contiguous, and the only width with interleaved rows. Few columns go into half a vector.
-    tiles = [(bits, lanes, width, 1, row_unroll) for width, row_unroll in kinds]
+    tiles: list[Arguments] = [(bits, lanes, width, 1, row_unroll) for width, row_unroll in kinds]
     tiles += [(bits, lanes, width, 0, row_unroll) for width, row_unroll in kinds if width > 1]
-    single = [(1, 1, row_unroll) for row_unroll in (0, spmm.DENSE, spmm.INTERLEAVED)]
-    return (
-        tiles
-        + [(bits, lanes, 1, 1, spmm.INTERLEAVED)]
-        + [(bits, half, *rest) for half in _half(bits, lanes) for rest in single]
-    )
+    tiles += [(bits, lanes, 1, 1, spmm.INTERLEAVED)]
+    half = [(bits, half, 1, 1, kind) for half in _half(bits, lanes) for kind in (0, spmm.DENSE, spmm.INTERLEAVED)]
+    return tiles + half
 
 
 def _half(bits: int, lanes: int) -> list[int]:

@@ -180,21 +180,15 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(RUN_VECTORS, lanes, bits)
             cursor, cursor_end = a.entries + entry * 8, a.entries + end * 8
             at = (simd.load_u32(cursor) + RUN_VECTORS - 1) // RUN_VECTORS * OFFSETS_BYTES
-            gradients, target, full = (
-                a.gradients + at // 4 * size,
-                buffer,
-                buffer + BUFFERED // RUN_VECTORS * partial_bytes,
-            )
+            gradients, target = a.gradients + at // 4 * size, buffer
+            full = buffer + BUFFERED // RUN_VECTORS * partial_bytes
             # Loads that other loads depend on are one entry ahead, as in `spmm`.
             row, next_entry = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
             next_four = simd.load_four_u32(vector, offsets + at)
             while cursor < cursor_end:
                 y_row = first_y + row * y_row_stride
-                stop, row, next_entry = (
-                    (next_entry & 0xFFFFFFFF) * 4,
-                    (next_entry >> 32) & 0xFFFFFFFF,
-                    simd.load_i64(cursor + 16),
-                )
+                stop, row = (next_entry & 0xFFFFFFFF) * 4, (next_entry >> 32) & 0xFFFFFFFF
+                next_entry = simd.load_i64(cursor + 16)
                 y0, y1 = simd.load(like, y_row), simd.load(like, y_row + to_second)
                 while at + OFFSETS_BYTES <= stop:
                     (two, more), next_four = next_four, simd.load_four_u32(vector, offsets + at + OFFSETS_BYTES)

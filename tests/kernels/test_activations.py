@@ -190,7 +190,10 @@ def test_arrays_may_be_changed_in_place(name: str, rng: np.random.Generator) -> 
     dy = rng.normal(size=1000)
     want, want_grad = apply(name, z), apply_grad(name, dy, z)
     code, lanes = activations.ACTIVATION_CODES[name], lanes_of(z.dtype)
-    kernel, grad = activations.activation_array_kernel(code, 64, lanes), activations.activation_grad_kernel(code, 64, lanes)
+    kernel, grad = (
+        activations.activation_array_kernel(code, 64, lanes),
+        activations.activation_grad_kernel(code, 64, lanes),
+    )
     run_kernel(grad, activations.ACTIVATION_GRAD, 1, count=1000, chunk=CHUNK, dy=dy, kept=z, dz=dy)
     run_kernel(kernel, activations.ACTIVATION, 1, count=1000, chunk=CHUNK, x=z, y=z)
     np.testing.assert_array_equal(z, want)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from fastsparse_kernels import compiler, registry
+from fastsparse_kernels.numba_internals import llvm_ir
 
 
 def defined_symbols(compiled) -> set[str]:
     """Names of a variant's functions, without the compilation's number: in its code, or in the file it came from."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        code = compiled._library.get_llvm_str()  # nothing, when it was loaded
+        code = llvm_ir(compiled)  # nothing, when it was loaded
     names = re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)
     if not names:
         file = next(Path(compiler._cache_directory()).glob(f"{compiled._pyfunc.__qualname__}.*.kernel"))

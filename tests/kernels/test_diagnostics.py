@@ -13,7 +13,7 @@ x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="
 SCRIPT = """
 import sys
 from fastsparse_kernels import compiler, diagnostics
-for loop in diagnostics.inner_loops(diagnostics.assembly_of("spmm", 32, compiler.lanes(32), int(sys.argv[1]), 1, 0, 0)):
+for loop in diagnostics.inner_loops(diagnostics.assembly_of("spmm", 32, compiler.lanes(32), int(sys.argv[1]), 1, 0)):
     print(";".join(loop))
 """
 
