@@ -1,6 +1,6 @@
 """Choices, as pure functions of sizes: which kernel, tile width, block size and number of row groups.
 
-The figures behind the numbers are in kernels/README.md.
+The figures behind the numbers are in kernels/LADDER.md.
 """
 
 from __future__ import annotations
