@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
+from fastsparse import runtime
 from fastsparse.launch import address
 from fastsparse_kernels import compiler, simd
+from fastsparse_kernels.numba_internals import assembly, llvm_ir
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
@@ -267,3 +271,25 @@ def test_products_are_rounded_once(dtype):
     numbers = np.array([1 + eps, 1 - eps, -1], dtype)
     compiled(scalar, 1)(numbers)
     assert numbers[0] == -(eps**2)
+
+
+def test_memory_order_is_explicit():
+    """The task counter is acquire-release; non-temporal stores are fenced; a stack buffer is not zero-filled."""
+
+    def ordered(counter, target):  # type: ignore[no-untyped-def]
+        buffer = simd.stack_buffer(4096)
+        simd.store_i64(simd.fetch_add(counter, 1), buffer)
+        simd.store_nontemporal(simd.load(simd.zeros(1, lanes_of("float32"), 32), buffer), target)
+        simd.store_fence()
+
+    compiler.set_cache_directory(lambda: None)
+    try:
+        kernel = compiler.compile_kernel(ordered, "test_memory_order")
+    finally:
+        compiler.set_cache_directory(runtime.cache_directory)
+    code = llvm_ir(kernel)
+    assert "atomicrmw add" in code
+    assert "acq_rel" in code
+    assert "zeroinitializer" not in code
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert re.search(r"\tv?movnt.*\n(.*\n)*?\tsfence", assembly(kernel))
