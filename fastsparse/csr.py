@@ -472,9 +472,9 @@ class CSR(Memoized):
         if permutation.dtype != np.uint32:
             return CSR._trusted(pattern, frozen(self._data[permutation]))
         values = np.empty_like(self._data)
-        from fastsparse_kernels import operators  # numba: not before something is computed
+        from fastsparse_kernels import sparse_operator  # numba: not before something is computed
 
-        operators.gather(values.itemsize * 8)(self._data, permutation, values)
+        sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, frozen(values))
 
     def with_data(self, values: Any) -> CSR:

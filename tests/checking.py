@@ -15,7 +15,7 @@ import fastsparse as fs
 from fastsparse import functional
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ ACTIVATIONS = functional.ACTIVATIONS
 
 def lanes(dtype: Any) -> int:
     """VL for numbers of `dtype`."""
-    return build.lanes(np.dtype(dtype).itemsize * 8)
+    return compiler.lanes(np.dtype(dtype).itemsize * 8)
 
 
 # ---------------------------------------------------------------- patterns
@@ -180,12 +180,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     **{f"{n} row groups": {"row_groups": lambda rows, *_, n=n: min(n, max(1, rows))} for n in (2, 9)},
     "rows one by one": {"takes_turns": lambda *_: False},
-    "rows in turn": {"takes_turns": lambda width, _: 1 <= width <= 2},
+    "rows in turn": {"takes_turns": lambda width: 1 <= width <= 2},
     "in place": {"reads_in_place": lambda *_: True},
     "packed": {"reads_in_place": lambda *_: False},
     "many tiles": {"MANY_VECTORS": 0},
     "past the caches": {"is_far": lambda *_: True},
-    "asking ahead": {"asks_ahead": lambda *_: True},
     "one group per chunk": {"chunk_groups": lambda *_: 1},
     "lanes": {"prefers_lanes": lambda *_: True},
     "no lanes": {"prefers_lanes": lambda *_: False},

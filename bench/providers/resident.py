@@ -23,7 +23,7 @@ from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
 from fastsparse.plan import linear as linear_plans
 from fastsparse.plan.conv import Geometry
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 
 
 class Resident:

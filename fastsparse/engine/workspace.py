@@ -20,7 +20,7 @@ from fastsparse.runtime.buffers import address
 from fastsparse.runtime.fork import after_fork_in_child
 from fastsparse.runtime.launch import BoundLaunch
 from fastsparse.runtime.threading_layer import available_workers
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 
 Array = NDArray[Any]
 Arrays = Array | Sequence[Array]  # of a program with one input or output, or with several

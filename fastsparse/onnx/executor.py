@@ -12,7 +12,7 @@ from fastsparse.onnx import blas
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.ops import OPERATORS
 from fastsparse.onnx.planning import NONE, Plan, Step
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 
 
 class Workspace:

@@ -12,7 +12,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import epilogue as kernels
+from fastsparse_kernels import activations as kernels
 
 Array = NDArray[Any]
 

@@ -45,7 +45,7 @@ from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
-from fastsparse_kernels.operators import FOUR, ROWS
+from fastsparse_kernels.sparse_operator import RUN_VECTORS
 
 Array = NDArray[Any]
 Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, index in the CSR
@@ -317,11 +317,8 @@ def plan_between_blocked(
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
-    # Of windows, only the part that the tile before has not brought is new.
-    x_bytes, y_bytes = x.group_stride * sample_groups, y.group_stride * sample_groups
-    prefetch = not windows and h.prefetches_panels(geometry.out_channels, geometry.channels, x_bytes)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
-    return SpmmPlan(operator, tiles, x.channel_stride, ROWS if prefetch else 0, h.leaves_cache(y_bytes))
+    return SpmmPlan(operator, tiles, nontemporal=h.leaves_cache(y.group_stride * sample_groups))
 
 
 def plan_linear_between(
@@ -432,11 +429,11 @@ def _weight_gradient_plan(
     h = target.heuristics
     x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
     positions = 0
-    if x_step == y_step == target.vector and geometry.out_spatial[-1] % FOUR == 0:
+    if x_step == y_step == target.vector and geometry.out_spatial[-1] % RUN_VECTORS == 0:
         positions = h.sddmm_run_positions(x.group_stride)
     by_fours = positions > 0
     if by_fours:
-        row, height, window = FOUR, positions // FOUR, (geometry.kernel[0], positions)
+        row, height, window = RUN_VECTORS, positions // RUN_VECTORS, (geometry.kernel[0], positions)
     else:
         positions = h.sddmm_window_positions()
         row = h.sddmm_row_part(geometry.out_spatial[-1], positions)

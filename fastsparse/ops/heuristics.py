@@ -11,7 +11,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 
-from fastsparse_kernels.operators import FOUR, LINE, TOGETHER, TURN_LINES
+from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
 Rates = tuple[float, ...]  # of tiles of 1, 2, ... vectors
 
@@ -44,10 +44,9 @@ class Heuristics:
     short_row: float = 8  # nonzeros of a row in a block below which starting and ending it is most of the work
     in_place_tile_rate: Rates = (0.33, 0.55, 0.70, 0.79, 0.81, 0.83, 0.91, 1.00)  # X read where it lies
     dense_tile_rate: Rates = (0.45, 0.85, 1.00, 1.00, 1.00, 1.00)  # four rows of a dense W share loads of X
-    # Rows are interleaved on tiles of 1, 2, ... vectors from so many nonzeros of a row and block on.
-    interleave_from: tuple[float, ...] = (0.0, 32.0)
+    interleaved_width: int = 1  # widest tiles on which four rows are interleaved: one row's sums wait on their latency
 
-    # --- SpMM: blocks, groups, stores, prefetch
+    # --- SpMM: blocks, groups, stores
     l1_block_bytes: int = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
     l2_block_bytes: int = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
     beyond_l1: float = 1.2  # times as much as L1 holds, at least, is worth leaving it
@@ -57,7 +56,6 @@ class Heuristics:
     group_rows: int = 8  # of a row group, at least
     near_bytes: int = 4 * 2**20  # arrays of this size or less stay in a cache that is near enough
     far_share: float = 3 / 8  # of the L3 cache: see `leaves_cache`
-    panels_share: float = 1 / 4  # of the L3 cache: panels of more are prefetched
     rows_share: float = 3 / 8  # the same where rows of X are not contiguous
     uses_in_place: float = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
     uses_in_l1: float = 8.0  # the same where L1 holds a tile's part of X
@@ -141,7 +139,7 @@ class Heuristics:
     def dense_rates(self) -> Rates:
         """Rates of tiles over rows of a dense W: of the widths whose sums, vectors of X and a weight fit registers."""
         registers = 16 if self.vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
-        widest = (registers - 1) // (TOGETHER + 1)
+        widest = (registers - 1) // (ROW_UNROLL + 1)
         return self.dense_tile_rate[:widest]
 
     def row_major_rates(self, density: float, columns: int, y_stays_near: bool) -> Rates:
@@ -154,9 +152,9 @@ class Heuristics:
         short = density * min(columns, held) < self.short_row
         return self.short_row_tile_rate if short and (y_stays_near or columns > held) else self.tile_rate
 
-    def interleaves_rows(self, width: int, nonzeros: float) -> bool:
-        """Whether four rows of about so many nonzeros in a block are interleaved on tiles of `width` vectors."""
-        return 1 <= width <= len(self.interleave_from) and nonzeros >= self.interleave_from[width - 1]
+    def interleaves_rows(self, width: int) -> bool:
+        """Whether four rows are interleaved on tiles of `width` vectors."""
+        return 1 <= width <= self.interleaved_width
 
     # ------------------------------------------------------------------------------------------ blocks and groups
 
@@ -203,25 +201,9 @@ class Heuristics:
         """Whether an array of so many bytes is in no cache, or on its way out of the last one, when it is read again.
 
         Large outputs get non-temporal stores then: a line that is not there need not be read before it is written. Of
-        less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%. And
-        the loop over rows prefetches the residual of large outputs.
+        less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%.
         """
         return nbytes > self.far_share * self.l3_bytes
-
-    def prefetches_lines(self, nonzeros: int, panel_bytes: int) -> bool:
-        """Whether so many nonzeros are enough to prefetch all of a panel that large, some lines for every four."""
-        return panel_bytes // LINE <= nonzeros // FOUR * TURN_LINES
-
-    def prefetches_panels(self, rows: int, columns: int, x_bytes: int, contiguous: bool = False) -> bool:
-        """Whether to prefetch the next panel of X while this one is worked on.
-
-        It pays where reading X is much of the work, and X is not in a cache anyway; elsewhere it costs up to 8%. Where
-        the rows of panels are contiguous, prefetching takes little, and pays for any W, and for what the last cache
-        shares with others.
-        """
-        if contiguous:
-            return x_bytes > self.panels_share * self.l3_bytes
-        return columns >= rows and x_bytes > self.rows_share * self.l3_bytes
 
     def reads_in_place(self, nonzeros: int, columns: int, x_row_stride: int, aligned: bool) -> bool:
         """Whether W of so many columns has so few nonzeros that row-major X is not worth packing.

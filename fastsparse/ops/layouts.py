@@ -25,7 +25,7 @@ from fastsparse.ops.heuristics import WIDEST_TILE, unaliased_stride
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import layout
+from fastsparse_kernels import layouts as kernels
 
 _NONE = np.empty(0, np.int64)
 
@@ -99,15 +99,17 @@ def pack_blocked(
 
     Padding is written, and zeros in the lanes behind the samples.
     """
-    return _blocked(layout.pack_lanes_kernel, ("user", "lanes"), planes, samples, sample_stride, channel_stride, target)
+    return _blocked(
+        kernels.pack_batch_blocked_kernel, ("user", "blocked"), planes, samples, sample_stride, channel_stride, target
+    )
 
 
 def unpack_blocked(
     planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
 ) -> Launch:
     """Batch-blocked -> user[sample, channel, position]; operands blocked, user."""
-    kernel = layout.unpack_lanes_kernel
-    return _blocked(kernel, ("lanes", "user"), planes, samples, sample_stride, channel_stride, target)
+    kernel = kernels.unpack_batch_blocked_kernel
+    return _blocked(kernel, ("blocked", "user"), planes, samples, sample_stride, channel_stride, target)
 
 
 def _blocked(
@@ -117,7 +119,7 @@ def _blocked(
     h = target.heuristics
     chunks = max(1, -(-planes.positions // h.pack_chunk))
     arguments = Arguments(
-        layout.LANES,
+        kernels.BATCH_BLOCKED,
         channels=planes.channels,
         chunks=chunks,
         chunk=h.pack_chunk,
@@ -125,17 +127,17 @@ def _blocked(
         samples=samples,
         user_sample_stride=sample_stride,
         user_channel_stride=channel_stride,
-        far=h.leaves_cache(samples * planes.channels * planes.positions * target.size),
-        lanes_group_stride=planes.group_stride,
-        lanes_channel_stride=planes.channel_stride,
+        nontemporal=h.leaves_cache(samples * planes.channels * planes.positions * target.size),
+        blocked_group_stride=planes.group_stride,
+        blocked_channel_stride=planes.channel_stride,
         panel_groups=planes.panel_groups,
         panel_stride=planes.panel_stride or planes.group_stride,
-        places=address(planes.offsets) if len(planes.offsets) else 0,
-        borders=address(planes.padding_offsets),
-        border_count=len(planes.padding_offsets),
+        offsets=address(planes.offsets) if len(planes.offsets) else 0,
+        padding_offsets=address(planes.padding_offsets),
+        padding_count=len(planes.padding_offsets),
     )
     groups = -(-samples // target.lanes)
-    packs = kernel is layout.pack_lanes_kernel
+    packs = kernel is kernels.pack_batch_blocked_kernel
     if packs:  # panels are packed whole, with zeros behind the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
@@ -248,7 +250,7 @@ def pack_padded(
     clear : whether to write the zeros of the padding, too
     """
     arguments = Arguments(
-        layout.FLAT,
+        kernels.PADDED_NCHW,
         channels=channels,
         rows=planes.rows,
         row_length=planes.row_length,
@@ -256,16 +258,16 @@ def pack_padded(
         step=planes.step,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
-        sources=0 if row_sources is None else address(row_sources),
-        flat_image_stride=channels * planes.channel_stride,
-        flat_channel_stride=planes.channel_stride,
+        source_offsets=0 if row_sources is None else address(row_sources),
+        plane_image_stride=channels * planes.channel_stride,
+        plane_channel_stride=planes.channel_stride,
         channel_vectors=planes.channel_stride // target.vector if clear else 0,
         firsts=address(planes.firsts),
-        places=address(planes.row_offsets),
+        row_offsets=address(planes.row_offsets),
     )
     flops = 1.0 * images * channels * planes.channel_stride / target.size
-    kernel = layout.pack_flat_kernel(target.bits, target.lanes)
+    kernel = kernels.pack_padded_kernel(target.bits, target.lanes)
     return target.launch(
-        kernel, arguments, ("user", "flat"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
+        kernel, arguments, ("user", "planes"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
         label=f"pack padded NCHW,{images}x{channels}x{planes.rows}x{planes.row_length}",
     )  # fmt: skip

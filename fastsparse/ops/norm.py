@@ -14,7 +14,6 @@ from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import norm as kernels
-from fastsparse_kernels import rowwise
 
 Array = NDArray[Any]
 
@@ -78,7 +77,7 @@ def _forward(shape: tuple[int, ...], eps: float, training: bool, target: Target)
     parts = -(-shape[0] // kernels.PARTS)
     first = max(1, min(parts, kernels.FIRST_NUMBERS // max(1, math.prod(shape[2:]))))
     return _prepare(
-        kernels.batch_norm_kernel, kernels.FORWARD, ("x", "y", "gamma", "beta", "mean", "variance"), shape, eps,
+        kernels.batch_norm_kernel, kernels.BATCH_NORM, ("x", "y", "gamma", "beta", "mean", "variance"), shape, eps,
         target, training=int(training), first_images=min(first, shape[0]),
     )  # fmt: skip
 
@@ -86,7 +85,7 @@ def _forward(shape: tuple[int, ...], eps: float, training: bool, target: Target)
 @functools.lru_cache(maxsize=128)
 def _backward(shape: tuple[int, ...], eps: float, target: Target) -> Launch:
     operands = ("dy", "dx", "x", "gamma", "mean", "variance", "grad_gamma", "grad_beta")
-    return _prepare(kernels.batch_norm_grad_kernel, kernels.BACKWARD, operands, shape, eps, target)
+    return _prepare(kernels.batch_norm_grad_kernel, kernels.BATCH_NORM_GRAD, operands, shape, eps, target)
 
 
 def _prepare(
@@ -143,10 +142,10 @@ def layer_norm(
 @functools.lru_cache(maxsize=128)
 def _layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Target) -> Launch:
     number = np.array([eps], np.float64)
-    kernel = rowwise.layer_norm_kernel(target.bits, target.lanes)
+    kernel = kernels.layer_norm_kernel(target.bits, target.lanes)
     fields = {"eps": address(number), "centred": int(centred)}
     return prepare_rows(
-        kernel, rowwise.LAYER_NORM, ("x", "y", "gamma", "beta"), rows, columns, target, "layer norm", fields, number
+        kernel, kernels.LAYER_NORM, ("x", "y", "gamma", "beta"), rows, columns, target, "layer norm", fields, number
     )
 
 

@@ -227,7 +227,7 @@ def _planes(
     x_bytes = (bands.input_rows * w.spatial[1] + target.lanes) * target.vector
     y_bytes = (bands.output_rows * len(w.columns) + target.lanes) * target.vector
     arguments = Arguments(
-        kernels.PLANES,
+        kernels.NCHW,
         planes=planes,
         bands=len(bands.table),
         band_rows=address(bands.table),
@@ -252,7 +252,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
     """Pooling of `groups` groups of batch-blocked planes; the padding around y is left alone. Operands x, y."""
     bands = forward_bands(w, groups * x.channels, target)
     arguments = Arguments(
-        kernels.LANES,
+        kernels.BATCH_BLOCKED,
         channels=x.channels,
         bands=len(bands.table),
         band_rows=address(bands.table),
@@ -262,13 +262,13 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         columns=address(w.columns),
         x_group_stride=x.group_stride,
         x_channel_stride=x.channel_stride,
-        x_places=address(x.offsets) if len(x.offsets) else 0,
+        x_offsets=address(x.offsets) if len(x.offsets) else 0,
         y_group_stride=y.group_stride,
         y_channel_stride=y.channel_stride,
-        y_places=address(y.offsets) if len(y.offsets) else 0,
+        y_offsets=address(y.offsets) if len(y.offsets) else 0,
     )
     return target.launch(
-        kernels.pool_lanes_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
+        kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
         tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes, keep=(w, bands, x, y),
         label=f"pool batch-blocked,{groups}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}",

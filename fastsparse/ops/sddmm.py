@@ -23,9 +23,9 @@ from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import operators as kernels
-from fastsparse_kernels import sddmm, sddmm_runs
-from fastsparse_kernels.operators import FOUR
+from fastsparse_kernels import sddmm
+from fastsparse_kernels import sparse_operator as kernels
+from fastsparse_kernels.sparse_operator import RUN_VECTORS
 
 # ------------------------------------------------------------------------------------------------- plans
 
@@ -59,7 +59,7 @@ class GradientOrder:
 
 def gradient_order(operator: SparseOperator, by_fours: bool) -> GradientOrder:
     """The operator's own order, or one with gaps, so that every entry begins at a multiple of four."""
-    multiple = FOUR if by_fours else 1
+    multiple = RUN_VECTORS if by_fours else 1
     ends = operator.row_ends.astype(np.int64)
     lengths = np.diff(ends)
     begins = np.cumsum(-(-lengths // multiple) * multiple)
@@ -88,7 +88,7 @@ class SddmmPlan:
     x_step: int
     y_runs: NDArray[np.int64]
     y_step: int
-    by_fours: bool  # runs are of four contiguous vectors: for the kernel of `fastsparse_kernels.sddmm_runs`
+    by_fours: bool  # runs are of four contiguous vectors: for the kernel of `fastsparse_kernels.sddmm`
     order: GradientOrder
 
 
@@ -110,8 +110,8 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     groups = h.row_groups(rows, 1, target.threads, 0)
     operator = linear_operator(pattern, width * target.vector, block_rows, groups, h)
     x_runs, y_runs = (run * panel_stride(features, width, target) for features in (columns, rows))
-    positions = len(run) * width if width == FOUR else sample_groups
-    step, by_fours = target.vector, width == FOUR
+    positions = len(run) * width if width == RUN_VECTORS else sample_groups
+    step, by_fours = target.vector, width == RUN_VECTORS
     order = gradient_order(operator, by_fours)
     return SddmmPlan(operator, positions, width, runs_per_block, x_runs, step, y_runs, step, by_fours, order)
 
@@ -138,8 +138,8 @@ def prepare(
     operator, order = plan.operator, plan.order
     kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
     if plan.by_fours:
-        kernel = sddmm_runs.sddmm_runs_kernel(target.bits, target.lanes)
-        scratch = sddmm_runs.scratch_bytes(target.lanes, target.bits, order.longest)
+        kernel = sddmm.sddmm_runs_kernel(target.bits, target.lanes)
+        scratch = sddmm.scratch_bytes(target.lanes, target.bits, order.longest)
     shared = Arguments(
         sddmm.ARGUMENTS,
         blocks=operator.blocks,

@@ -11,7 +11,7 @@ from fastsparse.ops.norm import prepare_rows
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address, in_place_out, readable
 from fastsparse.runtime.launch import Launch
-from fastsparse_kernels import rowwise
+from fastsparse_kernels import softmax as kernels
 
 Array = NDArray[Any]
 
@@ -28,5 +28,5 @@ def softmax(x: Array, out: Array | None = None) -> Array:
 @functools.lru_cache(maxsize=128)
 def prepare(rows: int, columns: int, target: Target) -> Launch:
     """Softmax of contiguous rows; operands x, y."""
-    kernel = rowwise.softmax_kernel(target.bits, target.lanes)
-    return prepare_rows(kernel, rowwise.SOFTMAX, ("x", "y"), rows, columns, target, "softmax")
+    kernel = kernels.softmax_kernel(target.bits, target.lanes)
+    return prepare_rows(kernel, kernels.SOFTMAX, ("x", "y"), rows, columns, target, "softmax")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.heuristics import Heuristics
-from fastsparse_kernels import operators as kernels
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels import sparse_operator as kernels
+from fastsparse_kernels.compiler import aligned_empty
 
 INDEX_LIMIT = 2**32
 
@@ -37,7 +37,7 @@ class ColumnBlocks:
 
 @dataclass(frozen=True, eq=False)
 class SparseOperator:
-    """A packed structure; see `fastsparse_kernels.operators` for the order of its entries.
+    """A packed structure; see `fastsparse_kernels.sparse_operator` for the order of its entries.
 
     An entry is a row's nonzeros in one column block. `entries` is [entries + 1, 2]: where each one's nonzeros begin,
     and its row; the last one begins behind them all. `permutation[i]` is the index in the CSR's data of the operator's
@@ -80,7 +80,7 @@ class SparseOperator:
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the operator's order, aligned, with room for reading ahead: one gather."""
-        packed = aligned_empty((self.nnz + kernels.READ_AHEAD,), values.dtype)[: self.nnz]
+        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
 
@@ -126,7 +126,7 @@ def build_operator(
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
     packed = pack_entries(row_ends, row_ids)
     operator = SparseOperator(group_starts, segments, packed, offsets, permutation, blocks)
-    if operator.dense or not h.interleaves_rows(width, nnz / max(1, entries)):
+    if operator.dense or not h.interleaves_rows(width):
         return operator
     interleaved, order = with_read_ahead(nnz), np.empty_like(permutation)
     kernels.interleave()(segments, row_ends, offsets, permutation, interleaved, order)
@@ -213,7 +213,7 @@ def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
 
 def with_read_ahead(length: int, *rest: int) -> NDArray[np.uint32]:
     """Zeros, with as many behind them as kernels may read ahead."""
-    return np.zeros((length + kernels.READ_AHEAD, *rest), np.uint32)[:length]
+    return np.zeros((length + kernels.OVERREAD, *rest), np.uint32)[:length]
 
 
 def pack_entries(row_ends: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint32]:

@@ -22,7 +22,7 @@ from fastsparse.ops.pooling import Table
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import layout
+from fastsparse_kernels import layouts as kernels
 
 SPATIAL_TILES_LIMIT = 2**31  # bytes of a channel: what gathers address
 
@@ -138,7 +138,7 @@ def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Vectors to write, and the offset of each lane's number; see the arguments in `fastsparse_kernels.layout`."""
+    """Vectors to write, and the offset of each lane's number; see the arguments in `fastsparse_kernels.layouts`."""
 
     source_offsets: NDArray[np.int32]  # [vectors, VL]
     target_offsets: NDArray[np.uint32]  # [vectors]
@@ -218,7 +218,7 @@ def prepare(
     h, vectors = target.heuristics, len(plan.target_offsets)
     chunks = max(1, -(-vectors // h.pack_chunk))
     arguments = Arguments(
-        layout.GATHER,
+        kernels.GATHER,
         channels=channels,
         chunks=chunks,
         chunk=h.pack_chunk,
@@ -227,13 +227,13 @@ def prepare(
         x_channel_stride=x_strides[1],
         y_image_stride=y_strides[0],
         y_channel_stride=y_strides[1],
-        sources=address(plan.source_offsets),
-        targets=address(plan.target_offsets),
-        other=address(plan.fill),
+        source_offsets=address(plan.source_offsets),
+        target_offsets=address(plan.target_offsets),
+        fill=address(plan.fill),
         last_lanes=plan.last_lanes,
     )
     return target.launch(
-        layout.gather_kernel(target.bits, target.lanes), arguments, ("x", "y"), tasks=images * channels * chunks,
+        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), tasks=images * channels * chunks,
         flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
         label=f"gather,{images}x{channels} vectors {vectors}",
     )  # fmt: skip

@@ -25,8 +25,8 @@ from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_f
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import row_sums, spmm
-from fastsparse_kernels.operators import FOUR, LINES, ROWS, TOGETHER
+from fastsparse_kernels import spmm
+from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
 
 Array = NDArray[Any]
 
@@ -136,15 +136,13 @@ def blocked_group_bytes(rows: int, target: Target) -> int:
 class SpmmPlan:
     """An operator and the tiles it runs over.
 
-    x_row_stride : bytes between rows of X that are packed or prefetched
-    prefetch : how the next panel is prefetched (`fastsparse_kernels.asking`), 0 where it is not
+    x_row_stride : bytes between rows of X that are packed
     nontemporal : whole tiles get non-temporal stores; their vectors are aligned
     """
 
     operator: SparseOperator
     tiles: Tiles
     x_row_stride: int = 0
-    prefetch: int = 0
     nontemporal: bool = False
 
 
@@ -217,10 +215,9 @@ def plan_row_major(
     tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
     panel_row = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
-    prefetch = h.prefetches_panels(rows, inputs, batches * inputs * row_bytes)
     block_rows = h.even_block_rows(panel_row, inputs, density)
     operator = linear_operator(pattern, panel_row, block_rows, groups, h, width)
-    return SpmmPlan(operator, tiles, x_row_stride, ROWS if prefetch else 0, nontemporal)
+    return SpmmPlan(operator, tiles, x_row_stride, nontemporal)
 
 
 def _plan_in_place(
@@ -241,7 +238,7 @@ def panel_width(pattern: Pattern, samples: int, target: Target, backward: bool =
     but for one."""
     groups = -(-samples // target.lanes)
     if backward:
-        return FOUR if groups >= FOUR - 1 else groups
+        return RUN_VECTORS if groups >= RUN_VECTORS - 1 else groups
     return tile_width(pattern, groups, target.heuristics)
 
 
@@ -269,12 +266,8 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
-    row_by_row = not (operator.dense or operator.interleaved)
-    lines = row_by_row and h.prefetches_lines(pattern.nnz, columns * row_bytes)
-    prefetch = h.prefetches_panels(rows, columns, columns * samples * target.size, lines)
-    kind = (LINES if lines else ROWS) if prefetch else 0
     nontemporal = not y_row_major and h.leaves_cache(rows * samples * target.size)
-    return SpmmPlan(operator, tiles, row_bytes, kind, nontemporal)
+    return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
 
 # ------------------------------------------------------------------------------------------------- launch
@@ -297,12 +290,12 @@ def prepare(
     packed, contiguous = tiles.columns is not None, tiles.contiguous(target.vector)
     assert contiguous or not packed
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    rows_together = 0
+    row_unroll = 0
     if operator.dense and tiles.width <= len(h.dense_rates):
-        rows_together = row_sums.ALIKE
+        row_unroll = spmm.DENSE
     elif operator.interleaved:
-        rows_together = row_sums.LOCKSTEP
-    finished = width * (2 + TOGETHER if rows_together else 2)
+        row_unroll = spmm.INTERLEAVED
+    finished = width * (2 + ROW_UNROLL if row_unroll else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     arguments = Arguments(
         spmm.ARGUMENTS,
@@ -320,11 +313,10 @@ def prepare(
         x_batch_stride=x_batch_stride,
         packed=packed,
         tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        ahead=plan.prefetch != 0,
         y_positions=address(tiles.y_offsets),
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        past_caches=plan.nontemporal,
+        nontemporal=plan.nontemporal,
         tile_pieces=address(tiles.tile_pieces),
         pieces=address(tiles.pieces),
         scratch_stride=scratch,
@@ -333,11 +325,7 @@ def prepare(
     )
     set_epilogue(arguments, activation, target)
     rows = int(operator.group_starts[-1])
-    far_residual = residual and h.leaves_cache(rows * y_row_stride * batches)
-    kernel = spmm.spmm_kernel(
-        target.bits, target.lanes, tiles.width, int(contiguous), rows_together,
-        plan.prefetch or (ROWS if far_residual else 0),
-    )  # fmt: skip
+    kernel = spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(contiguous), row_unroll)
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,

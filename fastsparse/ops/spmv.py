@@ -19,10 +19,15 @@ from fastsparse.ops.sparse_operator import INDEX_LIMIT, split_rows
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import lookup, operators, spmv
-from fastsparse_kernels.build import aligned_empty
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
-from fastsparse_kernels.operators import CHAINS
+from fastsparse_kernels import sparse_operator, spmv
+from fastsparse_kernels.compiler import aligned_empty
+from fastsparse_kernels.sparse_operator import (
+    LOOKUP_BITS,
+    LOOKUP_CHUNK,
+    LOOKUP_EMPTY,
+    LOOKUP_LANES,
+    SPMV_ACCUMULATORS,
+)
 
 Array = NDArray[Any]
 
@@ -63,7 +68,7 @@ class SpmvPlan:
 
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + CHAINS], 0 behind the nonzeros
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros
 
     @property
     def column_bits(self) -> int:
@@ -80,7 +85,7 @@ class SpmvPlan:
 
 @dataclass(frozen=True, eq=False)
 class SpmvLookupPlan:
-    """SpMV by lookup; see the arguments in `fastsparse_kernels.lookup` for the arrays."""
+    """SpMV by lookup; see the arguments in `fastsparse_kernels.spmv` for the arrays."""
 
     chunks: int
     inputs: int
@@ -99,13 +104,13 @@ class SpmvLookupPlan:
     @property
     def widest_group(self) -> int:
         """Slices of the largest group."""
-        return int(-(-np.diff(self.group_starts).max(initial=0) // LANES))
+        return int(-(-np.diff(self.group_starts).max(initial=0) // LOOKUP_LANES))
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in the order of vectors and lanes, 0 in empty ones."""
         packed = aligned_empty((len(self.columns),), values.dtype)
         packed[...] = 0
-        operators.scatter(BITS)(values, self.order, packed)
+        sparse_operator.scatter(LOOKUP_BITS)(values, self.order, packed)
         return packed
 
 
@@ -124,7 +129,9 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     h = target.heuristics
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
-    if (target.bits, target.lanes) == (BITS, LANES) and h.spmv_by_lookup(*pattern.shape, pattern.nnz, CHUNK):
+    if (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and h.spmv_by_lookup(
+        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
+    ):
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
@@ -136,7 +143,7 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
-    padded = np.zeros(len(indices) + CHAINS, dtype)
+    padded = np.zeros(len(indices) + SPMV_ACCUMULATORS, dtype)
     padded[: len(indices)] = indices
     return padded
 
@@ -144,34 +151,34 @@ def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[An
 def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
     """The tables of the lookup; None where they would be too large."""
     rows, inputs = pattern.shape
-    chunks = max(1, -(-inputs // CHUNK))
-    row, chunk = pattern.rows(), pattern.indices // CHUNK
-    tall = -(-max(1, rows) // LANES) * LANES
+    chunks = max(1, -(-inputs // LOOKUP_CHUNK))
+    row, chunk = pattern.rows(), pattern.indices // LOOKUP_CHUNK
+    tall = -(-max(1, rows) // LOOKUP_LANES) * LOOKUP_LANES
     counts = np.bincount(row * chunks + chunk, minlength=tall * chunks).reshape(tall, chunks)
     group_starts = _slice_groups(pattern, target, chunks)
     sorted_index = np.empty((tall, chunks), np.int64)  # of every row, in its group and chunk
     first = np.empty((tall, chunks), np.int64)  # number of the first vector of a row's slice
     slice_starts, vector_starts, vector_counts, sum_index, number = [0], [0], [], [], 0
-    for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LANES) * LANES, strict=True):
+    for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LOOKUP_LANES) * LOOKUP_LANES, strict=True):
         by_count = np.argsort(counts[begin:end], axis=0, kind="stable")
         index = np.empty_like(by_count)
         np.put_along_axis(index, by_count, np.arange(end - begin)[:, None], axis=0)
-        slices = np.take_along_axis(counts[begin:end], by_count, axis=0).T.reshape(chunks, -1, LANES)
+        slices = np.take_along_axis(counts[begin:end], by_count, axis=0).T.reshape(chunks, -1, LOOKUP_LANES)
         least, most = slices[:, :, 0], slices[:, :, -1]
         firsts = number + (np.cumsum(most) - most.ravel()).reshape(most.shape)
         sorted_index[begin:end] = index
-        first[begin:end] = firsts[np.arange(chunks), index // LANES]
+        first[begin:end] = firsts[np.arange(chunks), index // LOOKUP_LANES]
         vector_counts.append((least + 256 * (most - least)).ravel())
-        sum_index.append(index.reshape(-1, LANES, chunks).transpose(0, 2, 1).ravel())
+        sum_index.append(index.reshape(-1, LOOKUP_LANES, chunks).transpose(0, 2, 1).ravel())
         number += int(most.sum())
         slice_starts.append(slice_starts[-1] + most.size)
         vector_starts.append(number)
-    if number * LANES >= INDEX_LIMIT:  # few long rows among short ones
+    if number * LOOKUP_LANES >= INDEX_LIMIT:  # few long rows among short ones
         return None
     within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
-    order = (first[row, chunk] + within) * LANES + sorted_index[row, chunk] % LANES
-    columns = np.full(number * LANES, NOWHERE, np.uint8)
-    columns[order] = pattern.indices % CHUNK
+    order = (first[row, chunk] + within) * LOOKUP_LANES + sorted_index[row, chunk] % LOOKUP_LANES
+    columns = np.full(number * LOOKUP_LANES, LOOKUP_EMPTY, np.uint8)
+    columns[order] = pattern.indices % LOOKUP_CHUNK
     return SpmvLookupPlan(
         chunks=chunks,
         inputs=inputs,
@@ -188,11 +195,11 @@ def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
 def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.int64]:
     """Bounds of row groups of whole slices: their sums stay in a near cache, and every worker gets some."""
     h, rows = target.heuristics, pattern.shape[0]
-    most = h.lookup_rows(chunks) // LANES * LANES
+    most = h.lookup_rows(chunks) // LOOKUP_LANES * LOOKUP_LANES
     few = max(-(-rows // most), int(2 * pattern.nnz // h.slice_flops) + 1)
     groups = few if target.threads == 1 else max(few, h.tasks_per_worker * target.threads)
     bounds = split_rows(pattern.indptr, groups)
-    bounds[:-1] = (bounds[:-1] + LANES // 2) // LANES * LANES
+    bounds[:-1] = (bounds[:-1] + LOOKUP_LANES // 2) // LOOKUP_LANES * LOOKUP_LANES
     bounds = np.unique(np.minimum(bounds, rows))
     if (np.diff(bounds) > 2 * most).any():  # rows with few nonzeros
         bounds = np.unique(np.concatenate([bounds, np.arange(0, rows, most)]))
@@ -220,19 +227,19 @@ def prepare(plan: SpmvPlan | SpmvLookupPlan, target: Target, activation: str | N
 def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, Any, int]:
     scratch = (plan.widest_group * plan.chunks + 1) * target.vector
     arguments = Arguments(
-        lookup.ARGUMENTS,
+        spmv.LOOKUP_ARGUMENTS,
         group_starts=address(plan.group_starts),
         chunks=plan.chunks,
         inputs=plan.inputs,
         slice_starts=address(plan.slice_starts),
         vector_starts=address(plan.vector_starts),
-        vectors=address(plan.vector_counts),
-        places=address(plan.columns),
-        positions=address(plan.sum_index),
+        vector_counts=address(plan.vector_counts),
+        columns=address(plan.columns),
+        sum_index=address(plan.sum_index),
         scratch_stride=scratch,
         scratch_vector=scratch - target.vector,
     )
-    return arguments, lookup.lookup_kernel(), scratch
+    return arguments, spmv.lookup_kernel(), scratch
 
 
 def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tuple[Arguments, Any, int]:

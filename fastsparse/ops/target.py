@@ -16,7 +16,7 @@ from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse.runtime.threads import get_num_threads
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _CACHES = cache_bytes(1), cache_bytes(3)
@@ -99,7 +99,7 @@ def tuned(**changes: Any) -> Iterator[Heuristics]:
 
     For tests and for measuring: every choice gives the same bits.
     """
-    token = _block.set(replace(_block.get() or heuristics_for(build.vector_bytes(), *_CACHES), **changes))
+    token = _block.set(replace(_block.get() or heuristics_for(compiler.vector_bytes(), *_CACHES), **changes))
     try:
         yield _block.get()  # type: ignore[misc]
     finally:
@@ -108,13 +108,13 @@ def tuned(**changes: Any) -> Iterator[Heuristics]:
 
 @functools.lru_cache(maxsize=256)
 def _target(bits: int, threads: int, heuristics: Heuristics | None) -> Target:
-    return Target(bits, build.lanes(bits), threads, heuristics or heuristics_for(build.vector_bytes(), *_CACHES))
+    return Target(bits, compiler.lanes(bits), threads, heuristics or heuristics_for(compiler.vector_bytes(), *_CACHES))
 
 
 @functools.lru_cache(maxsize=256)
 def narrowed(target: Target, columns: int) -> Target:
     """The target with vectors half as long where so many columns fit them: L1 holds more of X, a quarter less time."""
-    half, h = build.half_lanes(target.bits, target.lanes), target.heuristics
+    half, h = compiler.half_lanes(target.bits, target.lanes), target.heuristics
     if not half or columns > half:
         return target
     narrow = heuristics_for(h.vector_bytes // 2, h.l1_bytes, h.l3_bytes)

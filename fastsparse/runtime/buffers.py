@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 
 KEEP_BYTES = 64 * 2**20  # a larger buffer is given back to the system after its call
 POOLED_BYTES = 2**17  # smaller arrays come from the C library's heap, without page faults

@@ -30,7 +30,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
     import numpy
     import scipy
 
-    from fastsparse_kernels import build
+    from fastsparse_kernels import compiler
 
     layer = "none" if threading_layer.forked() else threading_layer.prepare_threading()
     found: dict[str, Any] = {
@@ -42,7 +42,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
         "scipy": scipy.__version__,
         "cpu": _cpu_name(),
         "cpus": cpu.available_cpus(),
-        "vector_bits": 8 * build.vector_bytes(),
+        "vector_bits": 8 * compiler.vector_bytes(),
         "threads": get_num_threads(),
         "threading_layer": layer,
         "tbb": _version("tbb"),

@@ -55,7 +55,7 @@ def kernel_digest() -> str:
     import llvmlite
     import numba
 
-    from fastsparse_kernels.cache import source_digest
+    from fastsparse_kernels.kernel_cache import source_digest
 
     sources = source_digest()
     if not sources:

@@ -21,9 +21,9 @@ import numpy as np
 from fastsparse.runtime import buffers, kernel_cache
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.threading_layer import available_workers
-from fastsparse_kernels import build, sharing
+from fastsparse_kernels import compiler, parallel
 
-build.set_cache_directory(kernel_cache.cache_directory)
+compiler.set_cache_directory(kernel_cache.cache_directory)
 
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
 
@@ -43,7 +43,7 @@ class Arguments:
 
     def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
         self._index = _words_of(dtype)
-        self.words = array("q", bytes(8 * (len(self._index) + 8 + sharing.COUNTER_WORDS)))
+        self.words = array("q", bytes(8 * (len(self._index) + 8 + parallel.COUNTER_WORDS)))
         self.set(**fields)
 
     def set(self, **fields: int) -> None:
@@ -165,14 +165,14 @@ def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices:
     """Run the tasks of a record in so many slices, each shared by so many workers."""
     record, length = words.buffer_info()
     if workers == 1:
-        serial = sharing.run_serial()
+        serial = parallel.run_serial()
         for i in range(slices):
             serial(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
         return
     copies = words * workers
     for i in range(slices):
         first, last = tasks * i // slices, tasks * (i + 1) // slices
-        sharing.run_parallel()(kernel, record, length, copies.buffer_info()[0], workers, first, last)
+        parallel.run_parallel()(kernel, record, length, copies.buffer_info()[0], workers, first, last)
 
 
 def _run_and_report(launch: Launch, words: array[int]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
-from fastsparse_kernels import build, peak
+from fastsparse_kernels import compiler, diagnostics
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -28,9 +28,9 @@ def peak_flops(bits: int) -> float:
 
 def measured_peak(bits: int) -> float:
     """The same as it is now: clocks rise and fall."""
-    lanes, rounds = build.lanes(bits), 50_000
-    sink = build.aligned_empty((peak.CHAINS * lanes * bits // 8,), np.uint8)
-    arguments = Arguments(peak.PEAK, rounds=rounds, sink=address(sink))
-    kernel, flops = peak.peak_kernel(bits, lanes), 2.0 * peak.CHAINS * lanes * rounds
+    lanes, rounds = compiler.lanes(bits), 50_000
+    sink = compiler.aligned_empty((diagnostics.ACCUMULATORS * lanes * bits // 8,), np.uint8)
+    arguments = Arguments(diagnostics.PEAK, rounds=rounds, sink=address(sink))
+    kernel, flops = diagnostics.peak_kernel(bits, lanes), 2.0 * diagnostics.ACCUMULATORS * lanes * rounds
     launch = BoundLaunch(kernel.address, arguments, 1, flops, kernel)
     return flops / min(seconds(lambda: launch.run(1, flops)) for _ in range(20))

@@ -69,9 +69,9 @@ def prepare_threading() -> str:
 
 def _running() -> bool:
     """Tell whether Numba's threads were started already, by somebody else."""
-    from numba.np.ufunc import parallel
+    from fastsparse_kernels.numba_internals import threads_run
 
-    return bool(getattr(parallel, "_is_initialized", False))
+    return threads_run()
 
 
 def _start_threads(running: bool) -> str:

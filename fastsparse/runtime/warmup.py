@@ -17,11 +17,11 @@ def warmup(*, progress: bool = True) -> None:
     """
     from tqdm import tqdm
 
-    from fastsparse_kernels import build, variants
+    from fastsparse_kernels import compiler, registry
 
-    build.set_cache_directory(kernel_cache.cache_directory)
+    compiler.set_cache_directory(kernel_cache.cache_directory)
     parallel = threading_layer.parallel_allowed()  # starts the threads that the parallel launch needs at loading
-    usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare not in variants.PARALLEL]
+    usual = [(name, prepare) for name, prepare in registry.usual() if parallel or prepare not in registry.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:
             bar.set_postfix_str(name)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse_kernels import selection as kernels
+from fastsparse_kernels import pattern_updates as kernels
 
 Array = NDArray[Any]
 Places = NDArray[np.int64]
@@ -118,7 +118,7 @@ def free_places(pattern: Pattern, count: int, rng: np.random.Generator) -> Place
     """`count` different places outside the pattern in rising order, all such sets equally likely."""
     rows, columns = pattern.shape
     places = distinct(rows * columns - pattern.nnz, count, rng)
-    run = kernels.free_places(pattern.indices.dtype.itemsize * 8)
+    run = kernels.zero_indices(pattern.indices.dtype.itemsize * 8)
     run(pattern.indptr, pattern.indices, columns, places)
     return places
 
@@ -177,6 +177,6 @@ def exchanged(pattern: Pattern, kept: NDArray[np.bool_], grown: Places) -> tuple
     count = int(np.count_nonzero(kept)) + len(grown)
     indptr, indices = np.empty_like(pattern.indptr), np.empty(count, pattern.indices.dtype)
     source = np.empty(count, np.int64)
-    run = kernels.exchange(pattern.indices.dtype.itemsize * 8)
+    run = kernels.merge(pattern.indices.dtype.itemsize * 8)
     run(pattern.indptr, pattern.indices, kept, grown, pattern.shape[1], indptr, indices, source)
     return Pattern._trusted(indptr, indices, pattern.shape), source

@@ -1,17 +1,21 @@
-"""Batch normalisation of (N, C, S): statistics per channel, y = gamma (x - mean) / sqrt(variance + eps) + beta.
+"""Batch normalisation of (N, C, S) and layer normalisation of rows.
 
-One pass over x gives both statistics, as float64 sums of x - K and (x - K)^2, where K is the mean of the first images.
-What the subtraction `sum2 - sum1^2 / n` can lose is at most the number of such parts that the channel has, for any
-data, so the variance needs no second pass. See Chan, Golub, LeVeque, Algorithms for computing the sample variance, The
-American Statistician 37 (1983), section 3.
+Batch norm: y = gamma (x - mean) / sqrt(variance + eps) + beta, statistics per channel. One pass over x gives both
+statistics, as float64 sums of x - K and (x - K)^2, where K is the mean of the first images. The cancellation in
+`sum2 - sum1^2 / n` is at most the number of such parts in the channel, for any data, so the variance needs no second
+pass. See Chan, Golub, LeVeque, Algorithms for computing the sample variance, The American Statistician 37 (1983),
+section 3.
 
 A channel is summed by one worker in a fixed order, so results do not depend on the number of threads. x - mean is
-computed with the mean rounded to x's type; what the rounding lost goes into the shift.
+computed with the mean rounded to x's type; the rounding error goes into the shift.
 
-A *line* is what belongs together in one image: with S > 1 the S numbers of one channel, which are summed over lanes;
-with S = 1 the numbers of VL channels, one in each lane. A line's parameters are vectors in both cases. A task is a
-block of neighbouring lines in all images, image by image: short lines alone would bring one cache line of every page.
-Sums and parameters of the block's lines are in the worker's scratch. Time: O(N C S). No function here allocates.
+A *line* is the contiguous part of one image: with S > 1 the S numbers of one channel, reduced over lanes; with S = 1
+the numbers of VL channels, one in each lane. A line's parameters are vectors in both cases. A task is a block of
+neighbouring lines in all images, image by image: short lines alone would use one cache line of every page. Sums and
+parameters of the block's lines are in the worker's scratch. Time: O(N C S). No function here allocates.
+
+Layer norm: gamma (x - mean) / sqrt(variance + eps) + beta over the last axis, with the biased variance, in two passes
+over the row: no cancellation. Ba, Kiros and Hinton, Layer Normalization, arXiv:1607.06450.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
-from .simd_math import Lanes, converted, filled, first_kept, fma, lanewise, square_root, total, where
+from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
+from .simd.math import Lanes, broadcast, convert, fma, horizontal_sum, keep_first, lanewise, sqrt, where
 
 # Arrays per channel are float64 [C]. Tasks: ceil(lines / block).
 _SHAPE = (
@@ -35,7 +39,7 @@ _SHAPE = (
     "scratch",
     "scratch_stride",  # block * scratch_line(...)
 )
-FORWARD = kernel_record(
+BATCH_NORM = kernel_arguments(
     *_SHAPE,
     "training",  # 1: by the statistics of x; 0: by those given
     "first_images",  # whose mean is K
@@ -46,7 +50,7 @@ FORWARD = kernel_record(
     "mean",  # written when training, read otherwise
     "variance",  # biased; as mean
 )
-BACKWARD = kernel_record(
+BATCH_NORM_GRAD = kernel_arguments(
     *_SHAPE,
     "x",
     "dy",
@@ -60,8 +64,8 @@ BACKWARD = kernel_record(
 PARTS = 16  # K is the mean of one part in so many of a channel,
 FIRST_NUMBERS = 4096  # and of not many more numbers than these
 
-_forward = simd.record_view(FORWARD)
-_backward = simd.record_view(BACKWARD)
+_forward = simd.arguments_view(BATCH_NORM)
+_backward = simd.arguments_view(BATCH_NORM_GRAD)
 
 
 def scratch_line(bits: int, lanes: int) -> int:
@@ -83,7 +87,7 @@ _divide = lanewise(lambda a, b: a / b, 2)
 _multiply_add = lanewise(fma, 3)
 _negative = lanewise(lambda a: -a, 1)
 _variance_of = lanewise(_variance, 3)
-_inverse_root = lanewise(lambda variance, eps: 1.0 / square_root(variance + eps), 2)
+_inverse_root = lanewise(lambda variance, eps: 1.0 / sqrt(variance + eps), 2)
 _finite_or_zero = lanewise(lambda x: where((x - x) >= 0.0, x, 0.0), 1)
 
 # ---------------------------------------------------------------- lines
@@ -92,26 +96,26 @@ _finite_or_zero = lanewise(lambda x: where((x - x) >= 0.0, x, 0.0), 1)
 def _make_channels(lanes: int, columns: int) -> tuple[Callable[..., Any], ...]:
     """(read, write, collected, line_numbers): a line's parameters in the tables per channel, its sums, its length."""
 
-    @kernel_part
+    @kernel_function
     def read(a, table, line):  # type: ignore[no-untyped-def]
         one = simd.zeros(1, lanes, 64)
         if columns:
             return simd.load_first(one, table + line * lanes * 8, a.channels - line * lanes)
-        return filled(one, simd.load_float(64, table + line * 8))
+        return broadcast(one, simd.load_float(64, table + line * 8))
 
-    @kernel_part
+    @kernel_function
     def write(a, parameter, table, line):  # type: ignore[no-untyped-def]
         if columns:
             simd.store_first(parameter, table + line * lanes * 8, a.channels - line * lanes)
         else:
             simd.store_first(parameter, table + line * 8, 1)
 
-    @kernel_part
+    @kernel_function
     def collected(sums):  # type: ignore[no-untyped-def]
         """The channel's sum in every lane, or the lanes' sums as they are."""
-        return sums if columns else filled(sums, total(sums))
+        return sums if columns else broadcast(sums, horizontal_sum(sums))
 
-    @kernel_part
+    @kernel_function
     def line_numbers(a, line):  # type: ignore[no-untyped-def]
         return min(lanes, a.channels - line * lanes) if columns else a.positions
 
@@ -122,14 +126,14 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
     """(sum_lines, sum_gradients) of a block, added to the two sums at each line's scratch."""
     size, wide_vector, pitch = bits // 8, lanes * 8, scratch_line(bits, lanes)
 
-    @kernel_part
+    @kernel_function
     def clear(scratch, lines):  # type: ignore[no-untyped-def]
         zero = simd.zeros(1, lanes, 64)
         for i in range(lines):
             simd.store(zero, scratch + i * pitch)
             simd.store(zero, scratch + i * pitch + wide_vector)
 
-    @kernel_part
+    @kernel_function
     def sum_lines(a, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
         """Sums of x - K and of its square; x is the address of line `first` in the first image."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
@@ -142,35 +146,35 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
                 centre = simd.load(one, sums + 2 * wide_vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
-                    v = _subtract(converted(one, simd.load(like, at + i * size)), centre)
+                    v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
                     sum1, sum2 = simd.add(sum1, v), _multiply_add(v, v, sum2)
                 if full < count:
-                    v = _subtract(converted(one, simd.load_first(like, at + full * size, count - full)), centre)
-                    v = first_kept(v, count - full)
+                    v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
+                    v = keep_first(v, count - full)
                     sum1, sum2 = simd.add(sum1, v), _multiply_add(v, v, sum2)
                 simd.store(sum1, sums)
                 simd.store(sum2, sums + wide_vector)
                 at, sums = at + count * size, sums + pitch
 
-    @kernel_part
+    @kernel_function
     def sum_gradients(a, dy, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
         """Sums of dy and of dy (x - K)."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         clear(scratch, last - first)
         for n in range(images):
-            at, ahead, sums = x + n * a.image_stride, dy - x, scratch
+            at, to_dy, sums = x + n * a.image_stride, dy - x, scratch
             for line in range(first, last):
                 count = line_numbers(a, line)
                 sum1, sum2 = simd.load(one, sums), simd.load(one, sums + wide_vector)
                 centre = simd.load(one, sums + 2 * wide_vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
-                    g = converted(one, simd.load(like, at + ahead + i * size))
-                    v = _subtract(converted(one, simd.load(like, at + i * size)), centre)
+                    g = convert(one, simd.load(like, at + to_dy + i * size))
+                    v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
                     sum1, sum2 = simd.add(sum1, g), _multiply_add(g, v, sum2)
-                if full < count:  # g is 0 behind the line's end
-                    g = converted(one, simd.load_first(like, at + ahead + full * size, count - full))
-                    v = _subtract(converted(one, simd.load_first(like, at + full * size, count - full)), centre)
+                if full < count:  # g is 0 after the line's end
+                    g = convert(one, simd.load_first(like, at + to_dy + full * size, count - full))
+                    v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
                     sum1, sum2 = simd.add(sum1, g), _multiply_add(g, v, sum2)
                 simd.store(sum1, sums)
                 simd.store(sum2, sums + wide_vector)
@@ -180,39 +184,39 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
 
 
 def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """(normalise, combine) a block; the parameters are vectors of x's type behind the sums in each line's scratch."""
+    """(normalise, combine) a block; the parameters are vectors of x's type after the sums in each line's scratch."""
     size, vector = bits // 8, lanes * bits // 8
     pitch, parameters = scratch_line(bits, lanes), 3 * 8 * lanes
 
-    @kernel_part
+    @kernel_function
     def normalise(a, x, y, first, last, scratch):  # type: ignore[no-untyped-def]
         """y = (x - centre) scale + shift."""
         like = simd.zeros(1, lanes, bits)
         for n in range(a.images):
-            at, ahead, place = x + n * a.image_stride, y - x, scratch + parameters
+            at, to_y, target = x + n * a.image_stride, y - x, scratch + parameters
             for line in range(first, last):
                 count = line_numbers(a, line)
-                centre, scale = simd.load(like, place), simd.load(like, place + vector)
-                shift = simd.load(like, place + 2 * vector)
+                centre, scale = simd.load(like, target), simd.load(like, target + vector)
+                shift = simd.load(like, target + 2 * vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
                     v = _subtract(simd.load(like, at + i * size), centre)
-                    simd.store(_multiply_add(v, scale, shift), at + ahead + i * size)
+                    simd.store(_multiply_add(v, scale, shift), at + to_y + i * size)
                 if full < count:
                     v = _subtract(simd.load_first(like, at + full * size, count - full), centre)
-                    simd.store_first(_multiply_add(v, scale, shift), at + ahead + full * size, count - full)
-                at, place = at + count * size, place + pitch
+                    simd.store_first(_multiply_add(v, scale, shift), at + to_y + full * size, count - full)
+                at, target = at + count * size, target + pitch
 
-    @kernel_part
+    @kernel_function
     def combine(a, dy, x, dx, first, last, scratch):  # type: ignore[no-untyped-def]
         """dx = (x - centre) slope + shift + scale dy."""
         like = simd.zeros(1, lanes, bits)
         for n in range(a.images):
-            at, place = x + n * a.image_stride, scratch + parameters
+            at, target = x + n * a.image_stride, scratch + parameters
             for line in range(first, last):
                 count = line_numbers(a, line)
-                centre, slope = simd.load(like, place), simd.load(like, place + vector)
-                shift, scale = simd.load(like, place + 2 * vector), simd.load(like, place + 3 * vector)
+                centre, slope = simd.load(like, target), simd.load(like, target + vector)
+                shift, scale = simd.load(like, target + 2 * vector), simd.load(like, target + 3 * vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
                     v = _multiply_add(_subtract(simd.load(like, at + i * size), centre), slope, shift)
@@ -223,7 +227,7 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
                     v = _multiply_add(_subtract(simd.load_first(like, end, rest), centre), slope, shift)
                     v = _multiply_add(simd.load_first(like, end + (dy - x), rest), scale, v)
                     simd.store_first(v, end + (dx - x), rest)
-                at, place = at + count * size, place + pitch
+                at, target = at + count * size, target + pitch
 
     return normalise, combine
 
@@ -232,14 +236,14 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
 
 
 def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
-    """Kernel of record FORWARD; `columns` is 1 for S = 1."""
+    """Kernel with arguments BATCH_NORM; `columns` is 1 for S = 1."""
     read, write, collected, line_numbers = _make_channels(lanes, columns)
     sum_lines, _ = _make_sums(bits, lanes, line_numbers)
     normalise, _ = _make_affine(bits, lanes, line_numbers)
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
-    @kernel_part
+    @kernel_function
     def statistics(a, x, first, last, scratch):  # type: ignore[no-untyped-def]
         """Mean and variance of the block's channels."""
         one = simd.zeros(1, lanes, 64)
@@ -248,7 +252,7 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
         for part in range(2):  # K from the first images, then the sums over all
             images = a.images if part else a.first_images
             sum_lines(a, x, images, first, last, scratch)
-            n = filled(one, float(images * a.positions))
+            n = broadcast(one, float(images * a.positions))
             for line in range(first, last):
                 sums = scratch + (line - first) * pitch
                 sum1, sum2 = collected(simd.load(one, sums)), collected(simd.load(one, sums + wide_vector))
@@ -262,7 +266,7 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
         a = _forward(arguments)
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         scratch = a.scratch + slot * a.scratch_stride
-        eps = filled(one, simd.load_float(64, a.eps))
+        eps = broadcast(one, simd.load_float(64, a.eps))
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             first = task * a.block
@@ -271,14 +275,14 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
             if a.training != 0:
                 statistics(a, a.x + start, first, last, scratch)
             for line in range(first, last):
-                place = scratch + (line - first) * pitch + 3 * wide_vector
+                target = scratch + (line - first) * pitch + 3 * wide_vector
                 mean = read(a, a.mean, line)
-                centre = converted(like, mean)
+                centre = convert(like, mean)
                 scale = _multiply(read(a, a.gamma, line), _inverse_root(read(a, a.variance, line), eps))
-                lost = _subtract(converted(one, centre), mean)
-                simd.store(centre, place)
-                simd.store(converted(like, scale), place + vector)
-                simd.store(converted(like, _multiply_add(lost, scale, read(a, a.beta, line))), place + 2 * vector)
+                lost = _subtract(convert(one, centre), mean)
+                simd.store(centre, target)
+                simd.store(convert(like, scale), target + vector)
+                simd.store(convert(like, _multiply_add(lost, scale, read(a, a.beta, line))), target + 2 * vector)
             normalise(a, a.x + start, a.y + start, first, last, scratch)
             task = simd.fetch_add(a.counter, 1)
 
@@ -286,14 +290,14 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
 
 
 def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., None]:
-    """Kernel of record BACKWARD; `columns` is 1 for S = 1."""
+    """Kernel with arguments BATCH_NORM_GRAD; `columns` is 1 for S = 1."""
     read, write, collected, line_numbers = _make_channels(lanes, columns)
     _, sum_gradients = _make_sums(bits, lanes, line_numbers)
     _, combine = _make_affine(bits, lanes, line_numbers)
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
-    @kernel_part
+    @kernel_function
     def prepare(a, line, sums, eps):  # type: ignore[no-untyped-def]
         """Write the line's gradients, and the parameters of its dx to the scratch."""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
@@ -302,21 +306,21 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
         scale = _multiply(read(a, a.gamma, line), inverse)
         write(a, sum1, a.grad_beta, line)
         write(a, _multiply(sum2, inverse), a.grad_gamma, line)
-        place = sums + 3 * wide_vector
+        target = sums + 3 * wide_vector
         # dx = scale (dy - mean(dy) - (x - mean) inverse^2 mean(dy (x - mean)))
-        rate = _divide(_negative(scale), filled(one, float(a.images * a.positions)))
+        rate = _divide(_negative(scale), broadcast(one, float(a.images * a.positions)))
         slope = _multiply(_multiply(rate, sum2), _multiply(inverse, inverse))
-        centre = converted(like, mean)
-        lost = _subtract(converted(one, centre), mean)
-        simd.store(centre, place)
-        simd.store(converted(like, slope), place + vector)
-        simd.store(converted(like, _multiply_add(lost, slope, _multiply(rate, sum1))), place + 2 * vector)
-        simd.store(converted(like, scale), place + 3 * vector)
+        centre = convert(like, mean)
+        lost = _subtract(convert(one, centre), mean)
+        simd.store(centre, target)
+        simd.store(convert(like, slope), target + vector)
+        simd.store(convert(like, _multiply_add(lost, slope, _multiply(rate, sum1))), target + 2 * vector)
+        simd.store(convert(like, scale), target + 3 * vector)
 
     def batch_norm_grad(arguments, slot):  # type: ignore[no-untyped-def]
         a = _backward(arguments)
         scratch = a.scratch + slot * a.scratch_stride
-        eps = filled(simd.zeros(1, lanes, 64), simd.load_float(64, a.eps))
+        eps = broadcast(simd.zeros(1, lanes, 64), simd.load_float(64, a.eps))
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             first = task * a.block
@@ -335,13 +339,109 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
 
 @compiled_once
 def batch_norm_kernel(bits: int, lanes: int, columns: int) -> Any:
-    """The compiled kernel of record FORWARD."""
+    """The compiled kernel with arguments BATCH_NORM."""
     name = f"batch_norm_{'columns' if columns else 'segments'}_f{bits}_v{lanes}"
     return compile_kernel(make_batch_norm(bits, lanes, columns), name)
 
 
 @compiled_once
 def batch_norm_grad_kernel(bits: int, lanes: int, columns: int) -> Any:
-    """The compiled kernel of record BACKWARD."""
+    """The compiled kernel with arguments BATCH_NORM_GRAD."""
     name = f"batch_norm_grad_{'columns' if columns else 'segments'}_f{bits}_v{lanes}"
     return compile_kernel(make_batch_norm_grad(bits, lanes, columns), name)
+
+
+# ---------------------------------------------------------------- layer norm
+
+# A task is `chunk` rows. Tasks: ceil(rows / chunk). y may be x.
+LAYER_NORM = kernel_arguments(
+    "rows",
+    "columns",
+    "chunk",
+    "x",
+    "y",
+    "gamma",  # [columns], x's type
+    "beta",  # the same, or 0
+    "eps",  # float64 [1]
+    "centred",  # 0: the mean is taken to be 0 (root mean square norm)
+)
+_layer_norm = simd.arguments_view(LAYER_NORM)
+_add_square = lanewise(lambda a, total: fma(a, a, total), 2)
+
+
+def make_over_rows(view: Any, row: Callable[..., None], size: int, lanes: int) -> Callable[..., None]:
+    """The kernel that runs row(arguments, x, y, numbers in whole vectors, numbers after them) on a task's rows."""
+
+    def over_rows(arguments, slot):  # type: ignore[no-untyped-def]
+        a = view(arguments)
+        full = a.columns // lanes * lanes
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            for i in range(task * a.chunk, min(a.rows, (task + 1) * a.chunk)):
+                start = i * a.columns * size
+                row(a, a.x + start, a.y + start, full, a.columns - full)
+            task = simd.fetch_add(a.counter, 1)
+
+    return over_rows
+
+
+def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel with arguments LAYER_NORM."""
+    size = bits // 8
+
+    @kernel_function
+    def row_mean(x, full, rest, columns):  # type: ignore[no-untyped-def]
+        like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
+        for i in range(0, full, lanes):
+            sums = simd.add(sums, convert(sums, simd.load(like, x + i * size)))
+        if rest > 0:
+            sums = simd.add(sums, convert(sums, simd.load_first(like, x + full * size, rest)))
+        return horizontal_sum(sums) / columns
+
+    @kernel_function
+    def row_variance(x, full, rest, columns, mean):  # type: ignore[no-untyped-def]
+        like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
+        centre = broadcast(sums, mean)
+        for i in range(0, full, lanes):
+            sums = _add_square(_subtract(convert(sums, simd.load(like, x + i * size)), centre), sums)
+        if rest > 0:
+            last = convert(sums, simd.load_first(like, x + full * size, rest))
+            sums = _add_square(keep_first(_subtract(last, centre), rest), sums)
+        return horizontal_sum(sums) / columns
+
+    @kernel_function
+    def normalised(x, centre, lost, scale):  # type: ignore[no-untyped-def]
+        """(x - mean) * scale; what rounding the mean to x's type lost is subtracted, too."""
+        return _multiply(_subtract(_subtract(x, centre), lost), scale)
+
+    @kernel_function
+    def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
+        like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
+        mean = simd.zero(64)
+        if a.centred != 0:
+            mean = row_mean(x, full, rest, a.columns)
+        variance = row_variance(x, full, rest, a.columns, mean)
+        wide_mean = broadcast(one, mean)
+        centre = convert(like, wide_mean)
+        lost = convert(like, _subtract(wide_mean, convert(one, centre)))
+        scale = convert(like, _inverse_root(broadcast(one, variance), broadcast(one, simd.load_float(64, a.eps))))
+        for i in range(0, full, lanes):
+            at = i * size
+            v, shift = normalised(simd.load(like, x + at), centre, lost, scale), like
+            if a.beta != 0:
+                shift = simd.load(like, a.beta + at)
+            simd.store(_multiply_add(v, simd.load(like, a.gamma + at), shift), y + at)
+        if rest > 0:
+            at = full * size
+            v, shift = normalised(simd.load_first(like, x + at, rest), centre, lost, scale), like
+            if a.beta != 0:
+                shift = simd.load_first(like, a.beta + at, rest)
+            simd.store_first(_multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
+
+    return make_over_rows(_layer_norm, row, size, lanes)
+
+
+@compiled_once
+def layer_norm_kernel(bits: int, lanes: int) -> Any:
+    """The compiled kernel with arguments LAYER_NORM."""
+    return compile_kernel(make_layer_norm(bits, lanes), f"layer_norm_f{bits}_v{lanes}")

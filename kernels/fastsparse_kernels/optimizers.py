@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
-from .simd_math import Lanes, filled, fma, lanewise, square_root
+from .compiler import compile_kernel, compiled_once, kernel_arguments
+from .simd.math import Lanes, broadcast, fma, lanewise, sqrt
 
 CHUNK = 8192  # elements of a task, a multiple of VL
 PLAIN, MOMENTUM, NESTEROV = range(3)
 SGD_KINDS = (PLAIN, MOMENTUM, NESTEROV)
 
 # Contiguous arrays of `count` elements; a task is `chunk` elements. `numbers` are floats of the same size.
-SGD = kernel_record("count", "chunk", "value", "grad", "velocity", "numbers")  # numbers: -rate, momentum, decay
-ADAM = kernel_record(
+SGD = kernel_arguments("count", "chunk", "value", "grad", "velocity", "numbers")  # numbers: -rate, momentum, decay
+ADAM = kernel_arguments(
     "count",
     "chunk",
     "value",
@@ -29,12 +29,12 @@ ADAM = kernel_record(
     # beta1, 1 - beta1, beta2, 1 - beta2, 1 / sqrt(1 - beta2^t), eps, -rate / (1 - beta1^t), decay, shrink
     "numbers",
 )
-_sgd = simd.record_view(SGD)
-_adam = simd.record_view(ADAM)
+_sgd = simd.arguments_view(SGD)
+_adam = simd.arguments_view(ADAM)
 
 
 def _root(second: Lanes, scale: Lanes, eps: Lanes) -> Lanes:
-    return fma(square_root(second), scale, eps)
+    return fma(sqrt(second), scale, eps)
 
 
 def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
@@ -45,9 +45,9 @@ def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
     def sgd(arguments, slot):  # type: ignore[no-untyped-def]
         a = _sgd(arguments)
         like = simd.zeros(1, lanes, bits)
-        rate = filled(like, simd.load_float(bits, a.numbers))
-        momentum = filled(like, simd.load_float(bits, a.numbers + size))
-        decay = filled(like, simd.load_float(bits, a.numbers + 2 * size))
+        rate = broadcast(like, simd.load_float(bits, a.numbers))
+        momentum = broadcast(like, simd.load_float(bits, a.numbers + size))
+        decay = broadcast(like, simd.load_float(bits, a.numbers + 2 * size))
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
@@ -75,15 +75,15 @@ def make_adam(bits: int, lanes: int) -> Callable[..., None]:
     def adam(arguments, slot):  # type: ignore[no-untyped-def]
         a = _adam(arguments)
         like = simd.zeros(1, lanes, bits)
-        beta1 = filled(like, simd.load_float(bits, a.numbers))
-        rest1 = filled(like, simd.load_float(bits, a.numbers + size))
-        beta2 = filled(like, simd.load_float(bits, a.numbers + 2 * size))
-        rest2 = filled(like, simd.load_float(bits, a.numbers + 3 * size))
-        scale = filled(like, simd.load_float(bits, a.numbers + 4 * size))
-        eps = filled(like, simd.load_float(bits, a.numbers + 5 * size))
-        rate = filled(like, simd.load_float(bits, a.numbers + 6 * size))
-        decay = filled(like, simd.load_float(bits, a.numbers + 7 * size))
-        shrink = filled(like, simd.load_float(bits, a.numbers + 8 * size))
+        beta1 = broadcast(like, simd.load_float(bits, a.numbers))
+        rest1 = broadcast(like, simd.load_float(bits, a.numbers + size))
+        beta2 = broadcast(like, simd.load_float(bits, a.numbers + 2 * size))
+        rest2 = broadcast(like, simd.load_float(bits, a.numbers + 3 * size))
+        scale = broadcast(like, simd.load_float(bits, a.numbers + 4 * size))
+        eps = broadcast(like, simd.load_float(bits, a.numbers + 5 * size))
+        rate = broadcast(like, simd.load_float(bits, a.numbers + 6 * size))
+        decay = broadcast(like, simd.load_float(bits, a.numbers + 7 * size))
+        shrink = broadcast(like, simd.load_float(bits, a.numbers + 8 * size))
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
@@ -104,7 +104,7 @@ def make_adam(bits: int, lanes: int) -> Callable[..., None]:
 
 @compiled_once
 def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel of record SGD."""
+    """The compiled kernel with arguments SGD."""
     return compile_kernel(
         make_sgd(kind, bits, lanes), f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}"
     )
@@ -112,5 +112,5 @@ def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
 
 @compiled_once
 def adam_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel of record ADAM."""
+    """The compiled kernel with arguments ADAM."""
     return compile_kernel(make_adam(bits, lanes), f"adam_f{bits}_v{lanes}")

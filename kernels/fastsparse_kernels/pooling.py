@@ -2,8 +2,8 @@
 
 Everything is computed on vectors of VL planes (image and channel), one lane each, position by position: any window,
 stride and padding then costs one aligned load per element, and small images fill their vectors. Arrays (N, C, H, W) are
-brought to that form in the worker's scratch by transposing squares in registers, a band of rows at a time; networks
-that keep the lanes layout are pooled where they lie.
+brought to that form in the worker's scratch by transposing squares in registers, a band of rows at a time;
+batch-blocked arrays are pooled in place.
 
 Windows are data, one table per axis: int64 [outputs, 3] = first input, end, weight. Windows are clipped to the image,
 so padding is never read. A mean is the sum over the window divided by the row weight times the column weight. First
@@ -22,18 +22,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import simd, vector_ir
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
-from .simd_math import Lanes, Mask, lanewise, where
+from . import simd
+from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
+from .simd import types as tiles
+from .simd.math import Lanes, Mask, lanewise, where
 
 KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
 GRADIENT_KINDS = MAX_INDEX, MEAN
-LANES_KINDS = MAX, MEAN
+BATCH_BLOCKED_KINDS = MAX, MEAN
 _NAMES = ("max", "max_index", "mean")
 
-# Planes one after the other, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,
+# Contiguous planes, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,
 # band), the band innermost.
-PLANES = kernel_record(
+NCHW = kernel_arguments(
     "planes",  # N * C
     "bands",
     "band_rows",  # int64 [bands, 4]: input rows from, to; output rows from, to
@@ -53,8 +54,8 @@ PLANES = kernel_record(
     "scratch_index",
 )
 
-# Lanes layout (groups, channels, positions, VL). Tasks are (group, channel, band), the band innermost.
-LANES = kernel_record(
+# Batch-blocked (groups, channels, positions, VL). Tasks are (group, channel, band), the band innermost.
+BATCH_BLOCKED = kernel_arguments(
     "channels",
     "bands",
     "band_rows",
@@ -65,14 +66,14 @@ LANES = kernel_record(
     "x",
     "x_group_stride",
     "x_channel_stride",
-    "x_places",  # int64 [height * width], bytes from the plane to each position; 0: positions in a row
+    "x_offsets",  # int64 [height * width], bytes from the plane to each position; 0: contiguous positions
     "y",
     "y_group_stride",
     "y_channel_stride",
-    "y_places",  # int64 [output height * output width], or 0; what lies between is left alone
+    "y_offsets",  # int64 [output height * output width], or 0; bytes between them are not written
 )
-_planes_arguments = simd.record_view(PLANES)
-_lanes_arguments = simd.record_view(LANES)
+_nchw_arguments = simd.arguments_view(NCHW)
+_blocked_arguments = simd.arguments_view(BATCH_BLOCKED)
 
 # ---------------------------------------------------------------- on vectors
 
@@ -84,7 +85,7 @@ def _wins(value: Lanes, best: Lanes) -> Mask:
 
 _larger = lanewise(lambda best, value: where(best > value, best, value), 2)  # keeps no NaN but the last
 _poisoned = lanewise(lambda poison, value: where(value.is_number(), poison, value), 2)
-_lowest = lanewise(lambda like: like.spread(float("-inf")), 1)
+_lowest = lanewise(lambda like: like.broadcast(float("-inf")), 1)
 
 
 def _numbers(builder: Any, tile: simd.Tile, number: Any) -> Any:
@@ -102,9 +103,9 @@ def _contest(typing: Any, like: Any, position: Any) -> Any:
     """A tile of two vectors: -inf, and the bits of `position`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lowest = Lanes(builder, like, None).spread(float("-inf"))
+        lowest = Lanes(builder, like, None).broadcast(float("-inf"))
         index = lowest.from_bits(_numbers(builder, like, args[1]))
-        return vector_ir.pack(builder, like.vector, [lowest.value, index.value])
+        return tiles.pack(builder, like.vector, [lowest.value, index.value])
 
     return simd.Tile(2, like.lanes, like.bits)(like, types.int64), codegen
 
@@ -114,13 +115,11 @@ def _challenge(typing: Any, contest: Any, address: Any, position: Any) -> Any:
     """(best, index) after a look at the vector at `address`, which belongs to `position`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        best, index = (Lanes(builder, contest, v) for v in vector_ir.unpack(builder, args[0], 2))
-        value = Lanes(builder, contest, vector_ir.load_value(builder, args[1], contest.vector, contest.size))
+        best, index = (Lanes(builder, contest, v) for v in tiles.unpack(builder, args[0], 2))
+        value = Lanes(builder, contest, tiles.load_value(builder, args[1], contest.vector, contest.size))
         position = index.from_bits(_numbers(builder, contest, args[2]))
         wins = _wins(value, best)
-        return vector_ir.pack(
-            builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value]
-        )
+        return tiles.pack(builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value])
 
     return contest(contest, types.int64, types.int64), codegen
 
@@ -130,9 +129,9 @@ def _chosen(typing: Any, gradient: Any, index: Any, position: Any) -> Any:
     """The gradient in lanes whose index is `position`, 0 elsewhere."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, at = (Lanes(builder, gradient, vector_ir.unpack(builder, arg, 1)[0]) for arg in args[:2])
+        dy, at = (Lanes(builder, gradient, tiles.unpack(builder, arg, 1)[0]) for arg in args[:2])
         same = builder.icmp_unsigned("==", at.bits(), _numbers(builder, gradient, args[2]))
-        return vector_ir.pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
+        return tiles.pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
 
     return gradient(gradient, gradient, types.int64), codegen
 
@@ -142,8 +141,8 @@ def _divided(typing: Any, tile: Any, weight: Any) -> Any:
     """The tile divided by an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        divisor = vector_ir.splat(builder, tile, builder.sitofp(args[1], tile.element))
-        return vector_ir.elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
+        divisor = tiles.splat(builder, tile, builder.sitofp(args[1], tile.element))
+        return tiles.elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
 
     return tile(tile, types.int64), codegen
 
@@ -154,45 +153,45 @@ def _divided(typing: Any, tile: Any, weight: Any) -> Any:
 def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
     """Loop over windows: rows `first` to `last` of the output of one plane vector.
 
-    x, y, index: addresses of position 0 of planes whose positions lie at `places`, or in a row when that is 0.
+    x, y, index: addresses of position 0 of planes whose positions are at `offsets`, or contiguous when that is 0.
     """
     vector = lanes * bits // 8
 
-    @kernel_part
-    def place(base, places, position):  # type: ignore[no-untyped-def]
-        return base + (position * vector if places == 0 else simd.load_i64(places + position * 8))
+    @kernel_function
+    def position_address(base, offsets, position):  # type: ignore[no-untyped-def]
+        return base + (position * vector if offsets == 0 else simd.load_i64(offsets + position * 8))
 
-    @kernel_part
-    def largest(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+    @kernel_function
+    def largest(x, offsets, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         best, poison = _lowest(like), like  # apart, so that steps wait for one comparison only
         for h in range(top, end):
             for w in range(left, right):
-                value = simd.load(like, place(x, places, h * width + w))
+                value = simd.load(like, position_address(x, offsets, h * width + w))
                 best, poison = _larger(best, value), _poisoned(poison, value)
         simd.store(_poisoned(best, poison), out)
 
-    @kernel_part
-    def largest_index(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+    @kernel_function
+    def largest_index(x, offsets, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         contest = _contest(simd.zeros(1, lanes, bits), top * width + left)
         for h in range(top, end):
             for w in range(left, right):
-                contest = _challenge(contest, place(x, places, h * width + w), h * width + w)
-        simd.store_at(contest, simd.spread(2, out, index - out), 0)
+                contest = _challenge(contest, position_address(x, offsets, h * width + w), h * width + w)
+        simd.store_at(contest, simd.strided_addresses(2, out, index - out), 0)
 
-    @kernel_part
-    def mean(x, places, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
+    @kernel_function
+    def mean(x, offsets, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         total = like
         for h in range(top, end):
             for w in range(left, right):
-                total = simd.add(total, simd.load(like, place(x, places, h * width + w)))
+                total = simd.add(total, simd.load(like, position_address(x, offsets, h * width + w)))
         simd.store(_divided(total, weight), out)
 
     reduce_window = (largest, largest_index, mean)[kind]
 
-    @kernel_part
-    def windows(a, x, x_places, y, y_places, index, first, last):  # type: ignore[no-untyped-def]
+    @kernel_function
+    def windows(a, x, x_offsets, y, y_offsets, index, first, last):  # type: ignore[no-untyped-def]
         width, out_width, columns = a.width, a.out_width, a.columns
         for i in range(first, last):
             row = a.rows + i * 24
@@ -202,8 +201,8 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 left, right = simd.load_i64(column), simd.load_i64(column + 8)
                 weight = row_weight * simd.load_i64(column + 16)
                 at = i * out_width + j
-                out = place(y, y_places, at)
-                reduce_window(x, x_places, width, top, end, left, right, weight, out, index + at * vector)
+                out = position_address(y, y_offsets, at)
+                reduce_window(x, x_offsets, width, top, end, left, right, weight, out, index + at * vector)
 
     return windows
 
@@ -212,7 +211,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
     """Loop over windows backward: add output rows `first` to `last` to the input rows `low` to `high`."""
     vector = lanes * bits // 8
 
-    @kernel_part
+    @kernel_function
     def to_largest(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         gradient, winner = simd.load(like, dy), simd.load(like, index)
@@ -221,7 +220,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 at = x + (h * width + w) * vector
                 simd.store(simd.add(simd.load(like, at), _chosen(gradient, winner, h * width + w)), at)
 
-    @kernel_part
+    @kernel_function
     def to_all(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         share = _divided(simd.load(like, dy), weight)
@@ -232,7 +231,7 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
 
     spread_window = to_all if kind == MEAN else to_largest
 
-    @kernel_part
+    @kernel_function
     def windows_grad(a, x, y, index, low, high, first, last):  # type: ignore[no-untyped-def]
         width, out_width, columns = a.width, a.out_width, a.columns
         for i in range(first, last):
@@ -257,25 +256,25 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
     size = bits // 8
     vector = lanes * size
 
-    @kernel_part
+    @kernel_function
     def gather(user, stride, planes, count, target):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         for i in range(0, count, lanes):
             source = user + i * size
             if planes >= lanes and count - i >= lanes:
-                square = simd.load_at(like, simd.spread(lanes, source, stride), 0)
+                square = simd.load_at(like, simd.strided_addresses(lanes, source, stride), 0)
             else:
                 square = simd.load_rows(like, source, stride, planes, count - i)
             simd.store(simd.transpose(square), target + i * vector)
 
-    @kernel_part
+    @kernel_function
     def scatter(source, user, stride, planes, count):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         for i in range(0, count, lanes):
             square = simd.transpose(simd.load(like, source + i * vector))
             target = user + i * size
             if planes >= lanes and count - i >= lanes:
-                simd.store_at(square, simd.spread(lanes, target, stride), 0)
+                simd.store_at(square, simd.strided_addresses(lanes, target, stride), 0)
             else:
                 simd.store_rows(square, target, stride, planes, count - i)
 
@@ -286,14 +285,14 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
 
 
 def make_pool(kind: int, bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel of record PLANES, x -> y."""
+    """Kernel with arguments NCHW, x -> y."""
     size, vector = bits // 8, lanes * bits // 8
     parts = 2 if kind == MAX_INDEX else 1  # y, and the index
     windows = _make_windows(kind, bits, lanes)
     gather, scatter = _make_transposes(bits, lanes)
 
     def pool(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _planes_arguments(arguments)
+        a = _nchw_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
@@ -316,14 +315,14 @@ def make_pool(kind: int, bits: int, lanes: int) -> Callable[..., None]:
 
 
 def make_pool_grad(kind: int, bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel of record PLANES, y (dY) -> x (dX); kind is MAX_INDEX or MEAN."""
+    """Kernel with arguments NCHW, y (dY) -> x (dX); kind is MAX_INDEX or MEAN."""
     size, vector = bits // 8, lanes * bits // 8
     parts = 2 if kind == MAX_INDEX else 1  # y, and the index
     windows_grad = _make_windows_grad(kind, bits, lanes)
     gather, scatter = _make_transposes(bits, lanes)
 
     def pool_grad(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _planes_arguments(arguments)
+        a = _nchw_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         zero = simd.zeros(1, lanes, bits)
         task = simd.fetch_add(a.counter, 1)
@@ -349,37 +348,39 @@ def make_pool_grad(kind: int, bits: int, lanes: int) -> Callable[..., None]:
     return pool_grad
 
 
-def make_pool_lanes(kind: int, bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel of record LANES; kind is MAX or MEAN."""
+def make_pool_batch_blocked(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel with arguments BATCH_BLOCKED; kind is MAX or MEAN."""
     windows = _make_windows(kind, bits, lanes)
 
-    def pool_lanes(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _lanes_arguments(arguments)
+    def pool_batch_blocked(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _blocked_arguments(arguments)
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
             plane, band = task // a.bands, a.band_rows + task % a.bands * 32
             group, channel = plane // a.channels, plane % a.channels
             x = a.x + group * a.x_group_stride + channel * a.x_channel_stride
             y = a.y + group * a.y_group_stride + channel * a.y_channel_stride
-            windows(a, x, a.x_places, y, a.y_places, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
+            windows(a, x, a.x_offsets, y, a.y_offsets, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
             task = simd.fetch_add(a.counter, 1)
 
-    return pool_lanes
+    return pool_batch_blocked
 
 
 @compiled_once
 def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled forward pooling of record PLANES."""
+    """Compiled forward pooling with arguments NCHW."""
     return compile_kernel(make_pool(kind, bits, lanes), f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
 
 
 @compiled_once
 def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled gradient of record PLANES."""
+    """Compiled gradient with arguments NCHW."""
     return compile_kernel(make_pool_grad(kind, bits, lanes), f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
 
 
 @compiled_once
-def pool_lanes_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled forward pooling of record LANES."""
-    return compile_kernel(make_pool_lanes(kind, bits, lanes), f"pool_lanes_{_NAMES[kind]}_f{bits}_v{lanes}")
+def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """Compiled forward pooling with arguments BATCH_BLOCKED."""
+    return compile_kernel(
+        make_pool_batch_blocked(kind, bits, lanes), f"pool_batch_blocked_{_NAMES[kind]}_f{bits}_v{lanes}"
+    )

@@ -9,8 +9,8 @@ Only stored nonzeros are multiplied: an absent weight never meets an Inf. The ze
 convolution's padding are multiplied by every stored weight that sees them, as IEEE 754 says.
 
 Notation: W is the sparse matrix (indptr, indices, data) of shape (M, K), nnz = len(data).
-Activations, pooling and normalisation are in :mod:`fastsparse_kernels.reference_layers` and can be
-reached from here as well.
+Activations are their textbook formulas evaluated under IEEE 754, so ``silu(-inf)``, ``gelu(-inf)``
+and ``hardswish(-inf)`` are NaN (-inf times 0), as in torch.
 """
 
 from __future__ import annotations
@@ -22,28 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from fastsparse_kernels.reference_layers import (
-    ACTIVATIONS,
-    activate,
-    activate_grad,
-    apply_activation,
-    avg_pool,
-    avg_pool_backward,
-    batch_norm,
-    batch_norm_backward,
-    batch_norm_eval,
-    batch_norm_eval_backward,
-    crop_spatial,
-    layer_norm,
-    max_pool,
-    max_pool_backward,
-    output_size,
-    pad_spatial,
-    softmax,
-    wide,
-    window_slices,
-)
+from scipy.special import erfc
 
 __all__ = [
     "ACTIVATIONS",
@@ -75,6 +54,301 @@ __all__ = [
 
 Array = NDArray[Any]
 Pairs = Sequence[tuple[int, int]]
+
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "hardswish")
+
+LEAKY_SLOPE = 0.01
+_GELU_TANH = 0.044715
+
+
+def wide(*arrays: Array) -> tuple[Array, ...]:
+    """Copies of `arrays` in one wider type: longdouble if any is float64 (or wider), else float64."""
+    kinds = [np.asarray(a).dtype for a in arrays]
+    is_double = any(k.kind == "f" and k.itemsize >= 8 for k in kinds)
+    return tuple(np.array(a, np.longdouble if is_double else np.float64) for a in arrays)
+
+
+# --- activations -------------------------------------------------------------------------------
+
+
+def _sigmoid(z: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-z)))
+
+
+def _normal_cdf(z: Array) -> Array:
+    """Distribution function of the normal law, to float64 accuracy whatever the type of z."""
+    return np.asarray(erfc(-np.asarray(z, np.float64) / np.sqrt(2.0)) / 2, z.dtype)
+
+
+def _gelu_tanh_inner(z: Array) -> Array:
+    return np.asarray(np.sqrt(z.dtype.type(2) / z.dtype.type(np.pi)) * (z + _GELU_TANH * z**3))
+
+
+def activate(name: str | None, z: Array) -> Array:
+    """The activation `name` of every element of z; None is the identity."""
+    return apply_activation(name, wide(z)[0])
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def apply_activation(name: str | None, z: Array) -> Array:
+    """Like :func:`activate` for a z that is wide already; the result has z's type."""
+    if name is None:
+        return z
+    if name == "relu":
+        return np.where(z < 0, 0, z)
+    if name == "relu6":
+        return np.where(z < 0, 0, np.where(z > 6, 6, z))
+    if name == "leaky_relu":
+        return np.where(z < 0, LEAKY_SLOPE * z, z)
+    if name == "sigmoid":
+        return _sigmoid(z)
+    if name == "tanh":
+        return np.tanh(z)
+    if name == "gelu":
+        return z * _normal_cdf(z)
+    if name == "gelu_tanh":
+        return z * (1 + np.tanh(_gelu_tanh_inner(z))) / 2
+    if name == "silu":
+        return z * _sigmoid(z)
+    if name == "hardswish":
+        return z * apply_activation("relu6", z + 3) / 6
+    raise ValueError(f"unknown activation {name!r}")
+
+
+def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
+    """Gradient at z, the value before the activation, when dy is the gradient after it.
+
+    At a kink the slope is that of the flatter side for relu and relu6 (0), of the negative side for
+    leaky_relu, as in torch.
+    """
+    dy, z = wide(dy, z)
+    return dy * _slope(name, z)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _slope(name: str | None, z: Array) -> Array:
+    one = np.ones_like(z)
+    if name is None:
+        return one
+    if name == "relu":
+        return np.where(z > 0, one, 0)
+    if name == "relu6":
+        return np.where((z > 0) & (z < 6), one, 0)
+    if name == "leaky_relu":
+        return np.where(z > 0, one, LEAKY_SLOPE)
+    if name == "sigmoid":
+        return _sigmoid(z) * (1 - _sigmoid(z))
+    if name == "tanh":
+        return 1 - np.tanh(z) ** 2
+    if name == "gelu":
+        return _normal_cdf(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    if name == "gelu_tanh":
+        t = np.tanh(_gelu_tanh_inner(z))
+        inner_slope = np.sqrt(2 / np.pi) * (1 + 3 * _GELU_TANH * z**2)
+        return (1 + t) / 2 + z * (1 - t**2) * inner_slope / 2
+    if name == "silu":
+        s = _sigmoid(z)
+        return s + z * s * (1 - s)
+    if name == "hardswish":
+        return np.where(z <= -3, 0, np.where(z >= 3, one, z / 3 + 0.5))
+    raise ValueError(f"unknown activation {name!r}")
+
+
+# --- windows -----------------------------------------------------------------------------------
+
+
+def output_size(
+    spatial: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Output length of every axis: floor((n + before + after - d (k - 1) - 1) / s) + 1, at least 0."""
+    return tuple(
+        max(0, (n + before + after - d * (k - 1) - 1) // s + 1)
+        for n, k, s, (before, after), d in zip(spatial, kernel_size, stride, padding, dilation, strict=True)
+    )
+
+
+def pad_spatial(x: Array, padding: Pairs, value: float) -> Array:
+    """x (N, C, *spatial) with `padding` pairs of `value` around its spatial axes."""
+    return np.pad(x, [(0, 0), (0, 0), *padding], constant_values=value)
+
+
+def crop_spatial(padded: Array, padding: Pairs, spatial: Sequence[int]) -> Array:
+    """The part of `padded` inside its padding: undoes :func:`pad_spatial`."""
+    inside: Any = (..., *(slice(before, before + n) for (before, _), n in zip(padding, spatial, strict=True)))
+    return np.asarray(padded[inside])
+
+
+def window_slices(
+    offset: Sequence[int], sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[slice, ...]:
+    """Per axis, the padded positions that kernel offset `offset` meets, one for each output position."""
+    return tuple(
+        slice(o * d, o * d + max(n - 1, 0) * s + min(n, 1), s)
+        for o, n, s, d in zip(offset, sizes, stride, dilation, strict=True)
+    )
+
+
+# --- pooling -----------------------------------------------------------------------------------
+
+
+def _pool_windows(
+    shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (index of the output position, index of its window in the padded input), channels left whole."""
+    sizes = output_size(shape, kernel_size, stride, padding, [1] * len(shape))
+    for position in itertools.product(*(range(n) for n in sizes)):
+        corner = [o * s for o, s in zip(position, stride, strict=True)]
+        yield (..., *position), (..., *(slice(c, c + k) for c, k in zip(corner, kernel_size, strict=True)))
+
+
+def _pool_output(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
+    sizes = output_size(x.shape[2:], kernel_size, stride, padding, [1] * len(kernel_size))
+    return np.zeros((*x.shape[:2], *sizes), x.dtype)
+
+
+def max_pool(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
+    """Largest value of every window of x (N, C, *spatial), padding never chosen; NaN if it holds a NaN."""
+    (x,) = wide(x)
+    padded = pad_spatial(x, padding, -np.inf)
+    out = _pool_output(x, kernel_size, stride, padding)
+    axes = tuple(range(2, x.ndim))
+    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
+        out[position] = padded[window].max(axis=axes)
+    return out
+
+
+def max_pool_backward(dy: Array, x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
+    """Gradient at x: dy goes to the first largest element of each window, in C order of the window.
+
+    A NaN counts as larger than any number; padding gets nothing, even beside -inf.
+    """
+    dy, x = wide(dy, x)
+    padded = pad_spatial(x, padding, -np.inf)
+    real = pad_spatial(np.ones((1, 1, *x.shape[2:]), bool), padding, False)[0, 0]
+    grad = np.zeros_like(padded)
+    for image, channel in itertools.product(range(x.shape[0]), range(x.shape[1])):
+        for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
+            values, inside = padded[image, channel][window], np.flatnonzero(real[window])
+            if len(inside):
+                first = np.unravel_index(inside[np.argmax(values.ravel()[inside])], values.shape)
+                grad[image, channel][window][first] += dy[image, channel][position]
+    return crop_spatial(grad, padding, x.shape[2:])
+
+
+def avg_pool(
+    x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs, count_include_pad: bool = True
+) -> Array:
+    """Mean of every window of x (N, C, *spatial); padding counts as zeros unless told otherwise."""
+    (x,) = wide(x)
+    padded = pad_spatial(x, padding, 0.0)
+    real = pad_spatial(np.ones((1, 1, *x.shape[2:])), padding, float(count_include_pad))
+    out = _pool_output(x, kernel_size, stride, padding)
+    axes = tuple(range(2, x.ndim))
+    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
+        total = padded[window].sum(axis=axes)
+        out[position] = total / real[window].sum()
+    return out
+
+
+def avg_pool_backward(
+    dy: Array,
+    x: Array,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    count_include_pad: bool = True,
+) -> Array:
+    """Gradient of :func:`avg_pool` at x."""
+    dy, x = wide(dy, x)
+    grad = np.zeros_like(pad_spatial(x, padding, 0.0))
+    real = pad_spatial(np.ones((1, 1, *x.shape[2:])), padding, float(count_include_pad))
+    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
+        share = dy[position] / real[window].sum()
+        grad[window] += share.reshape(*share.shape, *(1 for _ in kernel_size))
+    return crop_spatial(grad, padding, x.shape[2:])
+
+
+# --- batch normalisation ------------------------------------------------------------------------
+
+
+def _per_channel(v: Array, ndim: int) -> Array:
+    """v (C,) shaped to meet x (N, C, ...) of `ndim` axes."""
+    return v.reshape(1, -1, *(1 for _ in range(ndim - 2)))
+
+
+def batch_norm(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Training mode: x (N, C, ...) normalised per channel by its own mean and biased variance.
+
+    Returns
+    -------
+    y (shape of x), mean (C,), variance (C,) (biased)
+    """
+    x, gamma, beta = wide(x, gamma, beta)
+    axes = (0, *range(2, x.ndim))
+    mean = x.mean(axis=axes)
+    variance = ((x - _per_channel(mean, x.ndim)) ** 2).mean(axis=axes)
+    return _normalise(x, gamma, beta, mean, variance, eps), mean, variance
+
+
+def batch_norm_eval(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
+    """gamma (x - mean) / sqrt(variance + eps) + beta, per channel."""
+    x, gamma, beta, mean, variance = wide(x, gamma, beta, mean, variance)
+    return _normalise(x, gamma, beta, mean, variance, eps)
+
+
+def _normalise(x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float) -> Array:
+    n = x.ndim
+    normal = (x - _per_channel(mean, n)) / np.sqrt(_per_channel(variance, n) + eps)
+    return normal * _per_channel(gamma, n) + _per_channel(beta, n)
+
+
+def batch_norm_backward(dy: Array, x: Array, gamma: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`batch_norm`: grad_x (shape of x), grad_gamma (C,), grad_beta (C,)."""
+    dy, x, gamma = wide(dy, x, gamma)
+    axes, n = (0, *range(2, x.ndim)), x.ndim
+    centred = x - _per_channel(x.mean(axis=axes), n)
+    scale = 1 / np.sqrt((centred**2).mean(axis=axes) + eps)
+    normal = centred * _per_channel(scale, n)
+    grad_beta = dy.sum(axis=axes)
+    grad_gamma = (dy * normal).sum(axis=axes)
+    mean_dy = _per_channel(dy.mean(axis=axes), n)
+    mean_dy_normal = _per_channel((dy * normal).mean(axis=axes), n)
+    grad_x = _per_channel(gamma * scale, n) * (dy - mean_dy - normal * mean_dy_normal)
+    return grad_x, grad_gamma, grad_beta
+
+
+def batch_norm_eval_backward(
+    dy: Array, x: Array, gamma: Array, mean: Array, variance: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`batch_norm_eval` with mean and variance held constant."""
+    dy, x, gamma, mean, variance = wide(dy, x, gamma, mean, variance)
+    axes, n = (0, *range(2, x.ndim)), x.ndim
+    scale = 1 / np.sqrt(variance + eps)
+    normal = (x - _per_channel(mean, n)) * _per_channel(scale, n)
+    return dy * _per_channel(gamma * scale, n), (dy * normal).sum(axis=axes), dy.sum(axis=axes)
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) over its sum along the last axis."""
+    (x,) = wide(x)
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array | None, eps: float, *, centred: bool = True) -> Array:
+    """x normalised along its last axis by its own mean (0 when not centred) and biased variance."""
+    x, gamma, shift = wide(x, gamma, np.zeros_like(gamma) if beta is None else beta)
+    if centred:
+        x = x - x.mean(axis=-1, keepdims=True)
+    return np.asarray(x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * gamma + shift)
+
 
 # NaN and Inf are legitimate inputs here: no warning about them.
 _quiet = np.errstate(invalid="ignore", over="ignore")

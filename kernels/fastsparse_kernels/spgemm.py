@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_part, kernel_record
+from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
 
-FORWARD = kernel_record(
+FORWARD = kernel_arguments(
     # tasks are chunks of samples
     "samples",
     "chunk",
@@ -32,9 +32,9 @@ FORWARD = kernel_record(
     "scratch",  # one vector per worker
     "scratch_stride",
 )
-_forward = simd.record_view(FORWARD)
+_forward = simd.arguments_view(FORWARD)
 
-GRADIENT = kernel_record(
+GRADIENT = kernel_arguments(
     # tasks are chunks of inputs
     "inputs",
     "chunk",
@@ -47,19 +47,19 @@ GRADIENT = kernel_record(
     "dy",  # [samples, outputs]
     "dy_row_stride",
 )
-_gradient = simd.record_view(GRADIENT)
+_gradient = simd.arguments_view(GRADIENT)
 
 
 def make_forward(bits: int, lanes: int) -> Callable[..., None]:
     """y = epilogue(x @ W^T)."""
     size = bits // 8
 
-    @kernel_part
+    @kernel_function
     def clear(y, count):  # type: ignore[no-untyped-def]
         for i in range(0, count, lanes):
             simd.store_first(simd.zeros(1, lanes, bits), y + i * size, count - i)
 
-    @kernel_part
+    @kernel_function
     def add_row(a, column, value, y):  # type: ignore[no-untyped-def]
         p, end = simd.load_i64(a.w_indptr + column * 8), simd.load_i64(a.w_indptr + column * 8 + 8)
         w_indices, w_values = a.w_indices, a.w_values
@@ -69,7 +69,7 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
             simd.store_float(simd.fma(value, weight, simd.load_float(bits, at)), at)
             p += 1
 
-    @kernel_part
+    @kernel_function
     def finish(a, y, count, low, high, scratch):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         for i in range(0, count, lanes):
@@ -103,7 +103,7 @@ def make_gradient(bits: int) -> Callable[..., None]:
     """dW^T at its nonzeros."""
     size = bits // 8
 
-    @kernel_part
+    @kernel_function
     def add_sample(a, first, last, value, dy):  # type: ignore[no-untyped-def]
         p = first
         w_indices, gradients = a.w_indices, a.gradients

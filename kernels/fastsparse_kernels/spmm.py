@@ -1,14 +1,26 @@
-"""SpMM over positions: y[m, position] = epilogue(sum over the row's nonzeros of value * x[position + offset]).
-
-The epilogue adds the bias and, where there is one, the residual, which lies as y does; then it applies the activation.
+"""SpMM over positions: y[m, position] = epilogue(sum over row m's nonzeros of value * x[position + offset]).
 
 One kernel serves linear layers, convolution of every kind and the input gradients of both. What differs is data: a
-nonzero's byte offset (column times row stride, or the im2col index, is folded into it) and a tile's positions, which
-are T base addresses that may lie anywhere.
+nonzero's byte offset (column times row stride, or the im2col index, is folded into it) and the positions of a tile,
+which are T base addresses anywhere in memory.
 
 A tile's sums stay in T vector registers over all nonzeros of a row in a column block; rows that span several blocks
-keep their partial sum in the worker's scratch. A block's panel fits the L1 cache, as a rule. Order of summation:
+keep their partial sums in the worker's scratch. A block's inputs fit the L1 cache, as a rule. Order of summation:
 ascending columns, one FMA each, then bias, then residual, whatever the tile, the blocks, or the number of workers.
+
+The loop nest, outermost first; each stage is a function below, in this order:
+
+    for task (batch, tile, row group):                  spmm
+        for column block:
+            bases = load the block's inputs             load: in place, or packed into a panel
+            for entry (a row's part of the block):      run_rows
+                acc = 0, or the partial sum             initial_sum
+                for four nonzeros: acc += w * x         multiply
+                for the rest of the row: acc += w * x   multiply_rest
+                acc = activation(acc + bias + residual) epilogue
+                y = acc                                 store
+
+The epilogue runs in the block where a row ends; elsewhere the partial sum is stored.
 """
 
 from __future__ import annotations
@@ -19,260 +31,293 @@ from typing import Any
 import numpy as np
 
 from . import simd
-from .asking import make_asking
-from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
-from .copying import make_copy_numbers
-from .operators import FIRST, KINDS, LAST, ONLY
-from .row_sums import make_row_sums
+from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+from .layouts import make_copy_numbers
+from .sparse_operator import FIRST, KINDS, LAST, ONLY
 
-RESIDUALS_AHEAD = 8  # entries, before what is added to a row is asked for: some 400 cycles
+RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
+DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
-ARGUMENTS = kernel_record(
+ARGUMENTS = kernel_arguments(
     # tasks are (batch, tile, row group), the group innermost
     "tiles",  # tiles per batch
     "groups",  # row groups
-    # operator: see operators.py
+    # operator: see sparse_operator.py
     "blocks",  # column blocks
     "group_starts",  # int64 [groups + 1], first row of every group
     "segments",  # uint32 [groups * blocks * 4 + 1], entries by group, block and kind
-    # READ_AHEAD items behind entries, offsets and values may be read
-    "entries",  # uint32 [entries + 1, 2], where each one's nonzeros begin, and its row
+    # OVERREAD items after the last of entries, offsets and values are readable
+    "entries",  # uint32 [entries + 1, 2], index of each entry's first nonzero, and its row
     "offsets",  # uint32 [nnz], bytes from the block's base
     "values",  # float [nnz]
     "block_bases",  # int64 [blocks], bytes from a position to the block's first input
-    "block_rows",  # int64 [blocks + 1], X rows of every block (packed inputs, and those asked for ahead)
+    "block_rows",  # int64 [blocks + 1], first X row of every block (packed inputs only)
     # input
     "x",
     "x_batch_stride",
     "x_positions",  # int64 [tiles, T], bytes from x of the batch to each vector of the tile
-    "x_row_stride",  # of inputs that are packed, or asked for ahead
-    "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (vectors in a row only); 0: no
-    "tile_columns",  # uint32 [tiles], columns of x that the tile has (packed inputs only)
-    "ahead",  # 1: the next panel, of this tile or the one behind it, is asked for meanwhile; 0: no
+    "x_row_stride",  # of packed inputs
+    "packed",  # 1: copy the tile's columns of every block from row-major x into a panel (contiguous tiles only); 0: no
+    "tile_columns",  # uint32 [tiles], columns of x in the tile (packed inputs only)
     # output
     "y",
     "y_batch_stride",
     "y_row_stride",
-    "y_positions",  # int64 [tiles, T], of tiles that are stored whole
-    "past_caches",  # 1: whole tiles, whose vectors begin at multiples of their bytes, are stored past the caches; 0: no
-    "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same where it is stored whole
+    "y_positions",  # int64 [tiles, T], of whole tiles
+    "nontemporal",  # 1: whole tiles, whose vectors are aligned, are stored past the caches; 0: no
+    "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same for a whole tile
     "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
     # epilogue
     "bias",  # float [M] or 0
-    "residual",  # what is added behind the bias, with the strides and positions of y; it may be y itself; or 0
+    "residual",  # added after the bias, with the strides and positions of y; may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    # worker scratch: partial sums, then two tiles (six where rows go together), then the panel
+    # worker scratch: partial sums, then two tiles (six with row unroll), then the panel
     "scratch",
     "scratch_stride",
     "scratch_tile",
     "scratch_panel",
 )
-_arguments = simd.record_view(ARGUMENTS)
+_arguments = simd.arguments_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Callable[..., None]:
-    """Kernel on tiles of `count` vectors of `lanes` numbers of `bits` bits.
+def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Callable[..., None]:
+    """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits.
 
-    in_a_row : 1 when the vectors of every tile lie in a row, in x and in y: one address serves all of them, and leaves
-        registers for wider tiles. 0: each vector has an address of its own.
-    together : how four rows go together: `row_sums.ALIKE`, `row_sums.LOCKSTEP`, or 0 where each goes alone
-    asks : `operators.ROWS` where the loop over rows asks for the next panel's rows, or for residuals,
-        `operators.LINES` for panels whose rows lie in a row; 0 elsewhere: seen at run time it would cost some per cent
+    contiguous : 1 when the vectors of every tile are contiguous in x and in y: one address serves all of them, which
+        leaves registers for wider tiles. 0: each vector has an address of its own.
+    row_unroll : how four rows are computed at once. DENSE: all rows have the same columns, and four share what is read
+        of x. INTERLEAVED: the nonzeros of four entries are interleaved (see sparse_operator.py), for narrow tiles,
+        which wait on the latency of one row's multiply-adds. 0: row by row.
     """
     size = bits // 8
     vector = lanes * size
-    width = count * vector
+    tile_bytes = width * vector
     copy_numbers = make_copy_numbers(bits, lanes)
 
-    if in_a_row:
+    # ------------------------------------------------------------ a tile in memory: one address, or one per vector
 
-        @kernel_part
-        def addresses(base, table):  # type: ignore[no-untyped-def]
+    if contiguous:
+
+        @kernel_function
+        def tile_addresses(base, table):  # type: ignore[no-untyped-def]
             return base + simd.load_i64(table)
 
-        @kernel_part
-        def load(like, bases, offset):  # type: ignore[no-untyped-def]
+        @kernel_function
+        def load_tile(like, bases, offset):  # type: ignore[no-untyped-def]
             return simd.load(like, bases + offset)
 
-        @kernel_part
-        def store(acc, bases, offset):  # type: ignore[no-untyped-def]
+        @kernel_function
+        def store_tile(acc, bases, offset):  # type: ignore[no-untyped-def]
             simd.store(acc, bases + offset)
 
-        @kernel_part
-        def stream(acc, bases, offset):  # type: ignore[no-untyped-def]
-            simd.stream(acc, bases + offset)
+        @kernel_function
+        def store_tile_nontemporal(acc, bases, offset):  # type: ignore[no-untyped-def]
+            simd.store_nontemporal(acc, bases + offset)
 
-        @kernel_part
-        def pack_rows(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
-            """Copy `columns` columns of `rows` rows into a panel, zeros behind them."""
-            like = simd.zeros(count, lanes, bits)
-            if columns >= count * lanes:
+        @kernel_function
+        def prefetch_tile(bases, offset):  # type: ignore[no-untyped-def]
+            for distance in range(0, tile_bytes, 64):
+                simd.prefetch_l2(bases + offset + distance)
+            simd.prefetch_l2(bases + offset + tile_bytes - 1)  # a tile need not begin on a line
+
+    else:
+        load_tile, store_tile, store_tile_nontemporal = simd.load_at, simd.store_at, simd.store_nontemporal_at
+        prefetch_tile = simd.prefetch_l2_at
+
+        @kernel_function
+        def tile_addresses(base, table):  # type: ignore[no-untyped-def]
+            return simd.gather_addresses(width, base, table)
+
+    # ------------------------------------------------------------ load: the inputs of a block
+
+    if contiguous:
+
+        @kernel_function
+        def pack_panel(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
+            """Copy `columns` columns of `rows` rows into a panel, zeros after them."""
+            like = simd.zeros(width, lanes, bits)
+            if columns >= width * lanes:
                 for k in range(rows):
-                    simd.store(simd.load(like, source + k * stride), panel + k * width)
+                    simd.store(simd.load(like, source + k * stride), panel + k * tile_bytes)
             else:
                 nothing = simd.zeros(1, lanes, bits)
                 for k in range(rows):
-                    for rest in range(columns // lanes, count):
-                        simd.store(nothing, panel + k * width + rest * vector)
-                    copy_numbers(source + k * stride, panel + k * width, columns)
+                    for rest in range(columns // lanes, width):
+                        simd.store(nothing, panel + k * tile_bytes + rest * vector)
+                    copy_numbers(source + k * stride, panel + k * tile_bytes, columns)
 
-        @kernel_part
-        def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
-            """Where the tile's part of the block's inputs begins, packed where it has to be."""
-            places = a.x_positions + tile * count * 8
+        @kernel_function
+        def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
+            """Base address of the tile's inputs in a block, in place or packed into the panel."""
+            positions = a.x_positions + tile * width * 8
             if a.packed == 0:
-                return addresses(x + simd.load_i64(a.block_bases + block * 8), places)
+                return tile_addresses(x + simd.load_i64(a.block_bases + block * 8), positions)
             row = simd.load_i64(a.block_rows + block * 8)
             rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-            source = x + simd.load_i64(places) + row * a.x_row_stride
-            pack_rows(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
+            source = x + simd.load_i64(positions) + row * a.x_row_stride
+            pack_panel(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
             return panel
 
-        @kernel_part
-        def stored_plainly(a, out, whole, low, high):  # type: ignore[no-untyped-def]
-            """Where row 0 of a tile goes whose sums are stored as they are; 0 of others."""
-            clamped = low > -np.inf or high < np.inf
-            added = a.bias != 0 or a.residual != 0
-            return out if whole and not (clamped or added or a.activation != 0 or a.past_caches != 0) else 0
-
-        @kernel_part
-        def ask_for(bases, offset):  # type: ignore[no-untyped-def]
-            """A tile's part of one row, which need not begin on a line."""
-            for distance in range(0, width, 64):
-                simd.prefetch(bases + offset + distance)
-            simd.prefetch(bases + offset + width - 1)
-
     else:
-        load, store, stream, ask_for = simd.load_at, simd.store_at, simd.stream_at, simd.prefetch_at
 
-        @kernel_part
-        def addresses(base, table):  # type: ignore[no-untyped-def]
-            return simd.gather_addresses(count, base, table)
+        @kernel_function
+        def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
+            return tile_addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * width * 8)
 
-        @kernel_part
-        def stored_plainly(a, out, whole, low, high):  # type: ignore[no-untyped-def]
-            return 0
+    # ------------------------------------------------------------ multiply
 
-        @kernel_part
-        def find_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
-            return addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * count * 8)
+    @kernel_function
+    def initial_sum(row, partial, from_zero):  # type: ignore[no-untyped-def]
+        acc = simd.zeros(width, lanes, bits)
+        if from_zero == 0:
+            acc = simd.load(acc, partial + row * tile_bytes)
+        return acc
 
-    next_panel, ask_rows, lines_from, ask_lines = make_asking(count, width, asks, addresses, ask_for)
+    @inlined_function
+    def multiply(acc, offsets, values, at, stop, bases, four):  # type: ignore[no-untyped-def]
+        """Nonzeros from `at` on, four at a time; `at` and `stop` are bytes of the offsets array.
 
-    @inlined_part
-    def ask_for_residual(a, out, entry, end):  # type: ignore[no-untyped-def]
-        """What is added to a row of some entries later."""
-        row = simd.load_u32(a.entries + min(entry + RESIDUALS_AHEAD, end - 1) * 8 + 4)
-        ask_for(out, a.residual - a.y + row * a.y_row_stride)
+        four : the offsets at `at`. Those of the next iteration are loaded one ahead, and one load brings four weights:
+            the loop is bound by loads, and loads of x wait for their addresses.
+        """
+        while at + 16 <= stop:
+            weights = simd.load_four_weights(acc, values + at * (size // 4))
+            (two, more), four = four, simd.load_four_u32(vector, offsets + at + 16)
+            acc = simd.axpy_lane(acc, weights, 0, bases, two & 0xFFFFFFFF)
+            acc = simd.axpy_lane(acc, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            acc = simd.axpy_lane(acc, weights, 2, bases, more & 0xFFFFFFFF)
+            acc = simd.axpy_lane(acc, weights, 3, bases, (more >> 32) & 0xFFFFFFFF)
+            at += 16
+        return acc, at, four
 
-    @kernel_part
-    def activate(a, tile_buffer, low, high):  # type: ignore[no-untyped-def]
-        """Clamp and activate the tile in `tile_buffer`."""
-        simd.store(simd.clamp(simd.load(simd.zeros(count, lanes, bits), tile_buffer), low, high), tile_buffer)
+    @inlined_function
+    def multiply_rest(acc, values, at, stop, bases, four):  # type: ignore[no-untyped-def]
+        """The last one to three nonzeros of a row, whose offsets are in `four`."""
+        if at < stop:
+            weights, (two, more) = simd.load_four_weights(acc, values + at * (size // 4)), four
+            acc = simd.axpy_lane(acc, weights, 0, bases, two & 0xFFFFFFFF)
+            if at + 4 < stop:
+                acc = simd.axpy_lane(acc, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            if at + 8 < stop:
+                acc = simd.axpy_lane(acc, weights, 2, bases, more & 0xFFFFFFFF)
+        return acc
+
+    multiply_four_rows = _make_row_unroll(bits, lanes, width, row_unroll, load_tile, initial_sum)
+
+    # ------------------------------------------------------------ epilogue and store, of the tiles that need more
+
+    @kernel_function
+    def activate(a, buffer, low, high):  # type: ignore[no-untyped-def]
+        """Clamp and activate the tile in `buffer`."""
+        simd.store(simd.clamp(simd.load(simd.zeros(width, lanes, bits), buffer), low, high), buffer)
         if a.activation != 0:
-            simd.call(a.activation, tile_buffer, count)
+            simd.call(a.activation, buffer, width)
 
-    @kernel_part
-    def store_pieces(tile_buffer, y, piece, pieces_end):  # type: ignore[no-untyped-def]
+    @kernel_function
+    def store_pieces(buffer, y, piece, pieces_end):  # type: ignore[no-untyped-def]
+        """Store a tile that is not whole: contiguous pieces of it."""
         while piece < pieces_end:
-            place = y + simd.load_i64(piece + 8)
-            copy_numbers(tile_buffer + simd.load_i64(piece), place, simd.load_i64(piece + 16))
+            target = y + simd.load_i64(piece + 8)
+            copy_numbers(buffer + simd.load_i64(piece), target, simd.load_i64(piece + 16))
             piece += 24
 
-    @kernel_part
-    def finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
-        """The epilogue behind the bias of the tile at `tile_buffer`, stored in pieces where it has some.
+    @kernel_function
+    def finish_in_memory(a, row, buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
+        """Epilogue after the bias, and store, of the tile in `buffer`: with an activation, or in pieces.
 
-        What few tiles need is kept out of the way of the loop over rows.
+        A function of its own, which keeps rare code out of the loop over rows.
         """
-        like = simd.zeros(count, lanes, bits)
+        like = simd.zeros(width, lanes, bits)
         target = row * a.y_row_stride
         if piece == pieces_end:
             if a.residual != 0:
-                acc = simd.add(simd.load(like, tile_buffer), load(like, out, target + a.residual - a.y))
-                simd.store(acc, tile_buffer)
-            activate(a, tile_buffer, low, high)
-            store(simd.load(like, tile_buffer), out, target)
+                acc = simd.add(simd.load(like, buffer), load_tile(like, out, target + a.residual - a.y))
+                simd.store(acc, buffer)
+            activate(a, buffer, low, high)
+            store_tile(simd.load(like, buffer), out, target)
             return
         if a.residual != 0:
-            added, source, at = tile_buffer + width, y + target + a.residual - a.y, piece
+            added, source, at = buffer + tile_bytes, y + target + a.residual - a.y, piece
             while at < pieces_end:
-                place = source + simd.load_i64(at + 8)
-                copy_numbers(place, added + simd.load_i64(at), simd.load_i64(at + 16))
+                copy_numbers(source + simd.load_i64(at + 8), added + simd.load_i64(at), simd.load_i64(at + 16))
                 at += 24
-            simd.store(simd.add(simd.load(like, tile_buffer), simd.load(like, added)), tile_buffer)
-        activate(a, tile_buffer, low, high)
-        store_pieces(tile_buffer, y + target, piece, pieces_end)
+            simd.store(simd.add(simd.load(like, buffer), simd.load(like, added)), buffer)
+        activate(a, buffer, low, high)
+        store_pieces(buffer, y + target, piece, pieces_end)
 
-    begin, add_nonzeros, sum_four = make_row_sums(bits, lanes, count, load, ask_lines, together)
+    # ------------------------------------------------------------ the loop over rows
 
-    def make_rows(epilogue: int) -> Callable[..., Any]:
-        """The loop over entries whose sums go through the epilogue (1), or are stored as they are (0), `to_stride`
-        bytes a row apart: partial sums, and those of rows that end in the block, where there is nothing else to do.
+    def make_run_rows(epilogue: int) -> Callable[..., Any]:
+        """The loop over entries: sums go through the epilogue (1), or are stored as they are, `to_stride` bytes a row
+        apart (0): partial sums, and those of rows that end in the block and have no epilogue.
 
-        Every loop that Numba compiles here is a second of a variant's compile time. Whether rows begin in the block is
-        seen at run time, which costs nothing that could be measured. What does not fit the registers costs a lot.
+        Two loops and not one, as what does not fit the registers costs a lot; not four, as each takes a second to
+        compile: whether rows begin in the block is tested at run time, which costs nothing that could be measured.
         """
 
-        @kernel_part
+        @kernel_function
         def run_rows(  # type: ignore[no-untyped-def]
-            a, begins, entry, end, p, bases, places, low, high, ahead
+            a, from_zero, entry, end, p, bases, targets, low, high
         ):
-            partial, to, to_stride, (tile_buffer, y, out, piece, pieces_end) = places
+            partial, to, to_stride, (buffer, y, out, piece, pieces_end) = targets
             entries, offsets, values = a.entries, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
-            here, past_caches = piece == pieces_end and a.activation == 0, a.past_caches != 0
-            sums, summed, asked = tile_buffer + 2 * width, 0, lines_from(ahead, p)
-            # What leads to other loads is loaded a row before: its end and the next one's number, its first offsets.
+            in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal != 0
+            four_sums, ready = buffer + 2 * tile_bytes, 0
+            # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
+            # bits), and its first four offsets.
             cursor, cursor_end, at = entries + entry * 8, entries + end * 8, p * 4
-            row, behind = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
-            coming = simd.load_four_u32(vector, offsets + at)
+            row, next_entry = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
+            next_four = simd.load_four_u32(vector, offsets + at)
             while cursor < cursor_end:
-                stop, next_row, first = (behind & 0xFFFFFFFF) * 4, (behind >> 32) & 0xFFFFFFFF, coming
-                behind = simd.load_i64(cursor + 16)
-                if not together:  # rows that go together have loads enough to wait for
-                    coming = simd.load_four_u32(vector, offsets + stop)
-                    if not asks and begins == 0:
-                        simd.prefetch_near(partial + next_row * width, width)
-                if asks:
-                    ask_rows(a, ahead, (cursor - entries) // 8)
-                    if epilogue and here and residual != 0:
-                        ask_for_residual(a, out, (cursor - entries) // 8, end)
-                if together and summed == 0 and cursor + 32 <= cursor_end:
-                    sum_four(a, (cursor - entries) // 8, at // 4, bases, partial, begins, sums)
-                    summed = 4
-                if together and summed > 0:
-                    acc = simd.load(simd.zeros(count, lanes, bits), sums + (4 - summed) * width)
-                    summed -= 1
+                stop, next_row, four = (next_entry & 0xFFFFFFFF) * 4, (next_entry >> 32) & 0xFFFFFFFF, next_four
+                next_entry = simd.load_i64(cursor + 16)
+                if not row_unroll:  # four rows at once have loads enough in flight
+                    next_four = simd.load_four_u32(vector, offsets + stop)
+                    if from_zero == 0:
+                        simd.prefetch_l1(partial + next_row * tile_bytes, tile_bytes)
+
+                # multiply
+                if row_unroll and ready == 0 and cursor + 32 <= cursor_end:
+                    multiply_four_rows(a, (cursor - entries) // 8, at // 4, bases, partial, from_zero, four_sums)
+                    ready = 4
+                if row_unroll and ready > 0:
+                    acc = simd.load(simd.zeros(width, lanes, bits), four_sums + (4 - ready) * tile_bytes)
+                    ready -= 1
                 else:
-                    acc = begin(row, partial, begins)
-                    if together:
-                        first = simd.load_four_u32(vector, offsets + at)
-                    acc, asked = add_nonzeros(acc, offsets, values, at, stop, bases, first, ahead, asked)
+                    acc = initial_sum(row, partial, from_zero)
+                    if row_unroll:
+                        four = simd.load_four_u32(vector, offsets + at)
+                    acc, at, four = multiply(acc, offsets, values, at, stop, bases, four)
+                    acc = multiply_rest(acc, values, at, stop, bases, four)
                 at = stop
+
+                # epilogue and store
                 if epilogue:
                     if bias != 0:
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
-                    if here:
+                    if in_registers:
                         if residual != 0:
-                            acc = simd.add(acc, load(acc, out, row * y_row_stride + residual - a.y))
+                            later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
+                            prefetch_tile(out, later * y_row_stride + residual - a.y)
+                            acc = simd.add(acc, load_tile(acc, out, row * y_row_stride + residual - a.y))
                         if clamped:
                             acc = simd.clamp(acc, low, high)
-                        if past_caches:
-                            stream(acc, out, row * y_row_stride)
+                        if nontemporal:
+                            store_tile_nontemporal(acc, out, row * y_row_stride)
                         else:
-                            store(acc, out, row * y_row_stride)
+                            store_tile(acc, out, row * y_row_stride)
                     elif a.activation == 0 and residual == 0:
                         if clamped:
                             acc = simd.clamp(acc, low, high)
-                        simd.store(acc, tile_buffer)
-                        store_pieces(tile_buffer, y + row * y_row_stride, piece, pieces_end)
+                        simd.store(acc, buffer)
+                        store_pieces(buffer, y + row * y_row_stride, piece, pieces_end)
                     else:
-                        simd.store(acc, tile_buffer)
-                        finish_elsewhere(a, row, tile_buffer, y, out, piece, pieces_end, low, high)
+                        simd.store(acc, buffer)
+                        finish_in_memory(a, row, buffer, y, out, piece, pieces_end, low, high)
                 else:
                     simd.store(acc, to + row * to_stride)
                 cursor, row = cursor + 8, next_row
@@ -280,7 +325,24 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
 
         return run_rows
 
-    store_rows, finish_rows = make_rows(0), make_rows(1)
+    store_sums, finish_rows = make_run_rows(0), make_run_rows(1)
+
+    # ------------------------------------------------------------ the kernel
+
+    if contiguous:
+
+        @kernel_function
+        def direct_target(a, out, whole, low, high):  # type: ignore[no-untyped-def]
+            """Address of row 0 of a whole tile without epilogue, whose sums are stored as they are; 0 for others."""
+            clamped = low > -np.inf or high < np.inf
+            added = a.bias != 0 or a.residual != 0
+            return out if whole and not (clamped or added or a.activation != 0 or a.nontemporal != 0) else 0
+
+    else:
+
+        @kernel_function
+        def direct_target(a, out, whole, low, high):  # type: ignore[no-untyped-def]
+            return 0
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
@@ -292,37 +354,109 @@ def make_spmm(bits: int, lanes: int, count: int, in_a_row: int, together: int, a
             group, tile = task % groups, task // groups
             batch, tile = tile // a.tiles, tile % a.tiles
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-            out = addresses(y, a.y_positions + tile * count * 8)
+            out = tile_addresses(y, a.y_positions + tile * width * 8)
             piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
             pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
-            partial = scratch - simd.load_i64(a.group_starts + group * 8) * width
-            panel, target = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
+            partial = scratch - simd.load_i64(a.group_starts + group * 8) * tile_bytes
+            panel, output = scratch + a.scratch_panel, (scratch + a.scratch_tile, y, out, piece, pieces_end)
             segment = a.segments + group * blocks * 16
             entry = simd.load_u32(segment)
             p = simd.load_u32(a.entries + entry * 8)
-            plainly_to = stored_plainly(a, out, piece == pieces_end, low, high)
+            direct = direct_target(a, out, piece == pieces_end, low, high)
             for block in range(blocks):
-                bases = find_inputs(a, x, tile, block, panel)
-                ahead = next_panel(a, x, tile, block, entry, simd.load_u32(segment + block * 16 + 16))
+                bases = block_inputs(a, x, tile, block, panel)
                 for kind in range(KINDS):
                     end = simd.load_u32(segment + block * 16 + kind * 4 + 4)
-                    begins, ends = int(kind in (ONLY, FIRST)), kind in (ONLY, LAST)
-                    to, to_stride = (plainly_to, a.y_row_stride) if ends else (partial, width)
-                    places = (partial, to, to_stride, target)
-                    if ends and plainly_to == 0:
-                        p = finish_rows(a, begins, entry, end, p, bases, places, low, high, ahead)
+                    from_zero, ends = int(kind in (ONLY, FIRST)), kind in (ONLY, LAST)
+                    to, to_stride = (direct, a.y_row_stride) if ends else (partial, tile_bytes)
+                    targets = (partial, to, to_stride, output)
+                    if ends and direct == 0:
+                        p = finish_rows(a, from_zero, entry, end, p, bases, targets, low, high)
                     else:
-                        p = store_rows(a, begins, entry, end, p, bases, places, low, high, ahead)
+                        p = store_sums(a, from_zero, entry, end, p, bases, targets, low, high)
                     entry = end
             task = simd.fetch_add(a.counter, 1)
+        if a.nontemporal != 0:
+            simd.store_fence()
 
     return spmm
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, count: int, in_a_row: int, together: int, asks: int) -> Any:
-    """The compiled variant; `.address` is what `sharing.run_parallel` and `sharing.run_serial` take."""
-    way = ("" if in_a_row else "_apart") + ("", "_alike", "_lockstep")[together]
-    way += ("", "_asking", "_asking_lines")[asks]
-    variant = make_spmm(bits, lanes, count, in_a_row, together, asks)
-    return compile_kernel(variant, f"spmm_f{bits}_v{lanes}_t{count}{way}")
+def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Any:
+    """The compiled variant; `.address` is what `parallel.run_parallel` and `parallel.run_serial` take."""
+    name = f"spmm_f{bits}_v{lanes}_t{width}" + ("" if contiguous else "_scattered")
+    name += ("", "_dense", "_interleaved")[row_unroll]
+    return compile_kernel(make_spmm(bits, lanes, width, contiguous, row_unroll), name)
+
+
+# ---------------------------------------------------------------- row unroll
+
+
+def _make_row_unroll(
+    bits: int, lanes: int, width: int, row_unroll: int, load_tile: Any, initial_sum: Any
+) -> Callable[..., Any]:
+    """The multiply stage for four rows at once, whose sums go to `sums` in the worker's scratch."""
+    size = bits // 8
+    vector = lanes * size
+    tile_bytes = width * vector
+
+    @kernel_function
+    def initial_sums(a, entry, partial, from_zero):  # type: ignore[no-untyped-def]
+        rows = a.entries + entry * 8 + 4
+        s0 = initial_sum(simd.load_u32(rows), partial, from_zero)
+        s1 = initial_sum(simd.load_u32(rows + 8), partial, from_zero)
+        s2 = initial_sum(simd.load_u32(rows + 16), partial, from_zero)
+        s3 = initial_sum(simd.load_u32(rows + 24), partial, from_zero)
+        return s0, s1, s2, s3
+
+    @kernel_function
+    def store_sums(s0, s1, s2, s3, sums):  # type: ignore[no-untyped-def]
+        simd.store(s0, sums)
+        simd.store(s1, sums + tile_bytes)
+        simd.store(s2, sums + 2 * tile_bytes)
+        simd.store(s3, sums + 3 * tile_bytes)
+
+    @inlined_function
+    def multiply_dense(a, entry, p, bases, partial, from_zero, sums):  # type: ignore[no-untyped-def]
+        """Four rows with the same columns: each vector of x is read once for all."""
+        n = simd.load_u32(a.entries + entry * 8 + 8) - p
+        step, weight = n * size, a.values + p * size
+        s0, s1, s2, s3 = initial_sums(a, entry, partial, from_zero)
+        for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
+            x = load_tile(s0, bases, simd.load_u32(offset))
+            s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
+            s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
+            weight += size
+        store_sums(s0, s1, s2, s3, sums)
+
+    @kernel_function
+    def multiply_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
+        while p < end:
+            acc = simd.axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))
+            p += 1
+        return acc
+
+    @inlined_function
+    def multiply_interleaved(a, entry, p, bases, partial, from_zero, sums):  # type: ignore[no-untyped-def]
+        """Four rows of about the same length: one nonzero of each per iteration, then the rest of each row."""
+        ends = a.entries + entry * 8
+        end0, end1, end2 = simd.load_u32(ends + 8), simd.load_u32(ends + 16), simd.load_u32(ends + 24)
+        end3 = simd.load_u32(ends + 32)
+        shortest = min(min(end0 - p, end1 - end0), min(end2 - end1, end3 - end2))
+        s0, s1, s2, s3 = initial_sums(a, entry, partial, from_zero)
+        end0, end1, end2 = end0 + 3 * shortest, end1 + 2 * shortest, end2 + shortest
+        stop, next_four = p + 4 * shortest, simd.load_four_u32(vector, a.offsets + p * 4)
+        while p < stop:
+            (two, more), next_four = next_four, simd.load_four_u32(vector, a.offsets + p * 4 + 16)
+            weights = simd.load_four_weights(s0, a.values + p * size)
+            s0 = simd.axpy_lane(s0, weights, 0, bases, two & 0xFFFFFFFF)
+            s1 = simd.axpy_lane(s1, weights, 1, bases, (two >> 32) & 0xFFFFFFFF)
+            s2 = simd.axpy_lane(s2, weights, 2, bases, more & 0xFFFFFFFF)
+            s3 = simd.axpy_lane(s3, weights, 3, bases, (more >> 32) & 0xFFFFFFFF)
+            p += 4
+        s0, s1 = multiply_rest(s0, a, p, end0, bases), multiply_rest(s1, a, end0, end1, bases)
+        s2, s3 = multiply_rest(s2, a, end1, end2, bases), multiply_rest(s3, a, end2, end3, bases)
+        store_sums(s0, s1, s2, s3, sums)
+
+    return multiply_dense if row_unroll == DENSE else multiply_interleaved

@@ -1,13 +1,16 @@
-"""SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost.
+"""SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost. Two forms.
 
-Plain CSR and `CHAINS` running sums per row, the lanes of one vector: of a row of n nonzeros the first n mod CHAINS go
-to the first sums, one each, the others in turn to all of them, and the sums are added in pairs. That order is fixed by
-the row alone. Each x is loaded into its lane by itself: gather instructions are slow on many CPUs, and all by scalars
-the loop is bound by three loads a nonzero. The first nonzeros are a whole vector, too, of which the lanes behind them
-are dropped: branches on their number would be guessed wrong half the time, and behind the loop they would wait for its
-end. The sums of four rows are added and finished together.
+CSR: the accumulators of a row are the `SPMV_ACCUMULATORS` lanes of one vector. Of a row of n nonzeros the first
+n mod SPMV_ACCUMULATORS go to the first lanes, one each, the others round-robin to all, and the lanes are summed in
+pairs: an order that the row alone fixes. Each x is loaded into its lane by a scalar load, as gather instructions are
+slow on many CPUs; with scalars throughout the loop would be bound by three loads a nonzero. The first nonzeros are a
+masked vector: a branch on their number would be mispredicted half the time, and after the loop they would wait for its
+end. The sums of four rows are reduced and finished at once.
 
-On AVX-512, `lookup.py` takes the place of this where W is dense enough.
+Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in eight vector registers, and one
+permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
+multiply-add; see `sparse_operator.py` for the format. Order of summation: the nonzeros of a row and chunk in ascending
+columns, one FMA each; then the row's chunks in order; then the bias. The row alone fixes it.
 """
 
 from __future__ import annotations
@@ -16,16 +19,17 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, inlined_part, kernel_part, kernel_record
-from .operators import CHAINS
+from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
 
-ROWS = 4  # that are finished together
+ROWS = 4  # rows finished at once
+PREFETCH_DISTANCE = 8192  # bytes of values: a quarter less time from memory, some per cent more from caches
 
-ARGUMENTS = kernel_record(
+ARGUMENTS = kernel_arguments(
     # tasks are row groups
     "group_starts",  # int64 [groups + 1]
     "indptr",  # int64 [M + 1]
-    "columns",  # uint16 or uint32 [nnz + CHAINS], the last of them any that x has
+    "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has
     "nonzeros",
     "values",  # float [nnz]
     "x",  # float [K]
@@ -36,11 +40,11 @@ ARGUMENTS = kernel_record(
     "scratch",  # `scratch_bytes` per worker, where there is an activation
     "scratch_stride",
 )
-_arguments = simd.record_view(ARGUMENTS)
+_arguments = simd.arguments_view(ARGUMENTS)
 
 
 def scratch_bytes(bits: int, lanes: int) -> int:
-    """What a worker needs for an activation: four sums, and whole vectors."""
+    """Bytes of scratch per worker for an activation: four sums, in whole vectors."""
     return max(ROWS, lanes) * bits // 8
 
 
@@ -50,27 +54,27 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
     column_size = column_bits // 8
     activated = scratch_bytes(bits, lanes) // size
 
-    @inlined_part
+    @inlined_function
     def row_sums(a, row, last):  # type: ignore[no-untyped-def]
-        """The running sums of a row; zeros where there is no such row."""
-        sums = simd.zeros(1, CHAINS, bits)
+        """The accumulators of a row; zeros past the last row."""
+        sums = simd.zeros(1, SPMV_ACCUMULATORS, bits)
         if row >= last:
             return sums
         p, end = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + row * 8 + 8)
         if p == end:
             return sums
-        values, columns, rest = a.values + p * size, a.columns + p * column_size, (end - p) & (CHAINS - 1)
-        if p + CHAINS <= a.nonzeros:
-            sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, rest, 0)
-        else:  # there is no value behind the last
-            sums = simd.dot_gathered_first(sums, values, a.x, columns, column_bits, rest, 1)
+        values, columns, rest = a.values + p * size, a.columns + p * column_size, (end - p) & (SPMV_ACCUMULATORS - 1)
+        if p + SPMV_ACCUMULATORS <= a.nonzeros:
+            sums = simd.gather_fma_first(sums, values, a.x, columns, column_bits, rest, 0)
+        else:  # no values to read past the last
+            sums = simd.gather_fma_first(sums, values, a.x, columns, column_bits, rest, 1)
         p += rest
         while p < end:
-            sums = simd.dot_gathered(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
-            p += CHAINS
+            sums = simd.gather_fma(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
+            p += SPMV_ACCUMULATORS
         return sums
 
-    @kernel_part
+    @kernel_function
     def activate(a, acc, scratch):  # type: ignore[no-untyped-def]
         for i in range(0, activated, ROWS):
             simd.store(acc, scratch + i * size)
@@ -84,7 +88,7 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
         while group < a.stop:
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
             while row < last:
-                acc = simd.sums_of_four(
+                acc = simd.reduce_four(
                     row_sums(a, row, last), row_sums(a, row + 1, last), row_sums(a, row + 2, last),
                     row_sums(a, row + 3, last),
                 )  # fmt: skip
@@ -107,3 +111,111 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
 def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
     """The compiled variant."""
     return compile_kernel(make_spmv(bits, lanes, column_bits), f"spmv_f{bits}_v{lanes}_c{column_bits}")
+
+
+# ---------------------------------------------------------------- register lookup
+
+LOOKUP_ARGUMENTS = kernel_arguments(
+    # tasks are row groups, of whole slices but for the last one
+    "group_starts",  # int64 [groups + 1], rows
+    "chunks",
+    "inputs",  # K
+    "slice_starts",  # int64 [groups + 1], slices of groups before
+    "vector_starts",  # int64 [groups + 1], vectors of groups before
+    "vector_counts",  # uint16 [slices] by group, chunk and slice: full vectors + 256 * vectors with empty lanes
+    "columns",  # uint8 [vectors, LOOKUP_LANES]
+    "values",  # float [vectors, LOOKUP_LANES]
+    "sum_index",  # uint16 [slices, LOOKUP_LANES] by group, slice of rows in order, and chunk: index of a row's sum
+    "x",  # float [K]
+    "y",  # float [M]
+    "bias",  # float [M] or 0
+    "limits",  # float [2]
+    "activation",  # as in spmm
+    "scratch",  # sums [chunks, rows] of the widest group, then a vector
+    "scratch_stride",
+    "scratch_vector",
+)
+_lookup_arguments = simd.arguments_view(LOOKUP_ARGUMENTS)
+
+
+def make_lookup() -> Callable[..., None]:
+    """The register-lookup kernel."""
+    size, vector = LOOKUP_BITS // 8, LOOKUP_LANES * LOOKUP_BITS // 8
+
+    def make_add_vectors(masked: int) -> Callable[..., Any]:
+        """Multiply some vectors, with (1) or without (0) empty lanes; also returns the addresses of the next ones."""
+
+        @inlined_function
+        def add_vectors(acc, number, x, columns, weights):  # type: ignore[no-untyped-def]
+            end = weights + number * vector
+            while weights < end:
+                simd.prefetch_l2(weights + PREFETCH_DISTANCE)
+                acc = simd.lookup_fma(acc, weights, x, columns, masked)
+                weights += vector
+                columns += LOOKUP_LANES
+            return acc, columns, weights
+
+        return add_vectors
+
+    add_full, add_masked = make_add_vectors(0), make_add_vectors(1)
+
+    @kernel_function
+    def add_chunk(a, chunk, vector_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
+        """The sums of all slices of a chunk; returns the addresses of the next chunk's columns and values."""
+        first = chunk * LOOKUP_CHUNK
+        x = simd.load_first(simd.zeros(LOOKUP_TABLES, LOOKUP_LANES, LOOKUP_BITS), a.x + first * size, a.inputs - first)
+        end = sums + slices * vector
+        while sums < end:
+            acc, counts = simd.zeros(1, LOOKUP_LANES, LOOKUP_BITS), simd.load_u16(vector_counts)
+            acc, columns, weights = add_full(acc, counts & 0xFF, x, columns, weights)
+            acc, columns, weights = add_masked(acc, counts >> 8, x, columns, weights)
+            simd.store(acc, sums)
+            sums += vector
+            vector_counts += 2
+        return columns, weights
+
+    @kernel_function
+    def add_rows(a, row, last, sum_index, sums, stride, low, high, scratch):  # type: ignore[no-untyped-def]
+        """Sum the chunks of a slice of rows, then the epilogue and the store."""
+        acc = simd.zeros(1, LOOKUP_LANES, LOOKUP_BITS)
+        for _ in range(a.chunks):
+            acc = simd.add(acc, simd.gather(acc, sums, sum_index, 16))
+            sum_index += LOOKUP_LANES * 2
+            sums += stride
+        if a.bias != 0:
+            acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
+        acc = simd.clamp(acc, low, high)
+        if a.activation != 0:
+            simd.store(acc, scratch)
+            simd.call(a.activation, scratch, 1)
+            acc = simd.load(acc, scratch)
+        simd.store_first(acc, a.y + row * size, last - row)
+
+    def lookup(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _lookup_arguments(arguments)
+        scratch = a.scratch + slot * a.scratch_stride
+        low, high = simd.load_float(LOOKUP_BITS, a.limits), simd.load_float(LOOKUP_BITS, a.limits + size)
+        group = simd.fetch_add(a.counter, 1)
+        while group < a.stop:
+            row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
+            slices = (last - row + LOOKUP_LANES - 1) // LOOKUP_LANES
+            before = simd.load_i64(a.slice_starts + group * 8)
+            v = simd.load_i64(a.vector_starts + group * 8)
+            columns, weights = a.columns + v * LOOKUP_LANES, a.values + v * vector
+            for chunk in range(a.chunks):
+                vector_counts = a.vector_counts + (before + chunk * slices) * 2
+                sums = scratch + chunk * slices * vector
+                columns, weights = add_chunk(a, chunk, vector_counts, slices, columns, weights, sums)
+            for i in range(slices):
+                sum_index = a.sum_index + (before + i * a.chunks) * LOOKUP_LANES * 2
+                begin = row + i * LOOKUP_LANES
+                add_rows(a, begin, last, sum_index, scratch, slices * vector, low, high, scratch + a.scratch_vector)
+            group = simd.fetch_add(a.counter, 1)
+
+    return lookup
+
+
+@compiled_once
+def lookup_kernel() -> Any:
+    """The compiled kernel, on CPUs with AVX-512."""
+    return compile_kernel(make_lookup(), "lookup")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 import fastsparse as fs
 from fastsparse import nn
+from fastsparse_kernels import reference as layers
 from fastsparse_kernels import reference as ref
-from fastsparse_kernels import reference_layers as layers
 from tests.checking import SLOPES
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastsparse.launch import Record, address, run
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 
 Array = NDArray[Any]
 DTYPES = ["float32", "float64"]
@@ -20,7 +20,7 @@ def bits_of(dtype: Any) -> int:
 
 
 def lanes_of(dtype: Any) -> int:
-    return build.lanes(bits_of(dtype))
+    return compiler.lanes(bits_of(dtype))
 
 
 def machine_of(dtype: Any, workers: int = 1) -> Machine:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsparse_kernels import cache
+from fastsparse_kernels import kernel_cache
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
@@ -26,7 +26,7 @@ import ctypes, json, sys
 import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
-from fastsparse_kernels.cache import KernelCache
+from fastsparse_kernels.kernel_cache import KernelCache
 from fastsparse_kernels.probe_helper import scale
 
 def variant(T):
@@ -146,7 +146,7 @@ def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path
 
 def test_sources_edited_while_a_process_runs_are_not_saved_under_the_old_digest(probe, tree, tmp_path):
     helper = tree / "kernels/fastsparse_kernels/probe_helper.py"
-    edit = f"import fastsparse_kernels.cache; open({str(helper)!r}, 'a').write('# edited')\n"
+    edit = f"import fastsparse_kernels.kernel_cache; open({str(helper)!r}, 'a').write('# edited')\n"
     assert probe(prelude=edit)[0] == COLD
     assert not (tmp_path / "kernels").exists()
 
@@ -173,7 +173,7 @@ DAMAGES = {
 
 def sealed(payload):
     """A file as KernelCache writes it, checksum included."""
-    return cache._MAGIC + hashlib.sha256(payload).digest() + payload
+    return kernel_cache._MAGIC + hashlib.sha256(payload).digest() + payload
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -224,11 +224,11 @@ os.replace = full
 
 
 def test_warnings_come_once_per_process(monkeypatch):
-    monkeypatch.setattr(cache, "_warned", cache.threading.Event())
+    monkeypatch.setattr(kernel_cache, "_warned", kernel_cache.threading.Event())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cache._warn_once("first")
-        cache._warn_once("second")
+        kernel_cache._warn_once("first")
+        kernel_cache._warn_once("second")
     assert [str(warning.message) for warning in caught] == ["first; kernels are compiled anew instead"]
 
 
@@ -265,7 +265,7 @@ def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
 SPMV = """
 import hashlib
 import numpy as np, fastsparse as fs
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 rng = np.random.default_rng(3)
 A = rng.standard_normal((40, 60)) * (rng.random((40, 60)) < 0.3)
 with fs.threads(1):

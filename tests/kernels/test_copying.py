@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastsparse_kernels.copying import make_copy_numbers
+from fastsparse_kernels.layouts import make_copy_numbers
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 from tests.kernels.test_simd import compiled
 

@@ -11,9 +11,9 @@ from fastsparse import _linear, launch_layout
 from fastsparse.launch import address
 from fastsparse.plan import conv, lanes
 from fastsparse.plan.conv import Geometry
-from fastsparse_kernels import layout
+from fastsparse_kernels import layouts
 from fastsparse_kernels import reference as ref
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 from tests.kernels.support import DTYPES, Guarded, machine_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
@@ -90,7 +90,7 @@ def test_unpacking_rows_on_the_same_sets(rng, monkeypatch, lead, far, workers, d
     monkeypatch.setattr("fastsparse.plan.policy.PARALLEL_FLOPS", 0)
     monkeypatch.setattr("fastsparse.plan.policy.is_far", lambda *_: far)
     m = machine_of(dtype, workers)
-    wide = layout.WIDE * m.lanes
+    wide = layouts.WIDE * m.lanes
     for features, samples in ((wide - 1, 2 * m.lanes), (wide, m.lanes), (3 * wide + m.lanes + 3, 2 * m.lanes + 1)):
         row = -(-(lead + features + 1) * m.size // 2048) * 2048 // m.size
         rows = rng.standard_normal((samples, features)).astype(dtype)

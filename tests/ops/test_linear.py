@@ -16,7 +16,6 @@ from fastsparse import runtime
 from fastsparse.plan import linear as plans
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import operators, spmm
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     DTYPES,
@@ -253,58 +252,12 @@ def test_adjoint_identity(rng, samples, dtype):
     assert product == (x * dx.astype(np.float64)).sum() == (W.data * dw.astype(np.float64)).sum()
 
 
-def test_panels_that_are_asked_for_ahead_change_no_bit(monkeypatch):
-    """Also where the last entries of a block ask beyond its last row, and beyond X itself."""
-    rng = np.random.default_rng(4)
-    mask = rng.random((37, 600)) < 0.3
-    mask[:, 300:] &= rng.random((37, 300)) < 0.1
-    W = matrix(rng, mask, "float32")
-    x = rng.standard_normal((203, 600)).astype(np.float32)
-    results = []
-    for asked in (False, True):
-        monkeypatch.setattr(policy, "asks_ahead", lambda *_, asked=asked: asked)
-        for threads in (1, 2):
-            with fs.threads(threads):
-                results += [fs.linear(x, fresh(W)), fs.spmm(fresh(W), np.asfortranarray(x.T))]
-    for way in (0, 1):
-        for y in results[way::2]:
-            np.testing.assert_array_equal(y, results[way])
-
-
 @pytest.mark.parametrize("samples", [203, 256])
 @pytest.mark.parametrize("y_row_major", [False, True])
-def test_panels_that_are_not_full_can_be_asked_for(rng, samples, y_row_major):
-    """Vectors of a panel lie in a row, also those that hold no sample."""
+def test_panels_that_are_not_full_are_contiguous(rng, samples, y_row_major):
+    """Vectors of a panel are contiguous, also those that hold no sample."""
     pattern = matrix(rng, rng.random((37, 60)) < 0.1, "float32").pattern
     for vectors in (4, 8, 16):
         m = Machine(32, vectors, 1)
         for width in range(2, 9):
             assert plans.spmm_panels(pattern, samples, width, m, y_row_major).tiles.in_a_row(m.vector)
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_rows_that_lie_in_a_row_are_asked_for_by_lines(rng, monkeypatch, asked):
-    """Panels by the loop over nonzeros, if there are some for every line; row-major X by entries."""
-    W = matrix(rng, rng.random((37, 600)) < 0.3, "float32")
-    x = rng.standard_normal((203, 600)).astype(np.float32)
-    variants, kernel = [], spmm.spmm_kernel
-
-    def watched(*variant):
-        variants.append(variant[-1])
-        return kernel(*variant)
-
-    monkeypatch.setattr(spmm, "spmm_kernel", watched)
-    monkeypatch.setattr(policy, "asks_ahead", lambda *_: asked)
-    fs.linear(x, W)
-    fs.linear(x, matrix(rng, rng.random((37, 600)) < 0.03, "float32"))
-    fs.spmm(W, np.ascontiguousarray(x.T))
-    assert variants == ([operators.LINES, operators.ROWS, operators.ROWS] if asked else [0, 0, 0])
-
-
-def test_products_on_much_data_ask_ahead():
-    cache = 8 * 2**20
-    assert policy.asks_ahead(576, 64, cache // 2, cache, True), "a panel's rows lie in a row"
-    assert not policy.asks_ahead(64, 576, cache // 4, cache, True)
-    assert policy.asks_ahead(64, 576, cache // 2, cache)
-    assert not policy.asks_ahead(64, 576, cache // 4, cache), "it is in the cache"
-    assert not policy.asks_ahead(576, 64, cache, cache), "what is stored is most of it"

@@ -235,15 +235,15 @@ def test_lanes_layout(geometry: Any, dtype: str, border: int, rng: np.random.Gen
         positions = (spatial[0] + 2 * border) * (spatial[1] + 2 * border)
         return Guarded((groups, channels, positions, lanes), dtype), _places(spatial, border, vector)
 
-    source, x_places = padded(spatial)
+    source, x_offsets = padded(spatial)
     by_lane = x.reshape(groups, lanes, channels, -1).transpose(0, 2, 3, 1)
-    source.inside[:, :, x_places // vector] = by_lane
+    source.inside[:, :, x_offsets // vector] = by_lane
     makers: list[tuple[int, Callable[..., Array]]] = [(pooling.MAX, ref.max_pool), (pooling.MEAN, ref.avg_pool)]
     for kind, oracle in makers:
-        target, y_places = padded(w.out_spatial)
+        target, y_offsets = padded(w.out_spatial)
         run_kernel(
-            pooling.pool_lanes_kernel(kind, bits_of(dtype), lanes),
-            pooling.LANES,
+            pooling.pool_batch_blocked_kernel(kind, bits_of(dtype), lanes),
+            pooling.BATCH_BLOCKED,
             groups * channels * len(bands.table),
             channels=channels,
             bands=len(bands.table),
@@ -255,15 +255,15 @@ def test_lanes_layout(geometry: Any, dtype: str, border: int, rng: np.random.Gen
             x=source.inside,
             x_group_stride=source.inside.strides[0],
             x_channel_stride=source.inside.strides[1],
-            x_places=x_places if border else 0,
+            x_offsets=x_offsets if border else 0,
             y=target.inside,
             y_group_stride=target.inside.strides[0],
             y_channel_stride=target.inside.strides[1],
-            y_places=y_places if border else 0,
+            y_offsets=y_offsets if border else 0,
         )
         assert target.intact()
-        between = np.delete(target.inside, y_places // vector, axis=2)
+        between = np.delete(target.inside, y_offsets // vector, axis=2)
         assert np.isnan(between).all()
-        got = target.inside[:, :, y_places // vector].transpose(0, 3, 1, 2)
+        got = target.inside[:, :, y_offsets // vector].transpose(0, 3, 1, 2)
         want = oracle(x, *window).reshape(got.shape)
         np.testing.assert_array_equal(got, want.astype(dtype))

@@ -13,7 +13,7 @@ import fastsparse as fs
 from fastsparse.plan import conv, lanes, linear, operator, policy, sddmm, tiles
 from fastsparse.plan.conv import Geometry
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import operators as kernels
+from fastsparse_kernels import sparse_operator as kernels
 from tests.checking import MACHINES, PATTERNS, Array, matrix
 from tests.geometries import TABLE, geometry_of
 
@@ -37,7 +37,7 @@ def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
     for array in (op.offsets, op.entries):
-        assert room_behind(array) >= kernels.READ_AHEAD
+        assert room_behind(array) >= kernels.OVERREAD
     return found
 
 
@@ -49,14 +49,14 @@ def room_behind(array: Array) -> int:
 
 def places_in_turn(op: operator.Operator, entry: int, first: int, end: int) -> list[int]:
     """Where an entry's nonzeros are when those of four entries take turns as long as all of them have some."""
-    four = entry - (entry - first) % kernels.TOGETHER
+    four = entry - (entry - first) % kernels.ROW_UNROLL
     ends = op.row_ends.astype(int)
-    if four + kernels.TOGETHER > end:
+    if four + kernels.ROW_UNROLL > end:
         return list(range(ends[entry], ends[entry + 1]))
-    lengths = np.diff(ends[four : four + kernels.TOGETHER + 1])
+    lengths = np.diff(ends[four : four + kernels.ROW_UNROLL + 1])
     turns, row = lengths.min(), entry - four
-    rest = ends[four] + kernels.TOGETHER * turns + (lengths[:row] - turns).sum()
-    in_turn = ends[four] + row + kernels.TOGETHER * np.arange(turns)
+    rest = ends[four] + kernels.ROW_UNROLL * turns + (lengths[:row] - turns).sum()
+    in_turn = ends[four] + row + kernels.ROW_UNROLL * np.arange(turns)
     return [*in_turn, *range(rest, rest + lengths[row] - turns)]
 
 
@@ -94,7 +94,7 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
     blocks = operator.even_blocks(columns, block_rows, 320)
     op = operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, groups, width)
-    assert op.lockstep == (width > 0 and not op.alike and policy.takes_turns(width, pattern.nnz / max(1, len(op.rows))))
+    assert op.lockstep == (width > 0 and not op.alike and policy.takes_turns(width))
     assert_operator(op, pattern, np.arange(columns) * 320)
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)
@@ -158,7 +158,7 @@ def test_kernels_may_read_ahead_of_packed_values(rng, monkeypatch):
     pattern = matrix(rng, rng.random((5, 70)) < 0.3, "float64").pattern
     op = operator.build_operator(pattern.indptr, pattern.indices, operator.even_blocks(70, 30, 320))
     packed = op.pack(rng.standard_normal(pattern.nnz))
-    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.READ_AHEAD)
+    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.OVERREAD)
 
 
 def test_plans_are_kept_and_bounded(rng):
@@ -224,7 +224,7 @@ def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
         linear.spmv(pattern, MACHINES[0])
     pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
-    assert linear.spmv(pattern, MACHINES[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
+    assert linear.spmv(pattern, MACHINES[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.SPMV_ACCUMULATORS
 
 
 def test_rows_of_two_billion_nonzeros_are_split():
@@ -266,4 +266,4 @@ def test_panels_that_sddmm_reads(rng):
     assert sddmm.sddmm_panels(pattern, 5 * 8, m).positions == 8
     for groups in (2, 5):
         order = sddmm.sddmm_panels(pattern, groups * 8, m).order
-        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.entries))
+        assert all(room_behind(array) >= kernels.OVERREAD for array in (order.offsets, order.entries))

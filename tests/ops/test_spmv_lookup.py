@@ -12,13 +12,13 @@ import fastsparse as fs
 from fastsparse.plan import linear as plans
 from fastsparse.plan import lookup, policy
 from fastsparse.plan.linear import Machine
-from fastsparse_kernels import build
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
+from fastsparse_kernels import compiler
+from fastsparse_kernels.sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_EMPTY, LOOKUP_LANES
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits
 
-AVX512 = build.lanes(BITS) == LANES
+AVX512 = compiler.lanes(LOOKUP_BITS) == LOOKUP_LANES
 only_avx512 = pytest.mark.skipif(not AVX512, reason="looks up in AVX-512's registers")
-MACHINE = Machine(BITS, LANES, 1)
+MACHINE = Machine(LOOKUP_BITS, LOOKUP_LANES, 1)
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 127), (33, 128), (40, 129), (50, 300)]
 
 
@@ -39,21 +39,21 @@ def multiplied(plan: lookup.LookupPlan, values: Any, x: Any) -> Any:
     """W @ x from the plan's arrays, in exact arithmetic: an oracle of where nonzeros lie."""
     y: list[int] = []
     vectors, found = iter(plan.vectors.tolist()), 0
-    places, values = plan.places.reshape(-1, LANES), values.reshape(-1, LANES)
-    positions = iter(plan.positions.reshape(-1, LANES))
+    places, values = plan.places.reshape(-1, LOOKUP_LANES), values.reshape(-1, LOOKUP_LANES)
+    positions = iter(plan.positions.reshape(-1, LOOKUP_LANES))
     for group, rows in enumerate(np.diff(plan.group_starts)):
-        slices = -(-int(rows) // LANES)
+        slices = -(-int(rows) // LOOKUP_LANES)
         assert plan.vector_starts[group] == found
-        sums = np.zeros((plan.chunks, slices, LANES), object)
+        sums = np.zeros((plan.chunks, slices, LOOKUP_LANES), object)
         for chunk, slice_ in np.ndindex(plan.chunks, slices):
             some_empty, none_empty = divmod(next(vectors), 256)
             for vector in range(found, found + none_empty + some_empty):
-                there = places[vector] != NOWHERE
+                there = places[vector] != LOOKUP_EMPTY
                 assert there.all() or vector >= found + none_empty
                 assert there.any()
                 assert (values[vector][~there] == 0).all()
                 for lane in np.nonzero(there)[0]:
-                    column = chunk * CHUNK + int(places[vector, lane])
+                    column = chunk * LOOKUP_CHUNK + int(places[vector, lane])
                     sums[chunk, slice_, lane] += int(values[vector, lane]) * int(x[column])
             found += none_empty + some_empty
         sums = sums.reshape(plan.chunks, -1)
@@ -70,9 +70,9 @@ def multiplied(plan: lookup.LookupPlan, values: Any, x: Any) -> Any:
 def test_every_nonzero_has_its_place(rng, shape, workers):
     W = some(rng, *shape)
     W = fs.CSR(W.indptr, W.indices, np.arange(1, W.nnz + 1, dtype=np.float32), W.shape)
-    plan = plans.spmv(W.pattern, Machine(BITS, LANES, workers))
+    plan = plans.spmv(W.pattern, Machine(LOOKUP_BITS, LOOKUP_LANES, workers))
     assert isinstance(plan, lookup.LookupPlan)
-    assert (plan.group_starts[:-1] % LANES == 0).all()
+    assert (plan.group_starts[:-1] % LOOKUP_LANES == 0).all()
     assert plan.group_starts[-1] == W.shape[0]
     x = rng.integers(-9, 10, W.shape[1])
     packed = plan.pack(W.data)
@@ -119,7 +119,7 @@ def test_order_of_summation(rng):
     for row, start in enumerate(W.indptr[:-1]):
         sums = [Fraction(0)] * 3
         for p in range(start, W.indptr[row + 1]):
-            chunk = int(W.indices[p]) // CHUNK
+            chunk = int(W.indices[p]) // LOOKUP_CHUNK
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chunk] = rounded(sums[chunk] + product, "float32")
         total = Fraction(0)
@@ -139,12 +139,12 @@ def test_order_of_summation(rng):
 def test_error_bound(rng, shape, activation):
     W = some(rng, *shape)
     x, bias = rng.standard_normal(shape[1]).astype(np.float32), rng.standard_normal(shape[0]).astype(np.float32)
-    memory = np.full(shape[0] + 2 * LANES, np.nan, np.float32)
-    out = memory[LANES:-LANES]
+    memory = np.full(shape[0] + 2 * LOOKUP_LANES, np.nan, np.float32)
+    out = memory[LOOKUP_LANES:-LOOKUP_LANES]
     fs.spmm(W, x, bias=bias, activation=activation, out=out)
     assert_product(out[:, None], W, x[:, None], bias, activation)
-    assert np.isnan(memory[:LANES]).all()
-    assert np.isnan(memory[-LANES:]).all()
+    assert np.isnan(memory[:LOOKUP_LANES]).all()
+    assert np.isnan(memory[-LOOKUP_LANES:]).all()
 
 
 @only_avx512
@@ -190,10 +190,10 @@ def test_engines_look_up_as_products_do(rng):
 
 def test_policy_weighs_lookups_against_loads(monkeypatch):
     monkeypatch.undo()
-    assert policy.lookup_fits(2048, 2048, 400_000, CHUNK)
-    assert policy.lookup_fits(2048, 2048, 40_000, CHUNK)
-    assert not policy.lookup_fits(2048, 2048, 4_000, CHUNK)
-    assert not policy.lookup_fits(50, 100, 500, CHUNK), "the call is most of the work"
-    assert not policy.lookup_fits(10**5, 10**5, 10**6, CHUNK), "most chunks of a row would be empty"
-    assert not policy.lookup_fits(10**7, 1000, 1000, CHUNK), "rows are empty"
-    assert policy.lookup_rows(1) > policy.lookup_rows(1000) >= LANES
+    assert policy.lookup_fits(2048, 2048, 400_000, LOOKUP_CHUNK)
+    assert policy.lookup_fits(2048, 2048, 40_000, LOOKUP_CHUNK)
+    assert not policy.lookup_fits(2048, 2048, 4_000, LOOKUP_CHUNK)
+    assert not policy.lookup_fits(50, 100, 500, LOOKUP_CHUNK), "the call is most of the work"
+    assert not policy.lookup_fits(10**5, 10**5, 10**6, LOOKUP_CHUNK), "most chunks of a row would be empty"
+    assert not policy.lookup_fits(10**7, 1000, 1000, LOOKUP_CHUNK), "rows are empty"
+    assert policy.lookup_rows(1) > policy.lookup_rows(1000) >= LOOKUP_LANES

@@ -14,7 +14,7 @@ import hashlib, sys
 import numpy as np
 import fastsparse as fs
 from fastsparse.plan import policy
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 
 policy.tile_width = lambda *_: 4  # one variant of each kernel, to be compiled quickly
 dtype, rng = sys.argv[1], np.random.default_rng(3)
@@ -37,7 +37,7 @@ for result in (
 sums = np.abs(grad.T) @ np.abs(X.T)  # 41 products each
 error = np.abs(fs.linear_backward(grad, X.T, W)[1] - (grad.T.astype("longdouble") @ X.T)[W.toarray() != 0])
 assert (error <= 42 * np.finfo(dtype).eps / 2 * 1.001 * sums[W.toarray() != 0]).all()
-print(build.vector_bytes(), digest.hexdigest())
+print(compiler.vector_bytes(), digest.hexdigest())
 """
 CPUS = {
     "AVX2": (32, {name: AVX2[name] for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")}),

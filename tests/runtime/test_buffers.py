@@ -13,7 +13,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import launch, workspace
-from fastsparse_kernels.build import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty
 from tests.test_interrupt import NAMES, calls
 
 CALLS = """

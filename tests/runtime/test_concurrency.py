@@ -10,7 +10,7 @@ import faulthandler, threading
 faulthandler.dump_traceback_later(600, exit=True)  # a hang is a failure, not a wait
 import numpy as np
 import fastsparse as fs
-from fastsparse_kernels import sharing
+from fastsparse_kernels import parallel
 
 rng = np.random.default_rng(5)
 A = rng.standard_normal((300, 400)) * (rng.random((300, 400)) < 0.2)
@@ -26,12 +26,12 @@ def work():
     return [array.tobytes() for array in (fs.spmm(W, X), dx, dw, db, y)]
 
 regions = 0
-enter = sharing.run_parallel
+enter = parallel.run_parallel
 def counted():
     global regions
     regions += 1
     return enter()
-sharing.run_parallel = counted
+parallel.run_parallel = counted
 """
 
 MANY = (

@@ -98,11 +98,11 @@ def test_fork_waits_for_compilers_and_stores(run_python):
 import os, threading, time
 import fastsparse as fs
 from fastsparse import _memo
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 from numba.core.compiler_lock import global_compiler_lock
 held = threading.Event()
 def hold():
-    with build._lock, global_compiler_lock, _memo._lock:
+    with compiler._lock, global_compiler_lock, _memo._lock:
         held.set()
         time.sleep(0.3)
 threading.Thread(target=hold).start()
@@ -110,7 +110,7 @@ held.wait()
 child = os.fork()
 if not child:
     def take():
-        with build._lock, global_compiler_lock, _memo._lock:
+        with compiler._lock, global_compiler_lock, _memo._lock:
             print("free", flush=True)
     worker = threading.Thread(target=take, daemon=True)
     worker.start()

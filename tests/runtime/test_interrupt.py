@@ -10,7 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.plan import policy
-from fastsparse_kernels import sharing
+from fastsparse_kernels import parallel
 from tests.checking import PATTERNS, matrix, numbers, same_bits
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,9 +50,9 @@ def test_long_work_is_launched_in_slices(rng, monkeypatch, name, threads):
     """As many launches as the work has slices, and the same bits."""
     expected = calls(rng)[name][0]()
     launches = []
-    serial, parallel = sharing.run_serial(), sharing.run_parallel()
-    monkeypatch.setattr(sharing, "run_serial", lambda: lambda *a: (launches.append(1), serial(*a)))
-    monkeypatch.setattr(sharing, "run_parallel", lambda: lambda *a: (launches.append(a[4]), parallel(*a)))
+    serial, shared = parallel.run_serial(), parallel.run_parallel()
+    monkeypatch.setattr(parallel, "run_serial", lambda: lambda *a: (launches.append(1), serial(*a)))
+    monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), shared(*a)))
     monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
     call, flops = calls(np.random.default_rng(20240607))[name]
     monkeypatch.setattr(policy, "SLICE_FLOPS", flops / 4)

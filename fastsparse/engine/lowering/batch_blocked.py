@@ -179,7 +179,7 @@ class _Lowering:
         launch = pack_blocked(planes, count * lanes, sample, channel, self.target)
         return Step(
             "input", f"pack into blocks of {lanes}", None, (user_place(number),), self._place(t, first), launch,
-            ("user", "lanes"), patches,
+            ("user", "blocked"), patches,
         )  # fmt: skip
 
     def _unpacked(self, tensor: int, first: int, count: int) -> list[Step]:
@@ -191,7 +191,7 @@ class _Lowering:
                 launch = unpack_blocked(planes, count * self.target.lanes, sample, channel, self.target)
                 source = (self._place(tensor, first),)
                 steps.append(
-                    Step("output", "unpack", None, source, user_place(number), launch, ("lanes", "user"), patches)
+                    Step("output", "unpack", None, source, user_place(number), launch, ("blocked", "user"), patches)
                 )
         return steps
 

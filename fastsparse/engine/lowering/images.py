@@ -306,12 +306,12 @@ class Lowering:
         _, one, sample = self._features(t)
         launch = layouts.pack_blocked(one, self.outer, sample, sample, self.target)
         kernel = f"pack into blocks of {self.target.lanes}"
-        self._add(name, kernel, None, (plain,), self._new(t, "batch-blocked"), launch, ("user", "lanes"))
+        self._add(name, kernel, None, (plain,), self._new(t, "batch-blocked"), launch, ("user", "blocked"))
 
     def _unpack(self, t: int, target: Place, name: str) -> None:
         _, one, sample = self._features(t)
         launch = layouts.unpack_blocked(one, self.outer, sample, sample, self.target)
-        self._add(name, "unpack", None, (self.forms[t, "batch-blocked"],), target, launch, ("lanes", "user"))
+        self._add(name, "unpack", None, (self.forms[t, "batch-blocked"],), target, launch, ("blocked", "user"))
 
 
 def name_before(node: Node) -> str:

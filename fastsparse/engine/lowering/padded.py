@@ -95,7 +95,7 @@ class _PaddedLowering(Lowering):
             planes, x.channels, self.images, x.image_stride, x.channel_stride, self.target, rows,
             clear=isinstance(planes, PhasePlanes),
         )  # fmt: skip
-        self._add(name, kernel, None, (self.forms[t, form],), target, launch, ("user", "flat"))
+        self._add(name, kernel, None, (self.forms[t, form],), target, launch, ("user", "planes"))
 
     # --- nodes on images -------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ identity is hashed into its file name, so there is no index, and two processes t
 thing. A checksum in front of the payload turns any damage into a miss.
 
 The source of a kernel is not part of the file name: the caller keys the *directory* by `source_digest`, which
-covers every file of this package, so that an edited helper never leaves a stale caller behind.
+covers every file of this package, so that an edited helper never leaves a stale caller.
 
 Files are unpickled, so the directory must belong to the user alone; `fastsparse/runtime.py` sees to that.
 """
@@ -24,14 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba.core import config, sigutils, types
-from numba.core.caching import _Cache
-from numba.core.compiler import CompileResult
-from numba.core.runtime.nrt import rtsys
-from numba.core.serialize import dumps
+from numba import types
 
-# Settings of Numba (environment variables NUMBA_...) that change the machine code.
-_CODE_SETTINGS = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+from .numba_internals import Cache, code_identity, dumps, rebuild
+
 _MAGIC = b"fastsparse kernel 1\n"
 _warned = threading.Event()
 
@@ -90,17 +86,16 @@ def _describe(value: object) -> str:
     return f"{getattr(value, '__module__', '')}.{name}"
 
 
-class KernelCache(_Cache):
+class KernelCache(Cache):
     """Load and save one function's compiled code, in a form that Numba's dispatchers and C callbacks accept.
 
-    Install it before compiling: ``cfunc._cache = KernelCache(...)`` and ``cfunc.compile()``, or
-    ``dispatcher._cache = KernelCache(...)`` and ``dispatcher.compile(signature)``.
+    Install it before compiling, by `numba_internals.set_cache`.
 
     Parameters
     ----------
     pyfunc : function
         The Python function to be compiled. Its ``__qualname__`` must be its own: variants of one factory need
-        different names, and so do a kernel and its serial twin.
+        different names.
     directory : str or None
         Where the files are; made (0700) when the first one is saved. None switches caching off.
 
@@ -148,10 +143,7 @@ class KernelCache(_Cache):
             _warn_once(f"the kernel cache file {path} is damaged")
             return None
         try:
-            # Numba would refresh the whole target context here (0.3 s of imports), which only compiling needs.
-            # Loaded code needs the runtime's symbols: reference counts, and nothing of linalg or random in kernels.
-            rtsys.initialize(target_context)
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            return rebuild(target_context, pickle.loads(payload))
         except Exception as error:
             _warn_once(f"the kernel cache file {path} cannot be loaded ({type(error).__name__}: {error})")
             return None
@@ -175,17 +167,13 @@ class KernelCache(_Cache):
 
     def _path(self, sig: Any, codegen: Any) -> str:
         """File of one variant: readable name, then a hash of everything the machine code depends on."""
-        args, result = sigutils.normalize_signature(sig)
         cells = self._pyfunc.__closure__ or ()
         identity = (
             self._pyfunc.__module__,
             self._pyfunc.__qualname__,
             self._pyfunc.__code__.co_code.hex(),
             [_describe(cell.cell_contents) for cell in cells],
-            [str(arg) for arg in args],
-            str(result),
-            codegen.magic_tuple(),
-            [(name, str(getattr(config, name, None))) for name in _CODE_SETTINGS],
+            *code_identity(sig, codegen),
         )
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         name = re.sub(r"[^A-Za-z0-9_]+", "-", self._pyfunc.__qualname__)[-80:].strip("-")

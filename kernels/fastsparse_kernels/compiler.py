@@ -1,9 +1,10 @@
 """Compiling kernels: one definition per kernel, variants from a builder over ints, cached on disk.
 
-Compute kernels are C functions `void(int64 arguments, int64 slot)`: `arguments` is the address of a record (a NumPy
-structured scalar, one dtype per kernel family), `slot` the number of the worker that calls. Workers take tasks from
-the record's atomic counter until `stop`; a task's result does not depend on who computes it. One parallel region, in
-`sharing.py`, serves all kernels: a variant costs one serial compilation, and its serial twin is the same machine code.
+Compute kernels are C functions `void(int64 arguments, int64 slot)`: `arguments` is the address of the kernel arguments
+(a record of int64, one dtype per kernel family), `slot` the number of the calling worker. Workers take tasks from the
+atomic counter in the arguments until `stop`; a task's result does not depend on which worker computes it. One parallel
+region, in `parallel.py`, serves all kernels: a variant costs one serial compilation, and serial and parallel calls run
+the same machine code.
 
 Each variant has a `__qualname__` and one explicit signature of its own: variants that share a name in a cache could
 answer one another.
@@ -21,26 +22,24 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.core.ccallback import CFunc
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 from numba.extending import register_jitable
 
-from .cache import KernelCache
+from .kernel_cache import KernelCache
+from .numba_internals import CFunc, global_compiler_lock, set_cache, target_features
 
 _KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
 _lock = threading.RLock()
 
 
-def _nowhere() -> None:
-    """The cache directory until somebody sets one."""
+def _no_directory() -> None:
+    """The cache directory until `set_cache_directory` is called."""
 
 
-_cache_directory: Callable[[], str | os.PathLike[str] | None] = _nowhere
+_cache_directory: Callable[[], str | os.PathLike[str] | None] = _no_directory
 
 
 def _before_fork() -> None:
-    """Wait for compilations in other threads: a child would inherit their locks and nobody to release them."""
+    """Wait for compilations in other threads: a child would inherit locks that no thread of its own releases."""
     _lock.acquire()
     global_compiler_lock.acquire()
 
@@ -55,7 +54,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> None:
-    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere."""
+    """Set where compiled kernels are kept: `source` is called for every compilation; None switches the cache off."""
     global _cache_directory
     _cache_directory = source
 
@@ -63,7 +62,7 @@ def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> 
 @functools.cache
 def vector_bytes() -> int:
     """Width of the widest vector register Numba compiles for: 64 (AVX-512), 32 (AVX2), 16 (NEON, SSE)."""
-    features = cpu_target.target_context.codegen()._tm_features.split(",")
+    features = target_features()
     if "+avx512f" in features and "+avx512vl" in features:
         return 64
     return 32 if "+avx2" in features else 16
@@ -75,47 +74,46 @@ def lanes(bits: int) -> int:
 
 
 def half_lanes(bits: int, lanes: int) -> int:
-    """Lanes of vectors half as long as those of so many lanes; 0 where they would have less than 16 bytes."""
+    """Lanes of a vector of half the length; 0 where that would be less than 16 bytes."""
     half = lanes // 2
     return half if half * bits >= 128 else 0
 
 
-def kernel_record(*fields: str) -> np.dtype:
-    """Dtype of a kernel's argument record: int64 numbers and byte addresses, the task counter first."""
+def kernel_arguments(*fields: str) -> np.dtype:
+    """Dtype of a kernel's arguments: int64 numbers and byte addresses, the address of the task counter first."""
     return np.dtype([(name, np.int64) for name in ("counter", "stop", *fields)])
 
 
-def _name_parts(part: Any, owner: str, counter: Iterator[int]) -> None:
-    """Give every function that a kernel's closures hold a name of its own.
+def _qualify_names(part: Any, owner: str, counter: Iterator[int]) -> None:
+    """Give every function in a kernel's closures a qualified name of its own, derived from the variant's.
 
-    A builder's variants have inner functions of the same name and types, which Numba tells apart by a number that
-    counts compilations in this process. Code of two processes, loaded from the cache into a third, may then define
-    one symbol twice, and the linker answers one variant with the other's part: seen, as corrupted memory.
+    Inner functions of two variants of a builder have the same name and types, and Numba tells them apart by a number
+    that counts compilations in this process. Code cached by two processes and loaded into a third can then define one
+    symbol twice, and the linker resolves one variant's calls to the other's function (seen, as corrupted memory).
     """
     if isinstance(part, (tuple, list)):
         for item in part:
-            _name_parts(item, owner, counter)
+            _qualify_names(item, owner, counter)
     elif isinstance(part, FunctionType):
         if "<locals>" in part.__qualname__:
             part.__qualname__ = f"{owner}.part{next(counter)}.{part.__name__}"
         elif not part.__qualname__.startswith(owner):
             return
         for cell in part.__closure__ or ():
-            _name_parts(cell.cell_contents, owner, counter)
+            _qualify_names(cell.cell_contents, owner, counter)
 
 
-def kernel_part(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of functions that kernels call, compiled anew into each kernel; Python can call them, too.
+def kernel_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of functions that kernels call: compiled into each kernel that uses them, callable from Python, too.
 
-    Numba would add a wrapper that C code can call, with a second copy of the function: an eighth of the time that a
-    kernel takes to compile.
+    Without the C wrapper that Numba would add, a second copy of the function and an eighth of the compile time.
     """
     wrapped: Callable[..., Any] = register_jitable(no_cfunc_wrapper=True)(function)
     return wrapped
 
 
-def inlined_part(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a part that would be called in a loop over rows: a call with vectors saves and clears registers."""
+def inlined_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `kernel_function`, always inlined: inside a loop over rows, a call would save and reload vector registers."""
     wrapped: Callable[..., Any] = register_jitable(no_cfunc_wrapper=True, forceinline=True)(function)
     return wrapped
 
@@ -123,41 +121,37 @@ def inlined_part(function: Callable[..., Any]) -> Callable[..., Any]:
 def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
     function.__name__ = function.__qualname__ = name
-    _name_parts(function, name, itertools.count())
+    _qualify_names(function, name, itertools.count())
     compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
-    compiled._cache = KernelCache(function, _cache_directory())
+    set_cache(compiled, KernelCache(function, _cache_directory()))
     compiled.compile()
     return compiled
 
 
 def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
-    """Compile a function that Python calls (building structures, launching) with one explicit signature."""
+    """Compile a function that Python calls (packing structures, launching) with one explicit signature."""
     dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-    dispatcher._cache = KernelCache(function, _cache_directory())
+    set_cache(dispatcher, KernelCache(function, _cache_directory()))
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
 
 
 def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Memoise `build(*ints)` by its arguments: each variant is compiled once per process, whoever asks first."""
+    """Memoise `build(*ints)`: each variant is compiled once per process, by the first thread that needs it."""
     known: dict[tuple[Any, ...], Any] = {}
 
-    @functools.wraps(build)
-    def get(*key: Any) -> Any:
-        found = known.get(key)
-        if found is None:
-            with _lock:
-                found = known.get(key)
-                if found is None:
-                    found = known[key] = build(*key)
-        return found
+    def build_once(*key: Any) -> Any:
+        with _lock:  # which other threads wait for
+            if key not in known:
+                known[key] = build(*key)
+            return known[key]
 
-    return get
+    return functools.update_wrapper(functools.cache(build_once), build)  # no Python call for what is known
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that starts on a 64-byte line (np.empty aligns to 16: a misaligned panel halves speed)."""
+    """An uninitialised array aligned to 64 bytes (np.empty aligns to 16, and a misaligned panel halves the speed)."""
     dtype = np.dtype(dtype)
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(count + 64, np.uint8)

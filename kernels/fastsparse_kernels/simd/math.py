@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import simd, vector_ir
+from . import types as tiles
 
 
 class Mask:
@@ -44,21 +44,21 @@ class Lanes:
 
     __slots__ = ("builder", "tile", "value")
 
-    def __init__(self, builder: Any, tile: simd.Tile, value: Any) -> None:
+    def __init__(self, builder: Any, tile: tiles.Tile, value: Any) -> None:
         self.builder, self.tile, self.value = builder, tile, value
 
-    def spread(self, number: Lanes | float) -> Lanes:
+    def broadcast(self, number: Lanes | float) -> Lanes:
         """`number` in every lane of a vector like this one."""
         if isinstance(number, Lanes):
             return number
         return Lanes(self.builder, self.tile, ir.Constant(self.tile.vector, [float(number)] * self.tile.lanes))
 
     def _emit(self, operation: Callable[..., Any], left: Lanes | float, right: Lanes | float) -> Lanes:
-        return Lanes(self.builder, self.tile, operation(self.spread(left).value, self.spread(right).value))
+        return Lanes(self.builder, self.tile, operation(self.broadcast(left).value, self.broadcast(right).value))
 
     def _compare(self, operator: str, other: Lanes | float) -> Mask:
         """Ordered comparison: false where either side is NaN."""
-        return Mask(self.builder, self.builder.fcmp_ordered(operator, self.value, self.spread(other).value))
+        return Mask(self.builder, self.builder.fcmp_ordered(operator, self.value, self.broadcast(other).value))
 
     def __add__(self, other: Lanes | float) -> Lanes:
         return self._emit(self.builder.fadd, self, other)
@@ -125,20 +125,20 @@ def where(mask: Mask, yes: Lanes | float, no: Lanes | float) -> Lanes:
     """`yes` where the mask is true, `no` elsewhere; at least one of the two is a vector."""
     like = yes if isinstance(yes, Lanes) else no
     assert isinstance(like, Lanes)
-    value = mask.builder.select(mask.value, like.spread(yes).value, like.spread(no).value)
+    value = mask.builder.select(mask.value, like.broadcast(yes).value, like.broadcast(no).value)
     return Lanes(mask.builder, like.tile, value)
 
 
 def fma(a: Lanes, b: Lanes | float, c: Lanes | float) -> Lanes:
     """a * b + c, rounded once."""
-    operation = vector_ir.fma_function(a.builder, a.tile)
-    return Lanes(a.builder, a.tile, operation(a.value, a.spread(b).value, a.spread(c).value))
+    operation = tiles.fma_function(a.builder, a.tile)
+    return Lanes(a.builder, a.tile, operation(a.value, a.broadcast(b).value, a.broadcast(c).value))
 
 
 def clip(x: Lanes, low: float, high: float) -> Lanes:
     """x held between two numbers; NaN stays."""
-    x = where(x.spread(low) > x, low, x)
-    return where(x.spread(high) < x, high, x)
+    x = where(x.broadcast(low) > x, low, x)
+    return where(x.broadcast(high) < x, high, x)
 
 
 def absolute(x: Lanes) -> Lanes:
@@ -152,9 +152,9 @@ def with_sign_of(sign: Lanes, magnitude: Lanes) -> Lanes:
     return sign.from_bits(sign.builder.or_(absolute(magnitude).bits(), top))
 
 
-def square_root(x: Lanes) -> Lanes:
+def sqrt(x: Lanes) -> Lanes:
     """The correctly rounded square root."""
-    operation = vector_ir.llvm_function(
+    operation = tiles.llvm_function(
         x.builder, f"llvm.sqrt.v{x.tile.lanes}f{x.tile.bits}", x.tile.vector, [x.tile.vector]
     )
     return Lanes(x.builder, x.tile, operation(x.value))
@@ -162,7 +162,7 @@ def square_root(x: Lanes) -> Lanes:
 
 def polynomial(x: Lanes, coefficients: tuple[float, ...]) -> Lanes:
     """coefficients[0] + coefficients[1] x + ..., by Horner's rule with one FMA per term."""
-    total = x.spread(coefficients[-1])
+    total = x.broadcast(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         total = fma(total, x, coefficient)
     return total
@@ -261,7 +261,7 @@ _TAIL = {
 }  # fmt: skip
 
 
-def normal_law(x: Lanes) -> tuple[Lanes, Lanes]:
+def normal_cdf_pdf(x: Lanes) -> tuple[Lanes, Lanes]:
     """The standard normal law's distribution function and density at x."""
     bits, a = x.tile.bits, absolute(x)
     t = _TAIL_SCALE[bits] / (a + _TAIL_SCALE[bits])
@@ -276,12 +276,12 @@ def normal_law(x: Lanes) -> tuple[Lanes, Lanes]:
 def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
     """The intrinsic on `inputs` (1 to 3) tiles of one type that applies `function` to their vectors, giving a tile."""
 
-    def typed(tile: simd.Tile) -> Any:
+    def typed(tile: tiles.Tile) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def one(*vectors: Any) -> Any:
                 return function(*(Lanes(builder, tile, vector) for vector in vectors)).value
 
-            return vector_ir.elementwise(builder, tile, one, *args)
+            return tiles.elementwise(builder, tile, one, *args)
 
         return tile(*[tile] * inputs), codegen
 
@@ -298,50 +298,50 @@ def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
 
 
 @intrinsic
-def converted(typing: Any, like: Any, tile: Any) -> Any:
+def convert(typing: Any, like: Any, tile: Any) -> Any:
     """The tile's numbers, widened or rounded to the type of `like`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if like.bits == tile.bits:
             return args[1]
-        convert = builder.fpext if like.bits > tile.bits else builder.fptrunc
-        vectors = vector_ir.unpack(builder, args[1], tile.count)
-        return vector_ir.pack(builder, like.vector, [convert(vector, like.vector) for vector in vectors])
+        cast = builder.fpext if like.bits > tile.bits else builder.fptrunc
+        vectors = tiles.unpack(builder, args[1], tile.count)
+        return tiles.pack(builder, like.vector, [cast(vector, like.vector) for vector in vectors])
 
     return like(like, tile), codegen
 
 
 @intrinsic
-def filled(typing: Any, like: Any, number: Any) -> Any:
+def broadcast(typing: Any, like: Any, number: Any) -> Any:
     """`number` (a scalar of the tile's type) in every lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return vector_ir.pack(builder, like.vector, [vector_ir.splat(builder, like, args[1])] * like.count)
+        return tiles.pack(builder, like.vector, [tiles.splat(builder, like, args[1])] * like.count)
 
-    return like(like, vector_ir.NUMBA_FLOATS[like.bits]), codegen
+    return like(like, tiles.NUMBA_FLOATS[like.bits]), codegen
 
 
 @intrinsic
-def first_kept(typing: Any, tile: Any, count: Any) -> Any:
-    """The tile's first `count` elements, zeros behind them."""
+def keep_first(typing: Any, tile: Any, count: Any) -> Any:
+    """The tile's first `count` elements, zeros after them."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kept = []
-        for i, vector in enumerate(vector_ir.unpack(builder, args[0], tile.count)):
-            mask = vector_ir.first_lanes(builder, tile, vector_ir.shifted(builder, args[1], -i * tile.lanes))
+        for i, vector in enumerate(tiles.unpack(builder, args[0], tile.count)):
+            mask = tiles.first_lanes(builder, tile, tiles.shifted(builder, args[1], -i * tile.lanes))
             kept.append(builder.select(mask, vector, ir.Constant(tile.vector, None)))
-        return vector_ir.pack(builder, tile.vector, kept)
+        return tiles.pack(builder, tile.vector, kept)
 
     return tile(tile, types.int64), codegen
 
 
-def across(combine: Callable[[Lanes, Lanes], Lanes]) -> Any:
+def make_horizontal(combine: Callable[[Lanes, Lanes], Lanes]) -> Any:
     """The intrinsic that combines all elements of a tile to one number, by halves."""
 
     @intrinsic
     def combined(typing: Any, tile: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vectors = [Lanes(builder, tile, value) for value in vector_ir.unpack(builder, args[0], tile.count)]
+            vectors = [Lanes(builder, tile, value) for value in tiles.unpack(builder, args[0], tile.count)]
             while len(vectors) > 1:
                 half = (len(vectors) + 1) // 2
                 pairs = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
@@ -349,18 +349,16 @@ def across(combine: Callable[[Lanes, Lanes], Lanes]) -> Any:
             vector, lanes = vectors[0].value, tile.lanes
             while lanes > 1:
                 lanes //= 2
-                shorter = simd.Tile(1, lanes, tile.bits)
+                shorter = tiles.Tile(1, lanes, tile.bits)
                 halves = (range(i * lanes, (i + 1) * lanes) for i in (0, 1))
-                low, high = (
-                    Lanes(builder, shorter, vector_ir.shuffle(builder, vector, vector, half)) for half in halves
-                )
+                low, high = (Lanes(builder, shorter, tiles.shuffle(builder, vector, vector, half)) for half in halves)
                 vector = combine(low, high).value
             return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
-        return vector_ir.NUMBA_FLOATS[tile.bits](tile), codegen
+        return tiles.NUMBA_FLOATS[tile.bits](tile), codegen
 
     return combined
 
 
-total = across(lambda a, b: a + b)
-highest = across(lambda a, b: where(b > a, b, a))
+horizontal_sum = make_horizontal(lambda a, b: a + b)
+horizontal_max = make_horizontal(lambda a, b: where(b > a, b, a))

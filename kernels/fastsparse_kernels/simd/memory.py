@@ -1,129 +1,110 @@
-"""The register tile: T vectors of VL lanes that live in machine registers.
+"""Memory for kernels: scalars, vectors, prefetch, non-temporal stores, the atomic task counter, kernel arguments.
 
-LLVM sees an array of vectors and keeps it in T registers, so a loop over nonzeros compiles to T fused multiply-adds
-with memory operands per nonzero, and little else. Kernels written on it read as algebra and have one text for
-every T (tile width), VL (lanes) and floating-point size.
-
-Addresses are plain int64 byte addresses: no reference counts, no index wrap-around code, no bounds. Everything here
-trusts its caller. `Addresses` is a tile of T int64 base addresses: the T vectors of a tile may lie anywhere.
-
-Rejected: NumPy scalar loops left to the auto-vectoriser (15-30 % lost to negative-index code, and spills as soon as
-the tile is an array), llvmlite's `builder.fma` (refuses vectors; the LLVM intrinsic by name does not).
+Addresses are plain int64 byte addresses: no reference counts, no index wrap-around code, no bounds checks. Everything
+here trusts its caller.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from numba import from_dtype, types
 from numba.extending import intrinsic
 
-from .across import (
-    add_fours,
-    add_sums,
-    add_sums_first,
-    dot_gathered,
-    dot_gathered_first,
-    dot_lookup,
-    fours_of,
-    gathered,
-    load_evens,
-    load_lanes,
-    load_rows,
-    store_rows,
-    sums_of_four,
-    transpose,
-)
-from .arithmetic import add, add_scalar, axpy, axpy_tile, axpy_with, clamp, dot, dot_tile, load_weights
-from .scalars import (
-    call,
-    fetch_add,
-    fma,
-    load_float,
-    load_four_u32,
-    load_i64,
-    load_u16,
-    load_u32,
-    record_view,
-    store_float,
-    store_i64,
-    zero,
-)
-from .vector_ir import (
+from .types import (
+    FLOATS,
     I32,
     I64,
+    NUMBA_FLOATS,
     Addresses,
     Tile,
     at,
     first_lanes,
+    is_x86,
     llvm_function,
     load_value,
     masked_load,
     masked_store,
+    opaque,
     pack,
     shifted,
     unpack,
 )
 
-__all__ = [
-    "Addresses",
-    "Tile",
-    "add",
-    "add_scalar",
-    "add_fours",
-    "add_sums",
-    "add_sums_first",
-    "axpy",
-    "axpy_tile",
-    "axpy_with",
-    "call",
-    "clamp",
-    "dot",
-    "dot_gathered",
-    "dot_gathered_first",
-    "dot_lookup",
-    "dot_tile",
-    "fetch_add",
-    "fma",
-    "fours_of",
-    "gather_addresses",
-    "gather_addresses_u32",
-    "gathered",
-    "load",
-    "load_at",
-    "load_evens",
-    "load_first",
-    "load_float",
-    "load_four_u32",
-    "load_i64",
-    "load_lanes",
-    "load_rows",
-    "load_some_at",
-    "load_u16",
-    "load_u32",
-    "load_weights",
-    "prefetch",
-    "prefetch_at",
-    "prefetch_near",
-    "record_view",
-    "spread",
-    "stack_buffer",
-    "store",
-    "store_at",
-    "store_first",
-    "store_float",
-    "store_i64",
-    "store_rows",
-    "store_some_at",
-    "stream",
-    "stream_at",
-    "sums_of_four",
-    "transpose",
-    "zero",
-    "zeros",
-]
+# ---------------------------------------------------------------- scalars
+
+
+def _scalar_load(bits: int, align: int) -> Any:
+    @intrinsic
+    def load_unsigned(typing: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = load_value(builder, args[0], ir.IntType(bits), align)
+            return builder.zext(value, I64) if bits < 64 else value
+
+        return types.int64(types.int64), codegen
+
+    return load_unsigned
+
+
+load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (16, 32, 64))
+
+
+@intrinsic(prefer_literal=True)
+def load_four_u32(typing: Any, vector_bytes: Any, address: Any) -> Any:
+    """Four consecutive uint32 as two int64 that hold two each, the first one in the low half (little-endian).
+
+    vector_bytes : of the tile's vectors. With 64-byte vectors, load ports are the bottleneck and one vector load brings
+        all four. Shorter vectors leave ports for two integer loads, but not for moving integers out of a vector.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if vector_bytes.literal_value == 64:
+            four = opaque(builder, load_value(builder, args[1], ir.VectorType(I64, 2), 4))
+            halves = [builder.extract_element(four, ir.Constant(I32, i)) for i in (0, 1)]
+        else:
+            halves = [load_value(builder, shifted(builder, args[1], 8 * i), I64, 4) for i in (0, 1)]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(types.int64, 2)(vector_bytes, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_float(typing: Any, bits: Any, address: Any) -> Any:
+    """The floating-point number of `bits` bits at `address`."""
+    width = bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return load_value(builder, args[1], FLOATS[width], width // 8)
+
+    return NUMBA_FLOATS[width](bits, types.int64), codegen
+
+
+@intrinsic
+def store_float(typing: Any, value: Any, address: Any) -> Any:
+    """Write one floating-point number."""
+    width = value.bitwidth
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[0], at(builder, args[1], FLOATS[width]), align=width // 8)
+        return context.get_dummy_value()
+
+    return types.void(value, types.int64), codegen
+
+
+@intrinsic
+def store_i64(typing: Any, value: Any, address: Any) -> Any:
+    """Write one int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[0], at(builder, args[1], I64), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+# ---------------------------------------------------------------- vectors
 
 
 @intrinsic(prefer_literal=True)
@@ -138,7 +119,7 @@ def zeros(typing: Any, count: Any, lanes: Any, bits: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def spread(typing: Any, count: Any, base: Any, stride: Any) -> Any:
+def strided_addresses(typing: Any, count: Any, base: Any, stride: Any) -> Any:
     """`count` addresses base, base + stride, ..."""
     bases = Addresses(count.literal_value)
 
@@ -180,10 +161,11 @@ def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: 
 
 @intrinsic(prefer_literal=True)
 def stack_buffer(typing: Any, nbytes: Any) -> Any:
-    """Address of some bytes of the stack, at a multiple of 64, which the function has until it returns."""
+    """Address of `nbytes` bytes of the stack, 64-byte aligned, valid until the function returns."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        buffer = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), nbytes.literal_value))
+        with builder.goto_entry_block():  # not `cgutils.alloca_once`, whose zero fill takes LLVM seconds to compile
+            buffer = builder.alloca(ir.ArrayType(ir.IntType(8), nbytes.literal_value))
         buffer.align = 64
         return builder.ptrtoint(buffer, I64)
 
@@ -203,7 +185,7 @@ def load(typing: Any, like: Any, address: Any) -> Any:
 
 @intrinsic
 def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
-    """The first `count` elements from consecutive memory, zeros behind them; nothing else is read."""
+    """The first `count` elements from consecutive memory, zeros after them; nothing else is read."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = []
@@ -215,29 +197,29 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
     return like(like, types.int64, types.int64), codegen
 
 
-_L1, _L2 = 3, 2  # LLVM's words for how near
+_L1, _L2 = 3, 2  # LLVM's locality hints
 
 
-def _prefetch(builder: Any, address: Any, near: int = _L2) -> None:
+def _prefetch(builder: Any, address: Any, locality: int) -> None:
     byte = ir.IntType(8).as_pointer()
-    ask = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
-    ask(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, near, 1)))
+    function = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+    function(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, locality, 1)))
 
 
 @intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at any address, for the L2 cache; an address that is nobody's does no harm."""
+def prefetch_l2(typing: Any, address: Any) -> Any:
+    """Prefetch the cache line at an address to L2; an address that is not mapped does no harm."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _prefetch(builder, args[0])
+        _prefetch(builder, args[0], _L2)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def prefetch_near(typing: Any, address: Any, nbytes: Any) -> Any:
-    """Ask for the lines of some bytes from an address on, every 64 of them, for the L1 cache."""
+def prefetch_l1(typing: Any, address: Any, nbytes: Any) -> Any:
+    """Prefetch `nbytes` bytes to L1, one instruction per 64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for distance in range(0, nbytes.literal_value, 64):
@@ -248,12 +230,12 @@ def prefetch_near(typing: Any, address: Any, nbytes: Any) -> Any:
 
 
 @intrinsic
-def prefetch_at(typing: Any, bases: Any, offset: Any) -> Any:
-    """`prefetch` of every bases[i] + offset."""
+def prefetch_l2_at(typing: Any, bases: Any, offset: Any) -> Any:
+    """`prefetch_l2` of every bases[i] + offset."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for base in unpack(builder, args[0], bases.count):
-            _prefetch(builder, builder.add(base, args[1]))
+            _prefetch(builder, builder.add(base, args[1]), _L2)
         return context.get_dummy_value()
 
     return types.void(bases, types.int64), codegen
@@ -272,21 +254,35 @@ def store(typing: Any, tile: Any, address: Any) -> Any:
     return types.void(tile, types.int64), codegen
 
 
-def _store_past_caches(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
+def _store_nontemporal(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
     stored = builder.store(vector, at(builder, address, tile.vector), align=tile.vector_bytes)
     stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
 
 
 @intrinsic
-def stream(typing: Any, tile: Any, address: Any) -> Any:
-    """`store` past the caches, at a multiple of a vector's bytes. Other threads see it after an atomic operation."""
+def store_nontemporal(typing: Any, tile: Any, address: Any) -> Any:
+    """Non-temporal (streaming) store to a vector-aligned address. Call `store_fence` before other threads read it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-            _store_past_caches(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes))
+            _store_nontemporal(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes))
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
+
+
+@intrinsic
+def store_fence(typing: Any) -> Any:
+    """Order the non-temporal stores before what this thread writes next: x86 keeps them in buffers of their own."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if is_x86(builder):
+            llvm_function(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])()
+        else:
+            builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
@@ -328,13 +324,13 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
 
 
 @intrinsic
-def stream_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
-    """`store_at` past the caches, see `stream`."""
+def store_nontemporal_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
+    """Non-temporal `store_at`, see `store_nontemporal`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
         for vector, base in zip(vectors, addresses, strict=True):
-            _store_past_caches(builder, tile, vector, builder.add(base, args[2]))
+            _store_nontemporal(builder, tile, vector, builder.add(base, args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen
@@ -348,7 +344,7 @@ def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:
 
 
 @intrinsic
-def load_some_at(typing: Any, like: Any, bases: Any, offset: Any, count: Any) -> Any:
+def load_first_at(typing: Any, like: Any, bases: Any, offset: Any, count: Any) -> Any:
     """Vector i from bases[i] + offset for i < count, zeros for the others; nothing else is read."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -362,7 +358,7 @@ def load_some_at(typing: Any, like: Any, bases: Any, offset: Any, count: Any) ->
 
 
 @intrinsic
-def store_some_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) -> Any:
+def store_first_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) -> Any:
     """Vector i to bases[i] + offset for i < count, and nothing else."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -372,3 +368,45 @@ def store_some_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) -
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64, types.int64), codegen
+
+
+# ---------------------------------------------------------------- tasks and arguments
+
+
+@intrinsic
+def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
+    """Atomically add to the int64 at `address` and return the value before: hands out tasks to worker slots.
+
+    Acquire-release: what a task wrote is visible before the counter is taken again. On x86 this costs nothing.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", at(builder, args[0], I64), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def call(typing: Any, function: Any, arguments: Any, slot: Any) -> Any:
+    """Call the compiled kernel at address `function` as void(int64 arguments, int64 slot)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def arguments_view(dtype: np.dtype) -> Any:
+    """An intrinsic that reads the int64 address of kernel arguments as a record of `dtype`."""
+    record = from_dtype(dtype)
+
+    @intrinsic
+    def view(typing: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), codegen
+
+    return view

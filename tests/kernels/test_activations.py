@@ -8,33 +8,33 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastsparse_kernels import epilogue, simd
+from fastsparse_kernels import activations, simd
 from fastsparse_kernels import reference as ref
-from fastsparse_kernels.build import compile_kernel, kernel_record
+from fastsparse_kernels.compiler import compile_kernel, kernel_arguments
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, run_kernel, unit
 
 Array = NDArray[Any]
-NAMES = list(epilogue.ACTIVATION_CODES)
-CHUNK = epilogue.CHUNK
+NAMES = list(activations.ACTIVATION_CODES)
+CHUNK = activations.CHUNK
 
 
 def apply(name: str, z: Array, lanes: int | None = None) -> Array:
-    kernel = epilogue.activation_array_kernel(
-        epilogue.ACTIVATION_CODES[name], bits_of(z.dtype), lanes or lanes_of(z.dtype)
+    kernel = activations.activation_array_kernel(
+        activations.ACTIVATION_CODES[name], bits_of(z.dtype), lanes or lanes_of(z.dtype)
     )
     out = Guarded(z.shape, z.dtype)
-    run_kernel(kernel, epilogue.ACTIVATION, -(-z.size // CHUNK), count=z.size, chunk=CHUNK, x=z, y=out.inside)
+    run_kernel(kernel, activations.ACTIVATION, -(-z.size // CHUNK), count=z.size, chunk=CHUNK, x=z, y=out.inside)
     assert out.intact()
     return out.inside
 
 
 def apply_grad(name: str, dy: Array, kept: Array, lanes: int | None = None) -> Array:
-    kernel = epilogue.activation_grad_kernel(
-        epilogue.ACTIVATION_CODES[name], bits_of(dy.dtype), lanes or lanes_of(dy.dtype)
+    kernel = activations.activation_grad_kernel(
+        activations.ACTIVATION_CODES[name], bits_of(dy.dtype), lanes or lanes_of(dy.dtype)
     )
     out = Guarded(dy.shape, dy.dtype)
     fields = {"count": dy.size, "chunk": CHUNK, "dy": dy, "kept": kept, "dz": out.inside}
-    run_kernel(kernel, epilogue.ACTIVATION_GRAD, -(-dy.size // CHUNK), **fields)
+    run_kernel(kernel, activations.ACTIVATION_GRAD, -(-dy.size // CHUNK), **fields)
     assert out.intact()
     return out.inside
 
@@ -102,7 +102,7 @@ def test_every_size_gives_the_same_bits(name: str, dtype: str, rng: np.random.Ge
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["tanh", "gelu", "silu"])  # all functions of simd_math
+@pytest.mark.parametrize("name", ["tanh", "gelu", "silu"])  # all functions of simd.math
 def test_every_vector_width_gives_the_same_bits(name: str, dtype: str, rng: np.random.Generator) -> None:
     z = (rng.normal(size=1001) * 5).astype(dtype)
     dy = rng.normal(size=1001).astype(dtype)
@@ -111,8 +111,8 @@ def test_every_vector_width_gives_the_same_bits(name: str, dtype: str, rng: np.r
     np.testing.assert_array_equal(apply_grad(name, dy, z, half), apply_grad(name, dy, z))
 
 
-_CALL = kernel_record("function", "tile", "vectors")
-_call = simd.record_view(_CALL)
+_CALL = kernel_arguments("function", "tile", "vectors")
+_call = simd.arguments_view(_CALL)
 
 
 def _call_epilogue(arguments, slot):  # type: ignore[no-untyped-def]
@@ -128,7 +128,7 @@ def _call_epilogue(arguments, slot):  # type: ignore[no-untyped-def]
 def test_the_tile_function_works_in_place(name: str, dtype: str, rng: np.random.Generator) -> None:
     caller = compile_kernel(_call_epilogue, "call_epilogue")
     lanes = lanes_of(dtype)
-    function = epilogue.activation_kernel(epilogue.ACTIVATION_CODES[name], bits_of(dtype), lanes)
+    function = activations.activation_kernel(activations.ACTIVATION_CODES[name], bits_of(dtype), lanes)
     for vectors in range(9):
         z = (rng.normal(size=(vectors, lanes)) * 3).astype(dtype)
         tile = Guarded(z.shape, dtype)
@@ -147,7 +147,7 @@ def test_gradients_are_the_oracles(name: str, dtype: str, rng: np.random.Generat
     z = inputs(dtype, rng)
     z = z[np.abs(z) < 1e8]  # the oracle squares z
     dy = rng.normal(size=z.shape).astype(dtype)
-    kept = apply(name, z) if name in epilogue.KEEPS_OUTPUT else z
+    kept = apply(name, z) if name in activations.KEEPS_OUTPUT else z
     error = np.abs(apply_grad(name, dy, kept) - ref.activate_grad(name, dy, z))
     # A kept output is rounded: tanh's 2u, doubled by the square.
     assert np.all(error <= 8 * unit(dtype) * np.abs(dy))
@@ -160,7 +160,7 @@ def test_gradients_are_slopes(name: str, rng: np.random.Generator) -> None:
     z = z[np.abs(z[:, None] - kinks).min(axis=1) > 1e-3]
     h = 1e-5
     slope = (apply(name, z + h) - apply(name, z - h)) / (2 * h)
-    kept = apply(name, z) if name in epilogue.KEEPS_OUTPUT else z
+    kept = apply(name, z) if name in activations.KEEPS_OUTPUT else z
     np.testing.assert_allclose(apply_grad(name, np.ones_like(z), kept), slope, rtol=0, atol=2e-9)
 
 
@@ -177,7 +177,7 @@ def test_nan_travels_through_gradients(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_huge_numbers_are_finite(name: str, dtype: str) -> None:
     z = np.array([1e20, -1e20, 1e30, -1e30, np.finfo(dtype).max, np.finfo(dtype).min], dtype)
-    kept = apply(name, z) if name in epilogue.KEEPS_OUTPUT else z
+    kept = apply(name, z) if name in activations.KEEPS_OUTPUT else z
     got = apply_grad(name, np.ones_like(z), kept)
     flat = name in ("relu6", "sigmoid", "tanh")
     np.testing.assert_array_equal(got[::2], 0 if flat else 1)
@@ -189,14 +189,17 @@ def test_arrays_may_be_changed_in_place(name: str, rng: np.random.Generator) -> 
     z = rng.normal(size=1000)
     dy = rng.normal(size=1000)
     want, want_grad = apply(name, z), apply_grad(name, dy, z)
-    code, lanes = epilogue.ACTIVATION_CODES[name], lanes_of(z.dtype)
-    kernel, grad = epilogue.activation_array_kernel(code, 64, lanes), epilogue.activation_grad_kernel(code, 64, lanes)
-    run_kernel(grad, epilogue.ACTIVATION_GRAD, 1, count=1000, chunk=CHUNK, dy=dy, kept=z, dz=dy)
-    run_kernel(kernel, epilogue.ACTIVATION, 1, count=1000, chunk=CHUNK, x=z, y=z)
+    code, lanes = activations.ACTIVATION_CODES[name], lanes_of(z.dtype)
+    kernel, grad = (
+        activations.activation_array_kernel(code, 64, lanes),
+        activations.activation_grad_kernel(code, 64, lanes),
+    )
+    run_kernel(grad, activations.ACTIVATION_GRAD, 1, count=1000, chunk=CHUNK, dy=dy, kept=z, dz=dy)
+    run_kernel(kernel, activations.ACTIVATION, 1, count=1000, chunk=CHUNK, x=z, y=z)
     np.testing.assert_array_equal(z, want)
     np.testing.assert_array_equal(dy, want_grad)
 
 
 def test_the_table_covers_the_oracle() -> None:
     assert set(NAMES) == set(ref.ACTIVATIONS)
-    assert list(epilogue.ACTIVATION_CODES.values()) == list(range(len(NAMES)))
+    assert list(activations.ACTIVATION_CODES.values()) == list(range(len(NAMES)))

@@ -1,4 +1,4 @@
-"""Tile operations across lanes: transposing squares in registers, rows with tails, sums of lanes by shuffle trees."""
+"""Horizontal (cross-lane) tile operations: transposes, gathers and lookups, sums over lanes by shuffle trees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vector_ir import (
+from .types import (
     I32,
     I64,
     Tile,
@@ -107,7 +107,7 @@ def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
 
 
 @intrinsic
-def add_sums_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+def add_reduced_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
     """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -122,7 +122,7 @@ def add_sums_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
-def add_sums(typing: Any, tile: Any, address: Any) -> Any:
+def add_reduced(typing: Any, tile: Any, address: Any) -> Any:
     """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -138,10 +138,11 @@ def add_sums(typing: Any, tile: Any, address: Any) -> Any:
 
 
 @intrinsic
-def fours_of(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """A tile of one vector for `add_fours`: of every four lanes, the first has their sum in a, the second in b, ...
+def reduce_fours(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Reduce four vectors to one, an operand of `add_reduced_fours`: lane 4 i + j has the sum of lanes 4 i to 4 i + 3
+    of vector j.
 
-    Of vectors of two lanes it has two: a and b in the first one, c and d in the second one.
+    For vectors of two lanes the result has two: a and b in the first one, c and d in the second one.
     """
     lanes = a.lanes
 
@@ -154,20 +155,20 @@ def fours_of(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         if lanes == 2:
             sums = [added(one, other, [0, 2], 1) for one, other in zip(parts[::2], parts[1::2], strict=True)]
             return pack(builder, a.vector, sums)
-        # Lanes are brought together as instructions that unpack do: there are no tables to hold in registers.
-        turns = [four + i + of for four in range(0, lanes, 4) for i in (0, 1) for of in (0, lanes)]
+        # Shuffles in the order of unpack instructions, which need no index vectors in registers.
+        pairs = [four + i + of for four in range(0, lanes, 4) for i in (0, 1) for of in (0, lanes)]
         halves = [four + of + i for four in range(0, lanes, 4) for of in (0, lanes) for i in (0, 1)]
-        sums = added(added(parts[0], parts[1], turns, 2), added(parts[2], parts[3], turns, 2), halves, 2)
+        sums = added(added(parts[0], parts[1], pairs, 2), added(parts[2], parts[3], pairs, 2), halves, 2)
         return pack(builder, a.vector, [sums])
 
     return Tile(max(1, 4 // lanes), lanes, a.bits)(a, a, a, a), codegen
 
 
 @intrinsic
-def add_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
-    """memory[4 i + j] += the sum of the lanes of number j of the four whose `fours_of` is vector i.
+def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+    """memory[4 i + j] += the sum of the lanes of vector j of the four that `reduce_fours` made vector i of.
 
-    For the first `count` of as many numbers as a vector has lanes, or of four.
+    Updates the first `count` of VL numbers (of four with shorter vectors).
     """
     number = max(4, tile.lanes)
     part = Tile(1, number, tile.bits)
@@ -200,7 +201,7 @@ def add_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
-def load_evens(typing: Any, like: Any, address: Any) -> Any:
+def load_even(typing: Any, like: Any, address: Any) -> Any:
     """A tile of one vector: every second one of the numbers from `address` on."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -213,16 +214,16 @@ def load_evens(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.int64), codegen
 
 
-def _gathered(builder: Any, tile: Tile, base: Any, places: Any, bits: int) -> Any:
-    """A vector of x[c], for VL columns of `bits` bits in a row.
+def _gather(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Any:
+    """A vector of x[c], for VL contiguous columns of `bits` bits.
 
-    Columns come 64 bits at a time and each x by a load of its own into its lane: gather instructions are slower.
+    Columns are loaded 64 bits at a time and each x by a scalar load into its lane: gather instructions are slower.
     """
     numbers = ir.Constant(tile.vector, ir.Undefined)
     low = ir.Constant(I64, (1 << bits) - 1)
     for lane in range(tile.lanes):
         if lane * bits % 64 == 0:
-            word = load_value(builder, shifted(builder, places, lane * bits // 8), I64, bits // 8)
+            word = load_value(builder, shifted(builder, columns, lane * bits // 8), I64, bits // 8)
         column = builder.and_(builder.lshr(word, ir.Constant(I64, lane * bits % 64)), low)
         address = builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
         number = load_value(builder, address, tile.element, tile.size)
@@ -231,21 +232,21 @@ def _gathered(builder: Any, tile: Tile, base: Any, places: Any, bits: int) -> An
 
 
 @intrinsic(prefer_literal=True)
-def gathered(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
-    """A tile of one vector: x[c] for VL columns of 16 or 32 bits in a row."""
+def gather(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """A tile of one vector: x[c] for VL contiguous columns of 16 or 32 bits."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return pack(builder, like.vector, [_gathered(builder, like, args[1], args[2], column_bits.literal_value)])
+        return pack(builder, like.vector, [_gather(builder, like, args[1], args[2], column_bits.literal_value)])
 
     return like(like, types.int64, types.int64, column_bits), codegen
 
 
 @intrinsic(prefer_literal=True)
-def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
-    """tile + w * x[c], lane by lane: VL weights in a row, VL columns of 16 or 32 bits in a row, for one vector."""
+def gather_fma(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """tile + w * x[c], lane by lane: VL contiguous weights and columns of 16 or 32 bits, for one vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = _gathered(builder, tile, args[2], args[3], column_bits.literal_value)
+        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
         w = load_value(builder, args[1], tile.vector, tile.size)
         sums = fma_function(builder, tile)(w, numbers, builder.extract_value(args[0], 0))
         return pack(builder, tile.vector, [sums])
@@ -254,16 +255,16 @@ def dot_gathered(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, col
 
 
 @intrinsic(prefer_literal=True)
-def dot_gathered_first(
+def gather_fma_first(
     typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any, count: Any, masked: Any
 ) -> Any:
-    """The same in the first `count` lanes only. All VL columns are read, and the x that they name.
+    """The same in the first `count` lanes only. All VL columns and their x are read.
 
     masked : 1 where fewer than VL weights may be read; slow before AVX-512
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = _gathered(builder, tile, args[2], args[3], column_bits.literal_value)
+        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
         mask = first_lanes(builder, tile, args[5], I32)
         if masked.literal_value:
             w = masked_load(builder, tile, args[1], mask)
@@ -278,7 +279,7 @@ def dot_gathered_first(
 
 
 @intrinsic
-def sums_of_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+def reduce_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """A tile of one vector of 4 lanes: the sum of the lanes of each of four vectors, by the same tree."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -289,12 +290,12 @@ def sums_of_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def dot_lookup(typing: Any, tile: Any, weights: Any, table: Any, places: Any, gaps: Any) -> Any:
-    """tile + w * table[place], lane by lane, for one vector, VL weights and VL places of 8 bits in a row.
+def lookup_fma(typing: Any, tile: Any, weights: Any, table: Any, columns: Any, masked: Any) -> Any:
+    """tile + w * table[column], lane by lane, for one vector, VL contiguous weights and columns of 8 bits.
 
     The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers.
 
-    gaps : 1 where lanes whose place has its highest bit set look up nothing, and have a weight of 0
+    masked : 1 where lanes may be empty: their column has its highest bit set, and their weight is 0
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -313,17 +314,17 @@ def dot_lookup(typing: Any, tile: Any, weights: Any, table: Any, places: Any, ga
             found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
             bit *= 2
         number = found[0]
-        if gaps.literal_value:
+        if masked.literal_value:
             there = builder.icmp_signed(">=", numbers, ir.Constant(numbers.type, None))
             number = builder.select(there, number, ir.Constant(tile.vector, None))
         w = load_value(builder, args[1], tile.vector, tile.size)
         return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
 
-    return tile(tile, types.int64, table, types.int64, gaps), codegen
+    return tile(tile, types.int64, table, types.int64, masked), codegen
 
 
 @intrinsic
-def load_lanes(typing: Any, like: Any, base: Any, table: Any, other: Any) -> Any:
+def gather_bytes(typing: Any, like: Any, base: Any, table: Any, other: Any) -> Any:
     """A tile of one vector: lane l from base + table[l], table int32 at a byte address; from `other` where negative."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

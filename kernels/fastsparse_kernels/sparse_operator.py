@@ -1,20 +1,27 @@
-"""Building sparse operators: CSR structure -> blocks of row entries (values, byte offsets), in O(nnz + M * blocks).
+"""Sparse operators, the packed operand of SpMM and SDDMM, built from CSR structure in O(nnz + M * blocks).
 
-An operator serves row groups (contiguous rows that one worker takes) and column blocks (columns whose inputs fit the
-L1 cache). An entry is the part of a row inside a block. Inside (group, block) entries are sorted by kind, then length:
+An operator has row groups (contiguous rows, taken by one worker) and column blocks (columns whose inputs fit the L1
+cache). An *entry* is the part of a row in a block. Inside (group, block) entries are sorted by kind, then length:
 
-    ONLY    all the row's nonzeros lie in this block: zeros -> epilogue
+    ONLY    all the row's nonzeros are in this block: zeros -> epilogue
     FIRST   zeros -> partial sum
     MIDDLE  partial sum -> partial sum
     LAST    partial sum -> epilogue
 
 so the loop over entries has no branch that varies but the trip count, and trip counts are steady (a mispredicted exit
-costs as much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block does not visit rows it does not hold:
-depthwise and grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
+costs as much as ten nonzeros: worth up to 30 % at 95 % sparsity). A block has no entries for rows without nonzeros in
+it: depthwise and grouped convolutions are only patterns. An empty row is an ONLY entry of block 0.
 
-For tiles of few vectors the nonzeros of every four entries of a kind lie in turn.
+For narrow tiles the nonzeros of every four entries of a kind are interleaved.
 
 Nonzeros of a row keep ascending column order inside and across blocks, so the sum's bits do not depend on blocking.
+
+SpMV by register lookup has a format of its own. Columns are cut into chunks of `LOOKUP_CHUNK`, which eight vector
+registers hold. Within each chunk the rows of a group are sorted by their nonzeros there and cut into slices of 16: row
+i of a slice has lane i, and the slice's vector n holds nonzero n of each of its rows. Rows of a slice have about as
+many nonzeros, so few lanes are empty (SELL-C-sigma, Kreutzer et al. 2014; here rows are sorted for every chunk). A
+column is one byte, counted within the chunk; an empty lane has column `LOOKUP_EMPTY` and value 0. As each chunk has its
+own order of rows, `sum_index` gives the index of each row's sum in it.
 """
 
 from __future__ import annotations
@@ -25,17 +32,19 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .build import compile_function, compiled_once, kernel_part
+from .compiler import compile_function, compiled_once, kernel_function
 
 KINDS = 4
-TOGETHER = 4  # rows that share what is read of X, or take turns
-CHAINS = 8  # running sums of a row of SpMV, which reads as many columns at once
-FOUR = 4  # positions of a run that SDDMM takes without a loop, and nonzeros that it takes together there
-READ_AHEAD = 4  # values, offsets and entries behind the last ones that kernels may read
-ROWS, LINES = 1, 2  # of the next panel that SpMM asks for, see `asking`: by an entry, by every four nonzeros
-LINE = 64  # bytes; where lines are longer, it is asked for more often
-TURN_LINES = 5  # that four nonzeros ask for at most
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
+ROW_UNROLL = 4  # rows computed at once: interleaved entries, or dense rows that share what is read of X
+OVERREAD = 9  # items after the last value, offset and entry that kernels may read
+SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
+RUN_VECTORS = 4  # vectors of a contiguous SDDMM run, and nonzeros that are reduced at once there
+
+LOOKUP_BITS, LOOKUP_LANES = 32, 16
+LOOKUP_TABLES = 8  # vector registers that hold a chunk
+LOOKUP_CHUNK = LOOKUP_TABLES * LOOKUP_LANES  # columns
+LOOKUP_EMPTY = 0xFF  # column of an empty lane: its highest bit is set
 
 
 def make_count_blocks() -> Callable[..., None]:
@@ -53,7 +62,7 @@ def make_count_blocks() -> Callable[..., None]:
     return count_blocks
 
 
-@kernel_part
+@kernel_function
 def _sort_key(counts, first, last, row, block, longest):  # type: ignore[no-untyped-def]
     """Kind * (longest + 1) + length of the entry; -1 where the row has no entry in the block."""
     length = counts[row, block]
@@ -65,7 +74,7 @@ def _sort_key(counts, first, last, row, block, longest):  # type: ignore[no-unty
 
 
 def make_order_entries() -> Callable[..., None]:
-    """Counting sort of every block's entries; starts[row, block] tells where the entry's nonzeros go."""
+    """Counting sort of every block's entries; starts[row, block] is the index of the entry's first nonzero."""
 
     def order_entries(  # type: ignore[no-untyped-def]
         counts, first, last, group_starts, buckets, segments, rows, row_ends, starts
@@ -103,7 +112,7 @@ def make_order_entries() -> Callable[..., None]:
 
 
 def make_place_nonzeros() -> Callable[..., None]:
-    """Write every nonzero's offset, and its place in the CSR, into its entry."""
+    """Write every nonzero's offset, and its index in the CSR, into its entry."""
 
     def place_nonzeros(  # type: ignore[no-untyped-def]
         indptr, columns, column_block, column_offset, starts, offsets, permutation
@@ -121,25 +130,26 @@ def make_place_nonzeros() -> Callable[..., None]:
 
 
 def make_interleave() -> Callable[..., None]:
-    """Put the nonzeros of every four entries of a kind in turn, as many as the shortest of them has; then the rest of
-    each. Of entries left over, one lies behind the other as before."""
+    """Interleave the nonzeros of every four entries of a kind, as many as the shortest has, then append each one's
+    rest. Entries left over keep their order.
+    """
 
     def interleave(segments, row_ends, offsets, permutation, new_offsets, new_permutation):  # type: ignore[no-untyped-def]
         at = np.int64(0)
         for segment in range(segments.shape[0] - 1):
             entry, end = np.int64(segments[segment]), np.int64(segments[segment + 1])
             while entry < end:
-                rows = TOGETHER if entry + TOGETHER <= end else 1
-                turns = np.int64(row_ends[entry + 1]) - np.int64(row_ends[entry])
+                rows = ROW_UNROLL if entry + ROW_UNROLL <= end else 1
+                shortest = np.int64(row_ends[entry + 1]) - np.int64(row_ends[entry])
                 for i in range(entry, entry + rows):
-                    turns = min(turns, np.int64(row_ends[i + 1]) - np.int64(row_ends[i]))
-                for turn in range(turns):
+                    shortest = min(shortest, np.int64(row_ends[i + 1]) - np.int64(row_ends[i]))
+                for step in range(shortest):
                     for i in range(entry, entry + rows):
-                        new_offsets[at] = offsets[row_ends[i] + turn]
-                        new_permutation[at] = permutation[row_ends[i] + turn]
+                        new_offsets[at] = offsets[row_ends[i] + step]
+                        new_permutation[at] = permutation[row_ends[i] + step]
                         at += 1
                 for i in range(entry, entry + rows):
-                    for p in range(row_ends[i] + turns, row_ends[i + 1]):
+                    for p in range(row_ends[i] + shortest, row_ends[i + 1]):
                         new_offsets[at] = offsets[p]
                         new_permutation[at] = permutation[p]
                         at += 1
@@ -149,21 +159,21 @@ def make_interleave() -> Callable[..., None]:
 
 
 def make_gather() -> Callable[..., None]:
-    """out[i] = values[places[i]]."""
+    """out[i] = values[indices[i]]."""
 
-    def gather(values, places, out):  # type: ignore[no-untyped-def]
-        for i in range(places.shape[0]):
-            out[i] = values[places[i]]
+    def gather(values, indices, out):  # type: ignore[no-untyped-def]
+        for i in range(indices.shape[0]):
+            out[i] = values[indices[i]]
 
     return gather
 
 
 def make_scatter() -> Callable[..., None]:
-    """out[places[i]] = values[i]."""
+    """out[indices[i]] = values[i]."""
 
-    def scatter(values, places, out):  # type: ignore[no-untyped-def]
-        for i in range(places.shape[0]):
-            out[places[i]] = values[i]
+    def scatter(values, indices, out):  # type: ignore[no-untyped-def]
+        for i in range(indices.shape[0]):
+            out[indices[i]] = values[i]
 
     return scatter
 
@@ -219,17 +229,17 @@ def interleave() -> Callable[..., None]:
 
 @compiled_once
 def gather(bits: int) -> Callable[..., None]:
-    """(values float, places uint32, out float): see `make_gather`."""
-    return _moving(make_gather(), f"gather_f{bits}", bits)
+    """(values float, indices uint32, out float): see `make_gather`."""
+    return _compiled_move(make_gather(), f"gather_f{bits}", bits)
 
 
 @compiled_once
 def scatter(bits: int) -> Callable[..., None]:
-    """(values float, places uint32, out float): see `make_scatter`."""
-    return _moving(make_scatter(), f"scatter_f{bits}", bits)
+    """(values float, indices uint32, out float): see `make_scatter`."""
+    return _compiled_move(make_scatter(), f"scatter_f{bits}", bits)
 
 
-def _moving(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:
+def _compiled_move(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:
     number = types.float32 if bits == 32 else types.float64
     function.__qualname__ = name
     return compile_function(function, types.void(_structure(number), _structure(types.uint32), _array(number)))

@@ -8,27 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from fastsparse_kernels import build, variants
+from fastsparse_kernels import compiler, registry
+from fastsparse_kernels.numba_internals import llvm_ir
 
 
 def defined_symbols(compiled) -> set[str]:
     """Names of a variant's functions, without the compilation's number: in its code, or in the file it came from."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        code = compiled._library.get_llvm_str()  # nothing, when it was loaded
+        code = llvm_ir(compiled)  # nothing, when it was loaded
     names = re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)
     if not names:
-        file = next(Path(build._cache_directory()).glob(f"{compiled._pyfunc.__qualname__}.*.kernel"))
+        file = next(Path(compiler._cache_directory()).glob(f"{compiled._pyfunc.__qualname__}.*.kernel"))
         names = [name.decode() for name in re.findall(rb"_ZN18fastsparse_kernels[\w$.]+", file.read_bytes())]
     return {re.sub(r"B\d+v\d+", "", name) for name in names}
 
 
-@pytest.mark.parametrize("family", variants.FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
 def test_no_two_variants_define_the_same_symbol(family):
     """Code that different processes cached is linked into one: a shared name would answer for both."""
     seen: dict[str, tuple[int, ...]] = {}
     for bits in (32, 64):
-        found = family.arguments(bits, build.lanes(bits))
+        found = family.arguments(bits, compiler.lanes(bits))
         if not found:
             continue
         key = found[0]
@@ -41,8 +42,8 @@ def test_no_two_variants_define_the_same_symbol(family):
 
 
 def test_warmup_lists_every_family_once_per_variant():
-    names = [name for name, _ in variants.usual()]
+    names = [name for name, _ in registry.usual()]
     assert len(names) == len(set(names))
-    for family in variants.FAMILIES:
-        if family.arguments(32, build.lanes(32)):
+    for family in registry.FAMILIES:
+        if family.arguments(32, compiler.lanes(32)):
             assert any(name.startswith(family.name) for name in names)

@@ -6,14 +6,14 @@ import platform
 
 import pytest
 
-from fastsparse_kernels import assembly, build
+from fastsparse_kernels import compiler, diagnostics
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 assembly")
 
 SCRIPT = """
 import sys
-from fastsparse_kernels import assembly, build
-for loop in assembly.inner_loops(assembly.assembly_of("spmm", 32, build.lanes(32), int(sys.argv[1]), 1, 0, 0)):
+from fastsparse_kernels import compiler, diagnostics
+for loop in diagnostics.inner_loops(diagnostics.assembly_of("spmm", 32, compiler.lanes(32), int(sys.argv[1]), 1, 0)):
     print(";".join(loop))
 """
 
@@ -21,7 +21,7 @@ for loop in assembly.inner_loops(assembly.assembly_of("spmm", 32, build.lanes(32
 @x86
 @pytest.mark.parametrize("count", [4, 7])
 def test_spmm_loop_is_few_loads_and_fma_from_memory(run_python, count):
-    if build.vector_bytes() < 32:
+    if compiler.vector_bytes() < 32:
         pytest.skip("no FMA on this CPU")
     # A process of its own: this one must go on using the cache.
     result = run_python(SCRIPT, str(count))
@@ -33,7 +33,7 @@ def test_spmm_loop_is_few_loads_and_fma_from_memory(run_python, count):
         assert all("(" in text for text in fma), "every multiply-add reads its vector from memory"
         reads = [text for text in loop if "(" in text and not text.startswith(("vfmadd", "lea"))]
         assert sum("vbroadcast" in text for text in reads) == 1, "one load brings four weights"
-        integers = 0 if build.vector_bytes() == 64 else 2
+        integers = 0 if compiler.vector_bytes() == 64 else 2
         assert sum("%r" in text.rsplit(",")[-1] for text in reads) == integers
         assert len(reads) == 1 + (integers or 1), "and one vector, or two integers, bring four offsets"
         assert not [text for text in loop if "%rsp" in text], "no spills"
@@ -42,4 +42,4 @@ def test_spmm_loop_is_few_loads_and_fma_from_memory(run_python, count):
 
 def test_inner_loops_finds_backward_jumps_only():
     text = "f:\n.L1:\n\tvfmadd231ps\t(%rax), %zmm0, %zmm1\n\tjne\t.L1\n.L2:\n\tvfmadd231ps\t%zmm0\n\tjmp\t.L1\n"
-    assert assembly.inner_loops(text) == [["vfmadd231ps (%rax), %zmm0, %zmm1", "jne .L1"]]
+    assert diagnostics.inner_loops(text) == [["vfmadd231ps (%rax), %zmm0, %zmm1", "jne .L1"]]

@@ -1,7 +1,6 @@
-"""Changing patterns: candidates for new nonzeros, and patterns merged from old and new ones, in O(nnz + new).
+"""Updates of patterns: candidates for new nonzeros, and merging them with those that are kept, in O(nnz + new).
 
-A place is the number of an element of the matrix, row * columns + column. Everything rises: columns inside a row,
-places among themselves.
+The index of an element of the matrix is row * columns + column. Columns in a row and indices are ascending.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .build import compile_function, compiled_once
+from .compiler import compile_function, compiled_once
 
-# Elements that are looked at together: two vectors of the narrowest machine, and few enough that most have no hit.
+# Elements tested at once: two vectors of the narrowest target, and few enough that most chunks have no hit.
 _CHUNK = 16
 
 
@@ -25,7 +24,7 @@ def make_candidates() -> Callable[..., Any]:
     vectors, and few of them are looked at one by one. Indices are unsigned: no code for negative ones.
     """
 
-    def candidates(block, first, indptr, columns, threshold, places, scores):  # type: ignore[no-untyped-def]
+    def candidates(block, first, indptr, columns, threshold, indices, scores):  # type: ignore[no-untyped-def]
         width, chunk, found = np.uint64(block.shape[1]), np.uint64(_CHUNK), np.uint64(0)
         flat = block.reshape(-1)
         for i in range(block.shape[0]):
@@ -44,7 +43,7 @@ def make_candidates() -> Callable[..., Any]:
                     continue
             for at in range(start, stop):
                 score = abs(flat[at])
-                places[found] = base + np.int64(at)
+                indices[found] = base + np.int64(at)
                 scores[found] = score
                 found += np.uint64(score > threshold)  # a branch would be mispredicted
         return np.int64(found)
@@ -52,10 +51,10 @@ def make_candidates() -> Callable[..., Any]:
     return candidates
 
 
-def make_free_places() -> Callable[..., None]:
-    """Turn ranks among the places outside the pattern into places, in place."""
+def make_zero_indices() -> Callable[..., None]:
+    """Turn ranks among the zeros of the matrix into indices, in place."""
 
-    def free_places(indptr, columns, width, ranks):  # type: ignore[no-untyped-def]
+    def zero_indices(indptr, columns, width, ranks):  # type: ignore[no-untyped-def]
         row, taken, p = np.int64(0), np.int64(0), np.int64(0)
         rows = indptr.shape[0] - 1
         for i in range(ranks.shape[0]):
@@ -68,13 +67,13 @@ def make_free_places() -> Callable[..., None]:
                 p += 1
             ranks[i] += taken
 
-    return free_places
+    return zero_indices
 
 
-def make_exchange() -> Callable[..., None]:
+def make_merge() -> Callable[..., None]:
     """Merge the nonzeros that are kept with new ones; source[i] is the old number of nonzero i, -1 for a new one."""
 
-    def exchange(indptr, columns, kept, grown, width, new_indptr, new_columns, source):  # type: ignore[no-untyped-def]
+    def merge(indptr, columns, kept, grown, width, new_indptr, new_columns, source):  # type: ignore[no-untyped-def]
         at, g = np.int64(0), np.int64(0)
         new_indptr[0] = 0
         for row in range(indptr.shape[0] - 1):
@@ -96,7 +95,7 @@ def make_exchange() -> Callable[..., None]:
                 g += 1
             new_indptr[row + 1] = at
 
-    return exchange
+    return merge
 
 
 def _array(kind: Any, axes: int = 1) -> Any:
@@ -115,9 +114,9 @@ def _compiled(function: Callable[..., Any], name: str, signature: Any) -> Callab
 
 @compiled_once
 def candidates(bits: int, column_bits: int) -> Callable[..., int]:
-    """(block float [n, columns], first row, indptr, columns, threshold, places int64, scores), one kind of float.
+    """(block float [n, columns], first row, indptr, columns, threshold, indices int64, scores), one kind of float.
 
-    `places` and `scores` are longer than the block by one, which is written and means nothing. Returns how many were
+    `indices` and `scores` are longer than the block by one, which is written and means nothing. Returns how many were
     found.
     """
     number = types.float32 if bits == 32 else types.float64
@@ -129,18 +128,18 @@ def candidates(bits: int, column_bits: int) -> Callable[..., int]:
 
 
 @compiled_once
-def free_places(column_bits: int) -> Callable[..., None]:
-    """(indptr, columns, width, ranks int64, rising)."""
+def zero_indices(column_bits: int) -> Callable[..., None]:
+    """(indptr, columns, width, ranks int64, ascending)."""
     signature = types.void(_structure(64), _structure(column_bits), types.int64, _array(types.int64))
-    return _compiled(make_free_places(), f"free_places_{column_bits}", signature)
+    return _compiled(make_zero_indices(), f"zero_indices_{column_bits}", signature)
 
 
 @compiled_once
-def exchange(column_bits: int) -> Callable[..., None]:
+def merge(column_bits: int) -> Callable[..., None]:
     """(indptr, columns, kept bool, grown int64, width, new_indptr int64, new_columns, source int64)."""
     i64, columns = types.int64, types.int32 if column_bits == 32 else types.int64
     signature = types.void(
         _structure(64), _structure(column_bits), _array(types.boolean), _array(i64), i64, _array(i64), _array(columns),
         _array(i64),
     )  # fmt: skip
-    return _compiled(make_exchange(), f"exchange_{column_bits}", signature)
+    return _compiled(make_merge(), f"merge_{column_bits}", signature)

@@ -1,4 +1,4 @@
-"""Tile operations lane by lane: multiply-adds with vectors in memory, sums and clamps."""
+"""Lane-wise tile operations: multiply-adds with vectors in memory, sums, clamps; and the scalar FMA."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vector_ir import (
+from .types import (
+    FLOATS,
     NUMBA_FLOATS,
     Addresses,
     Tile,
     elementwise,
     fma_function,
+    llvm_function,
     load_value,
     opaque,
     pack,
@@ -23,11 +25,11 @@ from .vector_ir import (
     unpack,
 )
 
-WEIGHTS = 4  # that are loaded at once
+WEIGHTS = 4  # loaded by one instruction
 
 
 def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
-    """Where a tile's vectors lie: at `offset` from each of its `Addresses`, or in a row from there."""
+    """Addresses of a tile's vectors: `offset` from each of its `Addresses`, or contiguous from base + offset."""
     if isinstance(bases, Addresses):
         return [builder.add(one, offset) for one in unpack(builder, base, bases.count)]
     first = builder.add(base, offset)
@@ -44,11 +46,11 @@ def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, bases: Any, base:
 
 
 @intrinsic
-def load_weights(typing: Any, like: Any, address: Any) -> Any:
-    """Four numbers from an address on, over and over in a vector, for `axpy_with` to take them from.
+def load_four_weights(typing: Any, like: Any, address: Any) -> Any:
+    """Four consecutive numbers, repeated across a vector, as operand of `axpy_lane`.
 
-    One load brings them all, and loads are what loops over nonzeros are bound by. Vectors of fewer lanes hold as many
-    as they have lanes.
+    One load brings four weights, and loops over nonzeros are bound by loads. Vectors of fewer than four lanes hold as
+    many as they have lanes.
     """
     each = min(WEIGHTS, like.lanes)
     weights = Tile(WEIGHTS // each, like.lanes, like.bits)
@@ -58,17 +60,17 @@ def load_weights(typing: Any, like: Any, address: Any) -> Any:
         for i in range(weights.count):
             numbers = load_value(builder, shifted(builder, args[1], i * each * like.size), few, like.size)
             vector = shuffle(builder, numbers, numbers, [lane % each for lane in range(like.lanes)])
-            vectors.append(opaque(builder, vector))  # LLVM would load every number anew
+            vectors.append(opaque(builder, vector))  # or LLVM broadcasts every number from memory
         return pack(builder, like.vector, vectors)
 
     return weights(like, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def axpy_with(typing: Any, tile: Any, weights: Any, index: Any, bases: Any, offset: Any) -> Any:
+def axpy_lane(typing: Any, tile: Any, weights: Any, index: Any, bases: Any, offset: Any) -> Any:
     """tile[i] + w * vector i of x, where w is number `index` of the four in `weights`.
 
-    bases : `Addresses`, or one int64 where the vectors lie in a row; offset is added to it
+    bases : `Addresses`, or one int64 where the vectors are contiguous; offset is added to it
     """
     each = min(WEIGHTS, tile.lanes)
 
@@ -83,7 +85,7 @@ def axpy_with(typing: Any, tile: Any, weights: Any, index: Any, bases: Any, offs
 
 @intrinsic
 def axpy(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
-    """`axpy_with` on one weight, at address `weight`: it is broadcast, vectors of x stay in memory."""
+    """tile[i] + w * vector i of x for the weight at address `weight`, which is broadcast; x as in `axpy_lane`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
@@ -122,7 +124,7 @@ def dot(typing: Any, tile: Any, row: Any, bases: Any, offset: Any) -> Any:
 
 @intrinsic
 def dot_tile(typing: Any, acc: Any, tile: Any, address: Any) -> Any:
-    """acc + the products of the tile's vectors with as many in a row from `address` on, for acc of one vector."""
+    """acc + the products of the tile's vectors with as many contiguous ones at `address`, for acc of one vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         fma = fma_function(builder, tile)
@@ -171,3 +173,26 @@ def clamp(typing: Any, tile: Any, low: Any, high: Any) -> Any:
 
     scalar = NUMBA_FLOATS[tile.bits]
     return tile(tile, scalar, scalar), codegen
+
+
+@intrinsic(prefer_literal=True)
+def zero(typing: Any, bits: Any) -> Any:
+    """The scalar 0 of `bits` bits."""
+    width = bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(FLOATS[width], 0.0)
+
+    return NUMBA_FLOATS[width](bits), codegen
+
+
+@intrinsic
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c rounded once; Numba contracts nothing by itself."""
+    width = a.bitwidth
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scalar = FLOATS[width]
+        return llvm_function(builder, f"llvm.fma.f{width}", scalar, [scalar] * 3)(*args)
+
+    return a(a, a, a), codegen

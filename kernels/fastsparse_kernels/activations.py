@@ -2,7 +2,7 @@
 
 A tile's epilogue clamps to (low, high), which serves no activation, relu and relu6; the others run here, on the tile
 while it is still in L1, through one function `void(address, vectors)` per activation. `activation_kernel(...).address`
-goes into the `activation` field of the SpMM record. The same formulas run on arrays for layers that stand alone and in
+goes into `activation` of the SpMM arguments. The same formulas run on arrays for layers that stand alone and in
 training.
 
 Each activation adds an error of at most 4 u max(1, abs(z)); NaN gives NaN. Formulas are evaluated as IEEE 754 says, so
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .build import compile_kernel, compiled_once, kernel_record
-from .simd_math import Lanes, clip, exp, fma, lanewise, normal_law, sigmoid, sigmoid_pair, tanh, where
+from .compiler import compile_kernel, compiled_once, kernel_arguments
+from .simd.math import Lanes, clip, exp, fma, lanewise, normal_cdf_pdf, sigmoid, sigmoid_pair, tanh, where
 
 LEAKY_SLOPE = 0.01
 _TANH_LINEAR = 2 * math.sqrt(2 / math.pi)
@@ -39,7 +39,7 @@ def _leaky_relu(z: Lanes) -> Lanes:
 
 
 def _gelu(z: Lanes) -> Lanes:
-    return z * normal_law(z)[0]
+    return z * normal_cdf_pdf(z)[0]
 
 
 def _gelu_tanh(z: Lanes) -> Lanes:
@@ -56,15 +56,15 @@ def _hardswish(z: Lanes) -> Lanes:
 
 
 def _relu_grad(dy: Lanes, y: Lanes) -> Lanes:
-    return dy * where(y > 0.0, y.spread(1.0), 0.0)
+    return dy * where(y > 0.0, y.broadcast(1.0), 0.0)
 
 
 def _relu6_grad(dy: Lanes, y: Lanes) -> Lanes:
-    return dy * where((y > 0.0) & (y < 6.0), y.spread(1.0), 0.0)
+    return dy * where((y > 0.0) & (y < 6.0), y.broadcast(1.0), 0.0)
 
 
 def _leaky_relu_grad(dy: Lanes, y: Lanes) -> Lanes:
-    return dy * where(y > 0.0, y.spread(1.0), LEAKY_SLOPE)
+    return dy * where(y > 0.0, y.broadcast(1.0), LEAKY_SLOPE)
 
 
 def _sigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
@@ -76,7 +76,7 @@ def _tanh_grad(dy: Lanes, y: Lanes) -> Lanes:
 
 
 def _gelu_grad(dy: Lanes, z: Lanes) -> Lanes:
-    law, density = normal_law(z)
+    law, density = normal_cdf_pdf(z)
     return dy * fma(z, density, law)
 
 
@@ -115,12 +115,12 @@ _NAMES = tuple(_TABLE)
 # ---------------------------------------------------------------- kernels
 
 # Contiguous arrays of `count` elements; a task is `chunk` elements, a multiple of VL. Tasks: ceil(count / chunk).
-ACTIVATION = kernel_record("count", "chunk", "x", "y")  # y = activation(x); y may be x
-ACTIVATION_GRAD = kernel_record("count", "chunk", "dy", "kept", "dz")  # dz = slope(kept) * dy; dz may be dy
+ACTIVATION = kernel_arguments("count", "chunk", "x", "y")  # y = activation(x); y may be x
+ACTIVATION_GRAD = kernel_arguments("count", "chunk", "dy", "kept", "dz")  # dz = slope(kept) * dy; dz may be dy
 CHUNK = 8192
 
-_activation = simd.record_view(ACTIVATION)
-_activation_grad = simd.record_view(ACTIVATION_GRAD)
+_activation = simd.arguments_view(ACTIVATION)
+_activation_grad = simd.arguments_view(ACTIVATION_GRAD)
 
 
 def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
@@ -131,20 +131,20 @@ def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
     def activation(address, vectors):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         for i in range(vectors):
-            place = address + i * vector
-            simd.store(apply(simd.load(like, place)), place)
+            at = address + i * vector
+            simd.store(apply(simd.load(like, at)), at)
 
     return activation
 
 
 @compiled_once
 def activation_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled variant; its `.address` is what the SpMM record takes."""
+    """The compiled variant; its `.address` is what the SpMM arguments take."""
     return compile_kernel(make_activation(code, bits, lanes), f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
 
 
 def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel of record ACTIVATION: a whole array."""
+    """Kernel with arguments ACTIVATION: a whole array."""
     apply = lanewise(_TABLE[_NAMES[code]][0], 1)
     size = bits // 8
 
@@ -169,12 +169,12 @@ def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., Non
 
 @compiled_once
 def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel of record ACTIVATION."""
+    """The compiled kernel with arguments ACTIVATION."""
     return compile_kernel(make_activation_array(code, bits, lanes), f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
 
 
 def make_activation_grad(code: int, bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel of record ACTIVATION_GRAD: gradient before the activation from the one behind it.
+    """Kernel with arguments ACTIVATION_GRAD: gradient before the activation from the one after it.
 
     `kept` is the activation's output for the names in KEEPS_OUTPUT, its input for the others.
     """
@@ -204,5 +204,5 @@ def make_activation_grad(code: int, bits: int, lanes: int) -> Callable[..., None
 
 @compiled_once
 def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel of record ACTIVATION_GRAD."""
+    """The compiled kernel with arguments ACTIVATION_GRAD."""
     return compile_kernel(make_activation_grad(code, bits, lanes), f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")

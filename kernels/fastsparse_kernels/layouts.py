@@ -1,0 +1,330 @@
+"""Layouts: user arrays <-> what the SpMM and SDDMM kernels read and write.
+
+batch-blocked  (batch / VL, channels, positions, VL), oneDNN's NCHW16n: VL samples innermost, so every load is one
+        aligned vector and a tile may have any positions: strides, dilation and padding cost nothing. Packing transposes
+        in registers.
+panels  (batch / (T * VL), features, T, VL): batch-blocked features in which the T vectors of a tile are contiguous.
+spatial tiles  (batch, channels, positions, VL): one image cut into VL tiles of equal shape, one per lane, each with a
+        halo of its neighbours' first positions. Vectors are aligned and stored whole, at a batch of one.
+padded NCHW  (batch, channels, phases, plane): zero-padded planes of one image, for small batches; a vector is VL
+        consecutive positions of a plane, whose image rows are joined by the padding between them. With stride s a plane
+        is split into s * s phases, each a stride-1 image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import simd
+from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+
+WIDE = 8  # vectors of a row that are unpacked by way of a buffer
+NEAR_ROWS_BYTES = 32 * 1024  # largest distance of rows that are unpacked so with ordinary stores
+WIDE_SETS_BYTES = 2048  # rows a multiple of this apart map to the same cache sets, which cannot hold as many lines
+
+BATCH_BLOCKED = kernel_arguments(
+    # tasks are (group of VL samples, channel, chunk), the chunk innermost
+    "channels",
+    "chunks",  # chunks per channel plane
+    "chunk",  # positions per chunk, a multiple of VL
+    "positions",  # positions per channel plane
+    "samples",
+    "user",  # address of user[sample, channel, position], positions contiguous
+    "user_sample_stride",
+    "user_channel_stride",
+    "nontemporal",  # 1 where the user's array is larger than what caches keep
+    "blocked",  # address of blocked[group, channel, position]
+    "blocked_group_stride",
+    "blocked_channel_stride",
+    "panel_groups",  # groups `blocked_group_stride` apart; the next so many begin `panel_stride` after the first
+    "panel_stride",
+    "offsets",  # int64 [positions rounded up to VL], bytes from the plane to each position; 0: contiguous positions
+    "padding_offsets",  # int64 [padding_count], offsets of the plane's padding, to be zeroed (packing only)
+    "padding_count",
+)
+_blocked_arguments = simd.arguments_view(BATCH_BLOCKED)
+
+PADDED_NCHW = kernel_arguments(
+    # tasks are (image, channel)
+    "channels",
+    "rows",  # image rows per channel plane, over all leading axes
+    "row_length",
+    "phases",  # phases along a row that the kernel window reads
+    "step",  # columns between neighbours of one phase: the stride
+    "user",  # address of user[image, channel, row, column], rows contiguous
+    "user_image_stride",
+    "user_channel_stride",
+    "source_offsets",  # int64 [rows], bytes from the user's channel to each row; 0: contiguous rows
+    "planes",
+    "plane_image_stride",
+    "plane_channel_stride",
+    "channel_vectors",  # vectors to zero per channel
+    "firsts",  # int64 [phases], first column of every phase along a row
+    "row_offsets",  # int64 [rows, phases], bytes from the channel to the first number of a row's phase; negative: none
+)
+_padded_arguments = simd.arguments_view(PADDED_NCHW)
+
+
+GATHER = kernel_arguments(
+    # tasks are (image, channel, chunk), the chunk innermost
+    "channels",
+    "chunks",  # chunks per channel
+    "chunk",  # vectors per chunk
+    "vectors",  # vectors to write per channel
+    "x",
+    "x_image_stride",
+    "x_channel_stride",
+    "y",  # may be x, when no vector reads what another one writes
+    "y_image_stride",
+    "y_channel_stride",
+    "source_offsets",  # int32 [vectors, VL], bytes from x's channel to each lane's number; negative: `fill`
+    "target_offsets",  # int32 [vectors], bytes from y's channel
+    "fill",  # address of a number
+    "last_lanes",  # lanes of the last vector that are written
+)
+_gather_arguments = simd.arguments_view(GATHER)
+
+
+# ---------------------------------------------------------------- copies of few numbers
+
+
+def make_copy_numbers(bits: int, lanes: int) -> Callable[..., None]:
+    """copy(source, target, count) of `count` > 0 numbers of `bits` bits, by vectors of at most `lanes` numbers.
+
+    Whole vectors are copied, the last of which overlaps the one before; fewer numbers than a vector has are copied by
+    shorter vectors in the same way. Before AVX-512, masked loads and stores take several times as long.
+    """
+    size = bits // 8
+    copy_few = _make_copy_few(bits, lanes // 2)
+
+    @kernel_function
+    def copy(source, target, count):  # type: ignore[no-untyped-def]
+        if count < lanes:
+            copy_few(source, target, count)
+            return
+        like = simd.zeros(1, lanes, bits)
+        last, at = (count - lanes) * size, 0
+        while at < last:  # `range` with a step would divide to count its iterations
+            simd.store(simd.load(like, source + at), target + at)
+            at += lanes * size
+        simd.store(simd.load(like, source + last), target + last)
+
+    return copy
+
+
+def _make_copy_few(bits: int, lanes: int) -> Callable[..., None]:
+    """The same for `count` < 2 * `lanes`: two overlapping vectors, or a shorter one."""
+    if lanes == 1:
+
+        @kernel_function
+        def copy_one(source, target, count):  # type: ignore[no-untyped-def]
+            simd.store_float(simd.load_float(bits, source), target)
+
+        return copy_one
+
+    copy_fewer = _make_copy_few(bits, lanes // 2)
+
+    @kernel_function
+    def copy_few(source, target, count):  # type: ignore[no-untyped-def]
+        if count < lanes:
+            copy_fewer(source, target, count)
+        else:
+            like, last = simd.zeros(1, lanes, bits), (count - lanes) * (bits // 8)
+            simd.store(simd.load(like, source), target)
+            simd.store(simd.load(like, source + last), target + last)
+
+    return copy_few
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
+    """Packing user -> batch-blocked (`pack` 1) or unpacking batch-blocked -> user (0)."""
+    size = bits // 8
+    vector = lanes * size
+
+    @kernel_function
+    def position_addresses(a, plane, position):  # type: ignore[no-untyped-def]
+        if a.offsets == 0:
+            return simd.strided_addresses(lanes, plane + position * vector, vector)
+        return simd.gather_addresses(lanes, plane, a.offsets + position * 8)
+
+    @inlined_function
+    def pack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        source = user + position * size
+        addresses = position_addresses(a, plane, position)
+        if samples == lanes and columns >= lanes:
+            square = simd.load_at(like, simd.strided_addresses(lanes, source, a.user_sample_stride), 0)
+            simd.store_at(simd.transpose(square), addresses, 0)
+        else:
+            square = simd.load_rows(like, source, a.user_sample_stride, samples, columns)
+            simd.store_first_at(simd.transpose(square), addresses, 0, columns)
+
+    @inlined_function
+    def unpack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+        like = simd.zeros(lanes, lanes, bits)
+        target = user + position * size
+        addresses = position_addresses(a, plane, position)
+        if samples == lanes and columns >= lanes:
+            square = simd.transpose(simd.load_at(like, addresses, 0))
+            simd.store_at(square, simd.strided_addresses(lanes, target, a.user_sample_stride), 0)
+        else:
+            square = simd.transpose(simd.load_first_at(like, addresses, 0, columns))
+            simd.store_rows(square, target, a.user_sample_stride, samples, columns)
+
+    square = pack_square if pack else unpack_square
+    wide, wide_row = WIDE * lanes, (WIDE + 1) * vector  # rows of the buffer map to different cache sets
+    buffer_bytes = lanes * wide_row
+
+    @kernel_function
+    def unpack_wide(a, user, plane, position, buffer, nontemporal):  # type: ignore[no-untyped-def]
+        """WIDE squares of full rows, by way of a buffer, so that rows are stored in whole cache lines."""
+        like, row = simd.zeros(lanes, lanes, bits), simd.zeros(WIDE, lanes, bits)
+        for i in range(WIDE):
+            addresses = position_addresses(a, plane, position + i * lanes)
+            rows = simd.strided_addresses(lanes, buffer + i * vector, wide_row)
+            simd.store_at(simd.transpose(simd.load_at(like, addresses, 0)), rows, 0)
+        for sample in range(lanes):
+            target = user + position * size + sample * a.user_sample_stride
+            if nontemporal:
+                simd.store_nontemporal(simd.load(row, buffer + sample * wide_row), target)
+            else:
+                simd.store(simd.load(row, buffer + sample * wide_row), target)
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _blocked_arguments(arguments)
+        zero = simd.zeros(1, lanes, bits)
+        buffer = simd.stack_buffer(buffer_bytes)
+        strides = a.user_sample_stride | a.user_channel_stride
+        aligned = (a.user | strides) % vector == 0
+        near = a.user_sample_stride % WIDE_SETS_BYTES == 0 and a.user_sample_stride <= NEAR_ROWS_BYTES
+        by_buffer = pack == 0 and (aligned if a.nontemporal else near)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            chunk, plane_index = task % a.chunks, task // a.chunks
+            channel, group = plane_index % a.channels, plane_index // a.channels
+            user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
+            panel, inside = group // a.panel_groups, group % a.panel_groups
+            plane = a.blocked + channel * a.blocked_channel_stride
+            plane += panel * a.panel_stride + inside * a.blocked_group_stride
+            samples = min(lanes, a.samples - group * lanes)
+            begin, end = chunk * a.chunk, min(a.positions, (chunk + 1) * a.chunk)
+            if by_buffer and samples == lanes:
+                while begin + wide <= end:
+                    unpack_wide(a, user, plane, begin, buffer, a.nontemporal)
+                    begin += wide
+            for position in range(begin, end, lanes):
+                square(a, user, plane, position, samples, end - position)
+            if pack and chunk == 0:
+                for i in range(a.padding_count):
+                    simd.store(zero, plane + simd.load_i64(a.padding_offsets + i * 8))
+            task = simd.fetch_add(a.counter, 1)
+        if by_buffer and a.nontemporal:
+            simd.store_fence()
+
+    return run
+
+
+def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
+    """Copy images into zero-padded planes, one per channel and phase."""
+    size = bits // 8
+    vector = lanes * size
+
+    @kernel_function
+    def copy_row(source, target, count):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        i = 0
+        while i + lanes <= count:
+            simd.store(simd.load(like, source + i * size), target + i * size)
+            i += lanes
+        if i < count:
+            simd.store_first(simd.load_first(like, source + i * size, count - i), target + i * size, count - i)
+
+    @kernel_function
+    def copy_phase(source, target, first, length, step):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        if step == 2:
+            while first + 2 * lanes <= length:
+                simd.store(simd.load_even(like, source + first * size), target)
+                first += 2 * lanes
+                target += vector
+        for i in range(first, length, step):
+            simd.store_float(simd.load_float(bits, source + i * size), target)
+            target += size
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _padded_arguments(arguments)
+        zero = simd.zeros(1, lanes, bits)
+        phases, step, length = a.phases, a.step, a.row_length
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            channel, image = task % a.channels, task // a.channels
+            user = a.user + image * a.user_image_stride + channel * a.user_channel_stride
+            planes = a.planes + image * a.plane_image_stride + channel * a.plane_channel_stride
+            for i in range(a.channel_vectors):
+                simd.store(zero, planes + i * vector)
+            for row in range(a.rows):
+                source = row * length * size if a.source_offsets == 0 else simd.load_i64(a.source_offsets + row * 8)
+                for phase in range(phases):
+                    offset = simd.load_i64(a.row_offsets + (row * phases + phase) * 8)
+                    if offset < 0:
+                        continue
+                    if step == 1:
+                        copy_row(user + source, planes + offset, length)
+                    else:
+                        copy_phase(user + source, planes + offset, simd.load_i64(a.firsts + phase * 8), length, step)
+            task = simd.fetch_add(a.counter, 1)
+
+    return run
+
+
+def make_gather_vectors(bits: int, lanes: int) -> Callable[..., None]:
+    """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos."""
+
+    def run(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _gather_arguments(arguments)
+        like = simd.zeros(1, lanes, bits)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            chunk, plane = task % a.chunks, task // a.chunks
+            channel, image = plane % a.channels, plane // a.channels
+            x = a.x + image * a.x_image_stride + channel * a.x_channel_stride
+            y = a.y + image * a.y_image_stride + channel * a.y_channel_stride
+            end = min(a.vectors, (chunk + 1) * a.chunk)
+            for i in range(chunk * a.chunk, end):
+                numbers = simd.gather_bytes(like, x, a.source_offsets + i * lanes * 4, a.fill)
+                target = y + simd.load_u32(a.target_offsets + i * 4)
+                if i + 1 < a.vectors:
+                    simd.store(numbers, target)
+                else:
+                    simd.store_first(numbers, target, a.last_lanes)
+            task = simd.fetch_add(a.counter, 1)
+
+    return run
+
+
+@compiled_once
+def pack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
+    """Compiled packing user -> batch-blocked."""
+    return compile_kernel(make_batch_blocked(bits, lanes, 1), f"pack_batch_blocked_f{bits}_v{lanes}")
+
+
+@compiled_once
+def unpack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
+    """Compiled unpacking batch-blocked -> user."""
+    return compile_kernel(make_batch_blocked(bits, lanes, 0), f"unpack_batch_blocked_f{bits}_v{lanes}")
+
+
+@compiled_once
+def pack_padded_kernel(bits: int, lanes: int) -> Any:
+    """Compiled packing of images into padded phase planes."""
+    return compile_kernel(make_pack_padded(bits, lanes), f"pack_padded_f{bits}_v{lanes}")
+
+
+@compiled_once
+def gather_vectors_kernel(bits: int, lanes: int) -> Any:
+    """Compiled gathering of vectors."""
+    return compile_kernel(make_gather_vectors(bits, lanes), f"gather_vectors_f{bits}_v{lanes}")

@@ -1,0 +1,143 @@
+"""The table of kernel variants, one row per kernel family, which `warmup`, tests and benches read.
+
+A row has the family's name, the function that returns the compiled variant, and the arguments it is built for on a CPU
+with `lanes(bits)` lanes. Other variants are compiled at first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from . import (
+    activations,
+    compiler,
+    layouts,
+    norm,
+    optimizers,
+    parallel,
+    pooling,
+    sddmm,
+    sequence,
+    softmax,
+    sparse_operator,
+    spgemm,
+    spmm,
+    spmv,
+)
+
+TILE_WIDTHS = range(1, 9)
+DENSE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
+Arguments = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Variants of one kernel: `get(*arguments)` returns one, compiled at most once."""
+
+    name: str
+    get: Callable[..., Any]
+    arguments: Callable[[int, int], list[Arguments]]  # of (bits, lanes)
+
+
+def _once(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, lanes)]
+
+
+def _tiles(bits: int, lanes: int) -> list[Arguments]:
+    kinds = [(width, 0) for width in TILE_WIDTHS]
+    kinds += [(width, spmm.DENSE) for width in DENSE_WIDTHS]
+    # One vector is always contiguous, and the only width with interleaved rows. Few columns go into half a vector.
+    tiles: list[Arguments] = [(bits, lanes, width, 1, row_unroll) for width, row_unroll in kinds]
+    tiles += [(bits, lanes, width, 0, row_unroll) for width, row_unroll in kinds if width > 1]
+    tiles += [(bits, lanes, 1, 1, spmm.INTERLEAVED)]
+    half = [(bits, half, 1, 1, kind) for half in _half(bits, lanes) for kind in (0, spmm.DENSE, spmm.INTERLEAVED)]
+    return tiles + half
+
+
+def _half(bits: int, lanes: int) -> list[int]:
+    half = compiler.half_lanes(bits, lanes)
+    return [half] if half else []
+
+
+def _both(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, each) for each in (lanes, *_half(bits, lanes))]
+
+
+def _lookup(bits: int, lanes: int) -> list[Arguments]:
+    return [()] if (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES) else []
+
+
+FAMILIES = (
+    Family("spmm", spmm.spmm_kernel, _tiles),
+    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
+    Family("spmv by register lookup", spmv.lookup_kernel, _lookup),
+    Family("sddmm", sddmm.sddmm_kernel, _once),
+    Family("sddmm on contiguous runs", sddmm.sddmm_runs_kernel, _once),
+    Family("sparse input", spgemm.forward_kernel, _once),
+    Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
+    Family("pack batch-blocked", layouts.pack_batch_blocked_kernel, _both),
+    Family("unpack batch-blocked", layouts.unpack_batch_blocked_kernel, _both),
+    Family("pack padded NCHW", layouts.pack_padded_kernel, _once),
+    Family("gather vectors", layouts.gather_vectors_kernel, _once),
+    Family(
+        "activation of a tile",
+        activations.activation_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
+    ),
+    Family(
+        "activation",
+        activations.activation_array_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
+    ),
+    Family(
+        "activation gradient",
+        activations.activation_grad_kernel,
+        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
+    ),
+    Family("pooling", pooling.pool_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.KINDS]),
+    Family(
+        "pooling gradient",
+        pooling.pool_grad_kernel,
+        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.GRADIENT_KINDS],
+    ),
+    Family(
+        "pooling of batch-blocked arrays",
+        pooling.pool_batch_blocked_kernel,
+        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.BATCH_BLOCKED_KINDS],
+    ),
+    Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
+    Family(
+        "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
+    ),
+    Family("softmax", softmax.softmax_kernel, _once),
+    Family("layer norm", norm.layer_norm_kernel, _once),
+    Family("sgd", optimizers.sgd_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in optimizers.SGD_KINDS]),
+    Family("adam", optimizers.adam_kernel, _once),
+)
+
+PARALLEL = (parallel.run_parallel, sequence.run_steps)  # usable only where parallel regions may be entered
+
+
+def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, function that compiles or loads it) of the variants that most float32 programs use."""
+    yield "serial launch", parallel.run_serial
+    yield "parallel launch", parallel.run_parallel
+    yield "sequence of steps", sequence.sequence_kernel
+    yield "serial steps", sequence.run_steps_serial
+    yield "parallel steps", sequence.run_steps
+    for name, get in (
+        ("count blocks", sparse_operator.count_blocks),
+        ("place nonzeros", sparse_operator.place_nonzeros),
+    ):
+        yield name, partial(get, 32)
+    yield "order entries", sparse_operator.order_entries
+    for family in FAMILIES:
+        arguments = family.arguments(32, compiler.lanes(32))
+        if family.name.startswith("activation"):
+            relu = activations.ACTIVATION_CODES["relu"]
+            arguments = [key for key in arguments if key[0] == relu]
+        for key in arguments:
+            yield f"{family.name} {key}", partial(family.get, *key)
