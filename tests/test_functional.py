@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse._arguments import as_float
+from fastsparse.arguments import as_float
 from fastsparse_kernels import build
 from tests.checking import DTYPES, PATTERNS, Array, matrix, numbers, same_bits
 from tests.test_arguments import CALLS

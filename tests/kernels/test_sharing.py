@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
-from fastsparse.launch import address
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels import sharing, simd
 
 I64 = types.int64
