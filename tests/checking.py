@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse import functional
-from fastsparse.plan import policy
-from fastsparse.plan.linear import Machine
+from fastsparse.functional import ACTIVATIONS
+from fastsparse.ops.heuristics import WIDEST_TILE, Heuristics, heuristics_for
+from fastsparse.ops.target import Target, tuned
 from fastsparse_kernels import compiler
 from fastsparse_kernels import reference as ref
 
@@ -22,15 +23,21 @@ Array = NDArray[Any]
 Rng = np.random.Generator
 
 DTYPES = ["float32", "float64"]
-MACHINES = [Machine(32, 16, 1), Machine(64, 8, 4), Machine(32, 8, 2), Machine(64, 2, 3)]
 # Largest slope of each activation: how much it can enlarge the error of what it is given.
 SLOPES = {None: 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1, "hardswish": 1.5}
-ACTIVATIONS = functional.ACTIVATIONS
 
 
 def lanes(dtype: Any) -> int:
     """VL for numbers of `dtype`."""
     return compiler.lanes(np.dtype(dtype).itemsize * 8)
+
+
+def target(bits: int, lanes: int, threads: int = 1, **changes: Any) -> Target:
+    """A target of any CPU, with its heuristics, some fields of which are changed."""
+    return Target(bits, lanes, threads, replace(heuristics_for(bits // 8 * lanes), **changes))
+
+
+TARGETS = [target(32, 16), target(64, 8, 4), target(32, 8, 2), target(64, 2, 3)]
 
 
 # ---------------------------------------------------------------- patterns
@@ -136,18 +143,18 @@ def _pointwise(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) 
     return fs.conv1d(X[None], W, bias, kernel_size=1, activation=activation)[0]
 
 
-def _flat(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) -> Array:
+def _padded(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) -> Array:
     return fs.conv1d(X[None], W, bias, kernel_size=1, padding=1, activation=activation)[0][:, 1:-1]
 
 
-def _flat_phases(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) -> Array:
+def _phases(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) -> Array:
     spread = np.full((1, X.shape[0], 2 * X.shape[1] + 1), np.nan, X.dtype)
     spread[..., 1::2] = X
     return fs.conv1d(spread, W, bias, kernel_size=1, stride=2, padding=((1, 0),), activation=activation)[0][:, 1:]
 
 
 def _images(W: fs.CSR, X: Array, bias: Array | None, activation: str | None) -> Array:
-    """One sample per column: lanes layout, when the batch is large enough."""
+    """One sample per column: batch-blocked, when the batch is large enough."""
     y = fs.conv2d(X.T[:, :, None, None], W, bias, kernel_size=1, activation=activation)
     return y[:, :, 0, 0].T
 
@@ -161,8 +168,8 @@ WAYS: dict[str, Callable[[fs.CSR, Array, Array | None, str | None], Array]] = {
     "linear": _linear,
     "sparse": _sparse,
     "pointwise": _pointwise,
-    "flat": _flat,
-    "flat phases": _flat_phases,
+    "padded planes": _padded,
+    "phase planes": _phases,
     "images": _images,
 }
 PRODUCTS = ("row-major", "column-major", "strided", "linear")  # take SpMV for a single column
@@ -170,31 +177,55 @@ PRODUCTS = ("row-major", "column-major", "strided", "linear")  # take SpMV for a
 
 # ---------------------------------------------------------------- plans that give the same bits (contract R3)
 
+def fixed_width(width: int) -> dict[str, Any]:
+    """Changes of heuristics after which all tiles have `width` vectors.
+
+    All but in-place ones of fewer columns, and those of dense rows that would not fit the registers: they have one.
+    """
+    rates = tuple(float(count == width) for count in range(1, WIDEST_TILE + 1))
+    names = ("tile_rate", "window_tile_rate", "short_row_tile_rate", "in_place_tile_rate", "dense_tile_rate")
+    return dict.fromkeys(names, rates)
+
+
+def fixed_blocks(inputs: int, width: int, dtype: Any) -> dict[str, Any]:
+    """Changes after which tiles have `width` vectors and blocks so many inputs, or channels of 1x1 convolutions."""
+    block = inputs * width * lanes(dtype) * np.dtype(dtype).itemsize
+    return {
+        **fixed_width(width), "l1_block_bytes": block, "l2_block_bytes": 0, "one_block": 1.0,
+        "l1_bytes": -(-4 * block // 3), "sddmm_block_bytes": block,
+    }  # fmt: skip
+
+
+_TINY = {"l1_block_bytes": 0, "l2_block_bytes": 0, "one_block": 1.0, "l1_bytes": 0, "sddmm_block_bytes": 0}
+_SMALL = {"l1_block_bytes": 768, "l2_block_bytes": 0, "one_block": 1.0, "l1_bytes": 1024, "sddmm_block_bytes": 768}
+_HUGE = dict.fromkeys(("l1_block_bytes", "l2_block_bytes", "l1_bytes", "sddmm_block_bytes"), 2**50)
+_USES = ("uses_in_place", "uses_in_l1", "uses_aligned")
+EVERYWHERE, NOWHERE = -1.0, 1e30  # shares of a cache that every array exceeds, or none
+
+# Changes of heuristics by name.
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{f"T={width}": {"tile_width": lambda *_, width=width: width} for width in range(1, 9)},
-    **{
-        f"{n} inputs per block": {
-            name: lambda *_, n=n: n for name in ("block_rows", "even_block_rows", "block_channels")
-        }
-        for n in (1, 3, 10**6)
-    },
-    **{f"{n} row groups": {"row_groups": lambda rows, *_, n=n: min(n, max(1, rows))} for n in (2, 9)},
-    "rows one by one": {"takes_turns": lambda *_: False},
-    "rows in turn": {"takes_turns": lambda width: 1 <= width <= 2},
-    "in place": {"reads_in_place": lambda *_: True},
-    "packed": {"reads_in_place": lambda *_: False},
-    "many tiles": {"MANY_VECTORS": 0},
-    "past the caches": {"is_far": lambda *_: True},
-    "one group per chunk": {"chunk_groups": lambda *_: 1},
-    "lanes": {"prefers_lanes": lambda *_: True},
-    "no lanes": {"prefers_lanes": lambda *_: False},
-    "no lanes, in parts": {"prefers_lanes": lambda *_: False, "chunk_groups": lambda *_: 1},
-    "slices": {"SLICE_FLOPS": 500},
-    "parallel": {"PARALLEL_FLOPS": 0},
-    "serial": {"PARALLEL_FLOPS": 1e30},
+    **{f"T={width}": fixed_width(width) for width in range(1, WIDEST_TILE + 1)},
+    "one input per block": _TINY,
+    "few inputs per block": _SMALL,
+    "one block": _HUGE,
+    "every row a group": {"partial_bytes": 1, "group_rows": 1},
+    "groups of three rows": {"partial_bytes": 1, "group_rows": 3},
+    "rows one by one": {"interleave_from": ()},
+    "interleaved rows": {"interleave_from": (0.0, 0.0)},
+    "in place": dict.fromkeys(_USES, NOWHERE),
+    "packed": dict.fromkeys(_USES, -1.0),
+    "many tiles": {"many_vectors": 0},
+    "non-temporal stores": {"far_share": EVERYWHERE},
+    "prefetch": {"panels_share": EVERYWHERE, "rows_share": EVERYWHERE},
+    "one group per chunk": {"chunk_share": 0, "linear_chunk_groups": 1},
+    "batch-blocked": {"layouts": ("batch-blocked",)},
+    "planes": {"layouts": ("planes",)},
+    "planes, in parts": {"layouts": ("planes",), "chunk_share": 0},
+    "slices": {"slice_flops": 500},
+    "parallel": {"parallel_flops": 0},
+    "serial": {"parallel_flops": 1e30},
     "small blocks, groups, parallel, slices": {
-        "block_rows": lambda *_: 5, "even_block_rows": lambda *_: 5, "block_channels": lambda *_: 2,
-        "row_groups": lambda rows, *_: max(1, rows // 3), "PARALLEL_FLOPS": 0, "SLICE_FLOPS": 3000,
+        **_SMALL, "partial_bytes": 1, "group_rows": 5, "parallel_flops": 0, "slice_flops": 3000,
     },
 }  # fmt: skip
 
@@ -202,10 +233,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 PACKING = ("packed", "in place")  # of row-major X
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
-    """Let the policy make one of the choices in SETTINGS; for matrices whose plans are not made yet (`fresh`)."""
-    for name, value in SETTINGS[setting].items():
-        monkeypatch.setattr(policy, name, value)
+def choose(*settings: str, **changes: Any) -> AbstractContextManager[Heuristics]:
+    """Let the code inside a ``with`` block make these choices of SETTINGS."""
+    return tuned(**{name: value for setting in settings for name, value in SETTINGS[setting].items()}, **changes)
 
 
 # ---------------------------------------------------------------- contracts R1 and R5

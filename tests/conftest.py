@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fastsparse import runtime, workspace
-from fastsparse_kernels import parallel
+from fastsparse.runtime import buffers, threading_layer
+from fastsparse_kernels import sharing
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,10 +48,10 @@ def _import_path(root: Path) -> str:
 
 
 COMPILE_AHEAD = """
-from fastsparse import launch  # says where the cache is
-from fastsparse_kernels import compiler, registry
+from fastsparse.runtime import launch  # says where the cache is
+from fastsparse_kernels import build, variants
 
-for family in reversed(registry.FAMILIES):
+for family in reversed(variants.FAMILIES):
     for bits in (64, 32):
         for key in reversed(family.arguments(bits, compiler.lanes(bits))):
             family.get(*key)
@@ -72,15 +72,15 @@ def compiled_ahead() -> Iterator[None]:
 
 def pytest_configure() -> None:
     """Let Numba register its implementation of np.empty before a test replaces the name."""
-    from fastsparse_kernels.numba_internals import register_implementations
+    from numba.core.registry import cpu_target
 
-    register_implementations()
+    cpu_target.target_context.refresh()
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make np.empty, np.empty_like and the workspace hand out NaN."""
-    take = workspace.take
+    """Make np.empty, np.empty_like and the buffers of calls hand out NaN."""
+    take, array = buffers.take, buffers.array
 
     def poisoned_take(purpose: str, size: int) -> np.ndarray:
         buffer = take(purpose, size)
@@ -89,15 +89,14 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(np, "empty", _poisoned_empty)
     monkeypatch.setattr(np, "empty_like", _poisoned_empty_like)
-    array = workspace.array
 
     def poisoned_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         fresh = array(shape, dtype)
         fresh.reshape(-1).view(np.uint8).fill(255)
         return fresh
 
-    monkeypatch.setattr(workspace, "take", poisoned_take)
-    monkeypatch.setattr(workspace, "array", poisoned_array)
+    monkeypatch.setattr(buffers, "take", poisoned_take)
+    monkeypatch.setattr(buffers, "array", poisoned_array)
 
 
 @pytest.fixture
@@ -109,13 +108,13 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the parallel regions that were entered since the test began."""
-    entered, enter = [], parallel.run_parallel
+    entered, enter = [], sharing.run_parallel
 
     def counted() -> Callable[..., None]:
         entered.append(1)
         return enter()
 
-    monkeypatch.setattr(parallel, "run_parallel", counted)
+    monkeypatch.setattr(sharing, "run_parallel", counted)
     return lambda: len(entered)
 
 
@@ -154,7 +153,7 @@ def layer_environment() -> Callable[[str], dict[str, str | None]]:
             pytest.skip(f"Numba has no layer {layer} here")
         if layer != "tbb":
             return {"NUMBA_THREADING_LAYER": layer}
-        if not any(path.name in ("libtbb.so.12", "tbb12.dll") for path in runtime._installed_files("tbb")):
+        if not any(path.name in ("libtbb.so.12", "tbb12.dll") for path in threading_layer._installed_files("tbb")):
             pytest.skip("TBB has no wheel for this platform")
         return {"NUMBA_THREADING_LAYER": None}  # the first choice: fastsparse puts it within reach
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse import functional
-from fastsparse.plan.conv import Geometry
+from fastsparse.ops.geometry import ConvGeometry
 from fastsparse_kernels import reference as ref
 from tests.checking import PATTERNS, Array, assert_within, matrix, numbers, parts
 
@@ -141,9 +141,9 @@ def assert_backward(found: tuple[Array, Array, Array], sizes: Sizes, grad: Array
         assert_within(actual, wanted, k, bound, None, (part, sizes))
 
 
-def geometry_of(sizes: Sizes) -> Geometry:
+def geometry_of(sizes: Sizes) -> ConvGeometry:
     k = sizes.keywords
-    return Geometry(
+    return ConvGeometry(
         sizes.channels * sizes.groups, sizes.shape[0], sizes.spatial, sizes.kernel, k["stride"], k["padding"],
         k["dilation"], sizes.groups,
     )  # fmt: skip

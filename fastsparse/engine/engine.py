@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, overload
@@ -24,6 +23,7 @@ from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
+from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, get_num_threads
 
 Array = NDArray[Any]
@@ -31,11 +31,8 @@ _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
 _KEPT_CHOICES = 256
 _WORKSPACES = 8  # calls of one batch size that run at once; more wait
 
-# One lock serves all engines: it is held for a dictionary access, never while something is planned or run. Held over
-# fork(), so that a child never inherits it locked by a thread that it does not have.
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# One lock serves all engines: it is held for a dictionary access, never while something is planned or run.
+_lock = fork_safe_lock()
 
 
 @overload

@@ -11,7 +11,8 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import launch, nn
-from fastsparse.engine import flat, lanes, parts, split
+from fastsparse.engine import split
+from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.workspace import Workspace
 from fastsparse.plan import policy
 from tests.checking import lanes as lanes_of
@@ -88,10 +89,10 @@ def test_same_bits_however_the_batch_is_cut(name):
     expected = engine(x)
     groups = -(-len(x) // lanes_of("float32"))
     for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (4, 2), (groups, groups))):
-        machine = launch.machine(np.dtype("float32"), workers)
+        machine = target_for(np.dtype("float32"), workers)
         cut = split.Split(alone, outer, inner)
         y = np.full(expected.shape, np.nan, np.float32)
-        Workspace(lanes.lanes_schedule(engine._program, len(x), machine, cut)).run(x, y)
+        Workspace(batch_blocked.schedule(engine._program, len(x), machine, cut)).run(x, y)
         np.testing.assert_array_equal(y, expected)
 
 
@@ -102,9 +103,9 @@ def test_same_bits_however_few_images_are_cut(name):
     engine = fs.compile(model, x.shape, threads=1)
     expected = engine(x)
     for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (3, 3), (6, 2), (6, 6))):
-        machine = launch.machine(np.dtype("float32"), workers)
+        machine = target_for(np.dtype("float32"), workers)
         y = np.full(expected.shape, np.nan, np.float32)
-        for make in (flat.flat_schedule, parts.parts_schedule):
+        for make in (padded.schedule, spatial_tiles.schedule):
             y.fill(np.nan)
             Workspace(make(engine._program, 6, machine, split.Split(alone, outer, inner))).run(x, y)
             np.testing.assert_array_equal(y, expected)

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 import fastsparse as fs
 from fastsparse import launch, launch_engine
 from fastsparse.engine import products, split
-from fastsparse.engine.flat import flat_schedule
-from fastsparse.engine.lanes import lanes_schedule, work_of
-from fastsparse.engine.parts import parts_schedule
+from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
 from fastsparse.plan import policy, tiles
-from fastsparse.plan.operator import build_operator, even_blocks
+from fastsparse.ops.sparse_operator import build_operator, even_blocks
 from tests.engine.networks import NETWORKS, network
 
 # The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.
@@ -101,11 +99,11 @@ def test_buffers_share_memory():
 def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
     model, shape = network(name)
     program = fs.compile(model, (batch, *shape), tune=False)._program
-    machine = launch.machine(np.dtype("float32"), 2)
-    schedules = [flat_schedule(program, batch, machine), parts_schedule(program, batch, machine)]
+    machine = target_for(np.dtype("float32"), 2)
+    schedules = [padded.schedule(program, batch, machine), spatial_tiles.schedule(program, batch, machine)]
     if batch > 1:
-        cuts = split.candidates(work_of(program, machine), -(-batch // machine.lanes), 2)
-        schedules += [lanes_schedule(program, batch, machine, cut) for cut in cuts]
+        cuts = split.candidates(batch_blocked.work_of(program, machine), -(-batch // machine.lanes), 2)
+        schedules += [batch_blocked.schedule(program, batch, machine, cut) for cut in cuts]
     for schedule in schedules:
         written = {-1}
         for step in schedule.steps:
@@ -157,10 +155,10 @@ def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
     W, position = fs.csr(dense), np.zeros(1, np.int64)
     blocks = even_blocks(4, 4, 32)
     operators = [build_operator(W.pattern.indptr, W.pattern.indices, blocks, width=width) for width in (4, 1)]
-    assert [op.lockstep for op in operators] == [False, True]
+    assert [op.interleaved for op in operators] == [False, True]
     np.testing.assert_array_equal(operators[0].offsets, operators[1].offsets)
     table = tiles.whole_vectors(position, position, 1, 8, 4)
     packed = [products.packed(W, tiles.SpmmPlan(op, table)) for op in operators]
     for op, (plan, values) in zip(operators, packed, strict=True):
         np.testing.assert_array_equal(values, op.pack(W.data))
-        assert plan.operator.lockstep == op.lockstep
+        assert plan.operator.interleaved == op.interleaved

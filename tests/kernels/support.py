@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.launch import Record, address, run
-from fastsparse.plan.linear import Machine
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse_kernels import compiler
+from tests.checking import target
 
 Array = NDArray[Any]
 DTYPES = ["float32", "float64"]
@@ -23,8 +26,10 @@ def lanes_of(dtype: Any) -> int:
     return compiler.lanes(bits_of(dtype))
 
 
-def machine_of(dtype: Any, workers: int = 1) -> Machine:
-    return Machine(bits_of(dtype), lanes_of(dtype), workers)
+@functools.cache
+def target_of(dtype: Any, threads: int = 1) -> Target:
+    """A target of so many threads, which share the smallest work."""
+    return target(bits_of(dtype), lanes_of(dtype), threads, parallel_flops=0)
 
 
 def unit(dtype: Any) -> float:
@@ -35,7 +40,7 @@ def unit(dtype: Any) -> float:
 def run_kernel(kernel: Any, record_type: Any, tasks: int, workers: int = 1, **fields: Any) -> None:
     """Run all tasks; arrays among the fields stand for their addresses."""
     words = {name: address(v) if isinstance(v, np.ndarray) else int(v) for name, v in fields.items()}
-    run(kernel, Record(record_type, **words), tasks, 1e9, workers)
+    BoundLaunch(kernel.address, Arguments(record_type, **words), tasks, 1e9).run(workers, slice_flops=1e9)
 
 
 class Guarded:

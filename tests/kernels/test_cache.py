@@ -119,7 +119,7 @@ def test_files_are_private(probe, tmp_path):
 
 # ------------------------------------------------------------------------------------------ C1: the sources changed
 
-DIGEST = "from fastsparse import _cachedir; print(_cachedir.kernel_digest())"
+DIGEST = "from fastsparse.runtime import kernel_cache; print(kernel_cache.kernel_digest())"
 
 
 def test_an_edited_helper_changes_the_directory(run_python, tree):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastsparse import elementwise
+from fastsparse.ops import activations, norm, pooling, softmax
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import runtime
-from fastsparse.plan import policy
+from fastsparse.ops.target import tuned
+from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     ACTIVATIONS,
@@ -24,7 +24,6 @@ from tests.checking import (
     Array,
     assert_same_specials,
     choose,
-    fresh,
     lanes,
     parts,
     same_bits,
@@ -37,7 +36,7 @@ both_types = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def batches(dtype: Any) -> tuple[int, ...]:
-    """Through flat planes, through lanes with and without a tail."""
+    """Through padded planes, and batch-blocked with and without a tail."""
     vector = lanes(dtype)
     return 1, 3, vector, 2 * vector - 1
 
@@ -90,16 +89,16 @@ def test_error_bound_on_drawn_geometries(sizes, samples, dtype, pattern, seed):
 
 @both_types
 @everywhere
-def test_small_integers_are_exact(rng, monkeypatch, name, dtype):
+def test_small_integers_are_exact(rng, name, dtype):
     sizes, vector = TABLE[name], lanes(dtype)
     for samples in (0, 1, 2, vector - 1, vector, vector + 1, 2 * vector + 1):
         x, W, bias, grad = sizes.drawn(rng, samples, dtype, integers=True)
         rest: Any = sizes.keywords
         expected = ref.conv(*parts(W), x, bias=bias, **rest)
-        for always_lanes in (True, False):
-            monkeypatch.setattr(policy, "prefers_lanes", lambda *_, chosen=always_lanes: chosen)
-            assert np.array_equal(sizes.forward(x, W, bias), expected)
-            assert np.array_equal(sizes.forward(x, W, bias, activation="relu"), expected.clip(0))
+        for layout in ("batch-blocked", "planes"):
+            with choose(layout):
+                assert np.array_equal(sizes.forward(x, W, bias), expected)
+                assert np.array_equal(sizes.forward(x, W, bias, activation="relu"), expected.clip(0))
         for actual, wanted in zip(
             sizes.backward(grad, x, W), ref.conv_backward(grad, *parts(W), x, **rest), strict=True
         ):
@@ -107,10 +106,10 @@ def test_small_integers_are_exact(rng, monkeypatch, name, dtype):
 
 
 @both_types
-def test_small_integers_are_exact_around_row_ends(rng, monkeypatch, dtype):
-    """Image rows of every length around one and two vectors, which tiles cross in flat planes."""
+@choose("planes")
+def test_small_integers_are_exact_around_row_ends(rng, dtype):
+    """Image rows of every length around one and two vectors, which tiles cross in padded planes."""
     vector = lanes(dtype)
-    monkeypatch.setattr(policy, "prefers_lanes", lambda *_: False)
     for width in {1, 2, 3, vector - 1, vector, vector + 1, 2 * vector - 1, 2 * vector, 2 * vector + 1}:
         for stride in (1, 2, 3):
             sizes = Sizes(2, 3, (4, width), (2, 3), (1, stride), ((1, 0), (1, 1)))
@@ -153,19 +152,16 @@ def test_bits_are_those_of_a_product_with_im2col(rng, name, dtype):
 
 @both_types
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_bits_do_not_depend_on_the_plan(rng, monkeypatch, setting, dtype):
+def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
     for name in ("3x3", "dilation and stride", "groups", "pointwise", "3-D, strided, grouped"):
         for samples in (2, lanes(dtype) + 1):
             x, W, bias, grad = TABLE[name].drawn(rng, samples, dtype)
             expected = TABLE[name].forward(x, W, bias, activation="tanh"), TABLE[name].backward(grad, x, W)[0]
-            with monkeypatch.context() as patch:
-                choose(patch, setting)
-                W = fresh(W)
-                for threads in (1, 3):
-                    with fs.threads(threads):
-                        y, dx = TABLE[name].forward(x, W, bias, activation="tanh"), TABLE[name].backward(grad, x, W)[0]
-                    assert same_bits(y, expected[0]), (name, samples, threads)
-                    assert same_bits(dx, expected[1]), (name, samples, threads)
+            for threads in (1, 3):
+                with choose(setting), fs.threads(threads):
+                    y, dx = TABLE[name].forward(x, W, bias, activation="tanh"), TABLE[name].backward(grad, x, W)[0]
+                assert same_bits(y, expected[0]), (name, samples, threads)
+                assert same_bits(dx, expected[1]), (name, samples, threads)
 
 
 @both_types
@@ -181,22 +177,20 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, name, dtype):
 
 @both_types
 @pytest.mark.parametrize(("stride", "side"), [(1, 8), (1, 12), (2, 23), (1, 3)])
-def test_1x1_layers_of_a_batch_give_the_bits_of_lanes(rng, monkeypatch, dtype, stride, side):
+def test_1x1_layers_of_a_batch_give_the_bits_of_the_batch_blocked_layout(rng, dtype, stride, side):
     """Images that fill vectors are read as they lie, others are packed; which, is no matter of bits."""
     sizes = Sizes(13, 9, (side, side), (1, 1), (stride, stride))
-    taken = []
-    real = policy.fills_vectors
     x, W, bias, _ = sizes.drawn(rng, 2 * lanes(dtype), dtype)
-    monkeypatch.setattr(policy, "fills_vectors", lambda *sizes: taken.append(real(*sizes)) or taken[-1])
     y = sizes.forward(x, W, bias, activation="relu")
-    monkeypatch.setattr(policy, "fills_vectors", lambda *_: False)
-    assert same_bits(sizes.forward(x, fresh(W), bias, activation="relu"), y)
-    assert taken == [math.prod(sizes.out_spatial) >= 7 * lanes(dtype)]
+    packed = any(key[0] == "conv batch-blocked" for key in W.pattern._entries)
+    assert packed == (math.prod(sizes.out_spatial) < 7 * lanes(dtype))
+    with choose("batch-blocked"):
+        assert same_bits(sizes.forward(x, W, bias, activation="relu"), y)
 
 
 @both_types
-def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parallel_regions, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, dtype):
     for name in ("3x3", "stride 2", "depthwise"):
         x, W, bias, grad = TABLE[name].drawn(rng, 2 * lanes(dtype) + 1, dtype)
         with fs.threads(1):
@@ -205,7 +199,7 @@ def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parall
             with fs.threads(2 + repeat % 3):
                 found = (*TABLE[name].backward(grad, x, W), TABLE[name].forward(x, W, bias))
             assert all(itertools.starmap(same_bits, zip(found, expected, strict=True)))
-            assert parallel_regions() > repeat or runtime.worker_slots() == 1
+            assert parallel_regions() > repeat or available_workers(2) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- R4
@@ -256,7 +250,7 @@ def test_nothing_around_the_output_is_written(rng, dtype):
 
 def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
     """Buffers that the workspace does not keep live as long as a call: 64 images whose planes fill 100 KB each."""
-    monkeypatch.setattr("fastsparse.workspace.KEEP_BYTES", 1000)
+    monkeypatch.setattr("fastsparse.runtime.buffers.KEEP_BYTES", 1000)
     for name in ("3x3", "stride 2"):
         for samples in (3, 64):
             x, W, bias, grad = TABLE[name].drawn(rng, samples, "float32")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import dense
+from fastsparse.ops import dense
 from fastsparse_kernels import reference as ref
 
 GEOMETRIES = [

@@ -1,114 +1,202 @@
-"""Policy as tables: choices and the bounds that they keep."""
+"""Heuristics: choices and the bounds that they keep."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsparse.plan import policy
+import fastsparse as fs
+from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for, unaliased_stride
+from fastsparse.ops.target import narrowed, target_for, tuned
+from fastsparse_kernels.lookup_layout import CHUNK, LANES
+from tests.checking import fixed_width, target
+
+BYTES = 16, 32, 64
+any_cpu = pytest.mark.parametrize("h", [heuristics_for(size) for size in BYTES], ids=map(str, BYTES))
+h64, h32 = heuristics_for(64), heuristics_for(32)
 
 
-@pytest.mark.parametrize("rates", [policy.TILE_RATE, policy.NARROW_TILE_RATE, policy.WINDOW_TILE_RATE])
-def test_tile_width(rates):
+@any_cpu
+@pytest.mark.parametrize("name", ["tile_rate", "window_tile_rate", "short_row_tile_rate", "in_place_tile_rate"])
+def test_tile_width(h, name):
     """No idle vector where that is possible, no wider than the line, and the best rate for long lines."""
+    rates = getattr(h, name)
     for vectors in range(1, 200):
-        width = policy.tile_width(vectors, rates)
-        assert width in rates
-        assert width <= vectors
+        width = h.tile_width(vectors, rates)
+        assert 1 <= width <= min(vectors, len(rates))
         assert -(-vectors // width) * width - vectors < width
-    assert policy.tile_width(1, rates) == 1
-    assert policy.tile_width(10**6, rates) == max(rates, key=rates.__getitem__)
+    assert h.tile_width(1, rates) == 1
+    assert h.tile_width(840, rates) == 1 + int(np.argmax(rates)), "every width divides it"
 
 
+def test_windows_that_cross_rows_are_slower():
+    assert h64.window_rates(12)[4] == h64.row_crossing_rate * h64.window_tile_rate[4]
+    assert h64.window_rates(12)[5] == h64.window_tile_rate[5]
+
+
+def test_dense_rows_share_tiles_that_fit_the_registers():
+    assert (len(h64.dense_rates), len(h32.dense_rates), len(heuristics_for(16).dense_rates)) == (6, 3, 6)
+
+
+@any_cpu
 @given(st.integers(0, 10**5), st.integers(1, 10**4), st.integers(1, 64), st.integers(0, 2**20))
-def test_row_groups(rows, tiles_, workers, tile_bytes):
-    groups = policy.row_groups(rows, tiles_, workers, tile_bytes)
-    limit = max(1, rows // 8)
+def test_row_groups(h, rows, tiles_, threads, tile_bytes):
+    groups = h.row_groups(rows, tiles_, threads, tile_bytes)
+    limit = max(1, rows // h.group_rows)
     assert 1 <= groups <= limit
     if groups < limit:
-        assert workers == 1 or groups * tiles_ >= policy.TASKS_PER_WORKER * workers
-        assert rows * tile_bytes <= groups * policy.PARTIAL_BYTES
+        assert threads == 1 or groups * tiles_ >= h.tasks_per_worker * threads
+        assert rows * tile_bytes <= groups * h.partial_bytes
 
 
 @given(st.integers(0, 2**40))
 def test_blocks_fit_the_cache(row_bytes):
+    small, large = heuristics_for(64, 32 * 1024), heuristics_for(64, 48 * 1024)
     for rows, limit in (
-        (policy.block_rows, policy.L1_BLOCK_BYTES),
-        (lambda window: policy.block_channels(window, 48 * 1024), 48 * 1024),
-        (lambda window: policy.block_channels(window, 32 * 1024), 24 * 1024),
-        (lambda row: policy.sddmm_block_rows(row, 48 * 1024), 48 * 1024),
-        (lambda row: policy.sddmm_block_rows(row, 32 * 1024), policy.SDDMM_BLOCK_BYTES),
+        (small.block_rows, small.l1_block_bytes),
+        (large.block_channels, 48 * 1024),
+        (small.block_channels, 24 * 1024),
+        (large.sddmm_block_rows, 48 * 1024),
+        (small.sddmm_block_rows, small.sddmm_block_bytes),
     ):
         found = rows(row_bytes)
         assert found >= 1
         assert found == 1 or found * row_bytes <= limit
 
 
+@any_cpu
 @given(st.integers(1, 2**17), st.integers(0, 10**6), st.floats(0, 1))
-def test_even_blocks_hold_more_where_rows_are_short(row_bytes, columns, density):
-    found, held = policy.even_block_rows(row_bytes, columns, density), policy.block_rows(row_bytes)
+def test_even_blocks_hold_more_where_rows_are_short(h, row_bytes, columns, density):
+    found, held = h.even_block_rows(row_bytes, columns, density), h.block_rows(row_bytes)
     if columns <= held:
         assert found == held
         return
     blocks = -(-columns // found)
     assert blocks * found - columns < blocks, "blocks of one size, but for one row"
-    most = max(policy.L2_BLOCK_BYTES // row_bytes, held)
-    assert found <= (policy.ONE_BLOCK * most if blocks == 1 else most)
-    if density >= policy.ENTRY_NONZEROS / held:
-        assert found <= (policy.ONE_BLOCK * held if blocks == 1 else held)
+    most = max(h.l2_block_bytes // row_bytes, held)
+    assert found <= (h.one_block * most if blocks == 1 else most)
+    if density >= h.entry_nonzeros / held:
+        assert found <= (h.one_block * held if blocks == 1 else held)
 
 
 def test_rates_of_short_rows():
-    vector = 32
-    rates = policy.tile_rates(vector)
-    assert policy.row_major_rates(0.1, 64, True, vector) is policy.SHORT_ROW_TILE_RATE
-    assert policy.row_major_rates(0.1, 64, False, vector) is rates
-    assert policy.row_major_rates(0.1, 512, True, vector) is rates
-    assert policy.row_major_rates(0.02, 512, False, vector) is policy.SHORT_ROW_TILE_RATE
+    assert h32.row_major_rates(0.1, 64, True) is h32.short_row_tile_rate
+    assert h32.row_major_rates(0.1, 64, False) is h32.tile_rate
+    assert h32.row_major_rates(0.1, 512, True) is h32.tile_rate
+    assert h32.row_major_rates(0.02, 512, False) is h32.short_row_tile_rate
 
 
-@given(st.integers(1, 5000), st.sampled_from([16, 32, 64]))
-def test_sddmm_runs(row, vector):
-    positions = policy.sddmm_positions(vector)
-    assert positions * vector == policy.SDDMM_PASS_BYTES
-    part = policy.sddmm_row_part(row, positions)
+@any_cpu
+@given(row=st.integers(1, 5000))
+def test_sddmm_runs(h, row):
+    positions = h.sddmm_positions()
+    assert positions * h.vector_bytes == h.sddmm_pass_bytes
+    part = h.sddmm_row_part(row, positions)
     assert row % part == 0
     assert part <= 2 * positions or part == row
 
 
-def test_layout_by_batch():
-    for vector in (2, 4, 8, 16):
-        assert [n for n in range(1, vector + 1) if policy.prefers_lanes(n, vector)] == [
-            n for n in range(1, vector + 1) if n >= 0.7 * vector
+@any_cpu
+def test_layout_by_batch(h):
+    for lanes in (2, 4, 8, 16):
+        assert [n for n in range(1, lanes + 1) if h.prefers_batch_blocks(n, lanes)] == [
+            n for n in range(1, lanes + 1) if n >= 0.7 * lanes
         ]
-        assert all(policy.prefers_lanes(n, vector) for n in range(4 * vector, 6 * vector))
+        assert all(h.prefers_batch_blocks(n, lanes) for n in range(4 * lanes, 6 * lanes))
+        assert [n for n in range(12 * lanes) if h.fills_vectors(n, lanes)] == list(range(7 * lanes, 12 * lanes))
 
 
 @given(st.integers(0, 2**45).map(lambda n: 64 * n))
-def test_strides_keep_off_the_sets(stride):
-    found = policy.off_the_sets(stride, 64)
-    assert found % policy.LINE_SETS_BYTES
+def test_strides_do_not_alias(stride):
+    found = unaliased_stride(stride, 64)
+    assert found % ALIASED_BYTES
     assert found in (stride, stride + 64)
 
 
 def test_what_is_read_in_place():
-    vector = 32
     for columns, stride, uses in ((1000, 4000, 3), (128, 3136, 8), (128, 4096, 3), (129, 3136, 3), (0, 3136, 0)):
         for aligned in (False, True):
-            assert policy.reads_in_place(uses * columns, columns, stride, vector, aligned)
-            assert not policy.reads_in_place(uses * columns + 1, columns, stride, vector, aligned)
+            assert h32.reads_in_place(uses * columns, columns, stride, aligned)
+            assert not h32.reads_in_place(uses * columns + 1, columns, stride, aligned)
     for stride, aligned, uses in ((3136, True, 7), (3136, False, 3), (4096, True, 3)):
-        assert policy.reads_in_place(uses * 256, 256, stride, 64, aligned)
-        assert not policy.reads_in_place((uses + 1) * 256, 256, stride, 64, aligned)
+        assert h64.reads_in_place(uses * 256, 256, stride, aligned)
+        assert not h64.reads_in_place((uses + 1) * 256, 256, stride, aligned)
 
 
 @given(st.integers(0, 5000), st.integers(0, 10**8), st.sampled_from([1, 8]))
 def test_parts_of_a_batch(groups, group_bytes, multiple):
-    each = policy.chunk_groups(groups, group_bytes, 32 * 2**20, multiple)
+    h = heuristics_for(64, l3_bytes=32 * 2**20)
+    held = h.chunk_share * h.l3_bytes
+    each = h.chunk_groups(groups, group_bytes, multiple)
     assert each == 1 or each % multiple == 0
-    assert each <= multiple or each * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20
+    assert each <= multiple or each * group_bytes <= held
     parts = -(-groups // each)
     assert (each - multiple) * parts < max(1, groups), "smaller ones would not do"
-    if -(-groups // multiple) * multiple * group_bytes <= policy.CHUNK_SHARE * 32 * 2**20:
+    if -(-groups // multiple) * multiple * group_bytes <= held:
         assert parts <= 1
+
+
+def test_products_on_much_data_are_prefetched():
+    cache = h64.l3_bytes
+    assert h64.prefetches_panels(576, 64, cache // 2, True), "a panel's rows are contiguous"
+    assert not h64.prefetches_panels(64, 576, cache // 4, True)
+    assert h64.prefetches_panels(64, 576, cache // 2)
+    assert not h64.prefetches_panels(64, 576, cache // 4), "it is in the cache"
+    assert not h64.prefetches_panels(576, 64, cache), "what is stored is most of it"
+
+
+def test_lookups_are_weighed_against_loads():
+    assert h64.spmv_by_lookup(2048, 2048, 400_000, CHUNK)
+    assert h64.spmv_by_lookup(2048, 2048, 40_000, CHUNK)
+    assert not h64.spmv_by_lookup(2048, 2048, 4_000, CHUNK)
+    assert not h64.spmv_by_lookup(50, 100, 500, CHUNK), "the call is most of the work"
+    assert not h64.spmv_by_lookup(10**5, 10**5, 10**6, CHUNK), "most chunks of a row would be empty"
+    assert not h64.spmv_by_lookup(10**7, 1000, 1000, CHUNK), "rows are empty"
+    assert h64.lookup_rows(1) > h64.lookup_rows(1000) >= LANES
+
+
+# ------------------------------------------------------------------------------------------------ records as values
+
+
+def test_a_record_holds_inside_its_block_and_in_its_thread():
+    float32 = np.dtype("float32")
+    usual = target_for(float32).heuristics
+    with tuned(pack_chunk=7) as h:
+        assert target_for(float32).heuristics is h
+        assert h.pack_chunk == 7
+        assert replace(h, pack_chunk=usual.pack_chunk) is not usual
+        with tuned(row_chunk=9) as inner:
+            assert (inner.pack_chunk, inner.row_chunk) == (7, 9)
+        assert target_for(float32).heuristics is h
+        assert target_for(float32, heuristics=usual).heuristics is usual
+    assert target_for(float32).heuristics is usual
+
+
+def test_unknown_fields_of_a_record_are_refused():
+    with pytest.raises(TypeError, match="tile_widht"), tuned(tile_widht=3):
+        pass
+
+
+def test_narrow_targets_keep_what_somebody_chose():
+    wide = target(32, 16, **fixed_width(3))
+    if narrowed(wide, 1) is not wide:  # this CPU's kernels come in half the length
+        narrow = narrowed(wide, 1).heuristics
+        assert (narrow.vector_bytes, narrow.tile_rate) == (32, wide.heuristics.tile_rate)
+    usual = target_for(np.dtype("float32"))
+    assert narrowed(usual, 10**6) is usual
+
+
+def test_plans_of_different_records_are_kept_apart(rng):
+    W = fs.csr((rng.random((20, 90)) < 0.2).astype("float32"))
+    X = rng.standard_normal((90, 70)).astype("float32")
+    widths = []
+    for width in (1, 4, 1):
+        with tuned(**fixed_width(width), uses_in_place=-1, uses_in_l1=-1, uses_aligned=-1):
+            fs.spmm(W, X)
+        plans = [entry for key, (entry, _) in W.pattern._entries.items() if key[0] == "spmm"]
+        widths.append(plans[-1].tiles.width)
+    assert widths == [1, 4, 1]

@@ -1,4 +1,4 @@
-"""Packing and unpacking: every element in its place, borders and missing samples zero, nothing else touched."""
+"""Packing and unpacking: every element in its place, padding and missing samples zero, nothing else touched."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsparse import _linear, launch_layout
-from fastsparse.launch import address
-from fastsparse.plan import conv, lanes
-from fastsparse.plan.conv import Geometry
-from fastsparse_kernels import layouts
+import fastsparse as fs
+from fastsparse.ops import conv, layouts
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.runtime.buffers import address
+from fastsparse_kernels import layout
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.compiler import aligned_empty
-from tests.kernels.support import DTYPES, Guarded, machine_of
+from tests.checking import EVERYWHERE, NOWHERE, target
+from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, target_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
-WORKERS = pytest.mark.parametrize("workers", [1, 2])
+THREADS = pytest.mark.parametrize("workers", [1, 2])
 SHAPES: list[Any] = [
     # channels, image, padding
     (1, (1,), ((0, 0),)),
@@ -32,19 +33,18 @@ SHAPES: list[Any] = [
 
 
 @BOTH
-@WORKERS
+@THREADS
 @pytest.mark.parametrize(("channels", "spatial", "padding"), SHAPES)
-def test_lanes_there_and_back(rng, monkeypatch, channels, spatial, padding, workers, dtype):
-    monkeypatch.setattr("fastsparse.plan.policy.PARALLEL_FLOPS", 0)
-    m = machine_of(dtype, workers)
-    planes = lanes.lanes_planes(channels, spatial, padding, m)
+def test_batch_blocked_there_and_back(rng, channels, spatial, padding, workers, dtype):
+    m = target_of(dtype, workers)
+    planes = layouts.blocked_planes(channels, spatial, padding, m)
     padded_shape = tuple(n + a + b for n, (a, b) in zip(spatial, padding, strict=True))
     size = int(np.prod(padded_shape))
     for samples in (1, 2, m.lanes - 1, m.lanes, m.lanes + 1, 2 * m.lanes):
         groups = -(-samples // m.lanes)
         user = rng.standard_normal((samples, channels, *spatial)).astype(dtype)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        launch_layout.pack_lanes(address(user), user.strides[0], user.strides[1], planes, address(buffer), samples, m)
+        layouts.pack_blocked(planes, samples, *user.strides[:2], m).run(address(user), address(buffer))
         expected = np.zeros((groups * m.lanes, channels, *padded_shape), dtype)
         expected[:samples] = ref.pad_spatial(user, padding, 0.0)
         for group, channel in np.ndindex(groups, channels):
@@ -56,51 +56,47 @@ def test_lanes_there_and_back(rng, monkeypatch, channels, spatial, padding, work
             assert (gap == 255).all(), "between planes nothing is written"
         back = Guarded(user.shape, dtype)
         inside = back.inside
-        launch_layout.unpack_lanes(
-            address(buffer), planes, address(inside), user.strides[0], user.strides[1], samples, m
-        )
+        layouts.unpack_blocked(planes, samples, *user.strides[:2], m).run(address(buffer), address(inside))
         assert np.array_equal(inside, user)
         assert back.intact()
 
 
 @BOTH
-def test_lanes_of_samples_far_apart(rng, dtype):
+def test_samples_far_apart(rng, dtype):
     """Rows of a wider array, in any order; what lies between them is not read."""
-    m = machine_of(dtype)
+    m = target_of(dtype)
     wide = np.full((40, 90), np.nan, dtype)
     wide[::3, :33] = rng.standard_normal((14, 33))
-    planes = lanes.lanes_planes(1, (33,), ((0, 0),), m)
+    planes = layouts.blocked_planes(1, (33,), ((0, 0),), m)
     for rows in (wide[::3, :33], wide[::-3, :33][:13], np.broadcast_to(wide[3, :33], (9, 33))):
         groups = -(-len(rows) // m.lanes)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), len(rows), m)
+        layouts.pack_blocked(planes, len(rows), rows.strides[0], 0, m).run(address(rows), address(buffer))
         back = np.full_like(wide, np.nan)
-        launch_layout.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, len(rows), m)
+        layouts.unpack_blocked(planes, len(rows), back.strides[0], 0, m).run(address(buffer), address(back))
         assert np.array_equal(back[: len(rows), :33], rows, equal_nan=True)
         assert np.isnan(back[:, 33:]).all()
         assert np.isnan(back[len(rows) :]).all()
 
 
 @BOTH
-@WORKERS
+@THREADS
 @pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("lead", [0, 1, 7])
-def test_unpacking_rows_on_the_same_sets(rng, monkeypatch, lead, far, workers, dtype):
-    """Rows a multiple of 2 KB apart, whole vectors of which are stored by way of a buffer, past the caches when far."""
-    monkeypatch.setattr("fastsparse.plan.policy.PARALLEL_FLOPS", 0)
-    monkeypatch.setattr("fastsparse.plan.policy.is_far", lambda *_: far)
-    m = machine_of(dtype, workers)
-    wide = layouts.WIDE * m.lanes
+def test_unpacking_rows_on_the_same_sets(rng, lead, far, workers, dtype):
+    """Rows a multiple of 2 KB apart, whole vectors of which are stored by way of a buffer, non-temporal when far."""
+    m = target(bits_of(dtype), lanes_of(dtype), workers, parallel_flops=0, far_share=EVERYWHERE if far else NOWHERE)
+    wide = layout.WIDE * m.lanes
     for features, samples in ((wide - 1, 2 * m.lanes), (wide, m.lanes), (3 * wide + m.lanes + 3, 2 * m.lanes + 1)):
         row = -(-(lead + features + 1) * m.size // 2048) * 2048 // m.size
         rows = rng.standard_normal((samples, features)).astype(dtype)
-        planes = lanes.lanes_planes(1, (features,), ((0, 0),), m)
+        planes = layouts.blocked_planes(1, (features,), ((0, 0),), m)
         buffer = aligned_empty((-(-samples // m.lanes) * planes.group_stride,), np.uint8)
-        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), samples, m)
+        layouts.pack_blocked(planes, samples, rows.strides[0], 0, m).run(address(rows), address(buffer))
         back = aligned_empty((samples, row), dtype)
         back[...] = np.nan
-        target = address(back) + lead * m.size
-        launch_layout.unpack_lanes(address(buffer), planes, target, back.strides[0], 0, samples, m)
+        begin = address(back) + lead * m.size
+        layouts.unpack_blocked(planes, samples, back.strides[0], 0, m).run(address(buffer), begin)
         assert np.array_equal(back[:, lead : lead + features], rows)
         assert np.isnan(back[:, :lead]).all()
         assert np.isnan(back[:, lead + features :]).all()
@@ -109,13 +105,13 @@ def test_unpacking_rows_on_the_same_sets(rng, monkeypatch, lead, far, workers, d
 @BOTH
 @pytest.mark.parametrize("width", [1, 3])
 def test_panels_there_and_back(rng, width, dtype):
-    m = machine_of(dtype)
+    m = target_of(dtype)
     for samples in (1, m.lanes, width * m.lanes + 1, 2 * width * m.lanes - 1, 3 * width * m.lanes):
         rows = rng.standard_normal((samples, 13)).astype(dtype)
-        planes = _linear._panels(13, width, m)
+        planes = layouts.feature_panels(13, width, m)
         panels = -(-samples // (width * m.lanes))
         buffer = aligned_empty((panels * planes.panel_stride,), np.uint8)
-        launch_layout.pack_lanes(address(rows), rows.strides[0], 0, planes, address(buffer), samples, m)
+        layouts.pack_blocked(planes, samples, rows.strides[0], 0, m).run(address(rows), address(buffer))
         padded = np.zeros((panels * width * m.lanes, 13), dtype)
         padded[:samples] = rows
         for sample in range(len(padded)):  # zeros behind the samples, too: SDDMM reads them
@@ -123,25 +119,23 @@ def test_panels_there_and_back(rng, width, dtype):
             found = buffer[panel * planes.panel_stride :][: 13 * width * m.vector].view(dtype)
             assert np.array_equal(found.reshape(13, width, m.lanes)[:, group, lane], padded[sample])
         back = np.full_like(rows, np.nan)
-        launch_layout.unpack_lanes(address(buffer), planes, address(back), back.strides[0], 0, samples, m)
+        layouts.unpack_blocked(planes, samples, back.strides[0], 0, m).run(address(buffer), address(back))
         assert np.array_equal(back, rows)
 
 
 @BOTH
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3), (3, 1), (4, 5)])
 @pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (3, 1))])
-def test_flat_planes(rng, stride, padding, dtype):
+def test_padded_planes(rng, stride, padding, dtype):
     """Every window finds its element, through offsets that the plan folds into the operator."""
-    m = machine_of(dtype)
-    geometry = Geometry(3, 1, (9, 11), (2, 3), stride, padding, (1, 2), 1)
-    import fastsparse as fs
-
+    m = target_of(dtype)
+    geometry = ConvGeometry(3, 1, (9, 11), (2, 3), stride, padding, (1, 2), 1)
     pattern = fs.csr(np.ones((1, 18), dtype)).pattern
-    plan = conv.conv_flat(pattern, geometry, m, 2)
+    plan = conv.plan_padded(pattern, geometry, m, 2)
     images = rng.standard_normal((2, 3, 9, 11)).astype(dtype)
-    size = 2 * 3 * plan.channel_stride + plan.slack
-    buffer = aligned_empty((size,), np.uint8)
-    launch_layout.pack_flat(address(images), images.strides[0], images.strides[1], plan, 3, address(buffer), 2, m)
+    channel = plan.x.channel_stride
+    buffer = aligned_empty((2 * 3 * channel + plan.x.slack,), np.uint8)
+    layouts.pack_padded(plan.x, 3, 2, *images.strides[:2], m).run(address(images), address(buffer))
     numbers = buffer.view(dtype)
     padded = ref.pad_spatial(images, padding, 0.0)
     op = plan.spmm.operator
@@ -151,13 +145,13 @@ def test_flat_planes(rng, stride, padding, dtype):
     assert not tiles.whole.any()
     tile_of = np.repeat(np.arange(tiles.count), np.diff(tiles.tile_pieces)[:, 0])
     seen = 0
-    for tile, (first, target, count) in zip(tile_of, tiles.pieces // (m.size, m.size, 1), strict=True):
+    for tile, (first, end, count) in zip(tile_of, tiles.pieces // (m.size, m.size, 1), strict=True):
         for at in range(count):
-            row, column = divmod(int(target + at), geometry.out_spatial[1])
+            row, column = divmod(int(end + at), geometry.out_spatial[1])
             vector, lane = divmod(int(first + at), m.lanes)
-            place = tiles.x_positions[tile, vector] // m.size + lane
+            place = tiles.x_offsets[tile, vector] // m.size + lane
             for image in range(2):
-                found = numbers[place + (offsets + image * 3 * plan.channel_stride) // m.size]
+                found = numbers[place + (offsets + image * 3 * channel) // m.size]
                 window = padded[image, :, row * stride[0] :, column * stride[1] :][:, :2, :5:2]
                 assert np.array_equal(found, window.ravel())
             seen += 1

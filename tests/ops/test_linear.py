@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import runtime
-from fastsparse.plan import linear as plans
-from fastsparse.plan import policy
-from fastsparse.plan.linear import Machine
+from fastsparse.ops import spmm
+from fastsparse.ops.target import tuned
+from fastsparse.runtime.threading_layer import available_workers
+from fastsparse_kernels import operators
+from fastsparse_kernels import spmm as kernels
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     DTYPES,
@@ -25,13 +26,15 @@ from tests.checking import (
     assert_product,
     assert_same_specials,
     assert_within,
+    EVERYWHERE,
+    NOWHERE,
     choose,
-    fresh,
     lanes,
     matrix,
     numbers,
     parts,
     same_bits,
+    target,
     with_values,
 )
 
@@ -86,11 +89,11 @@ def test_error_bound_on_drawn_shapes(shape, pattern, dtype, seed):
 
 
 @both_types
-def test_many_samples(rng, monkeypatch, dtype):
+def test_many_samples(rng, dtype):
     """Several blocks of positions, and several parts of a batch that take different plans."""
-    for share in (policy.CHUNK_SHARE, 0):
-        monkeypatch.setattr(policy, "CHUNK_SHARE", share)
-        x, W, grad = drawn(rng, 40 * lanes(dtype) + 5, (11, 300), dtype)
+    x, W, grad = drawn(rng, 40 * lanes(dtype) + 5, (11, 300), dtype)
+    assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
+    with tuned(chunk_share=0):
         assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
 
 
@@ -129,13 +132,12 @@ def test_small_integers_are_exact(rng, dtype):
 
 @both_types
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_bits_of_the_input_gradient_are_those_of_a_product(rng, monkeypatch, setting, dtype):
+def test_bits_of_the_input_gradient_are_those_of_a_product(rng, setting, dtype):
     x, W, grad = drawn(rng, 3 * lanes(dtype) + 1, (60, 35), dtype)
     expected = fs.spmm(W.T, grad.T).T
-    choose(monkeypatch, setting)
     for threads in (1, 2, 3):
-        with fs.threads(threads):
-            dx, dw, db = fs.linear_backward(grad, x, fresh(W))
+        with choose(setting), fs.threads(threads):
+            dx, dw, db = fs.linear_backward(grad, x, W)
         assert same_bits(dx, np.ascontiguousarray(expected))
         assert_gradients((dx, dw, db), grad, x, W)
 
@@ -149,8 +151,8 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, dtype):
 
 
 @both_types
-def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parallel_regions, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, dtype):
     x, W, grad = drawn(rng, 50, (64, 40), dtype)
     with fs.threads(1):
         expected = fs.linear_backward(grad, x, W)
@@ -158,7 +160,7 @@ def test_bits_of_all_gradients_do_not_depend_on_threads(rng, monkeypatch, parall
         with fs.threads(2 + repeat % 7):
             found = fs.linear_backward(grad, x, W)
             assert all(itertools.starmap(same_bits, zip(found, expected, strict=True)))
-            assert parallel_regions() > repeat or runtime.worker_slots() == 1
+            assert parallel_regions() > repeat or available_workers(2) == 1
 
 
 @both_types
@@ -189,9 +191,9 @@ def test_sizes_of_zero(rng, samples, rows, columns, dtype):
     assert dw.shape == (W.nnz,)
 
 
+@tuned(chunk_share=0)
 def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
-    monkeypatch.setattr("fastsparse.workspace.KEEP_BYTES", 1000)
-    monkeypatch.setattr(policy, "CHUNK_SHARE", 0)
+    monkeypatch.setattr("fastsparse.runtime.buffers.KEEP_BYTES", 1000)
     x, W, grad = drawn(rng, 300, (24, 40), "float32")
     assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
     assert_product(fs.linear(x, W).T, W, x.T)
@@ -252,12 +254,48 @@ def test_adjoint_identity(rng, samples, dtype):
     assert product == (x * dx.astype(np.float64)).sum() == (W.data * dw.astype(np.float64)).sum()
 
 
+def test_prefetch_changes_no_bit():
+    """Also where the last entries of a block prefetch beyond its last row, and beyond X itself."""
+    rng = np.random.default_rng(4)
+    mask = rng.random((37, 600)) < 0.3
+    mask[:, 300:] &= rng.random((37, 300)) < 0.1
+    W = matrix(rng, mask, "float32")
+    x = rng.standard_normal((203, 600)).astype(np.float32)
+    results = []
+    for share in (NOWHERE, EVERYWHERE):
+        for threads in (1, 2):
+            with tuned(panels_share=share, rows_share=share), fs.threads(threads):
+                results += [fs.linear(x, W), fs.spmm(W, np.asfortranarray(x.T))]
+    for way in (0, 1):
+        for y in results[way::2]:
+            np.testing.assert_array_equal(y, results[way])
+
+
 @pytest.mark.parametrize("samples", [203, 256])
 @pytest.mark.parametrize("y_row_major", [False, True])
-def test_panels_that_are_not_full_are_contiguous(rng, samples, y_row_major):
+def test_panels_that_are_not_full_can_be_prefetched(rng, samples, y_row_major):
     """Vectors of a panel are contiguous, also those that hold no sample."""
     pattern = matrix(rng, rng.random((37, 60)) < 0.1, "float32").pattern
     for vectors in (4, 8, 16):
-        m = Machine(32, vectors, 1)
+        m = target(32, vectors)
         for width in range(2, 9):
-            assert plans.spmm_panels(pattern, samples, width, m, y_row_major).tiles.in_a_row(m.vector)
+            assert spmm.plan_panels(pattern, samples, width, m, y_row_major).tiles.contiguous(m.vector)
+
+
+@pytest.mark.parametrize("share", [NOWHERE, EVERYWHERE])
+def test_contiguous_rows_are_prefetched_by_lines(rng, monkeypatch, share):
+    """Panels by the loop over nonzeros, if there are some for every line; row-major X by entries."""
+    W = matrix(rng, rng.random((37, 600)) < 0.3, "float32")
+    x = rng.standard_normal((203, 600)).astype(np.float32)
+    variants, kernel = [], kernels.spmm_kernel
+
+    def watched(*variant):
+        variants.append(variant[-1])
+        return kernel(*variant)
+
+    monkeypatch.setattr(kernels, "spmm_kernel", watched)
+    with tuned(panels_share=share, rows_share=share):
+        fs.linear(x, W)
+        fs.linear(x, matrix(rng, rng.random((37, 600)) < 0.03, "float32"))
+        fs.spmm(W, np.ascontiguousarray(x.T))
+    assert variants == ([operators.LINES, operators.ROWS, operators.ROWS] if share == EVERYWHERE else [0, 0, 0])

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastsparse import launch_layers
+from fastsparse.ops import norm as ops
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import norm
 from fastsparse_kernels import reference as ref
-from tests.kernels.support import DTYPES, Guarded, lanes_of, machine_of, unit
+from tests.kernels.support import DTYPES, Guarded, lanes_of, target_of, unit
 
 Array = NDArray[Any]
 EPS = 1e-5
@@ -43,36 +45,20 @@ class Case:
     def like_x(self, per_channel: Array) -> Array:
         return per_channel.reshape(1, -1, *(1 for _ in self.x.shape[2:]))
 
-    def forward(self, workers: int = 1, training: bool = True) -> Array:
+    def forward(self, threads: int = 1, training: bool = True) -> Array:
         y = Guarded(self.x.shape, self.x.dtype)
-        launch_layers.run_batch_norm(
-            self.x,
-            y.inside,
-            self.gamma.astype(float),
-            self.beta.astype(float),
-            self.mean,
-            self.variance,
-            EPS,
-            machine_of(self.x.dtype, workers),
-            training=training,
-        )
+        self.run(ops._forward(self.x.shape, EPS, training, target_of(self.x.dtype, threads)), self.x, y.inside)
         assert y.intact()
         return y.inside
 
-    def backward(self, workers: int = 1) -> tuple[Array, Array, Array]:
+    def run(self, launch: Launch, x: Array, y: Array) -> None:
+        launch.run(*map(address, (x, y, self.gamma.astype(float), self.beta.astype(float), self.mean, self.variance)))
+
+    def backward(self, threads: int = 1) -> tuple[Array, Array, Array]:
         dx = Guarded(self.x.shape, self.x.dtype)
         gradients = [np.full(len(self.gamma), np.nan) for _ in range(2)]
-        launch_layers.run_batch_norm_grad(
-            self.dy,
-            self.x,
-            dx.inside,
-            self.gamma.astype(float),
-            self.mean,
-            self.variance,
-            *gradients,
-            EPS,
-            machine_of(self.x.dtype, workers),
-        )
+        arrays = (self.dy, dx.inside, self.x, self.gamma.astype(float), self.mean, self.variance, *gradients)
+        ops._backward(self.x.shape, EPS, target_of(self.x.dtype, threads)).run(*map(address, arrays))
         assert dx.intact()
         return dx.inside, gradients[0], gradients[1]
 
@@ -202,11 +188,11 @@ def test_what_is_not_finite_stays_in_its_channel(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 130), (20, 70, 7, 7), (8, 6, 30, 30)])
-def test_workers_do_not_change_a_bit(shape: Any, dtype: str, rng: np.random.Generator) -> None:
+def test_threads_do_not_change_a_bit(shape: Any, dtype: str, rng: np.random.Generator) -> None:
     case = Case(rng.normal(size=shape).astype(dtype), rng)
     first = (case.forward(), case.mean.copy(), case.variance.copy(), *case.backward())
-    for workers in (2, 7):  # blocks of other sizes, too
-        again = (case.forward(workers), case.mean, case.variance, *case.backward(workers))
+    for threads in (2, 7):  # blocks of other sizes, too
+        again = (case.forward(threads), case.mean, case.variance, *case.backward(threads))
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -224,9 +210,7 @@ def test_x_may_be_overwritten(rng: np.random.Generator) -> None:
     case = Case(rng.normal(size=(4, 5, 6, 6)), rng)
     want = case.forward()
     y = case.x.copy()
-    launch_layers.run_batch_norm(
-        y, y, case.gamma, case.beta, case.mean, case.variance, EPS, machine_of(y.dtype), training=False
-    )
+    case.run(ops._forward(y.shape, EPS, False, target_of(y.dtype)), y, y)
     np.testing.assert_array_equal(y, want)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsparse import launch_optimizers
-from tests.kernels.support import DTYPES, Guarded, lanes_of, machine_of, unit
+import fastsparse as fs
+from fastsparse.ops import optimizers
+from fastsparse.ops.target import tuned
+from tests.kernels.support import DTYPES, Guarded, lanes_of, unit
 
 
 def _sizes(dtype: Any) -> list[int]:
@@ -25,17 +27,18 @@ def _guarded(rng: Any, size: int, dtype: Any, positive: bool = False) -> Guarded
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sgd(dtype: Any, momentum: float, nesterov: bool, workers: int, rng: Any) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sgd(dtype: Any, momentum: float, nesterov: bool, threads: int, rng: Any) -> None:
     rate, decay = np.dtype(dtype).type(0.1), np.dtype(dtype).type(0.01)
     momentum = np.dtype(dtype).type(momentum)
     for size in _sizes(dtype):
         value, grad, velocity = (_guarded(rng, size, dtype) for _ in range(3))
         w, g, v = (array.inside.astype(np.longdouble) for array in (value, grad, velocity))
-        launch_optimizers.run_sgd(
-            value.inside, grad.inside, velocity.inside if momentum else None, float(rate), float(momentum), nesterov,
-            float(decay), machine_of(dtype, workers),
-        )  # fmt: skip
+        with tuned(parallel_flops=0), fs.threads(threads):
+            optimizers.sgd_step(
+                value.inside, grad.inside, velocity.inside if momentum else None, float(rate), float(momentum),
+                nesterov, float(decay),
+            )  # fmt: skip
         full, size_g = g + decay * w, abs(g) + decay * abs(w)
         new, size_v = (momentum * v + full, momentum * abs(v) + size_g) if momentum else (full, size_g)
         step, size_step = (full + momentum * new, size_g + momentum * size_v) if nesterov else (new, size_v)
@@ -49,18 +52,18 @@ def test_sgd(dtype: Any, momentum: float, nesterov: bool, workers: int, rng: Any
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_adam(dtype: Any, decoupled: bool, workers: int, rng: Any) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_adam(dtype: Any, decoupled: bool, threads: int, rng: Any) -> None:
     kind = np.dtype(dtype).type
     rate, eps, decay, steps = 0.01, 1e-6, 0.1, 7
     for size in _sizes(dtype):
         value, grad, first = (_guarded(rng, size, dtype) for _ in range(3))
         second = _guarded(rng, size, dtype, positive=True)
         w, g, m, s = (array.inside.astype(np.longdouble) for array in (value, grad, first, second))
-        launch_optimizers.run_adam(
-            value.inside, grad.inside, first.inside, second.inside, rate, (0.9, 0.99), eps, decay, decoupled, steps,
-            machine_of(dtype, workers),
-        )  # fmt: skip
+        with tuned(parallel_flops=0), fs.threads(threads):
+            optimizers.adam_step(
+                value.inside, grad.inside, first.inside, second.inside, rate, (0.9, 0.99), eps, decay, decoupled, steps
+            )
         b1, r1, b2, r2 = (np.longdouble(kind(number)) for number in (0.9, 1 - 0.9, 0.99, 1 - 0.99))
         full, size_g = (g, abs(g)) if decoupled else (g + kind(decay) * w, abs(g) + kind(decay) * abs(w))
         m, size_m = b1 * m + r1 * full, b1 * abs(m) + r1 * size_g
@@ -79,7 +82,7 @@ def test_adam(dtype: Any, decoupled: bool, workers: int, rng: Any) -> None:
 def test_nan_and_inf_stay_where_they_are() -> None:
     value, grad, velocity = np.ones(40, "f"), np.ones(40, "f"), np.zeros(40, "f")
     grad[3], grad[21] = np.nan, np.inf
-    launch_optimizers.run_sgd(value, grad, velocity, 0.1, 0.9, False, 0.0, machine_of("float32"))
+    optimizers.sgd_step(value, grad, velocity, 0.1, 0.9, False, 0.0)
     assert np.isnan(value[3])
     assert value[21] == -np.inf
     assert np.isfinite(np.delete(value, [3, 21])).all()

@@ -1,4 +1,4 @@
-"""Pooling against the oracle: every geometry, cut into bands, with NaN and Inf; gradients; the lanes layout."""
+"""Pooling against the oracle: every geometry, cut into bands, with NaN and Inf; gradients; the batch-blocked layout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastsparse import launch_layers
-from fastsparse.plan import pooling as plan
-from fastsparse.plan.pooling import Windows, adaptive_windows, windows
+from fastsparse.ops import pooling as ops
+from fastsparse.ops.pooling import Windows, adaptive_windows, windows
+from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels import pooling
 from fastsparse_kernels import reference as ref
-from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, machine_of, run_kernel
+from tests.checking import target
+from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, run_kernel
 
 Array = NDArray[Any]
 NO_PADDING = ((0, 0), (0, 0))
@@ -34,66 +36,72 @@ GEOMETRIES: list[Any] = [
 ]
 
 
-def _each_row(kind: str, w: Windows, vector: int, groups: int, workers: int) -> plan.Bands:
-    """Bands of one row each."""
-    rows = len(w.rows) if kind == "forward" else w.spatial[0]
-    cuts = np.arange(rows + 1, dtype=np.int64)
-    if kind == "forward":
-        return plan._bands(np.stack([w.rows[:, 0], w.rows[:, 1], cuts[:-1], cuts[1:]], 1))
-    met = [np.flatnonzero((w.rows[:, 0] <= row) & (w.rows[:, 1] > row)) for row in range(rows)]
-    ends = [(int(m[0]), int(m[-1]) + 1) if len(m) else (0, 0) for m in met]
-    return plan._bands(np.column_stack([cuts[:-1], cuts[1:], np.array(ends)]))
+def target_of(dtype: Any, threads: int = 1, **changes: Any) -> Target:
+    return target(bits_of(dtype), lanes_of(dtype), threads, parallel_flops=0, **changes)
 
 
 @pytest.fixture(params=["planned bands", "a band per row"])
-def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run with the planned bands, and with the smallest ones, found another way."""
-    if request.param == "a band per row":
-        for kind in ("forward", "backward"):
-            monkeypatch.setattr(launch_layers, f"{kind}_bands", lambda *args, kind=kind: _each_row(kind, *args))
+def bands(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Changes of heuristics: none, and those that give the smallest bands."""
+    return {"band_bytes": 1} if request.param == "a band per row" else {}
 
 
-def forward(kind: int, w: Windows, x: Array, workers: int = 1) -> tuple[Array, Array]:
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_smallest_bands_are_rows(geometry: Any) -> None:
+    """With the rows on the other side that the windows connect them to."""
+    (_, _, *spatial), *window = geometry
+    w, t = windows(tuple(spatial), *window), target_of("float32", band_bytes=1)
+    forward, backward = ops.forward_bands(w, 1, t).table, ops.backward_bands(w, 1, t).table
+    np.testing.assert_array_equal(forward[:, 2:], [(row, row + 1) for row in range(len(w.rows))])
+    np.testing.assert_array_equal(forward[:, :2], w.rows[:, :2])
+    np.testing.assert_array_equal(backward[:, :2], [(row, row + 1) for row in range(spatial[0])])
+    for row, (first, end) in enumerate(backward[:, 2:]):
+        met = np.flatnonzero((w.rows[:, 0] <= row) & (w.rows[:, 1] > row))
+        assert list(range(first, end)) == met.tolist()
+
+
+def forward(kind: int, w: Windows, x: Array, threads: int = 1, **changes: Any) -> tuple[Array, Array]:
     y = Guarded((*x.shape[:2], *w.out_spatial), x.dtype)
     index = np.full(y.inside.shape, -1, np.int32 if x.itemsize == 4 else np.int64)
-    launch_layers.run_pool(kind, w, x, y.inside, index, machine_of(x.dtype, workers))
+    launch = ops.prepare(kind, w, x.shape[0] * x.shape[1], target_of(x.dtype, threads, **changes))
+    launch.run(address(x), address(y.inside), address(index))
     assert y.intact()
     return y.inside, index
 
 
-def backward(kind: int, w: Windows, dy: Array, index: Array | None, workers: int = 1) -> Array:
+def backward(kind: int, w: Windows, dy: Array, index: Array | None, threads: int = 1, **changes: Any) -> Array:
     dx = Guarded((*dy.shape[:2], *w.spatial), dy.dtype)
-    launch_layers.run_pool_grad(kind, w, dy, index, dx.inside, machine_of(dy.dtype, workers))
+    launch = ops.prepare_backward(kind, w, dy.shape[0] * dy.shape[1], target_of(dy.dtype, threads, **changes))
+    launch.run(address(dx.inside), address(dy), 0 if index is None else address(index))
     assert dx.intact()
     return dx.inside
 
 
-def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.Generator) -> None:
+def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.Generator, **changes: Any) -> None:
     w = windows(x.shape[2:], kernel, stride, padding)
     want = ref.max_pool(x, kernel, stride, padding)
-    np.testing.assert_array_equal(forward(pooling.MAX, w, x)[0], want)
-    y, index = forward(pooling.MAX_INDEX, w, x)
+    np.testing.assert_array_equal(forward(pooling.MAX, w, x, **changes)[0], want)
+    y, index = forward(pooling.MAX_INDEX, w, x, **changes)
     np.testing.assert_array_equal(y, want)
     for plane, places, values in zip(
         *(v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]) for v in (x, index, y)), strict=True
     ):
         np.testing.assert_array_equal(plane.ravel()[places], values)
     dy = rng.integers(-8, 9, y.shape).astype(x.dtype)
-    got = backward(pooling.MAX_INDEX, w, dy, index)
+    got = backward(pooling.MAX_INDEX, w, dy, index, **changes)
     np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, kernel, stride, padding))
 
 
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.usefixtures("bands")
-def test_max_is_the_oracle(geometry: Any, dtype: str, special: bool, rng: np.random.Generator) -> None:
+def test_max_is_the_oracle(geometry: Any, dtype: str, special: bool, bands: Any, rng: np.random.Generator) -> None:
     shape, *window = geometry
     x = rng.integers(-3, 4, shape).astype(dtype)  # many ties
     if special:
         for value in (np.nan, np.inf, -np.inf):
             x[rng.random(shape) < 0.2] = value
-    check_max(x, *window, rng)
+    check_max(x, *window, rng, **bands)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -112,27 +120,27 @@ def test_negative_zero_ties_with_zero() -> None:
 @pytest.mark.parametrize("count_padding", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.usefixtures("bands")
-def test_mean_is_within_the_bound(geometry: Any, dtype: str, count_padding: bool, rng: np.random.Generator) -> None:
+def test_mean_is_within_the_bound(
+    geometry: Any, dtype: str, count_padding: bool, bands: Any, rng: np.random.Generator
+) -> None:
     shape, *window = geometry
     x = rng.normal(size=shape).astype(dtype)
     w = windows(shape[2:], *window, count_padding=count_padding)
-    y = forward(pooling.MEAN, w, x)[0]
+    y = forward(pooling.MEAN, w, x, **bands)[0]
     taps = int(np.prod(window[0]))
     bound = ref.bound(taps, ref.avg_pool(abs(x), *window, count_padding), dtype)
     assert np.all(abs(y - ref.avg_pool(x, *window, count_padding)) <= bound)
     dy = rng.normal(size=y.shape).astype(dtype)
-    error = abs(backward(pooling.MEAN, w, dy, None) - ref.avg_pool_backward(dy, x, *window, count_padding))
+    error = abs(backward(pooling.MEAN, w, dy, None, **bands) - ref.avg_pool_backward(dy, x, *window, count_padding))
     assert np.all(error <= ref.bound(taps, ref.avg_pool_backward(abs(dy), x, *window, count_padding), dtype))
 
 
 @pytest.mark.parametrize("output", [(1, 1), (2, 3), (7, 6), (9, 8), (1, 6)])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.usefixtures("bands")
-def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, rng: np.random.Generator) -> None:
+def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, bands: Any, rng: np.random.Generator) -> None:
     w = adaptive_windows((7, 6), output)
     x = rng.integers(-9, 10, (3, 7, 7, 6)).astype(dtype)
-    y = forward(pooling.MEAN, w, x)[0]
+    y = forward(pooling.MEAN, w, x, **bands)[0]
     areas = np.zeros(output, dtype)
     for i in range(output[0]):
         for j in range(output[1]):
@@ -142,7 +150,7 @@ def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, rng: np.r
             areas[i, j] = part.shape[2] * part.shape[3]
             np.testing.assert_array_equal(y[:, :, i, j], part.sum((2, 3)) / areas[i, j])
     dy = rng.integers(-9, 10, y.shape) * areas  # the quotients are integers
-    dx = backward(pooling.MEAN, w, dy.astype(dtype), None)
+    dx = backward(pooling.MEAN, w, dy.astype(dtype), None, **bands)
     assert np.sum(dx * x) == np.sum(dy / areas * (y * areas).round())
 
 
@@ -195,55 +203,55 @@ def test_gradients_are_slopes(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_workers_do_not_change_a_bit(dtype: str, rng: np.random.Generator) -> None:
+def test_threads_do_not_change_a_bit(dtype: str, rng: np.random.Generator) -> None:
     x = rng.normal(size=(3, 40, 14, 14)).astype(dtype)
     w = windows((14, 14), (3, 3), (2, 2), ((1, 1), (1, 1)))
     for kind in (pooling.MAX_INDEX, pooling.MEAN):
         y, index = forward(kind, w, x)
         dx = backward(kind, w, y, index)
-        for workers in (2, 7):
-            again, index_again = forward(kind, w, x, workers)
+        for threads in (2, 7):
+            again, index_again = forward(kind, w, x, threads)
             np.testing.assert_array_equal(again, y)
             np.testing.assert_array_equal(index_again, index)
-            np.testing.assert_array_equal(backward(kind, w, y, index, workers), dx)
+            np.testing.assert_array_equal(backward(kind, w, y, index, threads), dx)
 
 
-# --- lanes layout ------------------------------------------------------------------------------
+# --- batch-blocked layout ----------------------------------------------------------------------
 
 
-def _places(spatial: Any, border: int, vector: int) -> Array:
-    """Where the positions of a bordered plane lie, in bytes."""
-    height, width = (n + 2 * border for n in spatial)
+def _offsets(spatial: Any, pad: int, vector: int) -> Array:
+    """Offsets of the positions of a padded plane, in bytes."""
+    height, width = (n + 2 * pad for n in spatial)
     inside = np.zeros((height, width), bool)
-    inside[border : height - border, border : width - border] = True
+    inside[pad : height - pad, pad : width - pad] = True
     return np.flatnonzero(inside) * vector
 
 
-@pytest.mark.parametrize("border", [0, 2])
+@pytest.mark.parametrize("pad", [0, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_lanes_layout(geometry: Any, dtype: str, border: int, rng: np.random.Generator) -> None:
+def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.random.Generator) -> None:
     (groups, channels, *spatial), *window = geometry
     lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
     vector = lanes * size
     w = windows(tuple(spatial), *window)
-    bands = plan.forward_bands(w, vector, 1, 3)
+    bands = ops.forward_bands(w, 1, target_of(dtype, 3))
     x = rng.integers(-9, 10, (groups * lanes, channels, *spatial)).astype(dtype)
     x[rng.random(x.shape) < 0.1] = np.nan
 
     def padded(spatial: Any) -> tuple[Guarded, Array]:
-        positions = (spatial[0] + 2 * border) * (spatial[1] + 2 * border)
-        return Guarded((groups, channels, positions, lanes), dtype), _places(spatial, border, vector)
+        positions = (spatial[0] + 2 * pad) * (spatial[1] + 2 * pad)
+        return Guarded((groups, channels, positions, lanes), dtype), _offsets(spatial, pad, vector)
 
     source, x_offsets = padded(spatial)
     by_lane = x.reshape(groups, lanes, channels, -1).transpose(0, 2, 3, 1)
     source.inside[:, :, x_offsets // vector] = by_lane
     makers: list[tuple[int, Callable[..., Array]]] = [(pooling.MAX, ref.max_pool), (pooling.MEAN, ref.avg_pool)]
     for kind, oracle in makers:
-        target, y_offsets = padded(w.out_spatial)
+        result, y_offsets = padded(w.out_spatial)
         run_kernel(
-            pooling.pool_batch_blocked_kernel(kind, bits_of(dtype), lanes),
-            pooling.BATCH_BLOCKED,
+            pooling.pool_lanes_kernel(kind, bits_of(dtype), lanes),
+            pooling.LANES,
             groups * channels * len(bands.table),
             channels=channels,
             bands=len(bands.table),
@@ -255,15 +263,15 @@ def test_lanes_layout(geometry: Any, dtype: str, border: int, rng: np.random.Gen
             x=source.inside,
             x_group_stride=source.inside.strides[0],
             x_channel_stride=source.inside.strides[1],
-            x_offsets=x_offsets if border else 0,
-            y=target.inside,
-            y_group_stride=target.inside.strides[0],
-            y_channel_stride=target.inside.strides[1],
-            y_offsets=y_offsets if border else 0,
+            x_places=x_offsets if pad else 0,
+            y=result.inside,
+            y_group_stride=result.inside.strides[0],
+            y_channel_stride=result.inside.strides[1],
+            y_places=y_offsets if pad else 0,
         )
-        assert target.intact()
-        between = np.delete(target.inside, y_offsets // vector, axis=2)
+        assert result.intact()
+        between = np.delete(result.inside, y_offsets // vector, axis=2)
         assert np.isnan(between).all()
-        got = target.inside[:, :, y_offsets // vector].transpose(0, 3, 1, 2)
+        got = result.inside[:, :, y_offsets // vector].transpose(0, 3, 1, 2)
         want = oracle(x, *window).reshape(got.shape)
         np.testing.assert_array_equal(got, want.astype(dtype))

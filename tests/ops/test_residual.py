@@ -9,58 +9,56 @@ import pytest
 from numpy.typing import NDArray
 
 import fastsparse as fs
-from fastsparse import launch_products
-from fastsparse.launch import address
-from fastsparse.plan import policy
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.flat import FlatPlanes, conv_flat_between, identity, padded_planes, plain_planes
-from fastsparse.plan.lanes import lanes_planes, linear_between
+from fastsparse.ops import spmm
+from fastsparse.ops.conv import plan_between_padded, plan_identity, plan_linear_between
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.layouts import PaddedPlanes, blocked_planes, padded_planes, user_planes
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference as ref
-from tests.kernels.support import DTYPES, machine_of
+from tests.checking import fixed_width, target
+from tests.kernels.support import DTYPES, bits_of, lanes_of, target_of
 
 Array = NDArray[Any]
 CHANNELS, OUT = 5, 11
 
 
-def geometry(spatial: tuple[int, int], kernel: int, pad: int) -> Geometry:
-    return Geometry(CHANNELS, OUT, spatial, (kernel,) * 2, (1, 1), ((pad, pad),) * 2, (1, 1), 1)
+def geometry(spatial: tuple[int, int], kernel: int, pad: int) -> ConvGeometry:
+    return ConvGeometry(CHANNELS, OUT, spatial, (kernel,) * 2, (1, 1), ((pad, pad),) * 2, (1, 1), 1)
 
 
 def weights(rng: np.random.Generator, rows: int, columns: int, dtype: str) -> fs.CSR:
     return fs.csr(np.where(rng.random((rows, columns)) < 0.3, rng.standard_normal((rows, columns)), 0).astype(dtype))
 
 
-def in_planes(planes: FlatPlanes, images: Array, fill: float) -> Array:
+def in_planes(planes: PaddedPlanes, images: Array, fill: float) -> Array:
     """Images in planes, `fill` everywhere else."""
     count, size = len(images), planes.size
     memory = np.full((count * planes.image_stride + planes.slack) // size, fill, images.dtype)
-    places = planes.all_places() // size
+    offsets = planes.all_offsets() // size
     for n, image in enumerate(images):
         for c, channel in enumerate(image):
-            memory[n * planes.image_stride // size + c * planes.channel_stride // size + places] = channel.ravel()
+            memory[n * planes.image_stride // size + c * planes.channel_stride // size + offsets] = channel.ravel()
     return memory
 
 
-def outside(planes: FlatPlanes, count: int, length: int) -> NDArray[np.bool_]:
+def outside(planes: PaddedPlanes, count: int, length: int) -> NDArray[np.bool_]:
     mask = in_planes(planes, np.zeros((count, planes.channels, *planes.spatial), np.float32), 1.0) == 1
     return np.resize(mask, length)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", range(1, 9))
-def test_residuals_in_flat_planes(rng, monkeypatch, width, dtype):
-    """y with and without borders, rows shorter than a vector and longer; in place and beside."""
-    monkeypatch.setattr(policy, "tile_width", lambda *_: width)
-    monkeypatch.setattr(policy, "block_channels", lambda *_: 2)
-    m = machine_of(dtype)
+def test_residuals_in_padded_planes(rng, width, dtype):
+    """y with and without padding, rows shorter than a vector and longer; in place and beside; blocks of channels."""
+    m = target(bits_of(dtype), lanes_of(dtype), **fixed_width(width), l1_bytes=2048)
     for spatial, kernel, wide in (((3, 5), 3, False), ((4, 3), 3, True), ((2, 2 * m.lanes * width + 1), 1, True)):
         g = geometry(spatial, kernel, kernel // 2)
         x_planes = padded_planes(CHANNELS, spatial, [g], m)
-        readers = [Geometry(OUT, 1, spatial, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1)]
-        y_planes = padded_planes(OUT, spatial, readers, m) if wide else plain_planes(OUT, spatial, m)
+        readers = [ConvGeometry(OUT, 1, spatial, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1)]
+        y_planes = padded_planes(OUT, spatial, readers, m) if wide else user_planes(OUT, spatial, m)
         x, r = (rng.standard_normal((2, c, *spatial)).astype(dtype) for c in (CHANNELS, OUT))
         W, bias = weights(rng, OUT, CHANNELS * kernel**2, dtype), rng.standard_normal(OUT).astype(dtype)
-        plan = conv_flat_between(W.pattern, g, x_planes, y_planes, m, 2)
+        plan = plan_between_padded(W.pattern, g, x_planes, y_planes, m, 2)
         memory, residual = in_planes(x_planes, x, 0.0), in_planes(y_planes, r, np.nan)
         for activation in (None, "relu", "silu"):
             args = (W.indptr, W.indices, W.data, W.shape, x)
@@ -69,12 +67,13 @@ def test_residuals_in_flat_planes(rng, monkeypatch, width, dtype):
             sizes = ref.conv(W.indptr, W.indices, abs(W.data), W.shape, abs(x), **shape, bias=abs(bias)) + abs(r)
             beside, inside = np.full_like(residual, np.nan), residual.copy()
             for y, source in ((beside, residual), (inside, inside)):
-                launch_products.run_spmm(
-                    plan, plan.operator.pack(W.data), address(memory), address(y), m,
-                    y_row_stride=y_planes.channel_stride, batches=2, x_batch_stride=x_planes.image_stride,
-                    y_batch_stride=y_planes.image_stride, bias=bias, residual=address(source), activation=activation,
+                values = plan.operator.pack(W.data)
+                launch = spmm.prepare(
+                    plan, m, y_row_stride=y_planes.channel_stride, batches=2, x_batch_stride=x_planes.image_stride,
+                    y_batch_stride=y_planes.image_stride, residual=True, activation=activation,
                 )  # fmt: skip
-                assert np.isnan(y[outside(y_planes, 2, len(y))]).all(), "borders and what lies behind are left alone"
+                launch.run(*map(address, (memory, y, values, bias, source)))
+                assert np.isnan(y[outside(y_planes, 2, len(y))]).all(), "padding and what lies behind are left alone"
                 expected = in_planes(y_planes, exact.astype(np.float64), np.nan)
                 allowed = in_planes(y_planes, ref.bound(CHANNELS * kernel**2 + 1, sizes, dtype), np.nan)
                 allowed = 1.1 * allowed + 4 * np.finfo(dtype).eps * np.maximum(1, abs(expected)) * (
@@ -87,23 +86,23 @@ def test_residuals_in_flat_planes(rng, monkeypatch, width, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", range(1, 9))
-def test_residuals_in_lanes_give_the_same_bits_for_every_tile(rng, monkeypatch, width, dtype):
-    m, features = machine_of(dtype), 23
+def test_batch_blocked_residuals_give_the_same_bits_for_every_tile(rng, width, dtype):
+    m, features = target_of(dtype), 23
     W, bias = weights(rng, OUT, features, dtype), rng.standard_normal(OUT).astype(dtype)
-    x_planes, y_planes = lanes_planes(features, (), (), m), lanes_planes(OUT, (), (), m)
+    x_planes, y_planes = blocked_planes(features, (), (), m), blocked_planes(OUT, (), (), m)
     for groups in (1, width, width + 1):
         results = []
         for choice in (1, width):
-            monkeypatch.setattr(policy, "tile_width", lambda *_, choice=choice: choice)
+            fixed = target(bits_of(dtype), lanes_of(dtype), **fixed_width(choice))
             data = np.random.default_rng(5)
             x = data.standard_normal(groups * x_planes.group_stride // m.size).astype(dtype)
             r = data.standard_normal(groups * y_planes.group_stride // m.size).astype(dtype)
             y = np.full(len(r), np.nan, dtype)
-            plan = linear_between(W.pattern, x_planes, y_planes, m, groups)
-            launch_products.run_spmm(
-                plan, plan.operator.pack(W.data), address(x), address(y), m, y_row_stride=m.vector, bias=bias,
-                residual=address(r), activation="relu",
-            )  # fmt: skip
+            plan = plan_linear_between(W.pattern, x_planes, y_planes, fixed, groups)
+            assert plan.tiles.width == choice
+            values = plan.operator.pack(W.data)
+            launch = spmm.prepare(plan, fixed, y_row_stride=m.vector, residual=True, activation="relu")
+            launch.run(*map(address, (x, y, values, bias, r)))
             results.append(y)
             group = y.reshape(groups, -1)[0, : OUT * m.lanes].reshape(OUT, m.lanes)
             source = x.reshape(groups, -1)[0, : features * m.lanes].reshape(features, m.lanes)
@@ -117,12 +116,13 @@ def test_residuals_in_lanes_give_the_same_bits_for_every_tile(rng, monkeypatch, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("positions", [1, 7, 8, 9, 31, 32, 33, 200])
 def test_the_identity_adds_its_residual(rng, positions, dtype):
-    m = machine_of(dtype)
-    plan = identity(positions, m)
+    m = target_of(dtype)
+    plan = plan_identity(positions, m)
     x = np.concatenate([rng.standard_normal(positions), np.full(m.lanes, np.nan)]).astype(dtype)
     r = rng.standard_normal(positions).astype(dtype)
     y = np.full(positions + 1, np.nan, dtype)
     values = plan.operator.pack(np.ones(1, dtype))
-    launch_products.run_spmm(plan, values, address(x), address(y), m, y_row_stride=0, residual=address(r))
+    launch = spmm.prepare(plan, m, y_row_stride=0, residual=True)
+    launch.run(address(x), address(y), address(values), 0, address(r))
     np.testing.assert_array_equal(y[:positions], x[:positions] + r)
     assert np.isnan(y[positions])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse.plan import policy
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference as ref
 from tests.checking import DTYPES, PATTERNS, assert_same_specials, assert_within, lanes, matrix, numbers, same_bits
 
@@ -47,19 +47,18 @@ def test_error_bound_on_drawn_shapes(shape, name, dtype, seed):
 
 
 @both_types
-def test_small_integers_are_exact(rng, monkeypatch, dtype):
+def test_small_integers_are_exact(rng, dtype):
     """Rows of 0 to 20 nonzeros, so that every remainder of the group of eight occurs; one and several blocks."""
     mask = np.tri(21, 20, -1, dtype=bool)
     vector = lanes(dtype)
-    for rows_per_block in (None, 3):
-        if rows_per_block:
-            monkeypatch.setattr(policy, "sddmm_block_rows", lambda *_: 3)
-            monkeypatch.setattr(policy, "row_groups", lambda *_: 4)
-        pattern = matrix(rng, mask, dtype).pattern
+    pattern = matrix(rng, mask, dtype).pattern
+    small = {"l1_bytes": 0, "partial_bytes": 1, "group_rows": 5}
+    for changes in ({}, {**small, "sddmm_block_bytes": 0}, {**small, "sddmm_block_bytes": 12 * vector * 8}):
         for inner in (0, 1, vector - 1, vector, vector + 1, 32 * vector, 33 * vector + 2):
             A, B = numbers(rng, (21, inner), dtype, True), numbers(rng, (inner, 20), dtype, True)
             expected = (A.astype(np.int64) @ B.astype(np.int64))[mask]
-            assert np.array_equal(fs.sddmm(pattern, A, B).data, expected)
+            with tuned(**changes):
+                assert np.array_equal(fs.sddmm(pattern, A, B).data, expected)
 
 
 @both_types
@@ -73,8 +72,8 @@ def test_layouts_of_both_arguments_give_the_same_bits(rng, dtype):
 
 
 @both_types
-def test_bits_do_not_depend_on_threads(rng, monkeypatch, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_bits_do_not_depend_on_threads(rng, dtype):
     pattern = matrix(rng, PATTERNS["scattered"](rng, (90, 45)), dtype).pattern
     A, B = numbers(rng, (90, 100), dtype), numbers(rng, (100, 45), dtype)
     with fs.threads(1):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastsparse import launch_layers
+import fastsparse as fs
+from fastsparse.ops import norm
+from fastsparse.ops import softmax as ops
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference as ref
-from tests.kernels.support import DTYPES, Guarded, machine_of, unit
+from tests.kernels.support import DTYPES, Guarded, unit
 
 Array = NDArray[Any]
 EPS = 1e-5
@@ -24,16 +27,18 @@ pytestmark = [pytest.mark.parametrize("dtype", DTYPES)]
 shapes = pytest.mark.parametrize("shape", SHAPES)
 
 
-def softmax(x: Array, workers: int = 1) -> Array:
+def softmax(x: Array, threads: int = 1) -> Array:
     y = Guarded(x.shape, x.dtype)
-    launch_layers.run_softmax(x, y.inside, machine_of(x.dtype, workers))
+    with tuned(parallel_flops=0), fs.threads(threads):
+        assert ops.softmax(x, y.inside) is y.inside
     assert y.intact()
     return y.inside
 
 
-def layer_norm(x: Array, gamma: Array, beta: Array | None, workers: int = 1, **rest: Any) -> Array:
+def layer_norm(x: Array, gamma: Array, beta: Array | None, threads: int = 1, **rest: Any) -> Array:
     y = Guarded(x.shape, x.dtype)
-    launch_layers.run_layer_norm(x, y.inside, gamma, beta, EPS, machine_of(x.dtype, workers), **rest)
+    with tuned(parallel_flops=0), fs.threads(threads):
+        assert norm.layer_norm(x, gamma, beta, EPS, y.inside, **rest) is y.inside
     assert y.intact()
     return y.inside
 
@@ -46,8 +51,8 @@ def test_softmax(rng, shape, dtype, spread):
     below = x.max(axis=1, keepdims=True) - x  # rounding the difference is an error of the exponent
     tiny = np.finfo(dtype).tiny
     assert np.all(np.abs(y - want) <= unit(dtype) * (8 + 2 * below) * want + tiny)
-    np.testing.assert_array_equal(softmax(x, workers=2), y)
-    launch_layers.run_softmax(x, x, machine_of(dtype))
+    np.testing.assert_array_equal(softmax(x, threads=2), y)
+    ops.softmax(x, x)
     np.testing.assert_array_equal(x, y)
 
 
@@ -81,8 +86,8 @@ def test_layer_norm(rng, shape, dtype, offset, with_beta):
     lost = 0.0 if dtype == "float32" else offset  # what float64 sums cannot resolve
     deviation = np.sqrt(x.astype(float).var(axis=1, keepdims=True) + EPS)
     assert np.all(np.abs(y - want) <= 16 * unit(dtype) * (1 + lost / deviation) * size)
-    np.testing.assert_array_equal(layer_norm(x, gamma, shift, workers=2), y)
-    launch_layers.run_layer_norm(x, x, gamma, shift, EPS, machine_of(dtype))
+    np.testing.assert_array_equal(layer_norm(x, gamma, shift, threads=2), y)
+    norm.layer_norm(x, gamma, shift, EPS, x)
     np.testing.assert_array_equal(x, y)
 
 

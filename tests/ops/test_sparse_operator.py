@@ -1,8 +1,9 @@
-"""Packed operators decoded, what plans keep, and sizes past 2**31 (contract I2)."""
+"""Sparse operators decoded, what plans keep, and sizes past 2**31 (contract I2)."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse.plan import conv, lanes, linear, operator, policy, sddmm, tiles
-from fastsparse.plan.conv import Geometry
-from fastsparse.plan.linear import Machine
-from fastsparse_kernels import sparse_operator as kernels
-from tests.checking import MACHINES, PATTERNS, Array, matrix
+from fastsparse.ops import conv, layouts, sddmm, sparse_operator, spmm, spmv, tiles
+from fastsparse.ops.geometry import ConvGeometry, grid
+from fastsparse.ops.heuristics import heuristics_for
+from fastsparse_kernels import operators as kernels
+from tests.checking import PATTERNS, TARGETS, Array, matrix, target
 from tests.geometries import TABLE, geometry_of
+
+H = heuristics_for(64)
 
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]:
+def decoded(op: sparse_operator.SparseOperator) -> list[tuple[int, int, int, int, list[int]]]:
     """Entries in order: (group, block, kind, row, places in the operator)."""
     found, place = [], 0
     shape = op.groups, op.blocks, kernels.KINDS
@@ -30,14 +33,14 @@ def decoded(op: operator.Operator) -> list[tuple[int, int, int, int, list[int]]]
             assert op.row_ends[entry] == place
             end = int(op.row_ends[entry + 1])
             places = list(range(place, end))
-            if op.lockstep:
-                places = places_in_turn(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
+            if op.interleaved:
+                places = places_interleaved(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
             found.append((group, block, kind, int(op.rows[entry]), places))
             place = end
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
     for array in (op.offsets, op.entries):
-        assert room_behind(array) >= kernels.OVERREAD
+        assert room_behind(array) >= kernels.READ_AHEAD
     return found
 
 
@@ -47,20 +50,20 @@ def room_behind(array: Array) -> int:
     return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.strides[0]
 
 
-def places_in_turn(op: operator.Operator, entry: int, first: int, end: int) -> list[int]:
+def places_interleaved(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
     """Where an entry's nonzeros are when those of four entries take turns as long as all of them have some."""
-    four = entry - (entry - first) % kernels.ROW_UNROLL
+    four = entry - (entry - first) % kernels.TOGETHER
     ends = op.row_ends.astype(int)
-    if four + kernels.ROW_UNROLL > end:
+    if four + kernels.TOGETHER > end:
         return list(range(ends[entry], ends[entry + 1]))
-    lengths = np.diff(ends[four : four + kernels.ROW_UNROLL + 1])
+    lengths = np.diff(ends[four : four + kernels.TOGETHER + 1])
     turns, row = lengths.min(), entry - four
-    rest = ends[four] + kernels.ROW_UNROLL * turns + (lengths[:row] - turns).sum()
-    in_turn = ends[four] + row + kernels.ROW_UNROLL * np.arange(turns)
+    rest = ends[four] + kernels.TOGETHER * turns + (lengths[:row] - turns).sum()
+    in_turn = ends[four] + row + kernels.TOGETHER * np.arange(turns)
     return [*in_turn, *range(rest, rest + lengths[row] - turns)]
 
 
-def assert_operator(op: operator.Operator, pattern: fs.Pattern, position: Array) -> None:
+def assert_operator(op: sparse_operator.SparseOperator, pattern: fs.Pattern, position: Array) -> None:
     """The operator holds every nonzero once, in an order that sums every row's columns in ascending order."""
     assert sorted(op.permutation) == list(range(pattern.nnz))
     rows = pattern.rows()
@@ -92,16 +95,16 @@ def assert_operator(op: operator.Operator, pattern: fs.Pattern, position: Array)
 def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, groups, kind, width, seed):
     rng = np.random.default_rng(seed)
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
-    blocks = operator.even_blocks(columns, block_rows, 320)
-    op = operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, groups, width)
-    assert op.lockstep == (width > 0 and not op.alike and policy.takes_turns(width))
+    blocks = sparse_operator.even_blocks(columns, block_rows, 320)
+    op = sparse_operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, H, groups, width)
+    assert op.interleaved == (not op.dense and H.interleaves_rows(width, pattern.nnz / max(1, len(op.rows))))
     assert_operator(op, pattern, np.arange(columns) * 320)
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)
     assert packed.size == 0 or packed.ctypes.data % 64 == 0
     assert np.array_equal(packed, values[op.permutation])
     for multiple in (1, 4):
-        order = sddmm.order_of(op, multiple == 4)
+        order = sddmm.gradient_order(op, multiple == 4)
         assert order.longest == np.diff(op.row_ends).max(initial=0)
         ends = order.entries[:, 0].astype(np.int64)
         begins = -(-ends[:-1] // multiple) * multiple
@@ -109,10 +112,10 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
         assert np.array_equal(order.entries[:-1, 1], op.rows)
         held = np.concatenate([np.arange(*entry) for entry in zip(begins, ends[1:], strict=True)] or [[]])
         assert np.array_equal(order.offsets[held.astype(int)], op.offsets)
-        assert np.array_equal(order.places[op.permutation], held)
+        assert np.array_equal(order.index[op.permutation], held)
         gradients = order.pack(values)
         assert gradients.size == order.size == (held[-1] // multiple * multiple + multiple if len(held) else 0)
-        assert np.array_equal(gradients[order.places], values)
+        assert np.array_equal(gradients[order.index], values)
         assert np.count_nonzero(gradients) == np.count_nonzero(values)
         assert np.array_equal(order.unpack(gradients), values)
 
@@ -120,7 +123,7 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 70))
 def test_row_groups_have_equal_work(lengths, groups):
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    bounds = operator.split_rows(indptr, groups)
+    bounds = sparse_operator.split_rows(indptr, groups)
     assert bounds[0] == 0
     assert bounds[-1] == len(lengths)
     work = np.diff(indptr[bounds] + bounds)
@@ -130,19 +133,20 @@ def test_row_groups_have_equal_work(lengths, groups):
         assert work.max() <= work.sum() / min(groups, len(lengths)) + max(lengths) + 2
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("l1_bytes", [512, 4096])  # blocks of few channels
+@pytest.mark.parametrize("cpu", TARGETS)
 @pytest.mark.parametrize("name", TABLE)
-def test_operators_of_convolutions_hold_every_nonzero_once(rng, monkeypatch, name, machine):
-    monkeypatch.setattr(policy, "block_channels", lambda *_: 2)
+def test_operators_of_convolutions_hold_every_nonzero_once(rng, name, cpu, l1_bytes):
+    cpu = replace(cpu, heuristics=replace(cpu.heuristics, l1_bytes=l1_bytes))
     geometry = geometry_of(TABLE[name])
     pattern = matrix(rng, PATTERNS["scattered"](rng, TABLE[name].shape), "float32").pattern
-    plan = conv.conv_lanes(pattern, geometry, machine, 1)
+    plan = conv.plan_batch_blocked(pattern, geometry, cpu, 1)
     whole = geometry.channels * np.prod(geometry.kernel)
-    window = lanes.grid(geometry.kernel, geometry.dilation, plan.x.strides)
+    window = grid(geometry.kernel, geometry.dilation, plan.x.strides)
     position = np.add.outer(np.arange(geometry.channels) * plan.x.channel_stride, window).ravel()
     wide = fs.Pattern(pattern.indptr, conv.absolute_columns(pattern, geometry), (pattern.shape[0], whole))
     assert_operator(plan.spmm.operator, wide, position)
-    backward = conv.conv_backward_lanes(pattern, geometry, machine, 1)
+    backward = conv.plan_backward(pattern, geometry, cpu, 1)
     held = np.concatenate([phase.operator.permutation for phase in backward.dx_phases])
     reached = Counter(held.tolist())
     assert set(reached.values()) <= {1}
@@ -154,27 +158,17 @@ def test_operators_of_convolutions_hold_every_nonzero_once(rng, monkeypatch, nam
 
 def test_kernels_may_read_ahead_of_packed_values(rng, monkeypatch):
     """Also in memory that has no other room: what is aligned may have some."""
-    monkeypatch.setattr(operator, "aligned_empty", np.empty)
+    monkeypatch.setattr(sparse_operator, "aligned_empty", np.empty)
     pattern = matrix(rng, rng.random((5, 70)) < 0.3, "float64").pattern
-    op = operator.build_operator(pattern.indptr, pattern.indices, operator.even_blocks(70, 30, 320))
+    op = sparse_operator.build_operator(pattern.indptr, pattern.indices, sparse_operator.even_blocks(70, 30, 320), H)
     packed = op.pack(rng.standard_normal(pattern.nnz))
-    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.OVERREAD)
-
-
-def test_plans_are_kept_and_bounded(rng):
-    W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
-    for samples in range(2, 60):
-        fs.spmm(W, np.ones((30, samples), np.float32))
-    assert 0 < len(W.pattern._memo) <= 32
-    assert 0 < len(W._memo) <= 32
-    plan = W.pattern.cached(("spmm", 59, Machine(32, 16, 1)), lambda: "built")
-    assert plan == "built" or plan is W.pattern.cached(("spmm", 59, Machine(32, 16, 1)), lambda: "again")
+    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.READ_AHEAD)
 
 
 def test_values_are_packed_once_per_matrix(rng, monkeypatch):
     packed = []
-    pack = operator.Operator.pack
-    monkeypatch.setattr(operator.Operator, "pack", lambda self, values: packed.append(1) or pack(self, values))
+    pack = sparse_operator.SparseOperator.pack
+    monkeypatch.setattr(sparse_operator.SparseOperator, "pack", lambda self, values: packed.append(1) or pack(self, values))
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     X = np.ones((30, 40), np.float32)
     for _ in range(3):
@@ -189,7 +183,7 @@ def test_values_are_packed_once_per_matrix(rng, monkeypatch):
 
 def test_blocks_of_rows_past_four_gigabytes():
     for row_bytes in (1, 4096 * 64, 2**31, 2**32 - 1, 2**32, 2**40):
-        blocks = operator.even_blocks(5000, 10**9, row_bytes)
+        blocks = sparse_operator.even_blocks(5000, 10**9, row_bytes)
         found = blocks.bases[blocks.block] + blocks.offset.astype(np.int64)
         assert np.array_equal(found, np.arange(5000) * row_bytes)
         assert np.array_equal(
@@ -201,7 +195,7 @@ def test_blocks_of_channels_past_four_gigabytes():
     for stride in (64, 2**30, 2**32 - 1, 2**32, 2**41):
         for farthest in (0, 5 * 64, 2**31, 2**32 - 1):
             window = np.array([0, farthest // 2, farthest])
-            blocks = lanes.channel_blocks(70, 10**9, stride, window)
+            blocks = sparse_operator.channel_blocks(70, 10**9, stride, window)
             found = blocks.bases[blocks.block] + blocks.offset.astype(np.int64)
             assert np.array_equal(found, np.add.outer(np.arange(70) * stride, window).ravel())
 
@@ -209,61 +203,61 @@ def test_blocks_of_channels_past_four_gigabytes():
 def test_windows_past_four_gigabytes_are_refused():
     message = r"^the window of x spans 4294967296 bytes, expected fewer than 4294967296 in 32-bit offsets$"
     with pytest.raises(ValueError, match=message):
-        lanes.channel_blocks(3, 1, 64, np.array([0, 2**32]))
+        sparse_operator.channel_blocks(3, 1, 64, np.array([0, 2**32]))
 
 
 def test_more_nonzeros_than_32_bits_count_are_refused():
     columns = np.broadcast_to(np.int32(0), 2**32)
     message = r"^W has 4294967296 nonzeros, expected fewer than 4294967296$"
     with pytest.raises(ValueError, match=message):
-        operator.build_operator(np.array([0, 2**32]), columns, operator.even_blocks(1, 1, 64))
+        sparse_operator.build_operator(np.array([0, 2**32]), columns, sparse_operator.even_blocks(1, 1, 64), H)
 
 
 def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     pattern = fs.Pattern([0, 1], [2**32], (1, 2**32 + 1))
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
-        linear.spmv(pattern, MACHINES[0])
+        spmv.plan_spmv(pattern, TARGETS[0])
     pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
-    assert linear.spmv(pattern, MACHINES[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.SPMV_ACCUMULATORS
+    assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
 
 
 def test_rows_of_two_billion_nonzeros_are_split():
     indptr = np.array([0, 2**31, 2**32, 2**40, 2**41])
-    assert operator.split_rows(indptr, 2).tolist() == [0, 3, 4]
+    assert sparse_operator.split_rows(indptr, 2).tolist() == [0, 3, 4]
 
 
 def test_columns_of_groups_past_two_billion():
-    geometry = Geometry(4 * 2**29, 4, (1, 1), (1, 2), (1, 1), ((0, 0), (0, 1)), (1, 1), 4)
+    geometry = ConvGeometry(4 * 2**29, 4, (1, 1), (1, 2), (1, 1), ((0, 0), (0, 1)), (1, 1), 4)
     pattern = fs.Pattern([0, 1, 2, 3, 4], [2**30 - 1] * 4, (4, 2**30))
     assert conv.absolute_columns(pattern, geometry).tolist() == [2**30 * (g + 1) - 1 for g in range(4)]
 
 
 def test_places_of_planes_past_two_billion():
-    geometry = Geometry(1, 1, (2**10, 2), (1, 1), (1, 1), ((0, 0), (0, 2**20)), (1, 1), 1)
-    machine = Machine(32, 16, 1)
-    planes = lanes.LanesPlanes(
+    geometry = ConvGeometry(1, 1, (2**10, 2), (1, 1), (1, 1), ((0, 0), (0, 2**20)), (1, 1), 1)
+    cpu = target(32, 16)
+    planes = layouts.BlockedPlanes(
         1, 2048, np.empty(0, np.int64), np.empty(0, np.int64), 2**36, 2**36, geometry.spatial,
-        ((2 + 2**20) * machine.vector, machine.vector), 0,
+        ((2 + 2**20) * cpu.vector, cpu.vector), 0,
     )  # fmt: skip
-    assert planes.all_places().max() == ((2**10 - 1) * (2 + 2**20) + 1) * 64
-    assert lanes.grid((2, 2, 3), (2**31, 2**16, 1), (2**20, 2**30, 4))[-1] == 2**51 + 2**46 + 8
+    assert planes.all_offsets().max() == ((2**10 - 1) * (2 + 2**20) + 1) * 64
+    assert grid((2, 2, 3), (2**31, 2**16, 1), (2**20, 2**30, 4))[-1] == 2**51 + 2**46 + 8
 
 
 def test_tables_of_tiles_are_64_bit():
     starts = np.array([0, 2**40])
     found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
-    assert found.x_positions.tolist() == [[0, 2**40]]
-    assert found.y_positions.tolist() == [[0, 2**41]]
+    assert found.x_offsets.tolist() == [[0, 2**40]]
+    assert found.y_offsets.tolist() == [[0, 2**41]]
 
 
 def test_panels_that_sddmm_reads(rng):
     """Four groups of samples, also where one of them is missing; fewer where that would be most of the work."""
     pattern = matrix(rng, np.ones((5, 7), bool), "float32").pattern
-    m = Machine(32, 8, 1)
-    widths = [linear.panel_width(pattern, groups * m.lanes, m, backward=True) for groups in range(1, 7)]
+    m = target(32, 8)
+    widths = [spmm.panel_width(pattern, groups * m.lanes, m, backward=True) for groups in range(1, 7)]
     assert widths == [1, 2, 4, 4, 4, 4]
-    assert [sddmm.sddmm_panels(pattern, groups * 8, m).in_fours for groups in (2, 3, 5)] == [False, True, True]
-    assert sddmm.sddmm_panels(pattern, 5 * 8, m).positions == 8
+    assert [sddmm.plan_panels(pattern, groups * 8, m).by_fours for groups in (2, 3, 5)] == [False, True, True]
+    assert sddmm.plan_panels(pattern, 5 * 8, m).positions == 8
     for groups in (2, 5):
-        order = sddmm.sddmm_panels(pattern, groups * 8, m).order
-        assert all(room_behind(array) >= kernels.OVERREAD for array in (order.offsets, order.entries))
+        order = sddmm.plan_panels(pattern, groups * 8, m).order
+        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.entries))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse.plan import policy
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     ACTIVATIONS,
@@ -111,8 +111,8 @@ def test_small_integers_are_exact(rng, dtype):
 
 
 @both_types
-def test_bits_do_not_depend_on_threads_or_batch(rng, monkeypatch, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_bits_do_not_depend_on_threads_or_batch(rng, dtype):
     x, W, bias, grad = drawn(rng, 70, (27, 40), dtype)
     s = x.to_scipy()
     with fs.threads(1):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import runtime
-from fastsparse.plan import policy
+from fastsparse.ops.target import tuned
+from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import reference as ref
 from tests.checking import (
     ACTIVATIONS,
@@ -24,7 +24,8 @@ from tests.checking import (
     assert_product,
     assert_same_specials,
     choose,
-    fresh,
+    fixed_blocks,
+    fixed_width,
     lanes,
     matrix,
     numbers,
@@ -93,40 +94,35 @@ def edges(step: int) -> list[int]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [None, *range(1, 9)])
-def test_small_integers_are_exact_around_tile_edges(rng, monkeypatch, width, dtype):
+def test_small_integers_are_exact_around_tile_edges(rng, width, dtype):
     vector = lanes(dtype)
-    sizes = [0, 1, 2, *edges(vector), *edges(2 * vector)]
+    sizes, changes = [0, 1, 2, *edges(vector), *edges(2 * vector)], {}
     if width is not None:
-        monkeypatch.setattr(policy, "tile_width", lambda *_: width)
-        sizes = sorted({*edges(width * vector), *edges(2 * width * vector)})
+        sizes, changes = sorted({*edges(width * vector), *edges(2 * width * vector)}), fixed_width(width)
     W = matrix(rng, PATTERNS["scattered"](rng, (13, 50)), dtype, integers=True)
     dense = W.toarray().astype(np.int64)
     for setting in PACKING:
-        choose(monkeypatch, setting)
-        W = fresh(W)
-        for columns in sizes:
-            X = numbers(rng, (50, columns), dtype, integers=True)
-            for name, way in WAYS.items():
-                assert np.array_equal(way(W, X, None, None), dense @ X.astype(np.int64)), (name, columns, setting)
+        with choose(setting, **changes):
+            for columns in sizes:
+                X = numbers(rng, (50, columns), dtype, integers=True)
+                for name, way in WAYS.items():
+                    assert np.array_equal(way(W, X, None, None), dense @ X.astype(np.int64)), (name, columns, setting)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 65])
-def test_small_integers_are_exact_around_block_edges(rng, monkeypatch, rows, dtype):
+def test_small_integers_are_exact_around_block_edges(rng, rows, dtype):
     """Blocks of four inputs: K below, at and above multiples of them; rows over several groups."""
-    monkeypatch.setattr(policy, "even_block_rows", lambda *_: 4)
-    monkeypatch.setattr(policy, "block_channels", lambda *_: 4)
-    monkeypatch.setattr(policy, "row_groups", lambda rows, *_: max(1, rows // 4))
+    changes = {**fixed_blocks(4, 2, dtype), "partial_bytes": 1, "group_rows": 4}
     for columns in (0, 1, 3, 4, 5, 8, 17):
         W = matrix(rng, PATTERNS["scattered"](rng, (rows, columns)), dtype, integers=True)
         X, bias = numbers(rng, (columns, 20), dtype, integers=True), numbers(rng, rows, dtype, integers=True)
         expected = W.toarray().astype(np.int64) @ X.astype(np.int64) + bias.astype(np.int64)[:, None]
         for setting in PACKING:
-            choose(monkeypatch, setting)
-            W = fresh(W)
-            for name, way in WAYS.items():
-                assert np.array_equal(way(W, X, bias, None), expected), (name, columns, setting)
-                assert np.array_equal(way(W, X, bias, "relu6"), expected.clip(0, 6)), (name, columns, setting)
+            with choose(setting, **changes):
+                for name, way in WAYS.items():
+                    assert np.array_equal(way(W, X, bias, None), expected), (name, columns, setting)
+                    assert np.array_equal(way(W, X, bias, "relu6"), expected.clip(0, 6)), (name, columns, setting)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -166,30 +162,26 @@ def test_order_of_summation(rng, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_bits_do_not_depend_on_the_plan(rng, monkeypatch, setting, dtype):
+def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
     columns = 5 * lanes(dtype) + 3
     W = matrix(rng, PATTERNS["scattered"](rng, (33, 90)), dtype)
     X, bias = numbers(rng, (90, columns), dtype), numbers(rng, 33, dtype)
     expected = fs.spmm(W, X, bias=bias, activation="silu")
-    W = fresh(W)
-    choose(monkeypatch, setting)
     for threads in (1, 2, 3):
-        with fs.threads(threads):
+        with choose(setting), fs.threads(threads):
             for name, way in WAYS.items():
                 assert same_bits(np.ascontiguousarray(way(W, X, bias, "silu")), expected), (name, threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("packing", PACKING)
-def test_outputs_past_the_caches_have_the_same_bits(rng, monkeypatch, packing, dtype):
+def test_outputs_that_leave_the_caches_have_the_same_bits(rng, packing, dtype):
     """Wherever the output begins; nothing beside it is written."""
     columns = 16 * lanes(dtype)
     W = matrix(rng, PATTERNS["scattered"](rng, (33, 90)), dtype)
     X, bias = numbers(rng, (90, columns), dtype), numbers(rng, 33, dtype)
-    choose(monkeypatch, packing)
-    expected = {activation: fs.spmm(W, X, bias=bias, activation=activation) for activation in (None, "relu", "silu")}
-    W = fresh(W)
-    choose(monkeypatch, "past the caches")
+    with choose(packing):
+        expected = {name: fs.spmm(W, X, bias=bias, activation=name) for name in (None, "relu", "silu")}
     for begin in (0, 1, lanes(dtype) // 2, lanes(dtype) - 1):
         for threads in (1, 2):
             for activation, product in expected.items():
@@ -197,39 +189,39 @@ def test_outputs_past_the_caches_have_the_same_bits(rng, monkeypatch, packing, d
                 begin_byte = memory.ctypes.data // memory.itemsize % lanes(dtype)
                 begin_at = (begin - begin_byte) % lanes(dtype)
                 out = memory[begin_at : begin_at + product.size].reshape(product.shape)
-                with fs.threads(threads):
+                with choose(packing, "non-temporal stores"), fs.threads(threads):
                     fs.spmm(W, X, bias=bias, activation=activation, out=out)
                 assert same_bits(out, product), (begin, threads, activation)
                 assert np.isnan(memory[:begin_at]).all()
                 assert np.isnan(memory[begin_at + product.size :]).all()
-    for name, way in WAYS.items():
-        assert same_bits(np.ascontiguousarray(way(W, X, bias, "relu")), expected["relu"]), name
+    with choose(packing, "non-temporal stores"):
+        for name, way in WAYS.items():
+            assert same_bits(np.ascontiguousarray(way(W, X, bias, "relu")), expected["relu"]), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [3, 9])
 @pytest.mark.parametrize("block_bytes", [2048, 2**20])
-def test_rows_alike_have_the_bits_of_others(rng, monkeypatch, rows, block_bytes, dtype):
+def test_dense_rows_have_the_bits_of_others(rng, rows, block_bytes, dtype):
     """Rows of a dense matrix share what is read of X; one more row, with fewer columns, and they go one by one."""
-    monkeypatch.setattr(policy, "L1_BLOCK_BYTES", block_bytes)
     dense = numbers(rng, (rows, 30), dtype)
     other = np.where(np.arange(30) % 2, numbers(rng, 30, dtype), 0)
-    alike, mixed = fs.csr(dense), fs.csr(np.vstack([dense, other.astype(dtype)]))
+    full, mixed = fs.csr(dense), fs.csr(np.vstack([dense, other.astype(dtype)]))
     bias = numbers(rng, rows + 1, dtype)
     for columns in (2, *edges(lanes(dtype)), *edges(3 * lanes(dtype))):
         X = numbers(rng, (30, columns), dtype)
         for name, way in WAYS.items():
             if columns > 1 or name != "row-major":
                 for activation in (None, "tanh"):
-                    found = way(alike, X, bias[:rows], activation)
-                    assert same_bits(found, way(mixed, X, bias, activation)[:rows]), (name, columns, activation)
+                    with tuned(l1_block_bytes=block_bytes, l2_block_bytes=block_bytes):
+                        found = way(full, X, bias[:rows], activation)
+                        assert same_bits(found, way(mixed, X, bias, activation)[:rows]), (name, columns, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("setting", PACKING)
-def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, monkeypatch, setting, dtype):
+def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, setting, dtype):
     """From two samples on: a single one goes through SpMV."""
-    choose(monkeypatch, setting)
     vector = lanes(dtype)
     W = matrix(rng, PATTERNS["scattered"](rng, (12, 60)), dtype)
     X = numbers(rng, (60, 9 * vector), dtype)
@@ -238,12 +230,14 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, monkeypatch, setting, 
         for start in (0, 1, vector):
             part = slice(start, start + columns)
             for name, way in WAYS.items():
-                assert same_bits(way(W, X[:, part], None, None).copy(), expected[:, part].copy()), (name, part)
+                with choose(setting):
+                    found = way(W, X[:, part], None, None)
+                assert same_bits(found.copy(), expected[:, part].copy()), (name, part)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_of_spmv_do_not_depend_on_threads(rng, monkeypatch, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_bits_of_spmv_do_not_depend_on_threads(rng, dtype):
     W = matrix(rng, PATTERNS["one dense row"](rng, (70, 300)), dtype)
     x, bias = numbers(rng, 300, dtype), numbers(rng, 70, dtype)
     with fs.threads(1):
@@ -255,8 +249,8 @@ def test_bits_of_spmv_do_not_depend_on_threads(rng, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_two_hundred_repeats_have_the_same_bits(rng, monkeypatch, parallel_regions, dtype):
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+@tuned(parallel_flops=0)
+def test_two_hundred_repeats_have_the_same_bits(rng, parallel_regions, dtype):
     W = matrix(rng, PATTERNS["scattered"](rng, (64, 200)), dtype)
     X = numbers(rng, (200, 100), dtype)
     calls = [lambda: fs.spmm(W, X), lambda: fs.spmm(W, X[:, 0]), lambda: fs.linear(X.T, W)]
@@ -265,7 +259,7 @@ def test_two_hundred_repeats_have_the_same_bits(rng, monkeypatch, parallel_regio
         for _ in range(200):
             for call, first in zip(calls, expected, strict=True):
                 assert same_bits(call(), first)
-        assert parallel_regions() > 600 or runtime.worker_slots() == 1
+        assert parallel_regions() > 600 or available_workers(2) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- R4
@@ -292,16 +286,15 @@ def test_every_element_is_written(rng, shape, dtype):
 
 
 @pytest.mark.parametrize("setting", PACKING)
-def test_nothing_around_the_output_is_written(rng, monkeypatch, setting):
+def test_nothing_around_the_output_is_written(rng, setting):
     """A guard of a page in front of and behind `out` stays as it is, whatever the tail."""
-    choose(monkeypatch, setting)
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     for samples in (1, 2, 15, 16, 17, 31, 33, 130):
         X = numbers(rng, (30, samples), "float32")
         for layout in (X, np.asfortranarray(X)):
             memory = np.full(2048 + 9 * samples, 7, np.float32)
-            fs.spmm(W, layout, out=memory[1024:-1024].reshape(9, samples))
+            with choose(setting, parallel_flops=0):
+                fs.spmm(W, layout, out=memory[1024:-1024].reshape(9, samples))
             assert (memory[:1024] == 7).all()
             assert (memory[-1024:] == 7).all()
 

@@ -89,9 +89,9 @@ CODE = """
 import ctypes, mmap, sys
 import numpy as np
 import fastsparse as fs
-from fastsparse import launch_products
-from fastsparse.launch import address, machine
-from fastsparse.plan import linear
+from fastsparse.ops import spmv
+from fastsparse.ops.target import target_for
+from fastsparse.runtime.buffers import address
 
 dtype = np.dtype(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
@@ -99,16 +99,16 @@ libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
 everything = np.frombuffer(pages, np.uint8)
 assert libc.mprotect(everything.ctypes.data + mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0
-m = machine(dtype)
+m = target_for(dtype)
 for length in range(1, 20):
     W = fs.csr(np.ones((3, length)), dtype)
     size = W.nnz * dtype.itemsize
     values = everything[mmap.PAGESIZE - size : mmap.PAGESIZE].view(dtype)
     values[:] = W.data
     y = np.full(3, np.nan, dtype)
-    template = launch_products.spmv_template(linear.spmv(W.pattern, m), values, m)
+    launch = spmv.prepare(spmv.plan_spmv(W.pattern, m), m)
     x = np.arange(1, length + 1).astype(dtype)
-    template.run(address(x), address(y))
+    launch.run(address(x), address(y), address(values), 0)
     assert (y == length * (length + 1) / 2).all(), (length, y)
 print("read nothing behind the values")
 """

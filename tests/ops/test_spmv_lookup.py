@@ -1,4 +1,4 @@
-"""SpMV by lookup in registers: where nonzeros lie, the order of summation, and what it reads beside them."""
+"""SpMV by lookup in registers: where nonzeros are, the order of summation, and what it reads beside them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.plan import linear as plans
-from fastsparse.plan import lookup, policy
-from fastsparse.plan.linear import Machine
+from fastsparse.ops import spmv
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import compiler
-from fastsparse_kernels.sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_EMPTY, LOOKUP_LANES
-from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits
+from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
+from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits, target
 
-AVX512 = compiler.lanes(LOOKUP_BITS) == LOOKUP_LANES
+AVX512 = compiler.lanes(BITS) == LANES
 only_avx512 = pytest.mark.skipif(not AVX512, reason="looks up in AVX-512's registers")
-MACHINE = Machine(LOOKUP_BITS, LOOKUP_LANES, 1)
+ALWAYS = {"lookup_nonzeros": 0, "lookup_filled": -1.0, "lookup_cycles": 0.0, "lookup_chunk_cycles": -1.0}
+TARGET = target(BITS, LANES, **ALWAYS)
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 127), (33, 128), (40, 129), (50, 300)]
 
 
 @pytest.fixture(autouse=True)
-def _whatever_the_gain(monkeypatch):
+def _whatever_the_gain():
     """Every W is fit."""
-    monkeypatch.setattr(policy, "lookup_fits", lambda *_: True)
+    with tuned(**ALWAYS):
+        yield
 
 
 def some(rng: np.random.Generator, rows: int, columns: int, density: float = 0.3) -> fs.CSR:
@@ -35,44 +36,44 @@ def some(rng: np.random.Generator, rows: int, columns: int, density: float = 0.3
     return matrix(rng, mask, "float32")
 
 
-def multiplied(plan: lookup.LookupPlan, values: Any, x: Any) -> Any:
-    """W @ x from the plan's arrays, in exact arithmetic: an oracle of where nonzeros lie."""
+def multiplied(plan: spmv.SpmvLookupPlan, values: Any, x: Any) -> Any:
+    """W @ x from the plan's arrays, in exact arithmetic: an oracle of where nonzeros are."""
     y: list[int] = []
-    vectors, found = iter(plan.vectors.tolist()), 0
-    places, values = plan.places.reshape(-1, LOOKUP_LANES), values.reshape(-1, LOOKUP_LANES)
-    positions = iter(plan.positions.reshape(-1, LOOKUP_LANES))
+    vectors, found = iter(plan.vector_counts.tolist()), 0
+    columns, values = plan.columns.reshape(-1, LANES), values.reshape(-1, LANES)
+    index = iter(plan.sum_index.reshape(-1, LANES))
     for group, rows in enumerate(np.diff(plan.group_starts)):
-        slices = -(-int(rows) // LOOKUP_LANES)
+        slices = -(-int(rows) // LANES)
         assert plan.vector_starts[group] == found
-        sums = np.zeros((plan.chunks, slices, LOOKUP_LANES), object)
+        sums = np.zeros((plan.chunks, slices, LANES), object)
         for chunk, slice_ in np.ndindex(plan.chunks, slices):
             some_empty, none_empty = divmod(next(vectors), 256)
             for vector in range(found, found + none_empty + some_empty):
-                there = places[vector] != LOOKUP_EMPTY
+                there = columns[vector] != NOWHERE
                 assert there.all() or vector >= found + none_empty
                 assert there.any()
                 assert (values[vector][~there] == 0).all()
                 for lane in np.nonzero(there)[0]:
-                    column = chunk * LOOKUP_CHUNK + int(places[vector, lane])
+                    column = chunk * CHUNK + int(columns[vector, lane])
                     sums[chunk, slice_, lane] += int(values[vector, lane]) * int(x[column])
             found += none_empty + some_empty
         sums = sums.reshape(plan.chunks, -1)
-        ours = [sum(sums[chunk, next(positions)] for chunk in range(plan.chunks)) for _ in range(slices)]
+        ours = [sum(sums[chunk, next(index)] for chunk in range(plan.chunks)) for _ in range(slices)]
         y += np.concatenate(ours).tolist()[:rows]
-    assert plan.vector_starts[-1] == found == len(places)
+    assert plan.vector_starts[-1] == found == len(columns)
     assert next(vectors, None) is None
-    assert next(positions, None) is None
+    assert next(index, None) is None
     return y
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_nonzero_has_its_place(rng, shape, workers):
+def test_every_nonzero_is_there_once(rng, shape, threads):
     W = some(rng, *shape)
     W = fs.CSR(W.indptr, W.indices, np.arange(1, W.nnz + 1, dtype=np.float32), W.shape)
-    plan = plans.spmv(W.pattern, Machine(LOOKUP_BITS, LOOKUP_LANES, workers))
-    assert isinstance(plan, lookup.LookupPlan)
-    assert (plan.group_starts[:-1] % LOOKUP_LANES == 0).all()
+    plan = spmv.plan_spmv(W.pattern, target(BITS, LANES, threads, **ALWAYS))
+    assert isinstance(plan, spmv.SpmvLookupPlan)
+    assert (plan.group_starts[:-1] % LANES == 0).all()
     assert plan.group_starts[-1] == W.shape[0]
     x = rng.integers(-9, 10, W.shape[1])
     packed = plan.pack(W.data)
@@ -83,20 +84,19 @@ def test_every_nonzero_has_its_place(rng, shape, workers):
 def test_slices_are_full(rng):
     """Rows of a slice have about as many nonzeros, whatever the pattern's rows have."""
     W = some(rng, 1024, 256, 0.2)
-    plan = plans.spmv(W.pattern, MACHINE)
-    assert isinstance(plan, lookup.LookupPlan)
-    assert W.nnz > 0.9 * len(plan.places)
+    plan = spmv.plan_spmv(W.pattern, TARGET)
+    assert isinstance(plan, spmv.SpmvLookupPlan)
+    assert W.nnz > 0.9 * len(plan.columns)
 
 
-@pytest.mark.parametrize("most", [16, 32])
-def test_groups_hold_few_rows(rng, monkeypatch, most):
+@pytest.mark.parametrize("most", [64, 128])
+def test_groups_hold_few_rows(rng, most):
     """Also where most rows have no nonzeros, which groups of equal nonzeros would leave to one worker."""
-    monkeypatch.setattr(policy, "lookup_rows", lambda _: most)
-    mask = np.zeros((500, 40), bool)
+    mask = np.zeros((2000, 40), bool)
     mask[:3] = True
     W = matrix(rng, mask, "float32")
-    plan = plans.spmv(W.pattern, MACHINE)
-    assert isinstance(plan, lookup.LookupPlan)
+    plan = spmv.plan_spmv(W.pattern, target(BITS, LANES, **ALWAYS, lookup_row_limit=most))
+    assert isinstance(plan, spmv.SpmvLookupPlan)
     assert np.diff(plan.group_starts).max() <= 2 * most
     x = rng.integers(-9, 10, 40)
     data = np.arange(1, W.nnz + 1, dtype=np.float32)
@@ -104,10 +104,10 @@ def test_groups_hold_few_rows(rng, monkeypatch, most):
     assert multiplied(plan, plan.pack(data), x) == (dense @ x).tolist()
 
 
-def test_other_machines_and_types_do_not_look_up(rng):
+def test_other_targets_and_types_do_not_look_up(rng):
     pattern = some(rng, 20, 40).pattern
-    for machine in (Machine(32, 8, 1), Machine(32, 4, 1), Machine(64, 8, 1)):
-        assert isinstance(plans.spmv(pattern, machine), plans.SpmvPlan)
+    for other in (target(32, 8, **ALWAYS), target(32, 4, **ALWAYS), target(64, 8, **ALWAYS)):
+        assert isinstance(spmv.plan_spmv(pattern, other), spmv.SpmvPlan)
 
 
 @only_avx512
@@ -119,7 +119,7 @@ def test_order_of_summation(rng):
     for row, start in enumerate(W.indptr[:-1]):
         sums = [Fraction(0)] * 3
         for p in range(start, W.indptr[row + 1]):
-            chunk = int(W.indices[p]) // LOOKUP_CHUNK
+            chunk = int(W.indices[p]) // CHUNK
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chunk] = rounded(sums[chunk] + product, "float32")
         total = Fraction(0)
@@ -139,12 +139,12 @@ def test_order_of_summation(rng):
 def test_error_bound(rng, shape, activation):
     W = some(rng, *shape)
     x, bias = rng.standard_normal(shape[1]).astype(np.float32), rng.standard_normal(shape[0]).astype(np.float32)
-    memory = np.full(shape[0] + 2 * LOOKUP_LANES, np.nan, np.float32)
-    out = memory[LOOKUP_LANES:-LOOKUP_LANES]
+    memory = np.full(shape[0] + 2 * LANES, np.nan, np.float32)
+    out = memory[LANES:-LANES]
     fs.spmm(W, x, bias=bias, activation=activation, out=out)
     assert_product(out[:, None], W, x[:, None], bias, activation)
-    assert np.isnan(memory[:LOOKUP_LANES]).all()
-    assert np.isnan(memory[-LOOKUP_LANES:]).all()
+    assert np.isnan(memory[:LANES]).all()
+    assert np.isnan(memory[-LANES:]).all()
 
 
 @only_avx512
@@ -186,14 +186,3 @@ def test_engines_look_up_as_products_do(rng):
     x = numbers(rng, (1, 120), "float32")
     expected = fs.linear(x, fresh(W), layer.bias.value)
     assert same_bits(fs.compile(fs.nn.Sequential(layer), (1, 120))(x), expected)
-
-
-def test_policy_weighs_lookups_against_loads(monkeypatch):
-    monkeypatch.undo()
-    assert policy.lookup_fits(2048, 2048, 400_000, LOOKUP_CHUNK)
-    assert policy.lookup_fits(2048, 2048, 40_000, LOOKUP_CHUNK)
-    assert not policy.lookup_fits(2048, 2048, 4_000, LOOKUP_CHUNK)
-    assert not policy.lookup_fits(50, 100, 500, LOOKUP_CHUNK), "the call is most of the work"
-    assert not policy.lookup_fits(10**5, 10**5, 10**6, LOOKUP_CHUNK), "most chunks of a row would be empty"
-    assert not policy.lookup_fits(10**7, 1000, 1000, LOOKUP_CHUNK), "rows are empty"
-    assert policy.lookup_rows(1) > policy.lookup_rows(1000) >= LOOKUP_LANES

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import launch, workspace
+from fastsparse.runtime import buffers, launch
 from fastsparse_kernels.compiler import aligned_empty
 from tests.test_interrupt import NAMES, calls
 
@@ -62,19 +62,19 @@ def test_memory_is_flat_over_many_calls(run_python):
 
 def test_workspace_is_reused_and_bounded(monkeypatch):
     monkeypatch.undo()  # of the poison
-    first = workspace.take("test", 1000)
+    first = buffers.take("test", 1000)
     assert len(first) >= 1000
     assert first.ctypes.data % 64 == 0
-    assert workspace.take("test", 500) is first
-    assert workspace.take("other", 500) is not first
-    larger = workspace.take("test", 3000)
+    assert buffers.take("test", 500) is first
+    assert buffers.take("other", 500) is not first
+    larger = buffers.take("test", 3000)
     assert larger is not first
-    assert workspace.take("test", 1000) is larger
-    monkeypatch.setattr(workspace, "KEEP_BYTES", 10_000)
-    huge = workspace.take("test", 10_001)
+    assert buffers.take("test", 1000) is larger
+    monkeypatch.setattr(buffers, "KEEP_BYTES", 10_000)
+    huge = buffers.take("test", 10_001)
     assert len(huge) >= 10_001
-    assert not np.shares_memory(huge, workspace.take("test", 10_001)), "not kept"
-    assert workspace.take("test", 3000) is larger
+    assert not np.shares_memory(huge, buffers.take("test", 10_001)), "not kept"
+    assert buffers.take("test", 3000) is larger
 
 
 def test_scratch_is_that_of_threads_that_can_run(rng):
@@ -87,8 +87,8 @@ def test_scratch_is_that_of_threads_that_can_run(rng):
 
 def test_every_thread_has_its_own_workspace(monkeypatch):
     monkeypatch.undo()
-    mine, found = workspace.take("test", 1000), []
-    thread = Thread(target=lambda: found.append(workspace.take("test", 1000)))
+    mine, found = buffers.take("test", 1000), []
+    thread = Thread(target=lambda: found.append(buffers.take("test", 1000)))
     thread.start()
     thread.join()
     assert not np.shares_memory(mine, found[0])
@@ -114,7 +114,7 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
                     used.append(word)
         run_words(kernel, words, *rest)
 
-    monkeypatch.setattr(workspace, "take", take)
+    monkeypatch.setattr(buffers, "take", take)
     monkeypatch.setattr(launch, "run_words", checked)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
@@ -122,9 +122,9 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
 
 def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     monkeypatch.undo()  # of the poison
-    monkeypatch.setattr(workspace, "_own", workspace._Own())
+    monkeypatch.setattr(buffers, "_own", buffers._Own())
     shape = (300, 400)
-    first = workspace.array(shape, np.float32)
+    first = buffers.array(shape, np.float32)
     assert first.flags.c_contiguous
     assert first.flags.writeable
     assert first.ctypes.data % 64 == 0
@@ -132,35 +132,35 @@ def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     part = first[3:5].T.reshape(-1, 2)[1:]  # a view of a view
     part[...] = 7
     del first
-    second = workspace.array(shape, np.float32)
+    second = buffers.array(shape, np.float32)
     second.fill(1)
     assert second.ctypes.data != place
     assert (part == 7).all()
     del part
-    third = workspace.array((299, 400), np.float32)
+    third = buffers.array((299, 400), np.float32)
     assert third.ctypes.data == place, "a little smaller fits too"
     assert not np.shares_memory(second, third)
     third.fill(2)
     assert (second == 1).all()
-    small = workspace.array((2, 3), np.float64)
+    small = buffers.array((2, 3), np.float64)
     assert small.shape == (2, 3)
     assert small.base is None, "the C library serves small ones"
 
 
 def test_memory_of_results_is_bounded(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(workspace, "POOL_BYTES", 1_000_000)
-    monkeypatch.setattr(workspace, "_own", workspace._Own())
-    held = [workspace.array((400_000,), np.uint8) for _ in range(6)]
+    monkeypatch.setattr(buffers, "POOL_BYTES", 1_000_000)
+    monkeypatch.setattr(buffers, "_own", buffers._Own())
+    held = [buffers.array((400_000,), np.uint8) for _ in range(6)]
     for i, result in enumerate(held):
         result.fill(i)
-    kept = workspace._own.owners
+    kept = buffers._own.owners
     assert sum(map(len, kept)) <= 1_000_000
     assert all((result == i).all() for i, result in enumerate(held)), "what was given up stays with its holder"
     held.clear()
-    workspace.array((900_000,), np.uint8)
+    buffers.array((900_000,), np.uint8)
     assert sum(map(len, kept)) <= 1_000_000
-    assert workspace.array((2_000_000,), np.uint8).base is None
+    assert buffers.array((2_000_000,), np.uint8).base is None
 
 
 def test_results_are_the_callers(monkeypatch, rng):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fastsparse import _cpus
+from fastsparse.runtime import cpu
 
 V2_MOUNT = "25 1 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
@@ -66,18 +66,18 @@ SYSTEMS = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_quota_of_control_groups(tmp_path, name):
     membership, mounts, files, expected = SYSTEMS[name]
-    assert _cpus.cgroup_quota(fake_system(tmp_path, membership, mounts, files)) == expected
+    assert cpu.cgroup_quota(fake_system(tmp_path, membership, mounts, files)) == expected
 
 
 def test_no_quota_without_control_groups(tmp_path):
-    assert _cpus.cgroup_quota(tmp_path) is None
+    assert cpu.cgroup_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(0.2, 1), (1.0, 1), (1.5, 2), (2.0, 2), (100.0, 3), (None, 3)])
 def test_cpus_follow_the_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
-    monkeypatch.setattr(_cpus, "cgroup_quota", lambda: quota)
-    assert _cpus.available_cpus() == expected
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: quota)
+    assert cpu.available_cpus() == expected
 
 
 CACHE = "sys/devices/system/cpu/cpu0/cache"
@@ -103,5 +103,5 @@ def cache_files(number, level, kind, size):
 )
 def test_sizes_of_the_caches(tmp_path, files, first, third):
     root = fake_system(tmp_path, "", "", files)
-    assert _cpus.cache_bytes(1, root) == first
-    assert _cpus.cache_bytes(3, root) == third
+    assert cpu.cache_bytes(1, root) == first
+    assert cpu.cache_bytes(3, root) == third

@@ -14,9 +14,9 @@ import os, sys
 import fastsparse as fs
 from fastsparse import runtime
 fs.set_num_threads(2)
-print("parent", runtime.worker_slots() if sys.argv[1] == "used" else "", flush=True)
+print("parent", WORKERS() if sys.argv[1] == "used" else "", flush=True)
 def report(name):
-    print(name, runtime.worker_slots(), fs.get_num_threads(), flush=True)
+    print(name, WORKERS(), fs.get_num_threads(), flush=True)
 child = os.fork()
 if not child:
     report("child")
@@ -55,11 +55,11 @@ assert region() == 4950
 child = os.fork()
 if not child:
     from fastsparse import runtime
-    print(runtime.worker_slots(), flush=True)
+    print(WORKERS(), flush=True)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 from fastsparse import runtime
-print(runtime.worker_slots())
+print(WORKERS())
 """
     done = run_python(code, NUMBA_NUM_THREADS="2", FASTSPARSE_NUM_THREADS="2", **layer_environment("omp"))
     assert done.stdout == "1\n2\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsparse import _cachedir
+from fastsparse.runtime import kernel_cache
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
@@ -19,21 +19,21 @@ WHERE = "from fastsparse import runtime; print(runtime.cache_directory()); print
 
 
 def refused(base, reason):
-    with pytest.raises(_cachedir.UnusableDirectory, match=reason):
-        _cachedir.open_directory(base, DIGEST_NAME)
+    with pytest.raises(kernel_cache.UnusableDirectory, match=reason):
+        kernel_cache.open_directory(base, DIGEST_NAME)
 
 
 @posix
 def test_the_directory_is_made_private(tmp_path):
     old = os.umask(0)
     try:
-        directory = _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME)
+        directory = kernel_cache.open_directory(tmp_path / "a" / "b", DIGEST_NAME)
     finally:
         os.umask(old)
     assert directory == tmp_path / "a" / "b" / DIGEST_NAME
     for path in (directory, directory.parent):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert _cachedir.open_directory(tmp_path / "a" / "b", DIGEST_NAME) == directory
+    assert kernel_cache.open_directory(tmp_path / "a" / "b", DIGEST_NAME) == directory
 
 
 @posix
@@ -41,7 +41,7 @@ def test_the_directory_is_made_private(tmp_path):
 @pytest.mark.parametrize("below", ["", DIGEST_NAME])
 def test_directories_that_others_can_write_are_refused(tmp_path, mode, below):
     directory = tmp_path / "base" / below
-    _cachedir.open_directory(tmp_path / "base", DIGEST_NAME)
+    kernel_cache.open_directory(tmp_path / "base", DIGEST_NAME)
     directory.chmod(mode)
     refused(tmp_path / "base", rf"can be written by others \(mode {mode:04o}\)$")
 
@@ -50,10 +50,10 @@ def test_directories_that_others_can_write_are_refused(tmp_path, mode, below):
 @pytest.mark.parametrize("below", ["", DIGEST_NAME])
 def test_links_are_refused(tmp_path, below):
     elsewhere = tmp_path / "elsewhere"
-    _cachedir.open_directory(elsewhere, DIGEST_NAME)
+    kernel_cache.open_directory(elsewhere, DIGEST_NAME)
     base = tmp_path / "base"
     if below:
-        _cachedir.open_directory(base, DIGEST_NAME)
+        kernel_cache.open_directory(base, DIGEST_NAME)
         (base / below).rmdir()
     (base / below).symlink_to(elsewhere / below, target_is_directory=True)
     refused(base, "is a symbolic link$")
@@ -62,7 +62,7 @@ def test_links_are_refused(tmp_path, below):
 @posix
 def test_directories_of_somebody_else_are_refused(tmp_path, monkeypatch):
     base = tmp_path / "base"
-    _cachedir.open_directory(base, DIGEST_NAME)
+    kernel_cache.open_directory(base, DIGEST_NAME)
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     refused(base, f"base belongs to user {me}, not to user {me + 1}$")
@@ -88,7 +88,7 @@ def test_a_shared_temporary_folder_is_never_used(run_python, tmp_path):
 
 def test_where_the_directory_is(tmp_path):
     home = Path.home()
-    find = _cachedir.base_directory
+    find = kernel_cache.base_directory
     assert find({"FASTSPARSE_CACHE_DIR": str(tmp_path), "XDG_CACHE_HOME": "/x"}) == tmp_path
     assert find({"FASTSPARSE_CACHE_DIR": "~/kernels"}) == home / "kernels"
     if sys.platform != "win32":
@@ -98,7 +98,7 @@ def test_where_the_directory_is(tmp_path):
 
 def test_directories_of_other_sources_go_when_nothing_used_them_for_long(tmp_path):
     base, day, now = tmp_path / "base", 86_400, time.time()
-    _cachedir.open_directory(base, DIGEST_NAME)
+    kernel_cache.open_directory(base, DIGEST_NAME)
     ages = {f"{number:020x}": age * day for number, age in enumerate([0, 2, 3, 4, 5, 6, 7, 8, 9, 29, 31, 400])}
     for name, age in ages.items():
         directory = base / name
@@ -108,7 +108,7 @@ def test_directories_of_other_sources_go_when_nothing_used_them_for_long(tmp_pat
     (base / "notes").mkdir()
     os.utime(base / "notes", (0, 0))
     new = "f" * 20
-    _cachedir.open_directory(base, new)
+    kernel_cache.open_directory(base, new)
     left = {path.name for path in base.iterdir()}
     # the eight newest stay (DIGEST_NAME among them), and nothing but caches is touched
     assert left == {"notes", new, DIGEST_NAME, *list(ages)[:7]}
@@ -116,9 +116,9 @@ def test_directories_of_other_sources_go_when_nothing_used_them_for_long(tmp_pat
 
 def test_a_directory_in_use_looks_used(tmp_path):
     base = tmp_path / "base"
-    directory = _cachedir.open_directory(base, DIGEST_NAME)
+    directory = kernel_cache.open_directory(base, DIGEST_NAME)
     os.utime(directory, (0, 0))
-    _cachedir.open_directory(base, DIGEST_NAME)
+    kernel_cache.open_directory(base, DIGEST_NAME)
     assert time.time() - directory.stat().st_mtime < 3600
 
 

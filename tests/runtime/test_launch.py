@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse._memo import Memo
-from fastsparse.launch import address
+from fastsparse.runtime.memo import Memo
+from fastsparse.runtime.buffers import address
 from tests.checking import ACTIVATIONS, DTYPES
 
 ROWS, COLUMNS = 21, 34

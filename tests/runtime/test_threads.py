@@ -135,7 +135,7 @@ from fastsparse import runtime
 before = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
 fs.set_num_threads(1)
 with fs.threads(3):
-    runtime.worker_slots()
+    WORKERS()
     during = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
 print(json.dumps([before, during, [numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()]]))
 """
@@ -145,7 +145,7 @@ print(json.dumps([before, during, [numba.config.NUMBA_NUM_THREADS, numba.get_num
 
 def test_worker_slots_never_exceed_numbas_threads(run_python):
     code = (
-        "import fastsparse as fs; from fastsparse import runtime; fs.set_num_threads(64); print(runtime.worker_slots())"
+        "import fastsparse as fs; from fastsparse import runtime; fs.set_num_threads(64); print(WORKERS())"
     )
     assert run_python(code, NUMBA_NUM_THREADS="3").stdout == "3\n"
 
@@ -156,7 +156,7 @@ import fastsparse as fs
 from fastsparse import runtime
 from numba.np.ufunc import parallel
 with fs.threads(1):
-    print(runtime.worker_slots(), parallel._is_initialized)
+    print(WORKERS(), parallel._is_initialized)
 """
     assert run_python(code).stdout == "1 False\n"
 
@@ -178,7 +178,7 @@ def test_layers(run_python, layer_environment, layer, allowed):
 
 def test_a_layer_that_cannot_start_means_one_thread(run_python):
     code = (
-        "from fastsparse import runtime; runtime.load_tbb = lambda: False\n" + LAYER + "print(runtime.worker_slots())"
+        "from fastsparse import runtime; runtime.load_tbb = lambda: False\n" + LAYER + "print(WORKERS())"
     )
     code = "import sys; sys.modules['numba.np.ufunc.tbbpool'] = None\n" + code
     done = run_python(code, NUMBA_THREADING_LAYER="tbb", FASTSPARSE_NUM_THREADS="2")

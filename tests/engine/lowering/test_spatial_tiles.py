@@ -1,0 +1,113 @@
+"""Lowering to spatial tiles: the bits of padded planes, what is said of it, and which networks take it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import nn
+from fastsparse.engine import choosing, workspace
+from fastsparse.engine import program as programs
+from fastsparse.engine.lowering import padded, spatial_tiles
+from fastsparse.engine.program import Conv, Pool
+from fastsparse.ops.target import target_for
+
+TARGET = target_for(np.dtype("float32"), 1)
+
+
+def _models() -> dict[str, tuple[nn.Sequential, tuple[int, ...]]]:
+    rng = np.random.default_rng(5)
+    return {
+        "one axis": (
+            nn.Sequential(
+                nn.SparseConv1d(3, 9, 5, padding=2, sparsity=0.5, rng=rng),
+                nn.SparseConv1d(9, 6, 3, stride=2, sparsity=0.5, rng=rng),
+                nn.SparseConv1d(6, 4, 1, stride=3, sparsity=0.2, activation="relu", rng=rng),
+            ),
+            (3, 101),
+        ),
+        "three axes": (
+            nn.Sequential(
+                nn.SparseConv3d(2, 6, 3, padding=1, sparsity=0.5, rng=rng),
+                nn.SparseConv3d(6, 5, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 0), sparsity=0.5, rng=rng),
+            ),
+            (2, 5, 6, 7),
+        ),
+        "pools of both kinds behind one another": (
+            nn.Sequential(
+                nn.SparseConv2d(3, 8, 3, padding=1, sparsity=0.5, rng=rng),
+                nn.MaxPool2d(3, 2, padding=1),
+                nn.AvgPool2d(3, 1, padding=1),
+                nn.SparseConv2d(8, 8, 5, padding=2, groups=8, sparsity=0.3, rng=rng),
+                nn.MaxPool2d(2),
+                nn.AdaptiveAvgPool2d((3, 2)),
+                nn.Flatten(),
+                nn.SparseLinear(48, 5, sparsity=0.5, rng=rng),
+            ),
+            (3, 23, 17),
+        ),
+        "images smaller than vectors": (
+            nn.Sequential(
+                nn.SparseConv2d(4, 8, 3, padding=1, sparsity=0.5, rng=rng),
+                nn.SparseConv2d(8, 8, 2, stride=2, sparsity=0.5, rng=rng),
+            ),
+            (4, 3, 2),
+        ),
+    }
+
+
+MODELS = _models()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_spatial_tiles_give_the_bits_of_padded_planes(name, batch, threads):
+    model, shape = MODELS[name]
+    program = fs.compile(model, (batch, *shape), tune=False)._program
+    target = target_for(np.dtype("float32"), threads)
+    rng = np.random.default_rng(1)
+    x = -np.abs(rng.standard_normal((batch, *shape))).astype(np.float32)  # zeros of padding would win any maximum
+    results = []
+    for make in (padded.schedule, spatial_tiles.schedule):
+        space = workspace.Workspace(make(program, batch, target))
+        for memory in space.memory:
+            if make is spatial_tiles.schedule:
+                memory.view(np.float32)[:] = np.nan  # spatial tiles ask nothing of memory that they have not written
+        y = np.full((batch, *program.shapes[program.outputs[0]]), np.nan, np.float32)
+        for _ in range(2):
+            space.run(x, y)
+        results.append(y)
+    np.testing.assert_array_equal(results[0].view(np.int32), results[1].view(np.int32))
+
+
+def test_what_runs_on_spatial_tiles_is_said():
+    model, shape = MODELS["pools of both kinds behind one another"]
+    program = fs.compile(model, (1, *shape), tune=False)._program
+    steps = spatial_tiles.schedule(program, 1, TARGET).steps
+    convolutions = [s for s in steps if s.node is not None and isinstance(s.node.operator, Conv)]
+    assert all("on spatial tiles" in s.kernel for s in convolutions)
+    pools = [s.kernel for s in steps if s.node is not None and isinstance(s.node.operator, Pool)]
+    assert sum("on spatial tiles" in kernel for kernel in pools) >= 2
+    assert "on spatial tiles" not in pools[-1]  # its windows are not regular
+    assert any(s.kernel == "gather halo" for s in steps)
+
+
+def test_channels_beyond_31_bits_stay_on_padded_planes():
+    conv = Conv(None, None, None)
+    for count, fits in ((2**28, False), (2**27, True)):
+        shapes = (1, count), (1, 4)
+        program = programs.Program(shapes, (0,), (1,), (programs.Node("c", conv, (0,), 1),), np.dtype(np.float32))
+        assert choosing._tiles_can_be_addressed(program) == fits
+
+
+def test_large_images_go_in_spatial_tiles_and_tiny_ones_do_not():
+    def first(model, shape):
+        return choosing.choices(fs.compile(model, (1, *shape), tune=False)._program, 1, 1, False)[0].layout
+
+    rng = np.random.default_rng(0)
+    large = nn.Sequential(nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=rng))
+    assert first(large, (64, 56, 56)) == "spatial tiles"
+    tiny = nn.Sequential(nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=rng))
+    assert first(tiny, (64, 2, 2)) == "padded"
