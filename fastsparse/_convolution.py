@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch_layout, launch_products, workspace
+from fastsparse import elementwise, launch_layout, launch_products, workspace
 from fastsparse._arguments import (
     as_array,
     as_bias,
@@ -51,7 +51,7 @@ def _conv(
     check_activation(activation)
     x, geometry = checked(axes, x, W, kernel_size, stride, padding, dilation, groups)
     bias = as_bias(bias, W.dtype, W.shape[0])
-    y = check_out(out, (len(x), W.shape[0], *geometry.out_spatial), W.dtype, x, bias)
+    y = check_out(out, (len(x), W.shape[0], *geometry.out_spatial), W.dtype, x, bias, W.data)
     if y.size:
         forward(x, W, geometry, bias, activation, y)
     return y
@@ -155,7 +155,7 @@ def conv_backward(
     if grad.shape != expected:
         raise ValueError(f"grad has shape {grad.shape}, expected {expected} to match x and W")
     grad = np.ascontiguousarray(grad)
-    grad_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
+    grad_bias = elementwise.channel_sums(grad)
     if grad.size == 0 or x.size == 0:
         return np.zeros(x.shape, x.dtype) if need_input else None, np.zeros(W.nnz, W.dtype), grad_bias
     grad_x, grad_values = backward(grad, x, W, geometry, need_input)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import elementwise
+
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -84,7 +86,7 @@ def conv_backward(
         if grad_x is not None:
             np.matmul(matrices.transpose(0, 2, 1), grad, out=flat)
             grad_x[part] = _scattered(columns, padded, geometry, x.shape[2:])
-    grad_bias = dy.reshape(*dy.shape[:2], -1).sum(axis=2).sum(axis=0)
+    grad_bias = elementwise.channel_sums(dy)
     return grad_x, grad_weight.reshape(weight.shape), grad_bias
 
 

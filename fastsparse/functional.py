@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import _linear, _sparse_input
+from fastsparse import _linear, _sparse_input, elementwise
 from fastsparse._arguments import as_array, as_bias, as_float, check_activation, check_matrix, check_out, is_sparse
 from fastsparse._convolution import conv1d, conv2d, conv2d_backward, conv3d, conv_backward
 from fastsparse.csr import CSR, Pattern
@@ -75,7 +75,7 @@ def spmm(
         expected = f"({columns}, N) or ({columns},)"
         raise ValueError(f"X has shape {shape}, expected {expected} to match W of shape {W.shape}")
     bias = as_bias(bias, dtype, rows)
-    Y = check_out(out, (rows, *shape[1:]), dtype, X, bias)
+    Y = check_out(out, (rows, *shape[1:]), dtype, X, bias, W.data)
     if Y.size == rows:
         if rows:
             _linear.spmv(W, X, Y, bias, activation)
@@ -151,13 +151,13 @@ def linear(
     rows = W.shape[0]
     bias = as_bias(bias, W.dtype, rows)
     if is_sparse(x):
-        given = getattr(x, "data", None)
+        given = [getattr(x, name, None) for name in ("data", "indices", "indptr", "row", "col", "offsets")]
         x = _sparse_input.as_csr(x, W)
-        y = check_out(out, (x.shape[0], rows), W.dtype, given, bias)
+        y = check_out(out, (x.shape[0], rows), W.dtype, *given, bias, W.data)
         _sparse_input.linear(x, W, y, bias, activation)
         return y
     x = _as_samples(x, W, "x")
-    y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias)
+    y = check_out(out, (*x.shape[:-1], rows), W.dtype, x, bias, W.data)
     if y.size:
         if y.size == rows:
             _linear.spmv(W, x, y, bias, activation)
@@ -191,7 +191,7 @@ def linear_backward(
     if grad.shape != (*x.shape[:-1], rows):
         raise ValueError(f"grad has shape {grad.shape}, expected {(*x.shape[:-1], rows)} to match x and W")
     grad_rows = _linear.as_rows(grad)
-    grad_bias = grad_rows.sum(axis=0)
+    grad_bias = elementwise.batch_sum(grad_rows)
     if sparse_samples:
         grad_values = _sparse_input.weight_gradient(grad_rows, x, W)
         grad_x = _linear.input_gradient(grad_rows, W) if need_input else None

@@ -1,6 +1,9 @@
 """Plan + buffers -> kernel calls. Validates nothing; serves `functional` and the engine.
 
 Buffers are NumPy arrays that the caller keeps alive, or addresses inside such arrays.
+
+Kernels get bare addresses, so every array that a user can reach is asked for once, where it enters: by the checks of
+`_arguments`, or by `read_address` and `write_address` here. `address` alone is for arrays that are ours.
 """
 
 from __future__ import annotations
@@ -55,6 +58,69 @@ def address(buffer: NDArray[Any]) -> int:
 
 if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
     raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
+
+_NUMBERS: dict[int, np.dtype[Any]] = {32: np.dtype(np.float32), 64: np.dtype(np.float64)}
+
+
+def numbers(m: Machine) -> np.dtype[Any]:
+    """Type of the numbers that kernels for `m` read and write.
+
+    Raises
+    ------
+    TypeError
+        When there are no kernels for numbers of that size.
+    """
+    dtype = _NUMBERS.get(m.bits)
+    if dtype is None:
+        raise TypeError(f"there are no kernels for numbers of {m.bits} bits, expected float32 or float64")
+    return dtype
+
+
+def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
+    """Address of an array that a kernel reads: `size` numbers of `dtype`, contiguous and aligned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is another array; the message calls it `name`.
+    """
+    flags = _flags(array, dtype, size, name)
+    if not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name} is unaligned or not C-contiguous, expected an aligned C-contiguous array")
+    return address(array)
+
+
+def write_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
+    """Address of an array that a kernel writes to; as `read_address`, and writable.
+
+    A C-contiguous array does not overlap itself.
+    """
+    if not _flags(array, dtype, size, name).carray:
+        raise ValueError(f"{name} is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
+    return address(array)
+
+
+def _flags(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> Any:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is {type(array).__name__}, expected a NumPy array")
+    if array.dtype != dtype:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
+    if array.size != size:
+        raise ValueError(f"{name} has {array.size} elements (shape {array.shape}), expected {size}")
+    return array.flags
+
+
+_EXACT_WORK = 10_000  # candidates that an exact comparison of two layouts may look at
+
+
+def share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays have a byte in common; also True where finding out would take too long."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=_EXACT_WORK))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 @functools.cache

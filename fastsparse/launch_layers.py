@@ -1,6 +1,7 @@
 """Launching what networks need beside products: activations, pooling, batch normalisation.
 
-A part of `launch`: contiguous buffers in, kernel calls out, nothing validated.
+A part of `launch`: contiguous arrays in, kernel calls out. Arrays are checked to be what the kernels read and write;
+calls made from addresses are not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
-from fastsparse.launch import Call, Record, address, run, run_call
+from fastsparse.launch import Call, Record, address, numbers, read_address, run, run_call, write_address
 from fastsparse.plan.linear import Machine
 from fastsparse.plan.pooling import Bands, Windows, backward_bands, forward_bands
 from fastsparse_kernels import epilogue, norm, pooling, rowwise
@@ -32,7 +33,9 @@ _ACTIVATION_FLOPS = 4.0
 def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
     """y = activation(z), contiguous arrays of one shape; y may be z."""
     chunk = epilogue.CHUNK
-    record = Record(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=address(z), y=address(y))
+    dtype = numbers(m)
+    x_address, y_address = read_address(z, dtype, z.size, "z"), write_address(y, dtype, z.size, "y")
+    record = Record(epilogue.ACTIVATION, count=z.size, chunk=chunk, x=x_address, y=y_address)
     kernel = epilogue.activation_array_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
     run(kernel, record, -(-z.size // chunk), _ACTIVATION_FLOPS * z.size, m.workers)
 
@@ -40,8 +43,14 @@ def run_activation(name: str, z: Array, y: Array, m: Machine) -> None:
 def run_activation_grad(name: str, dy: Array, kept: Array, dz: Array, m: Machine) -> None:
     """dz = slope * dy, contiguous arrays of one shape; dz may be dy."""
     chunk = epilogue.CHUNK
+    dtype, size = numbers(m), dy.size
     record = Record(
-        epilogue.ACTIVATION_GRAD, count=dy.size, chunk=chunk, dy=address(dy), kept=address(kept), dz=address(dz)
+        epilogue.ACTIVATION_GRAD,
+        count=size,
+        chunk=chunk,
+        dy=read_address(dy, dtype, size, "dy"),
+        kept=read_address(kept, dtype, size, "kept"),
+        dz=write_address(dz, dtype, size, "dz"),
     )
     kernel = epilogue.activation_grad_kernel(epilogue.ACTIVATION_CODES[name], m.bits, m.lanes)
     run(kernel, record, -(-dy.size // chunk), _ACTIVATION_FLOPS * dy.size, m.workers)
@@ -88,25 +97,37 @@ def planes_call(
     return Call(kernel, record, tasks, _POOL_FLOPS * planes * math.prod(w.spatial))
 
 
-def _run_planes(kernel: Any, w: Windows, bands: Bands, x: Array, y: Array, index: Array | None, m: Machine) -> None:
+def _run_planes(kernel: Any, w: Windows, bands: Bands, x: int, y: int, index: int, planes: int, m: Machine) -> None:
     scratch = workspace.take("scratch", planes_scratch(w, bands, m)[0] * m.workers)
-    call = planes_call(
-        kernel, w, bands, address(x), address(y), math.prod(x.shape[:2]), m, scratch=address(scratch),
-        index=0 if index is None else address(index),
-    )  # fmt: skip
-    run_call(call, m.workers)
+    run_call(planes_call(kernel, w, bands, x, y, planes, m, scratch=address(scratch), index=index), m.workers)
+
+
+def _index_dtype(m: Machine) -> np.dtype[Any]:
+    return np.dtype(np.int32 if m.bits == 32 else np.int64)
 
 
 def run_pool(kind: int, w: Windows, x: Array, y: Array, index: Array | None, m: Machine) -> None:
     """Pool x (N, C, *w.spatial) into y (N, C, *w.out_spatial); kind and index as in the kernels."""
-    bands = forward_bands(w, m.vector, -(-math.prod(x.shape[:2]) // m.lanes), m.workers)
-    _run_planes(pooling.pool_kernel(kind, m.bits, m.lanes), w, bands, x, y, index, m)
+    planes, dtype = math.prod(x.shape[:2]), numbers(m)
+    bands = forward_bands(w, m.vector, -(-planes // m.lanes), m.workers)
+    size = planes * math.prod(w.out_spatial)
+    x_address = read_address(x, dtype, planes * math.prod(w.spatial), "x")
+    y_address = write_address(y, dtype, size, "y")
+    index_address = 0 if index is None else write_address(index, _index_dtype(m), size, "index")
+    kernel = pooling.pool_kernel(kind, m.bits, m.lanes)
+    _run_planes(kernel, w, bands, x_address, y_address, index_address, planes, m)
 
 
 def run_pool_grad(kind: int, w: Windows, dy: Array, index: Array | None, dx: Array, m: Machine) -> None:
     """Gradient dx (N, C, *w.spatial) from dy (N, C, *w.out_spatial)."""
-    bands = backward_bands(w, m.vector, -(-math.prod(dx.shape[:2]) // m.lanes), m.workers)
-    _run_planes(pooling.pool_grad_kernel(kind, m.bits, m.lanes), w, bands, dx, dy, index, m)
+    planes, dtype = math.prod(dx.shape[:2]), numbers(m)
+    bands = backward_bands(w, m.vector, -(-planes // m.lanes), m.workers)
+    size = planes * math.prod(w.out_spatial)
+    dx_address = write_address(dx, dtype, planes * math.prod(w.spatial), "dx")
+    dy_address = read_address(dy, dtype, size, "dy")
+    index_address = 0 if index is None else read_address(index, _index_dtype(m), size, "index")
+    kernel = pooling.pool_grad_kernel(kind, m.bits, m.lanes)
+    _run_planes(kernel, w, bands, dx_address, dy_address, index_address, planes, m)
 
 
 # ---------------------------------------------------------------- rows
@@ -119,7 +140,9 @@ def _run_rows(kernel: Any, dtype: Any, x: Array, y: Array, m: Machine, **fields:
     columns = x.shape[-1]
     rows = x.size // columns
     chunk = max(1, _CHUNK_NUMBERS // columns)
-    record = Record(dtype, rows=rows, columns=columns, chunk=chunk, x=address(x), y=address(y), **fields)
+    fields["x"] = read_address(x, numbers(m), x.size, "x")
+    fields["y"] = write_address(y, numbers(m), x.size, "y")
+    record = Record(dtype, rows=rows, columns=columns, chunk=chunk, **fields)
     run(kernel, record, -(-rows // chunk), _ROW_FLOPS * x.size, m.workers)
 
 
@@ -135,10 +158,12 @@ def run_layer_norm(
 
     centred : False for the root mean square norm, which takes the mean for 0
     """
-    number = np.array([eps], np.float64)
+    number, dtype, columns = np.array([eps], np.float64), numbers(m), x.shape[-1]
     _run_rows(
-        rowwise.layer_norm_kernel(m.bits, m.lanes), rowwise.LAYER_NORM, x, y, m, gamma=address(gamma),
-        beta=0 if beta is None else address(beta), eps=address(number), centred=int(centred),
+        rowwise.layer_norm_kernel(m.bits, m.lanes), rowwise.LAYER_NORM, x, y, m,
+        gamma=read_address(gamma, dtype, columns, "gamma"),
+        beta=0 if beta is None else read_address(beta, dtype, columns, "beta"),
+        eps=address(number), centred=int(centred),
     )  # fmt: skip
 
 
@@ -147,6 +172,7 @@ def run_layer_norm(
 _NORM_FLOPS = 6.0  # per element of x
 _BLOCK_BYTES = 1024  # of x that a task reads in a row
 _BLOCKS_PER_WORKER = 3
+_WIDE = np.dtype(np.float64)  # of what there is once per channel
 
 
 def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, **fields: int) -> None:
@@ -169,7 +195,7 @@ def _run_norm(kernel: Any, dtype: Any, x: Array, eps: float, m: Machine, **field
         eps=address(number),
         scratch=address(scratch),
         scratch_stride=stride,
-        x=address(x),
+        x=read_address(x, numbers(m), x.size, "x"),
         **fields,
     )
     run(kernel(m.bits, m.lanes, int(columns)), record, -(-lines // block), _NORM_FLOPS * x.size, m.workers)
@@ -192,6 +218,7 @@ def run_batch_norm(
     gamma, beta, mean, variance : float64 (C,); training writes the last two, otherwise they are read.
     """
     first = max(1, min(-(-x.shape[0] // norm.PARTS), norm.FIRST_NUMBERS // max(1, math.prod(x.shape[2:]))))
+    channels, statistics = x.shape[1], write_address if training else read_address
     _run_norm(
         norm.batch_norm_kernel,
         norm.FORWARD,
@@ -200,11 +227,11 @@ def run_batch_norm(
         m,
         training=int(training),
         first_images=min(first, x.shape[0]),
-        y=address(y),
-        gamma=address(gamma),
-        beta=address(beta),
-        mean=address(mean),
-        variance=address(variance),
+        y=write_address(y, numbers(m), x.size, "y"),
+        gamma=read_address(gamma, _WIDE, channels, "gamma"),
+        beta=read_address(beta, _WIDE, channels, "beta"),
+        mean=statistics(mean, _WIDE, channels, "mean"),
+        variance=statistics(variance, _WIDE, channels, "variance"),
     )
 
 
@@ -221,17 +248,18 @@ def run_batch_norm_grad(
     m: Machine,
 ) -> None:
     """Gradients of `run_batch_norm` in training; arrays per channel are float64 (C,), two gradients are written."""
+    channels = x.shape[1]
     _run_norm(
         norm.batch_norm_grad_kernel,
         norm.BACKWARD,
         x,
         eps,
         m,
-        dy=address(dy),
-        dx=address(dx),
-        gamma=address(gamma),
-        mean=address(mean),
-        variance=address(variance),
-        grad_gamma=address(grad_gamma),
-        grad_beta=address(grad_beta),
+        dy=read_address(dy, numbers(m), x.size, "dy"),
+        dx=write_address(dx, numbers(m), x.size, "dx"),
+        gamma=read_address(gamma, _WIDE, channels, "gamma"),
+        mean=read_address(mean, _WIDE, channels, "mean"),
+        variance=read_address(variance, _WIDE, channels, "variance"),
+        grad_gamma=write_address(grad_gamma, _WIDE, channels, "grad_gamma"),
+        grad_beta=write_address(grad_beta, _WIDE, channels, "grad_beta"),
     )

@@ -1,4 +1,4 @@
-"""Launching optimizer steps. A part of `launch`: contiguous arrays of one type in, kernel calls out, in place."""
+"""Launching optimizer steps. A part of `launch`: contiguous arrays in, checked, kernel calls out, in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.launch import Record, address, run
+from fastsparse.launch import Record, address, numbers, read_address, run, write_address
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import optimizers as kernels
 
@@ -29,15 +29,15 @@ def run_sgd(
     m: Machine,
 ) -> None:
     """One step of SGD, in place on value and velocity (None without momentum)."""
-    numbers = np.array([-rate, momentum, weight_decay], value.dtype)
+    constants, dtype, size = np.array([-rate, momentum, weight_decay], value.dtype), numbers(m), value.size
     record = Record(
         kernels.SGD,
-        count=value.size,
+        count=size,
         chunk=kernels.CHUNK,
-        value=address(value),
-        grad=address(grad),
-        velocity=0 if velocity is None else address(velocity),
-        numbers=address(numbers),
+        value=write_address(value, dtype, size, "value"),
+        grad=read_address(grad, dtype, size, "grad"),
+        velocity=0 if velocity is None else write_address(velocity, dtype, size, "velocity"),
+        numbers=address(constants),
     )
     kind = kernels.PLAIN if velocity is None else kernels.NESTEROV if nesterov else kernels.MOMENTUM
     _run(kernels.sgd_kernel(kind, m.bits, m.lanes), record, value.size, m)
@@ -61,16 +61,17 @@ def run_adam(
     scale = 1 / math.sqrt(1 - beta2**steps)
     decay, shrink = (0.0, 1 - rate * weight_decay) if decoupled else (weight_decay, 1.0)
     step = -rate / (1 - beta1**steps)
-    numbers = np.array([beta1, 1 - beta1, beta2, 1 - beta2, scale, eps, step, decay, shrink], value.dtype)
+    dtype, size = numbers(m), value.size
+    constants = np.array([beta1, 1 - beta1, beta2, 1 - beta2, scale, eps, step, decay, shrink], value.dtype)
     record = Record(
         kernels.ADAM,
-        count=value.size,
+        count=size,
         chunk=kernels.CHUNK,
-        value=address(value),
-        grad=address(grad),
-        first=address(first),
-        second=address(second),
-        numbers=address(numbers),
+        value=write_address(value, dtype, size, "value"),
+        grad=read_address(grad, dtype, size, "grad"),
+        first=write_address(first, dtype, size, "first"),
+        second=write_address(second, dtype, size, "second"),
+        numbers=address(constants),
     )
     _run(kernels.adam_kernel(m.bits, m.lanes), record, value.size, m)
 

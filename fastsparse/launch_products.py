@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import workspace
-from fastsparse.launch import CLAMPS, Call, Record, Template, address, run, run_call, set_epilogue
+from fastsparse.launch import (
+    CLAMPS,
+    Call,
+    Record,
+    Template,
+    address,
+    numbers,
+    run,
+    run_call,
+    set_epilogue,
+    write_address,
+)
 from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine, SpmvPlan
 from fastsparse.plan.lookup import LookupPlan
@@ -225,7 +236,7 @@ def run_sddmm(
         segments=address(operator.segments),
         entries=address(order.entries),
         offsets=address(order.offsets),
-        gradients=address(gradients),
+        gradients=write_address(gradients, numbers(m), order.size, "gradients"),
         block_bases=address(operator.columns.bases),
         run_length=plan.run_length,
         runs_per_block=plan.runs_per_block,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastsparse import workspace
 from fastsparse.csr import CSR, Pattern
-from fastsparse.launch import Record, address, run, set_epilogue
+from fastsparse.launch import Record, address, numbers, run, set_epilogue, write_address
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import spgemm
 
@@ -39,7 +39,7 @@ def run_sparse_linear(
         w_indices=address(W_T.indices),
         w_values=address(W_T.data),
         outputs=y.shape[1],
-        y=address(y),
+        y=write_address(y, numbers(m), samples * W_T.shape[1], "y"),
         y_row_stride=y.strides[0],
         scratch=address(scratch),
         scratch_stride=m.vector,
@@ -62,7 +62,7 @@ def run_sparse_gradient(x: SparseArrays, W_T: Pattern, gradients: NDArray[Any], 
         x_values=address(values),
         w_indptr=address(W_T.indptr),
         w_indices=address(W_T.indices),
-        gradients=address(gradients),
+        gradients=write_address(gradients, numbers(m), W_T.nnz, "gradients"),
         dy=address(dy),
         dy_row_stride=dy.strides[0],
     )

@@ -56,6 +56,8 @@ class Sequential(Module):
         grad: Array | None = dy
         # Without a gradient at the input, the first layer that has something to learn is the last one to run.
         first = 0 if need_input else next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
+        for layer in self.layers[:first]:
+            layer._forget()
         for position in reversed(range(first, len(self.layers))):
             if grad is None:
                 raise RuntimeError(f"layer {position + 1} gives no gradient at its input, which layer {position} needs")

@@ -323,7 +323,7 @@ class Conv2d(_Convolution):
         """The weight as a matrix without zeros, when that is the faster way."""
         if self._pattern is None or samples < _MANY_SAMPLES:
             return None
-        return CSR._trusted(self._pattern, self.weight.value.reshape(-1))
+        return CSR._trusted(self._pattern, np.ascontiguousarray(self.weight.value).reshape(-1))
 
     def _product(self, x: Array, activation: str | None) -> Array:
         matrix, bias = self._matrix(len(x)), None if self.bias is None else self.bias.value

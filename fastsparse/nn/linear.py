@@ -256,7 +256,7 @@ class Linear(Module):
         else:
             self.weight.accumulate(flat.T @ x.reshape(-1, self.in_features))
         if self.bias is not None:
-            self.bias.accumulate(flat.sum(axis=0))
+            self.bias.accumulate(elementwise.batch_sum(flat))
         return grad @ self.weight.value if need_input and not sparse.issparse(x) else None
 
     def config(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The base of all layers: calls, explicit backward, names of parameters, saved state.
 
-In training mode a layer keeps what its backward needs, from a forward call to the next backward call. In evaluation
-mode it keeps nothing, so that any number of threads may call one model at once.
+In training mode a layer keeps what its backward needs, from a forward call to the next backward call; of two forward
+calls it keeps nothing, since backward could not tell which of them is meant. In evaluation mode it keeps nothing, so
+that any number of threads may call one model at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastsparse.nn.watching import seen
 
 Array = NDArray[Any]
 Self = TypeVar("Self", bound="Module")
+_SEVERAL = object()  # in place of what was kept: there were several forward calls
 
 
 class Module:
@@ -37,7 +39,12 @@ class Module:
 
     def __call__(self, x: Any) -> Array:
         """Run the layer on `x`; the same as ``forward``."""
-        y = self.forward(x)
+        try:
+            y = self.forward(x)
+        except BaseException:
+            if self.training:
+                self._forget()  # layers before the one that failed
+            raise
         seen(self, y)
         return y
 
@@ -46,7 +53,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        """Propagate the gradient of the last forward call in training mode.
+        """Propagate the gradient of the forward call in training mode that came before.
 
         Parameters
         ----------
@@ -63,21 +70,36 @@ class Module:
         Raises
         ------
         RuntimeError
-            When no forward call in training mode came before.
+            When no forward call in training mode came before, or several did: the gradient belongs to one of them.
+            :meth:`train` forgets them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define backward")
 
     def _keep(self, saved: Any) -> None:
         """Keep `saved` for backward, in training mode only."""
         if self.training:
-            self._saved = saved
+            self._saved = saved if self._saved is None else _SEVERAL
 
     def _taken(self) -> Any:
         """What forward kept; it is forgotten here."""
         saved, self._saved = self._saved, None
         if saved is None:
             raise RuntimeError(f"{type(self).__name__}.backward needs a forward call in training mode before it")
+        if saved is _SEVERAL:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward came after several forward calls in training mode, expected one: "
+                "make the others in evaluation mode, or call train() to forget them"
+            )
         return saved
+
+    def _forget(self) -> None:
+        """Forget what forward calls kept, here and in all layers inside."""
+        for _, module in self.named_modules():
+            module._saved = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What forward kept belongs to a step, not to the model.
+        return {name: item for name, item in self.__dict__.items() if name != "_saved"}
 
     # --- what is inside ------------------------------------------------------------------------
 

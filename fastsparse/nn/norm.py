@@ -60,25 +60,37 @@ class _BatchNorm(Module):
             raise ValueError(f"x has shape {array.shape}, expected {expected} to match the layer")
         gamma, beta = self.weight.value, self.bias.value
         if not self.training:
-            return elementwise.batch_norm_eval(array, gamma, beta, self.running_mean, self.running_var, self.eps)
+            return elementwise.batch_norm_eval(array, gamma, beta, *self._statistics(), self.eps)
         count = array.size // self.num_features
         if count < 2:
             raise ValueError(f"x has shape {array.shape}, expected at least 2 values per channel in training mode")
+        running = self._statistics()
         y, mean, variance = elementwise.batch_norm_train(array, gamma, beta, self.eps)
-        self._move(mean, variance * (count / (count - 1)))
-        self._saved = (array, mean, variance)
+        self._move(running, (mean, variance * (count / (count - 1))))
+        self._keep((array, mean, variance))
         return y
 
-    def _move(self, mean: Array, variance: Array) -> None:
+    def _statistics(self) -> tuple[Array, Array]:
+        """The running mean and variance, which users may have replaced: one number per channel."""
+        running = []
+        for name in self.buffer_names:
+            array = np.asarray(getattr(self, name))
+            if array.shape != (self.num_features,) or array.dtype.kind not in "fiu":
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, expected numbers ({self.num_features},)")
+            running.append(array)
+        return running[0], running[1]
+
+    def _move(self, running: tuple[Array, Array], batch: tuple[Array, Array]) -> None:
         """Move the running statistics towards the batch's; new arrays, so that threads in evaluation are not torn."""
-        dtype, momentum = self.running_mean.dtype, self.momentum
-        self.running_mean = (self.running_mean * (1 - momentum) + mean * momentum).astype(dtype)
-        self.running_var = (self.running_var * (1 - momentum) + variance * momentum).astype(dtype)
+        momentum = self.momentum
+        self.running_mean, self.running_var = (
+            (old * (1 - momentum) + new * momentum).astype(self.weight.dtype) for old, new in zip(running, batch)
+        )
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         dtype = self.weight.dtype
         if not self.training:
-            scale = (self.weight.value / np.sqrt(self.running_var + self.eps)).astype(dtype)
+            scale = (self.weight.value / np.sqrt(self._statistics()[1] + self.eps)).astype(dtype)
             grad = np.asarray(dy, dtype)
             return grad * scale.reshape(1, -1, *(1 for _ in grad.shape[2:])) if need_input else None
         x, mean, variance = self._taken()
@@ -151,8 +163,9 @@ class LayerNorm(Module):
         grad = check_gradient(dy, normal.shape, self.weight.dtype)
         size = math.prod(self.normalized_shape)
         flat = grad.reshape(-1, size)
-        self.weight.accumulate((flat * normal.reshape(-1, size)).sum(axis=0).reshape(self.normalized_shape))
-        self.bias.accumulate(flat.sum(axis=0).reshape(self.normalized_shape))
+        scaled = flat * normal.reshape(-1, size)
+        self.weight.accumulate(elementwise.batch_sum(scaled).reshape(self.normalized_shape))
+        self.bias.accumulate(elementwise.batch_sum(flat).reshape(self.normalized_shape))
         if not need_input:
             return None
         last = tuple(range(-len(self.normalized_shape), 0))

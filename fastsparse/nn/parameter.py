@@ -6,15 +6,20 @@ the matrix a layer multiplies with is packed anew once per change and not once p
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import workspace
 from fastsparse.csr import CSR, Pattern
 from fastsparse.sparsity.selection import TopK
 
 Array = NDArray[Any]
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Elements of the full gradient that exist at a time when places to grow are looked for.
 _BLOCK = 1 << 18
@@ -27,13 +32,21 @@ class FullGradient(Protocol):
         """Rows `first` to `stop`, (stop - first, columns): a new array."""
 
 
+class OptimizerState(dict[str, Array]):
+    """An optimizer's arrays for one parameter, by name.
+
+    The optimizer holds them; a parameter refers to all that are alive, so that they follow its nonzeros.
+    """
+
+
 class Parameter:
     """A trainable array.
 
     Parameters
     ----------
     value : array of float32 or float64
-        Taken over, not copied when it is contiguous. With a pattern: (nnz,), in the order of the pattern's nonzeros.
+        Taken over when it is contiguous and aligned, copied otherwise. With a pattern: (nnz,), in the order of the
+        pattern's nonzeros.
     pattern : Pattern, optional
         Where the values stand in their matrix; None for a dense parameter.
 
@@ -43,26 +56,46 @@ class Parameter:
         Assigning copies into the same array and counts as an update; after changing it in place, call
         :meth:`updated`.
     grad : array like value, or None
-        Sum of the gradients since the last :meth:`zero_grad`.
+        Sum of the gradients since the last :meth:`zero_grad`. Nobody writes into it: a new sum is a new array.
     version : int
         Counts the changes of value and pattern.
     state : dict of str to array
-        The optimizer's arrays, each of value's shape: they follow their nonzeros when the pattern changes.
+        Arrays of the optimizer that was made last, each of value's shape: they follow their nonzeros when the pattern
+        changes, as do those of other optimizers.
     watched : bool
         Whether layers hand the full gradient of their backward passes to :meth:`keep`.
+
+    Notes
+    -----
+    No read-only array is written to. Where the memory itself is read-only (files mapped by ``numpy.load`` or
+    ``joblib.load`` with ``mmap_mode="r"``, buffers of pickle protocol 5), the parameter gets memory of its own before
+    the first change, and shares what it was loaded from until then. An array that was made read-only stays as it is:
+    training raises ValueError.
+
+    Raises
+    ------
+    TypeError
+        When value is not an array of float32 or float64.
+    ValueError
+        When it does not have one number for each nonzero of the pattern.
     """
 
     def __init__(self, value: Array, pattern: Pattern | None = None) -> None:
+        if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") not in _FLOATS:
+            found = f"has dtype {value.dtype}" if isinstance(value, np.ndarray) else f"is {type(value).__name__}"
+            raise TypeError(f"value {found}, expected an array of float32 or float64")
         if pattern is not None and value.shape != (pattern.nnz,):
             raise ValueError(f"value has shape {value.shape}, expected {(pattern.nnz,)}, one for each nonzero")
         # The empty shell of a model being read repeats one number and takes no memory: it is replaced, never trained.
         shell = not any(value.strides)
-        self._value = value if shell or value.flags.c_contiguous else np.ascontiguousarray(value)
+        kept = value.dtype.isnative and value.flags.aligned and (shell or value.flags.c_contiguous)
+        self._value = value if kept else np.array(value, value.dtype.newbyteorder("="), order="C")
         self._pattern = pattern
         self._matrix: tuple[int, CSR] | None = None
         self.grad: Array | None = None
         self.version = 0
-        self.state: dict[str, Array] = {}
+        self._state = OptimizerState()
+        self._other_states: list[weakref.ref[OptimizerState]] = []
         self.watched = False
         self._full: list[FullGradient] = []
 
@@ -77,8 +110,57 @@ class Parameter:
             array = np.asarray(new)
             if array.shape != self._value.shape:
                 raise ValueError(f"value has shape {array.shape}, expected {self._value.shape}")
-            np.copyto(self._value, array, casting="same_kind")
+            np.copyto(self.writable(), array, casting="same_kind")
         self.updated()
+
+    def writable(self, name: str = "value") -> Array:
+        """The values, to be changed in place; whoever does calls :meth:`updated`.
+
+        Raises
+        ------
+        ValueError
+            When somebody made the array read-only; the message calls it `name`.
+        """
+        value = self._value
+        if not value.flags.carray:
+            if value.flags.c_contiguous and not value.flags.writeable and not _in_read_only_memory(value):
+                raise ValueError(f"{name} is read-only, expected a writable array (a copy of it can be trained)")
+            self._make_own()
+        return self._value
+
+    def _make_own(self) -> None:
+        """Move the values into new memory."""
+        self._value, self._matrix = np.array(self._value, order="C"), None
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """Arrays of the optimizer that was made last."""
+        return self._state
+
+    @state.setter
+    def state(self, new: Mapping[str, Array]) -> None:
+        arrays = dict(new)
+        self._state.clear()
+        self._state.update(arrays)
+
+    def new_state(self) -> OptimizerState:
+        """The empty state of a new optimizer, which holds it; states of others stay theirs."""
+        self._other_states = [ref for ref in self._other_states if ref() is not None]
+        self._other_states.append(weakref.ref(self._state))
+        self._state = OptimizerState()
+        return self._state
+
+    def link_state(self, state: OptimizerState) -> None:
+        """Have the state of an optimizer that was copied or unpickled follow the nonzeros again."""
+        if all(state is not known for known in self._states()):
+            self._other_states.append(weakref.ref(state))
+
+    def _states(self) -> Iterator[OptimizerState]:
+        yield self._state
+        for reference in self._other_states:
+            state = reference()
+            if state is not None:
+                yield state
 
     @property
     def pattern(self) -> Pattern | None:
@@ -106,11 +188,19 @@ class Parameter:
         self.version += 1
 
     def accumulate(self, grad: Array) -> None:
-        """Add `grad` (shape of value) to the gradient; the first one is taken over without a copy."""
+        """Add `grad` to the gradient; the first one is taken over without a copy, and is not changed.
+
+        Raises
+        ------
+        ValueError
+            When grad does not have the shape of value.
+        """
+        if np.shape(grad) != self._value.shape:
+            raise ValueError(f"grad has shape {np.shape(grad)}, expected {self._value.shape}, the shape of value")
         if self.grad is None:
             self.grad = grad
         else:
-            self.grad += grad
+            self.grad = np.add(self.grad, grad, out=workspace.array(self._value.shape, self._value.dtype))
 
     def zero_grad(self) -> None:
         """Forget the gradient, and what was kept of backward passes."""
@@ -129,6 +219,8 @@ class Parameter:
             raise TypeError("a dense parameter has no sparse matrix")
         version, known = self.version, self._matrix
         if known is None or known[0] != version:
+            if not self._value.flags.c_contiguous:
+                self._make_own()
             known = (version, CSR._trusted(self._pattern, self._value))
             self._matrix = known
         return known[1]
@@ -209,27 +301,59 @@ class Parameter:
         if where.size and not -1 <= int(where.min()) <= int(where.max()) < self._pattern.nnz:
             raise ValueError(f"source goes from {where.min()} to {where.max()}, expected -1 to {self._pattern.nnz - 1}")
         fresh = np.flatnonzero(where < 0)
-        state = {name: _carried(array, where, fresh) for name, array in self.state.items()}
+        for name, array in ((name, array) for state in self._states() for name, array in state.items()):
+            if np.shape(array) != self._value.shape:
+                raise ValueError(f"state[{name!r}] has shape {np.shape(array)}, expected {self._value.shape}")
+        moved = [
+            (state, {name: _carried(array, where, fresh) for name, array in state.items()}) for state in self._states()
+        ]
         value = _carried(self._value, where, fresh)
-        self._pattern, self._value, self.state, self._matrix = pattern, value, state, None
+        self._pattern, self._value, self._matrix = pattern, value, None
+        for state, arrays in moved:
+            state.update(arrays)
         self.zero_grad()
         self.updated()
 
     def _adopt(self, value: Array, pattern: Pattern | None) -> None:
         """Take over checked values, and another pattern when it differs; optimizer state survives an equal pattern."""
         if pattern is not None and pattern != self._pattern:
-            self._pattern, self.state = pattern, {}
+            self._pattern = pattern
+            for state in self._states():
+                state.clear()
         self._value, self._matrix = value, None
         self.zero_grad()
         self.updated()
 
+    def _snapshot(self) -> Callable[[], None]:
+        """What brings everything about the parameter back to how it is now, arrays changed in place excepted."""
+        attributes = dict(self.__dict__)
+        states = [(state, dict(state)) for state in self._states()]
+
+        def restore() -> None:
+            self.__dict__.update(attributes)
+            for state, arrays in states:
+                state.clear()
+                state.update(arrays)
+
+        return restore
+
     def __getstate__(self) -> dict[str, Any]:
         # The cached matrix sees this object's array, not the copy's; what was kept of a step ends with the step.
-        return {**self.__dict__, "_matrix": None, "_full": []}
-
+        return {**self.__dict__, "_matrix": None, "_full": [], "_other_states": []}
     def __repr__(self) -> str:
         kind = "dense" if self._pattern is None else f"{self._pattern.nnz} nonzeros"
         return f"<Parameter {'x'.join(map(str, self.shape))}, {kind}, {self.dtype}>"
+
+
+def _in_read_only_memory(array: Array) -> bool:
+    """Whether nobody can write to the memory behind an array, whatever the array's flags: a mapped file, bytes."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    try:
+        return memoryview(owner).readonly
+    except TypeError:  # None, or what is no buffer
+        return False
 
 
 def _carried(array: Array, where: Array, fresh: Array) -> Array:

@@ -80,7 +80,7 @@ class MaxPool2d(_Pool2d):
         if not self.training:
             return elementwise.max_pool2d(array, *window)
         y, index = elementwise.max_pool2d_with_index(array, *window)
-        self._saved = (index, array.shape[2:], array.dtype)
+        self._keep((index, array.shape[2:], array.dtype))
         return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:

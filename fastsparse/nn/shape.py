@@ -59,7 +59,7 @@ class Dropout(Module):
             return array
         kept = self.rng.random(array.shape, np.float32) >= self.p
         mask = kept * array.dtype.type(1 / (1 - self.p))
-        self._saved = mask
+        self._keep(mask)
         return array * mask
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:

@@ -153,8 +153,11 @@ class _Evolving:
     def load_state_dict(self, state: Any) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
+        last = state["last"]
+        if not isinstance(last, int) or isinstance(last, bool) or last < 0:
+            raise ValueError(f"last is {last!r}, expected an integer of at least 0")
         self.rng.bit_generator.state = state["rng"]
-        self._last = state["last"]
+        self._last = last
         self._watch(self._last + 1)
 
 

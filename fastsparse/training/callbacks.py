@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse.nn.state import stage
 from fastsparse.training.history import History
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class EarlyStopping:
         """Stop at once when the history says that an earlier call stopped."""
         if not progress.epoch:
             self._best = {}
+        if self._best:
+            stage(progress.model, self._best)  # from a checkpoint: raises now, not after the last epoch
         progress.stop = progress.stop or self._over(progress)
 
     def __call__(self, progress: Progress) -> None:

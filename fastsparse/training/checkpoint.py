@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from fastsparse import files
 from fastsparse.nn.module import Module
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.spec import to_spec
-from fastsparse.nn.state import commit, stage
+from fastsparse.nn.state import Staged, commit, stage
 from fastsparse.training.history import History
 from fastsparse.training.optimizers import Optimizer
 
@@ -51,7 +53,8 @@ def save(path: PathLike, run: Snapshot) -> None:
     """Write a checkpoint."""
     arrays = {f"model.{name}": array for name, array in run.model.state_dict().items()}
     for name, parameter in _optimized(run):
-        arrays.update((f"optimizer.{name}.{key}", array) for key, array in parameter.state.items())
+        state = run.optimizer.state_of(parameter)
+        arrays.update((f"optimizer.{name}.{key}", array) for key, array in state.items())
     for place, callback in _stateful(run):
         arrays.update((f"callback.{place}.{name}", array) for name, array in callback.state_dict().items())
     metadata = {
@@ -72,33 +75,88 @@ def restore(path: PathLike, run: Snapshot) -> None:
     FileFormatError
         When the file is damaged or no checkpoint.
     ValueError
-        When it belongs to another model, optimizer or kind of run. Nothing has been changed then.
+        When it belongs to another model, optimizer or kind of run.
+
+    Nothing has been changed when an exception comes, from a callback's ``load_state_dict`` neither.
     """
     arrays, metadata = files.read(path, "checkpoint")
+    with files.damage(path):
+        _check_metadata(metadata)
     try:
         staged = stage(run.model, _within("model.", arrays))
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is a checkpoint of another model: {error}") from error
-    difference = _difference(metadata.get("architecture"), _architecture(run.model))
+    with files.damage(path):
+        difference = _difference(metadata["architecture"], _architecture(run.model))
     if difference:
         raise ValueError(f"{os.fspath(path)} is a checkpoint of another model: {difference}")
-    sizes = {id(parameter): value.shape for parameter, value, _ in staged.parameters}
-    states = _optimizer_states(path, run, arrays, metadata["optimizer"], sizes)
+    values = {id(parameter): value for parameter, value, _ in staged.parameters}
+    states = _optimizer_states(path, run, arrays, metadata["optimizer"], values)
     generators = run.generators()
-    if set(metadata["generators"]) != set(generators):
-        raise ValueError(f"{os.fspath(path)} holds other random generators than this run")
+    _check_generators(path, generators, metadata["generators"])
     _check_sparsity(path, run.sparsity, metadata["sparsity"])
-    if hasattr(run.sparsity, "load_state_dict"):
-        run.sparsity.load_state_dict(metadata["sparsity"])
-    for name, rng in generators.items():
-        rng.bit_generator.state = metadata["generators"][name]
-    commit(staged)
-    for parameter, state in states:
-        parameter.state = state
-    run.optimizer.steps = metadata["optimizer"]["steps"]
-    run.history.records[:] = metadata["history"]
-    for place, callback in _stateful(run):
-        callback.load_state_dict(_within(f"callback.{place}.", arrays))
+    with ExitStack() as undo:
+        for take_back in _as_it_is(run, staged):
+            undo.callback(take_back)
+        if hasattr(run.sparsity, "load_state_dict"):
+            with files.damage(path):
+                run.sparsity.load_state_dict(metadata["sparsity"])
+        for name, rng in generators.items():
+            rng.bit_generator.state = metadata["generators"][name]
+        commit(staged)
+        for parameter, arrays_of in states:
+            state = run.optimizer.state_of(parameter)
+            state.clear()
+            state.update(arrays_of)
+        run.optimizer.steps = metadata["optimizer"]["steps"]
+        run.history.records[:] = metadata["history"]
+        for place, callback in _stateful(run):
+            callback.load_state_dict(_within(f"callback.{place}.", arrays))
+        undo.pop_all()
+
+
+def _as_it_is(run: Snapshot, staged: Staged) -> Iterator[Callable[[], object]]:
+    """What brings each part of a run back to how it is now."""
+    for parameter, _, _ in staged.parameters:
+        yield parameter._snapshot()
+    for module, name, _ in staged.buffers:
+        yield partial(setattr, module, name, getattr(module, name))
+    for rng in run.generators().values():
+        yield partial(setattr, rng.bit_generator, "state", rng.bit_generator.state)
+    yield partial(setattr, run.optimizer, "steps", run.optimizer.steps)
+    yield partial(run.history.records.__setitem__, slice(None), list(run.history.records))
+    for part in (run.sparsity, *(callback for _, callback in _stateful(run))):
+        if hasattr(part, "load_state_dict"):
+            yield partial(part.load_state_dict, part.state_dict())
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """Raise unless the metadata has the form in which :func:`save` writes it."""
+    optimizer, generators, history = metadata["optimizer"], metadata["generators"], metadata["history"]
+    steps = optimizer["steps"]
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ValueError(f"steps of the optimizer is {steps!r}, expected an integer of at least 0")
+    if not isinstance(generators, dict) or not all(isinstance(state, dict) for state in generators.values()):
+        raise ValueError("generators are no states by name")
+    if not isinstance(history, list) or not all(map(_is_record, history)):
+        raise ValueError("history is no list of records of numbers")
+    for name in ("architecture", "sparsity"):
+        if not isinstance(metadata[name], (dict, type(None))):
+            raise ValueError(f"{name} is {metadata[name]!r}, expected a description or nothing")
+
+
+def _is_record(record: Any) -> bool:
+    return isinstance(record, dict) and all(isinstance(item, (int, float)) for item in record.values())
+
+
+def _check_generators(path: PathLike, generators: dict[str, np.random.Generator], states: dict[str, Any]) -> None:
+    """Raise unless there is a state for each generator that one of its kind takes."""
+    kinds = {name: type(rng.bit_generator).__name__ for name, rng in generators.items()}
+    if {name: state.get("bit_generator") for name, state in states.items()} != kinds:
+        raise ValueError(f"{os.fspath(path)} holds other random generators than this run")
+    with files.damage(path):
+        for name, rng in generators.items():
+            type(rng.bit_generator)().state = states[name]
 
 
 def _stateful(run: Snapshot) -> list[tuple[int, Any]]:
@@ -141,18 +199,28 @@ def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:
 
 
 def _optimizer_states(
-    path: PathLike, run: Snapshot, arrays: dict[str, Array], described: dict[str, Any], sizes: dict[int, Any]
+    path: PathLike, run: Snapshot, arrays: dict[str, Array], described: dict[str, Any], values: dict[int, Array]
 ) -> list[tuple[Parameter, dict[str, Array]]]:
-    """The optimizer's arrays for each of its parameters, checked."""
+    """The optimizer's arrays for each of its parameters: all of them, or none before a first gradient.
+
+    `values` are the parameters' values after restoring, by id: kernels write arrays of their shape and type.
+    """
     found = type(run.optimizer).__name__
     if described["type"] != found:
         raise ValueError(f"{os.fspath(path)} was written by the optimizer {described['type']}, expected {found}")
     states = []
     for name, parameter in _optimized(run):
         state = {key: np.array(array) for key, array in _within(f"optimizer.{name}.", arrays).items()}
+        if state and set(state) != set(run.optimizer.state_names):
+            expected = ", ".join(run.optimizer.state_names) or "none"
+            raise ValueError(f"{os.fspath(path)} has optimizer entries {', '.join(state)} of {name!r}, not {expected}")
+        value = values[id(parameter)]
         for key, array in state.items():
-            if key not in run.optimizer.state_names or array.shape != sizes[id(parameter)]:
-                raise ValueError(f"{os.fspath(path)} does not fit: optimizer entry {key!r} of {name!r}")
+            if array.shape != value.shape or array.dtype != value.dtype:
+                raise ValueError(
+                    f"{os.fspath(path)} does not fit: optimizer entry {key!r} of {name!r} is {array.dtype} "
+                    f"{array.shape}, expected {value.dtype} {value.shape}"
+                )
         states.append((parameter, state))
     return states
 

@@ -1,20 +1,26 @@
 """Optimizers: they change parameters in place, only where a nonzero is.
 
-An optimizer's arrays live in ``parameter.state``, so that they follow their nonzeros when a pattern changes.
+An optimizer's arrays follow their nonzeros when a pattern changes: each parameter knows the states of all optimizers
+that are alive (``parameter.state`` is that of the last one made).
+
+Kernels write into values and state, so a step first asks for all of them: memory of their own, writable, of one type
+and size. Nothing has been changed when it raises.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import launch_optimizers
-from fastsparse.launch import machine
-from fastsparse.nn.parameter import Parameter
+from fastsparse import launch_optimizers, workspace
+from fastsparse.launch import address, machine
+from fastsparse.nn.parameter import OptimizerState, Parameter
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
@@ -28,7 +34,7 @@ class Optimizer:
     Parameters
     ----------
     parameters : iterable of Parameter, or of (name, Parameter)
-        ``model.parameters()``.
+        ``model.parameters()``. One that comes twice is updated once.
     lr : float or callable
         Learning rate, or a function of the step's number, for example ``CosineDecay(0.1, steps=1000)``.
     max_norm : float, optional
@@ -38,13 +44,18 @@ class Optimizer:
     ----------
     steps : int
         Number of steps made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument does not fit, or two parameters share memory.
     """
 
-    # Names of the arrays in parameter.state.
+    # Names of the arrays in a parameter's state.
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parameters: Iterable[Any], lr: float | Schedule, max_norm: float | None = None) -> None:
-        self.parameters = [_parameter(item) for item in parameters]
+        self.parameters = list(dict.fromkeys(_parameter(item) for item in parameters))
         if not self.parameters:
             raise ValueError("parameters is empty, expected at least one Parameter")
         if not callable(lr):
@@ -54,8 +65,9 @@ class Optimizer:
         self.lr = lr
         self.max_norm = max_norm
         self.steps = 0
-        for parameter in self.parameters:
-            parameter.state = {}
+        values = [(f"parameters[{i}].value", parameter.value) for i, parameter in enumerate(self.parameters)]
+        _spans([(name, value) for name, value in values if value.flags.c_contiguous])
+        self._states = [parameter.new_state() for parameter in self.parameters]
 
     @property
     def rate(self) -> float:
@@ -63,25 +75,64 @@ class Optimizer:
         return rate_at(self.lr, self.steps)
 
     def step(self) -> None:
-        """Update all parameters that have a gradient; the gradients stay, scaled if they were clipped."""
-        updated = [parameter for parameter in self.parameters if parameter.grad is not None]
-        if self.max_norm is not None:
-            clip_gradients(updated, self.max_norm)
+        """Update all parameters that have a gradient; the gradients stay, scaled if they were clipped.
+
+        State that cannot be written (unpickled into a read-only file) is copied first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When a value is read-only, a gradient or state has another shape or type than the value, or two of these
+            arrays share memory. Nothing has been changed then.
+        """
         rate = self.rate
+        updated = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        states = {i: self._ready(i) for i in updated}
+        written = [(f"parameters[{i}].value", self.parameters[i].writable(f"parameters[{i}].value")) for i in updated]
+        written += [(f"parameters[{i}].state[{name!r}]", array) for i in updated for name, array in states[i].items()]
+        spans = _spans(written)
+        grads = {i: _gradient(self.parameters[i], f"parameters[{i}].grad") for i in updated}
+        if self.max_norm is not None:
+            clip_gradients([self.parameters[i] for i in updated], self.max_norm)
+            grads = {i: _gradient(self.parameters[i], "grad") for i in updated}
+        grads = {i: _apart(grad, spans) for i, grad in grads.items()}
         self.steps += 1
-        for parameter in updated:
-            for name in self.state_names:
-                if name not in parameter.state:
-                    parameter.state[name] = np.zeros(parameter.value.shape, parameter.value.dtype)
-            self._update(parameter, rate)
-            parameter.updated()
+        for i in updated:
+            self._states[i].update(states[i])
+            self._update(self.parameters[i].value, grads[i], self._states[i], rate)
+            self.parameters[i].updated()
+
+    def state_of(self, parameter: Parameter) -> OptimizerState:
+        """This optimizer's arrays for one of its parameters, by name; empty before the first step."""
+        return self._states[self.parameters.index(parameter)]
+
+    def _ready(self, i: int) -> dict[str, Array]:
+        """The state of parameter `i` as kernels take it."""
+        value, state, ready = self.parameters[i].value, self._states[i], {}
+        for name in self.state_names:
+            array = state.get(name)
+            if array is None:
+                array = np.zeros(value.shape, value.dtype)
+            elif not isinstance(array, np.ndarray) or array.shape != value.shape or array.dtype != value.dtype:
+                found = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
+                raise ValueError(
+                    f"parameters[{i}].state[{name!r}] is {found}, expected {value.dtype} {value.shape} like value"
+                )
+            ready[name] = array if array.flags.carray else np.array(array, order="C")
+        return ready
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for parameter, own in zip(self.parameters, self._states, strict=True):
+            parameter.link_state(own)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for parameter in self.parameters:
             parameter.zero_grad()
 
-    def _update(self, parameter: Parameter, rate: float) -> None:
+    def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
+        """Change value and state in place; all arrays are contiguous, of one type and shape, and apart."""
         raise NotImplementedError
 
 
@@ -111,8 +162,8 @@ class SGD(Optimizer):
             self.state_names = ("velocity",)  # type: ignore[misc]
         super().__init__(parameters, lr, max_norm)
 
-    def _update(self, parameter: Parameter, rate: float) -> None:
-        value, grad, velocity = parameter.value, _gradient(parameter), parameter.state.get("velocity")
+    def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
+        velocity = state["velocity"] if self.momentum else None
         launch_optimizers.run_sgd(
             value, grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay, machine(value.dtype)
         )
@@ -139,8 +190,7 @@ class Adam(Optimizer):
         self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
         super().__init__(parameters, lr, max_norm)
 
-    def _update(self, parameter: Parameter, rate: float) -> None:
-        value, grad, state = parameter.value, _gradient(parameter), parameter.state
+    def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
         launch_optimizers.run_adam(
             value, grad, state["first"], state["second"], rate, self.betas, self.eps, self.weight_decay,
             self._decoupled, self.steps, machine(value.dtype),
@@ -171,17 +221,19 @@ class AdamW(Adam):
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 
+    Scaled gradients are new arrays.
+
     Raises
     ------
     TypeError, ValueError
         When max_norm is not a positive number.
     """
     _check_norm(max_norm)
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(_squares(grad) for grad in grads))
+    clipped = [(parameter, _gradient(parameter, "grad")) for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(_squares(grad) for _, grad in clipped))
     if norm > max_norm:
-        for grad in grads:
-            grad *= max_norm / norm
+        for parameter, grad in clipped:
+            parameter.grad = np.multiply(grad, max_norm / norm, out=workspace.array(grad.shape, grad.dtype))
     return norm
 
 
@@ -192,12 +244,34 @@ def _squares(grad: Array) -> float:
     return sum(float(np.dot(part, part)) for part in parts)
 
 
-def _gradient(parameter: Parameter) -> Array:
-    """The gradient as kernels take it: contiguous, of the value's type."""
-    grad = np.ascontiguousarray(parameter.grad, parameter.dtype)
-    if grad.shape != parameter.value.shape:
-        raise ValueError(f"grad has shape {grad.shape}, expected {parameter.value.shape}, the shape of value")
-    return grad
+def _gradient(parameter: Parameter, name: str) -> Array:
+    """The gradient as kernels take it: contiguous, aligned, of the value's type."""
+    shape = np.shape(parameter.grad)  # type: ignore[arg-type]
+    if shape != parameter.value.shape:
+        raise ValueError(f"{name} has shape {shape}, expected {parameter.value.shape}, the shape of value")
+    return np.require(parameter.grad, parameter.dtype, ("C", "A"))
+
+
+def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
+    """First and last byte of contiguous arrays, in rising order.
+
+    Raises
+    ------
+    ValueError
+        Naming two arrays that share memory.
+    """
+    spans = sorted((address(array), address(array) + array.nbytes, name) for name, array in arrays if array.size)
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"{other} shares memory with {one}, expected arrays of their own")
+    return [(start, end) for start, end, _ in spans]
+
+
+def _apart(grad: Array, spans: list[tuple[int, int]]) -> Array:
+    """The gradient, copied when some of its memory will be written to."""
+    start, end = address(grad), address(grad) + grad.nbytes
+    last = bisect_left(spans, (end, 0)) - 1
+    return grad.copy() if last >= 0 and spans[last][1] > start else grad
 
 
 def _parameter(item: Any) -> Parameter:
