@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import fastsparse as fs
-from fastsparse import nn
+from fastsparse import elementwise, nn
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]
@@ -315,3 +315,75 @@ def test_one_layer_cannot_stand_in_two_places() -> None:
         nn.Sequential(layer, nn.Sequential(layer))
     with pytest.raises(ValueError, match=r"^Residual holds the same Linear twice"):
         nn.Residual(layer, layer)
+
+
+FORGETTING: dict[str, Any] = {
+    "train": lambda model, x: model.train(),
+    "eval and train": lambda model, x: model.eval().train(),
+    "a copy": lambda model, x: None,
+}
+
+
+@pytest.mark.parametrize("how", FORGETTING)
+@pytest.mark.parametrize("kind", [nn.ReLU, lambda: nn.MaxPool2d(2), lambda: nn.BatchNorm2d(2), nn.Dropout, nn.Softmax])
+def test_backward_after_several_forward_calls_says_so(kind: Any, how: str) -> None:
+    """The gradient belongs to one of them, and nobody knows to which."""
+    model, x = nn.Sequential(nn.Conv2d(2, 2, 3, rng=0), kind()), np.ones((3, 2, 6, 6), "f")
+    y = model(x)
+    model(2 * x)
+    model = copy.deepcopy(model) if how == "a copy" else model
+    last = type(model[1]).__name__
+    with pytest.raises(RuntimeError, match=rf"^{last}\.backward (came after several|needs a) forward call"):
+        model.backward(np.ones_like(y))
+    FORGETTING[how](model, x)
+    model.train()
+    model(x)
+    assert model.backward(np.ones_like(y)) is not None
+    with pytest.raises(RuntimeError, match=r"\.backward needs a forward call"):
+        model.backward(np.ones_like(y))
+
+
+def test_layers_that_backward_leaves_out_forget_too() -> None:
+    model, x = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(6, 2, rng=0)), np.ones((4, 2, 3), "f")
+    for _ in range(3):
+        model.backward(np.ones_like(model(x)), need_input=False)
+    assert model.backward(np.ones_like(model(x))) is not None
+
+
+def test_a_forward_call_that_fails_leaves_nothing_behind() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(6, 2, rng=0))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^x has shape"):
+            model(np.ones((4, 5), "f"))
+    assert model.backward(np.ones_like(model(np.ones((4, 6), "f")))) is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(1, 2, rng=0), (1_000_000, 1)),
+        (nn.SparseLinear(1, 2, sparsity=0.0, rng=0), (1_000_000, 1)),
+        (nn.SparseConv1d(1, 2, 1, sparsity=0.0, rng=0), (500_000, 1, 2)),
+        (nn.Conv2d(1, 2, 1, rng=0), (300_000, 1, 1, 1)),
+        (nn.Conv2d(200, 2, 1, rng=0), (30_000, 200, 1, 1)),
+        (nn.LayerNorm(2), (1_000_000, 2)),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_bias_gradients_of_large_batches_are_right(layer: Any, shape: tuple[int, ...]) -> None:
+    """One after the other in float32, a million numbers add up to a sum that is 1% off."""
+    y = layer(np.ones(shape, "f"))
+    layer.backward(np.full(y.shape, 0.1, "f"), need_input=False)
+    exact = np.float32(0.1).astype(float) * (y.size // len(layer.bias.value))
+    np.testing.assert_allclose(layer.bias.grad, exact, rtol=2e-6)
+
+
+def test_batch_sums_are_right_for_every_length(rng: Any) -> None:
+    for rows in (0, 1, 2, 127, 128, 129, 255, 256, 300, 1000):
+        for shape in ((3,), (), (2, 5)):
+            for dtype in ("f", "d"):
+                x = rng.normal(size=(rows, *shape)).astype(dtype)
+                total = elementwise.batch_sum(x)
+                assert (total.dtype, total.shape) == (x.dtype, shape)
+                bound = 130 * np.finfo(dtype).eps * abs(x).sum(axis=0, dtype=float)
+                assert (abs(total - x.sum(axis=0, dtype=np.longdouble)) <= bound).all()

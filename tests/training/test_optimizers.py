@@ -167,3 +167,43 @@ def test_bad_arguments_are_named(call: Any, error: type[Exception], message: str
     with pytest.raises(error) as caught:
         call([Parameter(np.ones(2))])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kinds", [(SGD, Adam), (Adam, Adam), (AdamW, SGD)])
+def test_optimizers_of_the_same_parameters_keep_their_own_state(kinds: Any) -> None:
+    """Steps of a second optimizer, and a pattern that changes, find each one's arrays where its nonzeros are."""
+    old, new = fs.Pattern([0, 3], [0, 2, 3], (1, 5)), fs.Pattern([0, 3], [1, 2, 3], (1, 5))
+    both = Parameter(np.array([1.0, 2.0, 3.0]), old)
+    first, second = kinds[0]([both], 0.1), None
+    alone = [Parameter(np.array([1.0, 2.0, 3.0]), old) for _ in kinds]
+    others = [kind([parameter], 0.1) for kind, parameter in zip(kinds, alone, strict=True)]
+
+    def step(optimizer: Any, other: Any, grad: list[float]) -> None:
+        for one, parameter in ((optimizer, both), (other, other.parameters[0])):
+            parameter.zero_grad()
+            parameter.accumulate(np.array(grad))
+            one.step()
+
+    step(first, others[0], [0.5, -0.5, 0.25])
+    second = kinds[1]([both], 0.1)
+    step(second, others[1], [0.1, 0.2, 0.3])
+    both.replace_pattern(new)
+    for parameter in alone:
+        parameter.replace_pattern(new)
+    step(first, others[0], [1.0, 2.0, 3.0])
+    step(second, others[1], [0.3, 0.2, 0.1])
+    for optimizer, other in zip((first, second), others, strict=True):
+        state = other.state_of(other.parameters[0])
+        assert set(state) == set(optimizer.state_names)
+        for name, array in state.items():
+            np.testing.assert_array_equal(optimizer.state_of(both)[name], array)
+    assert both.state is second.state_of(both)
+
+
+def test_states_of_optimizers_that_are_gone_are_gone() -> None:
+    parameter = Parameter(np.ones(3))
+    for _ in range(50):
+        optimizer = SGD([parameter], 0.1)
+        parameter.accumulate(np.ones(3))
+        optimizer.step()
+    assert len(list(parameter._states())) <= 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from fastsparse import nn
-from fastsparse.sparsity import RigL
-from fastsparse.training import SGD, CosineDecay, EarlyStopping, History, cross_entropy, fit
+from fastsparse import files, nn
+from fastsparse.sparsity import SET, RigL
+from fastsparse.training import SGD, Adam, CosineDecay, EarlyStopping, History, checkpoint, cross_entropy, fit
 from tests.conftest import ROOT
 
 # Prints a digest of everything there is at the end; writes a checkpoint after each of many short epochs.
@@ -181,3 +183,112 @@ def test_text_stays_sparse_from_end_to_end(monkeypatch: Any) -> None:
     assert grown.nnz == 12_800
     found = np.isin(np.arange(2), grown.indices)
     assert found.all(), "RigL finds the words that tell"
+
+
+def _everything(run: Any) -> Any:
+    """All that a checkpoint restores, for comparison."""
+    parameters = run.model.named_parameters()
+    return {
+        "model": {name: array.tobytes() for name, array in run.model.state_dict().items()},
+        "optimizer": {
+            name: {key: array.tobytes() for key, array in run.optimizer.state_of(p).items()} for name, p in parameters
+        },
+        "steps": run.optimizer.steps,
+        "history": copy.deepcopy(run.history.records),
+        "generators": {name: rng.bit_generator.state for name, rng in run.generators().items()},
+        "sparsity": run.sparsity.state_dict(),
+        "callbacks": [callback.state_dict() for callback in run.callbacks],
+    }
+
+
+class _Counting:
+    """A callback with state that refuses to load on demand."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.count, self.fails = 0, fails
+
+    def __call__(self, progress: Any) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": np.array([self.count])}
+
+    def load_state_dict(self, arrays: Any) -> None:
+        self.count = int(arrays["count"][0])
+        if self.fails and self.count != 0:
+            raise KeyError("count")
+
+
+def _snapshot(seed: int, *, epochs: int, fails: bool = False) -> checkpoint.Snapshot:
+    model = nn.Sequential(
+        nn.SparseLinear(12, 20, sparsity=0.5, rng=seed),
+        nn.BatchNorm1d(20),
+        nn.Dropout(0.2, rng=seed),
+        nn.Linear(20, 3, rng=seed),
+    )
+    optimizer, sparsity, rng = (
+        Adam(model.parameters(), 0.01),
+        SET(model, every=3, rng=seed),
+        np.random.default_rng(seed),
+    )
+    callbacks = [_Counting(), _Counting(fails)]
+    x, y = _data()
+    options: dict[str, Any] = {"sparsity": sparsity, "callbacks": callbacks, "progress": False, "rng": rng}
+    history = fit(model, (x, y), epochs=epochs, batch_size=8, optimizer=optimizer, **options)
+    return checkpoint.Snapshot(model, optimizer, sparsity, rng, history, callbacks)
+
+
+def _mutations(arrays: dict[str, Any], metadata: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Checkpoints with one thing changed."""
+    for name, array in arrays.items():
+        changed = {
+            "gone": None, "uint8": array.astype(np.uint8), "float64": array.astype(np.float64),
+            "float16": array.astype(np.float16), "shorter": array[:-1], "longer": np.concatenate([array, array[:1]]),
+            "flat": array[None],
+        }  # fmt: skip
+        for what, new in changed.items():
+            kept = {key: item for key, item in arrays.items() if key != name}
+            if new is None or new.dtype != array.dtype or new.shape != array.shape:
+                yield f"{name} {what}", kept if new is None else {**kept, name: new}, metadata
+    values: list[Any] = [None, -1, 1.5, "x", True, [], {}, [1], {"type": "SET"}, {"type": "SET", "last": 1}]
+    for name, item in metadata.items():
+        yield f"{name} gone", arrays, {key: value for key, value in metadata.items() if key != name}
+        for value in values:
+            yield f"{name} = {value!r}", arrays, {**metadata, name: value}
+            for key in item if isinstance(item, dict) else ():
+                yield f"{name}.{key} = {value!r}", arrays, {**metadata, name: {**item, key: value}}
+
+
+def test_restoring_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    whole = _snapshot(0, epochs=2)
+    checkpoint.save(path, whole)
+    arrays, metadata = files.read(path, "checkpoint")
+    metadata = {name: item for name, item in metadata.items() if not name.startswith("format")}  # `read` checks these
+    run = _snapshot(1, epochs=1)
+    before, refused = _everything(run), 0
+    for what, *changed in _mutations(arrays, metadata):
+        monkeypatch.setattr(files, "read", lambda *_, changed=changed: copy.deepcopy(changed))
+        try:
+            checkpoint.restore(path, run)
+        except ValueError:
+            assert _everything(run) == before, what
+            refused += 1
+        except (KeyError, IndexError, TypeError):
+            assert what.startswith("callback."), what
+            assert _everything(run) == before, what
+        else:
+            harmless = ("callback.", "history = []", "model.0.indptr u", "model.0.indices u")
+            harmless += ("architecture = None", "architecture.arguments = {}")
+            assert what.startswith(harmless), what
+            run = _snapshot(1, epochs=1)
+            before = _everything(run)
+    assert refused > 200
+    monkeypatch.undo()
+    failing = _snapshot(1, epochs=1)
+    failing.callbacks[1].fails, before = True, _everything(failing)
+    with pytest.raises(KeyError):
+        checkpoint.restore(path, failing)
+    assert _everything(failing) == before
+    checkpoint.restore(path, run)
+    assert _everything(run) == _everything(whole)
