@@ -12,7 +12,7 @@ from scipy import sparse
 
 from fastsparse import workspace
 from fastsparse.csr import CSR, Pattern
-from fastsparse.launch import ACTIVATIONS, share_memory, write_address
+from fastsparse.launch import ACTIVATIONS, check_writable, share_memory
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = 2**31 - 1  # of a kernel size, stride, padding or dilation, so that 64-bit geometry cannot overflow
@@ -91,7 +91,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: A
         raise TypeError(f"out is {type(out).__name__}, expected a NumPy array")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {dtype}")
-    write_address(out, dtype, out.size, "out")
+    check_writable(out, "out")
     for array in inputs:
         if isinstance(array, np.ndarray) and share_memory(out, array):
             raise ValueError("out shares memory with an input, expected memory of its own")

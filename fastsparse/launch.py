@@ -84,10 +84,12 @@ def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str
     TypeError, ValueError
         When it is another array; the message calls it `name`.
     """
-    flags = _flags(array, dtype, size, name)
-    if not (flags.c_contiguous and flags.aligned):
+    if isinstance(array, np.ndarray) and array.dtype == dtype and array.size == size:
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned:
+            return _word_at(id(array) + _HEAD).value
         raise ValueError(f"{name} is unaligned or not C-contiguous, expected an aligned C-contiguous array")
-    return address(array)
+    raise _misfit(array, dtype, size, name)
 
 
 def write_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
@@ -95,19 +97,24 @@ def write_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: st
 
     A C-contiguous array does not overlap itself.
     """
-    if not _flags(array, dtype, size, name).carray:
-        raise ValueError(f"{name} is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
-    return address(array)
+    if isinstance(array, np.ndarray) and array.dtype == dtype and array.size == size:
+        return check_writable(array, name)
+    raise _misfit(array, dtype, size, name)
 
 
-def _flags(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> Any:
+def check_writable(array: NDArray[Any], name: str) -> int:
+    """Address of an array of known type and size that a kernel writes to; otherwise as `write_address`."""
+    if array.flags.carray:
+        return _word_at(id(array) + _HEAD).value
+    raise ValueError(f"{name} is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
+
+
+def _misfit(array: Any, dtype: np.dtype[Any], size: int, name: str) -> Exception:
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is {type(array).__name__}, expected a NumPy array")
+        return TypeError(f"{name} is {type(array).__name__}, expected a NumPy array")
     if array.dtype != dtype:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
-    if array.size != size:
-        raise ValueError(f"{name} has {array.size} elements (shape {array.shape}), expected {size}")
-    return array.flags
+        return TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
+    return ValueError(f"{name} has {array.size} elements (shape {array.shape}), expected {size}")
 
 
 _EXACT_WORK = 10_000  # candidates that an exact comparison of two layouts may look at

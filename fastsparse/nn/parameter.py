@@ -340,6 +340,7 @@ class Parameter:
     def __getstate__(self) -> dict[str, Any]:
         # The cached matrix sees this object's array, not the copy's; what was kept of a step ends with the step.
         return {**self.__dict__, "_matrix": None, "_full": [], "_other_states": []}
+
     def __repr__(self) -> str:
         kind = "dense" if self._pattern is None else f"{self._pattern.nnz} nonzeros"
         return f"<Parameter {'x'.join(map(str, self.shape))}, {kind}, {self.dtype}>"

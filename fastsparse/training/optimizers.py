@@ -13,6 +13,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import is_not
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +69,7 @@ class Optimizer:
         values = [(f"parameters[{i}].value", parameter.value) for i, parameter in enumerate(self.parameters)]
         _spans([(name, value) for name, value in values if value.flags.c_contiguous])
         self._states = [parameter.new_state() for parameter in self.parameters]
+        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and where they lie
 
     @property
     def rate(self) -> float:
@@ -85,22 +87,21 @@ class Optimizer:
             When a value is read-only, a gradient or state has another shape or type than the value, or two of these
             arrays share memory. Nothing has been changed then.
         """
-        rate = self.rate
-        updated = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        states = {i: self._ready(i) for i in updated}
-        written = [(f"parameters[{i}].value", self.parameters[i].writable(f"parameters[{i}].value")) for i in updated]
-        written += [(f"parameters[{i}].state[{name!r}]", array) for i in updated for name, array in states[i].items()]
-        spans = _spans(written)
-        grads = {i: _gradient(self.parameters[i], f"parameters[{i}].grad") for i in updated}
+        rate, parameters = self.rate, self.parameters
+        updated = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+        states = [self._ready(i) for i in updated]
+        values = [parameters[i].writable(f"parameters[{i}].value") for i in updated]
+        grads = [_gradient(parameters[i], f"parameters[{i}].grad") for i in updated]
+        spans = self._checked_spans(updated, values, states)
         if self.max_norm is not None:
-            clip_gradients([self.parameters[i] for i in updated], self.max_norm)
-            grads = {i: _gradient(self.parameters[i], "grad") for i in updated}
-        grads = {i: _apart(grad, spans) for i, grad in grads.items()}
+            clip_gradients([parameters[i] for i in updated], self.max_norm)
+            grads = [_gradient(parameters[i], "grad") for i in updated]
+        grads = [_apart(grad, spans) for grad in grads]
         self.steps += 1
-        for i in updated:
-            self._states[i].update(states[i])
-            self._update(self.parameters[i].value, grads[i], self._states[i], rate)
-            self.parameters[i].updated()
+        for i, value, grad, state in zip(updated, values, grads, states, strict=True):
+            self._states[i].update(state)
+            self._update(value, grad, self._states[i], rate)
+            parameters[i].updated()
 
     def state_of(self, parameter: Parameter) -> OptimizerState:
         """This optimizer's arrays for one of its parameters, by name; empty before the first step."""
@@ -120,6 +121,22 @@ class Optimizer:
                 )
             ready[name] = array if array.flags.carray else np.array(array, order="C")
         return ready
+
+    def _checked_spans(
+        self, updated: list[int], values: list[Array], states: list[dict[str, Array]]
+    ) -> list[tuple[int, int]]:
+        """Where a step writes, as `_spans`; found anew when there are other arrays than in the last step."""
+        arrays = [*values, *(array for state in states for array in state.values())]
+        known, spans = self._known
+        if len(known) != len(arrays) or any(map(is_not, known, arrays)):
+            names = [f"parameters[{i}].value" for i in updated]
+            names += [f"parameters[{i}].state[{name!r}]" for i, state in zip(updated, states) for name in state]
+            spans = _spans(list(zip(names, arrays, strict=True)))
+            self._known = arrays, spans
+        return spans
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": ([], [])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -163,7 +180,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, max_norm)
 
     def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
-        velocity = state["velocity"] if self.momentum else None
+        velocity = state.get("velocity")
         launch_optimizers.run_sgd(
             value, grad, velocity, rate, self.momentum, self.nesterov, self.weight_decay, machine(value.dtype)
         )
@@ -246,10 +263,12 @@ def _squares(grad: Array) -> float:
 
 def _gradient(parameter: Parameter, name: str) -> Array:
     """The gradient as kernels take it: contiguous, aligned, of the value's type."""
-    shape = np.shape(parameter.grad)  # type: ignore[arg-type]
-    if shape != parameter.value.shape:
-        raise ValueError(f"{name} has shape {shape}, expected {parameter.value.shape}, the shape of value")
-    return np.require(parameter.grad, parameter.dtype, ("C", "A"))
+    grad, value = parameter.grad, parameter.value
+    if np.shape(grad) != value.shape:  # type: ignore[arg-type]
+        raise ValueError(f"{name} has shape {np.shape(grad)}, expected {value.shape}, the shape of value")  # type: ignore[arg-type]
+    if type(grad) is np.ndarray and grad.dtype == value.dtype and grad.flags.c_contiguous and grad.flags.aligned:
+        return grad
+    return np.require(grad, value.dtype, ("C", "A"))
 
 
 def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
