@@ -224,8 +224,9 @@ def batch_sum(x: Array) -> Array:
     """
     if len(x) <= _BLOCK_ROWS:
         return np.asarray(x.sum(axis=0))
-    whole = len(x) // _BLOCK_ROWS * _BLOCK_ROWS
-    blocks = x[:whole].reshape(-1, _BLOCK_ROWS, *x.shape[1:]).sum(axis=1)
+    count = len(x) // _BLOCK_ROWS
+    whole = count * _BLOCK_ROWS
+    blocks = x[:whole].reshape(count, _BLOCK_ROWS, *x.shape[1:]).sum(axis=1)
     total = blocks.sum(axis=0, dtype=np.float64) + x[whole:].sum(axis=0)
     return np.asarray(total, x.dtype)
 

@@ -380,7 +380,7 @@ def test_bias_gradients_of_large_batches_are_right(layer: Any, shape: tuple[int,
 
 def test_batch_sums_are_right_for_every_length(rng: Any) -> None:
     for rows in (0, 1, 2, 127, 128, 129, 255, 256, 300, 1000):
-        for shape in ((3,), (), (2, 5)):
+        for shape in ((3,), (), (2, 5), (0,)):
             for dtype in ("f", "d"):
                 x = rng.normal(size=(rows, *shape)).astype(dtype)
                 total = elementwise.batch_sum(x)
