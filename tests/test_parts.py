@@ -122,6 +122,26 @@ def test_regular_windows_are_recognised(size, kernel, stride, before, after):
     np.testing.assert_array_equal(np.clip(corner + k, 0, size), table[:, 1])
 
 
+@given(
+    n=st.integers(1, 40), kernel=st.integers(1, 4), stride=st.integers(1, 4), dilation=st.integers(1, 3),
+    before=st.integers(0, 2), after=st.integers(0, 3), lanes=st.sampled_from([4, 8, 16]),
+)  # fmt: skip
+def test_a_reading_knows_whether_windows_leave_the_image(n, kernel, stride, dilation, before, after, lanes):
+    outputs = (n + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    assume(outputs > 0)
+    y = plans.partition((outputs,), lanes)
+    r = plans.reading(y, (kernel,), (stride,), (dilation,), (before,), (n,), (outputs,), 7.0)
+    at = np.add.outer(np.arange(outputs) * stride - before, np.arange(kernel) * dilation)
+    assert (r.other == 7.0) == bool(((at < 0) | (at >= n)).any())
+    deeper = plans.Reading(r.partition, tuple((b + 1, a) for b, a in r.padding), 7.0)
+    assert deeper.serves(r)
+    assert not r.serves(deeper)
+    assert plans.Reading(r.partition, r.padding, -np.inf).serves(r) == (r.other is None)
+    assert deeper.exchanged((n,))
+    bare = plans.Reading(y, ((0, 0),), r.other)
+    assert bare.exchanged((outputs,)) == (r.other is not None and bool(outputs % lanes))
+
+
 def test_irregular_windows_are_none():
     assert plans.windows_of(pooling.adaptive_windows((10, 10), (4, 4)).rows, 10) is None
     assert plans.windows_of(np.empty((0, 3), np.int64), 7) is None
@@ -171,7 +191,22 @@ def _models() -> dict[str, tuple[nn.Sequential, tuple[int, ...]]]:
     }
 
 
-MODELS = _models()
+def _behind(reader: nn.Module, spatial: tuple[int, int]) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A layer whose windows need no border, and yet look behind the image."""
+    first = nn.SparseConv2d(2, 5, 3, padding=1, sparsity=0.2, activation="sigmoid", rng=np.random.default_rng(6))
+    return nn.Sequential(first, reader), (2, *spatial)
+
+
+BEHIND = ((0, 1), (0, 1))
+MODELS = {
+    **_models(),
+    "1x1, padding behind": _behind(nn.SparseConv2d(5, 4, 1, padding=BEHIND, sparsity=0.2, rng=7), (19, 37)),
+    "2x2 by twos, padding behind": _behind(
+        nn.SparseConv2d(5, 4, 2, stride=2, padding=BEHIND, sparsity=0.2, rng=7), (23, 23)
+    ),
+    "largest of 2x2, padding behind": _behind(nn.MaxPool2d(2, padding=BEHIND), (23, 23)),
+    "mean of 2x2, padding behind": _behind(nn.AvgPool2d(2, padding=BEHIND), (23, 23)),
+}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,7 +9,6 @@ sample are SpMV.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from fastsparse import launch, launch_engine, launch_layout, launch_products
 from fastsparse.engine import split
 from fastsparse.engine.products import Product, planned, product_call
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import Buffer, MakeCall, Patch, Place, Schedule, Step, user_place, variable_of
+from fastsparse.engine.schedule import Buffer, MakeCall, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
 from fastsparse.plan import linear as linear_plans
 from fastsparse.plan.flat import FlatPlanes, identity, plain_planes
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
@@ -128,8 +127,8 @@ class Lowering:
 
     # --- what subclasses say ---------------------------------------------------------------------
 
-    def _memory_of(self, t: int) -> tuple[int, Hashable]:
-        """Bytes and layout of a buffer for the tensor in the subclass's form."""
+    def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
+        """Bytes and zeros of a buffer for the tensor in the subclass's form."""
         raise NotImplementedError
 
     def _lay_out(self, t: int, node: Node) -> None:
@@ -166,7 +165,7 @@ class Lowering:
         return self._new(t, form, -1 if residual is None else residual[0])
 
     def _new(self, t: int, form: str, over: int = -1) -> Place:
-        layout: Hashable = None
+        zeros: Zeros | None = None
         first = None
         if form == "lanes":
             size = self._groups * self._features(t)[0].group_stride
@@ -177,14 +176,14 @@ class Lowering:
                 self.per_image[len(self.buffers)] = planes.image_stride
             size = images * planes.image_stride + planes.slack
         else:
-            size, layout = self._memory_of(t)
-        self.forms[t, form] = place = self._buffer(size, layout, first, over)
+            size, zeros = self._memory_of(t)
+        self.forms[t, form] = place = self._buffer(size, zeros, first, over)
         return place
 
-    def _buffer(self, size: int, layout: Hashable = None, first: int | None = None, over: int = -1) -> Place:
+    def _buffer(self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1) -> Place:
         """A buffer that the next step writes, or one that lives from step `first` on."""
         now = len(self.steps)
-        self.buffers.append(Buffer(size, now if first is None else first, now, layout, over))
+        self.buffers.append(Buffer(size, now if first is None else first, now, zeros, over))
         return len(self.buffers) - 1, 0
 
     def _add(

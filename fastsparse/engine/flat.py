@@ -6,7 +6,6 @@ added to one another. Convolutions of other strides have their input split into 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from fastsparse.engine import split
 from fastsparse.engine.by_image import Lowering, name_before
 from fastsparse.engine.products import packed, planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program
-from fastsparse.engine.schedule import Place
+from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.plan.conv import FlatConv, conv_flat
 from fastsparse.plan.flat import FlatPlanes, conv_flat_between, padded_planes
 from fastsparse.plan.linear import Machine
@@ -63,13 +62,14 @@ class _FlatLowering(Lowering):
         features = t in self.whole or any(isinstance(reader.operator, Linear) for reader in readers)
         return "plain" if unread or pooled or features else "planes"
 
-    def _memory_of(self, t: int) -> tuple[int, Hashable]:
+    def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
         planes, images = self._in_planes(t), self.images
-        layout: Hashable = None
+        zeros = None
         if not planes.contiguous:
             between = planes.image_stride if images > 1 else 0
-            layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
-        return images * planes.image_stride + planes.slack, layout
+            strides = tuple(n * planes.size for n in planes.strides)
+            zeros = Zeros(planes.channel_stride, between, planes.spatial, strides, planes.corner, planes.size)
+        return images * planes.image_stride + planes.slack, zeros
 
     # --- changing forms --------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ positions) run on all groups of the task at once, since their tiles go over grou
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from fastsparse import launch_engine, launch_layout, launch_products
 from fastsparse.engine import split
 from fastsparse.engine.products import Product, planned, product_call
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, user_place
+from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
 from fastsparse.plan.conv import conv_between
 from fastsparse.plan.lanes import LanesPlanes, lanes_planes, linear_between
 from fastsparse.plan.linear import Machine
@@ -141,13 +140,14 @@ class _Lowering:
             groups = self.sizes.outer if whole else self.sizes.inner
             # What the first stage leaves for the second is written bit by bit, all through the first.
             first = -1 if whole and t not in self.late else birth
-            layout: Hashable = None
+            zeros = None
             if len(planes.borders):
                 between = planes.group_stride if groups > 1 else 0
-                layout = (planes.channel_stride, planes.spatial, planes.strides, planes.corner, between)
+                corner, vector = planes.corner, self.m.vector
+                zeros = Zeros(planes.channel_stride, between, planes.spatial, planes.strides, corner, vector)
             index[t] = len(buffers)
             over = index[residuals[t]] if t in residuals else -1
-            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), layout, over))
+            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), zeros, over))
         return buffers, index
 
     def _place(self, tensor: int, first: int) -> Place:

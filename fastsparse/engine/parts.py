@@ -9,7 +9,6 @@ and pools whose windows are not regular, read the plain image.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,11 +69,13 @@ class _PartsLowering(Lowering):
         op = node.operator
         if isinstance(op, Conv):
             g = _unstrided(op.geometry)
-            return parts.reading(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
+            y = self._partition(node.output)
+            return parts.reading(y, g.kernel, g.stride, g.dilation, _before(g), g.spatial, g.out_spatial)
         if isinstance(op, Pool) and (axes := self._pooled_in_parts(node, op)):
             kernel, stride, before, _ = zip(*axes, strict=True)
             other = -np.inf if op.kind == "max" else 0.0
-            return parts.reading(self._partition(node.output), kernel, stride, (1, 1), before, other)
+            y, w = self._partition(node.output), op.windows
+            return parts.reading(y, kernel, stride, (1, 1), before, w.spatial, w.out_spatial, other)
         return None
 
     def _pooled_in_parts(self, node: Node, op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
@@ -90,11 +91,10 @@ class _PartsLowering(Lowering):
             partition = self._partition(leader)
             readers = [node for t, nodes in self.readers.items() if self.alike[t] == leader for node in nodes]
             readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
-            bordered = [r for r in readings if any(map(any, r.padding))]
-            other = bordered[0].other if bordered else 0.0
+            other = next((r.other for r in readings if r.other is not None), None)
             padding = [(0, 0)] * len(partition.size)
-            for r in bordered:
-                if r.other == other:
+            for r in readings:
+                if r.other in (None, other):
                     pairs = zip(padding, r.padding, strict=True)
                     padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
             reading = parts.Reading(partition, tuple(padding), other)
@@ -104,7 +104,7 @@ class _PartsLowering(Lowering):
     def _planes_of(self, t: int, r: parts.Reading) -> LanesPlanes:
         return lanes_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.m)
 
-    def _memory_of(self, t: int) -> tuple[int, Hashable]:
+    def _memory_of(self, t: int) -> tuple[int, None]:
         return self.images * self._natural(t).planes.group_stride, None
 
     # --- changing forms --------------------------------------------------------------------------
@@ -148,9 +148,9 @@ class _PartsLowering(Lowering):
         self._add_gather(t, plan, source, strides, target, (plain.image_stride, plain.channel_stride), name, "plain")
 
     def _exchange(self, t: int, name: str) -> None:
-        """Step that fills the borders of a tensor that has just been written, if it has any."""
+        """Step that fills what lies around the parts of a tensor that has just been written, where readers look."""
         natural, spatial = self._natural(t), self._spatial(t)
-        if any(map(any, natural.reading.padding)):
+        if natural.reading.exchanged(spatial):
             place, positions, strides = self._source(t)
             plan = parts.exchange(positions, spatial, natural.reading, self.m)
             self._add_gather(t, plan, place, strides, place, strides, name, "borders")
@@ -180,8 +180,7 @@ class _PartsLowering(Lowering):
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
         natural = self._natural(t)
-        bordered = any(map(any, r.padding))
-        if r.partition == natural.reading.partition and (not bordered or r.other == natural.reading.other):
+        if natural.reading.serves(r):
             return self._get(t, "parts", node), natural.reading, natural.planes
         planes = self._planes_of(t, r)
         target = self._buffer(self.images * planes.group_stride)

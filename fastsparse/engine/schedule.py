@@ -2,12 +2,30 @@
 
 A step reads one or two places and writes one; a place is a buffer and a byte offset in it, or an array of the user's.
 The same schedule is bound to each workspace by filling in addresses.
+
+What lies around an image in a buffer (contract R7): no number of a result depends on memory that nobody has written.
+Each layout keeps this in its own way:
+
+plain   Images and features are contiguous; no lane behind the last number is stored in a result.
+flat    Padded planes have `Zeros` around the image, written once, when memory is allocated. Steps write the positions
+        of the image alone, so the zeros stay. Planes without padding and the slack behind the last plane are undefined;
+        phase planes are zeroed by the step that packs them.
+lanes   Padded planes have `Zeros`, too. Lanes of samples that a group lacks are undefined: lanes never meet.
+parts   Borders, and what hangs over the image's end, are defined by the writer, in an exchange behind its step, if some
+        reader looks there (`Reading.exchanged`); a gather for one reader fills all that this reader looks at. Positions
+        of a result that hang over its own image are computed from undefined numbers and are undefined themselves.
+scratch Undefined when a step begins.
+
+`engine.poison` runs schedules with NaN wherever memory is undefined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastsparse.engine.program import Node
 from fastsparse.launch import Call
@@ -52,10 +70,39 @@ class Step:
     patches: tuple[Patch, ...] = ()
 
 
+@dataclass(frozen=True)
+class Zeros:
+    """Where a buffer of padded planes is zero for good: everywhere in its planes but at the image's positions.
+
+    Strides, sizes and the corner are in bytes. The number of channels is the buffer's own: buffers of more and of fewer
+    channels have the same zeros as far as both reach.
+    """
+
+    channel_stride: int
+    image_stride: int  # between images or groups of samples; 0 in buffers of a single one
+    spatial: tuple[int, ...]
+    strides: tuple[int, ...]
+    corner: int
+    position: int  # bytes of one position
+
+    def mask(self, size: int) -> NDArray[np.bool_]:
+        """Which of a buffer's bytes are zero, bool [size]."""
+        one = np.ones(self.channel_stride, bool)
+        at = np.full((), self.corner)
+        for n, stride in zip(self.spatial, self.strides, strict=True):
+            at = np.add.outer(at, np.arange(n) * stride)
+        one[np.add.outer(at.ravel(), np.arange(self.position))] = False
+        image = self.image_stride or size
+        found = np.zeros(size, bool)
+        for start in range(0, size, image):
+            for channel in range(start, min(start + image, size) - self.channel_stride + 1, self.channel_stride):
+                found[channel : channel + self.channel_stride] = one
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Memory that steps need. Contents that must be zero and stay zero have a `layout` that says where: buffers share
-    memory only with those of an equal one.
+    """Memory that steps need. Buffers share memory only with those of equal `zeros`.
 
     over : a buffer whose memory this one may take over while the same step still reads it, element by element
     """
@@ -63,7 +110,7 @@ class Buffer:
     size: int
     first: int  # the first step that writes it, in any order that lifetimes are compared in
     last: int
-    layout: Hashable = None
+    zeros: Zeros | None = None
     over: int = -1
 
 
@@ -88,27 +135,27 @@ class Schedule:
 
 
 def _may_replace(buffer: Buffer, old: Buffer) -> bool:
-    """Whether the step that writes the buffer is the last one that reads the old one, of the same size and layout."""
-    return old.last == buffer.first and (old.size, old.layout) == (buffer.size, buffer.layout)
+    """Whether the step that writes the buffer is the last one that reads the old one, of the same size and zeros."""
+    return old.last == buffer.first and (old.size, old.zeros) == (buffer.size, buffer.zeros)
 
 
 def assign_memory(buffers: list[Buffer]) -> tuple[list[int], int]:
     """Offset of every buffer in one piece of memory, and its size: buffers whose lives do not meet share theirs."""
-    slots: list[tuple[Hashable, int, int]] = []  # layout, size, last use
+    slots: list[tuple[Zeros | None, int, int]] = []  # zeros, size, last use
     chosen = [0] * len(buffers)
     for index in sorted(range(len(buffers)), key=lambda i: buffers[i].first):
         buffer = buffers[index]
-        free = [i for i, (layout, _, last) in enumerate(slots) if layout == buffer.layout and last < buffer.first]
+        free = [i for i, (zeros, _, last) in enumerate(slots) if zeros == buffer.zeros and last < buffer.first]
         if buffer.over >= 0 and _may_replace(buffer, buffers[buffer.over]):
             best = chosen[buffer.over]
-            slots[best] = (buffer.layout, slots[best][1], buffer.last)
+            slots[best] = (buffer.zeros, slots[best][1], buffer.last)
         elif free:
             # The smallest that is large enough, else the largest.
             best = min(free, key=lambda i: (slots[i][1] < buffer.size, abs(slots[i][1] - buffer.size)))
-            slots[best] = (buffer.layout, max(slots[best][1], buffer.size), buffer.last)
+            slots[best] = (buffer.zeros, max(slots[best][1], buffer.size), buffer.last)
         else:
             best = len(slots)
-            slots.append((buffer.layout, buffer.size, buffer.last))
+            slots.append((buffer.zeros, buffer.size, buffer.last))
         chosen[index] = best
     starts, end = [], 0
     for _, size, _ in slots:

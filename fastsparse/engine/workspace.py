@@ -31,16 +31,16 @@ class Workspace:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        offsets, size = assign_memory(schedule.buffers)
+        self.offsets, size = assign_memory(schedule.buffers)
         sharing = 1 if schedule.per_worker else schedule.workers
         scratch = max((step.scratch for step in schedule.steps), default=0) * sharing
         size = -(-size // 4096) * 4096
         self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(schedule.slots)]
         self.calls: list[list[Call]] = []
         for memory in self.memory:
-            memory.fill(0)  # the borders of planes: nothing writes them again
+            memory.fill(0)  # what buffers say is zero for good, among other things
             start = address(memory)
-            self.calls.append([_bound(step, start, offsets, start + size) for step in schedule.steps])
+            self.calls.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
         self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
         tables = [launch_engine.step_table(calls, sharing) for calls in self.calls]
@@ -86,10 +86,10 @@ class Workspace:
             if i < len(self._variables):
                 self._variables[i] = address(array)
 
-    def run_step(self, index: int) -> None:
-        """Run one step of the first task, for measuring."""
+    def run_step(self, index: int, task: int = 0) -> None:
+        """Run one step of a task, for measuring and for tests."""
         workers = 1 if self.schedule.per_worker else self.schedule.workers
-        self._run_rows(index, index + 1, launch_engine.available_slots(workers), 0)
+        self._run_rows(index, index + 1, launch_engine.available_slots(workers), task)
 
     def _run_rows(self, first: int, last: int, slots: int, task: int) -> None:
         steps, patches, variables = self._addresses

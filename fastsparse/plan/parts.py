@@ -37,11 +37,24 @@ class Partition:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a layer reads: parts of this partition, with a border of `padding`, `other` where the image ends."""
+    """What a layer reads: parts of this partition with a border of `padding`.
+
+    other : what its windows find outside the image, in borders and in what hangs over the end; None when no window of
+        the image's own outputs looks there, so that anything may lie there
+    """
 
     partition: Partition
     padding: Pads
-    other: float
+    other: float | None
+
+    def serves(self, wanted: Reading) -> bool:
+        """Whether parts that lie like this hold all that `wanted` reads."""
+        enough = all(h[0] >= w[0] and h[1] >= w[1] for h, w in zip(self.padding, wanted.padding, strict=True))
+        return self.partition == wanted.partition and enough and wanted.other in (None, self.other)
+
+    def exchanged(self, spatial: Ints) -> bool:
+        """Whether something must be filled once all parts of an image are written."""
+        return any(map(any, self.padding)) or (self.other is not None and self.partition.hangs_over(spatial))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +98,21 @@ def exact_padding(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, befo
     )
 
 
-def reading(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints, other: float = 0.0) -> Reading:
-    """What windows must find to write all of y's parts, each part for itself."""
+def reading(
+    y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints, spatial: Ints, outputs: Ints,
+    other: float = 0.0,
+) -> Reading:  # fmt: skip
+    """What windows must find to write all of y's parts, each part for itself.
+
+    spatial, outputs : sizes of the image that is read, and of that which is written
+    other : what lies around the image
+    """
     size = tuple(n * s for n, s in zip(y.size, stride, strict=True))
     exact = exact_padding(y, kernel, stride, dilation, before)
-    return Reading(Partition(y.counts, size), tuple((b, max(0, after)) for b, after in exact), other)
+    axes = zip(spatial, outputs, kernel, stride, dilation, before, strict=True)
+    outside = any(b > 0 or (o - 1) * s + d * (k - 1) - b >= n for n, o, k, s, d, b in axes)
+    padding = tuple((b, max(0, after)) for b, after in exact)
+    return Reading(Partition(y.counts, size), padding, other if outside else None)
 
 
 def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints) -> NDArray[np.bool_]:
@@ -157,14 +180,13 @@ def gather_plain(source: NDArray[np.int64], machine: Machine) -> Gather:
     return Gather(gather.sources, gather.targets, gather.other, (count - 1) % machine.lanes + 1)
 
 
-def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], other: float, machine: Machine) -> Gather:
+def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], other: float | None, machine: Machine) -> Gather:
     farthest = max(int(sources.max(initial=0)), int(targets.max(initial=0)))
     if farthest >= PARTS_LIMIT:
         raise ValueError(f"a channel in parts spans {farthest} bytes, expected fewer than {PARTS_LIMIT}")
     dtype = np.dtype(f"f{machine.size}")
-    return Gather(
-        np.ascontiguousarray(sources, np.int32), targets.astype(np.uint32), np.full(1, other, dtype), machine.lanes
-    )
+    outside = np.full(1, other or 0.0, dtype)
+    return Gather(np.ascontiguousarray(sources, np.int32), targets.astype(np.uint32), outside, machine.lanes)
 
 
 def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:

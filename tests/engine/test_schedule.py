@@ -79,7 +79,7 @@ def test_any_cut_covers_the_batch(work, groups, workers):
     st.lists(st.tuples(st.integers(1, 999), st.integers(0, 9), st.integers(0, 4), st.sampled_from("ab")), max_size=12)
 )
 def test_buffers_that_live_at_once_do_not_overlap(specs):
-    buffers = [Buffer(size, first, first + span, layout) for size, first, span, layout in specs]
+    buffers = [Buffer(size, first, first + span, zeros) for size, first, span, zeros in specs]
     offsets, total = assign_memory(buffers)
     for i, (a, start) in enumerate(zip(buffers, offsets)):
         assert start % 64 == 0
@@ -87,7 +87,7 @@ def test_buffers_that_live_at_once_do_not_overlap(specs):
         for b, other in zip(buffers[:i], offsets):
             apart = start + a.size <= other or other + b.size <= start
             assert apart or a.last < b.first or b.last < a.first
-            assert apart or a.layout == b.layout  # what must stay zero stays zero
+            assert apart or a.zeros == b.zeros  # what must stay zero stays zero
             assert apart or start == other
 
 

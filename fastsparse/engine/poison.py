@@ -1,0 +1,109 @@
+"""Runs with NaN in all undefined memory: what nobody has written shows in the results (contract R7).
+
+For tests, and slow: steps run one by one, and before each of them all memory is filled with NaN but for buffers that it
+or a later step still reads, and for `Zeros`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.engine.schedule import Schedule, Zeros
+from fastsparse.engine.workspace import Arrays, Workspace
+
+_NAN = 255  # the byte of which a NaN of any size can be made
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Let every workspace, of engines of all kinds, run with poisoned memory. Not for several threads."""
+    plain = Workspace.run
+
+    def both(space: Workspace, x: Arrays, y: Arrays) -> None:
+        """Step by step; and as it is called by users, whose result is the one that stays."""
+        _run(space, x, y)
+        first = [array.copy() for array in ([y] if isinstance(y, np.ndarray) else y)]
+        for slot in range(len(space.memory)):
+            _fill(space, slot, set())
+        plain(space, x, y)
+        for a, b in zip(first, [y] if isinstance(y, np.ndarray) else y, strict=True):
+            if a.tobytes() != b.tobytes():
+                raise AssertionError("a schedule gives other numbers step by step than in one call")
+
+    Workspace.run = both  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Workspace.run = plain  # type: ignore[method-assign]
+
+
+def _run(space: Workspace, x: Arrays, y: Arrays) -> None:
+    """y = network(x), step by step.
+
+    Raises
+    ------
+    AssertionError
+        When a step writes where zeros must stay, or two buffers that are in use share memory.
+    """
+    space.set_arrays(x, y)
+    live = live_buffers(space.schedule)
+    for task in range(space.schedule.tasks):
+        for i, step in enumerate(space.schedule.steps):
+            _fill(space, 0, live[i])
+            space.run_step(i, task)
+            _check_zeros(space, step.name)
+
+
+def live_buffers(schedule: Schedule) -> list[set[int]]:
+    """Before every step the buffers whose contents it or a later step reads."""
+    steps = schedule.steps
+    in_pieces = {buffer for step in steps for buffer, offset in (*step.sources, step.target) if offset}
+    reads = [{buffer for buffer, _ in step.sources} for step in steps]
+    found: list[set[int]] = []
+    live: set[int] = set()
+    for step, read in zip(reversed(steps), reversed(reads), strict=True):
+        live = (live - {step.target[0]}) | read
+        found.append({buffer for buffer in live if buffer >= 0})
+    found.reverse()
+    for buffer in in_pieces:  # written bit by bit, by several steps
+        first = min(i for i, step in enumerate(steps) if step.target[0] == buffer)
+        last = max((i for i, read in enumerate(reads) if buffer in read), default=-1)
+        for i, here in enumerate(found):
+            (here.add if first < i <= last else here.discard)(buffer)
+    return found
+
+
+def _fill(space: Workspace, slot: int, live: set[int]) -> None:
+    """NaN everywhere but in the live buffers and where buffers are zero for good."""
+    memory, buffers = space.memory[slot], space.schedule.buffers
+    spans = sorted((space.offsets[b], space.offsets[b] + buffers[b].size) for b in live)
+    if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+        raise AssertionError(f"buffers {sorted(live)} are in use and share memory")
+    kept = [memory[start:end].copy() for start, end in spans]
+    memory.fill(_NAN)
+    for piece, mask in _zeros(space, slot):
+        piece[mask] = 0
+    for (start, end), contents in zip(spans, kept, strict=True):
+        memory[start:end] = contents
+
+
+def _check_zeros(space: Workspace, step: str) -> None:
+    for number, (piece, mask) in enumerate(_zeros(space, 0)):
+        if piece[mask].any():
+            raise AssertionError(f"step {step} wrote around the images of buffer {number}, which must stay zero")
+
+
+def _zeros(space: Workspace, slot: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Memory and mask of every buffer that has zeros."""
+    for buffer, start in zip(space.schedule.buffers, space.offsets, strict=True):
+        if buffer.zeros is not None:
+            yield space.memory[slot][start : start + buffer.size], _mask(buffer.zeros, buffer.size)
+
+
+_mask = functools.lru_cache(maxsize=256)(Zeros.mask)
