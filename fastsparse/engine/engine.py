@@ -171,7 +171,7 @@ class Engine:
         return [self(inputs[0], out=None if out is None else out[0])]
 
     def prepare(self, batch: int, *, tune: bool = False) -> None:
-        """Plan for a batch size now, instead of at its first call; with `tune` by measuring."""
+        """Plan for a batch size now, instead of at its first call; with `tune` by measuring, unless that was done."""
         with self._pool(batch, tune).workspace():
             pass
 
@@ -242,17 +242,19 @@ class Engine:
         key = (batch, workers)
         with _lock:
             pool = self._plans.get(key)
-            if pool is not None:
+            if pool is not None and (not tune or key in self._choices):
                 self._plans.move_to_end(key)
                 return pool
         tune = tune or (self._tune_again and batch == self.input_shape[0])
         choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
         made = Pool(scheduled(self._program, batch, workers, choice), _WORKSPACES)
         with _lock:
+            if tune:
+                self._plans[key] = made
+                if len(self._choices) < _KEPT_CHOICES:
+                    self._choices[key] = choice
             pool = self._plans.setdefault(key, made)
             self._plans.move_to_end(key)
-            if tune and len(self._choices) < _KEPT_CHOICES:
-                self._choices[key] = choice
             while len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return pool

@@ -63,8 +63,6 @@ class GraphEngine:
     input_names, output_names : tuple of str
     input_shapes : dict of str to tuple of int
         For the shapes it was compiled for.
-    output_shapes : dict of str to tuple of int, or None
-        None when they depend on the numbers in an input.
     """
 
     def __init__(self, model: Model, shapes: Mapping[str, Shape], threads: int | None) -> None:
@@ -79,7 +77,19 @@ class GraphEngine:
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
-        self.output_shapes: dict[str, Shape] | None = None
+        self._output_shapes: dict[str, Shape] | None = None
+
+    @property
+    def output_shapes(self) -> dict[str, Shape] | None:
+        """For the input shapes it was compiled for; None when they depend on the numbers in an input."""
+        if self._output_shapes is None and not self._parameters:
+            try:
+                graph = specialised(self._model, self.input_shapes, {})
+            except ParametersNeeded as needed:
+                self._parameters = needed.names
+            else:
+                self._output_shapes = {name: graph.infos[name].shape for name in graph.outputs}
+        return self._output_shapes
 
     @property
     def input_shape(self) -> Shape:
@@ -241,13 +251,8 @@ class GraphEngine:
 
     def _first_plan(self, tune: bool) -> None:
         """Plan for the shapes it is compiled for; what depends on the numbers in inputs is planned at calls."""
-        try:
-            graph = specialised(self._model, self.input_shapes, {})
-        except ParametersNeeded as needed:
-            self._parameters = needed.names
-            return
-        self.output_shapes = {name: graph.infos[name].shape for name in graph.outputs}
-        self.prepare(tune=tune)
+        if self.output_shapes is not None:
+            self.prepare(tune=tune)
 
     def _pool(self, inputs: Sequence[Array], tune: bool) -> Pool:
         workers = runtime.get_num_threads() if self._threads is None else self._threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import launch, nn
-from fastsparse.engine import flat, lanes, parts, split
+from fastsparse.engine import choosing, flat, lanes, parts, split
 from fastsparse.engine.workspace import Workspace
 from fastsparse.plan import policy
 from fastsparse_kernels import spmm
@@ -313,7 +312,22 @@ def test_one_dtype_per_model():
         fs.compile(model, (2, 4))
 
 
-def test_programs_are_replaced_not_changed():
+def test_a_planned_batch_is_measured_when_asked_to(monkeypatch):
     model, shape = network("demo")
-    program = fs.compile(model, (2, *shape))._program
-    assert replace(program).nodes == program.nodes
+    engine = fs.compile(model, (20, *shape), threads=1, tune=False)
+    offered = choosing.choices(engine._program, 20, 1, True)
+    measured = []
+
+    def last(program, candidates, batch):
+        measured.append(batch)
+        return len(candidates) - 1
+
+    monkeypatch.setattr(choosing, "fastest", last)
+    y = engine(inputs(shape, 20, "float32"))
+    for _ in range(2):  # the second time there is nothing left to do
+        engine.prepare(20, tune=True)
+        assert measured == [20]
+    assert engine._choices == {(20, 1): offered[-1]}
+    made = choosing.scheduled(engine._program, 20, 1, offered[-1]).steps
+    assert [step.kernel for step in engine._pool(20).schedule.steps] == [step.kernel for step in made]
+    assert same_bits(engine(inputs(shape, 20, "float32")), y)

@@ -25,6 +25,8 @@ def test_engines_come_back_to_the_bit(name, tmp_path):
     again = fs.load_engine(tmp_path / "engine")
     assert (again.input_names, again.output_names) == (engine.input_names, engine.output_names)
     assert again.input_shapes == engine.input_shapes
+    assert again.output_shapes == engine.output_shapes  # before the first call
+    assert again.output_shape == engine.output_shape
     for batch in (1, 3):
         inputs = engine.random_inputs(batch)
         for y, z in zip(again.run(inputs), engine.run(inputs), strict=True):

@@ -1,0 +1,338 @@
+"""Random networks: compiled engines against exact sums with an error bound, ONNX engines against onnxruntime.
+
+    python -m bench.fuzz_networks --count 10000 --seed 1
+    python -m bench.fuzz_networks --replay '{"dtype": "float32", ...}'
+
+Contracts R1, R3, R7 and R8. Every network runs in every layout that can run it, cut in random ways, on one and two
+workers, under random settings of the policy, with NaN in all undefined memory (`fastsparse.engine.poison`); all of
+these must give the same bits, within the bound of the exact result. What fails is made smaller, as far as it still
+fails, and printed so that it can be replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import fastsparse as fs
+from bench.random_networks import Network, as_layers, as_onnx, random_network
+from fastsparse import launch
+from fastsparse.engine import choosing, split
+from fastsparse.engine.flat import flat_schedule
+from fastsparse.engine.lanes import lanes_schedule
+from fastsparse.engine.parts import parts_schedule
+from fastsparse.engine.poison import poisoned
+from fastsparse.engine.program import Conv, Program
+from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.workspace import Workspace
+from fastsparse.plan import policy
+from fastsparse_kernels import build
+from tests.checking import SETTINGS
+from tests.engine.networks import exact
+
+Array = NDArray[Any]
+Rng = np.random.Generator
+MARGIN = 64  # numbers in front of and behind the user's arrays, NaN or untouched
+ONNX_TOLERANCE = 1e-4  # of the largest output
+
+
+def input_of(network: Network) -> Array:
+    """Numbers for the network, between NaNs."""
+    shape = network["batch"], *network["shape"]
+    count = math.prod(shape)
+    around = np.full(count + 2 * MARGIN, np.nan, network["dtype"])
+    x = around[MARGIN : MARGIN + count].reshape(shape)
+    x[...] = np.random.default_rng(len(network["layers"])).standard_normal(shape)
+    return x
+
+
+def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
+    """Check a network of fastsparse's layers.
+
+    Parameters
+    ----------
+    lanes : numbers of a vector, by default those of this CPU
+
+    Raises
+    ------
+    AssertionError
+        When an engine gives wrong numbers.
+    ValueError
+        When layers of fastsparse do not do what the network says.
+    """
+    model, x = as_layers(network), input_of(network)
+    want, bound = exact(model, x, x.dtype)
+    with np.errstate(all="ignore"):
+        _assert_within(model(x), want, bound, "the eager model")
+    engine = fs.compile(model, x.shape, tune=False)
+    program, first = engine._program, None
+    for label, settings, make in _schedules(program, len(x), rng, lanes):
+        with _policy(settings):
+            y = _run(make(), x, want.shape)
+        label = f"{label} with {settings or 'usual choices'}"
+        if first is None:
+            _assert_within(y, want, bound, label)
+            first = label, y
+        elif y.tobytes() != first[1].tobytes():
+            _assert_within(y, want, bound, label)
+            raise AssertionError(f"{label}: other bits than {first[0]}")
+    if rng.random() < 0.05:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "engine")
+            engine.save(path)
+            if fs.load_engine(path)(x).tobytes() != engine(x).tobytes():
+                raise AssertionError("a loaded engine gives other numbers than the one that was saved")
+
+
+def check_onnx(network: Network, rng: Rng) -> None:
+    """Check a network as an ONNX model against onnxruntime, or where that is missing or fails, ONNX's own evaluator.
+
+    Raises
+    ------
+    AssertionError
+        When the engine gives wrong numbers.
+    ValueError
+        When ONNX has no operator for a layer.
+    """
+    model, x = as_onnx(network), input_of(network)
+    engine = fs.compile(model, x.shape, threads=int(rng.integers(1, 3)), tune=False)
+    with poisoned():
+        y = engine(x)
+    want = _onnxruntime(model, x)
+    if want is None or not _near(y, want):
+        from onnx.reference import ReferenceEvaluator
+
+        with np.errstate(all="ignore"):  # onnxruntime errs, too; two against one
+            other = ReferenceEvaluator(model).run(None, {"x": x})[0]
+        if not _near(y, other):
+            against = other if want is None else want
+            wrong = np.argwhere(~(abs(y - against) <= _limit(against))) if y.shape == against.shape else []
+            raise AssertionError(f"ONNX: {y.shape} for {against.shape}, {len(wrong)} of {y.size} wrong, {wrong[:2]}")
+
+
+def _limit(want: Array) -> float:
+    return ONNX_TOLERANCE * float(abs(want).max(initial=1e-3))
+
+
+def _near(y: Array, want: Array) -> bool:
+    return y.shape == want.shape and bool((abs(y - want) <= _limit(want)).all())
+
+
+def _onnxruntime(model: Any, x: Array) -> Array | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found: Array = session.run(None, {"x": x})[0]
+    except Exception:
+        return None
+    return found
+
+
+# ---------------------------------------------------------------- all ways to run a program
+
+
+def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[tuple[str, str, Callable[[], Schedule]]]:
+    """What to call it, settings of the policy, and what makes the schedule: the usual one, and some of every layout."""
+    convolves = any(isinstance(node.operator, Conv) for node in program.nodes)
+    layouts = [("flat", flat_schedule), *([("parts", parts_schedule)] if convolves else [])]
+    layouts += [("lanes", lanes_schedule)] if batch > 1 else []
+    usual = choosing.choices(program, batch, 1, False)[0]
+    if not lanes:
+        yield f"{usual}", "", lambda: choosing.scheduled(program, batch, 1, usual)
+    for name, make in layouts:
+        for _ in range(2):
+            workers, settings = int(rng.integers(1, 3)), ""
+            machine = launch.machine(program.dtype, workers)
+            machine = replace(machine, lanes=lanes or machine.lanes)
+            cut = _cut(rng, -(-batch // machine.lanes) if name == "lanes" else batch, name != "lanes", workers)
+            if rng.random() < 0.4:
+                settings = list(SETTINGS)[int(rng.integers(len(SETTINGS)))]
+            elif workers > 1:
+                settings = "parallel"
+            label = f"{name}, {cut}, {workers} workers"
+            yield label, settings, lambda m=machine, c=cut, make=make: make(program, batch, m, c)  # type: ignore[misc]
+
+
+def _cut(rng: Rng, count: int, equal: bool, workers: int) -> split.Split:
+    """Any cut of so many images or groups; of images into equal tasks."""
+    outer = int(rng.choice([n for n in range(1, count + 1) if not equal or count % n == 0]))
+    inner = int(rng.choice([n for n in range(1, outer + 1) if outer % n == 0]))
+    return split.Split(bool(rng.integers(2)), outer, inner)
+
+
+@contextlib.contextmanager
+def _policy(settings: str) -> Iterator[None]:
+    with mock.patch.multiple(policy, **SETTINGS[settings]) if settings else contextlib.nullcontext():
+        yield
+
+
+def _run(schedule: Schedule, x: Array, shape: tuple[int, ...]) -> Array:
+    """The result, written between numbers that must stay as they are."""
+    count = math.prod(shape)
+    around = np.full(count + 2 * MARGIN, np.nan, x.dtype)
+    y = around[MARGIN : MARGIN + count].reshape(shape)
+    with poisoned():
+        Workspace(schedule).run(x, y)
+    if not np.isnan(np.concatenate([around[:MARGIN], around[MARGIN + count :]])).all():
+        raise AssertionError("numbers in front of or behind the result were written")
+    return y
+
+
+def _assert_within(y: Array, want: Array, bound: Array, label: str) -> None:
+    if y.shape != want.shape:
+        raise AssertionError(f"{label}: shape {y.shape}, expected {want.shape}")
+    wrong = ~(abs(y - want) <= bound)
+    if wrong.any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise AssertionError(
+            f"{label}: {wrong.sum()} of {y.size} wrong, first {at}: {y[at]} for {want[at]} +- {bound[at]}"
+        )
+
+
+# ---------------------------------------------------------------- many networks
+
+
+def drawn(seed: int, number: int, onnx: bool) -> Network:
+    """Network `number` of a run."""
+    return random_network(np.random.default_rng([seed, number, onnx]), onnx)
+
+
+def failure(network: Network, seed: int, number: int, onnx: bool, lanes: int = 0, tries: int = 1) -> str:
+    """What is wrong with a network, "" for nothing; cuts and settings are drawn anew in each try."""
+    for attempt in range(tries):
+        rng = np.random.default_rng([seed, number, onnx, attempt])
+        try:
+            if onnx:
+                check_onnx(network, rng)
+            else:
+                check_layers(network, rng, lanes)
+        except AssertionError as error:
+            return str(error) or "AssertionError"
+        except Exception as error:
+            if not _impossible(network, onnx):
+                return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _impossible(network: Network, onnx: bool) -> bool:
+    try:
+        (as_onnx if onnx else as_layers)(network)
+    except ValueError:
+        return True
+    return False
+
+
+def shrunk(network: Network, fails: Callable[[Network], str], seconds: float = 60.0) -> Network:
+    """A smaller network that fails, too: found by leaving out whatever can be left out, one thing at a time."""
+    end, again = time.monotonic() + seconds, True
+    while again:
+        again = False
+        for smaller in _smaller(network):
+            if time.monotonic() > end:
+                return network
+            if fails(smaller):
+                network, again = smaller, True
+                break
+    return network
+
+
+def _smaller(network: Network) -> Iterator[Network]:
+    for i, (kind, options) in enumerate(network["layers"]):
+        rest = network["layers"][:i], network["layers"][i + 1 :]
+        if len(network["layers"]) > 1:
+            yield {**network, "layers": [*rest[0], *rest[1]]}
+        if kind == "residual":
+            yield {**network, "layers": [*rest[0], *options["body"], *rest[1]]}
+        for key, plain in (("activation", None), ("bias", False), ("groups", 1)):
+            if options.get(key, plain) != plain:
+                yield {**network, "layers": [*rest[0], [kind, {**options, key: plain}], *rest[1]]}
+        for key in ("kernel", "stride", "dilation", "out"):
+            if options.get(key) not in (None, 1):
+                for value in _less(options[key]):
+                    yield {**network, "layers": [*rest[0], [kind, {**options, key: value}], *rest[1]]}
+        if "padding" in options:
+            pads = [n for pair in options["padding"] for n in pair]
+            for value in _less(pads, 0):
+                pairs = [value[2 * a : 2 * a + 2] for a in range(len(pads) // 2)]
+                yield {**network, "layers": [*rest[0], [kind, {**options, "padding": pairs}], *rest[1]]}
+    for batch in sorted({1, network["batch"] // 2, network["batch"] - 1}):
+        if 1 <= batch < network["batch"]:
+            yield {**copy.deepcopy(network), "batch": batch}
+    for shape in _less(network["shape"]):
+        yield {**copy.deepcopy(network), "shape": shape}
+
+
+def _less(value: Any, least: int = 1) -> Iterator[Any]:
+    """The number, or one of the numbers, at half its size or one less."""
+    if isinstance(value, int):
+        yield from sorted({max(least, value // 2), value - 1} - {least - 1, value})
+        return
+    for a, n in enumerate(value):
+        for less in _less(n, least):
+            yield [*value[:a], less, *value[a + 1 :]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 1 when a network was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fuzz_networks", description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=1000, help="networks (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first network (default: 0)")
+    parser.add_argument("--kind", choices=["layers", "onnx", "both"], default="both", help="default: both, in turn")
+    parser.add_argument("--half", action="store_true", help="vectors of half the length, as on a smaller CPU")
+    parser.add_argument("--faults", type=int, default=10, help="stop after so many (default: 10)")
+    parser.add_argument("--replay", metavar="JSON", help="run one network, as it was printed")
+    given = parser.parse_args(arguments)
+    kinds = {"layers": (False,), "onnx": (True,), "both": (False, True)}[given.kind]
+
+    def lanes(network: Network) -> int:
+        bits = np.dtype(network["dtype"]).itemsize * 8
+        return build.lanes(bits) // 2 if given.half else 0
+
+    if given.replay:
+        network = json.loads(given.replay)
+        found = [f for onnx in kinds if (f := failure(network, given.seed, 0, onnx, lanes(network), tries=20))]
+        print("\n".join(found) or "right")
+        return int(bool(found))
+    faults = 0
+    pause = 2.0 if sys.stderr.isatty() else 60.0  # seconds between two lines of progress
+    for number in tqdm(range(given.first, given.first + given.count), "networks", mininterval=pause, maxinterval=pause):
+        onnx = kinds[number % len(kinds)]
+        network = drawn(given.seed, number, onnx)
+        what = failure(network, given.seed, number, onnx, lanes(network))
+        if what:
+            faults += 1
+            small = shrunk(network, lambda n, i=number, o=onnx: failure(n, given.seed, i, o, lanes(n), tries=3))
+            again = failure(small, given.seed, number, onnx, lanes(small), tries=3)
+            tqdm.write(
+                f"seed {given.seed}, network {number}, {'ONNX' if onnx else 'layers'}: {what}\n  smaller: {again}"
+            )
+            tqdm.write(f"  {json.dumps(small)}")
+            if faults >= given.faults:
+                break
+    print(f"{faults} of {number - given.first + 1} networks wrong")
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,430 @@
+"""Random small networks, as layers of fastsparse and as ONNX models, for `bench.fuzz_networks` and the test suite.
+
+A network is plain data, so that it can be printed, replayed and made smaller:
+
+    {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...]}
+
+Its numbers come from its layers' places and sizes alone. What is likely to go wrong is likely here: windows as wide as
+their stride, padding on one side, images that vectors and grids do not divide, depthwise layers, sums of any kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import nn
+
+Array = NDArray[Any]
+Rng = np.random.Generator
+Layer = list[Any]  # [kind, options]
+Network = dict[str, Any]
+
+ACTIVATIONS = {
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
+    "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU,
+}  # fmt: skip
+MOST_NUMBERS = 40_000  # in the largest tensor of a batch
+CONVS = {1: nn.SparseConv1d, 2: nn.SparseConv2d, 3: nn.SparseConv3d}
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def windows_out(n: int, kernel: int, stride: int, padding: Sequence[int], dilation: int = 1, ceil: bool = False) -> int:
+    """Outputs along an axis; not positive where no window fits."""
+    free = n + sum(padding) - dilation * (kernel - 1) - 1
+    out = (-(-free // stride) if ceil else free // stride) + 1
+    return out - 1 if ceil and (out - 1) * stride >= n + padding[0] else out
+
+
+def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one sample behind a layer."""
+    kind, options = layer
+    if kind == "conv":
+        axes = zip(
+            shape[1:], options["kernel"], options["stride"], options["padding"], options["dilation"], strict=True
+        )
+        return (options["out"], *(windows_out(*axis) for axis in axes))
+    if kind in ("max", "mean"):
+        axes = zip(shape[1:], options["kernel"], options["stride"], options["padding"], strict=True)
+        return (shape[0], *(windows_out(*axis, ceil=options.get("ceil", False)) for axis in axes))
+    if kind == "adaptive":
+        return (shape[0], *options["output"])
+    if kind == "flatten":
+        return (math.prod(shape),)
+    if kind == "linear":
+        return (options["out"],)
+    if kind == "residual":
+        for inner in options["body"]:
+            shape = shape_after(inner, shape)
+    return shape
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def random_network(rng: Rng, onnx: bool = False) -> Network:
+    """Draw a network; with `onnx` it may have what layers of fastsparse lack (see `as_onnx`)."""
+    axes = int(rng.choice([0, 1, 2, 2, 2, 2, 2, 3]))
+    batch = int(rng.choice([1, 1, 1, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33]))
+    shape: tuple[int, ...] = (int(rng.integers(1, 9)), *(_size(rng, axes) for _ in range(axes)))
+    if axes == 0:
+        shape = (int(rng.integers(1, 81)),)
+    dtype = "float32" if onnx or rng.random() < 0.7 else "float64"
+    network: Network = {"dtype": dtype, "batch": batch, "shape": list(shape), "layers": []}
+    while math.prod(shape) * batch > MOST_NUMBERS:
+        batch = network["batch"] = max(1, batch // 2)
+        if batch == 1:
+            shape = (shape[0], *(-(-n // 2) for n in shape[1:]))
+            network["shape"] = list(shape)
+    layers: list[Layer] = network["layers"]
+    for _ in range(int(rng.integers(1, 7))):
+        layer = _layer(rng, shape, onnx)
+        after = shape_after(layer, shape)
+        if min(after) >= 1 and math.prod(after) * batch <= MOST_NUMBERS:
+            layers.append(layer)
+            shape = after
+    if len(shape) > 1 and rng.random() < 0.35 and math.prod(shape) <= 3000:
+        layers.append(["flatten", {}])
+        shape = (math.prod(shape),)
+        for _ in range(int(rng.integers(0, 3))):
+            layers.append(_layer(rng, shape, onnx))
+            shape = shape_after(layers[-1], shape)
+    if not layers:
+        layers.append([_one(rng, list(ACTIVATIONS)), {}])
+    if not any(word in str(layers) for word in ("sparsity", "norm")):
+        network["dtype"] = "float32"
+    return network
+
+
+def _one(rng: Rng, among: Sequence[Any]) -> Any:
+    return among[int(rng.integers(len(among)))]
+
+
+def _size(rng: Rng, axes: int) -> int:
+    most = {1: (12, 80, 80), 2: (12, 30, 80), 3: (4, 7, 12)}[axes]
+    return int(rng.integers(1, _one(rng, most) + 1))
+
+
+def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
+    if len(shape) == 1:
+        kind = _one(rng, ["linear"] * 4 + ["norm", "activation", "residual"])
+    elif len(shape) == 3:
+        kind = _one(rng, ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"])
+    else:
+        kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"])
+    if kind == "activation":
+        return [_one(rng, list(ACTIVATIONS)), {}]
+    if kind == "norm":
+        return ["norm", {}]
+    if kind == "linear":
+        return _linear(rng, int(rng.integers(1, 41)))
+    if kind == "conv":
+        return _conv(rng, shape)
+    if kind == "pool":
+        return _pool(rng, shape, onnx)
+    if kind == "adaptive":
+        return ["adaptive", {"output": [int(rng.integers(1, min(n, 5) + 1)) for n in shape[1:]]}]
+    return _residual(rng, shape)
+
+
+def _activation(rng: Rng) -> str | None:
+    return _one(rng, list(ACTIVATIONS)) if rng.random() < 0.3 else None
+
+
+def _linear(rng: Rng, out: int) -> Layer:
+    return ["linear", {"out": out, **_weights(rng)}]
+
+
+def _weights(rng: Rng) -> dict[str, Any]:
+    return {
+        "sparsity": _one(rng, [0.0, 0.3, 0.7, 0.95]), "bias": bool(rng.random() < 0.7), "activation": _activation(rng),
+        "dense": bool(rng.random() < 0.15),
+    }  # fmt: skip
+
+
+def _padding(rng: Rng, most: int) -> list[int]:
+    """In front and behind, at most `most`: none, on one side, the same on both, or any."""
+    kind, a, b = rng.integers(6), int(rng.integers(0, most + 1)), int(rng.integers(0, most + 1))
+    return [[0, 0], [0, max(1, b)], [0, max(1, b)], [max(1, a), 0], [a, a], [a, b]][kind] if most else [0, 0]
+
+
+def _conv(rng: Rng, shape: tuple[int, ...]) -> Layer:
+    channels, *spatial = shape
+    kernel, stride, padding, dilation = [], [], [], []
+    one_kernel = int(_one(rng, [1, 1, 2, 3, 3])) if rng.random() < 0.6 else 0
+    for n in spatial:
+        k = one_kernel or int(_one(rng, [1, 1, 2, 3, 3, 4, 5]))
+        d = 1 if rng.random() < 0.8 else int(rng.integers(2, 4))
+        s = k if rng.random() < 0.3 else int(_one(rng, [1, 1, 1, 2, 3]))
+        p = _padding(rng, 2 if rng.random() < 0.8 else 3)
+        while windows_out(n, k, s, p, d) < 1:
+            k = k - 1 if k > 1 else k
+            d = 1
+        kernel.append(k), stride.append(s), padding.append(p), dilation.append(d)
+    divisors = [g for g in range(1, channels + 1) if channels % g == 0]
+    groups = 1 if rng.random() < 0.65 else int(_one(rng, [*divisors, channels]))
+    out = groups * int(rng.integers(1, 4 if groups > 1 else 13))
+    return _convolution(rng, out, kernel, stride, padding, dilation, groups)
+
+
+def _convolution(
+    rng: Rng, out: int, kernel: list[int], stride: list[int], padding: list[list[int]], dilation: list[int],
+    groups: int = 1,
+) -> Layer:  # fmt: skip
+    return ["conv", {
+        "out": out, "kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        **_weights(rng),
+    }]  # fmt: skip
+
+
+def _pool(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
+    kind = _one(rng, ["max", "mean"])
+    kernel, stride, padding = [], [], []
+    for n in shape[1:]:
+        k = int(_one(rng, [1, 2, 2, 2, 3, 3, 4]))
+        s = k if rng.random() < 0.5 else int(rng.integers(1, 4))
+        p = _padding(rng, k // 2)
+        while windows_out(n, k, s, p) < 1:
+            k -= 1
+            p = [min(side, k // 2) for side in p]
+        kernel.append(k), stride.append(s), padding.append(p)
+    options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
+    if onnx:
+        options["ceil"] = bool(rng.random() < 0.4)
+        options["counts"] = bool(kind == "max" or rng.random() < 0.5)
+    return [kind, options]
+
+
+def _residual(rng: Rng, shape: tuple[int, ...]) -> Layer:
+    activation, channels, axes = _activation(rng), shape[0], len(shape) - 1
+    if not axes:
+        body = [_linear(rng, channels)] if rng.random() < 0.8 else [[_one(rng, list(ACTIVATIONS)), {}]]
+        shortcut = [_linear(rng, channels)] if rng.random() < 0.3 else None
+        return ["residual", {"body": body, "shortcut": shortcut, "activation": activation}]
+    ones = [1] * axes
+
+    def keeping(out: int, stride: list[int]) -> Layer:
+        kernel = [int(_one(rng, [1, 1, 3, 3, 5])) for _ in range(axes)]
+        padding = [[k // 2, k // 2] for k in kernel]
+        if set(stride) == {1}:  # the same size, by padding that is not the same on both sides
+            padding = [[p := int(rng.integers(0, k)), k - 1 - p] for k in kernel]
+        return _convolution(rng, out, kernel, stride, padding, ones)
+
+    kind = rng.integers(3)
+    if kind == 0:
+        body = [keeping(int(rng.integers(1, 9)), ones), keeping(channels, ones)]
+        return ["residual", {"body": body[int(rng.integers(2)) :], "shortcut": None, "activation": activation}]
+    if kind == 1:
+        out, stride = int(rng.integers(1, 13)), [int(_one(rng, [1, 1, 2, 3])) for _ in range(axes)]
+        body = [keeping(out, stride), keeping(out, ones)][: int(rng.integers(1, 3))]
+        shortcut = [_convolution(rng, out, ones, stride, [[0, 0]] * axes, ones)]
+        return ["residual", {"body": body, "shortcut": shortcut, "activation": activation}]
+    pool: Layer = [_one(rng, ["max", "mean"]), {"kernel": [3] * axes, "stride": ones, "padding": [[1, 1]] * axes}]
+    inner = [pool] if axes == 2 and rng.random() < 0.6 else [[_one(rng, list(ACTIVATIONS)), {}]]
+    shortcut = [keeping(channels, ones)] if rng.random() < 0.4 else None
+    return ["residual", {"body": inner, "shortcut": shortcut, "activation": activation}]
+
+
+# ---------------------------------------------------------------- as layers
+
+
+def as_layers(network: Network) -> nn.Sequential:
+    """The network in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        When no layer of fastsparse does what one of its does.
+    """
+    model, _ = _sequential(network["layers"], tuple(network["shape"]), network["dtype"], ())
+    if network["dtype"] != "float32" and not any(True for _ in model.named_parameters()):
+        raise ValueError("a network without parameters is of float32")
+    return model.eval()
+
+
+def _sequential(
+    layers: list[Layer], shape: tuple[int, ...], dtype: str, place: tuple[int, ...]
+) -> tuple[nn.Sequential, tuple[int, ...]]:
+    found = []
+    for i, layer in enumerate(layers):
+        found.append(_module(layer, shape, dtype, (*place, i)))
+        shape = shape_after(layer, shape)
+        if min(shape) < 1:
+            raise ValueError(f"layer {layer} leaves nothing of its input")
+    return nn.Sequential(*found), shape
+
+
+def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, ...]) -> nn.Module:
+    kind, options = layer
+    rng = np.random.default_rng([len(shape), *place])
+    if kind in ACTIVATIONS:
+        return ACTIVATIONS[kind]()
+    if kind == "flatten":
+        return nn.Flatten()
+    if kind == "norm":
+        norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0], dtype=dtype)
+        for name, numbers in _norm_numbers(rng, shape[0]).items():
+            if name in ("weight", "bias"):
+                getattr(norm, name).value = numbers.astype(dtype)
+            else:
+                setattr(norm, name, numbers.astype(dtype))
+        return norm
+    if kind == "adaptive":
+        return nn.AdaptiveAvgPool2d(tuple(options["output"]))
+    if kind in ("max", "mean"):
+        if options.get("ceil") or not options.get("counts", True):
+            raise ValueError(f"layer {layer} is of ONNX alone")
+        pads = tuple(map(tuple, options["padding"]))
+        pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
+        return pool(tuple(options["kernel"]), tuple(options["stride"]), pads)
+    if kind == "residual":
+        body, out = _sequential(options["body"], shape, dtype, (*place, 0))
+        shortcut = None
+        if options["shortcut"] is not None:
+            shortcut, passed = _sequential(options["shortcut"], shape, dtype, (*place, 1))
+        if (shape if shortcut is None else passed) != out:
+            raise ValueError(f"layer {layer} adds two shapes")
+        return nn.Residual(body, shortcut, options["activation"])
+    common = {"bias": options["bias"], "activation": options["activation"], "dtype": dtype, "rng": rng}
+    made: Any
+    if kind == "linear":
+        kinds, arguments = (nn.Linear, nn.SparseLinear), (shape[0], options["out"])
+    else:
+        axes = len(shape) - 1
+        kinds = nn.Conv2d, CONVS[axes]
+        arguments = (
+            shape[0], options["out"], tuple(options["kernel"]), tuple(options["stride"]),
+            tuple(map(tuple, options["padding"])), tuple(options["dilation"]), options["groups"],
+        )  # fmt: skip
+    if options["dense"] and (kind == "linear" or len(shape) == 3):
+        made = kinds[0](*arguments, **common)
+    else:
+        made = kinds[1](*arguments, **common, sparsity=options["sparsity"])
+    if made.bias is not None:
+        made.bias.value = rng.standard_normal(made.bias.value.shape).astype(dtype)
+    return made
+
+
+def _norm_numbers(rng: Rng, channels: int) -> dict[str, Array]:
+    return {
+        "weight": rng.uniform(-1.5, 1.5, channels), "bias": rng.standard_normal(channels),
+        "running_mean": rng.standard_normal(channels), "running_var": rng.uniform(0.3, 2, channels),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- as ONNX
+
+
+def as_onnx(network: Network) -> Any:
+    """The network as an ONNX model (opset 20) of an open batch size, with the same numbers."""
+    from onnx import TensorProto, helper
+
+    writer = _Writer(network["dtype"])
+    y = writer.sequence(network["layers"], "x", tuple(network["shape"]), ())
+    kind = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}[network["dtype"]]
+    source = helper.make_tensor_value_info("x", kind, ["N", *network["shape"]])
+    target = helper.make_tensor_value_info(y, kind, None)
+    graph = helper.make_graph(writer.nodes, "network", [source], [target], writer.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 9
+    return model
+
+
+class _Writer:
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, array: Array) -> str:
+        from onnx import numpy_helper
+
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes))
+        return name
+
+    def sequence(self, layers: list[Layer], x: str, shape: tuple[int, ...], place: tuple[int, ...]) -> str:
+        for i, layer in enumerate(layers):
+            x = self.layer(layer, x, shape, (*place, i))
+            shape = shape_after(layer, shape)
+            if min(shape) < 1:
+                raise ValueError(f"layer {layer} leaves nothing of its input")
+        return x
+
+    def activation(self, name: str | None, x: str) -> str:
+        if name is None:
+            return x
+        simple = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish", "gelu": "Gelu"}
+        if name in simple:
+            return self.add(simple[name], x)
+        if name == "leaky_relu":
+            return self.add("LeakyRelu", x, alpha=0.01)
+        if name == "silu":
+            return self.add("Mul", x, self.add("Sigmoid", x))
+        limits = [self.constant(np.array(v, self.dtype)) for v in (0, 6)]
+        return self.add("Clip", x, *limits)
+
+    def layer(self, layer: Layer, x: str, shape: tuple[int, ...], place: tuple[int, ...]) -> str:
+        kind, options = layer
+        if kind in ACTIVATIONS:
+            return self.activation(kind, x)
+        if kind == "flatten":
+            return self.add("Flatten", x)
+        if kind == "adaptive":
+            if options["output"] != [1, 1]:
+                raise ValueError("ONNX has no adaptive pooling but the global one")
+            return self.add("GlobalAveragePool", x)
+        if kind in ("max", "mean"):
+            pads = [side for sides in zip(*options["padding"], strict=True) for side in sides]
+            more = {} if kind == "max" else {"count_include_pad": int(options.get("counts", True))}
+            return self.add(
+                "MaxPool" if kind == "max" else "AveragePool", x, kernel_shape=options["kernel"], pads=pads,
+                strides=options["stride"], ceil_mode=int(options.get("ceil", False)), **more,
+            )  # fmt: skip
+        if kind == "residual":
+            body = self.sequence(options["body"], x, shape, (*place, 0))
+            passed = x if options["shortcut"] is None else self.sequence(options["shortcut"], x, shape, (*place, 1))
+            return self.activation(options["activation"], self.add("Add", body, passed))
+        module: Any = _module(layer, shape, self.dtype, place)
+        if kind == "norm":
+            numbers = module.weight.value, module.bias.value, module.running_mean, module.running_var
+            return self.add("BatchNormalization", x, *map(self.constant, numbers), epsilon=module.eps)
+        weight = module.weight
+        dense = weight.value if hasattr(weight, "value") else weight.toarray()
+        biases = [] if module.bias is None else [self.constant(module.bias.value)]
+        if kind == "linear":
+            y = self.add("Gemm", x, self.constant(dense), *biases, transB=1)
+        else:
+            window = (options["out"], shape[0] // options["groups"], *options["kernel"])
+            pads = [side for sides in zip(*options["padding"], strict=True) for side in sides]
+            how: dict[str, Any] = {"pads": pads}
+            if pads == same_upper(shape[1:], options):
+                how = {"auto_pad": "SAME_UPPER"}
+            y = self.add(
+                "Conv", x, self.constant(dense.reshape(window)), *biases, strides=options["stride"],
+                dilations=options["dilation"], group=options["groups"], kernel_shape=options["kernel"], **how,
+            )  # fmt: skip
+        return self.activation(options["activation"], y)
+
+
+def same_upper(spatial: Sequence[int], options: dict[str, Any]) -> list[int]:
+    """The pads that SAME_UPPER stands for."""
+    before, after = [], []
+    for n, k, s, d in zip(spatial, options["kernel"], options["stride"], options["dilation"], strict=True):
+        total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    return [*before, *after]

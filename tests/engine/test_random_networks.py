@@ -1,0 +1,133 @@
+"""Random networks: engines in all layouts against exact sums, ONNX engines against onnxruntime; and their poison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import launch, nn
+from fastsparse.engine.lanes import lanes_schedule
+from fastsparse.engine.parts import parts_schedule
+from fastsparse.engine.poison import live_buffers, poisoned
+from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
+from fastsparse.engine.workspace import Workspace
+from fastsparse.plan.parts import Reading
+
+bench = pytest.importorskip("bench.fuzz_networks")
+
+SEED = 7
+BLOCK = 20
+
+
+@pytest.mark.parametrize("first", range(0, 120, BLOCK))
+def test_engines_of_random_layers_are_right_in_every_layout(first):
+    """Contracts R1, R3, R7 and R8; a longer run is a command, `python -m bench.fuzz_networks`."""
+    for number in range(first, first + BLOCK):
+        network = bench.drawn(SEED, number, False)
+        wrong = bench.failure(network, SEED, number, False)
+        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
+
+
+@pytest.mark.parametrize("first", range(0, 200, 2 * BLOCK))
+def test_engines_of_random_onnx_models_are_right(first):
+    pytest.importorskip("onnx")
+    for number in range(first, first + 2 * BLOCK):
+        network = bench.drawn(SEED, number, True)
+        wrong = bench.failure(network, SEED, number, True)
+        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
+
+
+# ---------------------------------------------------------------- what finds faults
+
+
+BEHIND = {
+    "dtype": "float32", "batch": 1, "shape": [2, 23, 23],
+    "layers": [
+        ["conv", {"out": 5, "kernel": [3, 3], "stride": [1, 1], "padding": [[1, 1], [1, 1]], "dilation": [1, 1],
+                  "groups": 1, "sparsity": 0.2, "bias": True, "activation": None, "dense": False}],
+        ["max", {"kernel": [2, 2], "stride": [2, 2], "padding": [[0, 1], [0, 1]]}],
+    ],
+}  # fmt: skip
+
+
+def test_what_nobody_has_written_is_found(monkeypatch):
+    assert not bench.failure(BEHIND, 0, 0, False)
+    monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
+    assert "wrong" in bench.failure(BEHIND, 0, 0, False, tries=2)
+
+
+def test_a_network_that_fails_is_made_smaller():
+    def fails(network):
+        return "wrong" if any(layer[0] == "max" for layer in network["layers"]) else ""
+
+    small = bench.shrunk({**BEHIND, "batch": 33}, fails)
+    one = {"kernel": [1, 1], "stride": [1, 1], "padding": [[0, 0], [0, 0]]}
+    assert small == {"dtype": "float32", "batch": 1, "shape": [1, 1, 1], "layers": [["max", one]]}
+
+
+def _ran_poisoned(schedule, x, y):
+    with poisoned():
+        Workspace(schedule).run(x, y)
+
+
+def test_padded_planes_need_their_zeros_and_keep_them(monkeypatch):
+    conv = nn.SparseConv2d(2, 3, 3, padding=1, sparsity=0.2, rng=0)
+    model = nn.Sequential(nn.SparseConv2d(2, 2, 1, sparsity=0, rng=1), conv)
+    program = fs.compile(model, (5, 2, 6, 7), tune=False)._program
+    schedule = lanes_schedule(program, 5, launch.machine(np.dtype("float32"), 1))
+    x = np.random.default_rng(0).standard_normal((5, 2, 6, 7)).astype(np.float32)
+    y = np.empty((5, 3, 6, 7), np.float32)
+    _ran_poisoned(schedule, x, y)
+    np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(Workspace, "run_step", _spoiling(Workspace.run_step))
+    with pytest.raises(AssertionError, match="which must stay zero"):
+        _ran_poisoned(schedule, x, y)
+    monkeypatch.undo()
+    for buffer in schedule.buffers:
+        object.__setattr__(buffer, "zeros", None)
+    _ran_poisoned(schedule, x, y)
+    assert np.isnan(y).any()
+
+
+def _spoiling(run_step):
+    def spoilt(space, index, task=0):
+        run_step(space, index, task)
+        buffer = next(i for i, b in enumerate(space.schedule.buffers) if b.zeros is not None)
+        space.memory[0][space.offsets[buffer]] = 1  # the corner
+
+    return spoilt
+
+
+def test_zeros_are_all_of_a_plane_but_its_image():
+    zeros = Zeros(channel_stride=40, image_stride=100, spatial=(2, 1), strides=(12, 4), corner=8, position=4)
+    mask = zeros.mask(210)
+    inside = [
+        image + channel + at for image in (0, 100) for channel in (0, 40) for at in (*range(8, 12), *range(20, 24))
+    ]
+    planes = [*range(80), *range(100, 180)]
+    np.testing.assert_array_equal(np.flatnonzero(mask), np.setdiff1d(planes, inside))
+
+
+def _step(sources, target):
+    return Step("s", "", None, tuple(sources), target, lambda *_: None)
+
+
+def test_buffers_live_from_their_writer_to_their_last_reader():
+    steps = [
+        _step([(-1, 0)], (0, 0)), _step([(0, 0)], (1, 0)), _step([(1, 0)], (1, 0)), _step([(1, 0)], (2, 0)),
+        _step([(-1, 0)], (0, 0)), _step([(0, 0)], (2, 64)), _step([(2, 0)], (-2, 0)),
+    ]  # fmt: skip
+    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True)
+    assert live_buffers(schedule) == [set(), {0}, {1}, {1}, {2}, {0, 2}, {2}]
+
+
+def test_a_user_of_one_pixel_gets_numbers_of_the_image_alone():
+    """Parts of images smaller than a vector hang over their end in most lanes."""
+    model = nn.Sequential(nn.SparseConv2d(1, 1, 1, padding=((0, 1), (0, 1)), sparsity=0, rng=0))
+    program = fs.compile(model, (1, 1, 1, 1), tune=False)._program
+    x, y = np.ones((1, 1, 1, 1), np.float32), np.empty((1, 1, 2, 2), np.float32)
+    _ran_poisoned(parts_schedule(program, 1, launch.machine(np.dtype("float32"), 1)), x, y)
+    np.testing.assert_array_equal(y, model(x))
