@@ -2,7 +2,9 @@
 
 A network is plain data, so that it can be printed, replayed and made smaller:
 
-    {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...]}
+    {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...], "also": [4]}
+
+`also` are nodes of the ONNX model whose outputs are the model's, too.
 
 Its numbers come from its layers' places and sizes alone. What is likely to go wrong is likely here: windows as wide as
 their stride, padding on one side, images that vectors and grids do not divide, depthwise layers, sums of any kind.
@@ -97,6 +99,7 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
             shape = shape_after(layers[-1], shape)
     if not layers:
         layers.append([_one(rng, list(ACTIVATIONS)), {}])
+    network["also"] = [int(n) for n in rng.integers(0, 12, int(_one(rng, [0, 0, 1, 2])))] if onnx else []
     if not any(word in str(layers) for word in ("sparsity", "norm")):
         network["dtype"] = "float32"
     return network
@@ -329,8 +332,10 @@ def as_onnx(network: Network) -> Any:
     y = writer.sequence(network["layers"], "x", tuple(network["shape"]), ())
     kind = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}[network["dtype"]]
     source = helper.make_tensor_value_info("x", kind, ["N", *network["shape"]])
-    target = helper.make_tensor_value_info(y, kind, None)
-    graph = helper.make_graph(writer.nodes, "network", [source], [target], writer.constants)
+    names = [node.output[0] for node in writer.nodes]
+    names = list(dict.fromkeys([y, *(names[n % len(names)] for n in network.get("also", []))]))
+    targets = [helper.make_tensor_value_info(name, kind, None) for name in names]
+    graph = helper.make_graph(writer.nodes, "network", [source], targets, writer.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     model.ir_version = 9
     return model

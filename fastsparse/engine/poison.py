@@ -25,14 +25,19 @@ def poisoned() -> Iterator[None]:
     """Let every workspace, of engines of all kinds, run with poisoned memory. Not for several threads."""
     plain = Workspace.run
 
-    def both(space: Workspace, x: Arrays, y: Arrays) -> None:
+    def both(self: Workspace, x: Arrays, y: Arrays) -> None:
         """Step by step; and as it is called by users, whose result is the one that stays."""
-        _run(space, x, y)
-        first = [array.copy() for array in ([y] if isinstance(y, np.ndarray) else y)]
-        for slot in range(len(space.memory)):
-            _fill(space, slot, set())
-        plain(space, x, y)
-        for a, b in zip(first, [y] if isinstance(y, np.ndarray) else y, strict=True):
+        results = [y] if isinstance(y, np.ndarray) else y
+        for array in results:
+            array.fill(np.nan)
+        _run(self, x, y)
+        first = [array.copy() for array in results]
+        for slot in range(len(self.memory)):
+            _fill(self, slot, set())
+        for array in results:
+            array.fill(np.nan)
+        plain(self, x, y)
+        for a, b in zip(first, results, strict=True):
             if a.tobytes() != b.tobytes():
                 raise AssertionError("a schedule gives other numbers step by step than in one call")
 
