@@ -4,7 +4,8 @@ A network is plain data, so that it can be printed, replayed and made smaller:
 
     {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...], "also": [4]}
 
-`also` are nodes of the ONNX model whose outputs are the model's, too.
+`also` are nodes of the ONNX model whose outputs are the model's, too; with `odd_names` its names are such as compilers
+like to make.
 
 Its numbers come from its layers' places and sizes alone. What is likely to go wrong is likely here: windows as wide as
 their stride, padding on one side, images that vectors and grids do not divide, depthwise layers, sums of any kind.
@@ -100,6 +101,7 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
     if not layers:
         layers.append([_one(rng, list(ACTIVATIONS)), {}])
     network["also"] = [int(n) for n in rng.integers(0, 12, int(_one(rng, [0, 0, 1, 2])))] if onnx else []
+    network["odd_names"] = bool(onnx and rng.random() < 0.3)
     if not any(word in str(layers) for word in ("sparsity", "norm")):
         network["dtype"] = "float32"
     return network
@@ -328,7 +330,7 @@ def as_onnx(network: Network) -> Any:
     """The network as an ONNX model (opset 20) of an open batch size, with the same numbers."""
     from onnx import TensorProto, helper
 
-    writer = _Writer(network["dtype"])
+    writer = _Writer(network["dtype"], network.get("odd_names", False))
     y = writer.sequence(network["layers"], "x", tuple(network["shape"]), ())
     kind = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}[network["dtype"]]
     source = helper.make_tensor_value_info("x", kind, ["N", *network["shape"]])
@@ -342,23 +344,26 @@ def as_onnx(network: Network) -> Any:
 
 
 class _Writer:
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str, odd_names: bool) -> None:
+        self.dtype, self.odd = dtype, odd_names
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def constant(self, array: Array) -> str:
         from onnx import numpy_helper
 
-        name = f"c{len(self.constants)}"
+        number = len(self.constants)
+        name = (f"a_{number // 2}#bias" if number % 2 else f"#{number}") if self.odd else f"c{number}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         from onnx import helper
 
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes))
+        number = len(self.nodes)
+        name = f"a_{number}#{'0' if number % 4 else 'weight'}" if self.odd else f"t{number}"
+        own = ("a" if number % 2 else f"a_{number + 1}") if self.odd else f"n{number}"  # some twice
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=own, **attributes))
         return name
 
     def sequence(self, layers: list[Layer], x: str, shape: tuple[int, ...], place: tuple[int, ...]) -> str:

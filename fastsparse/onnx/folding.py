@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, dense
+from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, dense, names_in, unused
 from fastsparse.onnx.ops.normalising import batch_norm_scale
 from fastsparse.onnx.weights import FLOATS
 
@@ -16,7 +16,7 @@ def fold_batch_norms(model: Model) -> Model:
     """BatchNormalization(Conv(x, W, b)) -> Conv(x, scaled W, other b), rounded once from float64."""
     uses = Counter([name for node in model.nodes for name in node.inputs] + [v.name for v in model.outputs])
     producers = {node.outputs[0]: node for node in model.nodes}
-    constants, changed = dict(model.constants), dict[int, Node | None]()
+    constants, changed, taken = dict(model.constants), dict[int, Node | None](), names_in(model)
     for node in model.nodes:
         product = producers.get(node.inputs[0]) if node.op == "BatchNormalization" else None
         if product is None or product.op != "Conv" or uses[product.outputs[0]] != 1 or not _fits(node, product, model):
@@ -24,7 +24,8 @@ def fold_batch_norms(model: Model) -> Model:
         scale, shift = batch_norm_scale(node, [np.empty(0), *(dense(constants[name]) for name in node.inputs[1:5])])
         weight = model.constants[product.inputs[1]]
         bias = dense(model.constants[product.inputs[2]]) if len(product.inputs) > 2 else np.zeros(len(scale))
-        names = f"{product.name}#weight", f"{product.name}#bias"
+        names = [unused(f"{product.name}#{what}", taken) for what in ("weight", "bias")]
+        taken.update(names)
         constants[names[0]] = _scaled(weight, scale)
         constants[names[1]] = (bias.astype(np.float64) * scale + shift).astype(weight.dtype)
         changed[id(product)] = None

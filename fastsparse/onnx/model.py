@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,19 @@ class Model:
     constants: dict[str, Constant]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+
+def names_in(model: Model) -> set[str]:
+    """Names of all tensors."""
+    written = {name for node in model.nodes for name in (*node.inputs, *node.outputs)}
+    return written | set(model.constants) | {value.name for value in (*model.inputs, *model.outputs)}
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """A name for a new tensor: `name`, with more behind it where another tensor has it already."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 def dense(constant: Constant) -> Array:

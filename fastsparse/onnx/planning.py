@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
-from fastsparse.onnx.model import Array, Node, Shape
+from fastsparse.onnx.model import Array, Node, Shape, unused
 from fastsparse.onnx.ops import OPERATORS
 from fastsparse.onnx.partition import Part, Segment
 from fastsparse.onnx.specialise import Graph
@@ -107,7 +107,7 @@ class _Planner:
         return steps
 
     def _contiguous(self, t: int) -> int:
-        name = f"{self.names[t]}#contiguous"
+        name = unused(f"{self.names[t]}#contiguous", self.graph.infos)
         self.graph.infos[name] = self.graph.infos[self.names[t]]
         return self._tensor(name)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastsparse.onnx.model import Array, Node
+from fastsparse.onnx.model import Array, Node, unused
 from fastsparse.onnx.specialise import Graph, without_dead
 from fastsparse.onnx.table import Info
 
@@ -70,7 +70,7 @@ class Rewriter:
 
     def constant(self, array: Array) -> str:
         """A new constant's name."""
-        name = f"#{len(self.graph.infos)}"
+        name = unused(f"#{len(self.graph.infos)}", self.graph.infos)
         self.graph.infos[name] = Info(array.shape, array.dtype, array)
         return name
 

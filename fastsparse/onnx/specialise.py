@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastsparse.engine.program import UnsupportedOperatorError
-from fastsparse.onnx.model import Array, Constant, Model, Node, Shape
+from fastsparse.onnx.model import Array, Constant, Model, Node, Shape, names_in, unused
 from fastsparse.onnx.ops import OPERATORS
 from fastsparse.onnx.table import Info, Misfit, ValueNeeded, like
 
@@ -145,7 +145,8 @@ def without_dead(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Node]:
 
 def folded(model: Model) -> Model:
     """The model with everything computed that depends on constants alone, once for all shapes."""
-    nodes = without_dead((_with_named_outputs(node) for node in model.nodes), (v.name for v in model.outputs))
+    taken = names_in(model)
+    nodes = without_dead((_with_named_outputs(node, taken) for node in model.nodes), (v.name for v in model.outputs))
     state = _Propagation({name: _info(constant) for name, constant in model.constants.items()})
     try:
         for node in nodes:
@@ -161,12 +162,16 @@ def _info(constant: Constant) -> Info:
     return Info(tuple(constant.shape), constant.dtype, constant)
 
 
-def _with_named_outputs(node: Node) -> Node:
-    """Outputs that nobody asked for get names, since they are written all the same; missing last ones go."""
+def _with_named_outputs(node: Node, taken: set[str]) -> Node:
+    """Outputs that nobody asked for get names, since they are written all the same; missing last ones go.
+
+    taken : names of tensors, to which the new ones are added
+    """
     outputs = list(node.outputs)
     while len(outputs) > 1 and not outputs[-1]:
         outputs.pop()
-    named = tuple(name or f"{node.name}#{i}" for i, name in enumerate(outputs))
+    named = tuple(name or unused(f"{node.name}#{i}", taken) for i, name in enumerate(outputs))
+    taken.update(named)
     inputs = list(node.inputs)
     while inputs and not inputs[-1]:
         inputs.pop()

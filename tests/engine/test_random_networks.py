@@ -40,6 +40,17 @@ def test_engines_of_random_onnx_models_are_right(first):
         assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
 
 
+def test_names_that_the_compiler_would_give_are_the_models_own_first():
+    onnx = pytest.importorskip("onnx")
+    conv = BEHIND["layers"][0]
+    network = {**BEHIND, "dtype": "float32", "layers": [conv, ["norm", {}], conv, ["norm", {}], conv, ["norm", {}]]}
+    x = bench.input_of(network)
+    plain, odd = (bench.as_onnx({**network, "odd_names": odd}) for odd in (False, True))
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(odd))
+    assert len({node.name for node in odd.graph.node}) < len(odd.graph.node)
+    np.testing.assert_array_equal(fs.compile(odd, x.shape, tune=False)(x), fs.compile(plain, x.shape, tune=False)(x))
+
+
 # ---------------------------------------------------------------- what finds faults
 
 
