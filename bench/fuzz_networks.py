@@ -176,7 +176,6 @@ def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[t
                 settings = "parallel"
             label = f"{name}, {cut}, {workers} workers"
 
-
             def scheduled(
                 workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make
             ) -> Schedule:

@@ -177,6 +177,7 @@ PRODUCTS = ("row-major", "column-major", "strided", "linear")  # take SpMV for a
 
 # ---------------------------------------------------------------- plans that give the same bits (contract R3)
 
+
 def fixed_width(width: int) -> dict[str, Any]:
     """Changes of heuristics after which all tiles have `width` vectors.
 

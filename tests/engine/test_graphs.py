@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 import fastsparse as fs
-from fastsparse import launch
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import fuse_adds, optimised

@@ -15,8 +15,8 @@ from fastsparse.engine import products, split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
-from fastsparse.plan import policy, tiles
 from fastsparse.ops.sparse_operator import build_operator, even_blocks
+from fastsparse.plan import policy, tiles
 from tests.engine.networks import NETWORKS, network
 
 # The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.

@@ -144,9 +144,7 @@ print(json.dumps([before, during, [numba.config.NUMBA_NUM_THREADS, numba.get_num
 
 
 def test_worker_slots_never_exceed_numbas_threads(run_python):
-    code = (
-        "import fastsparse as fs; from fastsparse import runtime; fs.set_num_threads(64); print(WORKERS())"
-    )
+    code = "import fastsparse as fs; from fastsparse import runtime; fs.set_num_threads(64); print(WORKERS())"
     assert run_python(code, NUMBA_NUM_THREADS="3").stdout == "3\n"
 
 
@@ -177,9 +175,7 @@ def test_layers(run_python, layer_environment, layer, allowed):
 
 
 def test_a_layer_that_cannot_start_means_one_thread(run_python):
-    code = (
-        "from fastsparse import runtime; runtime.load_tbb = lambda: False\n" + LAYER + "print(WORKERS())"
-    )
+    code = "from fastsparse import runtime; runtime.load_tbb = lambda: False\n" + LAYER + "print(WORKERS())"
     code = "import sys; sys.modules['numba.np.ufunc.tbbpool'] = None\n" + code
     done = run_python(code, NUMBA_THREADING_LAYER="tbb", FASTSPARSE_NUM_THREADS="2")
     assert done.stdout == "none False\n1\n"
