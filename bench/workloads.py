@@ -183,8 +183,8 @@ class ConvStep(Conv):
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Square sparse layers in a row, on one sample, without bias or activation."""
+class MlpStack:
+    """Square sparse linear layers one after the other, on one sample, without bias or activation."""
 
     layers: int
     size: int
@@ -260,6 +260,101 @@ class SparseInput:
         return 8 * int(self.weight.nnz + self.x.nnz) + 4 * self.batch * self.outputs
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """A small linear layer in evaluation mode, where what surrounds the work is all."""
+
+    batch: int
+    size: int
+    activation: str | None = None
+    sparsity: float = 0.9
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"SparseLinear {self.size}, {self.activation}, batch {self.batch}"
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        """Weights (size, size)."""
+        return random_weight(np.random.default_rng(1), self.size, self.size, self.sparsity)
+
+    @cached_property
+    def x(self) -> Floats:
+        """The samples."""
+        return normal((self.batch, self.size))
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Forward, loss, backward and SGD with momentum, of a network of `bench.baselines.training`."""
+
+    network: str
+    sparsity: float = 0.9
+    batch: int = 128
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.network} batch {self.batch} {self.sparsity:.0%}"
+
+
+@dataclass(frozen=True)
+class PatternChange:
+    """A training whose patterns an algorithm of `fastsparse.sparsity` changes."""
+
+    network: str
+    algorithm: str
+    sparsity: float = 0.9
+    batch: int = 128
+    changes: int = 15
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.network} {self.algorithm} {self.sparsity:.0%}"
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Training of one layer, whose weights alone would need 2 GB if they were dense; with or without dX."""
+
+    inputs: int = 50_000
+    outputs: int = 10_000
+    sparsity: float = 0.99
+    batch: int = 128
+    need_input: bool = False
+    steps: int = 3
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        also = " with dX" if self.need_input else ""
+        return f"{self.batch}x{self.inputs}-{self.outputs}-{self.sparsity:.0%}{also}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole network of `bench.networks` on a batch; ResNet-50 has real patterns where the DLMC's folder is given."""
+
+    network: str
+    batch: int
+    sample: tuple[int, ...]
+    sparsity: float = 0.9
+    dlmc: Path | None = None
+    deepsparse: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Readable and unique, the test's id."""
+        return f"{self.network} batch {self.batch}"
+
+    @cached_property
+    def x(self) -> Floats:
+        """The samples."""
+        return np.random.default_rng(1).standard_normal((self.batch, *self.sample), np.float32)
+
+
 def pruned_convolution(file: Path, channels: int, rng: np.random.Generator) -> sp.csr_array:
     """A pruned layer's weights, columns as in OIHW; the file's run (kernel row, kernel column, input channel)."""
     indptr, indices, (rows, columns) = read_smtx(file)
@@ -315,7 +410,21 @@ CONV_STEPS = [ConvStep(32, 64, 32, 64, 3), ConvStep(32, 128, 16, 128, 3), ConvSt
 # The two lines of the scaling figure: two threads against one.
 SCALING = [SPMM[0], CONV[0]]
 
-CHAINS = [Chain(8, 2048)]
+MLP_STACKS = [MlpStack(8, 2048)]
+
+SMALL_SPMM = [Spmm(64, 64, n) for n in (1, 8, 16, 64)]
+SMALL_CONV = [Conv(1, 8, 8, 8, 3)]
+SMALL_LAYERS = [LayerCall(batch, 64, activation) for activation in (None, "relu") for batch in (1, 16)]
+
+TRAINING_STEPS = [TrainingStep(name, sparsity) for name in ("mlp", "cnn") for sparsity in (0.9, 0.95)]
+PATTERN_CHANGES = [PatternChange(name, algorithm) for name in ("mlp", "cnn") for algorithm in ("SET", "RigL")]
+TRAINING_MEMORY = [TrainingMemory(), TrainingMemory(need_input=True)]
+NETWORKS = [
+    *[Network("resnet50", batch, (3, 224, 224)) for batch in (1, 16)],
+    Network("mobilenet", 1, (3, 224, 224)),
+    *[Network("bert", batch, (128, 768)) for batch in (1, 8)],
+    *[Network("mlp", batch, (2048,)) for batch in (1, 64)],
+]
 
 SPARSE_INPUTS = [SparseInput(128, 50_000, 1024, 0.998, 0.99)]
 

@@ -18,7 +18,7 @@ from scipy import sparse
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from bench import training_step
+from bench.baselines import training
 from examples import compare, corpus, digits, genes, mnist, table, text
 from examples.command import run
 from examples.experiment import METHODS, Settings, Split, Task, train
@@ -75,7 +75,7 @@ def test_the_dense_twin_has_the_layers_of_the_sparse_network(task: Task) -> None
 
 
 def test_the_mnist_network_is_the_one_that_the_bench_times() -> None:
-    networks = training_step.cnn(0.9), mnist.network(0.9, np.random.default_rng(0))
+    networks = training.cnn(0.9), mnist.network(0.9, np.random.default_rng(0))
     described = [[(type(layer).__name__, layer.config()) for layer in network] for network in networks]
     assert described[0] == described[1]
 

@@ -1,5 +1,6 @@
-"""Layers whose input and output stay in the kernels' layouts, as between the layers of a compiled network.
+"""All that the benchmarks use of fastsparse's internals: the peak of a core, and layers whose data stay packed.
 
+Input and output of such layers are in the kernels' layouts, as between the layers of a compiled network.
 A network of one layer is lowered as `fastsparse.compile` does it, for the whole batch at once. Before a convolution
 stands one that changes nothing, so that the layer finds its input as other layers leave it. The timed call runs what
 comes behind that: filling borders or parting planes for strides, and the products; packing the user's array before and
@@ -16,7 +17,7 @@ import numpy as np
 
 import fastsparse as fs
 from bench.workloads import Conv, Spmm
-from fastsparse import _linear, launch
+from fastsparse import _linear, launch, launch_engine
 from fastsparse.engine import program as programs
 from fastsparse.engine.choosing import Choice, choices, scheduled
 from fastsparse.engine.split import Split
@@ -24,6 +25,11 @@ from fastsparse.engine.workspace import Workspace
 from fastsparse.plan import linear as linear_plans
 from fastsparse.plan.conv import Geometry
 from fastsparse_kernels.build import aligned_empty
+
+
+def measured_peak() -> float:
+    """Multiplications and additions per second of one core in float32, as it is now."""
+    return launch_engine.measured_peak(32)
 
 
 class Resident:
