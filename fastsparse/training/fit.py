@@ -227,9 +227,10 @@ class _Run:
             bar.update()
         seconds = clock.seconds
         record = {"epoch": epoch, **totals.record(), "density": self._density(), "lr": rate}
-        record.update(seconds=seconds, compile_seconds=clock.compile_seconds)
+        record["seconds"] = seconds
         if held_out is not None:
             record.update(evaluate(self.model, held_out, self.loss).record("val_"))
+        record["compile_seconds"] = clock.compile_seconds
         bar.set_description(f"epoch {epoch}/{state.epochs}", refresh=False)
         bar.set_postfix({**self._postfix(totals, seconds), **_shown(record)}, refresh=False)
         return record
