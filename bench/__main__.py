@@ -26,9 +26,10 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; options that are not named here go to pytest."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__.partition("\n")[0], epilog="More: pytest bench --help",
+        prog="python -m bench", description=__doc__.partition("\n")[0],
+        epilog="Others go to pytest: see pytest bench --help, and write --name=value.",
         allow_abbrev=False,
     )  # fmt: skip
     names = ", ".join(groups.names())
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "what", nargs="*", metavar="WHAT", help=f"some of: {names} (default: {', '.join(groups.USUAL)})"
     )
     parser.add_argument("-k", metavar="EXPRESSION", help="only those whose names match: words with and, or, not")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads for every baseline (default 1)")
+    groups.add_options(parser.add_argument)
     parser.add_argument("--html", metavar="FILE", type=_written, help="write a report with pictures")
     parser.add_argument("--json", metavar="FILE", type=_written, help="write all measurements")
     parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_pytest(args: argparse.Namespace, others: list[str], file: Path) -> int:
     """Run the workloads; what pytest prints is progress, and goes to standard error."""
     options = [f"--what={','.join(args.what)}", f"--threads={args.threads}", f"--benchmark-json={file}"]
+    options += [f"--{name}={getattr(args, name)}" for name in ("dlmc", "deepsparse") if getattr(args, name)]
+    options += ["--quick"] * args.quick
     options += ["--benchmark-quiet", "--no-header", "-v", "-p", "no:cacheprovider"]
     if args.k:
         options += ["-k", args.k]
@@ -85,12 +88,6 @@ def _run_pytest(args: argparse.Namespace, others: list[str], file: Path) -> int:
         options.append("--benchmark-timer=time.process_time")
     with contextlib.redirect_stdout(sys.stderr):
         return int(pytest.main([str(ROOT / "bench" / "test_workloads.py"), *options, *others]))
-
-
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
 
 
 def _written(text: str) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +13,8 @@ PROBLEMS = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("fastsparse bench").addoption
-    add("--threads", type=int, default=1, help="threads for every baseline (default 1)")
-    add("--dlmc", type=_directory, metavar="DIR", help="also the .smtx patterns found below DIR")
-    add("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
-    add("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse, for end_to_end")
+    groups.add_options(add)
     add("--what", default="", metavar="NAMES", help="sections or groups of workloads, with commas in between")
-
-
-def _directory(text: str) -> Path:
-    if Path(text).is_dir():
-        return Path(text).resolve()
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected a directory")
 
 
 def _options(config: pytest.Config) -> groups.Options:

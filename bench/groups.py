@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,26 @@ class Options:
     dlmc: Path | None = None
     quick: bool = False
     deepsparse: str | None = None
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """Declare what Options holds, for argparse and for pytest."""
+    add("--threads", type=_positive, default=1, help="threads for every baseline (default 1)")
+    add("--dlmc", type=_directory, metavar="DIR", help="also the .smtx patterns found below DIR")
+    add("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
+    add("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse, for end_to_end")
+
+
+def _positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
+
+
+def _directory(text: str) -> Path:
+    if Path(text).is_dir():
+        return Path(text).resolve()
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a directory")
 
 
 @dataclass(frozen=True)

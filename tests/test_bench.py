@@ -357,6 +357,15 @@ def test_exit_status_when_nothing_was_measured(status, code, monkeypatch, capsys
     assert ("no workload matches 'large'" in capsys.readouterr().err) is (status == 5)
 
 
+def test_options_reach_pytest(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(command.pytest, "main", lambda arguments: seen.extend(arguments) or 5)
+    options = ["--dlmc", str(tmp_path), "dlmc", "conv", "--quick", "--threads", "2", "-k", "a or b", "--maxfail=1"]
+    command.main(options)
+    wanted = [f"--dlmc={tmp_path}", "--what=dlmc,conv", "--quick", "--threads=2", "-k", "a or b", "--maxfail=1"]
+    assert [option for option in wanted if option not in seen] == []
+
+
 def test_avx2_is_a_process_of_its_own(monkeypatch):
     seen = {}
 
