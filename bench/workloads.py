@@ -1,6 +1,6 @@
 """What is measured, as data: the shapes the README's figures speak of.
 
-Add a row and every provider runs it. Sparsity is the share of weights that are zero; patterns are uniformly random
+Add a row and every baseline runs it. Sparsity is the share of weights that are zero; patterns are uniformly random
 unless a `.smtx` file says otherwise.
 """
 
