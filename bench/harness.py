@@ -36,7 +36,7 @@ def measure(benchmark: Any, group: Group, case: Any, options: Options) -> list[s
     info = {
         "kind": group.name, "title": group.title, "workload": case.name, "threads": threads,
         "fields": {name: getattr(case, name) for name in case.__dataclass_fields__ if name not in _NOT_KEPT},
-        "flops": getattr(case, "flops", 0), "bytes": getattr(case, "bytes_moved", 0),
+        "flops": 0, "bytes": 0,
     }  # fmt: skip
     with pinned(threads):
         if group.measure is not None:
@@ -46,6 +46,7 @@ def measure(benchmark: Any, group: Group, case: Any, options: Options) -> list[s
                 return [_problem(group, case, OURS, error)]
             _record(benchmark, OURS, rounds, {**info, "facts": facts})
             return []
+        info |= {"flops": case.flops, "bytes": case.bytes_moved}
         calls = _checked(group, case, threads, problems)
         if benchmark.disabled or not calls:
             return problems

@@ -35,6 +35,7 @@ def means(results: Results) -> Figure | None:
     drawn = axes.barh(
         [label for label, _, _ in bars], [v for _, _, v in bars], color=[colours[name] for _, name, _ in bars]
     )
+    axes.margins(x=0.1)
     axes.bar_label(drawn, fmt="%.2fx", padding=3, fontsize=8)
     axes.axvline(1, color="0.4", ls="--")
     axes.invert_yaxis()
@@ -69,8 +70,9 @@ def roofline(results: Results) -> Figure | None:
         points = [(e.flops / e.bytes, e.rate()) for e in entries if e.group == group]
         axes.plot(*zip(*points), "o", alpha=0.7, label=group)
     peak, bandwidth = results.peak(), results.machine["peaks"]["bandwidth_gbs"]
-    low, high = axes.get_xlim()
-    intensity = [max(low, 1e-3), peak / bandwidth, max(high, 2 * peak / bandwidth)]
+    knee = peak / bandwidth
+    found = [e.flops / e.bytes for e in entries]
+    intensity = [min(*found, knee), knee, max(*found, knee)]
     axes.plot(intensity, [min(peak, i * bandwidth) for i in intensity], "--", color="0.4")
     _label(axes, "useful operations per byte of operands and result", "useful GF/s")
     axes.set_title(f"Roofline: {peak:.0f} GF/s of multiply-adds, {bandwidth:.0f} GB/s from memory, measured")
