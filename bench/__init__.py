@@ -1,1 +1,1 @@
-"""Benchmarks: workloads as data, providers as setup -> callable, measured by pytest-benchmark in interleaved rounds."""
+"""Benchmarks: workloads as data, baselines as setup -> callable, interleaved rounds, one report."""

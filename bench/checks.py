@@ -1,19 +1,18 @@
-"""Right before fast: every provider's result is held against a float64 reference before it is timed.
+"""Right before fast: every baseline's result is held against a float64 reference before it is timed.
 
 The bound is the project's contract for sums of k products, gamma(k + 1) * sum(|w| |x|), with k the nonzeros of a row
-for sparse providers and for dense ones too (products with zero are exact). Libraries with blocked, fused or reordered
-sums stay within it; a transformed convolution (Winograd) would not, and none of the providers uses one.
+for sparse baselines and for dense ones too (products with zero are exact). Libraries with blocked, fused or reordered
+sums stay within it; a transformed convolution (Winograd) would not, and none of the baselines uses one.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from bench import lowered
-from bench.workloads import Chain, Conv, ConvStep, LinearStep, SparseInput, Spmm
+from bench.workloads import Conv, ConvStep, LinearStep, MlpStack, SparseInput, Spmm
 from fastsparse_kernels import reference
 
 # (value, largest error) of every result. Where a third element follows, all are about one result, and it says of which
@@ -23,7 +22,6 @@ Expected = list[tuple[Any, ...]]
 _WIDE, _ENDS = 512, 80
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_spmm(case: Spmm) -> Expected:
     """W @ X in float64; of a wide X some columns, those at the ends included, and a random sum over all of them."""
     if case.n <= _WIDE:
@@ -41,13 +39,12 @@ def expected_spmm(case: Spmm) -> Expected:
     ]
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv(case: Conv) -> Expected:
     """The convolution in float64."""
     w = case.weight.astype(np.float64)
-    totals = lowered.forward(case, abs(w), np.abs(_wide(case.x)))
+    totals = convolve(case, abs(w), np.abs(_wide(case.x)))
     error = reference.bound(_row_lengths(w)[None, :, None, None], totals, np.float32)
-    return [(lowered.forward(case, w, _wide(case.x)), error)]
+    return [(convolve(case, w, _wide(case.x)), error)]
 
 
 def expected_any(case: Spmm | Conv) -> Expected:
@@ -55,8 +52,7 @@ def expected_any(case: Spmm | Conv) -> Expected:
     return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
-def expected_chain(case: Chain) -> Expected:
+def expected_mlp_stack(case: MlpStack) -> Expected:
     """W8 ... W1 x in float64; a layer adds its own error to what it makes of its input's."""
     value = _wide(case.x)
     error = np.zeros_like(value)
@@ -67,7 +63,6 @@ def expected_chain(case: Chain) -> Expected:
     return [(value, error)]
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_sparse_input(case: SparseInput) -> Expected:
     """x @ W.T in float64."""
     x, transposed = case.x.astype(np.float64), case.weight.T.astype(np.float64).tocsr()
@@ -76,7 +71,6 @@ def expected_sparse_input(case: SparseInput) -> Expected:
     return [((x @ transposed).toarray(), reference.bound(most, totals, np.float32))]
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_linear_step(case: LinearStep) -> Expected:
     """y, grad_x, grad_values and grad_b in float64."""
     w, x, grad = case.weight, case.x, case.grad
@@ -95,13 +89,12 @@ def expected_linear_step(case: LinearStep) -> Expected:
     ]
 
 
-@lru_cache(maxsize=1)  # the providers of one workload come one after the other
 def expected_conv_step(case: ConvStep) -> Expected:
     """y, grad_x, grad_values and grad_b in float64."""
     w = case.weight.astype(np.float64)
     places = reference.row_of(w.indptr), w.indices
-    grad_x, values = lowered.backward(case, w, _wide(case.x), _wide(case.grad))
-    total_x, totals = lowered.backward(case, abs(w), np.abs(_wide(case.x)), np.abs(_wide(case.grad)))
+    grad_x, values = convolve_backward(case, w, _wide(case.x), _wide(case.grad))
+    total_x, totals = convolve_backward(case, abs(w), np.abs(_wide(case.x)), np.abs(_wide(case.grad)))
     terms = case.batch * case.out_side**2
     most = int(_row_lengths(w.T.tocsr()).max()) * case.kernel**2
     return [
@@ -113,9 +106,9 @@ def expected_conv_step(case: ConvStep) -> Expected:
 
 
 def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
-    """Raise AssertionError when a provider's result leaves the bound anywhere.
+    """Raise AssertionError when a baseline's result leaves the bound anywhere.
 
-    A dense provider's weight gradient is compared at the nonzeros of `weight`.
+    A dense baseline's weight gradient is compared at the nonzeros of `weight`.
     """
     results = result if isinstance(result, tuple) else (result,)
     if len(expected[0]) == 3:  # parts of one result
@@ -151,3 +144,47 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 def _slices(count: int, step: int = 1 << 14) -> list[slice]:
     return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def convolve(case: Conv, weight: Any, x: np.ndarray) -> np.ndarray:
+    """conv(x, weight) in float64 by im2col and whole products; weight is float64 CSR.
+
+    The kernels' oracle (`fastsparse_kernels.reference`) is plainer and would take ten times as long; a test holds the
+    two together.
+    """
+    return np.stack([weight @ columns for columns in map(_columns_of(case), x)]).reshape(case.out_shape)
+
+
+def convolve_backward(case: Conv, weight: Any, x: np.ndarray, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """grad_x, and the weight's whole gradient as a dense matrix."""
+    grad_x, grad_weight = np.zeros_like(x), np.zeros(weight.shape)
+    transposed, lower = weight.T.tocsr(), _columns_of(case)
+    for image, dy, dx in zip(x, grad.reshape(case.batch, case.out, -1), grad_x):
+        grad_weight += dy @ lower(image).T
+        _add_columns(case, transposed @ dy, dx)
+    return grad_x, grad_weight
+
+
+def _columns_of(case: Conv) -> Any:
+    """A function from an image (channels, side, side) to its columns (channels * kernel^2, positions)."""
+    pad, kernel, step = case.padding, case.kernel, case.stride
+
+    def lower(image: np.ndarray) -> np.ndarray:
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        windows = sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::step, ::step]
+        return windows.transpose(0, 3, 4, 1, 2).reshape(case.channels * kernel**2, -1)
+
+    return lower
+
+
+def _add_columns(case: Conv, columns: np.ndarray, image: np.ndarray) -> None:
+    """Add every column to the places it was taken from."""
+    pad, side, size = case.padding, case.side, case.out_side
+    padded = np.zeros((case.channels, side + 2 * pad, side + 2 * pad))
+    parts = columns.reshape(case.channels, case.kernel, case.kernel, size, size)
+    reach = case.stride * (size - 1) + 1
+    for row in range(case.kernel):
+        for column in range(case.kernel):
+            place = (slice(row, row + reach, case.stride), slice(column, column + reach, case.stride))
+            padded[(slice(None), *place)] += parts[:, row, column]
+    image += padded[:, pad : pad + side, pad : pad + side]

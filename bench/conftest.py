@@ -1,54 +1,58 @@
-"""Options of the benchmarks: which thread counts, where the DLMC files are; what the report says of the machine."""
+"""What the benchmarks add to pytest and pytest-benchmark: options, workloads as parameters, the machine in the JSON."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import catalog, machine, startup
+from bench import groups, machine
+
+PROBLEMS = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("fastsparse bench")
-    group.addoption("--bench-threads", type=int, default=1, help="threads for every provider (default 1)")
-    group.addoption("--dlmc", type=Path, metavar="DIR", help="also multiply by the .smtx patterns found below DIR")
-    group.addoption("--with-demo", action="store_true", help="also time the whole demo")
+    add = parser.getgroup("fastsparse bench").addoption
+    groups.add_options(add)
+    add("--what", default="", metavar="NAMES", help="sections or groups of workloads, with commas in between")
+
+
+def _options(config: pytest.Config) -> groups.Options:
+    return groups.Options(*(config.getoption(name) for name in ("threads", "dlmc", "quick", "deepsparse")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PROBLEMS] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if not {"race_case", "alone_case"} & set(metafunc.fixturenames):
-        return
-    chosen = catalog.Chosen(metafunc.config.getoption("--dlmc"))
-    try:
-        pairs = [(g, case) for groups in catalog.GROUPS.values() for g in groups for case in g.cases(chosen)]
-    except (OSError, ValueError) as error:
-        raise pytest.UsageError(f"--dlmc {chosen.dlmc}: {error}") from None
-    if "race_case" in metafunc.fixturenames:
-        races = [(g, case, p) for g, case in pairs if g.name != "threads" for p in g.providers]
-        metafunc.parametrize("race_case", races, ids=[f"{g.label(case)}-{p.name}" for g, case, p in races])
-    else:
-        alone = [(g, case) for g, case in pairs if g.measure is not None]
-        if metafunc.config.getoption("--with-demo"):
-            alone += [(catalog.GROUPS["startup"][0], wait) for wait in startup.DEMOS]
-        metafunc.parametrize("alone_case", alone, ids=[g.label(case) for g, case in alone])
+    if "workload" in metafunc.fixturenames:
+        try:
+            chosen = groups.chosen(metafunc.config.getoption("what"))
+            pairs = [(group, case) for group in chosen for case in group.cases(_options(metafunc.config))]
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from None
+        metafunc.parametrize("workload", pairs, ids=[group.label(case) for group, case in pairs])
 
 
 @pytest.fixture
-def threads(pytestconfig: pytest.Config) -> int:
-    """Threads of every provider."""
-    return int(pytestconfig.getoption("--bench-threads"))
+def options(pytestconfig: pytest.Config) -> groups.Options:
+    """What the command line asks for."""
+    return _options(pytestconfig)
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """What the table's header says: versions, commit, who is missing."""
-    found = machine.describe()
-    machine_info.update({name: found[name] for name in ("fastsparse", "commit", "packages")})
-    machine_info["missing_providers"] = catalog.missing_providers()
+@pytest.fixture
+def problems(pytestconfig: pytest.Config) -> list[str]:
+    """What went wrong so far."""
+    return pytestconfig.stash[PROBLEMS]
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    missing = catalog.missing_providers()
-    if missing:
-        terminalreporter.write_line(f"Not installed, so not measured: {', '.join(missing)}")
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """What the report says beyond the measurements."""
+    output_json["fastsparse"] = {
+        **machine.describe(),
+        "peaks": machine.peaks(quick=config.getoption("quick")),
+        "threads": config.getoption("threads"),
+        "missing": groups.missing_baselines(),
+        "problems": config.stash[PROBLEMS],
+    }

@@ -23,6 +23,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
+from tabulate import tabulate
 
 from fastsparse.onnx.backend import FastsparseBackend
 from fastsparse.onnx.ops import OPERATORS
@@ -182,16 +183,12 @@ def run(kinds: tuple[str, ...] = KINDS, only: str = "", progress: bool = False) 
 
 def table(tallies: dict[str, Tally], reasons: int = 0) -> str:
     """What was found, kind by kind, and why cases are out of scope."""
-    lines = [f"{'kind':20} {'passed':>7} {'in scope':>9} {'out of scope':>13}"]
-    total, outside = Counter[str](), Counter[str]()
+    rows, outside = [], Counter[str]()
     for kind, tally in tallies.items():
-        out = sum(tally.outside.values())
-        within = tally.passed + len(tally.failed)
-        lines.append(f"{kind:20} {tally.passed:7} {within:9} {out:13}")
-        total.update(passed=tally.passed, within=within, out=out)
+        rows.append([kind, tally.passed, tally.passed + len(tally.failed), sum(tally.outside.values())])
         outside.update(tally.outside)
-    lines.append(f"{'all':20} {total['passed']:7} {total['within']:9} {total['out']:13}")
-    lines += ["", "out of scope:"]
+    rows.append(["all", *(sum(column) for column in list(zip(*rows))[1:])])
+    lines = [tabulate(rows, ["kind", "passed", "in scope", "out of scope"], "github"), "", "out of scope:"]
     lines += [f"  {count:5}  {reason}" for reason, count in outside.most_common(reasons or None)]
     for kind, tally in tallies.items():
         lines += [f"FAILED {kind} {name}: {wrong}" for name, wrong in tally.failed.items()]

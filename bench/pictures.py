@@ -1,150 +1,131 @@
-"""The report's charts: geometric means, ratios over columns, roofline, scaling over threads and over size."""
+"""The report's pictures, as matplotlib Figures; None where there is nothing to show."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from itertools import cycle
 from typing import Any
 
-from bench import summary
-from bench.providers import OURS
-from bench.providers.scaling import threads_of
-from bench.svg import Chart, Scale, bars, scale_of
+from matplotlib.figure import Figure
 
-Entry = dict[str, Any]
+from bench import report
+from bench.baselines import OURS
+from bench.baselines.products import ONE_THREAD, threads_of
+from bench.results import SPARSE_BASELINES, Entry, Results, geometric_mean
 
-COLOURS = {
-    OURS: "#0b7285",
-    "fastsparse in planes": "#0ca678",
-    "scipy": "#e8590c",
-    "MKL sparse": "#1971c2",
-    "torch.sparse": "#9c36b5",
-    "numpy dense": "#868e96",
-    "torch dense": "#c2255c",
-    "torch channels_last": "#f06595",
-    "torch mkldnn": "#e599f7",
-    "onnxruntime dense": "#2f9e44",
-    "SparseProp": "#f08c00",
-    "SparseProp over batch": "#fab005",
-    "SparseLab": "#5f3dc4",
-}
-_GROUP_COLOURS = (
-    "#0b7285",
-    "#e8590c",
-    "#1971c2",
-    "#9c36b5",
-    "#2f9e44",
-    "#c2255c",
-    "#f08c00",
-    "#5f3dc4",
-    "#868e96",
-    "#846358",
-)
 # What is varied, and the values it is held at elsewhere in the sweep over sizes.
 _SWEEPS = {"n": ("columns N", 512), "m": ("rows M", 1024), "k": ("inner size K", 1024), "density": ("density", 0.1)}
 
 
-def means(results: dict[str, Any]) -> str:
+def _figure(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9.4, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def means(results: Results) -> Figure | None:
     """Bars of geometric means for every class of workloads."""
-    groups = {}
-    for name, members in summary.classes(summary.races(results)).items():
-        if members[0]["group"] == "sizes":
-            continue
-        rivals = summary.rivals_of(members)
-        values = {rival: summary.geometric_mean(members, rival) for rival in rivals}
-        groups[f"{name} ({len(members)})"] = {rival: value for rival, value in values.items() if value is not None}
-    return bars("fastsparse is faster by (geometric means; dashed: equal)", groups, COLOURS) if groups else ""
+    bars = [
+        (f"{name} ({len(members)}): {baseline}", baseline, geometric_mean(entry.ratio(baseline) for entry in members))
+        for name, members in report.classes([e for e in results.compared() if e.group != "sizes"]).items()
+        for baseline in members[0].baselines
+    ]
+    bars = [bar for bar in bars if bar[2] is not None]
+    if not bars:
+        return None
+    figure, ((axes,),) = _figure(0.8 + 0.22 * len(bars))
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(baseline for _, baseline, _ in bars))}
+    drawn = axes.barh(
+        [label for label, _, _ in bars], [v for _, _, v in bars], color=[colours[name] for _, name, _ in bars]
+    )
+    axes.margins(x=0.1)
+    axes.bar_label(drawn, fmt="%.2fx", padding=3, fontsize=8)
+    axes.axvline(1, color="0.4", ls="--")
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=8)
+    axes.set_title("fastsparse is faster by (geometric means; dashed: equal)")
+    return figure
 
 
-def ratios(results: dict[str, Any]) -> str:
-    """Every product's ratio to the fastest sparse peer, over its columns."""
-    entries = [entry for entry in summary.races(results) if "n" in entry["fields"]]
-    found = [(entry, best) for entry in entries if (best := summary.best_ratio(entry, summary.SPARSE_PEERS))]
+def ratios(results: Results) -> Figure | None:
+    """Every product's ratio to the fastest sparse baseline, over its columns."""
+    found = [(e, best) for e in results.compared() if e.columns and (best := e.best(SPARSE_BASELINES))]
     if not found:
-        return ""
-    columns = [entry["fields"]["n"] for entry, _ in found]
-    y = scale_of([1.0, *(best[0] for _, best in found)], "faster than the best of them by")
-    chart = Chart(
-        "Each SpMM against the fastest of scipy, MKL, torch.sparse", scale_of(columns, "columns N"), y, 940, 340
-    )
-    chart.line([(chart.x.low, 1.0), (chart.x.high, 1.0)], "#495057", dashed=True)
-    for entry, (value, rival) in found:
-        tip = f"{entry['group']} {entry['name']}: {value:.2f}x against {rival}"
-        chart.dot((entry["fields"]["n"], value), COLOURS[rival], tip, f"fastest peer: {rival}")
-    return chart.svg()
+        return None
+    figure, ((axes,),) = _figure(3.6)
+    for name in SPARSE_BASELINES:
+        points = [(entry.fields["n"], value) for entry, (value, who) in found if who == name]
+        if points:
+            axes.plot(*zip(*points), "o", alpha=0.7, label=f"fastest baseline: {name}")
+    axes.axhline(1, color="0.4", ls="--")
+    _label(axes, "columns N", "faster than the best of them by")
+    axes.set_title(f"Each SpMM against the fastest of {', '.join(SPARSE_BASELINES)}")
+    return figure
 
 
-def roofline(results: dict[str, Any]) -> str:
-    """Useful GF/s over useful operations per byte that must travel once, under the measured roofs of one core."""
-    entries = [e for e in results["workloads"] if e["bytes"] and summary.rate(e) and e["group"] != "threads"]
+def roofline(results: Results) -> Figure | None:
+    """Useful GF/s over useful operations per byte that must travel once, under the measured roofs."""
+    entries = [e for e in results.entries if e.bytes and e.rate() and e.group != "threads"]
     if not entries:
-        return ""
-    peak, bandwidth = summary.peak(results), results["peaks"]["bandwidth_gbs"]
-    points = [(entry["flops"] / entry["bytes"], summary.rate(entry) or 0.0) for entry in entries]
-    x = scale_of([p[0] for p in points], "useful operations per byte of operands and result")
-    y = scale_of([peak, *(p[1] for p in points)], "useful GF/s")
-    chart = Chart("Roofline", x, y, 940, 400)
+        return None
+    figure, ((axes,),) = _figure(4.4)
+    for group in dict.fromkeys(entry.group for entry in entries):
+        points = [(e.flops / e.bytes, e.rate()) for e in entries if e.group == group]
+        axes.plot(*zip(*points), "o", alpha=0.7, label=group)
+    peak, bandwidth = results.peak(), results.machine["peaks"]["bandwidth_gbs"]
     knee = peak / bandwidth
-    start = max(x.low, y.low / bandwidth)
-    corner = min(max(knee, start), x.high)
-    chart.line([(start, start * bandwidth), (corner, corner * bandwidth)], "#495057", dashed=True)
-    chart.line([(corner, peak), (x.high, peak)], "#495057", dashed=True)
-    chart.text((corner, peak), f"{peak:.0f} GF/s of multiply-adds; {bandwidth:.0f} GB/s from memory, measured")
-    colours = dict(zip(dict.fromkeys(entry["group"] for entry in entries), cycle(_GROUP_COLOURS)))
-    for entry, point in zip(entries, points):
-        tip = f"{entry['group']} {entry['name']}: {point[1]:.1f} GF/s, {point[1] / peak:.0%} of peak"
-        chart.dot(point, colours[entry["group"]], tip, entry["group"])
-    return chart.svg()
+    found = [e.flops / e.bytes for e in entries]
+    intensity = [min(*found, knee), knee, max(*found, knee)]
+    axes.plot(intensity, [min(peak, i * bandwidth) for i in intensity], "--", color="0.4")
+    _label(axes, "useful operations per byte of operands and result", "useful GF/s")
+    axes.set_title(f"Roofline: {peak:.0f} GF/s of multiply-adds, {bandwidth:.0f} GB/s from memory, measured")
+    return figure
 
 
-def threads(results: dict[str, Any]) -> str:
+def threads(results: Results) -> Figure | None:
     """Speed over threads, one line for each workload."""
-    entries = [entry for entry in results["workloads"] if entry["group"] == "threads" and entry["seconds"].get(OURS)]
+    entries = results.of("threads")
     if not entries:
-        return ""
-    most = max(threads_of(name) for entry in entries for name in entry["seconds"])
-    axis = Scale(1 / 1.1, most * 1.1, "threads", ticks=tuple(float(2**i) for i in range(12)))
-    chart = Chart("Threads", axis, Scale(1 / 1.1, most * 1.1, "times faster than one", ticks=axis.ticks))
-    chart.line([(1, 1), (most, most)], "#adb5bd", "ideal", dashed=True)
-    for entry, colour in zip(entries, cycle(_GROUP_COLOURS)):
-        one = next(name for name in entry["seconds"] if threads_of(name) == 1)
-        points = [(threads_of(name), _speedup(entry, one, name)) for name in entry["seconds"]]
-        chart.line(sorted(points), colour, entry["name"])
-    return chart.svg()
+        return None
+    figure, ((axes,),) = _figure(3.6)
+    for entry in entries:
+        points = sorted((threads_of(name), entry.ratio(ONE_THREAD, name) or 1.0) for name in entry.seconds)
+        axes.plot(*zip(*points), "o-", label=entry.name)
+    most = max(threads_of(name) for entry in entries for name in entry.seconds)
+    axes.plot([1, most], [1, most], "--", color="0.6", label="ideal")
+    _label(axes, "threads", "times faster than one")
+    return figure
 
 
-def _speedup(entry: Entry, one: str, name: str) -> float:
-    return 1.0 if one == name else summary.ratio(entry, one, name) or 1.0
-
-
-def sizes(results: dict[str, Any]) -> str:
+def sizes(results: Results) -> Figure | None:
     """Useful GF/s of everybody while one size changes."""
-    entries = [entry for entry in results["workloads"] if entry["group"] == "sizes" and entry["seconds"]]
-    return "".join(_sweep(entries, varied) for varied in _SWEEPS)
+    sweeps = {varied: found for varied in _SWEEPS if len(found := _sweep(results, varied)) > 1}
+    if not sweeps:
+        return None
+    rows = -(-len(sweeps) // 2)
+    figure, grid = _figure(3.2 * rows, 2, rows)
+    for axes, (varied, entries) in zip(grid.ravel(), sweeps.items()):
+        for name in dict.fromkeys(name for entry in entries for name in entry.seconds):
+            points = [(_size(e, varied), e.rate(name)) for e in entries if name in e.seconds]
+            axes.plot(*zip(*points), "o-", label=name, lw=2 if name == OURS else 1)
+        _label(axes, _SWEEPS[varied][0], "useful GF/s")
+    for axes in grid.ravel()[len(sweeps) :]:
+        axes.set_axis_off()
+    return figure
 
 
-def _sweep(entries: Sequence[Entry], varied: str) -> str:
-    label, _ = _SWEEPS[varied]
+def _sweep(results: Results, varied: str) -> list[Entry]:
     held = {name: value for name, (_, value) in _SWEEPS.items() if name != varied}
-    chosen = [e for e in entries if all(abs(_size(e, name) - value) < 1e-6 * value for name, value in held.items())]
-    chosen.sort(key=lambda entry: _size(entry, varied))
-    if len(chosen) < 2:
-        return ""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for entry in chosen:
-        for name, seconds in entry["seconds"].items():
-            speed = entry["flops"] / statistics.median(seconds) / 1e9
-            lines.setdefault(name, []).append((_size(entry, varied), speed))
-    rates = [speed for points in lines.values() for _, speed in points]
-    chart = Chart(
-        f"SpMM over {label}", scale_of([_size(e, varied) for e in chosen], label), scale_of(rates, "useful GF/s")
-    )
-    for name, points in lines.items():
-        chart.line(points, COLOURS.get(name, "#495057"), name)
-    return chart.svg()
+    entries = [
+        e
+        for e in results.of("sizes")
+        if all(abs(_size(e, name) - value) < 1e-6 * value for name, value in held.items())
+    ]
+    return sorted(entries, key=lambda entry: _size(entry, varied))
 
 
 def _size(entry: Entry, name: str) -> float:
-    fields = entry["fields"]
-    return 1 - fields["sparsity"] if name == "density" else fields[name]
+    return float(1 - entry.fields["sparsity"] if name == "density" else entry.fields[name])
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)

@@ -1,70 +1,213 @@
-"""Figures and the page again, from the JSON of one run or several: `python -m bench.report A.json B.json --html FILE`.
+"""The report of one run or several: `python -m bench.report A.json B.json --html FILE`.
 
-Of several, the first one's machine, peaks and date stand for all; runs on another machine or number of threads do not
-belong together. A workload measured twice counts as it was measured last.
+Figures as text on standard output, and the page: the same tables with pictures, roofline and every measurement.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench import html, summary
-from bench.runner import FORMAT
+from tabulate import tabulate
+
+from bench import targets
+from bench.baselines import OURS
+from bench.results import SPARSE_BASELINES, Entry, Results, geometric_mean, read
+from fastsparse import html_page
+from fastsparse.html_page import Cell
+
+_SHORT = 24  # groups of at most so many workloads are printed whole
+_NOTE = (
+    "Median time, minimum in brackets. Ratios are medians of the ratios within one round, in which everybody ran in "
+    "turn; below 1 the other one is faster. Every result was held against a float64 reference before it was timed. "
+    "User arrays go in and come out, preallocated wherever a library takes them; groups that say so keep activations "
+    "in the kernels' layouts."
+)
+_STYLES = {"met": "good", "missed": "bad", "not measured": "note"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows, for the terminal and for the page; text comes before numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    text: int = 1
+
+    def plain(self) -> str:
+        """As Markdown."""
+        cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in self.rows]
+        align = ["left" if i < self.text else "right" for i in range(len(self.header))]
+        return f"{self.title}\n\n{tabulate(cells, self.header, 'github', colalign=align, disable_numparse=True)}"
+
+    def html(self) -> html_page.Html:
+        """As markup, without the title."""
+        return html_page.table(self.header, self.rows, text=self.text)
+
+
+def text(results: Results) -> str:
+    """Machine, geometric means, the slowest workloads, short groups, targets, what failed."""
+    tables = [*_means(results), *_slowest(results), *(t for t in _groups(results) if len(t.rows) <= _SHORT)]
+    tables.append(_targets(results, "not measured"))
+    parts = ["\n".join(_header(results)), *(table.plain() for table in tables if table.rows)]
+    if results.machine["problems"]:
+        parts.append("\n".join(["Failed or wrong, so not measured:", *results.machine["problems"]]))
+    return "\n\n".join(parts)
+
+
+def page(results: Results) -> str:
+    """The page, which stands alone."""
+    from bench import pictures
+
+    def drawn(name: str) -> html_page.Html:
+        figure = getattr(pictures, name)(results)
+        return html_page.picture(figure, name) if figure is not None else html_page.Html()
+
+    def section(title: str, *parts: str, note: str = "") -> html_page.Html:
+        return html_page.section(title, *parts, note=note)
+
+    roofline = "Operations count at nonzeros only, bytes are those of operands and result, once each."
+    groups = [html_page.folded(f"{t.title}: {len(t.rows)}", t.html()) for t in _groups(results)]
+    return html_page.page(
+        "fastsparse: measured",
+        *map(html_page.paragraph, _header(results)),
+        section("Targets", _targets(results).html()),
+        section("Against others", drawn("means"), *(table.html() for table in _means(results))),
+        section("The slowest", *(table.html() for table in _slowest(results))),
+        section("Every product", drawn("ratios")),
+        section("How near to what the core can do", drawn("roofline"), note=roofline),
+        section("More threads", drawn("threads")),
+        section("Over size", drawn("sizes")),
+        section("Failed or wrong, so not measured", html_page.bullets(results.machine["problems"])),
+        section("All measurements", *groups, note=_NOTE),
+    )
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the page in one step."""
+    html_page.write(path, page(results))
+
+
+def _header(results: Results) -> Iterator[str]:
+    m = results.machine
+    yield f"{m['cpu']}, {m['cpus']} processors, {m['vector_bits']}-bit vectors, {m['system']}"
+    yield (
+        f"one core: {m['peaks']['fma_gflops']:.1f} GF/s of multiply-adds, {m['peaks']['bandwidth_gbs']:.1f} GB/s of "
+        f"copying; threads for every baseline: {m['threads']}"
+    )
+    trips = [e.facts["cache line round trip"] for e in results.entries if "cache line round trip" in e.facts]
+    if trips:
+        yield f"a cache line from one core to another and back, beside the workloads on two threads: {', '.join(trips)}"
+    versions = ", ".join(f"{name} {version}" for name, version in m["packages"].items() if version)
+    yield f"fastsparse {m['version']} ({m['commit']}), {results.date}, Python {m['python']}, {versions}"
+    if results.clock == "process_time":
+        yield "processor time, not wall clock: the machine was doing something else as well"
+    if m["environment"]:
+        yield "held to AVX2: " + ", ".join(f"{name}={value}" for name, value in m["environment"].items())
+    if m["missing"]:
+        yield f"Not installed, so not measured: {', '.join(m['missing'])}"
+
+
+def _targets(results: Results, *hidden: str) -> Table:
+    rows = [
+        (row.what, row.note, row.wanted, row.found, Cell(row.verdict, _STYLES[row.verdict]))
+        for row in targets.evaluate(results)
+        if row.verdict not in hidden
+    ]
+    return Table("Targets", ["target", "note", "wanted", "found", "verdict"], rows, 2)
+
+
+def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries whose geometric mean is worth a line: group, sparsity and, for SpMM, columns."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        name = ", ".join(filter(None, [f"{entry.group} {entry.sparsity}", entry.columns]))
+        found.setdefault(name, []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def _means(results: Results) -> Iterator[Table]:
+    tables: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in results.compared():
+        tables.setdefault(tuple(entry.baselines), []).append(entry)
+    for baselines, entries in tables.items():
+        rows = []
+        for name, members in classes(entries).items():
+            rate = geometric_mean(entry.rate() for entry in members)
+            cells = [_ratio(geometric_mean(entry.ratio(other) for entry in members)) for other in baselines]
+            rows.append([name, str(len(members)), *_speed(rate, results.peak()), *cells])
+        header = ["class", "count", "GF/s", "of peak", *(f"faster than {name}" for name in baselines)]
+        yield Table("Geometric means", header, rows)
+
+
+def _slowest(results: Results) -> Iterator[Table]:
+    """Against sparse baselines where there are any, else against everybody."""
+    everybody = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
+    baselines = [name for name in everybody if name in SPARSE_BASELINES] or everybody
+    rows = [
+        (entry.label, name, _ratio(value), _speed(entry.rate(), 1)[0], _span(entry.seconds[OURS]))
+        for value, name, entry in results.slowest(10, baselines)
+    ]
+    if rows:
+        header = ["workload", "fastest baseline", "faster than it", "GF/s", OURS]
+        yield Table(f"The slowest against the best of {', '.join(baselines)}", header, rows, 2)
+
+
+def _groups(results: Results) -> Iterator[Table]:
+    """All measurements, group by group."""
+    for group, title in dict.fromkeys((entry.group, entry.title) for entry in results.entries):
+        entries = [entry for entry in results.entries if entry.group == group]
+        names = list(dict.fromkeys(name for entry in entries for name in entry.seconds if name != OURS))
+        rows = []
+        for entry in entries:
+            facts = ", ".join(f"{name} {value}" for name, value in entry.facts.items())
+            row: list[str | Cell] = [f"{entry.name} ({facts})" if facts else entry.name]
+            row += [_span(entry.seconds.get(OURS)), *_speed(entry.rate(), results.peak(group))]
+            for name in names:
+                ratio = _ratio(entry.ratio(name))
+                row.append(Cell(f"{ratio.text} {_span(entry.seconds.get(name))}".strip(), ratio.style))
+            rows.append(row)
+        yield Table(title, ["workload", OURS, "GF/s", "of peak", *(f"faster than {name}" for name in names)], rows)
+
+
+def _speed(rate: float | None, peak: float) -> tuple[str, str]:
+    return ("", "") if rate is None else (f"{rate:.1f}", f"{rate / peak:.0%}")
+
+
+def _ratio(value: float | None) -> Cell:
+    return Cell("" if value is None else f"{value:.2f}x", "bad" if value is not None and value < 1 else "")
+
+
+def _span(seconds: Sequence[float] | None) -> str:
+    return f"{_time(statistics.median(seconds))} ({_time(min(seconds))})" if seconds else ""
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures of results files, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=main.__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="what fastsparse bench --json wrote")
+    parser.add_argument("results", type=Path, nargs="+", help="what python -m bench --json wrote")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
     args = parser.parse_args(argv)
     try:
-        results = merged([_read(path) for path in args.results])
+        found = read(args.results)
+        print(text(found))
+        if args.html:
+            write(found, args.html)
     except (OSError, ValueError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 1
-    print(summary.text(results))
-    if args.html:
-        args.html.write_text(html.page(results), encoding="utf-8")
     return 0
-
-
-def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One set of results from several of the same machine and number of threads.
-
-    Raises
-    ------
-    ValueError
-        When they are not.
-    """
-    first = runs[0]
-    for run in runs[1:]:
-        for what, one, other in (
-            ("cpu", first["machine"]["cpu"], run["machine"]["cpu"]),
-            ("vector_bits", first["machine"]["vector_bits"], run["machine"]["vector_bits"]),
-            ("threads", first["threads"], run["threads"]),
-            ("clock", first["clock"], run["clock"]),
-        ):
-            if one != other:
-                raise ValueError(f"the results differ in {what}: {one} and {other}")
-    latest = {(entry["group"], entry["name"]): entry for run in runs for entry in run["workloads"]}
-    errors = [error for run in runs for error in run["errors"]]
-    return {**first, "workloads": list(latest.values()), "errors": list(dict.fromkeys(errors))}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a results file of fastsparse bench")
-    return results
 
 
 if __name__ == "__main__":

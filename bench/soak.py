@@ -3,7 +3,8 @@
 `python -m bench.soak --minutes 10` runs threads that call everything at random and compare every result, bit for bit,
 with what one thread computed before; meanwhile children are forked and compute too, and calls are interrupted.
 Resident memory must not grow. `--large` multiplies with an X of more than 4 GB (6 GB of address space, little of it
-touched). The exit code is 1 when anything was wrong.
+touched). `--engine MODEL.onnx` has the threads call one engine instead, of a small network where no model is named. The
+exit code is 1 when anything was wrong.
 """
 
 from __future__ import annotations
@@ -181,6 +182,44 @@ def large() -> int:
     return 0 if right else 1
 
 
+def engine(model: str, minutes: float, threads: int) -> int:
+    """Threads that call one engine, and compare every output with what one of them got alone."""
+    from fastsparse import nn
+
+    if model:
+        found: Any = fs.compile(model)
+        shape = found.input_shape
+    else:
+        shape = (1, 3, 16, 16)
+        network = nn.Sequential(
+            nn.SparseConv2d(3, 32, 3, padding=1, activation="relu", rng=0), nn.MaxPool2d(2),
+            nn.SparseConv2d(32, 64, 3, padding=1, activation="relu", rng=1), nn.Flatten(),
+            nn.SparseLinear(64 * 64, 10, rng=2),
+        )  # fmt: skip
+        found = fs.compile(network, shape)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape, np.float32) for _ in range(8)]
+    expected = [bits(found.run([x])[0]) for x in inputs]
+    calls, wrong, end = [0] * threads, [0] * threads, time.monotonic() + 60 * minutes
+
+    def work(caller: int) -> None:
+        while time.monotonic() < end:
+            i = (caller + calls[caller]) % len(inputs)
+            wrong[caller] += bits(found.run([inputs[i]])[0]) != expected[i]
+            calls[caller] += 1
+
+    workers = [threading.Thread(target=work, args=(caller,)) for caller in range(threads)]
+    for worker in workers:
+        worker.start()
+    time.sleep(6 * minutes)  # a tenth
+    before = resident()
+    for worker in workers:
+        worker.join()
+    grown = resident() - before
+    print(f"{threads} callers: {sum(calls)} calls, {sum(wrong)} wrong; memory grew by {grown / 2**20:.1f} MB")
+    return int(sum(wrong) > 0 or min(calls) == 0 or grown > 8 * 2**20)
+
+
 def main() -> int:
     """Run the layers in processes of their own."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -188,8 +227,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", action="store_true", help="multiply arrays of more than 4 GB as well")
+    parser.add_argument("--engine", nargs="?", const="", metavar="MODEL.onnx", help="call an engine instead")
     parser.add_argument("--layer", choices=LAYERS, help="this layer only, in this process")
     options = parser.parse_args()
+    if options.engine is not None:
+        return engine(options.engine, options.minutes, options.threads)
     if options.layer:
         return soak(options.minutes, options.threads, options.seed)
     failed = large() if options.large else 0

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from bench import summary
-from bench.providers import OURS
-from bench.providers.conv import PLANES
-from bench.providers.scaling import ONE
+from bench.baselines import OURS
+from bench.baselines.conv import PLANES
+from bench.baselines.products import ONE_THREAD
+from bench.results import SPARSE_BASELINES, Results, geometric_mean
 
-Entry = dict[str, Any]
-Results = dict[str, Any]
 # A figure, perhaps with a word on where it was found; None when the results do not have it.
 Found = float | tuple[float, str] | None
 Find = Callable[[Results], Found]
@@ -74,81 +70,67 @@ def _row(target: Target, results: Results) -> Row:
     return Row(target.what, wanted, target.show(value), "met" if met else "missed", note)
 
 
-def _entries(results: Results, group: str, keep: Callable[[Entry], bool] = lambda entry: True) -> list[Entry]:
-    return [e for e in results["workloads"] if e["group"] == group and e["seconds"].get(OURS) and keep(e)]
-
-
-def _pruned(columns: str | None = None) -> Callable[[Entry], bool]:
-    """Of the pruned layers those at 90%, of one class of columns or all."""
-
-    def keep(entry: Entry) -> bool:
-        return summary.sparsity_class(entry) == "90%" and columns in (None, summary.columns_class(entry["fields"]["n"]))
-
-    return keep
-
-
 def _one_thread(find: Find) -> Find:
-    return lambda results: find(results) if results["threads"] == 1 else None
+    return lambda results: find(results) if results.machine["threads"] == 1 else None
 
 
-def _spmm(columns: str, rival: str) -> Find:
-    return _one_thread(lambda results: summary.geometric_mean(_entries(results, "dlmc", _pruned(columns)), rival))
-
-
-def _best_mean(group: str, rivals: Sequence[str], ours: str = OURS) -> Find:
-    """Geometric mean of the ratios to the fastest rival of each workload."""
+def _spmm(columns: str, baseline: str) -> Find:
+    """Geometric mean over the pruned layers at 90%, of one class of columns."""
 
     def find(results: Results) -> float | None:
-        return _mean(summary.best_ratio(entry, rivals, ours) for entry in _entries(results, group))
+        entries = [e for e in results.of("dlmc") if (e.sparsity, e.columns) == ("90%", columns)]
+        return geometric_mean(entry.ratio(baseline) for entry in entries)
 
-    return find
+    return _one_thread(find)
 
 
-def _slowest(rivals: Sequence[str], group: str | None = None) -> Find:
-    """The smallest ratio to the fastest of `rivals`, and where that is; in one group, or in all."""
+def _best_mean(group: str, baselines: Sequence[str], ours: str = OURS) -> Find:
+    """Geometric mean of the ratios to the fastest baseline of each workload."""
+    return lambda results: _mean(entry.best(baselines, ours) for entry in results.of(group))
+
+
+def _slowest(baselines: Sequence[str], group: str | None = None) -> Find:
+    """The smallest ratio to the fastest of `baselines`, and where that is; in one group, or in all."""
 
     def find(results: Results) -> Found:
-        entries = _entries(results, group) if group else summary.races(results)
-        found = summary.worst(entries, rivals, 1)
-        return (found[0][0], f"{found[0][2]['group']} {found[0][2]['name']}, {found[0][1]}") if found else None
+        found = results.slowest(1, baselines, group)
+        return (found[0][0], f"{found[0][2].label}, {found[0][1]}") if found else None
 
     return find
 
 
 def _mean(best: Iterable[tuple[float, str] | None]) -> float | None:
-    values = [pair[0] for pair in best if pair is not None]
-    return statistics.geometric_mean(values) if values else None
+    return geometric_mean(pair[0] for pair in best if pair is not None)
 
 
 def _share_of_peak(results: Results) -> float | None:
-    rate = summary.mean_rate(_entries(results, "panels"))
-    return None if rate is None else rate / results["peaks"]["fma_gflops"]
+    rate = geometric_mean(entry.rate() for entry in results.of("panels"))
+    return None if rate is None else rate / results.peak()
 
 
 def _seconds(group: str, part: str) -> Find:
     def find(results: Results) -> float | None:
-        found = _entries(results, group, lambda entry: part in entry["name"])
-        return statistics.median(found[0]["seconds"][OURS]) if found else None
+        found = [entry for entry in results.of(group) if part in entry.name]
+        return statistics.median(found[0].seconds[OURS]) if found else None
 
     return find
 
 
 def _memory(results: Results) -> float | None:
-    found = [e["facts"].get("bytes_beyond") for e in results["workloads"] if e["group"] == "memory"]
-    return found[0] if found else None
+    return next((entry.facts["bytes beyond"] for entry in results.of("memory")), None)
 
 
-def _on_avx2(group: str, rivals: Sequence[str]) -> Find:
-    """Where the CPU has more and libraries are held to AVX2, against those of `rivals` that can be held."""
+def _on_avx2(group: str, baselines: Sequence[str]) -> Find:
+    """Where the CPU has more and libraries are held to AVX2, against those of `baselines` that can be held."""
 
     def find(results: Results) -> Found:
-        if results["machine"]["vector_bits"] != 256 or results["threads"] != 1:
+        machine = results.machine
+        if machine["vector_bits"] != 256 or machine["threads"] != 1:
             return None
-        held = "NUMBA_CPU_NAME" in results["machine"]["environment"]
-        free = [rival for rival in rivals if held and rival in _NEVER_HELD]
-        counted = [rival for rival in rivals if rival not in free]
-        entries = [e for e in _entries(results, group) if summary.sparsity_class(e) == "90%"]
-        ratio = _mean(summary.best_ratio(entry, counted) for entry in entries)
+        held = "NUMBA_CPU_NAME" in machine["environment"]
+        free = [name for name in baselines if held and name in _NEVER_HELD]
+        counted = [name for name in baselines if name not in free]
+        ratio = _mean(entry.best(counted) for entry in results.of(group) if entry.sparsity == "90%")
         if ratio is None or not free:
             return ratio
         return ratio, f"nothing holds {' and '.join(free)} to AVX2: not counted"
@@ -156,10 +138,13 @@ def _on_avx2(group: str, rivals: Sequence[str]) -> Find:
     return find
 
 
-def _two_threads(results: Results) -> float | None:
+def _two_threads(results: Results) -> Found:
     """Where there are more processors: two threads, not all of them, against one."""
-    two = OURS if os.cpu_count() == 2 else f"{OURS}, 2 threads"
-    return _mean(summary.best_ratio(entry, (ONE,), two) for entry in _entries(results, "threads"))
+    two = OURS if results.machine["cpus"] == 2 else f"{OURS}, 2 threads"
+    entries = results.of("threads")
+    ratio = _mean(entry.best((ONE_THREAD,), two) for entry in entries)
+    trips = {entry.facts["cache line round trip"] for entry in entries if "cache line round trip" in entry.facts}
+    return None if ratio is None else (ratio, f"cache line round trip: {', '.join(sorted(trips))}" if trips else "")
 
 
 def _megabytes(value: float) -> str:
@@ -170,23 +155,25 @@ def _milliseconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms"
 
 
-_SPMM_RIVALS = {
+_SPMM_BASELINES = {
     "N <= 1024": {"scipy": 4.5, "MKL sparse": 1.5, "torch.sparse": 3.0, "numpy dense": 4.5},
     "N >= 3136": {"scipy": 5.0, "MKL sparse": 3.0, "torch.sparse": 3.5, "numpy dense": 4.0},
 }
 
 TARGETS = [
     *[
-        Target(f"SpMM 90%, {columns}, one thread, against {rival}", wanted, _spmm(columns, rival))
-        for columns, rivals in _SPMM_RIVALS.items()
-        for rival, wanted in rivals.items()
+        Target(f"SpMM 90%, {columns}, one thread, against {baseline}", wanted, _spmm(columns, baseline))
+        for columns, baselines in _SPMM_BASELINES.items()
+        for baseline, wanted in baselines.items()
     ],
     Target("share of FMA peak, 90%, in panels", 0.45, _one_thread(_share_of_peak), show=lambda value: f"{value:.0%}"),
-    Target("slowest single workload against the best sparse peer", 1.0, _slowest(summary.SPARSE_PEERS)),
+    Target("slowest single workload against the best sparse baseline", 1.0, _slowest(SPARSE_BASELINES)),
     Target("ResNet-50 layers, NCHW, against the faster dense convolution", 3.0, _best_mean("resnet", _NCHW_CONV)),
     Target("ResNet-50 layers, kernel layouts, the same", 4.0, _best_mean("resnet", _DENSE_CONV, PLANES)),
-    Target("8 layers 2048x2048, batch 1, against MKL SpMV", 1.6, _best_mean("chain", ("MKL sparse",))),
-    Target("8 layers 2048x2048, batch 1, against onnxruntime dense", 10.0, _best_mean("chain", ("onnxruntime dense",))),
+    Target("8 layers 2048x2048, batch 1, against MKL SpMV", 1.6, _best_mean("mlp stack", ("MKL sparse",))),
+    Target(
+        "8 layers 2048x2048, batch 1, against onnxruntime dense", 10.0, _best_mean("mlp stack", ("onnxruntime dense",))
+    ),
     Target("linear forward+backward, slowest, against the fastest trainer", 3.2, _slowest(_TRAINERS, "linear step")),
     Target("conv forward+backward, slowest, against the fastest trainer", 3.2, _slowest(_TRAINERS, "conv step")),
     Target("sparse x through sparse W against scipy", 5.0, _best_mean("sparse input", ("scipy (x @ W.T).toarray()",))),

@@ -1,6 +1,6 @@
 """What is measured, as data: the shapes the README's figures speak of.
 
-Add a row and every provider runs it. Sparsity is the share of weights that are zero; patterns are uniformly random
+Add a row and every baseline runs it. Sparsity is the share of weights that are zero; patterns are uniformly random
 unless a `.smtx` file says otherwise.
 """
 
@@ -21,8 +21,20 @@ Floats = NDArray[np.float32]
 _PRIME = 1_048_573
 
 
+class Workload:
+    """What reports and targets read of a workload: a name that is readable and unique, and the least work there is.
+
+    `flops` are useful operations, at nonzeros only. `bytes_moved` is what must travel once: values, 32-bit columns,
+    operands, results.
+    """
+
+    name: str
+    flops = 0
+    bytes_moved = 0
+
+
 @dataclass(frozen=True)
-class Spmm:
+class Spmm(Workload):
     """W (m, k) times X (k, n), both float32, row-major; n = 1 is a vector."""
 
     m: int
@@ -33,7 +45,6 @@ class Spmm:
 
     @property
     def name(self) -> str:
-        """Readable and unique, the test's id."""
         origin = f"{self.file.parent.name}-{self.file.stem}-" if self.file else ""
         return f"{origin}{self.m}x{self.k}-N{self.n}-{self.sparsity:.0%}"
 
@@ -54,17 +65,15 @@ class Spmm:
 
     @property
     def bytes_moved(self) -> int:
-        """What must travel once: values and 32-bit columns of the nonzeros, X and Y."""
         return 8 * int(self.weight.nnz) + 4 * self.n * (self.k + self.m)
 
     @property
     def flops(self) -> int:
-        """Useful operations: two for each nonzero and column."""
         return 2 * int(self.weight.nnz) * self.n
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Workload):
     """Convolution of x (batch, channels, side, side) with square kernels, float32, NCHW in and out."""
 
     batch: int
@@ -78,7 +87,6 @@ class Conv:
 
     @property
     def name(self) -> str:
-        """Readable and unique, the test's id."""
         stride = f"-s{self.stride}" if self.stride > 1 else ""
         shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
         return f"{shape}-{self.out}-{self.kernel}x{self.kernel}{stride}-{self.sparsity:.0%}"
@@ -95,7 +103,6 @@ class Conv:
 
     @cached_property
     def weight(self) -> sp.csr_array:
-        """Weights (out, channels * kernel * kernel), columns as in OIHW."""
         rng = np.random.default_rng(1)
         if self.file is None:
             return random_weight(rng, self.out, self.channels * self.kernel**2, self.sparsity)
@@ -103,27 +110,23 @@ class Conv:
 
     @cached_property
     def x(self) -> Floats:
-        """The input."""
         return normal((self.batch, self.channels, self.side, self.side))
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the output."""
         return (self.batch, self.out, self.out_side, self.out_side)
 
     @property
     def flops(self) -> int:
-        """Useful operations: two for each nonzero and output position."""
         return 2 * int(self.weight.nnz) * self.batch * self.out_side**2
 
     @property
     def bytes_moved(self) -> int:
-        """What must travel once: values and 32-bit columns of the nonzeros, input and output."""
         return 8 * int(self.weight.nnz) + 4 * (self.x.size + math.prod(self.out_shape))
 
 
 @dataclass(frozen=True)
-class LinearStep:
+class LinearStep(Workload):
     """Forward and backward of a linear layer: x (batch, inputs), W (outputs, inputs); dX, dW and db are wanted."""
 
     batch: int
@@ -133,32 +136,26 @@ class LinearStep:
 
     @property
     def name(self) -> str:
-        """Readable and unique, the test's id."""
         return f"{self.batch}x{self.inputs}-{self.outputs}-{self.sparsity:.0%}"
 
     @cached_property
     def weight(self) -> sp.csr_array:
-        """Weights (outputs, inputs)."""
         return random_weight(np.random.default_rng(1), self.outputs, self.inputs, self.sparsity)
 
     @cached_property
     def x(self) -> Floats:
-        """The input."""
         return np.random.default_rng(2).standard_normal((self.batch, self.inputs), dtype=np.float32)
 
     @cached_property
     def grad(self) -> Floats:
-        """Gradient of the output."""
         return np.random.default_rng(3).standard_normal((self.batch, self.outputs), dtype=np.float32)
 
     @property
     def flops(self) -> int:
-        """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch
 
     @property
     def bytes_moved(self) -> int:
-        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
         return 12 * int(self.weight.nnz) + 8 * self.batch * (self.inputs + self.outputs)
 
 
@@ -168,23 +165,20 @@ class ConvStep(Conv):
 
     @cached_property
     def grad(self) -> Floats:
-        """Gradient of the output."""
         return np.random.default_rng(3).standard_normal(self.out_shape, dtype=np.float32)
 
     @property
     def flops(self) -> int:
-        """Useful operations of forward, dX and dW together."""
         return 6 * int(self.weight.nnz) * self.batch * self.out_side**2
 
     @property
     def bytes_moved(self) -> int:
-        """What must travel once: values, their gradients and 32-bit columns, x, grad, y and grad_x."""
         return 12 * int(self.weight.nnz) + 8 * (self.x.size + math.prod(self.out_shape))
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Square sparse layers in a row, on one sample, without bias or activation."""
+class MlpStack(Workload):
+    """Square sparse linear layers one after the other, on one sample, without bias or activation."""
 
     layers: int
     size: int
@@ -192,7 +186,6 @@ class Chain:
 
     @property
     def name(self) -> str:
-        """Readable and unique, the test's id."""
         return f"{self.layers}x{self.size}x{self.size}-N1-{self.sparsity:.0%}"
 
     @cached_property
@@ -204,27 +197,23 @@ class Chain:
 
     @property
     def weight(self) -> sp.csr_array:
-        """The first matrix."""
         return self.weights[0]
 
     @cached_property
     def x(self) -> Floats:
-        """The sample."""
         return normal((self.size,))
 
     @property
     def flops(self) -> int:
-        """Useful operations."""
         return 2 * sum(int(weight.nnz) for weight in self.weights)
 
     @property
     def bytes_moved(self) -> int:
-        """Values and 16-bit columns."""
         return 3 * self.flops
 
 
 @dataclass(frozen=True)
-class SparseInput:
+class SparseInput(Workload):
     """Sparse x (batch, inputs) through sparse W (outputs, inputs), as word counts or genes are."""
 
     batch: int
@@ -235,29 +224,111 @@ class SparseInput:
 
     @property
     def name(self) -> str:
-        """Readable and unique, the test's id."""
         return f"{self.batch}x{self.inputs}-{self.x_sparsity:.1%}-{self.outputs}-{self.sparsity:.0%}"
 
     @cached_property
     def weight(self) -> sp.csr_array:
-        """Weights (outputs, inputs)."""
         return random_weight(np.random.default_rng(1), self.outputs, self.inputs, self.sparsity)
 
     @cached_property
     def x(self) -> sp.csr_array:
-        """The samples."""
         return random_weight(np.random.default_rng(2), self.batch, self.inputs, self.x_sparsity)
 
     @property
     def flops(self) -> int:
-        """Two for each pair of a nonzero of x and one of W in its column."""
         per_column = np.bincount(self.weight.indices, minlength=self.inputs)
         return 2 * int(per_column[self.x.indices].sum())
 
     @property
     def bytes_moved(self) -> int:
-        """Both matrices' values and columns once, and the result."""
         return 8 * int(self.weight.nnz + self.x.nnz) + 4 * self.batch * self.outputs
+
+
+@dataclass(frozen=True)
+class LayerCall(Workload):
+    """A small linear layer in evaluation mode, where what surrounds the work is all."""
+
+    batch: int
+    size: int
+    activation: str | None = None
+    sparsity: float = 0.9
+
+    @property
+    def name(self) -> str:
+        return f"SparseLinear {self.size}, {self.activation}, batch {self.batch}"
+
+    @cached_property
+    def weight(self) -> sp.csr_array:
+        return random_weight(np.random.default_rng(1), self.size, self.size, self.sparsity)
+
+    @cached_property
+    def x(self) -> Floats:
+        return normal((self.batch, self.size))
+
+
+@dataclass(frozen=True)
+class TrainingStep(Workload):
+    """Forward, loss, backward and SGD with momentum, of a network of `bench.baselines.training`."""
+
+    network: str
+    sparsity: float = 0.9
+    batch: int = 128
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} batch {self.batch} {self.sparsity:.0%}"
+
+
+@dataclass(frozen=True)
+class PatternChange(Workload):
+    """A training whose patterns an algorithm of `fastsparse.sparsity` changes."""
+
+    network: str
+    algorithm: str
+    sparsity: float = 0.9
+    batch: int = 128
+    changes: int = 15
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.algorithm} {self.sparsity:.0%}"
+
+
+@dataclass(frozen=True)
+class TrainingMemory(Workload):
+    """Training of one layer, whose weights alone would need 2 GB if they were dense; with or without dX."""
+
+    inputs: int = 50_000
+    outputs: int = 10_000
+    sparsity: float = 0.99
+    batch: int = 128
+    need_input: bool = False
+    steps: int = 3
+
+    @property
+    def name(self) -> str:
+        also = " with dX" if self.need_input else ""
+        return f"{self.batch}x{self.inputs}-{self.outputs}-{self.sparsity:.0%}{also}"
+
+
+@dataclass(frozen=True)
+class Network(Workload):
+    """A whole network of `bench.networks` on a batch; ResNet-50 has real patterns where the DLMC's folder is given."""
+
+    network: str
+    batch: int
+    sample: tuple[int, ...]
+    sparsity: float = 0.9
+    dlmc: Path | None = None
+    deepsparse: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} batch {self.batch}"
+
+    @cached_property
+    def x(self) -> Floats:
+        return np.random.default_rng(1).standard_normal((self.batch, *self.sample), np.float32)
 
 
 def pruned_convolution(file: Path, channels: int, rng: np.random.Generator) -> sp.csr_array:
@@ -315,7 +386,21 @@ CONV_STEPS = [ConvStep(32, 64, 32, 64, 3), ConvStep(32, 128, 16, 128, 3), ConvSt
 # The two lines of the scaling figure: two threads against one.
 SCALING = [SPMM[0], CONV[0]]
 
-CHAINS = [Chain(8, 2048)]
+MLP_STACKS = [MlpStack(8, 2048)]
+
+SMALL_SPMM = [Spmm(64, 64, n) for n in (1, 8, 16, 64)]
+SMALL_CONV = [Conv(1, 8, 8, 8, 3)]
+SMALL_LAYERS = [LayerCall(batch, 64, activation) for activation in (None, "relu") for batch in (1, 16)]
+
+TRAINING_STEPS = [TrainingStep(name, sparsity) for name in ("mlp", "cnn") for sparsity in (0.9, 0.95)]
+PATTERN_CHANGES = [PatternChange(name, algorithm) for name in ("mlp", "cnn") for algorithm in ("SET", "RigL")]
+TRAINING_MEMORY = [TrainingMemory(), TrainingMemory(need_input=True)]
+NETWORKS = [
+    *[Network("resnet50", batch, (3, 224, 224)) for batch in (1, 16)],
+    Network("mobilenet", 1, (3, 224, 224)),
+    *[Network("bert", batch, (128, 768)) for batch in (1, 8)],
+    *[Network("mlp", batch, (2048,)) for batch in (1, 64)],
+]
 
 SPARSE_INPUTS = [SparseInput(128, 50_000, 1024, 0.998, 0.99)]
 

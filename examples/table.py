@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastsparse.files import replacing
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ class Store:
         """Keep a run, in place of one of the same name."""
         self._entries[_name(case, seed)] = {"key": key, "run": asdict(run)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(json.dumps({"runs": self._entries}, indent=1), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps({"runs": self._entries}, indent=1), encoding="utf-8")
 
 
 def _name(case: Case, seed: int) -> str:
@@ -81,10 +81,9 @@ def _name(case: Case, seed: int) -> str:
 
 def accuracies(runs: Mapping[Case, Sequence[Run]]) -> str:
     """The table, in Markdown: mean and standard deviation, and the mean of the paired differences to the dense twin."""
-    lines = [
-        "| data | method | test accuracy | difference to dense, points | wanted | met | numbers stored | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    from tabulate import tabulate
+
+    rows = []
     for case, own in runs.items():
         dense = next((r for c, r in runs.items() if c.task == case.task and c.method == "dense"), None)
         points = [100 * run.accuracy for run in own]
@@ -95,12 +94,22 @@ def accuracies(runs: Mapping[Case, Sequence[Run]]) -> str:
             if case.within is not None:
                 wanted, met = f"at least -{case.within:g}", "yes" if mean >= -case.within else "no"
         seconds = np.mean([run.seconds for run in own])
-        lines.append(
-            f"| {case.task} | {case.label} | {np.mean(points):.2f}% (sd {_deviation(points):.2f}) | {difference} | "
-            f"{wanted} | {met} | {own[0].nonzeros:,} | {seconds:.0f} |"
+        accuracy = f"{np.mean(points):.2f}% (sd {_deviation(points):.2f})"
+        rows.append(
+            (case.task, case.label, accuracy, difference, wanted, met, f"{own[0].nonzeros:,}", f"{seconds:.0f}")
         )
-    seeds = len(next(iter(runs.values())))
-    return "\n".join([*lines, f"\n{seeds} seeds; sd: standard deviation over seeds, ±: standard error of the mean."])
+    header = (
+        "data",
+        "method",
+        "test accuracy",
+        "difference to dense, points",
+        "wanted",
+        "met",
+        "numbers stored",
+        "seconds",
+    )
+    note = f"{len(next(iter(runs.values())))} seeds; sd: standard deviation over seeds, ±: standard error of the mean."
+    return f"{tabulate(rows, header, 'github', disable_numparse=True)}\n\n{note}"
 
 
 def paired(pair: tuple[Case, Case], runs: Mapping[Case, Sequence[Run]]) -> str:

@@ -15,12 +15,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-# What `fastsparse bench` can be asked for: the keys of bench.catalog.GROUPS, which is imported when it runs.
-_BENCHES = ("kernels", "layers", "scaling", "startup")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,11 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status; bad arguments leave through SystemExit(2), as argparse does.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if getattr(args, "cpu_time", False) and args.threads > 1:
-        parser.error(f"argument --cpu-time: got --threads {args.threads}, expected 1")
-    args.argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -69,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_arguments(demo)
     demo.set_defaults(run=_run_demo)
     bench = commands.add_parser(
-        "bench", help="measure the kernels, or an ONNX model, against others", description=_run_bench.__doc__
+        "bench", help="time an ONNX model, also against other engines", description=_run_bench.__doc__
     )
     _add_bench_arguments(bench, options.positive, options.report_path)
     bench.set_defaults(run=_run_bench)
@@ -88,45 +81,28 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bench_arguments(
     parser: argparse.ArgumentParser, positive: Callable[[str], int], written: Callable[[str], Path]
 ) -> None:
-    names = ", ".join(_BENCHES)
-    what = parser.add_argument(
-        "what", nargs="*", metavar="WHAT", help=f"some of: {names} (default all of these), or one MODEL.onnx"
-    )
-    what.type = _bench_name
+    parser.add_argument("model", metavar="MODEL.onnx", type=_model_name)
+    parser.add_argument("-b", "--batch", type=positive, action="append", help="batch size, may be repeated (default 1)")
     parser.add_argument(
-        "-k", dest="only", metavar="EXPRESSION", help="only those whose names match: words with and, or, not"
+        "--against", action="append", choices=["onnxruntime"], help="time it on the same inputs, in turn"
     )
-    parser.add_argument("--threads", type=positive, default=1, help="threads for every provider (default 1)")
     parser.add_argument(
-        "--dlmc", metavar="DIR", type=_directory, help="also multiply by the .smtx patterns found below DIR"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
-    parser.add_argument("--html", metavar="FILE", type=written, help="write a report with pictures")
-    parser.add_argument("--json", metavar="FILE", type=written, help="write all measurements")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="processor time instead of wall clock, for busy machines; one thread only",
-    )
-    parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
-    model = parser.add_argument_group("for MODEL.onnx")
-    model.add_argument("-b", "--batch", type=positive, action="append", help="batch size, may be repeated (default 1)")
-    model.add_argument("--against", action="append", choices=["onnxruntime"], help="time it on the same inputs")
-    model.add_argument(
-        "--shape",
-        type=_shape,
-        action="append",
-        metavar="NAME=1x128",
+        "--shape", type=_shape, action="append", metavar="NAME=1x128",
         help="shape of an input that the model leaves open",
+    )  # fmt: skip
+    parser.add_argument("--seconds", type=_seconds, default=3.0, help="how long each engine is called (default 3)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads for every engine (default 1)")
+    parser.add_argument("--html", metavar="FILE", type=written, help="write the results as a page")
+    parser.add_argument("--json", metavar="FILE", type=written, help="write the results as JSON")
+
+
+def _model_name(text: str) -> str:
+    if text.endswith(".onnx"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"got {text!r}, expected an ONNX model, MODEL.onnx; the kernels' benchmarks come with the source: "
+        "python -m bench, in a checkout"
     )
-    model.add_argument("--seconds", type=_seconds, default=3.0, help="how long each is called (default 3)")
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a directory")
-    return path.resolve()
 
 
 def _add_prune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,14 +144,6 @@ def _share(text: str) -> float:
     return number
 
 
-def _bench_name(text: str) -> str:
-    if text.endswith(".onnx"):
-        return text
-    if text not in _BENCHES:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(_BENCHES)}")
-    return text
-
-
 def _run_demo(args: argparse.Namespace) -> int:
     """Train a 90% sparse network and its dense twin on handwritten digits, compile it, race it, write a report."""
     started = time.perf_counter()
@@ -193,30 +161,19 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
-    """Measure fastsparse and libraries installed beside it on a source checkout's workloads, or on an ONNX model."""
-    if any(what.endswith(".onnx") for what in args.what):
-        return _bench_model(args)
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "bench" / "workloads.py").is_file():
-        raise FileNotFoundError("the benchmarks come with the source: run this from an editable install of a checkout")
-    if find_spec("threadpoolctl") is None:
-        raise ImportError('the benchmarks need threadpoolctl; the extra "test" brings it: pip install -e ".[test]"')
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    from bench import command
-
-    return command.run(args)
-
-
-def _bench_model(args: argparse.Namespace) -> int:
-    if len(args.what) > 1:
-        raise ValueError(f"got {len(args.what)} things to measure, expected one ONNX model alone")
+    """Time an ONNX model, and other engines in turn with it. Kernels: python -m bench, in a checkout of the source."""
+    from fastsparse import files, html_page
     from fastsparse.onnx import racing
 
     results = racing.race(
-        args.what[0], args.batch or [1], args.against or [], args.seconds, args.threads, dict(args.shape or []),
-        progress=sys.stderr.isatty(),
+        args.model, list(dict.fromkeys(args.batch or [1])), list(dict.fromkeys(args.against or [])), args.seconds,
+        args.threads, dict(args.shape or []), progress=sys.stderr.isatty(),
     )  # fmt: skip
+    if args.json:
+        with files.replacing(args.json) as temporary:
+            temporary.write_text(racing.to_json(args.model, results, args.threads), encoding="utf-8")
+    if args.html:
+        html_page.write(args.html, racing.page(args.model, results, args.threads))
     print(racing.table(results), flush=True)
     return 0
 

@@ -1,128 +1,114 @@
-"""Fair timing of several ways to do the same work.
+"""Fair timing of several ways to do the same work: interleaved rounds.
 
-Contenders run in turn, round after round, so that a machine that slows down slows all of them; every block of timed
-calls is preceded by a pause (threads of the previous contender may still spin for work) and by an untimed call.
+Calls take turns, round after round (A B C A B C ...), so that a machine whose speed wanders slows all of them alike,
+and two are compared by the median of the ratios within a round.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 # Seconds. OpenBLAS workers wait for their next product on a busy core for 2^28 clock cycles, about 0.1 s.
 PAUSE = 0.15
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, one entry for each round."""
-
-    rounds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Median over the rounds, in seconds."""
-        return statistics.median(self.rounds)
-
-    @property
-    def minimum(self) -> float:
-        """Fastest round, in seconds."""
-        return min(self.rounds)
+# Seconds. From this on a call's own data flush the caches anyway: no untimed call comes first.
+_LONG = 0.03
 
 
 def interleaved(
-    contenders: Mapping[str, Call], *, rounds: int = 7, block_seconds: float = 0.02, pause: float | None = None
-) -> dict[str, Timing]:
-    """Time every contender in turn, `rounds` times.
+    calls: Mapping[str, Call],
+    *,
+    rounds: tuple[int, int] = (3, 15),
+    seconds: float = 1.0,
+    block: float = 0.003,
+    pause: float = 0.0,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds per call, one entry for each round that a call took part in.
 
     Parameters
     ----------
-    contenders : mapping of name to callable
-        Each callable does the whole work once.
-    rounds : int
-        How often each contender is measured.
-    block_seconds : float
-        A measurement repeats the call until about this much time has passed and takes the mean.
-    pause : float, optional
-        Seconds of rest before each measurement; `PAUSE` by default.
+    calls : mapping of name to callable
+        Each does the whole work once. One that measures itself has an attribute `elapsed`: a function from a number of
+        calls to their seconds.
+    rounds : (int, int)
+        Fewest and most rounds. Slow calls sit out those beyond the fewest: fast ones need many short measurements.
+    seconds : float
+        For everything; exceeded where the fewest rounds take longer.
+    block : float
+        A measurement is the mean of calls that take about so many seconds, after untimed ones that take as long.
+    pause : float
+        Seconds of rest before each measurement: threads of other libraries stop waiting for work.
+    clock : callable
+        Wall clock, or processor time where the machine does something else as well.
 
     Returns
     -------
-    dict of str to Timing
-        In the order of `contenders`.
+    dict of str to list of float
+        In the order of `calls`. Entry i of any two comes from the same round.
     """
-    rest = PAUSE if pause is None else pause
-    repeats = {name: _repeats(call, block_seconds) for name, call in contenders.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    with cores_apart():
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                time.sleep(rest)
-                call()
-                seconds[name].append(_mean_seconds(call, repeats[name]))
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+    fewest, most = rounds
+    once = {name: _estimate(call, clock) for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    for turn in range(most):
+        if turn >= fewest and sum(spent.values()) > seconds:
+            break
+        for name, call in calls.items():
+            if turn >= fewest and spent[name] > seconds / len(calls):
+                continue
+            time.sleep(pause)
+            begin = clock()
+            if once[name] < _LONG:
+                while clock() - begin < block:
+                    call()
+            repeats = max(1, round(block / max(once[name], 1e-7)))
+            found[name].append(_elapsed(call, repeats, clock) / repeats)
+            spent[name] += clock() - begin
+    return found
 
 
-def speedup(rival: Timing, ours: Timing) -> float:
-    """How many times faster `ours` is: the median over the rounds of rival / ours within one round."""
-    return statistics.median(r / o for r, o in zip(rival.rounds, ours.rounds))
+def latencies(calls: Mapping[str, Call], seconds: float, block: float = 0.1) -> dict[str, list[list[float]]]:
+    """Seconds of every single call, by rounds: about `seconds` for each of `calls`, at least three rounds.
 
-
-@contextlib.contextmanager
-def cores_apart() -> Iterator[None]:
-    """Keep the main thread on one core and all other threads of the process on the others, whoever started them.
-
-    Some kernels (seen on virtual machines) wake a pool's thread on the core of the thread that waits for it and leave
-    it there, so that two threads are as fast as one, in some processes and not in others. Threads must have been
-    started before: one that is started inside stays with the thread that starts it. Does nothing on one core and on
-    systems that cannot do it.
+    A round is a block of calls by each in turn; the first call of a block is not counted.
     """
-    masks = _masks()
-    here = masks.get(os.getpid(), set())
-    if len(here) < 2:
-        yield
-        return
-    first, *others = sorted(here)
-    try:
-        for thread in masks:
-            _move(thread, {first} if thread == os.getpid() else set(others))
-        yield
-    finally:
-        for thread, mask in masks.items():
-            _move(thread, mask)
+    found: dict[str, list[list[float]]] = {name: [] for name in calls}
+    turn, end = 0, time.perf_counter() + seconds * len(calls)
+    while turn < 3 or time.perf_counter() < end:
+        for name, call in calls.items():
+            call()
+            taken = [_elapsed(call, 1, time.perf_counter)]
+            while sum(taken) < min(block, seconds / 3):
+                taken.append(_elapsed(call, 1, time.perf_counter))
+            found[name].append(taken)
+        turn += 1
+    return found
 
 
-def _masks() -> dict[int, set[int]]:
-    """The cores each thread of this process may use, by the thread's number; empty where the system does not tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return {}
-    masks = {}
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):
-                masks[int(name)] = os.sched_getaffinity(int(name))
-    return masks
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times faster ours is: the median of the ratios within the rounds that both took part in."""
+    return statistics.median(t / o for t, o in zip(theirs, ours))
 
 
-def _move(thread: int, cores: set[int]) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or a control group took the cores away
-        os.sched_setaffinity(thread, cores)
+def _estimate(call: Call, clock: Clock) -> float:
+    """Seconds of one call: the third one, if the first was short, which may have planned or allocated."""
+    for _ in range(3):
+        elapsed = _elapsed(call, 1, clock)
+        if elapsed > _LONG:
+            break
+    return elapsed
 
 
-def _mean_seconds(call: Call, repeats: int) -> float:
-    start = time.perf_counter()
+def _elapsed(call: Call, repeats: int, clock: Clock) -> float:
+    own = getattr(call, "elapsed", None)
+    if own is not None:
+        return float(own(repeats))
+    begin = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
-
-
-def _repeats(call: Call, block_seconds: float) -> int:
-    call()  # the first call may compile, plan or allocate
-    once = _mean_seconds(call, 1)
-    return max(1, min(1000, round(block_seconds / max(once, 1e-9))))
+    return clock() - begin

@@ -16,6 +16,7 @@ LONGEST_FILE = 700
 LEVELS = {
     "fastsparse_kernels": 0,
     "fastsparse.timing": 0,
+    "fastsparse.text_table": 0,
     "fastsparse._version": 0,
     "fastsparse._memo": 1,
     "fastsparse._validate": 1,
@@ -44,6 +45,7 @@ LEVELS = {
     "fastsparse.sparsity": 4,
     "fastsparse.nn": 5,
     "fastsparse.files": 6,
+    "fastsparse.html_page": 6,
     "fastsparse.training": 6,
     "fastsparse.engine": 6,
     "fastsparse.onnx": 6,

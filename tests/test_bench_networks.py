@@ -11,6 +11,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+from bench.networks import BUILDERS  # noqa: E402
 from bench.networks.__main__ import main  # noqa: E402
 from bench.networks.bert import bert  # noqa: E402
 from bench.networks.mlp import mlp  # noqa: E402
@@ -76,7 +77,7 @@ def test_columns_of_real_patterns_run_over_the_kernel_first(tmp_path):
 
 
 def test_the_command_writes_a_model_and_says_what_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bench.networks.__main__.mlp", lambda seed: mlp(seed, layers=2, width=32))
+    monkeypatch.setitem(BUILDERS, "mlp", lambda dlmc, seed: mlp(seed, layers=2, width=32))
     assert main(["mlp", "-o", str(tmp_path / "mlp.onnx")]) == 0
     assert "90.0% zeros" in capsys.readouterr().out
     assert main(["mlp", "-o", str(tmp_path / "nowhere" / "mlp.onnx")]) == 1

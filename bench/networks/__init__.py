@@ -5,6 +5,23 @@
 Values are drawn at random and scaled so that activations keep about the same size from layer to layer.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from .bert import bert
+from .mlp import mlp
+from .mobilenet import mobilenet
 from .resnet import resnet50, resnet50_model
 
-__all__ = ["resnet50", "resnet50_model"]
+# By name: the DLMC's folder, if it is at hand, and a seed, to the model.
+BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
+    "resnet50": lambda dlmc=None, seed=0: resnet50(dlmc, seed),
+    "mobilenet": lambda dlmc=None, seed=0: mobilenet(seed),
+    "bert": lambda dlmc=None, seed=0: bert(seed),
+    "mlp": lambda dlmc=None, seed=0: mlp(seed),
+}
+
+__all__ = ["BUILDERS", "bert", "mlp", "mobilenet", "resnet50", "resnet50_model"]

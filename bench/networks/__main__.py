@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from bench.networks.bert import bert
-from bench.networks.mlp import mlp
-from bench.networks.mobilenet import mobilenet
-from bench.networks.resnet import resnet50
+from bench.networks import BUILDERS, bert
 
 _SEQUENCE = 16
 
@@ -46,20 +42,15 @@ def _described(model: onnx.ModelProto, path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Build a network and write it."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__)
-    parser.add_argument("name", choices=("resnet50", "mobilenet", "bert", "mlp"))
+    parser.add_argument("name", choices=BUILDERS)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--dlmc", type=Path, metavar="DIR", help="real patterns for resnet50; random ones otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ids", action="store_true", help="bert: from ids of tokens instead of hidden states")
     options = parser.parse_args(arguments)
-    build: dict[str, Callable[[], onnx.ModelProto]] = {
-        "resnet50": lambda: resnet50(options.dlmc, options.seed),
-        "mobilenet": lambda: mobilenet(options.seed),
-        "bert": lambda: bert(options.seed, ids=options.ids),
-        "mlp": lambda: mlp(options.seed),
-    }
     try:
-        model = build[options.name]()
+        ids = options.name == "bert" and options.ids
+        model = bert(options.seed, ids=True) if ids else BUILDERS[options.name](options.dlmc, options.seed)
         onnx.save(model, options.output)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The demo's network, sparse or dense, and what of it the rivals need."""
+"""The demo's network, sparse or dense, and what of it the baselines need."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def stages_of(model: nn.Sequential) -> list[Stage]:
     Raises
     ------
     TypeError
-        When the network has a layer the rivals do not know.
+        When the network has a layer the baselines do not know.
     """
     stages: list[Stage] = []
     for layer in model:
@@ -105,7 +105,7 @@ def stages_of(model: nn.Sequential) -> list[Stage]:
         elif isinstance(layer, nn.MaxPool2d):
             stages.append(MaxPool(layer.kernel_size[0]))
         elif not isinstance(layer, nn.Flatten):
-            raise TypeError(f"the network holds a {type(layer).__name__}, which the rivals do not know")
+            raise TypeError(f"the network holds a {type(layer).__name__}, which the baselines do not know")
     return stages
 
 

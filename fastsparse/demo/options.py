@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive, default=default.epochs, help=f"epochs of each training (default {default.epochs})"
     )
-    parser.add_argument(
-        "--threads", type=positive, default=None, help="threads for every contender (default: all cores)"
-    )
+    parser.add_argument("--threads", type=positive, default=None, help="threads for every side (default: all cores)")
     parser.add_argument(
         "--report",
         type=report_path,

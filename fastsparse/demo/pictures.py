@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastsparse.demo.results import NUMPY, OURS, SCIPY, Curves, Mistakes, Results, Speed
+from fastsparse.demo.results import NUMPY, OURS, SCIPY, Curves, Mistakes, Speed
 
 SPARSE_COLOUR, DENSE_COLOUR = "#0b7285", "#adb5bd"
 COLOURS = {OURS: SPARSE_COLOUR, SCIPY: "#e8a33d", NUMPY: DENSE_COLOUR}
@@ -39,7 +36,7 @@ def curves(sparse: Curves, dense: Curves) -> Figure:
 
 
 def speed_bars(speeds: dict[int, Speed]) -> Figure:
-    """Milliseconds per batch, one panel for each batch size; the rivals' products alone are hatched."""
+    """Milliseconds per batch, one panel for each batch size; the baselines' products alone are hatched."""
     figure = Figure(figsize=(9, 0.4 + 1.9 * len(speeds)), layout="constrained")
     for axes, speed in zip(figure.subplots(len(speeds), 1, squeeze=False).ravel(), speeds.values()):
         _speed_panel(axes, speed)
@@ -69,25 +66,6 @@ def digits(mistakes: Mistakes, at_most: int = 12) -> Figure:
             axes.imshow(mistakes.images[i], cmap="gray_r", interpolation="nearest")
             axes.set_title(f"{mistakes.labels[i]}, taken for {mistakes.predicted[i]}", fontsize=10, color=_TEXT)
     return figure
-
-
-def as_png(figure: Figure) -> str:
-    """The figure as a data URI, for an <img> of a page that stands alone."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def all_pictures(results: Results) -> dict[str, str]:
-    """Data URIs by name; no picture of mistakes when there are none."""
-    figures = {
-        "curves": curves(results.sparse_curves, results.dense_curves),
-        "speeds": speed_bars(results.speeds),
-        "pattern": pattern(results.pattern),
-    }
-    if len(results.mistakes.labels):
-        figures["digits"] = digits(results.mistakes)
-    return {name: as_png(figure) for name, figure in figures.items()}
 
 
 def _speed_panel(axes: Axes, speed: Speed) -> None:

@@ -1,24 +1,26 @@
-"""The compiled network against its rivals: do they agree, and how fast is each."""
+"""The compiled network against its baselines: do they agree, and how fast is each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 
 from fastsparse import nn
+from fastsparse.demo.baselines import Baseline
 from fastsparse.demo.data import Images
 from fastsparse.demo.results import NUMPY, OURS, SCIPY, Agreement, Speed
-from fastsparse.demo.rivals import Rival
 from fastsparse.demo.stages import Stage
 from fastsparse.engine import Engine
-from fastsparse.timing import interleaved, speedup
+from fastsparse.timing import PAUSE, interleaved, ratio
 
 BATCHES = (1, 256)
 # Images SciPy may be fed at a time: its product is faster while a row of its output stays in the first cache.
 CHUNKS = (16, 32, 64)
 # A float32 network of this depth rounds to about 1e-6 of its largest output.
 TOLERANCE = 1e-5
+_BLOCK = 0.02  # seconds of calls that make one measurement
 
 Run = Callable[[Images], np.ndarray]
 
@@ -33,7 +35,7 @@ def agreement(
     RuntimeError
         When one of them is off by more than `TOLERANCE` of the largest output.
     """
-    exact = Rival(stages, x.shape, "numpy", np.float64)(x.astype(np.float64))
+    exact = Baseline(stages, x.shape, "numpy", np.float64)(x.astype(np.float64))
     scale = float(np.abs(exact).max())
 
     def error(run: Run) -> float:
@@ -42,8 +44,8 @@ def agreement(
     found = Agreement(
         layers=error(model.eval()),
         compiled=error(engine),
-        scipy=error(Rival(stages, x.shape, "scipy")),
-        numpy=error(Rival(stages, x.shape, "numpy")),
+        scipy=error(Baseline(stages, x.shape, "scipy")),
+        numpy=error(Baseline(stages, x.shape, "numpy")),
         reloaded_is_identical=bool(np.array_equal(reloaded.eval()(x), model(x))),
     )
     for name in ("layers", "compiled", "scipy", "numpy"):
@@ -56,42 +58,44 @@ def agreement(
     return found
 
 
-def race(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int) -> Speed:
-    """Time one batch size, all contenders in turn."""
-    scipy, numpy = Rival(stages, x.shape, "scipy"), Rival(stages, x.shape, "numpy")
-    times = interleaved(
-        {
-            OURS: lambda: engine(x),
-            SCIPY: lambda: scipy(x),
-            NUMPY: lambda: numpy(x),
-            _products(SCIPY): scipy.products,
-            _products(NUMPY): numpy.products,
-        },
-        rounds=rounds,
-    )
-    rivals = (SCIPY, NUMPY)
+def race(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int, threads: int) -> Speed:
+    """Time one batch size in interleaved rounds."""
+    scipy, numpy = Baseline(stages, x.shape, "scipy"), Baseline(stages, x.shape, "numpy")
+    calls: dict[str, Callable[[], object]] = {
+        OURS: lambda: engine(x),
+        SCIPY: lambda: scipy(x),
+        NUMPY: lambda: numpy(x),
+        _products(SCIPY): scipy.products,
+        _products(NUMPY): numpy.products,
+    }
+    times = _interleaved(calls, rounds, PAUSE if threads > 1 else 0.0)
+    baselines = (SCIPY, NUMPY)
     return Speed(
         batch=len(x),
-        times={name: 1e3 * times[name].median for name in (OURS, *rivals)},
-        ratios={name: speedup(times[name], times[OURS]) for name in rivals},
-        product_times={name: 1e3 * times[_products(name)].median for name in rivals},
-        product_ratios={name: speedup(times[_products(name)], times[OURS]) for name in rivals},
+        times={name: 1e3 * median(times[name]) for name in (OURS, *baselines)},
+        ratios={name: ratio(times[name], times[OURS]) for name in baselines},
+        product_times={name: 1e3 * median(times[_products(name)]) for name in baselines},
+        product_ratios={name: ratio(times[_products(name)], times[OURS]) for name in baselines},
     )
 
 
 def race_in_chunks(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int) -> tuple[int, float]:
     """SciPy at its best: (images at a time, how many times faster the compiled network still is on the whole batch)."""
-    contenders: dict[str, Callable[[], object]] = {OURS: lambda: engine(x)}
-    contenders |= {str(chunk): _in_chunks(stages, x, chunk) for chunk in CHUNKS}
-    times = interleaved(contenders, rounds=rounds, pause=0.03)  # no BLAS here, whose workers would spin
-    best = min(CHUNKS, key=lambda chunk: times[str(chunk)].median)
-    return best, speedup(times[str(best)], times[OURS])
+    calls: dict[str, Callable[[], object]] = {OURS: lambda: engine(x)}
+    calls |= {str(chunk): _in_chunks(stages, x, chunk) for chunk in CHUNKS}
+    times = _interleaved(calls, rounds, 0.0)  # no BLAS here, whose workers would wait for work on busy cores
+    best = min(CHUNKS, key=lambda chunk: median(times[str(chunk)]))
+    return best, ratio(times[str(best)], times[OURS])
+
+
+def _interleaved(calls: dict[str, Callable[[], object]], rounds: int, pause: float) -> dict[str, list[float]]:
+    return interleaved(calls, rounds=(rounds, rounds), block=_BLOCK, pause=pause)
 
 
 def _in_chunks(stages: Sequence[Stage], x: Images, chunk: int) -> Callable[[], object]:
-    rival = Rival(stages, (chunk, *x.shape[1:]), "scipy")
+    baseline = Baseline(stages, (chunk, *x.shape[1:]), "scipy")
     parts = [x[start : start + chunk] for start in range(0, len(x), chunk)]
-    return lambda: [rival(part) for part in parts]
+    return lambda: [baseline(part) for part in parts]
 
 
 def _products(name: str) -> str:

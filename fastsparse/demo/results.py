@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Contenders of the comparison, in the order in which they are shown.
+# Engines of the comparison, in the order in which they are shown.
 OURS, SCIPY, NUMPY = "fastsparse", "SciPy sparse", "dense NumPy"
 
 
@@ -43,10 +43,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Speed:
-    """Times of one batch size, in milliseconds per batch, by contender.
+    """Times of one batch size, in milliseconds per batch, by engine.
 
     `ratios` holds how many times faster fastsparse is (medians of ratios within one round); `product_times` and
-    `product_ratios` set the rivals' matrix products alone against the whole of the compiled network.
+    `product_ratios` set the baselines' matrix products alone against the whole of the compiled network.
     """
 
     batch: int
@@ -78,7 +78,11 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run of the demo reports; lists run over the seeds."""
+    """Everything a run of the demo reports; lists run over the seeds.
+
+    `compile_seconds` is what compiling kernels, or loading them, took in all; no other figure but `seconds`, the time
+    of the whole demo, has it in it.
+    """
 
     layers: list[LayerRow]
     sparse_accuracy: list[float]
@@ -87,6 +91,7 @@ class Results:
     dense_curves: Curves
     sparse_train_seconds: list[float]
     dense_train_seconds: list[float]
+    compile_seconds: float
     speeds: dict[int, Speed]
     tuned_scipy_ratio: float
     tuned_scipy_chunk: int
@@ -132,6 +137,7 @@ class Results:
             "seconds": self.seconds,
             "train_seconds_sparse": self.sparse_train_seconds,
             "train_seconds_dense": self.dense_train_seconds,
+            "compile_seconds": self.compile_seconds,
             "threads": self.threads,
             "blas_threads": self.blas_threads,
         }

@@ -18,6 +18,7 @@ from fastsparse.demo.learning import Trained, predictions, train
 from fastsparse.demo.options import Options
 from fastsparse.demo.report import write_report
 from fastsparse.demo.results import Mistakes, Results
+from fastsparse_kernels import compiler
 
 _SHOWN_VERSIONS = ("numba", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -43,6 +44,7 @@ def run(options: Options, started: float) -> Results:
 
 
 def _results(options: Options, threads: int, started: float) -> Results:
+    compiled = compiler.compile_seconds()
     digits = load_digits()
     sparse, dense = [], []
     for seed in range(options.seed, options.seed + options.seeds):
@@ -56,7 +58,7 @@ def _results(options: Options, threads: int, started: float) -> Results:
     stages = network.stages_of(model)
     agreement = race.agreement(model, reloaded, engines[largest], stages, test)
     _say("racing")
-    speeds = {batch: race.race(engines[batch], stages, test[:batch], options.rounds) for batch in race.BATCHES}
+    speeds = {batch: race.race(engines[batch], stages, test[:batch], options.rounds, threads) for batch in race.BATCHES}
     chunk, chunk_ratio = race.race_in_chunks(engines[largest], stages, test[:largest], options.rounds)
     return Results(
         layers=network.layer_rows(model),
@@ -66,6 +68,7 @@ def _results(options: Options, threads: int, started: float) -> Results:
         dense_curves=dense[0].curves,
         sparse_train_seconds=[trained.seconds for trained in sparse],
         dense_train_seconds=[trained.seconds for trained in dense],
+        compile_seconds=compiler.compile_seconds() - compiled,
         speeds=speeds,
         tuned_scipy_ratio=chunk_ratio,
         tuned_scipy_chunk=chunk,

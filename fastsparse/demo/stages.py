@@ -1,6 +1,6 @@
 """What a trained network computes at inference, as plain data: weights, biases, geometry, nothing else.
 
-The rivals run these stages, so they share every trained number with the compiled network: batch norm is folded
+The baselines run these stages, so they share every trained number with the compiled network: batch norm is folded
 into the weights and biases before them, as the compiler does.
 """
 

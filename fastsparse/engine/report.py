@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from fastsparse import html_page
 from fastsparse.engine.program import Conv, Linear, Program
-from fastsparse.engine.report_page import write_page
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
 from fastsparse.runtime import measure
+from fastsparse.text_table import text_table, wrapped
+from fastsparse.timing import latencies
 
 _STEP_SECONDS = 0.002  # a step is repeated for about this long
 _REPEATS = (3, 50)
-_HEADER = ("layer", "operator", "output", "sparsity", "kernel", "time", "share", "GF/s", "of peak")
-_LEFT = 5  # columns of text
+_COLUMNS = ("layer", "operator", "output", "sparsity", "kernel", "time", "share", "GF/s", "of peak")
+_TEXT = 5  # columns of text
 
 
 @dataclass(frozen=True)
@@ -81,29 +82,46 @@ class Report:
         path : path
             Replaced in one step when it exists.
         """
-        write_page(self, path)
+        rows: list[tuple[str | html_page.Cell, ...]] = [
+            (*self._words(row), _milliseconds(row), html_page.bar(self._share(row)), *self._speed(row, html_page.bar),
+             html_page.Cell(row.why, "note"))
+            for row in self.rows
+        ]  # fmt: skip
+        page = html_page.page(
+            "What the engine does",
+            html_page.bullets(map(_fact, self.facts.items())),
+            html_page.paragraph(f"{self.milliseconds:.3f} ms for all steps."),
+            html_page.table([*_COLUMNS, "why"], rows, text=_TEXT),
+        )
+        html_page.write(path, page)
 
     def __str__(self) -> str:
-        total = max(self.milliseconds, 1e-12)
-        table = [_HEADER]
-        for row in self.rows:
-            shape = "" if row.output is None else "x".join(map(str, row.output))
-            sparsity = "" if row.sparsity is None else f"{row.sparsity:.1%}"
-            rate, share = "", ""
-            if row.gflops is not None:
-                rate, share = f"{row.gflops:.1f}", f"{row.gflops / self.peak_gflops:.0%}"
-            cost = f"{row.milliseconds:.4f} ms", f"{row.milliseconds / total:.0%}"
-            table.append((row.layer, row.operator, shape, sparsity, row.kernel, *cost, rate, share))
-        widths = [max(len(line[i]) for line in table) for i in range(len(_HEADER))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < _LEFT else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
-            ).rstrip()
-            for line in table
+        rows = [
+            (*self._words(row), _milliseconds(row), f"{self._share(row):.0%}", *self._speed(row, "{:.0%}".format))
+            for row in self.rows
         ]
-        rule = "-" * max(map(len, lines))
-        facts = [f"{name}: {text}" for name, text in self.facts.items()]
-        return "\n".join([*facts, lines[0], rule, *lines[1:]])
+        return "\n".join(
+            [*(wrapped(_fact(fact)) for fact in self.facts.items()), text_table(_COLUMNS, rows, text=_TEXT)]
+        )
+
+    def _words(self, row: Row) -> tuple[str, ...]:
+        shape = "" if row.output is None else "x".join(map(str, row.output))
+        return row.layer, row.operator, shape, "" if row.sparsity is None else f"{row.sparsity:.1%}", row.kernel
+
+    def _share(self, row: Row) -> float:
+        """Of the time of all steps."""
+        return row.milliseconds / max(self.milliseconds, 1e-12)
+
+    def _speed(self, row: Row, show: Callable[[float], str]) -> tuple[str, str]:
+        return ("", "") if row.gflops is None else (f"{row.gflops:.1f}", show(row.gflops / self.peak_gflops))
+
+
+def _milliseconds(row: Row) -> str:
+    return f"{row.milliseconds:.4f} ms"
+
+
+def _fact(fact: tuple[str, str]) -> str:
+    return ": ".join(fact)
 
 
 def measured(program: Program, workspace: Workspace, x: Any, y: Any) -> Report:
@@ -200,12 +218,12 @@ class Benchmark:
 
 
 def timed_calls(call: Callable[[], object], batch: int, duration: float) -> Benchmark:
-    """Call for about `duration` seconds, at least three times, after two calls that are not counted."""
-    call()
-    call()
-    taken: list[float] = []
-    begin = time.perf_counter()
-    while len(taken) < 3 or time.perf_counter() - begin < duration:
-        taken.append(measure.seconds(call))
+    """Call for about `duration` seconds, at least three times, after calls that are not counted."""
+    rounds = latencies({"": call}, duration)[""]
+    return summed_up([seconds for taken in rounds for seconds in taken], batch)
+
+
+def summed_up(taken: Sequence[float], batch: int) -> Benchmark:
+    """Percentiles of calls that took so many seconds."""
     p50, p95, p99 = (float(p) * 1e3 for p in np.percentile(taken, (50, 95, 99)))
     return Benchmark(batch, len(taken), p50, p95, p99, batch * len(taken) / sum(taken))

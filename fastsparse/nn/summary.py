@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.watching import watching
+from fastsparse.text_table import text_table
 
 if TYPE_CHECKING:
     from fastsparse.nn.module import Module
@@ -26,7 +27,7 @@ def summary_table(model: Module, input_shape: tuple[int, ...] | None = None) -> 
         Batch first; output shapes are found by one run on zeros in evaluation mode.
     """
     shapes = {} if input_shape is None else _output_shapes(model, input_shape)
-    rows = [_HEADER]
+    rows = []
     leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
     for name, module in leaves:
         own = [item for item in vars(module).values() if isinstance(item, Parameter)]
@@ -34,14 +35,7 @@ def summary_table(model: Module, input_shape: tuple[int, ...] | None = None) -> 
         text = "" if shape is None else "(" + ", ".join(map(str, shape)) + ")"
         rows.append((name or "model", type(module).__name__, text, *_counts(own)))
     rows.append(("total", "", "", *_counts(model.parameters())))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    left = 3
-    lines = [
-        "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    return text_table(_HEADER, rows, text=3, total=True)
 
 
 def _counts(parameters: list[Parameter]) -> tuple[str, str, str, str]:

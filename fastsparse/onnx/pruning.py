@@ -15,6 +15,7 @@ from fastsparse.onnx.reader import load_proto
 from fastsparse.onnx.tensors import array_of
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
+from fastsparse.text_table import text_table
 
 _FLOATS = (1, 10, 11)  # float32, float16, float64
 _FILE_LIMIT = 2**31 - 1  # of protocol buffers
@@ -159,15 +160,10 @@ def _store(tensor: Any, array: Array) -> None:
 
 def summary(results: Sequence[PrunedWeight]) -> str:
     """A table of what was pruned."""
-    rows = [("layer", "weight", "shape", "nonzeros", "of", "sparsity")]
+    rows = []
     for r in results:
         shape, share = "x".join(map(str, r.shape)), f"{1 - r.after / r.size:.1%}"
         rows.append((r.layer, r.weight, shape, f"{r.after:,}", f"{r.size:,}", share))
     after, size = sum(r.after for r in results), sum(r.size for r in results)
     rows.append(("all", "", "", f"{after:,}", f"{size:,}", f"{1 - after / max(1, size):.1%}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return text_table(("layer", "weight", "shape", "nonzeros", "of", "sparsity"), rows, text=3, total=True)

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from statistics import median
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fastsparse.engine.report import Benchmark, timed_calls
+from fastsparse import html_page
+from fastsparse.engine.report import Benchmark, summed_up
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.onnx.model import Array
 from fastsparse.runtime.threads import threads as fastsparse_threads
+from fastsparse.text_table import text_table
+from fastsparse.timing import latencies, ratio
 
-RIVALS = ("onnxruntime",)
-_HEADER = ("batch", "engine", "p50", "p95", "p99", "samples/s", "faster", "largest difference")
+BASELINES = ("onnxruntime",)
+_COLUMNS = ("batch", "engine", "p50", "p95", "p99", "samples/s", "faster", "largest difference")
+_TEXT = 2  # columns of text
+
+Run = Callable[[GraphEngine, list[Array]], list[Any]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One engine on one batch size; `difference` is the largest, relative to the largest output of the rival."""
+    """One engine on one batch size.
+
+    Attributes
+    ----------
+    batch : int
+    engine : str
+    times : Benchmark
+    faster : float or None
+        Of a baseline: how many times faster fastsparse is, the median of the ratios within a round.
+    difference : float or None
+        Of a baseline: the largest difference to its outputs, relative to the largest of them.
+    """
 
     batch: int
     engine: str
     times: Benchmark
+    faster: float | None = None
     difference: float | None = None
 
 
@@ -48,33 +68,31 @@ def race(
     shapes: dict[str, tuple[int, ...]] | None = None,
     progress: bool = True,
 ) -> list[Result]:
-    """Time the model on batches, with equal threads on all sides and with the caller's arrays in and out.
+    """Time the model on batches in interleaved rounds, with equal threads for all and with the caller's arrays.
 
     Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
     """
     require(against)
     results: list[Result] = []
-    steps = len(batches) * (1 + len(against))
-    with tqdm(total=steps, disable=not progress, unit="run", leave=False) as bar, _blas(threads):
-        bar.set_description("compile")
-        engine: GraphEngine | None = None
-        rivals = {name: _RIVALS[name](path, threads) for name in against}
-        for batch in batches:
-            bar.set_description(f"fastsparse, batch {batch}")
-            if engine is None:
-                engine = compile_onnx(path, shapes, threads=threads, tune=False)
+    with tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False) as bar, _blas(threads):
+        engine = compile_onnx(path, shapes, threads=threads, tune=False)
+        baselines = {name: _BASELINES[name](path, threads) for name in against}
+        for batch in bar:
+            bar.set_description(f"batch {batch}")
             inputs = engine.random_inputs(batch)
             engine.prepare([x.shape for x in inputs], tune=True)
             outputs = engine.run(inputs)
-            results.append(Result(batch, "fastsparse", timed_calls(partial(engine.run, inputs), batch, seconds)))
-            bar.update()
-            for name, rival in rivals.items():
-                bar.set_description(f"{name}, batch {batch}")
-                found = rival(engine, inputs)
-                difference = max(map(_relative, outputs, found), default=0.0)
-                times = timed_calls(partial(rival, engine, inputs), batch, seconds)
-                results.append(Result(batch, name, times, difference))
-                bar.update()
+            differences: dict[str, float | None] = {"fastsparse": None}
+            calls: dict[str, Callable[[], object]] = {"fastsparse": partial(engine.run, inputs)}
+            for name, run in baselines.items():
+                differences[name] = max(map(_relative, outputs, run(engine, inputs)), default=0.0)
+                calls[name] = partial(run, engine, inputs)
+            found = latencies(calls, seconds)
+            medians = {name: [median(taken) for taken in rounds] for name, rounds in found.items()}
+            for name, rounds in found.items():
+                times = summed_up([second for taken in rounds for second in taken], batch)
+                faster = ratio(medians[name], medians["fastsparse"]) if name in baselines else None
+                results.append(Result(batch, name, times, faster, differences[name]))
     return results
 
 
@@ -89,7 +107,7 @@ def _relative(ours: Array, other: Any) -> float:
     return float(np.max(np.abs(a - b))) / (top or 1.0)
 
 
-def _onnxruntime(path: str | os.PathLike[str], threads: int) -> Callable[[GraphEngine, list[Array]], list[Any]]:
+def _onnxruntime(path: str | os.PathLike[str], threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -99,9 +117,7 @@ def _onnxruntime(path: str | os.PathLike[str], threads: int) -> Callable[[GraphE
     return lambda engine, inputs: list(session.run(None, dict(zip(engine.input_names, inputs))))
 
 
-_RIVALS: dict[str, Callable[[Any, int], Callable[[GraphEngine, list[Array]], list[Any]]]] = {
-    "onnxruntime": _onnxruntime
-}
+_BASELINES: dict[str, Callable[[Any, int], Run]] = {"onnxruntime": _onnxruntime}
 
 
 @contextlib.contextmanager
@@ -117,19 +133,28 @@ def _blas(threads: int) -> Iterator[None]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Rows per batch size; `faster` is the rival's median over ours."""
-    ours = {r.batch: r.times.p50 for r in results if r.engine == "fastsparse"}
-    rows = [_HEADER]
-    for r in results:
-        rival = r.difference is not None
-        rows.append((
-            str(r.batch), r.engine, f"{r.times.p50:.3f} ms", f"{r.times.p95:.3f} ms", f"{r.times.p99:.3f} ms",
-            f"{r.times.throughput:,.1f}", f"{r.times.p50 / ours[r.batch]:.2f}x" if rival else "",
-            f"{r.difference:.1e}" if rival else "",
-        ))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    """The results as text."""
+    return text_table(_COLUMNS, [_cells(r) for r in results], text=_TEXT)
+
+
+def page(path: str | os.PathLike[str], results: Sequence[Result], threads: int) -> str:
+    """The results as a page of HTML."""
+    rounds = f"Interleaved rounds, threads for every engine: {threads}; arrays of the caller go in and come out."
+    return html_page.page(
+        f"{os.path.basename(path)}: measured",
+        html_page.paragraph(rounds),
+        html_page.table(_COLUMNS, [_cells(r) for r in results], text=_TEXT),
+    )
+
+
+def to_json(path: str | os.PathLike[str], results: Sequence[Result], threads: int) -> str:
+    """The results as one object of JSON; times are in milliseconds."""
+    return json.dumps({"model": os.fspath(path), "threads": threads, "results": [asdict(r) for r in results]}, indent=1)
+
+
+def _cells(r: Result) -> tuple[str, ...]:
+    return (
+        str(r.batch), r.engine, f"{r.times.p50:.3f} ms", f"{r.times.p95:.3f} ms", f"{r.times.p99:.3f} ms",
+        f"{r.times.throughput:,.1f}", "" if r.faster is None else f"{r.faster:.2f}x",
+        "" if r.difference is None else f"{r.difference:.1e}",
+    )  # fmt: skip

@@ -233,7 +233,7 @@ def prepare(
         last_lanes=plan.last_lanes,
     )
     return target.launch(
-        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), tasks=images * channels * chunks,
-        flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
+        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"),
+        tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
         label=f"gather,{images}x{channels} vectors {vectors}",
     )  # fmt: skip

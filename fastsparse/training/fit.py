@@ -19,6 +19,7 @@ from fastsparse.training.diagnosis import find_not_finite
 from fastsparse.training.history import History
 from fastsparse.training.losses import cross_entropy
 from fastsparse.training.optimizers import Optimizer
+from fastsparse_kernels import compiler
 
 Loss = Callable[[Array, Any], tuple[float, Array]]
 
@@ -148,6 +149,21 @@ class _Totals:
         return result
 
 
+class _Clock:
+    """Seconds from now on: those of compiling kernels (or loading them), and all others."""
+
+    def __init__(self) -> None:
+        self._begin, self._compiled = time.perf_counter(), compiler.compile_seconds()
+
+    @property
+    def compile_seconds(self) -> float:
+        return compiler.compile_seconds() - self._compiled
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin - self.compile_seconds
+
+
 @dataclass
 class _Run:
     """One training run."""
@@ -181,10 +197,12 @@ class _Run:
         for callback in self.callbacks:
             if callable(getattr(callback, "begin", None)):
                 callback.begin(state)  # type: ignore[attr-defined]
-        with tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar:
+        with (
+            tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
+            compiler.on_compile(lambda: bar.set_description("compiling kernels (once)")),
+        ):
             while state.epoch < epochs and not state.stop:
-                bar.set_description(f"epoch {state.epoch + 1}/{epochs}", refresh=False)
-                self.history.records.append(self._epoch(source, held_out, state.epoch + 1, bar))
+                self.history.records.append(self._epoch(source, held_out, state, bar))
                 state.epoch += 1
                 for callback in self.callbacks:
                     callback(state)
@@ -194,9 +212,9 @@ class _Run:
         return self.history
 
     def _epoch(
-        self, source: Arrays | Stream, held_out: Arrays | Stream | None, epoch: int, bar: Any
+        self, source: Arrays | Stream, held_out: Arrays | Stream | None, state: Progress, bar: Any
     ) -> dict[str, float]:
-        totals, start, shown = _Totals(), time.perf_counter(), 0.0
+        totals, clock, shown, epoch = _Totals(), _Clock(), 0.0, state.epoch + 1
         rate = self.optimizer.rate
         self.model.train()
         for x, y in source.shuffled(self.rng):
@@ -204,13 +222,16 @@ class _Run:
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
-                bar.set_postfix(self._postfix(totals, now - start), refresh=False)
+                bar.set_description(f"epoch {epoch}/{state.epochs}", refresh=False)
+                bar.set_postfix(self._postfix(totals, clock.seconds), refresh=False)
             bar.update()
-        seconds = time.perf_counter() - start
+        seconds = clock.seconds
         record = {"epoch": epoch, **totals.record(), "density": self._density(), "lr": rate}
         record["seconds"] = seconds
         if held_out is not None:
             record.update(evaluate(self.model, held_out, self.loss).record("val_"))
+        record["compile_seconds"] = clock.compile_seconds
+        bar.set_description(f"epoch {epoch}/{state.epochs}", refresh=False)
         bar.set_postfix({**self._postfix(totals, seconds), **_shown(record)}, refresh=False)
         return record
 

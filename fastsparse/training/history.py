@@ -9,9 +9,9 @@ from typing import Any
 class History:
     """One record per epoch.
 
-    A record holds ``epoch``, ``loss``, ``density``, ``lr`` (at the epoch's start) and ``seconds``; ``accuracy`` when
-    labels are classes; ``val_loss`` and ``val_accuracy`` with validation data. ``history["loss"]`` is the list over the
-    epochs.
+    A record holds ``epoch``, ``loss``, ``density``, ``lr`` (at the epoch's start), ``seconds`` of training and, apart
+    from them, ``compile_seconds`` that compiling or loading kernels took; ``accuracy`` when labels are classes;
+    ``val_loss`` and ``val_accuracy`` with validation data. ``history["loss"]`` is the list over the epochs.
 
     Attributes
     ----------

@@ -12,10 +12,12 @@ answer one another.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -118,22 +120,74 @@ def inlined_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+class _Compiling:
+    """What compiling has cost so far, and who wants to hear of it."""
+
+    seconds = 0.0
+    listeners: tuple[Callable[[], object], ...] = ()
+    _depth = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Add the time of the block; one within another counts once."""
+        with _lock:
+            self._depth += 1
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.perf_counter() - begin
+
+
+_compiling = _Compiling()
+
+
+def compile_seconds() -> float:
+    """Seconds this process has spent so far on compiling kernels and on loading them from the cache."""
+    return _compiling.seconds
+
+
+@contextlib.contextmanager
+def on_compile(listener: Callable[[], object]) -> Iterator[None]:
+    """Within the block, call `listener` before a kernel is compiled that is not in the cache."""
+    _compiling.listeners += (listener,)
+    try:
+        yield
+    finally:
+        _compiling.listeners = tuple(other for other in _compiling.listeners if other is not listener)
+
+
+class _Cache(KernelCache):
+    """A cache that tells of what it does not have."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            for listener in _compiling.listeners:
+                listener()
+        return found
+
+
 def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
     function.__name__ = function.__qualname__ = name
     _qualify_names(function, name, itertools.count())
-    compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
-    set_cache(compiled, KernelCache(function, _cache_directory()))
-    compiled.compile()
+    with _compiling.counted():
+        compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
+        set_cache(compiled, _Cache(function, _cache_directory()))
+        compiled.compile()
     return compiled
 
 
 def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls (packing structures, launching) with one explicit signature."""
-    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-    set_cache(dispatcher, KernelCache(function, _cache_directory()))
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()
+    with _compiling.counted():
+        dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+        set_cache(dispatcher, _Cache(function, _cache_directory()))
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
     return dispatcher
 
 

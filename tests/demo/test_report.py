@@ -39,6 +39,7 @@ def results() -> Results:
         dense_curves=curves,
         sparse_train_seconds=[1.0, 3.0],
         dense_train_seconds=[5.0, 6.0],
+        compile_seconds=17.25,
         speeds={1: _speed(1), 256: _speed(256)},
         tuned_scipy_ratio=4.0,
         tuned_scipy_chunk=32,
@@ -88,7 +89,19 @@ def test_page_stands_alone_and_is_well_formed(results):
 
 def test_page_says_the_figures_and_escapes_names(results):
     text = render(results)
-    for figure in ("10.0×", "7.5×", "98.50%", "99.00%", "90.8%", "31 s", "4.0×", "1.0e-07", "Mistakes: 15 of 450"):
+    for figure in (
+        "10.0×",
+        "7.5×",
+        "98.50%",
+        "99.00%",
+        "90.8%",
+        "31 s",
+        "4.0×",
+        "1.0e-07",
+        "Mistakes: 15 of 450",
+        "2.0 s",
+        "17.2 s",
+    ):
         assert figure in text, figure
     assert "linear&lt;1&gt;" in text
     assert "<machine>" not in text
@@ -123,10 +136,12 @@ def test_json_has_the_figures(results):
     assert found["speedup_scipy_products_b256"] == 6.0
     assert found["speedup_scipy_chunked_b256"] == 4.0
     assert found["seconds"] == 31.4
+    assert (found["train_seconds_sparse"], found["compile_seconds"]) == ([1.0, 3.0], 17.25)
 
 
 def test_summary_is_short(results):
     lines = summary(results, Path("r.html")).splitlines()
+    assert "training   4.0 s, dense twin 11.0 s; compiling kernels (once): 17.2 s" in lines
     assert len(lines) <= 12
     assert max(map(len, lines)) <= 110
     assert re.search(r"98\.50% on 450 test images \(dense twin 99\.00%\), mean of 2 trainings", "\n".join(lines))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +13,7 @@ from onnx import numpy_helper
 import fastsparse as fs
 from fastsparse import cli
 from fastsparse.onnx import pruning, racing
+from fastsparse.onnx.engine import GraphEngine
 from tests.onnx import models
 
 
@@ -115,22 +119,50 @@ def test_bench_prints_a_row_per_batch(path, capsys):
     assert [line.split()[:2] for line in lines[2:]] == [["1", "fastsparse"], ["3", "fastsparse"]]
 
 
-def test_bench_compares_with_a_rival(path, monkeypatch):
-    """A rival whose results are off by 1%: the difference is told, relative to its largest number."""
+def test_bench_compares_with_a_baseline(path, monkeypatch):
+    """A baseline whose results are off by 1%: the difference is told, relative to its largest number."""
+    turns, plain = [], GraphEngine.run
 
-    def rival(path, threads):
-        return lambda engine, inputs: [y * np.float32(1.01) for y in engine.run(inputs)]
+    def baseline(path, threads):
+        def run(engine, inputs):
+            turns.append("baseline")
+            return [y * np.float32(1.01) for y in plain(engine, inputs)]
 
-    monkeypatch.setitem(racing._RIVALS, "onnxruntime", rival)
+        return run
+
+    monkeypatch.setitem(racing._BASELINES, "onnxruntime", baseline)
     monkeypatch.setattr(racing, "require", lambda against: None)
+    monkeypatch.setattr(GraphEngine, "run", lambda self, x: (turns.append("ours"), plain(self, x))[1])
     ours, theirs = racing.race(path, [2], ["onnxruntime"], 0.01, 1, progress=False)
-    assert ours.difference is None
+    assert (ours.difference, ours.faster) == (None, None)
     assert theirs.difference == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert ours.times.p50 <= ours.times.p95 <= ours.times.p99
+    assert theirs.faster > 0
     table = racing.table([ours, theirs]).splitlines()
     assert table[-1].split()[1] == "onnxruntime"
     assert table[-1].split()[-1] == "9.9e-03"
-    assert f"{theirs.times.p50 / ours.times.p50:.2f}x" in table[-1]
+    assert f"{theirs.faster:.2f}x" in table[-1]
+    # The baseline's calls are among ours, not behind them: at least three rounds.
+    assert sum(a != b for a, b in itertools.pairwise(turns)) >= 6
+
+
+def test_bench_writes_what_it_is_asked_for(path, tmp_path, capsys):
+    files = [tmp_path / "r.json", tmp_path / "r.html"]
+    files[0].write_text("old")
+    assert _status(["bench", path, "--seconds", "0.01", "--json", str(files[0]), "--html", str(files[1])]) == 0
+    found = json.loads(files[0].read_text())
+    assert (found["model"], found["threads"]) == (path, 1)
+    (result,) = found["results"]
+    assert (result["batch"], result["engine"], result["difference"]) == (1, "fastsparse", None)
+    assert result["times"]["p50"] > 0
+    assert f"{result['times']['p50']:.3f} ms" in files[1].read_text()
+    assert f"{result['times']['p50']:.3f} ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["-k", "conv"], ["--quick"], ["--dlmc", "."], ["--isa", "avx2"], ["--cpu-time"]])
+def test_bench_refuses_options_that_say_nothing_about_a_model(path, option, capsys):
+    assert _status(["bench", path, *option]) == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_bench_against_onnxruntime(path, capsys):
@@ -158,12 +190,12 @@ def test_bench_errors(path, arguments, status, message, capsys):
     assert not printed.out
 
 
-def test_bench_without_the_rival(path, monkeypatch, capsys):
+def test_bench_without_the_baseline(path, monkeypatch, capsys):
     monkeypatch.setattr(racing, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert _status(["bench", path, "--against", "onnxruntime"]) == 1
     assert "this needs onnxruntime: pip install onnxruntime" in capsys.readouterr().err
 
 
 def test_bench_measures_one_model_alone(path, capsys):
-    assert _status(["bench", "kernels", path]) == 1
-    assert "got 2 things to measure, expected one ONNX model alone" in capsys.readouterr().err
+    assert _status(["bench", path, "other.onnx"]) == 2
+    assert "unrecognized arguments: other.onnx" in capsys.readouterr().err

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import types
 from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.training import SGD, Adam, CosineDecay, History, fit, mse
+from fastsparse.training import SGD, Adam, CosineDecay, History, cross_entropy, fit, mse
+from fastsparse_kernels import compiler
 
 
 def _data(n: int = 120) -> tuple[Any, Any]:
@@ -134,6 +137,31 @@ def test_sparsity_algorithms_are_called_after_each_step() -> None:
 
     _run(2, sparsity=Algorithm())
     assert steps == list(range(1, 17))
+
+
+def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
+    """A loss that has a function compiled: its time stands apart, and the progress bar says what is waited for."""
+    monkeypatch.setattr(build, "_cache_directory", lambda: None)
+    compiled: list[float] = []
+
+    def loss(output: Any, y: Any) -> tuple[float, Any]:
+        if not compiled:
+            before = compiler.compile_seconds()
+            build.compile_function(lambda x: x + 1, types.int64(types.int64))
+            compiled.append(compiler.compile_seconds() - before)
+        return cross_entropy(output, y)
+
+    _run(1)  # whatever else has to be compiled
+    begin = time.perf_counter()
+    _, history = _run(2, loss=loss, progress=True)
+    whole = time.perf_counter() - begin
+    assert compiled[0] > 0
+    assert history["compile_seconds"] == [pytest.approx(compiled[0]), 0.0]
+    assert sum(history["seconds"]) + compiled[0] <= whole
+    shown = capsys.readouterr().err
+    assert "compiling kernels (once)" in shown
+    assert "epoch 2/2" in shown.splitlines()[-1].split("\r")[-1]
+    assert "compiling" not in shown.splitlines()[-1].split("\r")[-1]
 
 
 def test_progress_goes_to_stderr(capsys: Any) -> None:

@@ -154,7 +154,9 @@ def test_bad_arguments_are_named() -> None:
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match=r"^min_delta is -1, expected a number of at least 0$"):
         EarlyStopping(min_delta=-1)
-    with pytest.raises(ValueError, match=r"^monitor is 'val_f1', expected one of accuracy, density, epoch, loss, lr,"):
+    with pytest.raises(
+        ValueError, match=r"^monitor is 'val_f1', expected one of accuracy, compile_seconds, density, epoch, loss, lr,"
+    ):
         _fit(_model(), 2, callbacks=[EarlyStopping("val_f1")])
 
 

@@ -1,4 +1,4 @@
-"""Eight linear layers in a row, one sample or a few: y = W8 ... W1 x, by everybody."""
+"""Linear layers one after the other on one sample, y = W8 ... W1 x, by everybody."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.providers import OURS, Call, Provider
-from bench.providers import mkl as mkl_library
-from bench.workloads import Chain
+from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session
+from bench.baselines import mkl as mkl_library
+from bench.workloads import MlpStack
 
 
-def _compiled(case: Chain, threads: int) -> Call:
+def _compiled(case: MlpStack, threads: int) -> Call:
     import fastsparse as fs
     from fastsparse import nn
 
@@ -27,7 +27,7 @@ def _compiled(case: Chain, threads: int) -> Call:
     return lambda: engine(x, out=out).reshape(-1)
 
 
-def _one_by_one(case: Chain, threads: int) -> Call:
+def _one_by_one(case: MlpStack, threads: int) -> Call:
     import fastsparse as fs
 
     weights = [fs.csr(weight) for weight in case.weights]
@@ -42,15 +42,15 @@ def _one_by_one(case: Chain, threads: int) -> Call:
     return multiply
 
 
-def _scipy(case: Chain, threads: int) -> Call:
+def _scipy(case: MlpStack, threads: int) -> Call:
     return _in_turn(case, case.weights)
 
 
-def _numpy(case: Chain, threads: int) -> Call:
+def _numpy(case: MlpStack, threads: int) -> Call:
     return _in_turn(case, [weight.toarray() for weight in case.weights])
 
 
-def _in_turn(case: Chain, weights: list[Any]) -> Call:
+def _in_turn(case: MlpStack, weights: list[Any]) -> Call:
     def multiply() -> np.ndarray:
         y = case.x
         for weight in weights:
@@ -60,7 +60,7 @@ def _in_turn(case: Chain, weights: list[Any]) -> Call:
     return multiply
 
 
-def _mkl(case: Chain, threads: int) -> Call:
+def _mkl(case: MlpStack, threads: int) -> Call:
     calls: list[Callable[[], np.ndarray]] = []
     y = case.x
     for weight in case.weights:
@@ -75,30 +75,22 @@ def _mkl(case: Chain, threads: int) -> Call:
     return multiply
 
 
-def _onnxruntime(case: Chain, threads: int) -> Call:
+def _onnxruntime(case: MlpStack, threads: int) -> Call:
     import onnx
-    import onnxruntime
 
     names = [f"t{i}" for i in range(len(case.weights) + 1)]
     nodes = [onnx.helper.make_node("Gemm", [a, f"w{a}"], [b], transB=1) for a, b in itertools.pairwise(names)]
-    weights = [onnx.numpy_helper.from_array(w.toarray(), f"w{a}") for w, a in zip(case.weights, names)]
-    ends = [
-        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, case.size)) for n in (names[0], names[-1])
-    ]
-    graph = onnx.helper.make_graph(nodes, "chain", [ends[0]], [ends[1]], weights)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    weights = {f"w{name}": weight.toarray() for name, weight in zip(names, case.weights)}
+    session = onnx_session(onnx_model(nodes, (names[0], (1, case.size)), (names[-1], (1, case.size)), weights), threads)
     feed = {names[0]: case.x.reshape(1, -1)}
     return lambda: session.run(None, feed)[0].reshape(-1)
 
 
-PROVIDERS = [
-    Provider(OURS, _compiled),
-    Provider("fastsparse spmv", _one_by_one),
-    Provider("scipy", _scipy),
-    Provider("numpy dense", _numpy),
-    Provider("MKL sparse", _mkl, needs=("mkl",)),
-    Provider("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
+MLP_STACK = [
+    Baseline(OURS, _compiled),
+    Baseline("fastsparse spmv", _one_by_one),
+    Baseline("scipy", _scipy),
+    Baseline("numpy dense", _numpy),
+    Baseline("MKL sparse", _mkl, needs=("mkl",)),
+    Baseline("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
 ]

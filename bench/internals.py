@@ -1,9 +1,10 @@
-"""Layers whose input and output stay in the kernels' layouts, as between the layers of a compiled network.
+"""All that the benchmarks use of fastsparse's internals: the peak of a core, and layers whose data stay packed.
 
+Input and output of such layers are in the kernels' layouts, as between the layers of a compiled network.
 A network of one layer is lowered as `fastsparse.compile` does it, for the whole batch at once. Before a convolution
 stands one that changes nothing, so that the layer finds its input as other layers leave it. The timed call runs what
-comes behind that: filling borders or parting planes for strides, and the products; packing the user's array before and
-unpacking behind them is left out. What the products wrote is checked by a run of the whole network, which uses the
+comes behind that: exchanging halos or splitting planes into phases for strides, and the products; packing the user's
+array before and unpacking behind them is left out. What the products wrote is checked by a run of the whole network, which uses the
 very same calls.
 """
 
@@ -16,14 +17,21 @@ import numpy as np
 
 import fastsparse as fs
 from bench.workloads import Conv, Spmm
-from fastsparse import _linear, launch
 from fastsparse.engine import program as programs
 from fastsparse.engine.choosing import Choice, choices, scheduled
 from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
-from fastsparse.plan import linear as linear_plans
-from fastsparse.plan.conv import Geometry
+from fastsparse.ops import linear, spmm
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.target import target_for
+from fastsparse.runtime import measure
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels.compiler import aligned_empty
+
+
+def measured_peak() -> float:
+    """Multiplications and additions per second of one core in float32, as it is now."""
+    return measure.measured_peak(32)
 
 
 class Resident:
@@ -38,7 +46,7 @@ class Resident:
         program = programs.Program(shapes, (0,), (len(nodes),), tuple(nodes), np.dtype(np.float32))
         batch = len(x)
         layout = choices(program, batch, threads, tune=False)[0].layout
-        groups = -(-batch // launch.machine(program.dtype, threads).lanes) if layout == "lanes" else batch
+        groups = -(-batch // target_for(program.dtype, threads).lanes) if layout == "batch-blocked" else batch
         schedule = scheduled(program, batch, threads, Choice(layout, Split(False, groups, groups)))
         self._x, self._y = np.ascontiguousarray(x), np.full(out_shape, np.nan, np.float32)
         self._workspace = Workspace(schedule)
@@ -61,7 +69,7 @@ def _nothing(shape: tuple[int, ...]) -> programs.Conv:
     """The convolution that gives its input."""
     channels, *spatial = shape
     ones, none = (1,) * len(spatial), ((0, 0),) * len(spatial)
-    geometry = Geometry(channels, channels, tuple(spatial), ones, ones, none, ones, 1)
+    geometry = ConvGeometry(channels, channels, tuple(spatial), ones, ones, none, ones, 1)
     return programs.Conv(fs.csr(np.eye(channels, dtype=np.float32)), None, geometry)
 
 
@@ -76,7 +84,7 @@ def _of_the_layer(steps: Sequence[Any]) -> list[int]:
 def convolution(case: Conv, threads: int) -> Resident:
     """A convolution from planes to planes."""
     sides = (case.side, case.side)
-    geometry = Geometry(
+    geometry = ConvGeometry(
         case.channels, case.out, sides, (case.kernel,) * 2, (case.stride,) * 2, ((case.padding,) * 2,) * 2, (1, 1), 1
     )
     return Resident(programs.Conv(fs.csr(case.weight), None, geometry), case.x, case.out_shape, threads)
@@ -87,25 +95,25 @@ class _Panels:
 
     def __init__(self, weight: fs.CSR, x: np.ndarray, threads: int) -> None:
         with fs.threads(threads):
-            m, samples = launch.machine(weight.dtype, threads), len(x)
-            width = linear_plans.panel_width(weight.pattern, samples, m)
-            packing = _linear._packing(samples, weight.shape[1], x.strides[0], width, m)
-            self._product = _linear._panels_product(weight, samples, width, None, m)
+            target, samples = target_for(weight.dtype, threads), len(x)
+            width = spmm.panel_width(weight.pattern, samples, target)
+            packing = spmm.panel_packing(samples, weight.shape[1], x.strides[0], width, target)
+            self._product = linear._panels_product(weight, samples, width, None, target)
             self._x = aligned_empty((packing.panel_bytes,), np.uint8)
-            packing.copy.run(launch.address(x), launch.address(self._x))
+            packing.launch.run(address(x), address(self._x))
         self._panels = aligned_empty((self._product.panel_bytes,), np.uint8)
         self._y = np.empty((samples, weight.shape[0]), np.float32)
 
     def __call__(self) -> None:
         """The product alone."""
-        self._product.multiply.run(launch.address(self._x), launch.address(self._panels), 0)
+        self._product.product.run(address(self._x), address(self._panels), 0)
 
     def result(self) -> np.ndarray:
         """The product, and unpacking."""
         self._panels.view(np.float32).fill(np.nan)
         self._y.fill(np.nan)
         self()
-        self._product.copy.run(launch.address(self._panels), launch.address(self._y))
+        self._product.unpack.run(address(self._panels), address(self._y))
         return self._y.T
 
 

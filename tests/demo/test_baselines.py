@@ -1,4 +1,4 @@
-"""The rivals compute what the oracle computes, or a comparison with them would mean nothing."""
+"""The baselines compute what the oracle computes, or a comparison with them would mean nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fastsparse.demo.rivals import Rival
+from fastsparse.demo.baselines import Baseline
 from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 from fastsparse_kernels import reference
 
@@ -59,20 +59,20 @@ def _oracle(stages: Sequence[Stage], x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("backend", ["scipy", "numpy"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_rival_equals_oracle(backend, batch):
+def test_baseline_equals_oracle(backend, batch):
     rng = np.random.default_rng(batch)
     stages, x = _stages(rng), rng.standard_normal((batch, 2, 8, 8))
     expected = _oracle(stages, x)
-    rival = Rival(stages, x.shape, backend, np.float64)
+    baseline = Baseline(stages, x.shape, backend, np.float64)
     for _ in range(2):  # the second call finds the buffers dirty
-        np.testing.assert_allclose(rival(x), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(baseline(x), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["scipy", "numpy"])
-def test_rival_in_float32(backend):
+def test_baseline_in_float32(backend):
     rng = np.random.default_rng(7)
     stages, x = _stages(rng), rng.standard_normal((4, 2, 8, 8))
-    got = Rival(stages, x.shape, backend)(x.astype(np.float32))
+    got = Baseline(stages, x.shape, backend)(x.astype(np.float32))
     expected = _oracle(stages, x)
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -81,19 +81,19 @@ def test_rival_in_float32(backend):
 def test_output_does_not_alias_buffers():
     rng = np.random.default_rng(1)
     stages, x = _stages(rng), rng.standard_normal((2, 2, 8, 8))
-    rival = Rival(stages, x.shape, "numpy", np.float64)
-    first = rival(x)
+    baseline = Baseline(stages, x.shape, "numpy", np.float64)
+    first = baseline(x)
     kept = first.copy()
-    rival(x + 1)
+    baseline(x + 1)
     np.testing.assert_array_equal(first, kept)
 
 
 def test_products_multiply_every_matrix(monkeypatch):
     rng = np.random.default_rng(2)
-    rival = Rival(_stages(rng), (2, 2, 8, 8), "numpy", np.float64)
+    baseline = Baseline(_stages(rng), (2, 2, 8, 8), "numpy", np.float64)
     seen = []
     monkeypatch.setattr(np, "matmul", lambda a, b, out: seen.append((a.shape, b.shape)))
-    rival.products()
+    baseline.products()
     assert seen == [
         ((5, 18), (18, 128)),
         ((7, 45), (45, 128)),
@@ -104,14 +104,14 @@ def test_products_multiply_every_matrix(monkeypatch):
 
 
 def test_wrong_input_shape():
-    rival = Rival(_stages(np.random.default_rng(0)), (2, 2, 8, 8), "scipy")
+    baseline = Baseline(_stages(np.random.default_rng(0)), (2, 2, 8, 8), "scipy")
     with pytest.raises(ValueError, match=r"^x has shape \(3, 2, 8, 8\), expected \(2, 2, 8, 8\)$"):
-        rival(np.zeros((3, 2, 8, 8), np.float32))
+        baseline(np.zeros((3, 2, 8, 8), np.float32))
 
 
 def test_pool_that_does_not_divide():
     with pytest.raises(ValueError, match="pooling of size 3 does not divide"):
-        Rival([MaxPool(3)], (1, 2, 8, 8), "numpy")
+        Baseline([MaxPool(3)], (1, 2, 8, 8), "numpy")
 
 
 def test_fold_scale_keeps_the_pattern_and_scales_rows():

@@ -2,7 +2,7 @@
 
 SparseProp computes whole vectors of samples and is wrong on batches that do not fill them; those are not timed.
 
-fastsparse gives grad_w at the nonzeros; dense rivals give all of it, as they must.
+fastsparse gives grad_w at the nonzeros; dense baselines give all of it, as they must.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import bench.providers.conv as conv
-from bench.providers import OURS, Call, Provider, torch_on
+from bench.baselines import OURS, Baseline, Call, conv, torch_on
 from bench.workloads import ConvStep, LinearStep
 
 
@@ -88,14 +87,7 @@ def _linear_sparseprop(case: LinearStep, threads: int) -> Call:
 
 def _linear_sparselab(case: LinearStep, threads: int) -> Call:
     torch = torch_on(threads)
-    import sparselab
-
-    layer = sparselab.SparseLinear(case.inputs, case.outputs)  # draws weights of its own: these are replaced
-    with warnings.catch_warnings():  # that torch's CSR is in beta
-        warnings.simplefilter("ignore")
-        layer._csr = sparselab.layout.from_dense(torch.from_numpy(case.weight.toarray()), padding_ratio=0.0)
-    layer._values = torch.nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
-    torch.nn.init.zeros_(layer.bias)
+    layer = sparselab_layer(torch.from_numpy(case.weight.toarray()), torch.zeros(case.outputs))
     step, csr = _module_step(torch, case, layer, layer._values), layer._csr
     # An empty row keeps a free place in the values, which is not a nonzero.
     live = np.concatenate([np.arange(n) + start for start, n in zip(csr.row_start, csr.row_nnz)])
@@ -106,6 +98,21 @@ def _linear_sparselab(case: LinearStep, threads: int) -> Call:
 
     step.result = result  # type: ignore[attr-defined]
     return step
+
+
+def sparselab_layer(weight: Any, bias: Any) -> Any:
+    """SparseLab's linear layer with given weights: it draws some of its own, which are replaced."""
+    import sparselab
+    import torch
+
+    layer = sparselab.SparseLinear(weight.shape[1], weight.shape[0])
+    with warnings.catch_warnings():  # that torch's CSR is in beta
+        warnings.simplefilter("ignore")
+        layer._csr = sparselab.layout.from_dense(weight, padding_ratio=0.0)
+    layer._values = torch.nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
+    with torch.no_grad():
+        layer.bias.copy_(bias)
+    return layer
 
 
 def _conv_sparseprop(over_batch: bool) -> Callable[[ConvStep, int], Call]:
@@ -138,17 +145,17 @@ def _module_step(torch: Any, case: LinearStep | ConvStep, layer: Any, values: An
     return step
 
 
-LINEAR_PROVIDERS = [
-    Provider(OURS, _linear_fastsparse),
-    Provider("numpy dense", _linear_numpy),
-    Provider("torch dense", _linear_torch, needs=("torch",)),
-    Provider("SparseProp", _linear_sparseprop, needs=("torch", "sparseprop")),
-    Provider("SparseLab", _linear_sparselab, needs=("torch", "sparselab")),
+LINEAR = [
+    Baseline(OURS, _linear_fastsparse),
+    Baseline("numpy dense", _linear_numpy),
+    Baseline("torch dense", _linear_torch, needs=("torch",)),
+    Baseline("SparseProp", _linear_sparseprop, needs=("torch", "sparseprop")),
+    Baseline("SparseLab", _linear_sparselab, needs=("torch", "sparselab")),
 ]
 
-CONV_PROVIDERS = [
-    Provider(OURS, _conv_fastsparse),
-    Provider("torch dense", _conv_torch, needs=("torch",)),
-    Provider("SparseProp", _conv_sparseprop(False), needs=("torch", "sparseprop")),
-    Provider("SparseProp over batch", _conv_sparseprop(True), needs=("torch", "sparseprop")),
+CONV = [
+    Baseline(OURS, _conv_fastsparse),
+    Baseline("torch dense", _conv_torch, needs=("torch",)),
+    Baseline("SparseProp", _conv_sparseprop(False), needs=("torch", "sparseprop")),
+    Baseline("SparseProp over batch", _conv_sparseprop(True), needs=("torch", "sparseprop")),
 ]

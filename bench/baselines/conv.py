@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bench.providers import OURS, Call, Provider, resident, torch_on
+from bench import internals
+from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session, torch_on
 from bench.workloads import Conv
 
 
@@ -106,7 +107,11 @@ def _torch_resident(case: Conv, threads: int, to_layout: Callable[[Any, Any], An
 
 
 def _onnxruntime(case: Conv, threads: int) -> Call:
-    session = _onnx_session(case, threads)
+    import onnx
+
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=[case.stride] * 2, pads=[case.padding] * 4)
+    model = onnx_model([node], ("x", case.x.shape), ("y", case.out_shape), {"w": dense_oihw(case)})
+    session = onnx_session(model, threads)
     binding, out = session.io_binding(), np.empty(case.out_shape, np.float32)
     binding.bind_cpu_input("x", case.x)
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
@@ -118,43 +123,27 @@ def _onnxruntime(case: Conv, threads: int) -> Call:
     return convolve
 
 
-def _onnx_session(case: Conv, threads: int) -> Any:
-    import onnx
-    import onnxruntime
-
-    weight = onnx.numpy_helper.from_array(dense_oihw(case), "w")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=[case.stride] * 2, pads=[case.padding] * 4)
-    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, case.x.shape)
-    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, case.out_shape)
-    graph = onnx.helper.make_graph([node], "conv", [x], [y], [weight])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def dense_oihw(case: Conv) -> np.ndarray:
     """The weights as (out, channels, kernel, kernel), zeros included."""
     return case.weight.toarray().reshape(case.out, case.channels, case.kernel, case.kernel)
 
 
-PROVIDERS = [
-    Provider(OURS, _fastsparse),
-    Provider("scipy im2col", _scipy),
-    Provider("numpy im2col", _numpy),
-    Provider("torch dense", _torch_dense, needs=("torch",)),
-    Provider("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
+PLAIN = [
+    Baseline(OURS, _fastsparse),
+    Baseline("scipy im2col", _scipy),
+    Baseline("numpy im2col", _numpy),
+    Baseline("torch dense", _torch_dense, needs=("torch",)),
+    Baseline("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
 ]
 
 PLANES = "fastsparse in planes"
-_TORCH_DENSE, _ONNXRUNTIME = PROVIDERS[3:]
-
-# For real layers: dense rivals in the layout each likes best, fastsparse on user arrays and in its own planes.
-LAYER_PROVIDERS = [
-    Provider(OURS, _fastsparse),
-    Provider(PLANES, resident.convolution),
-    _TORCH_DENSE,
-    Provider("torch channels_last", _torch_channels_last, needs=("torch",)),
-    Provider("torch mkldnn", _torch_mkldnn, needs=("torch",)),
-    _ONNXRUNTIME,
+# For real layers: dense baselines in the layout each likes best, fastsparse on user arrays and in its own planes.
+LAYERS = [
+    PLAIN[0],
+    Baseline(PLANES, internals.convolution),
+    PLAIN[3],
+    Baseline("torch channels_last", _torch_channels_last, needs=("torch",)),
+    Baseline("torch mkldnn", _torch_mkldnn, needs=("torch",)),
+    PLAIN[4],
 ]
+SMALL = [PLAIN[0], PLAIN[3], PLAIN[4]]

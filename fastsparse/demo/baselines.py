@@ -25,7 +25,7 @@ Step = Callable[[], None]
 Multiply = Callable[[], Floats]
 
 
-class Rival:
+class Baseline:
     """A network run for a fixed batch size.
 
     Parameters

@@ -1,0 +1,82 @@
+"""Who fastsparse is compared with. A baseline is a name, the packages it needs, and `setup(case, threads) -> callable`.
+
+The callable does the work once, from user arrays to a user array, and returns the result (for steps: a tuple of
+results). Setup may convert weights, allocate outputs and plan; it is not timed. Where the timed result is not in the
+user's layout, the callable has an attribute `result`: a callable that does the same work and gives it in that layout.
+It may also have `facts`, a dict of what is to be said beside its times, and `elapsed` (see `fastsparse.timing`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+# fastsparse is measured first; everybody else is a baseline of it.
+OURS = "fastsparse"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to do a kind of work.
+
+    Attributes
+    ----------
+    name : str
+    setup : callable
+        `setup(case, threads)` returns the callable to time; None where there is none for this case.
+    needs : tuple of str
+        Distributions that must be installed.
+    """
+
+    name: str
+    setup: Callable[[Any, int], Call | None]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """Distributions this baseline needs and this environment lacks."""
+        return [name for name in self.needs if not _installed(name)]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def torch_on(threads: int) -> Any:
+    """The module torch, told to use so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def onnx_session(model: str | bytes, threads: int) -> Any:
+    """A session of onnxruntime for a file or a serialised model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_model(
+    nodes: Sequence[Any], x: tuple[str, Sequence[int]], y: tuple[str, Sequence[int]], weights: dict[str, np.ndarray]
+) -> bytes:
+    """A model of nodes that lead from x to y, both a name with a shape."""
+    import onnx
+
+    x_info, y_info = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (x, y))
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph(list(nodes), "baseline", [x_info], [y_info], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())

@@ -1,0 +1,156 @@
+"""Products with a sparse matrix by everybody: X row-major in, Y row-major out, `out` where the library takes one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from bench import internals
+from bench.baselines import OURS, Baseline, Call, conv, torch_on
+from bench.baselines import mkl as mkl_library
+from bench.workloads import Conv, LayerCall, SparseInput, Spmm
+
+
+def _fastsparse(case: Spmm, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, x = fs.csr(case.weight), case.x
+    out = np.empty((case.m, *x.shape[1:]), np.float32)
+    return lambda: fs.spmm(weight, x, out=out)
+
+
+def _fastsparse_operator(case: Spmm, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, x = fs.csr(case.weight), case.x
+    return lambda: weight @ x
+
+
+def _scipy(case: Spmm, threads: int) -> Call:
+    weight, x = case.weight, case.x
+    return lambda: weight @ x
+
+
+def _numpy(case: Spmm, threads: int) -> Call:
+    weight, x = case.weight.toarray(), case.x
+    out = np.empty((case.m, *x.shape[1:]), np.float32)
+    return lambda: np.matmul(weight, x, out=out)
+
+
+def _mkl(case: Spmm, threads: int) -> Call:
+    return mkl_library.spmm(case.weight, case.x, threads)
+
+
+def _torch_dense(case: Spmm, threads: int) -> Call:
+    torch = torch_on(threads)
+
+    weight, x = torch.from_numpy(case.weight.toarray()), torch.from_numpy(case.x)
+    out = torch.empty((case.m, *x.shape[1:]))
+    return lambda: torch.matmul(weight, x, out=out).numpy()
+
+
+def _torch_sparse(case: Spmm, threads: int) -> Call:
+    torch = torch_on(threads)
+
+    w = case.weight
+    parts = [torch.from_numpy(part) for part in (w.indptr, w.indices, w.data)]
+    with warnings.catch_warnings():  # that the format is in beta
+        warnings.simplefilter("ignore")
+        weight = torch.sparse_csr_tensor(*parts, size=w.shape, check_invariants=True)
+    x = torch.from_numpy(case.x)
+    out = torch.empty((case.m, *x.shape[1:]))
+    multiply = torch.mv if x.ndim == 1 else torch.mm
+    return lambda: multiply(weight, x, out=out).numpy()
+
+
+SPMM = [
+    Baseline(OURS, _fastsparse),
+    Baseline("scipy", _scipy),
+    Baseline("numpy dense", _numpy),
+    Baseline("MKL sparse", _mkl, needs=("mkl",)),
+    Baseline("torch dense", _torch_dense, needs=("torch",)),
+    Baseline("torch.sparse", _torch_sparse, needs=("torch",)),
+]
+# Of the DLMC dense NumPy stands for dense products: torch's would take as long again.
+DLMC = [baseline for baseline in SPMM if baseline.name != "torch dense"]
+# X and W @ X stay in panels; nobody else has them.
+PANELS = [Baseline(OURS, internals.product)]
+SMALL_SPMM = [SPMM[0], Baseline("fastsparse @", _fastsparse_operator), SPMM[1], SPMM[3]]
+
+
+def _layer(case: LayerCall, threads: int) -> Call:
+    from fastsparse import nn
+
+    bias = np.zeros(case.size, np.float32)
+    layer, x = nn.SparseLinear.from_dense(case.weight, bias, activation=case.activation).eval(), case.x
+    return lambda: layer(x)
+
+
+SMALL_LAYERS = [Baseline(OURS, _layer)]
+
+
+# ------------------------------------------------------------------------------------------------------ sparse samples
+
+
+def _sparse_input(case: SparseInput, threads: int) -> Call:
+    import fastsparse as fs
+
+    weight, x, out = fs.csr(case.weight), case.x, np.empty((case.batch, case.outputs), np.float32)
+    return lambda: fs.linear(x, weight, out=out)
+
+
+def _sparse_input_scipy(case: SparseInput, threads: int) -> Call:
+    x, transposed = case.x, case.weight.T
+    return lambda: (x @ transposed).toarray()
+
+
+def _sparse_input_scipy_csr(case: SparseInput, threads: int) -> Call:
+    x, transposed = case.x, case.weight.T.tocsr()
+    return lambda: (x @ transposed).toarray()
+
+
+SPARSE_INPUT = [
+    Baseline(OURS, _sparse_input),
+    Baseline("scipy (x @ W.T).toarray()", _sparse_input_scipy),
+    Baseline("scipy, W.T as CSR beforehand", _sparse_input_scipy_csr),
+]
+
+
+# -------------------------------------------------------------------------------------------------------- more threads
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4, ... and all processors."""
+    most = os.cpu_count() or 1
+    return sorted({most, *(1 << i for i in range(most.bit_length()))})
+
+
+def _on(count: int) -> Callable[[Spmm | Conv, int], Call]:
+    def setup(case: Spmm | Conv, threads: int) -> Call:
+        import fastsparse as fs
+
+        call = (SPMM if isinstance(case, Spmm) else conv.PLAIN)[0].setup(case, count)
+
+        def run() -> np.ndarray:
+            with fs.threads(count):
+                return call()
+
+        return run
+
+    return setup
+
+
+def threads_of(name: str) -> int:
+    """The number in a name of `THREADS`."""
+    return thread_counts()[-1] if name == OURS else int(name.split()[-2])
+
+
+ONE_THREAD = f"{OURS}, 1 thread"
+# fastsparse on all processors against fastsparse on fewer; user arrays in and out.
+THREADS = [
+    Baseline(OURS, _on(thread_counts()[-1])),
+    *[Baseline(f"{OURS}, {n} thread{'s' * (n > 1)}", _on(n)) for n in thread_counts()[:-1]],
+]

@@ -1,0 +1,236 @@
+"""The table of all groups of workloads, each with its baselines and its reference."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import checks, cold_start, dlmc, workloads
+from bench.baselines import Baseline, conv, mlp_stack, networks, products, steps, training
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    threads: int = 1
+    dlmc: Path | None = None
+    quick: bool = False
+    deepsparse: str | None = None
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """Declare what Options holds, for argparse and for pytest."""
+    add("--threads", type=_positive, default=1, help="threads for every baseline (default 1)")
+    add("--dlmc", type=_directory, metavar="DIR", help="also the .smtx patterns found below DIR")
+    add("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
+    add("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse, for end_to_end")
+
+
+def _positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
+
+
+def _directory(text: str) -> Path:
+    if Path(text).is_dir():
+        return Path(text).resolve()
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a directory")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Workloads of one kind.
+
+    Attributes
+    ----------
+    section : str
+        Groups that are asked for together.
+    name : str
+        Starts the names of its workloads.
+    title : str
+    workloads : sequence, or callable
+        Workloads, or a function from Options to them: some need the DLMC's files.
+    baselines : sequence of Baseline
+        The first is fastsparse.
+    expected : callable, or None
+        A case's right results, with the largest error allowed.
+    measure : callable, optional
+        Where nothing is compared: `measure(case, clock)` gives seconds, and facts.
+    rounds, seconds
+        Most rounds, and seconds for all baselines of a workload together.
+    """
+
+    section: str
+    name: str
+    title: str
+    workloads: Sequence[Any] | Callable[[Options], Sequence[Any]]
+    baselines: Sequence[Baseline] = ()
+    expected: Callable[[Any], checks.Expected] | None = None
+    measure: Callable[..., cold_start.Measured] | None = None
+    rounds: int = 15
+    seconds: float = 1.0
+
+    def cases(self, options: Options) -> Sequence[Any]:
+        """The workloads."""
+        return self.workloads(options) if callable(self.workloads) else self.workloads
+
+    def label(self, case: Any) -> str:
+        """Group and workload, what `-k` looks at."""
+        return f"{self.name} {case.name}"
+
+
+def _files(options: Options) -> list[Path]:
+    """The pruned layers; of a quick run one in six."""
+    if options.dlmc is None:
+        return []
+    files = sorted(options.dlmc.rglob("*.smtx"))
+    if not files:
+        raise FileNotFoundError(f"no .smtx file found below {options.dlmc}")
+    return files[:: 6 if options.quick else 1]
+
+
+def dlmc_spmm(options: Options) -> list[workloads.Spmm]:
+    """Every pruned layer, once for each number of columns that it meets."""
+    return [case for file in _files(options) for case in _spmm_of(file)]
+
+
+def _spmm_of(file: Path) -> list[workloads.Spmm]:
+    rows, columns, _ = dlmc.shape_of(file)
+    return [workloads.Spmm(rows, columns, n, _sparsity(file), file) for n in dlmc.columns_of(file)]
+
+
+def panels(options: Options) -> list[workloads.Spmm]:
+    """Shapes at 90% that fill panels, each once: from the pruned layers, or random ones where they are not at hand."""
+    cases = dlmc_spmm(options) or [case for case in workloads.SPMM if case.n > 1]
+    wide = [case for case in cases if case.n >= 512 and case.k >= 256 and round(case.sparsity, 2) == 0.9]
+    return list({(case.m, case.k, case.n): case for case in reversed(wide)}.values())[::-1]
+
+
+def layers(options: Options) -> list[workloads.Conv]:
+    """ResNet-50's 3x3 and 1x1 layers at 90%, each shape once, on one image and on sixteen."""
+    found: dict[tuple[int, ...], workloads.Conv] = {}
+    for file in _files(options):
+        geometry = dlmc.convolution_of(file)
+        if geometry is None or round(_sparsity(file), 2) != 0.9:
+            continue
+        side, kernel, stride = geometry
+        rows, columns, _ = dlmc.shape_of(file)
+        for batch in dlmc.RESNET_BATCHES:
+            case = workloads.Conv(batch, columns // kernel**2, side, rows, kernel, _sparsity(file), stride, file)
+            found.setdefault((batch, columns, rows, *geometry), case)
+    return list(found.values())
+
+
+def _sparsity(file: Path) -> float:
+    rows, columns, nonzeros = dlmc.shape_of(file)
+    return 1 - nonzeros / (rows * columns)
+
+
+def _threaded(options: Options) -> Sequence[Any]:
+    return workloads.SCALING if (os.cpu_count() or 1) > 1 else []
+
+
+def _networks(options: Options) -> list[workloads.Network]:
+    extra = {"dlmc": options.dlmc, "deepsparse": options.deepsparse}
+    return [workloads.Network(case.network, case.batch, case.sample, **extra) for case in workloads.NETWORKS]
+
+
+def expected_any(case: workloads.Spmm | workloads.Conv) -> checks.Expected:
+    """A product's or a convolution's result."""
+    return checks.expected_spmm(case) if isinstance(case, workloads.Spmm) else checks.expected_conv(case)
+
+
+_SMALL: dict[str, Any] = {"rounds": 200, "seconds": 3.0}
+GROUPS = [
+    Group("kernels", "spmm", "SpMM", workloads.SPMM, products.SPMM, checks.expected_spmm),
+    Group("kernels", "dlmc", "SpMM on pruned layers (DLMC)", dlmc_spmm, products.DLMC, checks.expected_spmm),
+    Group("kernels", "panels", "SpMM from panels to panels", panels, products.PANELS, checks.expected_spmm),
+    Group("kernels", "conv", "Convolution", workloads.CONV, conv.PLAIN, checks.expected_conv),
+    Group("kernels", "resnet", "ResNet-50's pruned convolutions", layers, conv.LAYERS, checks.expected_conv),
+    Group(
+        "kernels", "mlp stack", "Stack of linear layers", workloads.MLP_STACKS, mlp_stack.MLP_STACK,
+        checks.expected_mlp_stack,
+    ),
+    Group(
+        "kernels", "sparse input", "Sparse samples", workloads.SPARSE_INPUTS, products.SPARSE_INPUT,
+        checks.expected_sparse_input,
+    ),
+    Group("kernels", "memory", "Memory of a first call", workloads.SPARSE_INPUTS, measure=cold_start.memory),
+    Group(
+        "kernels", "plan", "First call beyond later ones, kernels warm", lambda o: cold_start.plans(o.dlmc),
+        measure=cold_start.plan,
+    ),
+    Group(
+        "layers", "linear step", "Linear layer, forward and backward", workloads.LINEAR_STEPS, steps.LINEAR,
+        checks.expected_linear_step,
+    ),
+    Group(
+        "layers", "conv step", "Convolution, forward and backward", workloads.CONV_STEPS, steps.CONV,
+        checks.expected_conv_step,
+    ),
+    Group("scaling", "threads", "More threads against one", _threaded, products.THREADS, expected_any),
+    Group("scaling", "sizes", "One size at a time", workloads.SIZES, products.DLMC, checks.expected_spmm),
+    Group("startup", "startup", "New processes", cold_start.STARTS, measure=cold_start.start),
+    Group("demo", "demo", "The whole demo", cold_start.DEMOS, measure=cold_start.start),
+    Group(
+        "small calls", "small spmm", "Products with next to no work", workloads.SMALL_SPMM, products.SMALL_SPMM,
+        checks.expected_spmm, **_SMALL,
+    ),
+    Group(
+        "small calls", "small conv", "Convolutions with next to no work", workloads.SMALL_CONV, conv.SMALL,
+        checks.expected_conv, **_SMALL,
+    ),
+    Group(
+        "small calls", "small layers", "Layers with next to no work", workloads.SMALL_LAYERS, products.SMALL_LAYERS,
+        **_SMALL,
+    ),
+    Group(
+        "training", "training step", "Step of training", workloads.TRAINING_STEPS, training.TRAINING,
+        training.expected, seconds=3.0,
+    ),
+    Group(
+        "training", "pattern change", "Change of patterns in training", workloads.PATTERN_CHANGES,
+        measure=training.pattern_change,
+    ),
+    Group(
+        "training", "training memory", "Memory of training", workloads.TRAINING_MEMORY,
+        measure=cold_start.training_memory,
+    ),
+    Group("networks", "end to end", "Whole networks", _networks, networks.ENGINES, networks.expected, seconds=10.0),
+]  # fmt: skip
+
+# What is measured when nothing is named.
+USUAL = ("kernels", "layers", "scaling", "startup")
+
+
+def names() -> list[str]:
+    """Sections and groups, as the command line writes them."""
+    return list(dict.fromkeys(name.replace(" ", "_") for group in GROUPS for name in (group.section, group.name)))
+
+
+def chosen(what: str) -> list[Group]:
+    """The groups that are asked for: names of sections or groups with commas in between.
+
+    Raises
+    ------
+    ValueError
+        When a name is none of `names()`.
+    """
+    asked = [name for name in what.split(",") if name] or list(USUAL)
+    for name in asked:
+        if name not in names():
+            raise ValueError(f"got {name!r}, expected some of {', '.join(names())}")
+    wanted = {name.replace("_", " ") for name in asked}
+    return [group for group in GROUPS if {group.section, group.name} & wanted]
+
+
+def missing_baselines() -> list[str]:
+    """Who is not installed, and what that needs."""
+    everybody = [baseline for group in GROUPS for baseline in group.baselines]
+    return sorted({f"{b.name} (needs {', '.join(b.missing)})" for b in everybody if b.missing})
