@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from bench.machine import AVX2
 from bench.rotation import Budget
+from fastsparse.atomic_file import write_text
 
 QUICK = Budget(seconds=0.3, fewest=3, most=5)
 
@@ -21,21 +22,22 @@ def run(args: argparse.Namespace) -> int:
     if args.isa == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
         return _again_on_avx2(args.argv)
     from bench import catalog, html, runner, summary
+    from fastsparse import launch
 
     chosen = catalog.Chosen(args.dlmc, args.quick)
     groups = [group for what in dict.fromkeys(args.what or catalog.GROUPS) for group in catalog.GROUPS[what]]
     budget = QUICK if args.quick else Budget()
     if args.cpu_time:
         budget = replace(budget, clock=time.process_time)
-    results = runner.run(groups, chosen, threads=args.threads, only=args.only, budget=budget)
+    results = runner.run(groups, chosen, threads=launch.workers_for(args.threads), only=args.only, budget=budget)
     if not results["workloads"]:
         if results["interrupted"]:
             raise KeyboardInterrupt
         raise ValueError(f"no workload matches {args.only!r}")
     if args.json:
-        args.json.write_text(json.dumps(results), encoding="utf-8")
+        write_text(args.json, json.dumps(results))
     if args.html:
-        args.html.write_text(html.page(results), encoding="utf-8")
+        write_text(args.html, html.page(results))
     print(summary.text(results))
     if results["interrupted"]:  # what was measured until then is kept
         raise KeyboardInterrupt

@@ -28,6 +28,8 @@ from bench.networks.bert import bert
 from bench.networks.mlp import mlp
 from bench.networks.mobilenet import mobilenet
 from bench.networks.resnet import resnet50
+from fastsparse import launch
+from fastsparse.atomic_file import write_text
 
 Seconds = Callable[[int], list[float]]  # times of so many calls
 BLOCK_SECONDS = 0.25  # of calls by one engine before the next one's turn
@@ -179,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds")
     options = parser.parse_args(argv)
+    options.threads = launch.workers_for(options.threads)
     print("| network | batch | engine | median ms | minimum ms | fastsparse is faster by | largest difference |")
     print("|---|---:|---|---:|---:|---:|---:|", flush=True)
     rows: list[dict[str, Any]] = []
@@ -191,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append({"network": network, **row})
                     print(_line(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(rows), encoding="utf-8")
+        write_text(options.json, json.dumps(rows))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench import html, summary
 from bench.runner import FORMAT
+from fastsparse.atomic_file import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(summary.text(results))
     if args.html:
-        args.html.write_text(html.page(results), encoding="utf-8")
+        write_text(args.html, html.page(results))
     return 0
 
 

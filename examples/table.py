@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastsparse.atomic_file import write_text
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Store:
         """Keep a run, in place of one of the same name."""
         self._entries[_name(case, seed)] = {"key": key, "run": asdict(run)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(json.dumps({"runs": self._entries}, indent=1), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps({"runs": self._entries}, indent=1))
 
 
 def _name(case: Case, seed: int) -> str:

@@ -20,7 +20,7 @@ from fastsparse.plan import policy
 from fastsparse.plan.linear import Machine
 from fastsparse_kernels import build, epilogue, sharing
 
-build.set_cache_directory(runtime.cache_directory)
+build.set_cache_directory(runtime.cache_directory, runtime.write_cached)
 
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in epilogue.ACTIVATION_CODES if name not in CLAMPS))
@@ -29,11 +29,16 @@ _CACHES = cache_bytes(1), cache_bytes(3)
 
 def machine(dtype: np.dtype[Any], workers: int | None = None) -> Machine:
     """The machine as plans see it, for numbers of `dtype` and the current number of threads."""
-    if workers is None:
-        workers, most = runtime.get_num_threads(), config.NUMBA_NUM_THREADS
-        if workers > most:  # no more than can run: each has its own scratch
-            workers = int(most)
-    return _machine(dtype.itemsize * 8, workers, *_CACHES)
+    return _machine(dtype.itemsize * 8, workers_for(None) if workers is None else workers, *_CACHES)
+
+
+def workers_for(threads: int | None) -> int:
+    """Workers that calls on so many threads are planned for, by default on the current number.
+
+    No more than can run, since each has its own scratch.
+    """
+    count, most = runtime.get_num_threads() if threads is None else threads, config.NUMBA_NUM_THREADS
+    return count if count <= most else int(most)
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastsparse import _cachedir, _cpus
+from fastsparse import _cachedir, _cpus, atomic_file
 from fastsparse._version import __version__
 
 _ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
+MOST_THREADS = 1024  # a larger number is taken for this one; files that name a larger one are refused
 _PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe when two Python threads call at once, so it is never used
 
 
@@ -57,14 +58,21 @@ _forked = False
 # ---------------------------------------------------------------------------------------------------------- threads
 
 
-def _checked_count(count: Any, name: str) -> int:
+def checked_count(count: Any, name: str = "threads") -> int:
+    """Return a number of threads as an integer from 1 to `MOST_THREADS`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument `name`, when it is not a positive integer.
+    """
     try:
         number = operator.index(count)
     except TypeError:
         raise TypeError(f"{name} is {count!r}, expected a positive integer") from None
     if number < 1:
         raise ValueError(f"{name} is {number}, expected a positive integer")
-    return number
+    return min(number, MOST_THREADS)
 
 
 def set_num_threads(n: int) -> None:
@@ -76,7 +84,7 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         At least 1. More than Numba has threads (``numba.config.NUMBA_NUM_THREADS``, normally the number of CPUs)
-        is allowed and does not use more.
+        is allowed and does not use more; more than 1024 counts as 1024.
 
     Raises
     ------
@@ -84,7 +92,7 @@ def set_num_threads(n: int) -> None:
         When `n` is not a positive integer.
     """
     global _default_threads
-    count = _checked_count(n, "n")
+    count = checked_count(n, "n")
     if _own.blocks:
         _own.blocks[-1].count = count
     else:
@@ -117,7 +125,7 @@ def _initial_threads() -> int:
     if not given:
         return _cpus.available_cpus()
     try:
-        return _checked_count(int(given), _ENVIRONMENT)
+        return checked_count(int(given), _ENVIRONMENT)
     except ValueError:
         raise ValueError(f"{_ENVIRONMENT} is {given!r}, expected a positive integer") from None
 
@@ -140,7 +148,7 @@ def threads(n: int) -> Iterator[None]:
     ...     fs.get_num_threads()
     1
     """
-    block = _Block(_checked_count(n, "n"))
+    block = _Block(checked_count(n, "n"))
     _own.blocks = (*_own.blocks, block)
     _blocks.append(block)
     try:
@@ -296,6 +304,11 @@ def cache_directory() -> str | None:
     return None if directory is None else str(directory)
 
 
+def write_cached(path: str, content: bytes) -> None:
+    """Write a file of the kernel cache; a checksum in it tells when a failure of the system damaged it."""
+    atomic_file.write_bytes(path, content, durable=False)
+
+
 def warmup(*, progress: bool = True) -> None:
     """Compile the usual kernels, or load them from the cache, so that no later call has to wait for that.
 
@@ -310,7 +323,7 @@ def warmup(*, progress: bool = True) -> None:
 
     from fastsparse_kernels import build, variants
 
-    build.set_cache_directory(cache_directory)
+    build.set_cache_directory(cache_directory, write_cached)
     parallel = parallel_allowed()  # starts the threads that the parallel launch needs at loading
     usual = [(name, prepare) for name, prepare in variants.usual() if parallel or prepare not in variants.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:

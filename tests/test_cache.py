@@ -26,6 +26,7 @@ import ctypes, json, sys
 import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
+from fastsparse import runtime
 from fastsparse_kernels.cache import KernelCache
 from fastsparse_kernels.probe_helper import scale
 
@@ -41,11 +42,11 @@ def callback(x):
 directory, found = sys.argv[1] or None, {}
 for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
-    dispatcher._cache = KernelCache(dispatcher.py_func, directory)
+    dispatcher._cache = KernelCache(dispatcher.py_func, directory, runtime.write_cached)
     dispatcher.compile(types.float64(types.float64))
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
 compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
-compiled._cache = KernelCache(callback, directory)
+compiled._cache = KernelCache(callback, directory, runtime.write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from html import escape
 from pathlib import Path
 
+from fastsparse.atomic_file import write_text
 from fastsparse.demo.pictures import all_pictures
 from fastsparse.demo.results import NUMPY, OURS, SCIPY, Results
 
@@ -23,17 +22,8 @@ th { text-align: left; font-weight: 600; } td.n, th.n { text-align: right; font-
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Write the page to a temporary file beside `path` and rename it: a crash leaves the old page whole."""
-    page = render(results)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """Write the page; a crash leaves the old one whole."""
+    write_text(path, render(results))
 
 
 def render(results: Results) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import fastsparse as fs
+from fastsparse import launch
 from fastsparse.demo import network, race
 from fastsparse.demo.data import Digits, load_digits
 from fastsparse.demo.learning import Trained, predictions, train
@@ -35,7 +36,7 @@ def run(options: Options, started: float) -> Results:
     -------
     Results
     """
-    threads = options.threads or fs.get_num_threads()
+    threads = launch.workers_for(options.threads)
     with fs.threads(threads), threadpool_limits(threads):
         results = _results(options, threads, started)
     write_report(results, options.report)

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import nn, runtime
+from fastsparse import launch, nn, runtime
 from fastsparse._arguments import as_float, check_out
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
@@ -98,9 +98,7 @@ def compile(  # noqa: A001 - the public name of api.md
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")
     shape = _checked_shape(input_shape)
-    if threads is not None:
-        with runtime.threads(threads):  # checks the number
-            pass
+    threads = None if threads is None else runtime.checked_count(threads)
     program = optimised(program_of(model, shape[1:]))
     engine = Engine(program, shape, threads)
     engine.prepare(shape[0], tune=tune)
@@ -128,6 +126,9 @@ class Engine:
     """
 
     def __init__(self, program: Program, input_shape: tuple[int, ...], threads: int | None) -> None:
+        if len(program.inputs) != 1 or len(program.outputs) != 1:
+            found = f"{len(program.inputs)} inputs and {len(program.outputs)} outputs"
+            raise ValueError(f"the program has {found}, expected one of each")
         self._program = program
         self._threads = threads
         self.input_shape = input_shape
@@ -238,7 +239,7 @@ class Engine:
         return check_out(out, shape, self.dtype, x)
 
     def _pool(self, batch: int, tune: bool = False) -> Pool:
-        workers = runtime.get_num_threads() if self._threads is None else self._threads
+        workers = launch.workers_for(self._threads)
         key = (batch, workers)
         with _lock:
             pool = self._plans.get(key)

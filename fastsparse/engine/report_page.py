@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
-from contextlib import suppress
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fastsparse.atomic_file import write_text
 
 if TYPE_CHECKING:
     from fastsparse.engine.report import Report, Row
@@ -28,16 +27,8 @@ _COLUMNS = (
 
 
 def write_page(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the page to a temporary file beside `path` and rename it: a crash leaves the old page whole."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(page(report), encoding="utf-8")
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write the page; a crash leaves the old one whole."""
+    write_text(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastsparse import launch
+from fastsparse.atomic_file import PathLike
 from fastsparse.engine.choosing import to_json
-from fastsparse.files import PathLike, write
+from fastsparse.files import write
 
 KIND = "engine"
 

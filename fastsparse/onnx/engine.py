@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import runtime
+from fastsparse import launch, runtime
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import save_engine
@@ -47,9 +47,7 @@ def compile_onnx(
     """Compile an ONNX model; see `fastsparse.compile`."""
     model = fold_batch_norms(folded(read(source, allow_external_data=allow_external_data)))
     shapes = checked_shapes(model.inputs, input_shape)
-    if threads is not None:
-        with runtime.threads(threads):  # checks the number
-            pass
+    threads = None if threads is None else runtime.checked_count(threads)
     engine = GraphEngine(model, shapes, threads)
     engine._first_plan(tune)
     return engine
@@ -239,18 +237,29 @@ class GraphEngine:
 
     # ------------------------------------------------------------------------------------------
 
-    def _first_plan(self, tune: bool) -> None:
-        """Plan for the shapes it is compiled for; what depends on the numbers in inputs is planned at calls."""
+    def infer(self) -> None:
+        """Find the shapes of the outputs for the shapes it is compiled for, where the numbers in inputs do not matter.
+
+        Raises
+        ------
+        ValueError, UnsupportedOperatorError
+            When they do not fit the model; the message names the node where that is seen.
+        """
         try:
             graph = specialised(self._model, self.input_shapes, {})
         except ParametersNeeded as needed:
             self._parameters = needed.names
             return
         self.output_shapes = {name: graph.infos[name].shape for name in graph.outputs}
-        self.prepare(tune=tune)
+
+    def _first_plan(self, tune: bool) -> None:
+        """Plan for the shapes it is compiled for; what depends on the numbers in inputs is planned at calls."""
+        self.infer()
+        if self.output_shapes is not None:
+            self.prepare(tune=tune)
 
     def _pool(self, inputs: Sequence[Array], tune: bool) -> Pool:
-        workers = runtime.get_num_threads() if self._threads is None else self._threads
+        workers = launch.workers_for(self._threads)
         while True:
             parameters = {n: a for n, a in zip(self.input_names, inputs) if n in self._parameters}
             key = (*(a.shape for a in inputs), workers, *((n, a.tobytes()) for n, a in parameters.items()))

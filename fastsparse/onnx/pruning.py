@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.files import FileFormatError, replacing
+from fastsparse.atomic_file import write_bytes
+from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.reader import load_proto
 from fastsparse.onnx.tensors import array_of
@@ -94,8 +95,7 @@ def prune_onnx(
     if proto.ByteSize() > _FILE_LIMIT:
         raise ValueError(f"the pruned model takes more than {_FILE_LIMIT} bytes, which an ONNX file cannot hold")
     content = proto.SerializeToString()
-    with replacing(target) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(target, content)
     return results
 
 

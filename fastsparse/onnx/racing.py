@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastsparse import runtime
+from fastsparse import launch, runtime
 from fastsparse.engine.report import Benchmark, timed_calls
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.onnx.model import Array
@@ -53,6 +53,7 @@ def race(
     Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
     """
     require(against)
+    threads = launch.workers_for(threads)  # rivals would start as many as they are told
     results: list[Result] = []
     steps = len(batches) * (1 + len(against))
     with tqdm(total=steps, disable=not progress, unit="run", leave=False) as bar, _blas(threads):

@@ -36,7 +36,12 @@ def _nowhere() -> None:
     """The cache directory until somebody sets one."""
 
 
+def _write_nothing(path: str, content: bytes) -> None:
+    """The writer of the cache until somebody sets one."""
+
+
 _cache_directory: Callable[[], str | os.PathLike[str] | None] = _nowhere
+_write_file: Callable[[str, bytes], None] = _write_nothing
 
 
 def _before_fork() -> None:
@@ -54,10 +59,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> None:
-    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere."""
-    global _cache_directory
-    _cache_directory = source
+def set_cache_directory(
+    source: Callable[[], str | os.PathLike[str] | None], write: Callable[[str, bytes], None] = _write_nothing
+) -> None:
+    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere.
+
+    `write` replaces a file in one step.
+    """
+    global _cache_directory, _write_file
+    _cache_directory, _write_file = source, write
 
 
 @functools.cache
@@ -125,7 +135,7 @@ def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     function.__name__ = function.__qualname__ = name
     _name_parts(function, name, itertools.count())
     compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
-    compiled._cache = KernelCache(function, _cache_directory())
+    compiled._cache = KernelCache(function, _cache_directory(), _write_file)
     compiled.compile()
     return compiled
 
@@ -133,7 +143,7 @@ def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
 def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls (building structures, launching) with one explicit signature."""
     dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-    dispatcher._cache = KernelCache(function, _cache_directory())
+    dispatcher._cache = KernelCache(function, _cache_directory(), _write_file)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
