@@ -29,11 +29,10 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, err
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: PathLike, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file whose contents take the place of `path` when the block ends, unless by an exception.
 
-    A file that is replaced keeps its mode, and its owner where the process may say so; a new one gets the mode that
-    the umask allows. Of a symbolic link, the target is replaced. A character device or a FIFO that somebody reads is
+    A file that is replaced keeps its mode, and its owner where the process may say so; a new one gets `mode`. Of a symbolic link, the target is replaced. A character device or a FIFO that somebody reads is
     written to as it stands; anything else that is no regular file is refused.
 
     Parameters
@@ -41,6 +40,8 @@ def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
     path : path
     durable : bool
         Wait until the contents are on the disk, so that they survive a failure of the system, too.
+    mode : int
+        Of a new file, as far as the umask allows it.
 
     Yields
     ------
@@ -62,7 +63,7 @@ def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
         return
     target = os.path.realpath(path)
     _remove_abandoned(target)
-    with _naming(path), _temporary(target, 0o666 if found is None else 0o600) as (file, temporary):
+    with _naming(path), _temporary(target, mode if found is None else 0o600) as (file, temporary):
         yield file
         file.flush()
         if found is not None:
@@ -76,9 +77,9 @@ def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
         _sync_folder(os.path.dirname(target))
 
 
-def write_bytes(path: PathLike, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: PathLike, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write a whole file as :func:`replacing` does."""
-    with replacing(path, durable=durable) as file:
+    with replacing(path, durable=durable, mode=mode) as file:
         file.write(content)
 
 

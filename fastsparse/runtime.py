@@ -305,8 +305,8 @@ def cache_directory() -> str | None:
 
 
 def write_cached(path: str, content: bytes) -> None:
-    """Write a file of the kernel cache; a checksum in it tells when a failure of the system damaged it."""
-    atomic_file.write_bytes(path, content, durable=False)
+    """Write a private file of the kernel cache; a checksum in it tells when a failure of the system damaged it."""
+    atomic_file.write_bytes(path, content, durable=False, mode=0o600)
 
 
 def warmup(*, progress: bool = True) -> None:

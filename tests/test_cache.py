@@ -195,9 +195,9 @@ def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
     directory = tmp_path / "kernels"
     files(directory)[0].unlink()
     read_only = """
-import tempfile
+from fastsparse import atomic_file
 def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
-tempfile.mkstemp = denied
+atomic_file._created = denied
 """
     found, errors = probe(prelude=read_only)
     assert found == {**WARM, "callback": COLD["callback"]}
