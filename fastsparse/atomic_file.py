@@ -32,8 +32,9 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, err
 def replacing(path: PathLike, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file whose contents take the place of `path` when the block ends, unless by an exception.
 
-    A file that is replaced keeps its mode, and its owner where the process may say so; a new one gets `mode`. Of a symbolic link, the target is replaced. A character device or a FIFO that somebody reads is
-    written to as it stands; anything else that is no regular file is refused.
+    A file that is replaced keeps its mode, and its owner where the process may say so; a new one gets `mode`. Of a
+    symbolic link, the target is replaced. A character device or a FIFO that somebody reads is written to as it stands;
+    anything else that is no regular file is refused.
 
     Parameters
     ----------
