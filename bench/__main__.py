@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import pytest
 
 from bench import groups, report, results
 from bench.machine import AVX2, ROOT
-from fastsparse.files import replacing
+from fastsparse.runtime.atomic_file import write_bytes
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -65,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = results.read([file])
             print(report.text(found), flush=True)
             if args.json:
-                with replacing(args.json) as temporary:
-                    shutil.copyfile(file, temporary)
+                write_bytes(args.json, Path(file).read_bytes())
             if args.html:
                 report.write(found, args.html)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:

@@ -156,7 +156,7 @@ def _onnxruntime(model: Any, x: Array) -> list[Array] | None:
 
 
 def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[tuple[str, str, Callable[[], Schedule]]]:
-    """What to call it, settings of the heuristics, and what makes the schedule: the usual one, and some of every layout."""
+    """What to call it, settings, and what makes the schedule: the usual one, and some of every layout."""
     convolves = any(isinstance(node.operator, Conv) for node in program.nodes)
     layouts = [("padded", padded.schedule), *([("spatial tiles", spatial_tiles.schedule)] if convolves else [])]
     layouts += [("batch-blocked", batch_blocked.schedule)] if batch > 1 else []

@@ -4,8 +4,8 @@ Input and output of such layers are in the kernels' layouts, as between the laye
 A network of one layer is lowered as `fastsparse.compile` does it, for the whole batch at once. Before a convolution
 stands one that changes nothing, so that the layer finds its input as other layers leave it. The timed call runs what
 comes behind that: exchanging halos or splitting planes into phases for strides, and the products; packing the user's
-array before and unpacking behind them is left out. What the products wrote is checked by a run of the whole network, which uses the
-very same calls.
+array before and unpacking behind them is left out. What the products wrote is checked by a run of the whole network,
+which uses the very same launches.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from examples import pictures
 from examples.experiment import METHODS, Outcome, Split, Task, described, train
+from fastsparse.runtime.atomic_file import replacing
 
 
 def piped(main: Callable[[], int]) -> int:
@@ -47,7 +48,8 @@ def run(task: Task, about: str | None, argv: Sequence[str] | None = None) -> int
         print(line(name, outcomes[name]), flush=True)
     target = Path(args.out) / f"{task.name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    pictures.report(split, outcomes).savefig(target, dpi=110)
+    with replacing(target) as file:
+        pictures.report(split, outcomes).savefig(file, format="png", dpi=110)
     print(f"picture: {target}")
     return 0
 

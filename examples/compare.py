@@ -18,6 +18,7 @@ from examples import digits, genes, mnist, table, text
 from examples.command import piped, positive
 from examples.experiment import Split, Task, start, train
 from examples.table import Case, Run, Store
+from fastsparse.runtime.atomic_file import replacing
 
 TASKS: dict[str, Task] = {task.name: task for task in (mnist.TASK, digits.TASK, text.TASK, genes.TASK)}
 
@@ -63,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in dict.fromkeys(case.task for case in cases):
         path = out / f"{name}-curves.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.learning_curves(TASKS[name].about, {c: r for c, r in runs.items() if c.task == name}).savefig(
-            path, dpi=110
-        )
+        figure = table.learning_curves(TASKS[name].about, {c: r for c, r in runs.items() if c.task == name})
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=110)
         print(f"curves: {path}", file=sys.stderr)
     return 0
 

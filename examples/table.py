@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.files import replacing
+from fastsparse.runtime.atomic_file import write_text
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class Store:
         """Keep a run, in place of one of the same name."""
         self._entries[_name(case, seed)] = {"key": key, "run": asdict(run)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps({"runs": self._entries}, indent=1), encoding="utf-8")
+        write_text(self.path, json.dumps({"runs": self._entries}, indent=1))
 
 
 def _name(case: Case, seed: int) -> str:

@@ -162,16 +162,16 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 def _run_bench(args: argparse.Namespace) -> int:
     """Time an ONNX model, and other engines in turn with it. Kernels: python -m bench, in a checkout of the source."""
-    from fastsparse import files, html_page
+    from fastsparse import html_page
     from fastsparse.onnx import racing
+    from fastsparse.runtime.atomic_file import write_text
 
     results = racing.race(
         args.model, list(dict.fromkeys(args.batch or [1])), list(dict.fromkeys(args.against or [])), args.seconds,
         args.threads, dict(args.shape or []), progress=sys.stderr.isatty(),
     )  # fmt: skip
     if args.json:
-        with files.replacing(args.json) as temporary:
-            temporary.write_text(racing.to_json(args.model, results, args.threads), encoding="utf-8")
+        write_text(args.json, racing.to_json(args.model, results, args.threads))
     if args.html:
         html_page.write(args.html, racing.page(args.model, results, args.threads))
     print(racing.table(results), flush=True)

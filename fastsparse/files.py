@@ -1,7 +1,7 @@
 """Models in safetensors files: arrays plus JSON metadata, never code.
 
-A file is written under a temporary name and renamed, so that a crash leaves the old file whole. Its metadata holds a
-format version, the architecture (types of layers and their constructor arguments) and a digest of everything, so that
+A file is replaced in one step, so that a crash leaves the old one whole (`atomic_file`). Its metadata holds a format
+version, the architecture (types of layers and their constructor arguments) and a digest of everything, so that
 damage is found wherever it is. What a file declares is compared with the arrays it really holds before memory is
 taken for it.
 """
@@ -12,25 +12,24 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import stat
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from fastsparse.nn.module import Module
 from fastsparse.nn.spec import from_spec, to_spec
+from fastsparse.runtime.atomic_file import PathLike, replacing
 
 Arrays = Mapping[str, NDArray[Any]]
-PathLike = str | os.PathLike[str]
 
 FORMAT_VERSION = 1
-_TYPES = ("float32", "float64", "int32", "int64", "uint8")
+_TYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8"}
+_LONGEST_HEADER = 100_000_000  # bytes; readers of safetensors refuse more
 
 
 class FileFormatError(ValueError):
@@ -85,33 +84,37 @@ def load(path: PathLike) -> Module:
 
 
 def write(path: PathLike, kind: str, arrays: Arrays, metadata: Mapping[str, Any]) -> None:
-    """Write arrays and JSON metadata as a safetensors file of a kind, atomically."""
+    """Write arrays and JSON metadata as a safetensors file of a kind, replacing `path` in one step.
+
+    Raises
+    ------
+    ValueError
+        When an array has a type that files do not have, or the metadata are too large; `path` has not been touched.
+    OSError
+        When it cannot be written; the old file is whole then.
+    """
     described = {"format": f"fastsparse {kind}", "format_version": FORMAT_VERSION, **metadata}
     described["digest"] = _digest(arrays, described)
-    text = {"fastsparse": json.dumps(described)}  # one entry: safetensors does not keep their order
-    with replacing(path) as temporary:
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask allows; save_file is stricter
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, text)
-        os.chmod(temporary, mode)
-
-
-@contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
-    """Name of a new, empty file that takes the place of `path` in one step, unless an exception comes."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb"):
-            pass
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":
-        _sync(target.parent)
+    text = json.dumps(described)
+    # Widest types first, so that every array is aligned; safetensors itself would need memory for a copy of them all.
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"fastsparse": text}}
+    end = 0
+    for name in ordered:
+        start, end = end, end + arrays[name].nbytes
+        header[name] = {
+            "dtype": _TYPES[arrays[name].dtype.name], "shape": arrays[name].shape, "data_offsets": [start, end],
+        }  # fmt: skip
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > _LONGEST_HEADER:
+        raise ValueError(
+            f"the description of the {kind} takes {len(encoded)} bytes, expected {_LONGEST_HEADER} at most"
+        )
+    with replacing(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in ordered:
+            file.write(_bytes(arrays[name]))
 
 
 def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -124,6 +127,9 @@ def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, 
     OSError
         When it cannot be read.
     """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # opening a FIFO would wait
+        raise FileFormatError(f"{os.fspath(path)} is no regular file")
     with open(path, "rb"):  # a missing or unreadable file is an OSError, not a damaged file
         pass
     with damage(path):
@@ -151,10 +157,13 @@ def _described(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def damage(path: PathLike) -> Any:
-    """Turn whatever goes wrong inside into a FileFormatError that names the file."""
+    """Turn whatever goes wrong inside into a FileFormatError that names the file.
+
+    What says nothing about the contents stays what it is: a disk that fails, or memory that what was checked needs.
+    """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, FileFormatError):
+    except (FileFormatError, OSError, MemoryError):
         raise
     except Exception as error:
         raise FileFormatError(f"{os.fspath(path)} is damaged or not a fastsparse file: {error}") from error
@@ -168,15 +177,12 @@ def _digest(arrays: Arrays, described: Mapping[str, Any]) -> str:
         if array.dtype.name not in _TYPES:
             raise ValueError(f"entry {name!r} has dtype {array.dtype.name}, expected one of {', '.join(_TYPES)}")
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(_bytes(array))
     digest.update(json.dumps(described).encode())
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Have the operating system write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The numbers in row-major order, little-endian as in files; copied only where they are not so in memory."""
+    ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return ordered.reshape(-1).view(np.uint8).data

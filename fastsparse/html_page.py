@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
+
+from fastsparse.runtime.atomic_file import write_text
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #fff; max-width: 72em; margin: 2rem auto;
@@ -109,10 +110,7 @@ def picture(figure: Any, text: str) -> Html:
 
 def write(path: str | os.PathLike[str], text: str) -> None:
     """Write a page; a file of that name is replaced in one step."""
-    from fastsparse.files import replacing
-
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _cells(tag: str, cells: Sequence[str | Cell], text: int) -> str:

@@ -23,6 +23,7 @@ LEVELS = {
     "fastsparse._pattern": 1,
     "fastsparse._cpus": 1,
     "fastsparse._cachedir": 1,
+    "fastsparse.runtime.atomic_file": 1,
     "fastsparse.csr": 1,
     "fastsparse.runtime": 1,
     "fastsparse.workspace": 1,

@@ -85,6 +85,10 @@ def report_path(text: str) -> Path:
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory, expected a file name")
+    if path.exists() and not path.is_file():  # a device or a FIFO, which is written to as it stands
+        if not os.access(path, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
+        return path
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} does not exist")
     if not os.access(path.parent, os.W_OK):

@@ -18,6 +18,7 @@ from fastsparse.demo.learning import Trained, predictions, train
 from fastsparse.demo.options import Options
 from fastsparse.demo.report import write_report
 from fastsparse.demo.results import Mistakes, Results
+from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
 _SHOWN_VERSIONS = ("numba", "numpy", "scipy", "scikit-learn", "matplotlib")
@@ -36,7 +37,7 @@ def run(options: Options, started: float) -> Results:
     -------
     Results
     """
-    threads = options.threads or fs.get_num_threads()
+    threads = usable_threads(options.threads)
     with fs.threads(threads), threadpool_limits(threads):
         results = _results(options, threads, started)
     write_report(results, options.report)

@@ -24,7 +24,7 @@ from fastsparse.engine.workspace import Pool
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.fork import fork_safe_lock
-from fastsparse.runtime.threads import checked_threads, get_num_threads
+from fastsparse.runtime.threads import checked_threads, usable_threads
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
@@ -125,6 +125,9 @@ class Engine:
     """
 
     def __init__(self, program: Program, input_shape: tuple[int, ...], threads: int | None) -> None:
+        if len(program.inputs) != 1 or len(program.outputs) != 1:
+            found = f"{len(program.inputs)} inputs and {len(program.outputs)} outputs"
+            raise ValueError(f"the program has {found}, expected one of each")
         self._program = program
         self._threads = threads
         self.input_shape = input_shape
@@ -235,7 +238,7 @@ class Engine:
         return check_out(out, shape, self.dtype, x)
 
     def _pool(self, batch: int, tune: bool = False) -> Pool:
-        workers = get_num_threads() if self._threads is None else self._threads
+        workers = usable_threads(self._threads)
         key = (batch, workers)
         with _lock:
             pool = self._plans.get(key)

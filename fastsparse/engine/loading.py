@@ -11,13 +11,17 @@ from typing import Any
 from fastsparse.engine import serial
 from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
+from fastsparse.engine.passes import check_optimised
 from fastsparse.engine.saving import KIND, lanes_of
-from fastsparse.files import PathLike, damage, read
+from fastsparse.files import damage, read
 from fastsparse.onnx import serial as onnx_serial
+from fastsparse.onnx.arguments import checked_shapes
 from fastsparse.onnx.engine import GraphEngine
-from fastsparse.runtime.threads import get_num_threads
+from fastsparse.runtime.atomic_file import PathLike
+from fastsparse.runtime.threads import MOST_THREADS, usable_threads
 
-Choices = list[tuple[list[Any], Choice]]
+Key = tuple[Any, ...]
+Choices = list[tuple[Key, Choice]]
 
 
 def load_engine(path: PathLike) -> Engine | GraphEngine:
@@ -48,22 +52,27 @@ def load_engine(path: PathLike) -> Engine | GraphEngine:
     arrays, found = read(path, KIND)
     with damage(path):
         threads = found["threads"]
-        if threads is not None and (type(threads) is not int or not 1 <= threads < 2**31):
-            raise ValueError(f"the number of threads is {threads!r}")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            raise ValueError(f"the number of threads is {threads!r}, expected 1 to {MOST_THREADS}")
+        lanes = found["lanes"]
+        if type(lanes) is not int:
+            raise ValueError(f"the number of lanes is {lanes!r}")
         choices = [(_key(key), from_json(choice)) for key, choice in found["choices"]]
         engine: Engine | GraphEngine
         if "program" in found:
             engine = _engine(found, arrays, threads)
         else:
             engine = _graph_engine(found, arrays, threads)
-    _take_choices(engine, choices, found["lanes"], path)
+    _take_choices(engine, choices, lanes, path)
     return engine
 
 
 def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> Engine:
     program = serial.from_plain(found["program"], arrays)
+    check_optimised(program)
     shape = tuple(found["input_shape"])
-    if shape[1:] != program.shapes[program.inputs[0]] or type(shape[0]) is not int or shape[0] < 1:
+    sizes_fit = all(type(n) is int for n in shape) and shape[1:] == program.shapes[program.inputs[0]]
+    if not sizes_fit or not 1 <= shape[0] < 2**31:
         raise ValueError(f"the input shape is {shape}, which does not fit the program")
     return Engine(program, shape, threads)
 
@@ -71,29 +80,39 @@ def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) 
 def _graph_engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> GraphEngine:
     model = onnx_serial.from_plain(found["model"], arrays)
     shapes = {name: tuple(shape) for name, shape in found["input_shapes"].items()}
-    known = {value.name for value in model.inputs}
     sizes = [n for shape in shapes.values() for n in shape]
-    if set(shapes) != known or any(type(n) is not int or n < 0 for n in sizes):
-        raise ValueError(f"the input shapes are {shapes}, which do not fit the model")
-    return GraphEngine(model, shapes, threads)
+    if any(type(n) is not int or not 1 <= n < 2**31 for n in sizes):
+        raise ValueError(f"the input shapes are {shapes}, expected positive sizes")
+    engine = GraphEngine(model, checked_shapes(model.inputs, shapes), threads)
+    _ = engine.output_shapes  # finds shapes that do not fit, and what operators do not take
+    return engine
 
 
-def _key(key: Any) -> list[Any]:
+def _key(key: Any) -> Key:
+    """What a choice is for: samples and workers, of graphs also what tells one segment from another."""
     if not isinstance(key, list) or len(key) < 2 or any(type(n) is not int or n < 1 for n in key[:2]):
         raise ValueError(f"{key!r} does not say what a choice is for")
-    return key
+    return tuple(map(_hashable, key))
 
 
-def _take_choices(engine: Engine | GraphEngine, choices: Choices, lanes: Any, path: PathLike) -> None:
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    if type(value) is not int:
+        raise ValueError(f"{value!r} does not say what a choice is for")
+    return value
+
+
+def _take_choices(engine: Engine | GraphEngine, choices: Choices, lanes: int, path: PathLike) -> None:
     """Give the engine what was chosen for this CPU and number of threads, or have it choose again."""
-    workers = get_num_threads() if engine._threads is None else engine._threads
+    workers = usable_threads(engine._threads)
     have = lanes_of(engine.dtype)
     fitting = [(key, choice) for key, choice in choices if lanes == have]
     for key, choice in fitting:
         if isinstance(engine, Engine):
             engine._choices[key[0], key[1]] = choice
         else:
-            engine._choices[_tuples(key)] = choice
+            engine._choices[key] = choice
     if choices and not any(key[1] == workers for key, _ in fitting):
         made = f"{lanes} lanes, {', '.join(sorted({str(key[1]) for key, _ in choices}))} threads"
         warnings.warn(
@@ -101,7 +120,3 @@ def _take_choices(engine: Engine | GraphEngine, choices: Choices, lanes: Any, pa
             stacklevel=3,
         )
         engine._tune_again = True
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Reshape, Scale, Shape
 from fastsparse.ops.geometry import ConvGeometry
 
 Array = NDArray[Any]
@@ -24,6 +24,22 @@ def optimised(program: Program) -> Program:
     for rewrite in _PASSES:
         program = rewrite(program)
     return program
+
+
+def check_optimised(program: Program) -> None:
+    """Check that a program has the form that :func:`optimised` gives, the only one that schedules are made of.
+
+    Raises
+    ------
+    ValueError
+        Naming the first node that is left to be rewritten.
+    """
+    roots = program.roots()
+    for node in program.nodes:
+        if not isinstance(node.operator, Conv | Linear | Pool | Reshape):
+            raise ValueError(f"node {node.name!r} is a {type(node.operator).__name__}, expected a part of a product")
+        if node.residual is not None and program.shapes[roots[node.residual]] != program.shapes[node.output]:
+            raise ValueError(f"node {node.name!r} adds a tensor that lies in memory in another shape")
 
 
 def move_activations_before_max(program: Program) -> Program:

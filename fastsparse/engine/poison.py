@@ -41,7 +41,7 @@ def poisoned() -> Iterator[None]:
             if a.tobytes() != b.tobytes():
                 raise AssertionError("a schedule gives other numbers step by step than in one call")
 
-    Workspace.run = both  # type: ignore[method-assign, assignment]
+    Workspace.run = both  # type: ignore[method-assign]
     try:
         yield
     finally:

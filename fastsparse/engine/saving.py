@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastsparse.engine.choosing import to_json
-from fastsparse.files import PathLike, write
+from fastsparse.files import write
 from fastsparse.ops.target import target_for
+from fastsparse.runtime.atomic_file import PathLike
 
 KIND = "engine"
 

@@ -108,27 +108,34 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
     dtype = np.dtype(plain["dtype"])
     if dtype.name not in ("float32", "float64"):
         raise ValueError(f"the dtype is {dtype}, expected float32 or float64")
-    shapes = tuple(_ints(shape, 0) for shape in plain["shapes"])
+    shapes = tuple(_ints(shape, 1) for shape in plain["shapes"])
     for shape in shapes:
         if not shape or size(shape) * dtype.itemsize > LARGEST_BYTES:
             raise ValueError(f"a tensor has shape {shape}, expected one of at most {LARGEST_BYTES} bytes")
     inputs, outputs = _ints(plain["inputs"], 0), _ints(plain["outputs"], 0)
     written = set(inputs)
-    if len(written) != len(inputs) or not inputs or not outputs:
+    if len(written) != len(inputs) or not inputs or not outputs or max(inputs) >= len(shapes):
         raise ValueError(f"the inputs are {inputs} and the outputs {outputs}, expected tensors")
     reader, nodes = _Reader(arrays, dtype), []
     for entry in plain["nodes"]:
-        sources, output = _ints(entry["inputs"], 0), int(entry["output"])
-        if not written.issuperset(sources) or output in written or not 0 <= output < len(shapes):
+        sources, (output,) = _ints(entry["inputs"], 0), _ints([entry["output"]], 0)
+        if not isinstance(entry["name"], str):
+            raise ValueError(f"a node has the name {entry['name']!r}")
+        if not written.issuperset(sources) or output in written or output >= len(shapes):
             raise ValueError(f"node {entry['name']!r} reads {sources} and writes {output}, out of order")
         operator = reader.operator(entry["operator"])
         expected = _result(operator, [shapes[t] for t in sources])
         if shapes[output] != expected:
             raise ValueError(f"node {entry['name']!r} gives shape {expected}, but tensor {output} has {shapes[output]}")
         written.add(output)
-        nodes.append(Node(str(entry["name"]), operator, sources, output))
-    if not written.issuperset(outputs) or max(written) >= len(shapes):
+        nodes.append(Node(entry["name"], operator, sources, output))
+    if not written.issuperset(outputs):
         raise ValueError(f"the outputs are {outputs}, which nothing writes")
+    unread = written.difference(inputs, outputs, *(node.inputs for node in nodes))
+    if unread:
+        raise ValueError(f"tensor {min(unread)} is written, but nothing reads it")
+    if reader.used != set(arrays):
+        raise ValueError(f"nothing reads the array {min(set(arrays) - reader.used)!r}")
     return Program(shapes, inputs, outputs, tuple(nodes), dtype)
 
 
@@ -144,6 +151,15 @@ class _Reader:
     def __init__(self, arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> None:
         self.arrays, self.dtype = arrays, dtype
         self.matrices: dict[tuple[str, ...], CSR] = {}
+        self.used: set[str] = set()
+
+    def array(self, name: str, dtype: Any, shape: Shape | None = None) -> Array:
+        """An array of the expected type and shape."""
+        found = self.arrays[name]
+        if found.dtype != dtype or (shape is not None and found.shape != shape):
+            raise ValueError(f"array {name!r} is {found.dtype} of shape {found.shape}, expected {dtype} of {shape}")
+        self.used.add(name)
+        return found
 
     def operator(self, entry: Any) -> Operator:
         kind = entry["type"]
@@ -152,8 +168,8 @@ class _Reader:
         if kind == "Linear":
             return Linear(*self._product(entry), **_rest(entry))
         if kind == "Scale":
-            scale, shift = (np.asarray(self.arrays[entry[name]], np.float64) for name in ("scale", "shift"))
-            return Scale(scale, shift)
+            scale = self.array(entry["scale"], np.float64)
+            return Scale(scale, self.array(entry["shift"], np.float64, scale.shape))
         if kind == "Activate":
             return Activate(_activation(entry["name"], False))
         if kind == "Pool":
@@ -166,16 +182,17 @@ class _Reader:
 
     def _product(self, entry: Any) -> tuple[CSR, Array | None]:
         fields = [entry["weight"][name] for name in ("indptr", "indices", "data")]
-        shape = _ints(entry["weight"]["shape"], 0)
+        shape = _ints(entry["weight"]["shape"], 1)
         key = (*fields, str(shape))
         if key not in self.matrices:
-            indptr, indices, data = (self.arrays[name] for name in fields)
-            self.matrices[key] = CSR(indptr, indices, data, shape)
-        weight = self.matrices[key]
-        bias = None if entry["bias"] is None else self.arrays[entry["bias"]]
-        if weight.dtype != self.dtype or (bias is not None and (bias.dtype, bias.shape) != (self.dtype, shape[:1])):
-            raise ValueError(f"a weight of shape {shape} or its bias does not fit {self.dtype}")
-        return weight, bias
+            indptr, data = self.array(fields[0], np.int64), self.array(fields[2], self.dtype)
+            indices = self.array(fields[1], self.arrays[fields[1]].dtype, data.shape)
+            matrix = CSR(indptr, indices, data, shape)
+            if matrix.nnz != data.size or not np.array_equal(matrix.indices, indices):
+                raise ValueError(f"the columns {fields[1]!r} are unsorted or repeated, expected rising ones")
+            self.matrices[key] = matrix
+        bias = None if entry["bias"] is None else self.array(entry["bias"], self.dtype, shape[:1])
+        return self.matrices[key], bias
 
     def _geometry(self, entry: Any) -> ConvGeometry:
         axes = {name: _ints(entry[name], 1) for name in ("spatial", "kernel", "stride", "dilation")}
@@ -191,11 +208,11 @@ class _Reader:
 
     def _pool(self, entry: Any) -> Pool:
         spatial = _ints(entry["spatial"], 1)
-        tables = [self.arrays[entry[name]] for name in ("rows", "columns")]
+        tables = [self.array(entry[name], np.int64) for name in ("rows", "columns")]
         if entry["kind"] not in ("max", "mean") or len(spatial) != 2:
             raise ValueError(f"{entry!r} is no pooling")
         for extent, table in zip(spatial, tables, strict=True):
-            fits = table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 3 and len(table) > 0
+            fits = table.ndim == 2 and table.shape[1] == 3 and len(table) > 0
             if not fits or (table[:, 0] < 0).any() or (table[:, 1] > extent).any() or (table[:, 2] < 1).any():
                 raise ValueError("windows of pooling lie outside of the image")
             if (table[:, 0] >= table[:, 1]).any() or (np.diff(table[:, :2], axis=0) < 0).any():

@@ -28,7 +28,7 @@ from fastsparse.onnx.reader import read
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.serial import to_plain
 from fastsparse.onnx.specialise import ParametersNeeded, folded, specialised
-from fastsparse.runtime.threads import get_num_threads
+from fastsparse.runtime.threads import checked_threads, usable_threads
 from fastsparse.runtime.threads import threads as fastsparse_threads
 
 _KEPT_PLANS = 8  # sets of shapes whose plans and workspaces are kept
@@ -48,9 +48,7 @@ def compile_onnx(
     """Compile an ONNX model; see `fastsparse.compile`."""
     model = fold_batch_norms(folded(read(source, allow_external_data=allow_external_data)))
     shapes = checked_shapes(model.inputs, input_shape)
-    if threads is not None:
-        with fastsparse_threads(threads):  # checks the number
-            pass
+    threads = None if threads is None else checked_threads(threads)
     engine = GraphEngine(model, shapes, threads)
     engine._first_plan(tune)
     return engine
@@ -256,7 +254,7 @@ class GraphEngine:
             self.prepare(tune=tune)
 
     def _pool(self, inputs: Sequence[Array], tune: bool) -> Pool:
-        workers = get_num_threads() if self._threads is None else self._threads
+        workers = usable_threads(self._threads)
         while True:
             parameters = {n: a for n, a in zip(self.input_names, inputs) if n in self._parameters}
             key = (*(a.shape for a in inputs), workers, *((n, a.tobytes()) for n, a in parameters.items()))

@@ -16,6 +16,20 @@ Shape = tuple[int, ...]
 
 # A tensor of more bytes than this is refused before memory is taken for it, as protocol buffers refuse such files.
 LARGEST_TENSOR = 2**31
+_ALLOWED_BYTES = 2**24  # that any sparse weight may take when it is made dense,
+_ALLOWED_FACTOR = 1024  # and how many times what the file holds of it
+
+
+def check_dense_size(count: int, itemsize: int, held: int, what: str) -> None:
+    """Refuse a sparse tensor of `count` elements that is so large for the `held` bytes that a file has of it.
+
+    Raises
+    ------
+    ValueError
+    """
+    most = min(LARGEST_TENSOR, max(_ALLOWED_BYTES, _ALLOWED_FACTOR * held))
+    if count * itemsize > most:
+        raise ValueError(f"{what} takes {count * itemsize} bytes with its zeros, expected at most {most}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.files import FileFormatError, replacing
+from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.reader import load_proto
 from fastsparse.onnx.tensors import array_of
+from fastsparse.runtime.atomic_file import write_bytes
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
 from fastsparse.text_table import text_table
@@ -95,8 +96,7 @@ def prune_onnx(
     if proto.ByteSize() > _FILE_LIMIT:
         raise ValueError(f"the pruned model takes more than {_FILE_LIMIT} bytes, which an ONNX file cannot hold")
     content = proto.SerializeToString()
-    with replacing(target) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(target, content)
     return results
 
 

@@ -20,6 +20,7 @@ from fastsparse.engine.report import Benchmark, summed_up
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.onnx.model import Array
 from fastsparse.runtime.threads import threads as fastsparse_threads
+from fastsparse.runtime.threads import usable_threads
 from fastsparse.text_table import text_table
 from fastsparse.timing import latencies, ratio
 
@@ -73,6 +74,7 @@ def race(
     Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
     """
     require(against)
+    threads = usable_threads(threads)  # baselines would start as many as they are told
     results: list[Result] = []
     with tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False) as bar, _blas(threads):
         engine = compile_onnx(path, shapes, threads=threads, tune=False)

@@ -219,7 +219,7 @@ def _value(proto: Any, output: bool = False) -> Value:
         return Value(proto.name, dtype, None)
     sizes: list[int | str | None] = []
     for i, dim in enumerate(kind.shape.dim):
-        if dim.HasField("dim_value"):
+        if dim.HasField("dim_value") and dim.dim_value >= 0:  # some exporters write -1 for an open size
             sizes.extend(sizes_of([dim.dim_value], what))
         else:
             sizes.append(dim.dim_param or (f"{proto.name}.{i}" if not output else None))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.csr import CSR
-from fastsparse.onnx.model import LARGEST_TENSOR, Array, Constant, Model, Node, SparseWeight, Value
+from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, Value, check_dense_size
 from fastsparse.onnx.ops import OPERATORS
 
 _KEPT = ("float32", "float64", "int32", "int64", "uint8")  # types that files have
@@ -108,8 +108,10 @@ def _constant(entry: Any, arrays: Mapping[str, Array]) -> Constant:
         raise ValueError(f"a weight has the shape {shape}, transposed {transposed!r}")
     rest = int(np.prod(shape[1:], dtype=object))
     expected = shape[::-1] if transposed else (shape[0], rest)
-    if matrix.shape != expected or matrix.shape[0] * matrix.shape[1] * matrix.dtype.itemsize > LARGEST_TENSOR:
+    if matrix.shape != expected:
         raise ValueError(f"a matrix of shape {matrix.shape} is said to be a weight of shape {shape}")
+    held = indptr.nbytes + indices.nbytes + data.nbytes
+    check_dense_size(shape[0] * rest, matrix.dtype.itemsize, held, f"a weight of shape {shape}")
     return SparseWeight(matrix, shape, transposed)
 
 
@@ -139,6 +141,6 @@ def _read_value(entry: Any) -> Value:
     if not isinstance(name, str) or entry["dtype"] not in (*_KEPT, *_AS_BYTES):
         raise ValueError(f"{entry!r} is no input or output")
     sizes = None if shape is None else tuple(shape)
-    if sizes is not None and not all(n is None or isinstance(n, int | str) for n in sizes):
+    if sizes is not None and not all(n is None or isinstance(n, str) or (type(n) is int and n >= 0) for n in sizes):
         raise ValueError(f"{entry!r} is no input or output")
     return Value(name, np.dtype(entry["dtype"]), sizes)

@@ -12,7 +12,7 @@ import numpy as np
 from fastsparse.csr import CSR
 from fastsparse.files import FileFormatError
 from fastsparse.onnx.dtypes import dtype_of
-from fastsparse.onnx.model import LARGEST_TENSOR, Array, Constant, Shape, SparseWeight
+from fastsparse.onnx.model import LARGEST_TENSOR, Array, Constant, Shape, SparseWeight, check_dense_size
 
 _EXTERNAL = 1  # TensorProto.DataLocation
 _LEAST_SPARSE = 4096  # elements; a smaller sparse_initializer is made dense
@@ -94,17 +94,17 @@ def sparse_of(tensor: Any, what: str, folder: Path | None = None) -> Constant:
     indices = array_of(tensor.indices, f"indices of {what}", folder)
     shape = sizes_of(tensor.dims, what)
     count = math.prod(shape)
+    try:
+        check_dense_size(count, values.itemsize, values.nbytes + indices.nbytes, f"{what} of shape {shape}")
+    except ValueError as error:
+        raise FileFormatError(str(error)) from None
     places = _places(indices, values, shape, what)
     if len(places) and (places[0] < 0 or places[-1] >= count or (np.diff(places) <= 0).any()):
         raise FileFormatError(f"{what} has indices that are not ascending within shape {shape}")
     if len(shape) >= 2 and count >= _LEAST_SPARSE and values.dtype in (np.float32, np.float64):
         columns = math.prod(shape[1:])
-        if max(shape[0], columns) >= LARGEST_TENSOR:
-            raise FileFormatError(f"{what} of shape {shape} has more than {LARGEST_TENSOR} rows or columns")
         indptr = np.searchsorted(places, np.arange(shape[0] + 1, dtype=np.int64) * columns)
         return SparseWeight(CSR(indptr, places % columns, values, (shape[0], columns)), shape)
-    if count * values.itemsize > LARGEST_TENSOR:
-        raise FileFormatError(f"{what} of shape {shape} takes more than {LARGEST_TENSOR} bytes")
     dense = np.zeros(count, values.dtype)
     dense[places] = values
     return dense.reshape(shape)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numba import config
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse.runtime.threads import get_num_threads
+from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -73,7 +72,7 @@ class Target:
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:
     """The target of calls made here and now, for numbers of `dtype`.
 
-    threads : by default what `get_num_threads` says, but no more than can run: each has its own scratch
+    threads : by default what `usable_threads` says
     heuristics : by default those of the `tuned` block around this code, else this CPU's
 
     Raises
@@ -81,13 +80,9 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
     TypeError
         When there are no kernels for the type.
     """
-    if threads is None:
-        threads, most = get_num_threads(), config.NUMBA_NUM_THREADS
-        if threads > most:
-            threads = int(most)
     if dtype not in (_FLOAT32, _FLOAT64):
         raise TypeError(f"there are no kernels for {dtype}, expected float32 or float64")
-    return _target(dtype.itemsize * 8, threads, heuristics or _block.get())
+    return _target(dtype.itemsize * 8, usable_threads() if threads is None else threads, heuristics or _block.get())
 
 
 _block: ContextVar[Heuristics | None] = ContextVar("fastsparse heuristics", default=None)

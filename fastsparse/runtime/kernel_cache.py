@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastsparse.runtime import atomic_file
+
 _DAY = 86_400.0
 _KEPT_DAYS = 30.0  # a directory of other sources goes when nothing used it for so long,
 _KEPT_NEWEST = 8  # or after a day when there are more than these
@@ -156,3 +158,8 @@ def cache_directory() -> str | None:
     """
     directory = find_directory()
     return None if directory is None else str(directory)
+
+
+def write_cached(path: str, content: bytes) -> None:
+    """Write a private file of the kernel cache; a checksum in it tells when a failure of the system damaged it."""
+    atomic_file.write_bytes(path, content, durable=False, mode=0o600)

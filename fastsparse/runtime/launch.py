@@ -23,7 +23,7 @@ from fastsparse.runtime.buffers import address
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import compiler, parallel
 
-compiler.set_cache_directory(kernel_cache.cache_directory)
+compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
 
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
 

@@ -17,13 +17,14 @@ from typing import Any
 from fastsparse.runtime import cpu
 
 ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
+MOST_THREADS = 1024  # a larger number is taken for this one; files that name a larger one are refused
 
 _process_default: int | None = None  # set_num_threads, once called
 _block: ContextVar[int | None] = ContextVar("fastsparse threads", default=None)
 
 
-def checked_threads(count: Any, name: str) -> int:
-    """`count` as a number of threads.
+def checked_threads(count: Any, name: str = "threads") -> int:
+    """`count` as a number of threads from 1 to `MOST_THREADS`.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def checked_threads(count: Any, name: str) -> int:
         raise TypeError(f"{name} is {count!r}, expected a positive integer") from None
     if number < 1:
         raise ValueError(f"{name} is {number}, expected a positive integer")
-    return number
+    return min(number, MOST_THREADS)
 
 
 def set_num_threads(n: int) -> None:
@@ -48,7 +49,7 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         At least 1. More than Numba has threads (``numba.config.NUMBA_NUM_THREADS``, normally the number of CPUs)
-        is allowed and does not use more.
+        is allowed and does not use more; more than 1024 counts as 1024.
 
     Raises
     ------
@@ -79,6 +80,13 @@ def get_num_threads() -> int:
     if count is None:
         count = _process_default
     return _initial_threads() if count is None else count
+
+
+def usable_threads(threads: int | None = None) -> int:
+    """`threads`, by default the current number, but no more than can run: each worker has its own scratch."""
+    from numba import config
+
+    return min(get_num_threads() if threads is None else threads, int(config.NUMBA_NUM_THREADS))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ def warmup(*, progress: bool = True) -> None:
 
     from fastsparse_kernels import compiler, registry
 
-    compiler.set_cache_directory(kernel_cache.cache_directory)
+    compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
     parallel = threading_layer.parallel_allowed()  # starts the threads that the parallel launch needs at loading
     usual = [(name, prepare) for name, prepare in registry.usual() if parallel or prepare not in registry.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:

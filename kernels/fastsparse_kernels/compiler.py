@@ -55,10 +55,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-def set_cache_directory(source: Callable[[], str | os.PathLike[str] | None]) -> None:
-    """Set where compiled kernels are kept: `source` is called for every compilation; None switches the cache off."""
-    global _cache_directory
-    _cache_directory = source
+def _write_nothing(path: str, content: bytes) -> None:
+    """The writer of the cache until somebody sets one."""
+
+
+_write_file: Callable[[str, bytes], None] = _write_nothing
+
+
+def set_cache_directory(
+    source: Callable[[], str | os.PathLike[str] | None], write: Callable[[str, bytes], None] = _write_nothing
+) -> None:
+    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere.
+
+    `write` replaces a file in one step.
+    """
+    global _cache_directory, _write_file
+    _cache_directory, _write_file = source, write
 
 
 @functools.cache
@@ -176,7 +188,7 @@ def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
     _qualify_names(function, name, itertools.count())
     with _compiling.counted():
         compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
-        set_cache(compiled, _Cache(function, _cache_directory()))
+        set_cache(compiled, _Cache(function, _cache_directory(), _write_file))
         compiled.compile()
     return compiled
 
@@ -185,7 +197,7 @@ def compile_function(function: Callable[..., Any], signature: Any, **options: An
     """Compile a function that Python calls (packing structures, launching) with one explicit signature."""
     with _compiling.counted():
         dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-        set_cache(dispatcher, _Cache(function, _cache_directory()))
+        set_cache(dispatcher, _Cache(function, _cache_directory(), _write_file))
         dispatcher.compile(signature)
         dispatcher.disable_compile()
     return dispatcher

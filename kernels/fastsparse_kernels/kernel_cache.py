@@ -17,7 +17,6 @@ import hashlib
 import os
 import pickle
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -98,16 +97,20 @@ class KernelCache(Cache):
         different names.
     directory : str or None
         Where the files are; made (0700) when the first one is saved. None switches caching off.
+    write : function of a path and bytes
+        Replaces a file in one step, so that any number of processes may start at once.
 
     Notes
     -----
     Nothing raises: a file that is missing, truncated, damaged or not readable is a miss, a directory that cannot be
-    written is no cache. The first such trouble in a process gives one `RuntimeWarning`. Files are written under a
-    temporary name and renamed, so any number of processes may start at once.
+    written is no cache. The first such trouble in a process gives one `RuntimeWarning`.
     """
 
-    def __init__(self, pyfunc: Callable[..., Any], directory: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, pyfunc: Callable[..., Any], directory: str | os.PathLike[str] | None, write: Callable[[str, bytes], None]
+    ) -> None:
         self._pyfunc = pyfunc
+        self._write = write
         self._directory = None if directory is None else os.fspath(directory)
         self._enabled = self._directory is not None
 
@@ -161,6 +164,7 @@ class KernelCache(Cache):
         path = self._path(sig, data.codegen)
         try:
             payload = dumps(data._reduce())
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             self._write(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
         except Exception as error:
             _warn_once(f"the kernel cache file {path} cannot be written ({type(error).__name__}: {error})")
@@ -178,16 +182,3 @@ class KernelCache(Cache):
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         name = re.sub(r"[^A-Za-z0-9_]+", "-", self._pyfunc.__qualname__)[-80:].strip("-")
         return os.path.join(self._directory or "", f"{name}.{digest}.kernel")
-
-    def _write(self, path: str, content: bytes) -> None:
-        """Write under a temporary name and rename, so that no process ever sees half a file."""
-        directory = os.path.dirname(path)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=directory)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fastsparse import nn
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import (
+    check_optimised,
     complete_dense_layers,
     fold_scales,
     fuse_activations,
@@ -18,6 +21,7 @@ from fastsparse.engine.passes import (
 from fastsparse.engine.program import Activate, Conv, Linear, Pool, Program, Reshape, Scale
 from fastsparse.engine.serial import to_plain
 from tests.engine.networks import NETWORKS, network
+from tests.engine.test_graphs import PROGRAMS, Graph
 
 
 def kinds(program: Program) -> list[str]:
@@ -124,3 +128,24 @@ def test_zeros_of_dense_layers_are_written_out_where_most_weights_are_there():
     sparse = nn.SparseLinear.from_dense(weight)
     (node,) = complete_dense_layers(program(sparse, shape=(6,))).nodes
     assert node.operator.weight.nnz == 45
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *PROGRAMS])
+def test_what_passes_give_has_the_form_that_schedules_take(name):
+    if name in PROGRAMS:
+        check_optimised(optimised(PROGRAMS[name]))
+    else:
+        model, shape = network(name)
+        check_optimised(optimised(program_of(model, shape)))
+
+
+def test_what_passes_would_rewrite_is_refused():
+    g = Graph((3, 4, 4))
+    with pytest.raises(ValueError, match="node 'n1' is a Add, expected a part of a product"):
+        check_optimised(g.program(g.sum(g.conv(0, 3), 0)))
+    g = Graph((3, 4, 4))
+    flat = g.flatten(0)
+    last = g.linear(flat, 48)
+    nodes = [*g.nodes[:-1], replace(g.nodes[-1], inputs=(flat, flat))]
+    with pytest.raises(ValueError, match="node 'n1' adds a tensor that lies in memory in another shape"):
+        check_optimised(g.program(last).with_nodes(nodes))

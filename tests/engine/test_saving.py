@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import files
+from fastsparse import files, launch
 from fastsparse.engine import loading, serial
 from fastsparse.engine.choosing import Choice, choices, from_json, to_json
 from fastsparse.engine.engine import Engine
@@ -81,9 +81,10 @@ def test_a_choice_for_another_cpu_is_made_again_with_a_notice(tmp_path, monkeypa
     assert list(again._choices) == [(40, 1)]
 
 
-def test_a_choice_for_other_threads_is_made_again_with_a_notice(tmp_path):
+def test_a_choice_for_other_threads_is_made_again_with_a_notice(tmp_path, monkeypatch):
     _, path = saved(tmp_path, "demo", batch=40)
-    with fs.threads(fs.get_num_threads() + 1), pytest.warns(UserWarning, match="the first call measures anew"):
+    monkeypatch.setattr(launch, "workers_for", lambda threads: 77)
+    with pytest.warns(UserWarning, match="here are .* lanes, 77 threads: the first call measures anew"):
         fs.load_engine(path)
 
 
@@ -132,6 +133,25 @@ def _array(name: str, change: Any) -> Any:
     return apply
 
 
+def _change(change: Any) -> Any:
+    return lambda found, arrays: change(found)
+
+
+def _operator(operator: dict[str, Any], twice: bool = False) -> Any:
+    """Put a node behind the last one."""
+
+    def change(found: Any, arrays: Any) -> None:
+        program = found["program"]
+        (last,), made = program["outputs"], len(program["shapes"])
+        program["shapes"].append(program["shapes"][last])
+        program["nodes"].append(
+            {"name": "n", "inputs": [last, last] if twice else [last], "output": made, "operator": operator}
+        )
+        program["outputs"] = [made]
+
+    return change
+
+
 NODE = ("program", "nodes", 0)
 CONV = (*NODE, "operator")
 HOSTILE = {
@@ -149,6 +169,22 @@ HOSTILE = {
     "residual of another shape": _set(*NODE, "inputs", to=[0, 0]),
     "output that is not there": _set("program", "outputs", to=[77]),
     "no outputs": _set("program", "outputs", to=[]),
+    "output twice": _set("program", "outputs", to=[10, 10]),
+    "input as second output": _set("program", "outputs", to=[10, 0]),
+    "second input": _change(lambda f: (f["program"]["shapes"].append([8]), f["program"]["inputs"].append(11))),
+    "output that is true": _set(*NODE, "output", to=True),
+    "name that is none": _set(*NODE, "name", to=3),
+    "nobody reads it": _change(lambda f: f["program"].update(outputs=[9])),
+    "array that nobody reads": lambda found, arrays: arrays.update(another=np.ones(3)),
+    "sum that passes would have fused": _operator({"type": "Add", "activation": None}, twice=True),
+    "activation that passes would have fused": _operator({"type": "Activate", "name": "tanh"}),
+    "values of another type": _array(("Conv", "data"), lambda a: a.astype(np.float64)),
+    "unsorted columns": _array(("Conv", "indices"), lambda a: a[::-1].copy()),
+    "too many threads": _set("threads", to=1025),
+    "lanes": _set("lanes", to="16"),
+    "key of a choice": _set("choices", to=[[[40, 1, {}], ["flat", True, 1, 1]]]),
+    "batch that is true": _set("input_shape", 0, to=True),
+    "huge batch": _set("input_shape", 0, to=2**40),
     "huge padding": _set(*CONV, "geometry", "padding", to=[[2**40, 0], [0, 0]]),
     "huge kernel": _set(*CONV, "geometry", "kernel", to=[2**40, 3]),
     "stride of zero": _set(*CONV, "geometry", "stride", to=[0, 1]),

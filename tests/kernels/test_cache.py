@@ -41,11 +41,11 @@ def callback(x):
 directory, found = sys.argv[1] or None, {}
 for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
-    dispatcher._cache = KernelCache(dispatcher.py_func, directory)
+    dispatcher._cache = KernelCache(dispatcher.py_func, directory, runtime.write_cached)
     dispatcher.compile(types.float64(types.float64))
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
 compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
-compiled._cache = KernelCache(callback, directory)
+compiled._cache = KernelCache(callback, directory, runtime.write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))
@@ -194,9 +194,9 @@ def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
     directory = tmp_path / "kernels"
     files(directory)[0].unlink()
     read_only = """
-import tempfile
+from fastsparse.runtime import atomic_file
 def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
-tempfile.mkstemp = denied
+atomic_file._created = denied
 """
     found, errors = probe(prelude=read_only)
     assert found == {**WARM, "callback": COLD["callback"]}

@@ -301,9 +301,12 @@ def test_sparse_initializers(rng, by_axes, dims):
         ([1], [0], (2**33, 4)),
         ([1], [0], (2**40,)),
         ([1], [0], (-1, 5)),
+        ([1], [0], (2**29, 2)),
+        ([1], [0], (2**28,)),
+        ([1], [0], (2, 2**28)),
     ],
 )
-def test_hostile_sparse_initializers(values, indices, dims):
+def test_f3_f4_hostile_sparse_initializers(values, indices, dims):
     model = _model([_node("MatMul", ["x", "w"], ["y"])], inputs={"x": [1, 64]})
     model.graph.sparse_initializer.append(_sparse(values, indices, dims))
     with pytest.raises(fs.FileFormatError, match="sparse_initializer 'w'"):
@@ -314,3 +317,13 @@ def test_without_onnx_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r'the extra "onnx" brings it: pip install -e "\.\[onnx\]" in the checkout'):
         fs.compile(tmp_path / "model.onnx")
+
+
+def test_negative_sizes_of_inputs_are_open(rng):
+    model = _model([_node("MatMul", ["x", "w"], ["y"])], inputs={"x": ["N", 4]}, initializers=[
+        numpy_helper.from_array(rng.standard_normal((4, 3)).astype("float32"), "w")
+    ])  # fmt: skip
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    engine = fs.compile(model)
+    for batch in (1, 5):
+        assert engine(np.ones((batch, 4), np.float32)).shape == (batch, 3)

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import numba
+import numpy as np
 import pytest
 
 import fastsparse as fs
@@ -103,6 +104,18 @@ def test_wrong_numbers(setter):
         with pytest.raises(TypeError, match=f"^n is {re.escape(repr(wrong))}, expected a positive integer$"):
             setter(wrong)
     assert fs.get_num_threads() == 4
+
+
+def test_f4_numbers_of_threads_have_an_upper_bound():
+    for huge in (1025, 10**6, 10**30):
+        with fs.threads(huge):
+            assert fs.get_num_threads() == runtime.MOST_THREADS == 1024
+    model = fs.nn.Sequential(fs.nn.SparseLinear(40, 8, rng=0))
+    for options in ({}, {"threads": 10**6}):
+        with fs.threads(10**6):
+            engine = fs.compile(model, (2, 40), tune=False, **options)
+            engine(np.zeros((2, 40), np.float32))
+            assert max(workers for _, workers in engine._plans) <= numba.config.NUMBA_NUM_THREADS
 
 
 REPORT = "import fastsparse as fs; print(fs.get_num_threads())"
