@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, overload
