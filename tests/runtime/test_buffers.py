@@ -14,7 +14,7 @@ import pytest
 import fastsparse as fs
 from fastsparse.runtime import buffers, launch
 from fastsparse_kernels.build import aligned_empty
-from tests.test_interrupt import NAMES, calls
+from tests.runtime.test_interrupt import NAMES, calls
 
 CALLS = """
 import numpy as np
@@ -98,7 +98,7 @@ def test_every_thread_has_its_own_workspace(monkeypatch):
 def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     """What the workspace does not keep is freed when the last reference goes, whoever has its address."""
     lent: list[tuple[int, int, weakref.ref[np.ndarray], np.ndarray]] = []
-    used, run_words = [], launch.run_words
+    used, run = [], launch._run
 
     def take(purpose: str, size: int) -> np.ndarray:
         memory = aligned_empty((max(size, 64),), np.uint8)
@@ -112,10 +112,10 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
                 if start <= word < end:
                     assert held() is not None, "the buffer was given back"
                     used.append(word)
-        run_words(kernel, words, *rest)
+        run(kernel, words, *rest)
 
     monkeypatch.setattr(buffers, "take", take)
-    monkeypatch.setattr(launch, "run_words", checked)
+    monkeypatch.setattr(launch, "_run", checked)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
 
@@ -165,10 +165,6 @@ def test_memory_of_results_is_bounded(monkeypatch):
 
 def test_results_are_the_callers(monkeypatch, rng):
     """A result that is held stays as it is, whatever is computed afterwards, also in other threads."""
-    from threading import Thread
-
-    import fastsparse as fs
-
     monkeypatch.undo()
     W = fs.csr(rng.standard_normal((64, 50)) * (rng.random((64, 50)) < 0.2))
     X = rng.standard_normal((50, 2000))
