@@ -13,6 +13,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.runtime import buffers, launch
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels.build import aligned_empty
 from tests.runtime.test_interrupt import NAMES, calls
 
@@ -179,3 +180,16 @@ def test_results_are_the_callers(monkeypatch, rng):
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(view, kept[5])
+
+
+def test_addresses_are_those_of_numpy(rng):
+    whole = rng.standard_normal((5, 6, 7))
+    frozen = whole.view()
+    frozen.flags.writeable = False
+    arrays = [
+        whole, whole[1:, 2:], whole[::-1, :, ::-1], whole.T, frozen, np.asfortranarray(whole[0]), np.empty(0),
+        whole[5:], np.array(1.0), np.broadcast_to(whole[0, 0], (3, 7)), whole.astype("float32"), whole.view(np.uint8),
+        whole[0].view(np.recarray), np.frombuffer(b"12345678", np.uint8)[3:],
+        np.zeros(3, [("a", "i4"), ("b", "f8")])["b"],
+    ]  # fmt: skip
+    assert [address(array) for array in arrays] == [array.ctypes.data for array in arrays]

@@ -171,19 +171,22 @@ def test_an_engine_of_one_thread_changes_nothing_for_others(parallel_regions):
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.SparseLinear(300, 200, sparsity=0.5, rng=rng))
     x = rng.standard_normal((64, 300)).astype(np.float32)
-    W, stop, serial = model[0].weight, threading.Event(), []
+    W, ran, stop, seen = model[0].weight, threading.Event(), threading.Event(), []
 
     def run_engine():
         engine = fs.compile(model, x.shape, threads=1)
         while not stop.is_set():
             engine(x)
-            serial.append(fs.get_num_threads())
+            seen.append(fs.get_num_threads())
+            ran.set()
 
     with tuned(parallel_flops=0):
         expected = fs.linear(x, W)
         worker = threading.Thread(target=run_engine)
         worker.start()
         try:
+            assert fs.get_num_threads() == 2, "while the engine is made"
+            assert ran.wait(600)
             for _ in range(30):
                 before = parallel_regions()
                 assert fs.get_num_threads() == target_for(x.dtype).threads == 2
@@ -192,7 +195,7 @@ def test_an_engine_of_one_thread_changes_nothing_for_others(parallel_regions):
         finally:
             stop.set()
             worker.join()
-    assert set(serial) == {2}
+    assert set(seen) == {2}
 
 
 def test_an_engine_keeps_its_number_whatever_block_calls_it(parallel_regions):
