@@ -1,6 +1,6 @@
 """The inference engine: a network compiled into one sequence of kernel calls.
 
-The names are looked up when they are touched: `compile` knows ONNX models, too, whose modules need some of this package.
+The names are looked up when they are touched: `compile` knows ONNX models, whose modules need some of this package.
 """
 
 from importlib import import_module
