@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse.functional import ACTIVATIONS
 from fastsparse.ops.heuristics import WIDEST_TILE, Heuristics, heuristics_for
 from fastsparse.ops.target import Target, tuned
 from fastsparse_kernels import build
@@ -176,6 +175,7 @@ PRODUCTS = ("row-major", "column-major", "strided", "linear")  # take SpMV for a
 
 
 # ---------------------------------------------------------------- plans that give the same bits (contract R3)
+
 
 def fixed_width(width: int) -> dict[str, Any]:
     """Changes of heuristics after which all tiles have `width` vectors.

@@ -415,7 +415,8 @@ def test_raw_arrays_of_every_type_and_layout(dtype):
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_indices_of_every_integer_type_and_layout(dtype):
     fields = {
-        name: every_layout(np.array([{"indptr": INDPTR, "indices": INDICES}[name]], dtype)) for name in ("indptr", "indices")
+        name: every_layout(np.array([{"indptr": INDPTR, "indices": INDICES}[name]], dtype))
+        for name in ("indptr", "indices")
     }
     for name in fields["indptr"]:
         W = fs.CSR(fields["indptr"][name][0], fields["indices"][name][0], DATA, SHAPE)

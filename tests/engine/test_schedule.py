@@ -139,7 +139,8 @@ def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
     W, position = fs.csr(dense), np.zeros(1, np.int64)
     blocks = even_blocks(4, 4, 32)
     operators = [
-        build_operator(W.pattern.indptr, W.pattern.indices, blocks, TARGETS[0].heuristics, width=width) for width in (4, 1)
+        build_operator(W.pattern.indptr, W.pattern.indices, blocks, TARGETS[0].heuristics, width=width)
+        for width in (4, 1)
     ]
     assert [op.interleaved for op in operators] == [False, True]
     np.testing.assert_array_equal(operators[0].offsets, operators[1].offsets)

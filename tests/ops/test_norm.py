@@ -52,7 +52,8 @@ class Case:
         return y.inside
 
     def run(self, launch: Launch, x: Array, y: Array) -> None:
-        launch.run(*map(address, (x, y, self.gamma.astype(float), self.beta.astype(float), self.mean, self.variance)))
+        arrays = x, y, self.gamma.astype(float), self.beta.astype(float), self.mean, self.variance
+        launch.run(*map(address, arrays))
 
     def backward(self, threads: int = 1) -> tuple[Array, Array, Array]:
         dx = Guarded(self.x.shape, self.x.dtype)

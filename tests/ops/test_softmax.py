@@ -121,4 +121,3 @@ def test_rows_of_any_layout(rng, dtype):
         np.testing.assert_array_equal(whole, kept)
         assert function(x[:0]).shape == (0, 5, 7)
         assert function(x[..., :0] if function is ops.softmax else x[:, :0]).size == 0
-

@@ -168,7 +168,9 @@ def test_kernels_may_read_ahead_of_packed_values(rng, monkeypatch):
 def test_values_are_packed_once_per_matrix(rng, monkeypatch):
     packed = []
     pack = sparse_operator.SparseOperator.pack
-    monkeypatch.setattr(sparse_operator.SparseOperator, "pack", lambda self, values: packed.append(1) or pack(self, values))
+    monkeypatch.setattr(
+        sparse_operator.SparseOperator, "pack", lambda self, values: packed.append(1) or pack(self, values)
+    )
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     X = np.ones((30, 40), np.float32)
     for _ in range(3):

@@ -12,7 +12,6 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.runtime import launch
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse_kernels import sequence, sharing
 from tests.checking import ACTIVATIONS, DTYPES

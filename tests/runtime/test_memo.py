@@ -77,7 +77,9 @@ def test_every_array_of_an_entry_counts_once():
     assert array_bytes(Pair(array, np.zeros(5))) == 8040
     pattern = matrix(np.random.default_rng(0), np.ones((50, 60), bool), "float32").pattern
     plan = spmm.plan_row_major(pattern, 100, 400, target(32, 16))
-    assert array_bytes(plan) > plan.operator.offsets.nbytes + plan.operator.permutation.nbytes + plan.tiles.pieces.nbytes
+    assert (
+        array_bytes(plan) > plan.operator.offsets.nbytes + plan.operator.permutation.nbytes + plan.tiles.pieces.nbytes
+    )
     launch = spmm.prepare(plan, target(32, 16), y_row_stride=400)
     assert array_bytes(launch) >= array_bytes(plan), "a launch keeps its plan alive"
 
