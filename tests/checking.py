@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse.functional import ACTIVATIONS
 from fastsparse.ops.heuristics import WIDEST_TILE, Heuristics, heuristics_for
 from fastsparse.ops.target import Target, tuned
 from fastsparse_kernels import compiler

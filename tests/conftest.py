@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from fastsparse.runtime import buffers, threading_layer
-from fastsparse_kernels import sharing
+from fastsparse_kernels import parallel
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,9 +49,9 @@ def _import_path(root: Path) -> str:
 
 COMPILE_AHEAD = """
 from fastsparse.runtime import launch  # says where the cache is
-from fastsparse_kernels import build, variants
+from fastsparse_kernels import compiler, registry
 
-for family in reversed(variants.FAMILIES):
+for family in reversed(registry.FAMILIES):
     for bits in (64, 32):
         for key in reversed(family.arguments(bits, compiler.lanes(bits))):
             family.get(*key)
@@ -108,13 +108,13 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the parallel regions that were entered since the test began."""
-    entered, enter = [], sharing.run_parallel
+    entered, enter = [], parallel.run_parallel
 
     def counted() -> Callable[..., None]:
         entered.append(1)
         return enter()
 
-    monkeypatch.setattr(sharing, "run_parallel", counted)
+    monkeypatch.setattr(parallel, "run_parallel", counted)
     return lambda: len(entered)
 
 

@@ -10,7 +10,8 @@ import pytest
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse import functional, launch
+from fastsparse import functional
+from fastsparse_kernels import parallel
 from tests.checking import same_bits
 
 W = fs.csr(np.eye(4, 9))
@@ -288,7 +289,8 @@ def no_kernel(monkeypatch):
     def run(*_: Any) -> None:
         pytest.fail("a kernel was run")
 
-    monkeypatch.setattr(launch, "run_words", run)
+    for name in ("run_serial", "run_parallel"):
+        monkeypatch.setattr(parallel, name, lambda: run)
 
 
 def test_every_argument_is_refused_something():

@@ -1,8 +1,12 @@
-"""Contracts I1 to I4: what comes in through the one door for sparse structure."""
+"""Contracts I1 to I4: what comes in through the one door for sparse structure, in which types, and what it is then."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
+import weakref
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -17,6 +21,7 @@ SHAPE = (4, 8)
 VALID = {"indptr": [0, 2, 2, 5, 6], "indices": [0, 5, 1, 2, 7, 3], "data": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 DENSE = np.zeros(SHAPE)
 DENSE[[0, 0, 2, 2, 2, 3], [0, 5, 1, 2, 7, 3]] = VALID["data"]
+INDPTR, INDICES, DATA = VALID.values()
 FORMATS = ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")
 
 
@@ -347,3 +352,173 @@ def test_with_data_keeps_the_pattern_and_copies():
     message = "values has shape (5,), expected (6,), one for each nonzero of the pattern"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         W.with_data(np.ones(5))
+
+
+# ------------------------------------------------------------------------------------------- I3: types and layouts
+
+
+def native(W):
+    """Whatever came in, the arrays kept are contiguous, aligned and of the machine's byte order."""
+    assert (W.indptr.dtype, W.indices.dtype) == (np.int64, np.int32)
+    for array in (W.indptr, W.indices, W.data):
+        assert array.flags.c_contiguous
+        assert array.flags.aligned
+        assert array.dtype.isnative
+        assert not array.flags.writeable
+
+
+def every_layout(A):
+    """The same numbers, laid out in every way."""
+    strided = np.zeros((2 * A.shape[0], 3 * A.shape[1]), A.dtype)
+    strided[::2, ::3] = A
+    raw = np.zeros(A.nbytes + 1, np.uint8)
+    unaligned = raw[1:].view(A.dtype).reshape(A.shape)
+    unaligned[...] = A
+    read_only = A.copy()
+    read_only.flags.writeable = False
+    return {
+        "plain": A,
+        "fortran": np.asfortranarray(A),
+        "strided": strided[::2, ::3],
+        "reversed": A[::-1, ::-1].copy()[::-1, ::-1],
+        "unaligned": unaligned,
+        "read-only": read_only,
+        "big-endian": A.astype(A.dtype.newbyteorder(">")),
+        "little-endian": A.astype(A.dtype.newbyteorder("<")),
+    }
+
+
+INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+TYPES = ["bool", *INTEGERS, "float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_dense_layouts_and_types(dtype):
+    A = DENSE.astype(dtype)
+    expected = np.float64 if dtype == "float64" else np.float32
+    for name, array in every_layout(A).items():
+        W = fs.csr(array)
+        native(W)
+        assert W.dtype == expected, name
+        assert np.array_equal(W.toarray(), A.astype(expected)), name
+        assert not np.shares_memory(W.data, array), name
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_raw_arrays_of_every_type_and_layout(dtype):
+    data = np.array([[1, 0, 1, 1, 0, 1]]).astype(dtype)
+    for name, array in every_layout(data).items():
+        W = fs.CSR(INDPTR, INDICES, array[0], SHAPE)
+        assert W.data.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], name
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_indices_of_every_integer_type_and_layout(dtype):
+    fields = {
+        name: every_layout(np.array([{"indptr": INDPTR, "indices": INDICES}[name]], dtype))
+        for name in ("indptr", "indices")
+    }
+    for name in fields["indptr"]:
+        W = fs.CSR(fields["indptr"][name][0], fields["indices"][name][0], DATA, SHAPE)
+        native(W)
+        assert W.toarray().tobytes() == DENSE.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "longdouble", "object", "U3", "datetime64[s]"])
+def test_values_that_are_no_real_numbers_are_type_errors(dtype):
+    if dtype == "longdouble" and np.dtype(dtype).itemsize == 8:
+        dtype = "complex64"  # where long double is double
+    data = np.zeros(6, dtype)
+    tail = "expected float32 or float64 (float16, integers and bool are converted)"
+    message = f"{{}} has dtype {data.dtype.name}, {tail}"
+    with pytest.raises(TypeError, match=re.escape(message.format("data"))):
+        fs.CSR(INDPTR, INDICES, data, SHAPE)
+    with pytest.raises(TypeError, match=re.escape(message.format("obj"))):
+        fs.csr(data.reshape(2, 3))
+    with pytest.raises(TypeError, match=re.escape(message.format("values"))):
+        fs.CSR(INDPTR, INDICES, DATA, SHAPE).with_data(data)
+
+
+def test_dtype_argument():
+    assert fs.csr(DENSE, dtype="float32").dtype == np.float32
+    assert fs.csr(sp.csc_array(DENSE), dtype=np.float32).dtype == np.float32
+    assert fs.csr(DENSE.astype(np.int8), dtype=">f8").dtype == np.dtype("=f8")
+    big = np.array([[2**53 - 1]])
+    assert fs.csr(big, dtype=np.float64).data[0] == 2**53 - 1
+    assert fs.csr(big).dtype == np.float32
+    for wrong in ("int8", "float16", complex, "nonsense"):
+        with pytest.raises(TypeError, match=r"^dtype is .*, expected float32 or float64$"):
+            fs.csr(DENSE, dtype=wrong)
+
+
+def test_matrix_of_a_matrix():
+    W = fs.CSR(INDPTR, INDICES, DATA, SHAPE)
+    assert fs.csr(W) is W
+    narrow = fs.csr(W, "float32")
+    assert narrow.dtype == np.float32
+    assert narrow.pattern is W.pattern
+
+
+def test_objects_that_are_no_matrices():
+    with pytest.raises(ValueError, match=re.escape("obj has shape (3,), expected two dimensions (rows, columns)")):
+        fs.csr([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=re.escape("obj has shape (2, 2, 2), expected two dimensions (rows, columns)")):
+        fs.csr(np.ones((2, 2, 2)))
+    with pytest.raises(ValueError, match=re.escape("obj has shape (3,), expected two dimensions (rows, columns)")):
+        fs.csr(sp.coo_array(np.array([1.0, 0.0, 2.0])))
+    with pytest.raises(TypeError, match=r"^obj is a masked array"):
+        fs.csr(np.ma.masked_array(DENSE, DENSE > 2))
+    with pytest.raises(TypeError, match=r"^obj is a Pattern, which has no values"):
+        fs.csr(fs.CSR(INDPTR, INDICES, DATA, SHAPE).pattern)
+    with pytest.raises(TypeError, match=r"^data is None, expected one value for each nonzero$"):
+        fs.CSR(INDPTR, INDICES, None, SHAPE)
+
+
+# ------------------------------------------------------------------------------------------ patterns and matrices
+
+
+def test_transpose_is_built_once_and_sorted():
+    W = fs.csr(np.triu(np.arange(1.0, 31.0).reshape(5, 6)))
+    assert np.array_equal(W.T.toarray(), W.toarray().T)
+    assert W.T is W.T
+    pattern, permutation = W.pattern.transpose()
+    assert W.pattern.transpose()[0] is pattern is W.T.pattern
+    assert permutation.dtype == np.uint32
+    assert not permutation.flags.writeable
+    assert np.array_equal(W.T.data, W.data[permutation])
+    assert W.T.T.pattern == W.pattern
+    assert np.array_equal(W.pattern.rows(), np.nonzero(W.toarray())[0])
+
+
+def test_patterns_are_equal_and_hash_by_content():
+    a, b = make().pattern, fs.csr(make().toarray().astype(np.float32)).pattern
+    assert a == b
+    assert a is not b
+    assert hash(a) == hash(b)
+    assert len({a, b}) == 1
+    shifted = fs.Pattern(INDPTR, [0, 5, 1, 2, 7, 4], SHAPE)
+    moved = fs.Pattern([0, 2, 3, 5, 6], INDICES, SHAPE)
+    wider = fs.Pattern(INDPTR, INDICES, (4, 9))
+    assert len({a, shifted, moved, wider}) == 4
+    assert a != "pattern"
+    assert repr(a) == "<Pattern 4x8, 6 nonzeros, density 0.1875>"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda obj: pickle.loads(pickle.dumps(obj))])
+def test_copies_and_pickles(duplicate):
+    W = make()
+    W.T  # noqa: B018  (what was built for W does not travel)
+    other, pattern = duplicate((W, W.pattern))
+    assert not any(array.flags.writeable for array in (other.data, other.indices, other.indptr))
+    assert other.pattern is pattern
+    assert pattern == W.pattern
+    assert other.toarray().tobytes() == W.toarray().tobytes()
+
+
+def test_a_matrix_goes_when_nobody_holds_it():
+    W = make()
+    W.T  # noqa: B018
+    alive = weakref.ref(W)
+    del W
+    gc.collect()
+    assert alive() is None

@@ -10,7 +10,6 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.arguments import as_float
-from fastsparse_kernels import compiler
 from tests.checking import DTYPES, PATTERNS, Array, matrix, numbers, same_bits
 from tests.test_arguments import CALLS
 

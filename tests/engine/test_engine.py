@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import launch, nn
+from fastsparse import nn
 from fastsparse.engine import choosing, split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.workspace import Workspace
-from fastsparse.plan import policy
+from fastsparse.ops.target import target_for, tuned
+from tests.checking import EVERYWHERE, same_bits
 from tests.checking import lanes as lanes_of
-from tests.checking import same_bits
 from tests.engine.networks import NETWORKS, exact, network
 
 BATCHES = (1, 2, 5, 16, 17, 40, 100)
@@ -57,25 +57,25 @@ def test_equals_the_layers_within_both_errors(name):
 
 @pytest.mark.parametrize("batch", [1, 40])
 @pytest.mark.parametrize("name", ["bottlenecks", "sums", "sum of input"])
-def test_same_bits_where_activations_are_in_no_cache(name, batch, monkeypatch):
+def test_same_bits_where_activations_are_in_no_cache(name, batch):
     """Non-temporal stores: more than one thread reads what another wrote."""
     model, shape = network(name)
     x = inputs(shape, batch, "float32")
     expected = fs.compile(model, x.shape, threads=1)(x)
-    monkeypatch.setattr(policy, "is_far", lambda *_: True)
-    for threads in (1, 2):
-        assert same_bits(fs.compile(model, x.shape, threads=threads)(x), expected)
+    with tuned(far_share=EVERYWHERE):
+        for threads in (1, 2):
+            assert same_bits(fs.compile(model, x.shape, threads=threads)(x), expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_bits_on_any_number_of_threads_and_in_any_batch(name, monkeypatch):
+def test_same_bits_on_any_number_of_threads_and_in_any_batch(name):
     """All but SpMV, which sums in another order, sum in ascending columns with the bias last."""
     model, shape = network(name)
     x = inputs(shape, 70, "float32")
     expected = fs.compile(model, x.shape, threads=1)(x)
-    monkeypatch.setattr(launch.policy, "PARALLEL_FLOPS", 0)
     for threads, batch in product((1, 2, 3), (2, 3, 16, 33, 70)):
-        engine = fs.compile(model, (batch, *shape), threads=threads)
+        with tuned(parallel_flops=0):
+            engine = fs.compile(model, (batch, *shape), threads=threads)
         for _ in range(3):
             np.testing.assert_array_equal(engine(x[:batch]), expected[:batch])
 
@@ -87,11 +87,11 @@ def test_same_bits_however_the_batch_is_cut(name):
     engine = fs.compile(model, x.shape, threads=1)
     expected = engine(x)
     groups = -(-len(x) // lanes_of("float32"))
-    for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (4, 2), (groups, groups))):
-        machine = target_for(np.dtype("float32"), workers)
+    for threads, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (4, 2), (groups, groups))):
+        target = target_for(np.dtype("float32"), threads)
         cut = split.Split(alone, outer, inner)
         y = np.full(expected.shape, np.nan, np.float32)
-        Workspace(batch_blocked.schedule(engine._program, len(x), machine, cut)).run(x, y)
+        Workspace(batch_blocked.schedule(engine._program, len(x), target, cut)).run(x, y)
         np.testing.assert_array_equal(y, expected)
 
 
@@ -101,27 +101,27 @@ def test_same_bits_however_few_images_are_cut(name):
     x = inputs(shape, 6, "float32")
     engine = fs.compile(model, x.shape, threads=1)
     expected = engine(x)
-    for workers, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (3, 3), (6, 2), (6, 6))):
-        machine = target_for(np.dtype("float32"), workers)
+    for threads, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (3, 3), (6, 2), (6, 6))):
+        target = target_for(np.dtype("float32"), threads)
         y = np.full(expected.shape, np.nan, np.float32)
         for make in (padded.schedule, spatial_tiles.schedule):
             y.fill(np.nan)
-            Workspace(make(engine._program, 6, machine, split.Split(alone, outer, inner))).run(x, y)
+            Workspace(make(engine._program, 6, target, split.Split(alone, outer, inner))).run(x, y)
             np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_long_calls_are_cut_into_slices(name, monkeypatch):
+def test_long_calls_are_cut_into_slices(name):
     model, shape = network(name)
     x = inputs(shape, 40, "float32")
     engine = fs.compile(model, x.shape)
     expected = {n: engine(x[:n]) for n in (1, 3, 40)}
-    monkeypatch.setattr(launch.policy, "SLICE_FLOPS", 5000)
-    sliced = fs.compile(model, x.shape)
-    for n, y in expected.items():
-        np.testing.assert_array_equal(sliced(x[:n]), y)
-    monkeypatch.setattr(split, "TASK_FLOPS", 5000)
-    np.testing.assert_array_equal(fs.compile(model, x.shape)(x), expected[40])
+    with tuned(slice_flops=5000):
+        sliced = fs.compile(model, x.shape)
+        for n, y in expected.items():
+            np.testing.assert_array_equal(sliced(x[:n]), y)
+    with tuned(slice_flops=5000, task_flops=5000):
+        np.testing.assert_array_equal(fs.compile(model, x.shape)(x), expected[40])
 
 
 def test_small_integers_are_exact():

@@ -18,6 +18,7 @@ from fastsparse.engine.schedule import Schedule, assign_memory
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import windows
+from fastsparse.ops.target import target_for
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]
@@ -190,14 +191,14 @@ def test_graphs_give_what_their_nodes_give(name, batch):
     inputs = inputs_of(program, batch)
     expected = exact(program, inputs)
     compiled = optimised(program)
-    for workers in (1, 2):
-        machine = target_for(np.dtype("float32"), workers)
-        groups = -(-batch // machine.lanes)
+    for threads in (1, 2):
+        target = target_for(np.dtype("float32"), threads)
+        groups = -(-batch // target.lanes)
         cuts = list(product((True, False), {(1, 1), (batch, 1), (batch, batch)}))
-        schedules = [padded.schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
-        schedules += [spatial_tiles.schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
+        schedules = [padded.schedule(compiled, batch, target, split.Split(a, *c)) for a, c in cuts]
+        schedules += [spatial_tiles.schedule(compiled, batch, target, split.Split(a, *c)) for a, c in cuts]
         cuts = list(product((True, False), {(1, 1), (groups, 1), (groups, groups)}))
-        schedules += [batch_blocked.schedule(compiled, batch, machine, split.Split(a, *c)) for a, c in cuts]
+        schedules += [batch_blocked.schedule(compiled, batch, target, split.Split(a, *c)) for a, c in cuts]
         for schedule in schedules:
             for y, z in zip(run(schedule, inputs, program), expected, strict=True):
                 np.testing.assert_array_equal(y, z)
@@ -209,9 +210,9 @@ def test_layouts_give_the_same_bits(name):
     program = optimised(PROGRAMS[name])
     rng = np.random.default_rng(3)
     inputs = [rng.standard_normal((2, *program.shapes[t])).astype(np.float32) for t in program.inputs]
-    machine = target_for(np.dtype("float32"), 1)
-    expected = run(padded.schedule(program, 2, machine), inputs, program)
-    for schedule in (spatial_tiles.schedule(program, 2, machine), batch_blocked.schedule(program, 2, machine)):
+    target = target_for(np.dtype("float32"), 1)
+    expected = run(padded.schedule(program, 2, target), inputs, program)
+    for schedule in (spatial_tiles.schedule(program, 2, target), batch_blocked.schedule(program, 2, target)):
         for y, z in zip(expected, run(schedule, inputs, program), strict=True):
             np.testing.assert_array_equal(y.view(np.int32), z.view(np.int32))
 
@@ -244,9 +245,9 @@ def test_a_residual_gives_its_memory_to_the_sum():
     for _ in range(6):
         x = g.sum(g.conv(g.conv(x, 8, kernel=1), 8, kernel=1), x, "relu")
     program = optimised(g.program(g.conv(x, 3, kernel=1)))
-    machine = target_for(np.dtype("float32"), 1)
+    target = target_for(np.dtype("float32"), 1)
     makers = (padded.schedule, 1), (spatial_tiles.schedule, 1), (batch_blocked.schedule, 8)
-    for schedule in (make(program, batch, machine) for make, batch in makers):
+    for schedule in (make(program, batch, target) for make, batch in makers):
         starts, _ = assign_memory(schedule.buffers)
         shared = [step for step in schedule.steps if len(step.sources) == 2]
         assert len(shared) == 6

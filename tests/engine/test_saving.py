@@ -96,8 +96,8 @@ def test_choices_are_all_offered_once_and_travel():
         assert len(set(found)) == len(found)
         assert choices(program, batch, 2, False) == found[:1]
         assert [from_json(json.loads(json.dumps(to_json(c)))) for c in found] == found
-    assert {c.layout for c in choices(program, 40, 2, True)} == {"flat", "parts", "lanes"}
-    for bad in (None, [], ["flat", 1, 2, 3], ["flat", True, 2], ["flat", True, 2.5, 3]):
+    assert {c.layout for c in choices(program, 40, 2, True)} == {"padded", "spatial tiles", "batch-blocked"}
+    for bad in (None, [], ["padded", 1, 2, 3], ["padded", True, 2], ["padded", True, 2.5, 3]):
         with pytest.raises(ValueError, match="no choice"):
             from_json(bad)
 
@@ -105,7 +105,7 @@ def test_choices_are_all_offered_once_and_travel():
 def test_a_choice_that_is_not_offered_is_not_taken(tmp_path):
     model, shape = network("demo")
     engine = fs.compile(model, (40, *shape), threads=1, tune=False)
-    engine._choices[40, 1] = Choice("flat", Split(True, 39, 7))
+    engine._choices[40, 1] = Choice("padded", Split(True, 39, 7))
     engine.save(tmp_path / "e")
     x = np.ones((40, *shape), np.float32)
     np.testing.assert_array_equal(fs.load_engine(tmp_path / "e")(x), engine(x))
@@ -196,8 +196,8 @@ HOSTILE = {
     "windows outside": _array(("Pool", "rows"), lambda a: a + 100),
     "windows before": _array(("Pool", "rows"), lambda a: a - 100),
     "threads": _set("threads", to=-1),
-    "choice": _set("choices", to=[[[40, 1], ["flat", 1]]]),
-    "choice for nothing": _set("choices", to=[[[0, 1], ["flat", True, 1, 1]]]),
+    "choice": _set("choices", to=[[[40, 1], ["padded", 1]]]),
+    "choice for nothing": _set("choices", to=[[[0, 1], ["padded", True, 1, 1]]]),
     "input shape": _set("input_shape", to=[1, 2, 3]),
     "batch": _set("input_shape", to=[0, 3, 8, 10]),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import launch, launch_engine
-from fastsparse.engine import products, split
-from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
+from fastsparse.engine import split
+from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles, weights
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
+from fastsparse.ops import tiles
 from fastsparse.ops.sparse_operator import build_operator, even_blocks
-from fastsparse.plan import policy, tiles
+from fastsparse.ops.spmm import SpmmPlan
+from fastsparse.ops.target import target_for
+from tests.checking import TARGETS, target
 from tests.engine.networks import NETWORKS, network
 
 # The demo's network, and one of linear layers only: flops and bytes of one group of 16 samples.
@@ -25,7 +28,7 @@ FEATURES = Work(0, 27e6, 0, 262_144, 8)
 
 
 @pytest.mark.parametrize(
-    ("work", "groups", "workers", "expected"),
+    ("work", "groups", "threads", "expected"),
     [
         (IMAGES, 1, 1, Split(True, 1, 1)),
         (IMAGES, 16, 1, Split(True, 16, 1)),
@@ -36,12 +39,12 @@ FEATURES = Work(0, 27e6, 0, 262_144, 8)
         (Work(1e6, 0, 1000, 0, 3), 1000, 1, Split(True, 1000, 1000)),
     ],
 )
-def test_cuts(work, groups, workers, expected):
-    assert split.choose(work, groups, workers) == expected
+def test_cuts(work, groups, threads, expected):
+    assert split.choose(work, groups, target(32, 16, threads)) == expected
 
 
 @pytest.mark.parametrize(
-    ("work", "batch", "workers", "expected"),
+    ("work", "batch", "threads", "expected"),
     [
         (Work(1e6, 1e5, 50_000, 2_000, 8), 1, 1, Split(False, 1, 1)),
         (Work(1e6, 1e5, 50_000, 2_000, 8), 1, 2, Split(False, 1, 1)),
@@ -53,8 +56,8 @@ def test_cuts(work, groups, workers, expected):
         (Work(60e9, 1e5, 10**7, 2_000, 8), 8, 2, Split(False, 8, 1)),
     ],
 )
-def test_cuts_of_images(work, batch, workers, expected):
-    assert split.choose_images(work, batch, workers) == expected
+def test_cuts_of_images(work, batch, threads, expected):
+    assert split.choose_images(work, batch, target(32, 16, threads)) == expected
 
 
 works = st.builds(
@@ -62,13 +65,14 @@ works = st.builds(
 )
 
 
-@given(works, st.integers(1, 500), st.integers(1, 16))
-def test_any_cut_covers_the_batch(work, groups, workers):
-    for cut in split.candidates(work, groups, workers):
+@given(works, st.integers(1, 500), st.integers(1, 16), st.sampled_from(TARGETS))
+def test_any_cut_covers_the_batch(work, groups, threads, cpu):
+    cpu = replace(cpu, threads=threads)
+    for cut in split.candidates(work, groups, cpu):
         assert 1 <= cut.inner <= cut.outer <= groups
         assert cut.outer % cut.inner == 0
         assert math.ceil(groups / cut.outer) * cut.outer < groups + cut.outer
-    cut = split.choose_images(work, min(groups, 30), workers)
+    cut = split.choose_images(work, min(groups, 30), cpu)
     assert min(groups, 30) % cut.outer == 0
     assert cut.outer % cut.inner == 0
 
@@ -77,7 +81,7 @@ def test_any_cut_covers_the_batch(work, groups, workers):
     st.lists(st.tuples(st.integers(1, 999), st.integers(0, 9), st.integers(0, 4), st.sampled_from("ab")), max_size=12)
 )
 def test_buffers_that_live_at_once_do_not_overlap(specs):
-    buffers = [Buffer(size, first, first + span, layout) for size, first, span, layout in specs]
+    buffers = [Buffer(size, first, first + span, zeros) for size, first, span, zeros in specs]
     offsets, total = assign_memory(buffers)
     for i, (a, start) in enumerate(zip(buffers, offsets)):
         assert start % 64 == 0
@@ -85,7 +89,7 @@ def test_buffers_that_live_at_once_do_not_overlap(specs):
         for b, other in zip(buffers[:i], offsets):
             apart = start + a.size <= other or other + b.size <= start
             assert apart or a.last < b.first or b.last < a.first
-            assert apart or a.layout == b.layout  # what must stay zero stays zero
+            assert apart or a.zeros == b.zeros  # what must stay zero stays zero
             assert apart or start == other
 
 
@@ -99,11 +103,11 @@ def test_buffers_share_memory():
 def test_steps_stay_inside_their_buffers_and_read_what_was_written(name, batch):
     model, shape = network(name)
     program = fs.compile(model, (batch, *shape), tune=False)._program
-    machine = target_for(np.dtype("float32"), 2)
-    schedules = [padded.schedule(program, batch, machine), spatial_tiles.schedule(program, batch, machine)]
+    cpu = target_for(np.dtype("float32"), 2)
+    schedules = [padded.schedule(program, batch, cpu), spatial_tiles.schedule(program, batch, cpu)]
     if batch > 1:
-        cuts = split.candidates(batch_blocked.work_of(program, machine), -(-batch // machine.lanes), 2)
-        schedules += [batch_blocked.schedule(program, batch, machine, cut) for cut in cuts]
+        cuts = split.candidates(batch_blocked.work_of(program, cpu), -(-batch // cpu.lanes), cpu)
+        schedules += [batch_blocked.schedule(program, batch, cpu, cut) for cut in cuts]
     for schedule in schedules:
         written = {-1}
         for step in schedule.steps:
@@ -128,37 +132,20 @@ def test_a_buffer_replaces_another_of_the_same_kind_at_its_last_use():
         assert starts[2] != starts[1]
 
 
-@pytest.mark.parametrize(("tasks", "workers", "slices"), [(2, 2, 1), (7, 2, 3), (8, 1, 8), (100, 2, 10)])
-def test_slices_keep_every_worker_busy(monkeypatch, tasks, workers, slices):
-    """Long calls are cut for Ctrl-C, but never into pieces of fewer tasks than workers."""
-    ranges = []
-    record = launch.Record(np.dtype([("counter", np.int64), ("stop", np.int64)]))
-
-    def run(*arguments):
-        ranges.append(arguments[-2:])
-
-    monkeypatch.setattr(launch_engine, "available_slots", lambda workers: workers)
-    monkeypatch.setattr(launch.sharing, "run_parallel", lambda: run)
-    monkeypatch.setattr(launch.sharing, "run_serial", lambda: run)
-    flops = policy.SLICE_FLOPS * workers * 10
-    launch_engine.run_tasks(launch.Call(launch_engine.sequence.sequence_kernel(), record, tasks, flops), workers)
-    assert len(ranges) == slices
-    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
-    assert ranges[-1][1] == tasks
-    assert all(stop - start >= workers for start, stop in ranges)
-
-
 def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
-    """Columns (0, 1), (1, 2), (1, 2), (2, 3) have the same offsets row by row and in turn; their values do not."""
+    """Columns (0, 1), (1, 2), (1, 2), (2, 3) have the same offsets row by row and interleaved; their values do not."""
     dense = np.zeros((4, 4), np.float32)
     dense[[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 1, 2, 1, 2, 2, 3]] = np.arange(1, 9)
     W, position = fs.csr(dense), np.zeros(1, np.int64)
     blocks = even_blocks(4, 4, 32)
-    operators = [build_operator(W.pattern.indptr, W.pattern.indices, blocks, width=width) for width in (4, 1)]
+    operators = [
+        build_operator(W.pattern.indptr, W.pattern.indices, blocks, TARGETS[0].heuristics, width=width)
+        for width in (4, 1)
+    ]
     assert [op.interleaved for op in operators] == [False, True]
     np.testing.assert_array_equal(operators[0].offsets, operators[1].offsets)
     table = tiles.whole_vectors(position, position, 1, 8, 4)
-    packed = [products.packed(W, tiles.SpmmPlan(op, table)) for op in operators]
-    for op, (plan, values) in zip(operators, packed, strict=True):
-        np.testing.assert_array_equal(values, op.pack(W.data))
+    packed = [weights.packed(W, SpmmPlan(op, table)) for op in operators]
+    for op, (plan, shared) in zip(operators, packed, strict=True):
+        np.testing.assert_array_equal(shared.values, op.pack(W.data))
         assert plan.operator.interleaved == op.interleaved

@@ -11,7 +11,7 @@ import pytest
 from numba import cfunc, types
 
 from fastsparse.runtime.buffers import address
-from fastsparse_kernels import sharing, simd
+from fastsparse_kernels import parallel, simd
 
 I64 = types.int64
 WORDS = 16
@@ -46,7 +46,7 @@ def shared(tasks: int, first: int, last: int, slots: int, kernel: Any, run: Any)
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])
 def test_every_task_is_run_once(kernel, tasks, slots):
     for first, last in ((0, tasks), (tasks // 3, tasks - tasks // 4)):
-        runs, _ = shared(tasks, first, last, slots, kernel, sharing.run_parallel())
+        runs, _ = shared(tasks, first, last, slots, kernel, parallel.run_parallel())
         expected = np.zeros(tasks, np.int64)
         expected[first:last] = 1
         assert np.array_equal(runs, expected)
@@ -54,7 +54,7 @@ def test_every_task_is_run_once(kernel, tasks, slots):
 
 def test_alone_all_tasks_are_run(kernel):
     def run(kernel: int, record: int, words: int, copies: int, slots: int, first: int, last: int) -> None:
-        sharing.run_serial()(kernel, record, words, first, last)
+        parallel.run_serial()(kernel, record, words, first, last)
 
     runs, who = shared(9, 2, 8, 1, kernel, run)
     assert runs.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0]
@@ -65,10 +65,10 @@ def test_a_slot_that_does_not_come_is_helped(kernel):
     """Slot 1 of three takes its own part, then that of slot 2, then that of slot 0."""
 
     def share(record, words, copies, slots, first, last):  # type: ignore[no-untyped-def]
-        sharing.share_tasks(record, words, copies, slots, first, last)
+        parallel.share_tasks(record, words, copies, slots, first, last)
 
     def take(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-def]
-        sharing.take_tasks(kernel, copies, words, slots, slot)
+        parallel.take_tasks(kernel, copies, words, slots, slot)
 
     sharer, taker = cfunc(types.void(*[I64] * 6))(share), cfunc(types.void(*[I64] * 5))(take)
     done = []
@@ -77,11 +77,11 @@ def test_a_slot_that_does_not_come_is_helped(kernel):
         sharer.ctypes(record, words, copies, slots, first, last)
         bounds = np.frombuffer((ctypes.c_int64 * (slots * words)).from_address(copies), np.int64).reshape(slots, words)
         assert bounds[:, 1].tolist() == [33, 66, 100]
-        assert bounds[:, words - sharing.COUNTER_WORDS].tolist() == [0, 33, 66]
+        assert bounds[:, words - parallel.COUNTER_WORDS].tolist() == [0, 33, 66]
         late = threading.Thread(target=taker.ctypes, args=(kernel, copies, words, slots, 1))
         late.start()
         late.join()
-        done.append(bounds[:, words - sharing.COUNTER_WORDS].tolist())
+        done.append(bounds[:, words - parallel.COUNTER_WORDS].tolist())
 
     runs, who = shared(100, 0, 100, 3, kernel, run)
     assert (runs == 1).all()

@@ -13,7 +13,7 @@ import pytest
 from numba import cfunc, types
 
 from fastsparse.runtime.buffers import address
-from fastsparse_kernels import build, simd
+from fastsparse_kernels import compiler, simd
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)

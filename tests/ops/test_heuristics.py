@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 import fastsparse as fs
 from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for, unaliased_stride
 from fastsparse.ops.target import narrowed, target_for, tuned
-from fastsparse_kernels.lookup_layout import CHUNK, LANES
 from tests.checking import fixed_width, target
 
 BYTES = 16, 32, 64

@@ -11,7 +11,7 @@ import fastsparse as fs
 from fastsparse.ops import conv, layouts
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.runtime.buffers import address
-from fastsparse_kernels import layout
+from fastsparse_kernels import layouts
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.compiler import aligned_empty
 from tests.checking import EVERYWHERE, NOWHERE, target

@@ -15,19 +15,18 @@ import fastsparse as fs
 from fastsparse.ops import spmm
 from fastsparse.ops.target import tuned
 from fastsparse.runtime.threading_layer import available_workers
-from fastsparse_kernels import operators
-from fastsparse_kernels import spmm as kernels
 from fastsparse_kernels import reference as ref
+from fastsparse_kernels import spmm as kernels
 from tests.checking import (
     DTYPES,
+    EVERYWHERE,
+    NOWHERE,
     PATTERNS,
     SETTINGS,
     Array,
     assert_product,
     assert_same_specials,
     assert_within,
-    EVERYWHERE,
-    NOWHERE,
     choose,
     lanes,
     matrix,

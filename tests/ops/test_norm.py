@@ -52,7 +52,8 @@ class Case:
         return y.inside
 
     def run(self, launch: Launch, x: Array, y: Array) -> None:
-        launch.run(*map(address, (x, y, self.gamma.astype(float), self.beta.astype(float), self.mean, self.variance)))
+        arrays = x, y, self.gamma.astype(float), self.beta.astype(float), self.mean, self.variance
+        launch.run(*map(address, arrays))
 
     def backward(self, threads: int = 1) -> tuple[Array, Array, Array]:
         dx = Guarded(self.x.shape, self.x.dtype)
@@ -218,3 +219,39 @@ def test_empty_shapes(rng: np.random.Generator) -> None:
     for shape in ((0, 3, 2, 2), (2, 0, 3), (2, 3, 0), (0, 4)):
         case = Case(np.empty(shape), rng)
         assert case.forward().shape == case.backward()[0].shape == shape
+
+
+# --- functions of arrays
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 5), (4, 5, 3), (8, 5, 6, 7)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_batch_norm_is_the_oracle(shape: Any, dtype: str, offset: float, rng: np.random.Generator) -> None:
+    x = (rng.normal(size=shape) + offset).astype(dtype)
+    gamma, beta, dy = (rng.normal(size=size).astype(dtype) for size in (5, 5, shape))
+    eps, u = 1e-5, unit(dtype)
+    y, mean, variance = ops.batch_norm_train(x, gamma, beta, eps)
+    want, want_mean, want_variance = ref.batch_norm(x, gamma, beta, eps)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(mean, want_mean.astype(float), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(variance, want_variance.astype(float), rtol=8 * u, atol=1e-13)
+    # A float64 mean of float64 numbers is itself rounded.
+    assert np.all(abs(y - want) <= 16 * u * (abs(want) + 8 + (offset if dtype == "float64" else 0)))
+    grads = ops.batch_norm_backward(dy, x, gamma, mean, variance, eps)
+    wanted = ref.batch_norm_backward(dy, x, gamma, eps)
+    # The centred x carries the rounding of its own subtraction: u * offset.
+    scales = 8 + np.abs(wanted[0]).max(), np.abs(dy).sum(), np.abs(dy).sum()
+    for got, right, scale in zip(grads, wanted, scales, strict=True):
+        assert got.dtype == dtype
+        assert np.all(abs(got - right) <= 16 * u * (1 + offset) * scale)
+    running = ops.batch_norm_eval(x, gamma, beta, beta, np.abs(gamma) + 1, eps)
+    right = ref.batch_norm_eval(x, gamma, beta, beta, np.abs(gamma) + 1, eps)
+    assert np.all(abs(running - right) <= 16 * u * (abs(x) + 8))
+
+
+def test_inputs_are_left_alone(rng: np.random.Generator) -> None:
+    x, ones = rng.normal(size=(2, 3, 4, 4)), np.ones(3)
+    x.flags.writeable = False
+    ops.batch_norm_train(x, ones, ones, 1e-5)
+    ops.batch_norm_backward(x, x, ones, ones, ones, 1e-5)

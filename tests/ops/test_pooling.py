@@ -275,3 +275,67 @@ def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.rando
         got = result.inside[:, :, y_offsets // vector].transpose(0, 3, 1, 2)
         want = oracle(x, *window).reshape(got.shape)
         np.testing.assert_array_equal(got, want.astype(dtype))
+
+
+# --- functions of arrays -----------------------------------------------------------------------
+
+POOLS: list[Any] = [
+    ((2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((3, 2), (1, 2), ((1, 1), (0, 1))),
+    ((3, 3), (2, 2), ((1, 1), (1, 1))),
+    ((1, 4), (3, 1), ((0, 0), (2, 2))),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("special", [False, True])
+def test_max_pooling_is_exact(pool: Any, dtype: str, special: bool, rng: np.random.Generator) -> None:
+    x = rng.integers(-3, 4, (2, 3, 7, 6)).astype(dtype)  # many ties
+    if special:
+        x[rng.random(x.shape) < 0.2] = np.nan
+        x[rng.random(x.shape) < 0.2] = -np.inf
+    want = ref.max_pool(x, *pool)
+    y, index = ops.max_pool2d_with_index(x, *pool)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(ops.max_pool2d(x, *pool), want)
+    dy = rng.integers(-8, 9, y.shape).astype(dtype)
+    dy[0, 0, 0, 0] = np.inf
+    got = ops.max_pool2d_backward(dy, index, (7, 6), *pool)
+    np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, *pool))
+    assert y.dtype == got.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_average_pooling_is_the_oracle(pool: Any, dtype: str, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(2, 3, 7, 6)).astype(dtype)
+    y = ops.avg_pool2d(x, *pool)
+    taps = int(np.prod(pool[0]))
+    assert np.all(abs(y - ref.avg_pool(x, *pool)) <= ref.bound(taps, ref.avg_pool(abs(x), *pool), dtype))
+    dy = rng.normal(size=y.shape).astype(dtype)
+    got, want = ops.avg_pool2d_backward(dy, (7, 6), *pool), ref.avg_pool_backward(dy, x, *pool)
+    assert np.all(abs(got - want) <= ref.bound(taps, ref.avg_pool_backward(abs(dy), x, *pool), dtype))
+
+
+@pytest.mark.parametrize("output", [(1, 1), (2, 3), (3, 4), (7, 6), (9, 8)])
+def test_adaptive_average_pooling_covers_everything(output: Any, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(2, 3, 7, 6))
+    y = ops.adaptive_avg_pool2d(x, output)
+    for i in range(output[0]):
+        for j in range(output[1]):
+            rows = slice(int(np.floor(i * 7 / output[0])), int(np.ceil((i + 1) * 7 / output[0])))
+            columns = slice(int(np.floor(j * 6 / output[1])), int(np.ceil((j + 1) * 6 / output[1])))
+            np.testing.assert_allclose(y[:, :, i, j], x[:, :, rows, columns].mean((2, 3)), rtol=1e-13, atol=1e-15)
+    dy = rng.normal(size=y.shape)
+    back = ops.adaptive_avg_pool2d_backward(dy, (7, 6))
+    assert np.sum(back * x) == pytest.approx(np.sum(dy * y), rel=1e-12)
+
+
+def test_inputs_are_left_alone(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(2, 3, 4, 4))
+    x.flags.writeable = False
+    window: Any = ((2, 2), (2, 2), ((0, 0), (0, 0)))
+    y, index = ops.max_pool2d_with_index(x, *window)
+    ops.max_pool2d_backward(y, index, (4, 4), *window)
+    ops.avg_pool2d(x, *window)

@@ -98,3 +98,26 @@ def test_root_mean_square_norm(rng, shape, dtype):
     want = ref.layer_norm(x, gamma, None, EPS, centred=False)
     y = layer_norm(x, gamma, None, centred=False)
     assert np.all(np.abs(y - want) <= 8 * unit(dtype) * np.abs(want))
+
+
+def test_rows_of_any_layout(rng, dtype):
+    """New arrays, or `out`, of the input's type; the input stays, whatever its strides."""
+    whole = rng.standard_normal((6, 5, 14)).astype(dtype)
+    x, gamma, beta = whole[::2, :, ::2], *rng.standard_normal((2, 7))
+    kept, tolerance = whole.copy(), 1e-5 if dtype == "float32" else 1e-13
+    for function, want in (
+        (ops.softmax, ref.softmax(x)),
+        (lambda x, out=None: norm.layer_norm(x, gamma, beta, 1e-3, out), ref.layer_norm(x, gamma, beta, 1e-3)),
+        (
+            lambda x, out=None: norm.layer_norm(x, gamma, None, 1e-3, out, centred=False),
+            ref.layer_norm(x, gamma, None, 1e-3, centred=False),
+        ),
+    ):
+        y, out = function(x), np.full(x.shape, np.nan, dtype)
+        assert y.dtype == dtype
+        assert function(x, out) is out
+        np.testing.assert_array_equal(out, y)
+        np.testing.assert_allclose(y, want.astype(float), rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(whole, kept)
+        assert function(x[:0]).shape == (0, 5, 7)
+        assert function(x[..., :0] if function is ops.softmax else x[:, :0]).size == 0

@@ -14,7 +14,7 @@ import fastsparse as fs
 from fastsparse.ops import conv, layouts, sddmm, sparse_operator, spmm, spmv, tiles
 from fastsparse.ops.geometry import ConvGeometry, grid
 from fastsparse.ops.heuristics import heuristics_for
-from fastsparse_kernels import operators as kernels
+from fastsparse_kernels import sparse_operator as kernels
 from tests.checking import PATTERNS, TARGETS, Array, matrix, target
 from tests.geometries import TABLE, geometry_of
 
@@ -40,7 +40,7 @@ def decoded(op: sparse_operator.SparseOperator) -> list[tuple[int, int, int, int
     assert op.segments[-1] == len(op.rows)
     assert place == op.nnz
     for array in (op.offsets, op.entries):
-        assert room_behind(array) >= kernels.READ_AHEAD
+        assert room_behind(array) >= kernels.OVERREAD
     return found
 
 
@@ -162,7 +162,7 @@ def test_kernels_may_read_ahead_of_packed_values(rng, monkeypatch):
     pattern = matrix(rng, rng.random((5, 70)) < 0.3, "float64").pattern
     op = sparse_operator.build_operator(pattern.indptr, pattern.indices, sparse_operator.even_blocks(70, 30, 320), H)
     packed = op.pack(rng.standard_normal(pattern.nnz))
-    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.READ_AHEAD)
+    assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.OVERREAD)
 
 
 def test_values_are_packed_once_per_matrix(rng, monkeypatch):
@@ -262,4 +262,4 @@ def test_panels_that_sddmm_reads(rng):
     assert sddmm.plan_panels(pattern, 5 * 8, m).positions == 8
     for groups in (2, 5):
         order = sddmm.plan_panels(pattern, groups * 8, m).order
-        assert all(room_behind(array) >= kernels.READ_AHEAD for array in (order.offsets, order.entries))
+        assert all(room_behind(array) >= kernels.OVERREAD for array in (order.offsets, order.entries))

@@ -12,7 +12,6 @@ import fastsparse as fs
 from fastsparse.ops import spmv
 from fastsparse.ops.target import tuned
 from fastsparse_kernels import compiler
-from fastsparse_kernels.lookup_layout import BITS, CHUNK, LANES, NOWHERE
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits, target
 
 AVX512 = compiler.lanes(BITS) == LANES

@@ -10,7 +10,7 @@ import pytest
 
 from fastsparse.ops import conv, layouts, spmm, tiles
 from fastsparse.ops.target import Target
-from tests.checking import TARGETS, PATTERNS, Array, matrix
+from tests.checking import PATTERNS, TARGETS, Array, matrix
 from tests.geometries import TABLE, geometry_of
 
 

@@ -13,8 +13,9 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.runtime import buffers, launch
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels.compiler import aligned_empty
-from tests.test_interrupt import NAMES, calls
+from tests.runtime.test_interrupt import NAMES, calls
 
 CALLS = """
 import numpy as np
@@ -98,7 +99,7 @@ def test_every_thread_has_its_own_workspace(monkeypatch):
 def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     """What the workspace does not keep is freed when the last reference goes, whoever has its address."""
     lent: list[tuple[int, int, weakref.ref[np.ndarray], np.ndarray]] = []
-    used, run_words = [], launch.run_words
+    used, run = [], launch._run
 
     def take(purpose: str, size: int) -> np.ndarray:
         memory = aligned_empty((max(size, 64),), np.uint8)
@@ -112,10 +113,10 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
                 if start <= word < end:
                     assert held() is not None, "the buffer was given back"
                     used.append(word)
-        run_words(kernel, words, *rest)
+        run(kernel, words, *rest)
 
     monkeypatch.setattr(buffers, "take", take)
-    monkeypatch.setattr(launch, "run_words", checked)
+    monkeypatch.setattr(launch, "_run", checked)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
 
@@ -165,10 +166,6 @@ def test_memory_of_results_is_bounded(monkeypatch):
 
 def test_results_are_the_callers(monkeypatch, rng):
     """A result that is held stays as it is, whatever is computed afterwards, also in other threads."""
-    from threading import Thread
-
-    import fastsparse as fs
-
     monkeypatch.undo()
     W = fs.csr(rng.standard_normal((64, 50)) * (rng.random((64, 50)) < 0.2))
     X = rng.standard_normal((50, 2000))
@@ -183,3 +180,16 @@ def test_results_are_the_callers(monkeypatch, rng):
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(view, kept[5])
+
+
+def test_addresses_are_those_of_numpy(rng):
+    whole = rng.standard_normal((5, 6, 7))
+    frozen = whole.view()
+    frozen.flags.writeable = False
+    arrays = [
+        whole, whole[1:, 2:], whole[::-1, :, ::-1], whole.T, frozen, np.asfortranarray(whole[0]), np.empty(0),
+        whole[5:], np.array(1.0), np.broadcast_to(whole[0, 0], (3, 7)), whole.astype("float32"), whole.view(np.uint8),
+        whole[0].view(np.recarray), np.frombuffer(b"12345678", np.uint8)[3:],
+        np.zeros(3, [("a", "i4"), ("b", "f8")])["b"],
+    ]  # fmt: skip
+    assert [address(array) for array in arrays] == [array.ctypes.data for array in arrays]

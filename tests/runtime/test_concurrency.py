@@ -46,10 +46,10 @@ def check():
     barrier.wait()
     for _ in range(5):
         wrong.extend(a != b for a, b in zip(work(), expected))
-with fs.threads(int(sys.argv[1])):
-    workers = [threading.Thread(target=check) for _ in range(16)]
-    for worker in workers: worker.start()
-    for worker in workers: worker.join()
+fs.set_num_threads(int(sys.argv[1]))
+workers = [threading.Thread(target=check) for _ in range(16)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
 print(len(wrong), sum(wrong), regions > 0, fs.show_config(file=sys.stderr)["threading_layer"])
 """
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.plan import policy
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import parallel
 from tests.checking import PATTERNS, matrix, numbers, same_bits
 
@@ -34,7 +34,7 @@ def calls(rng: np.random.Generator) -> dict[str, tuple[Any, float]]:
         "sddmm": (lambda: fs.sddmm(W.pattern, grad.T, X.T).data, 2 * W.nnz * 700),
         "sparse linear": (lambda: fs.linear(x, W), 2 * x.nnz * W.nnz / 90),
         "sparse gradient": (lambda: fs.linear_backward(grad, x, W, need_input=False)[1], 2 * x.nnz * W.nnz / 90),
-        "flat conv": (lambda: fs.conv2d(one, F, **padded), 4 * F.nnz * 40 * 41),
+        "padded conv": (lambda: fs.conv2d(one, F, **padded), 4 * F.nnz * 40 * 41),
         "pointwise conv": (lambda: fs.conv1d(wide, W, kernel_size=1), 2 * W.nnz * 400),
         "conv of a batch": (lambda: fs.conv2d(many, F, **padded), 2 * F.nnz * 90 * 40),
         "conv2d_backward": (lambda: fs.conv2d_backward(dy, many, F, **padded)[1], 4 * F.nnz * 90 * 40),
@@ -50,18 +50,16 @@ def test_long_work_is_launched_in_slices(rng, monkeypatch, name, threads):
     """As many launches as the work has slices, and the same bits."""
     expected = calls(rng)[name][0]()
     launches = []
-    serial, shared = parallel.run_serial(), parallel.run_parallel()
+    serial, parallel = parallel.run_serial(), parallel.run_parallel()
     monkeypatch.setattr(parallel, "run_serial", lambda: lambda *a: (launches.append(1), serial(*a)))
-    monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), shared(*a)))
-    monkeypatch.setattr(policy, "PARALLEL_FLOPS", 0)
+    monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), parallel(*a)))
     call, flops = calls(np.random.default_rng(20240607))[name]
-    monkeypatch.setattr(policy, "SLICE_FLOPS", flops / 4)
-    with fs.threads(threads):
+    with tuned(parallel_flops=0, slice_flops=flops / 4), fs.threads(threads):
         assert same_bits(call(), expected)
     assert sum(launches) >= 4
 
 
-def test_parts_of_a_weight_gradient_are_the_whole(rng, monkeypatch):
+def test_parts_of_a_weight_gradient_are_the_whole(rng):
     """Parts by batches, and by runs of positions inside one batch, sum in the order of the whole."""
     W = matrix(rng, PATTERNS["scattered"](rng, (5, 3 * 9)), "float64")
     for samples in (1, 20, 100):
@@ -69,9 +67,8 @@ def test_parts_of_a_weight_gradient_are_the_whole(rng, monkeypatch):
         with fs.threads(1):
             expected = fs.conv2d_backward(dy, x, W, kernel_size=3, padding=1)[1]
             for slice_flops in (1, 1000, 20_000, 200_000):
-                monkeypatch.setattr(policy, "SLICE_FLOPS", slice_flops)
-                assert same_bits(fs.conv2d_backward(dy, x, W, kernel_size=3, padding=1)[1], expected)
-            monkeypatch.undo()
+                with tuned(slice_flops=slice_flops):
+                    assert same_bits(fs.conv2d_backward(dy, x, W, kernel_size=3, padding=1)[1], expected)
 
 
 LONG = """

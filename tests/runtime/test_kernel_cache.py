@@ -15,7 +15,7 @@ from fastsparse.runtime import kernel_cache
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
 DIGEST_NAME = "0123456789abcdef0123"
-WHERE = "from fastsparse import runtime; print(runtime.cache_directory()); print(runtime.cache_directory())"
+WHERE = "from fastsparse.runtime.kernel_cache import cache_directory as d; print(d()); print(d())"
 
 
 def refused(base, reason):

@@ -1,18 +1,19 @@
-"""What a call keeps for the next one like it must not show: neither in its result nor when it is made meanwhile."""
+"""Prepared launches: what a call keeps for the next one like it must not show, slices, and what is printed of them."""
 
 from __future__ import annotations
 
 import gc
+import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.runtime.memo import Memo
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime import launch
+from fastsparse.runtime.launch import Arguments, BoundLaunch
+from fastsparse_kernels import sequence
 from tests.checking import ACTIVATIONS, DTYPES
 
 ROWS, COLUMNS = 21, 34
@@ -127,41 +128,100 @@ def test_threads_share_what_is_kept(rng, shape):
     assert not wrong
 
 
-def test_addresses_are_those_of_numpy(rng):
-    whole = rng.standard_normal((5, 6, 7))
-    frozen = whole.view()
-    frozen.flags.writeable = False
-    arrays = [
-        whole, whole[1:, 2:], whole[::-1, :, ::-1], whole.T, frozen, np.asfortranarray(whole[0]), np.empty(0),
-        whole[5:], np.array(1.0), np.broadcast_to(whole[0, 0], (3, 7)), whole.astype("float32"), whole.view(np.uint8),
-        whole[0].view(np.recarray), np.frombuffer(b"12345678", np.uint8)[3:],
-        np.zeros(3, [("a", "i4"), ("b", "f8")])["b"],
-    ]  # fmt: skip
-    assert [address(array) for array in arrays] == [array.ctypes.data for array in arrays]
+@pytest.mark.parametrize(("tasks", "threads", "slices"), [(2, 2, 1), (7, 2, 3), (8, 1, 8), (100, 2, 10)])
+def test_slices_keep_every_worker_busy(monkeypatch, tasks, threads, slices):
+    """Long calls are cut for Ctrl-C, but never into pieces of fewer tasks than workers."""
+    ranges: list[Any] = []
+    arguments = Arguments(np.dtype([("counter", np.int64), ("stop", np.int64)]))
+
+    def run(*given: Any) -> None:
+        ranges.append(given[-2:])
+
+    monkeypatch.setattr(launch, "available_workers", lambda threads: threads)
+    monkeypatch.setattr(parallel, "run_parallel", lambda: run)
+    monkeypatch.setattr(parallel, "run_serial", lambda: run)
+    kernel = sequence.sequence_kernel().address
+    BoundLaunch(kernel, arguments, tasks, 1e9 * threads * 10).run(threads, slice_flops=1e9)
+    assert len(ranges) == slices
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == tasks
+    assert all(stop - start >= threads for start, stop in ranges)
 
 
-# ---------------------------------------------------------------- the store
+# ------------------------------------------------------------------------------------------------ FASTSPARSE_VERBOSE
+
+VERBOSE = """
+import numpy as np
+import fastsparse as fs
+
+W = fs.csr(np.tri(40, 90, 30, dtype=np.float32))
+F = fs.csr(np.ones((6, 27), np.float32))
+images = np.ones((3, 3, 8, 9), np.float32)
+model = fs.nn.Sequential(fs.nn.SparseLinear(90, 40, pattern=W.pattern), fs.nn.ReLU())
+calls = {
+    "spmm": lambda: fs.spmm(W, np.ones((90, 33), np.float32)),
+    "spmv": lambda: fs.spmm(W, np.ones(90, np.float32)),
+    "linear": lambda: fs.linear(np.ones((33, 90), np.float32), W),
+    "conv": lambda: fs.conv2d(images, F, kernel_size=3, padding=1),
+    "sddmm": lambda: fs.sddmm(W.pattern, np.ones((40, 33), np.float32), np.ones((33, 90), np.float32)),
+    "activation": lambda: fs.nn.ReLU()(images),
+}
+for name, call in calls.items():
+    print("##", name, file=sys.stderr, flush=True)
+    call()
+print(W.nnz)
+"""
 
 
-def built(found: list[int], value: int) -> Callable[[], int]:
-    return lambda: found.append(value) or value
+def test_verbose_prints_a_line_for_every_launch(run_python):
+    """Operation, sizes, nonzeros, layout and kernel, threads and time, as numbers."""
+    done = run_python("import sys\n" + VERBOSE, FASTSPARSE_VERBOSE="1", FASTSPARSE_NUM_THREADS="2")
+    nonzeros = done.stdout.strip()
+    lines: dict[str, list[str]] = {}
+    for line in done.stderr.splitlines():
+        if line.startswith("## "):
+            lines[line[3:]] = []
+        else:
+            lines[list(lines)[-1]].append(line)
+    for name, found in lines.items():
+        assert found, f"nothing was printed for {name}"
+        for line in found:
+            parts = line.split(",")
+            assert parts[0] == "fastsparse", line
+            assert re.fullmatch(r"threads [12]", parts[-2]), line
+            assert re.fullmatch(r"[0-9.e+-]+ ms", parts[-1]), line
+            assert float(parts[-1].removesuffix(" ms")) > 0
+    operations = {name: [line.split(",")[1] for line in found] for name, found in lines.items()}
+    assert operations["spmm"] == ["spmm"]
+    assert operations["spmv"] == ["spmv"]
+    assert operations["linear"] == ["pack batch-blocked", "linear", "unpack batch-blocked"]
+    assert operations["conv"] == ["pack padded NCHW", "conv padded NCHW"]
+    assert operations["sddmm"] == ["pack batch-blocked", "pack batch-blocked", "sddmm"]
+    assert operations["activation"] == ["activation"]
+    for name in ("spmm", "spmv", "linear", "sddmm"):
+        assert any(f"nnz {nonzeros}" in line for line in lines[name]), lines[name]
+    assert "3x3x8x9" in lines["conv"][0] or "3x3x8" in lines["conv"][0]
 
 
-def test_a_store_builds_once_and_forgets_the_oldest():
-    memo, made = Memo(limit=3), []
-    for key in (0, 1, 2, 0, 0, 3, 3, 0):
-        assert memo.get(key, built(made, key)) == key
-    assert made == [0, 1, 2, 3]
-    assert memo.get(1, built(made, 1)) == 1, "asked for longest ago: gone when 3 came"
-    assert memo.get(0, built(made, 0)) == 0
-    assert made == [0, 1, 2, 3, 1]
-    assert len(memo) == 3
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_without_verbose_nothing_is_printed(run_python, value):
+    code = "import numpy as np, fastsparse as fs; fs.spmm(fs.csr(np.eye(3)), np.ones((3, 2)))"
+    assert run_python(code, FASTSPARSE_VERBOSE=value).stderr == ""
 
 
-def test_a_store_passes_arguments_on_and_keeps_nothing_of_a_failure():
-    memo = Memo()
-    with pytest.raises(ZeroDivisionError):
-        memo.get("key", divmod, 7, 0)
-    assert memo.get("key", divmod, 7, 2) == (3, 1)
-    assert memo.get("key", divmod, 1, 1) == (3, 1)
-    assert memo.get("other", divmod, 1, 1) == (1, 0)
+def test_engines_are_verbose_too(run_python):
+    """One line for each step of the network."""
+    code = """
+import sys
+import numpy as np
+import fastsparse as fs
+model = fs.nn.Sequential(fs.nn.SparseLinear(90, 40, sparsity=0.5, rng=0), fs.nn.ReLU())
+for batch in (1, 40):
+    engine = fs.compile(model, (batch, 90), tune=False)
+    print("##", file=sys.stderr, flush=True)
+    engine(np.ones((batch, 90), np.float32))
+"""
+    done = run_python(code, FASTSPARSE_VERBOSE="1")
+    *_, one, many = done.stderr.split("##\n")
+    assert [line.split(",")[1] for line in one.splitlines()] == ["spmv"]
+    assert [line.split(",")[1] for line in many.splitlines()][1:-1] == ["linear"]

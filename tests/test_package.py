@@ -1,0 +1,60 @@
+"""Contract T5: what importing fastsparse does, and the names it has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import fastsparse as fs
+
+IMPORT = """
+import json, logging, sys, threading, warnings
+import numba, scipy.sparse
+from numba.core import event
+compiled = []
+class Listener(event.Listener):
+    def on_start(self, event): compiled.append(str(event.data))
+    def on_end(self, event): pass
+event.register("numba:compile", Listener())
+filters, handlers = list(warnings.filters), list(logging.root.handlers)
+settings = {name: getattr(numba.config, name) for name in dir(numba.config) if name.isupper()}
+import fastsparse
+from numba.np.ufunc import parallel
+print(json.dumps({
+    "compiled": compiled,
+    "threads": threading.active_count(),
+    "started": parallel._is_initialized,
+    "filters": filters == list(warnings.filters),
+    "handlers": handlers == list(logging.root.handlers),
+    "settings": all(getattr(numba.config, name) == value for name, value in settings.items()),
+    "modules": sorted(name for name in sys.modules if name.startswith("fastsparse")),
+}))
+"""
+
+
+def test_import_changes_nothing(run_python):
+    found = json.loads(run_python(IMPORT).stdout)
+    modules = found.pop("modules")
+    assert found == {
+        "compiled": [],
+        "threads": 1,
+        "started": False,
+        "filters": True,
+        "handlers": True,
+        "settings": True,
+    }
+    assert not [
+        name for name in modules if name.startswith(("fastsparse_kernels", "fastsparse.nn", "fastsparse.engine"))
+    ]
+
+
+def test_every_public_name_is_there():
+    for name in fs.__all__:
+        assert getattr(fs, name) is not None
+    assert set(fs.__all__) == set(dir(fs))
+
+
+def test_unknown_names_of_the_package():
+    with pytest.raises(AttributeError, match=r"^module 'fastsparse' has no attribute 'nonsense'$"):
+        fs.nonsense  # noqa: B018
