@@ -10,6 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.arguments import as_float
+from fastsparse_kernels import compiler
 from tests.checking import DTYPES, PATTERNS, Array, matrix, numbers, same_bits
 from tests.test_arguments import CALLS
 
@@ -74,7 +75,7 @@ def test_every_type_and_layout_gives_the_same_and_compiles_nothing(rng, monkeypa
     if "X" in good:
         assert flat(function(**{**good, "X": np.asfortranarray(good["X"])})) == expected
     compiled = []
-    monkeypatch.setattr(build.CFunc, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(compiler.CFunc, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(build, "njit", lambda **_: compiled.append)
     for key, kind in itertools.product(present, [dtype, *OTHERS]):
         for layout, array in layouts(good[key].astype(kind)).items():

@@ -149,13 +149,13 @@ def test_products_on_much_data_are_prefetched():
 
 
 def test_lookups_are_weighed_against_loads():
-    assert h64.spmv_by_lookup(2048, 2048, 400_000, CHUNK)
-    assert h64.spmv_by_lookup(2048, 2048, 40_000, CHUNK)
-    assert not h64.spmv_by_lookup(2048, 2048, 4_000, CHUNK)
-    assert not h64.spmv_by_lookup(50, 100, 500, CHUNK), "the call is most of the work"
-    assert not h64.spmv_by_lookup(10**5, 10**5, 10**6, CHUNK), "most chunks of a row would be empty"
-    assert not h64.spmv_by_lookup(10**7, 1000, 1000, CHUNK), "rows are empty"
-    assert h64.lookup_rows(1) > h64.lookup_rows(1000) >= LANES
+    assert h64.spmv_by_lookup(2048, 2048, 400_000, LOOKUP_CHUNK)
+    assert h64.spmv_by_lookup(2048, 2048, 40_000, LOOKUP_CHUNK)
+    assert not h64.spmv_by_lookup(2048, 2048, 4_000, LOOKUP_CHUNK)
+    assert not h64.spmv_by_lookup(50, 100, 500, LOOKUP_CHUNK), "the call is most of the work"
+    assert not h64.spmv_by_lookup(10**5, 10**5, 10**6, LOOKUP_CHUNK), "most chunks of a row would be empty"
+    assert not h64.spmv_by_lookup(10**7, 1000, 1000, LOOKUP_CHUNK), "rows are empty"
+    assert h64.lookup_rows(1) > h64.lookup_rows(1000) >= LOOKUP_LANES
 
 
 # ------------------------------------------------------------------------------------------------ records as values

@@ -11,7 +11,7 @@ import fastsparse as fs
 from fastsparse.ops import conv, layouts
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.runtime.buffers import address
-from fastsparse_kernels import layouts
+from fastsparse_kernels import layouts as kernels
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.compiler import aligned_empty
 from tests.checking import EVERYWHERE, NOWHERE, target
@@ -86,7 +86,7 @@ def test_samples_far_apart(rng, dtype):
 def test_unpacking_rows_on_the_same_sets(rng, lead, far, workers, dtype):
     """Rows a multiple of 2 KB apart, whole vectors of which are stored by way of a buffer, non-temporal when far."""
     m = target(bits_of(dtype), lanes_of(dtype), workers, parallel_flops=0, far_share=EVERYWHERE if far else NOWHERE)
-    wide = layout.WIDE * m.lanes
+    wide = kernels.WIDE * m.lanes
     for features, samples in ((wide - 1, 2 * m.lanes), (wide, m.lanes), (3 * wide + m.lanes + 3, 2 * m.lanes + 1)):
         row = -(-(lead + features + 1) * m.size // 2048) * 2048 // m.size
         rows = rng.standard_normal((samples, features)).astype(dtype)

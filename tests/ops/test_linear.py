@@ -244,32 +244,6 @@ def test_gradients_are_finite_differences(rng, pattern):
 
 
 @both_types
-@pytest.mark.parametrize("samples", [1, 2, 40])
-def test_adjoint_identity(rng, samples, dtype):
-    """<W x, g> = <x, W^T g> = <w, dW>, exactly for small integers."""
-    x, W, grad = drawn(rng, samples, (33, 47), dtype, integers=True)
-    dx, dw, _ = fs.linear_backward(grad, x, W)
-    product = (fs.linear(x, W).astype(np.float64) * grad).sum()
-    assert product == (x * dx.astype(np.float64)).sum() == (W.data * dw.astype(np.float64)).sum()
-
-
-def test_prefetch_changes_no_bit():
-    """Also where the last entries of a block prefetch beyond its last row, and beyond X itself."""
-    rng = np.random.default_rng(4)
-    mask = rng.random((37, 600)) < 0.3
-    mask[:, 300:] &= rng.random((37, 300)) < 0.1
-    W = matrix(rng, mask, "float32")
-    x = rng.standard_normal((203, 600)).astype(np.float32)
-    results = []
-    for share in (NOWHERE, EVERYWHERE):
-        for threads in (1, 2):
-            with tuned(panels_share=share, rows_share=share), fs.threads(threads):
-                results += [fs.linear(x, W), fs.spmm(W, np.asfortranarray(x.T))]
-    for way in (0, 1):
-        for y in results[way::2]:
-            np.testing.assert_array_equal(y, results[way])
-
-
 @pytest.mark.parametrize("samples", [203, 256])
 @pytest.mark.parametrize("y_row_major", [False, True])
 def test_panels_that_are_not_full_can_be_prefetched(rng, samples, y_row_major):
@@ -297,4 +271,6 @@ def test_contiguous_rows_are_prefetched_by_lines(rng, monkeypatch, share):
         fs.linear(x, W)
         fs.linear(x, matrix(rng, rng.random((37, 600)) < 0.03, "float32"))
         fs.spmm(W, np.ascontiguousarray(x.T))
-    assert variants == ([operators.LINES, operators.ROWS, operators.ROWS] if share == EVERYWHERE else [0, 0, 0])
+    assert variants == (
+        [sparse_operator.LINES, sparse_operator.ROWS, sparse_operator.ROWS] if share == EVERYWHERE else [0, 0, 0]
+    )

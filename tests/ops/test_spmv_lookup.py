@@ -14,10 +14,10 @@ from fastsparse.ops.target import tuned
 from fastsparse_kernels import compiler
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits, target
 
-AVX512 = compiler.lanes(BITS) == LANES
+AVX512 = compiler.lanes(LOOKUP_BITS) == LOOKUP_LANES
 only_avx512 = pytest.mark.skipif(not AVX512, reason="looks up in AVX-512's registers")
 ALWAYS = {"lookup_nonzeros": 0, "lookup_filled": -1.0, "lookup_cycles": 0.0, "lookup_chunk_cycles": -1.0}
-TARGET = target(BITS, LANES, **ALWAYS)
+TARGET = target(LOOKUP_BITS, LOOKUP_LANES, **ALWAYS)
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 127), (33, 128), (40, 129), (50, 300)]
 
 
@@ -39,21 +39,21 @@ def multiplied(plan: spmv.SpmvLookupPlan, values: Any, x: Any) -> Any:
     """W @ x from the plan's arrays, in exact arithmetic: an oracle of where nonzeros are."""
     y: list[int] = []
     vectors, found = iter(plan.vector_counts.tolist()), 0
-    columns, values = plan.columns.reshape(-1, LANES), values.reshape(-1, LANES)
-    index = iter(plan.sum_index.reshape(-1, LANES))
+    columns, values = plan.columns.reshape(-1, LOOKUP_LANES), values.reshape(-1, LOOKUP_LANES)
+    index = iter(plan.sum_index.reshape(-1, LOOKUP_LANES))
     for group, rows in enumerate(np.diff(plan.group_starts)):
-        slices = -(-int(rows) // LANES)
+        slices = -(-int(rows) // LOOKUP_LANES)
         assert plan.vector_starts[group] == found
-        sums = np.zeros((plan.chunks, slices, LANES), object)
+        sums = np.zeros((plan.chunks, slices, LOOKUP_LANES), object)
         for chunk, slice_ in np.ndindex(plan.chunks, slices):
             some_empty, none_empty = divmod(next(vectors), 256)
             for vector in range(found, found + none_empty + some_empty):
-                there = columns[vector] != NOWHERE
+                there = columns[vector] != LOOKUP_EMPTY
                 assert there.all() or vector >= found + none_empty
                 assert there.any()
                 assert (values[vector][~there] == 0).all()
                 for lane in np.nonzero(there)[0]:
-                    column = chunk * CHUNK + int(columns[vector, lane])
+                    column = chunk * LOOKUP_CHUNK + int(columns[vector, lane])
                     sums[chunk, slice_, lane] += int(values[vector, lane]) * int(x[column])
             found += none_empty + some_empty
         sums = sums.reshape(plan.chunks, -1)
@@ -70,9 +70,9 @@ def multiplied(plan: spmv.SpmvLookupPlan, values: Any, x: Any) -> Any:
 def test_every_nonzero_is_there_once(rng, shape, threads):
     W = some(rng, *shape)
     W = fs.CSR(W.indptr, W.indices, np.arange(1, W.nnz + 1, dtype=np.float32), W.shape)
-    plan = spmv.plan_spmv(W.pattern, target(BITS, LANES, threads, **ALWAYS))
+    plan = spmv.plan_spmv(W.pattern, target(LOOKUP_BITS, LOOKUP_LANES, threads, **ALWAYS))
     assert isinstance(plan, spmv.SpmvLookupPlan)
-    assert (plan.group_starts[:-1] % LANES == 0).all()
+    assert (plan.group_starts[:-1] % LOOKUP_LANES == 0).all()
     assert plan.group_starts[-1] == W.shape[0]
     x = rng.integers(-9, 10, W.shape[1])
     packed = plan.pack(W.data)
@@ -94,7 +94,7 @@ def test_groups_hold_few_rows(rng, most):
     mask = np.zeros((2000, 40), bool)
     mask[:3] = True
     W = matrix(rng, mask, "float32")
-    plan = spmv.plan_spmv(W.pattern, target(BITS, LANES, **ALWAYS, lookup_row_limit=most))
+    plan = spmv.plan_spmv(W.pattern, target(LOOKUP_BITS, LOOKUP_LANES, **ALWAYS, lookup_row_limit=most))
     assert isinstance(plan, spmv.SpmvLookupPlan)
     assert np.diff(plan.group_starts).max() <= 2 * most
     x = rng.integers(-9, 10, 40)
@@ -118,7 +118,7 @@ def test_order_of_summation(rng):
     for row, start in enumerate(W.indptr[:-1]):
         sums = [Fraction(0)] * 3
         for p in range(start, W.indptr[row + 1]):
-            chunk = int(W.indices[p]) // CHUNK
+            chunk = int(W.indices[p]) // LOOKUP_CHUNK
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chunk] = rounded(sums[chunk] + product, "float32")
         total = Fraction(0)
@@ -138,12 +138,12 @@ def test_order_of_summation(rng):
 def test_error_bound(rng, shape, activation):
     W = some(rng, *shape)
     x, bias = rng.standard_normal(shape[1]).astype(np.float32), rng.standard_normal(shape[0]).astype(np.float32)
-    memory = np.full(shape[0] + 2 * LANES, np.nan, np.float32)
-    out = memory[LANES:-LANES]
+    memory = np.full(shape[0] + 2 * LOOKUP_LANES, np.nan, np.float32)
+    out = memory[LOOKUP_LANES:-LOOKUP_LANES]
     fs.spmm(W, x, bias=bias, activation=activation, out=out)
     assert_product(out[:, None], W, x[:, None], bias, activation)
-    assert np.isnan(memory[:LANES]).all()
-    assert np.isnan(memory[-LANES:]).all()
+    assert np.isnan(memory[:LOOKUP_LANES]).all()
+    assert np.isnan(memory[-LOOKUP_LANES:]).all()
 
 
 @only_avx512

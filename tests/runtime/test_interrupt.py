@@ -50,9 +50,9 @@ def test_long_work_is_launched_in_slices(rng, monkeypatch, name, threads):
     """As many launches as the work has slices, and the same bits."""
     expected = calls(rng)[name][0]()
     launches = []
-    serial, parallel = parallel.run_serial(), parallel.run_parallel()
+    serial, shared = parallel.run_serial(), parallel.run_parallel()
     monkeypatch.setattr(parallel, "run_serial", lambda: lambda *a: (launches.append(1), serial(*a)))
-    monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), parallel(*a)))
+    monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), shared(*a)))
     call, flops = calls(np.random.default_rng(20240607))[name]
     with tuned(parallel_flops=0, slice_flops=flops / 4), fs.threads(threads):
         assert same_bits(call(), expected)

@@ -13,7 +13,7 @@ import pytest
 import fastsparse as fs
 from fastsparse.runtime import launch
 from fastsparse.runtime.launch import Arguments, BoundLaunch
-from fastsparse_kernels import sequence
+from fastsparse_kernels import parallel, sequence
 from tests.checking import ACTIVATIONS, DTYPES
 
 ROWS, COLUMNS = 21, 34
