@@ -14,7 +14,7 @@ from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
-from fastsparse.nn.growth import ConvolutionGradient
+from fastsparse.sparsity.growth import ConvolutionGradient
 from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter

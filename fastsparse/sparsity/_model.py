@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -39,10 +40,17 @@ class SparseParameter(Protocol):
 
 
 class Model(Protocol):
-    """What algorithms see of a model."""
+    """What algorithms see of a model: fs.nn's, or of another library that has told `named_parameters` its way."""
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """Yield (name, parameter)."""
+
+
+@functools.singledispatch
+def named_parameters(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, parameter), the sparse ones as `SparseParameter`; `fastsparse.torch` registers torch's modules."""
+    found: Iterator[tuple[str, Any]] = model.named_parameters()
+    return found
 
 
 def pattern_of(parameter: SparseParameter) -> Pattern:
@@ -55,7 +63,7 @@ def pattern_of(parameter: SparseParameter) -> Pattern:
 def chosen_parameters(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
     """The sparse parameters that no name in `exclude` covers."""
     unwanted = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    named = list(model.named_parameters())
+    named = list(named_parameters(model))
     for name in unwanted:
         if not any(_covers(name, parameter) for parameter, _ in named):
             raise ValueError(f"exclude names {name!r}, expected layers or parameters of the model")
