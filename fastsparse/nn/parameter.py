@@ -273,7 +273,8 @@ class Parameter:
             if np.shape(array) != self._value.shape:
                 raise ValueError(f"state[{name!r}] has shape {np.shape(array)}, expected {self._value.shape}")
         moved = [
-            (state, {name: growth.carried(array, where, fresh) for name, array in state.items()}) for state in self._states()
+            (state, {name: growth.carried(array, where, fresh) for name, array in state.items()})
+            for state in self._states()
         ]
         value = growth.carried(self._value, where, fresh)
         self._pattern, self._value, self._matrix = pattern, value, None

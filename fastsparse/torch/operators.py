@@ -53,12 +53,14 @@ class Structure:
     def __init__(self, indptr: Tensor, indices: Tensor, columns: int) -> None:
         # Held, it keeps the storage's number from being given to another one.
         self._storage = StorageWeakRef(indices.untyped_storage())
-        self._tensors = _identity(indptr), _identity(indices)
+        self._tensors = *_identity(indptr), *_identity(indices)
         self.pattern = checked_pattern(indptr, indices, columns)
+        self.columns = columns
         self.watched = False
         self.gradients: list[FullGradient] = []
         self._inference: tuple[Identity, Array, bytes, CSR] | None = None
         self._training: tuple[Identity, CSR] | None = None
+        self._bias: tuple[int, Array] | None = None
 
     @property
     def expired(self) -> bool:
@@ -67,8 +69,8 @@ class Structure:
 
     def current(self, indptr: Tensor, indices: Tensor, columns: int) -> bool:
         """Whether the tensors still hold this pattern."""
-        tensors, pattern = (_identity(indptr), _identity(indices)), self.pattern
-        if tensors == self._tensors and pattern.shape[1] == columns:
+        tensors, pattern = (*_identity(indptr), *_identity(indices)), self.pattern
+        if tensors == self._tensors and columns == self.columns:
             return True
         # Written to, maybe with what was there: DistributedDataParallel does so at each step.
         same = (
@@ -98,6 +100,20 @@ class Structure:
         known = self._training
         if fresh or known is None or known[0] != _identity(values):
             known = self._training = _identity(values), self._built(values)[0]
+        return known[1]
+
+    def bias(self, bias: Tensor | None, matrix: CSR) -> Array | None:
+        """A view of the bias, made once: it keeps the memory, so that no other tensor has its address."""
+        if bias is None:
+            return None
+        known = self._bias
+        if known is None or known[0] != bias.data_ptr() or known[1].shape != bias.shape:
+            array = _input(bias, matrix, "bias")
+            if array.shape != matrix.shape[:1]:
+                raise ValueError(f"bias has shape {array.shape}, expected ({matrix.shape[0]},)")
+            if not array.flags.c_contiguous:
+                return np.ascontiguousarray(array)
+            known = self._bias = bias.data_ptr(), array
         return known[1]
 
     def _built(self, values: Tensor) -> tuple[CSR, Array]:
@@ -158,19 +174,10 @@ def _target(matrix: CSR) -> Target:
 
 
 def _input(x: Tensor, matrix: CSR, name: str) -> Array:
-    array = _array(x)
+    array = x.detach().numpy() if x.requires_grad else x.numpy()
     if array.dtype != matrix.dtype:
         raise TypeError(f"{name} has dtype {array.dtype}, expected {matrix.dtype} to match values")
     return array if array.flags.aligned else array.copy()
-
-
-def _bias(bias: Tensor | None, matrix: CSR) -> Array | None:
-    if bias is None:
-        return None
-    array = _input(bias, matrix, "bias")
-    if array.shape != matrix.shape[:1]:
-        raise ValueError(f"bias has shape {array.shape}, expected ({matrix.shape[0]},)")
-    return np.ascontiguousarray(array)
 
 
 # ------------------------------------------------------------------------------------------------- operators
@@ -203,9 +210,9 @@ def _linear(
     rows = matrix.shape[0]
     y = buffers.array((*array.shape[:-1], rows), matrix.dtype)
     if y.size == rows:
-        spmv.multiply(matrix, array, y, _bias(bias, matrix), None, _target(matrix))
+        spmv.multiply(matrix, array, y, structure.bias(bias, matrix), None, _target(matrix))
     elif y.size:
-        linear_ops.forward(matrix, linear_ops.as_rows(array), y, _bias(bias, matrix), None, _target(matrix))
+        linear_ops.forward(matrix, linear_ops.as_rows(array), y, structure.bias(bias, matrix), None, _target(matrix))
     return torch.from_numpy(y)
 
 
@@ -270,12 +277,12 @@ def _conv(
     x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, kernel_size: list[int],
     stride: list[int], padding: list[int], dilation: list[int], groups: int, fresh: bool,
 ) -> Tensor:  # fmt: skip
-    _, matrix, array, geometry = _geometry(
+    structure, matrix, array, geometry = _geometry(
         x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, fresh
     )
     y = buffers.array((len(array), geometry.out_channels, *geometry.out_spatial), matrix.dtype)
     if y.size:
-        conv_ops.forward(array, matrix, geometry, _bias(bias, matrix), None, y, _target(matrix))
+        conv_ops.forward(array, matrix, geometry, structure.bias(bias, matrix), None, y, _target(matrix))
     return torch.from_numpy(y)
 
 
@@ -318,9 +325,7 @@ def _(
     return _fake_gradients(x, indptr, indices, need_input)
 
 
-def _fake_gradients(
-    x: Tensor, indptr: Tensor, indices: Tensor, need_input: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_gradients(x: Tensor, indptr: Tensor, indices: Tensor, need_input: bool) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape if need_input else 0), x.new_empty(indices.shape), x.new_empty(indptr.shape[0] - 1)
 
 
@@ -349,9 +354,7 @@ def _(
 _ops = torch.ops.fastsparse
 
 
-def linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int
-) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int) -> Tensor:
     """x @ W.T + bias for the matrix W of `values` at the pattern of `indptr` and `indices`; differentiable once.
 
     Parameters
