@@ -14,11 +14,11 @@ from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
-from fastsparse.sparsity.growth import ConvolutionGradient
 from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations, dense
+from fastsparse.sparsity.growth import ConvolutionGradient
 
 Array = NDArray[Any]
 _FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

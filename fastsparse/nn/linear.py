@@ -15,11 +15,11 @@ from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
-from fastsparse.sparsity.growth import LinearGradient
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations
 from fastsparse.ops.sums import batch_sum
+from fastsparse.sparsity.growth import LinearGradient
 from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]

@@ -339,7 +339,8 @@ class _SparseConv(SparseLayer):
         if self.padding_mode != "zeros":
             x = F.pad(x, self._around, mode=self.padding_mode)
         y = operators.conv(
-            x, *weight, list(self.kernel_size), list(self.stride), self._window_padding, list(self.dilation), self.groups,
+            x, *weight, list(self.kernel_size), list(self.stride), self._window_padding, list(self.dilation),
+            self.groups,
         )  # fmt: skip
         return y.squeeze(0) if single else y
 

@@ -184,7 +184,8 @@ def _input(x: Tensor, matrix: CSR, name: str) -> Array:
 
 _library = torch.library.Library("fastsparse", "DEF")
 _library.define(
-    "linear(Tensor x, Tensor values, Tensor? bias, Tensor indptr, Tensor indices, int in_features, bool fresh) -> Tensor"
+    "linear(Tensor x, Tensor values, Tensor? bias, Tensor indptr, Tensor indices, int in_features, bool fresh) "
+    "-> Tensor"
 )
 _library.define(
     "linear_backward(Tensor grad, Tensor x, Tensor values, Tensor indptr, Tensor indices, int in_features, "
