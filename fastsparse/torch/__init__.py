@@ -3,7 +3,7 @@
 from fastsparse.torch.attention import MultiheadAttention
 from fastsparse.torch.converting import compile, from_torch, to_torch  # noqa: A004
 from fastsparse.torch.layers import SparseConv1d, SparseConv2d, SparseConv3d, SparseLinear
-from fastsparse.torch.sparsify import densify, sparsify
+from fastsparse.torch.pruning import densify, sparsify
 
 __all__ = [
     "MultiheadAttention",

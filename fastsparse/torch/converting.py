@@ -16,7 +16,7 @@ import fastsparse.nn as fnn
 from fastsparse.engine.engine import compile as compile_engine
 from fastsparse.nn.linear import SparseWeight
 from fastsparse.torch.layers import SparseConv1d, SparseConv2d, SparseConv3d, SparseLinear, _SparseConv
-from fastsparse.torch.sparsify import densify
+from fastsparse.torch.pruning import densify
 
 Array = NDArray[Any]
 

@@ -93,9 +93,9 @@ class SparseLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a torch.sparse_csr tensor on the same memory, for code that asks for its type or shape."""
+        """The weight as a torch.sparse_csr tensor with these values, for code that asks for its type or shape."""
         shape = len(self.indptr) - 1, self._columns
-        return torch.sparse_csr_tensor(self.indptr, self.indices.long(), self.values, shape)
+        return torch.sparse_csr_tensor(self.indptr, self.indices.long(), self.values, shape, check_invariants=False)
 
     @property
     def sparsity(self) -> float:
@@ -126,7 +126,12 @@ class SparseLayer(nn.Module):
         self.indptr.data = torch.from_numpy(pattern.indptr.copy())
         self.indices.data = torch.from_numpy(pattern.indices.copy())
         self.values.grad = None
-        self.values.data = torch.from_numpy(np.ascontiguousarray(values)).to(self.values.dtype)
+        new, dtype = torch.from_numpy(np.ascontiguousarray(values)), self.values.dtype
+        if len(new) != len(self.values):
+            # A graph that is still alive holds the parameter's node for gradients, which expects the old size. torch
+            # makes a new node for another type.
+            self.values.data = torch.empty(0, dtype=torch.float32 if dtype == torch.float64 else torch.float64)
+        self.values.data = new.to(dtype)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: Any,

@@ -360,6 +360,9 @@ def _features_axis(layer: nn.Module, x: Tensor) -> int:
 def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: str) -> None:
     """Masks at the sparsity wanted; of layers that share a weight the first decides."""
     firsts = [c for c in candidates if c.group[0] is c]
+    for candidate in firsts:
+        if torch.isnan(candidate.weight).any():
+            raise ValueError(f"{candidate.name}: a weight is NaN, expected numbers")
     norms = [_column_norms(c) if method == "wanda" else None for c in firsts]
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ()))) if method == "random" else np.random.default_rng(0)
     masks = scores.chosen_masks(
