@@ -29,7 +29,7 @@ class MultiheadAttention(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Features of query, key, value and output."""
-        return int(self.in_proj.in_features)  # type: ignore[arg-type]
+        return int(self.in_proj.in_features)
 
     @staticmethod
     def why_not(module: nn.MultiheadAttention) -> str | None:
@@ -61,9 +61,9 @@ class MultiheadAttention(nn.Module):
             self.embed_dim, self.num_heads, self.dropout, first.bias is not None, batch_first=self.batch_first,
             dtype=weight.dtype,
         )  # fmt: skip
-        dense.in_proj_weight, dense.out_proj.weight = weight, second.weight  # type: ignore[assignment]
+        dense.in_proj_weight, dense.out_proj.weight = weight, second.weight
         if first.bias is not None:
-            dense.in_proj_bias, dense.out_proj.bias = first.bias, second.bias  # type: ignore[assignment]
+            dense.in_proj_bias, dense.out_proj.bias = first.bias, second.bias
         return dense.train(self.training)
 
     def forward(
@@ -123,7 +123,7 @@ def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     linear.weight = weight
-    linear.bias = bias  # type: ignore[assignment]
+    linear.bias = bias
     return linear
 
 

@@ -267,7 +267,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x as body and shortcut take it."""
-        return self.activation(self.body(x) + self.shortcut(x))  # type: ignore[no-any-return]
+        return self.activation(self.body(x) + self.shortcut(x))
 
 
 def to_torch(model: fnn.Module) -> nn.Module:
@@ -311,7 +311,7 @@ def _symmetric(padding: Any) -> tuple[nn.Module | None, tuple[int, ...]]:
     """Padding as torch takes it: one number per axis, or a layer of its own where the sides differ."""
     if all(before == after for before, after in padding):
         return None, tuple(before for before, _ in padding)
-    return nn.ZeroPad2d([n for pair in reversed(padding) for n in pair]), (0,) * len(padding)  # type: ignore[arg-type]
+    return nn.ZeroPad2d([n for pair in reversed(padding) for n in pair]), (0,) * len(padding)
 
 
 def _padded(pad: nn.Module | None, layer: nn.Module) -> nn.Module:
@@ -320,12 +320,12 @@ def _padded(pad: nn.Module | None, layer: nn.Module) -> nn.Module:
 
 def _to_linear(m: Any) -> nn.Module:
     layer = nn.Linear(m.in_features, m.out_features, m.bias is not None, dtype=_type(m.weight))
-    return _set(layer, m, "weight", "bias")  # type: ignore[no-any-return]
+    return _set(layer, m, "weight", "bias")
 
 
 def _to_sparse_linear(m: Any) -> nn.Module:
     layer = SparseLinear(m.in_features, m.out_features, m.bias is not None, pattern=m.pattern, dtype=_type(m.values))
-    return _set(layer, m, "values", "bias")  # type: ignore[no-any-return]
+    return _set(layer, m, "values", "bias")
 
 
 def _to_conv(m: Any) -> nn.Module:
@@ -350,7 +350,7 @@ def _to_conv(m: Any) -> nn.Module:
 def _to_batch_norm(m: Any) -> nn.Module:
     kind = nn.BatchNorm1d if isinstance(m, fnn.BatchNorm1d) else nn.BatchNorm2d
     layer = kind(m.num_features, m.eps, m.momentum, dtype=_type(m.weight))
-    return _set(layer, m, "weight", "bias", "running_mean", "running_var")  # type: ignore[no-any-return]
+    return _set(layer, m, "weight", "bias", "running_mean", "running_var")
 
 
 def _to_pool(kind: type[nn.Module]) -> Callable[[Any], nn.Module]:

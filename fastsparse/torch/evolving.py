@@ -95,7 +95,7 @@ class _DenseParameter(NamedTuple):
 
 def _array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
-    return (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).numpy()  # type: ignore[no-any-return]
+    return (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).numpy()
 
 
 @_model.named_parameters.register
@@ -108,4 +108,4 @@ def _(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 continue
             seen.add(id(parameter))
             values = getattr(layer, "indices", None) is not None and parameter is getattr(layer, "values", None)
-            yield name, LayerParameter(layer) if values else _DenseParameter()  # type: ignore[arg-type]
+            yield name, LayerParameter(layer) if values else _DenseParameter()

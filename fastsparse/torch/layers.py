@@ -165,7 +165,7 @@ class SparseLayer(nn.Module):
             raise TypeError(f"x is {type(x).__name__}, expected a Tensor")
         if not (x.is_cpu and values.is_cpu) and not (x.is_meta and values.is_meta):
             raise ValueError(f"x is on {x.device} and the layer on {values.device}, expected both on the CPU")
-        return values, parameters["bias"], buffers["indptr"], buffers["indices"]  # type: ignore[return-value]
+        return values, parameters["bias"], buffers["indptr"], buffers["indices"]
 
 
 def _trainable(layer: nn.Module, name: str) -> bool:
@@ -316,7 +316,7 @@ class _SparseConv(SparseLayer):
         weight, found = effective_weight(conv)
         pattern = mask_pattern(_mask(weight, found if mask is None else mask))
         c: Any = conv
-        layer = cls(  # type: ignore[call-arg]
+        layer = cls(
             c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups,
             c.bias is not None, padding_mode=c.padding_mode, pattern=pattern, dtype=weight.dtype,
         )  # fmt: skip
@@ -410,7 +410,7 @@ def effective_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"the layer's weight is {reason}")
     mask = getattr(layer, "weight_mask", None)
     if mask is not None:
-        weight = layer.weight_orig * mask  # type: ignore[operator]
+        weight = layer.weight_orig * mask
     else:
         weight = layer.weight
         masks = [m for m in map(_parametrization_mask, _parametrizations(layer)) if m is not None]

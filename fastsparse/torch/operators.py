@@ -137,7 +137,7 @@ def _identity(tensor: Tensor) -> Identity:
 
 def _array(tensor: Tensor) -> Array:
     """A view of a tensor's memory."""
-    return tensor.detach().numpy()  # type: ignore[no-any-return]
+    return tensor.detach().numpy()
 
 
 def checked_pattern(indptr: Tensor, indices: Tensor, columns: int) -> Pattern:
@@ -408,25 +408,25 @@ def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Te
 
 class _LinearFunction(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         ctx.save_for_backward(x, values, *rest[:2])
         ctx.rest = rest[2:]
         return _ops.linear.default(x, values, bias, *rest, True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return _backward(_ops.linear_backward.default, ctx, grad)
 
 
 class _ConvFunction(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         ctx.save_for_backward(x, values, *rest[:2])
         ctx.rest = rest[2:]
         return _ops.conv.default(x, values, bias, *rest, True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return _backward(_ops.conv_backward.default, ctx, grad)
 
 
@@ -451,11 +451,11 @@ class _Gradients(Function):
     """The backward pass of an operator, where somebody may want its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Any, *arguments: Any) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         raise NotImplementedError(
             "fastsparse's layers have no second derivatives: their gradients cannot be differentiated"
         )

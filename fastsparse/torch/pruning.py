@@ -199,7 +199,7 @@ def sparsify(
             if candidate not in decided and sparsity is not None:
                 _write_zeros(candidate)
     for candidate in decided:
-        _move_hooks(candidate.layer, candidate.twin)  # type: ignore[arg-type]
+        _move_hooks(candidate.layer, candidate.twin)
     _substitute(module, {c.layer: c.twin for c in decided})
     unchanged = {new: old for old, new in apart.items() if not any(isinstance(m, SparseLayer) for m in new.modules())}
     _substitute(module, unchanged)
@@ -354,7 +354,7 @@ def _call(module: nn.Module, inputs: Any) -> Any:
 
 def _features_axis(layer: nn.Module, x: Tensor) -> int:
     """Axis of the features, or of the channels."""
-    return -len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else -1  # type: ignore[arg-type]
+    return -len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else -1
 
 
 def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: str) -> None:
@@ -448,7 +448,7 @@ def _measure(candidate: _Candidate, training: bool) -> None:
         candidate.note = "not measured: no example_inputs"
         return
     x = torch.randn(shape).to(candidate.weight.dtype).requires_grad_(training)
-    dense: nn.Module = twin.to_dense()  # type: ignore[operator] # as the layer is, without masks and hooks
+    dense: nn.Module = twin.to_dense()  # as the layer is, without masks and hooks
     with torch.set_grad_enabled(training):
         calls = {"dense": _step(dense, x, training), "sparse": _step(twin, x, training)}
         times = interleaved(calls, rounds=(3, 9), seconds=0.1, block=0.001)
@@ -512,12 +512,12 @@ def densify(module: nn.Module) -> nn.Module:
         `module` itself, or the dense layer where it is itself a sparse one.
     """
     if isinstance(module, SparseLayer):
-        return module.to_dense()  # type: ignore[operator, no-any-return]
+        return module.to_dense()
     shared: dict[int, Any] = {}
     new: dict[nn.Module, nn.Module] = {}
     for layer in module.modules():
         if isinstance(layer, SparseLayer):
-            dense: Any = layer.to_dense()  # type: ignore[operator]
+            dense: Any = layer.to_dense()
             dense.weight = shared.setdefault(id(layer.values), dense.weight)
             new[layer] = dense
     _substitute(module, new)
