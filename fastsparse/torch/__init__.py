@@ -1,4 +1,22 @@
-"""fastsparse in PyTorch (extra ``torch``): sparse layers, and pruned modules made fast by one call."""
+"""fastsparse in PyTorch (extra ``torch``): sparse layers, and pruned modules made fast by one call.
+
+Types: weights are float32 or float64, or float16 and bfloat16, whose products are computed in float32. Inputs in the
+last two, under autocast or not, are converted once; a result has the type of the input. Contiguous tensors are read and
+written where they are; others, channels_last among them, are copied first.
+
+Derivatives: first ones. A second one raises NotImplementedError.
+
+Values: whatever torch counts as a change of a parameter is noticed, and in training any change. Without gradients,
+changes behind torch's back (through ``.data`` or NumPy) are noticed by 32 of the values: those of whole tensors always,
+those of single numbers maybe not.
+
+Threads: a call uses as many as both ``torch.get_num_threads()`` and ``fastsparse.get_num_threads()`` allow. torch's
+OpenMP threads spin for a while after each of its operators, on the cores that fastsparse's threads need next; with more
+than one thread, start Python with ``OMP_WAIT_POLICY=passive`` in the environment.
+
+DistributedDataParallel: only values and biases are reduced. ``broadcast_buffers=False`` saves sending the patterns at
+each step. A change of the number of nonzeros (gradual pruning) needs a new wrapper, as any change of sizes does.
+"""
 
 from fastsparse.torch.attention import MultiheadAttention
 from fastsparse.torch.converting import compile, from_torch, to_torch  # noqa: A004

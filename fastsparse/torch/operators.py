@@ -59,7 +59,7 @@ class Structure:
         self.watched = False
         self.gradients: list[FullGradient] = []
         self._inference: tuple[Identity, Array, bytes, CSR] | None = None
-        self._training: tuple[Identity, CSR] | None = None
+        self._training: tuple[Identity, Array, CSR] | None = None
         self._bias: tuple[int, Array] | None = None
 
     @property
@@ -99,8 +99,9 @@ class Structure:
         """The matrix of a forward pass with gradient (`fresh`, whatever changed the values) and its backward pass."""
         known = self._training
         if fresh or known is None or known[0] != _identity(values):
-            known = self._training = _identity(values), self._built(values)[0]
-        return known[1]
+            matrix, original = self._built(values)
+            known = self._training = _identity(values), original, matrix
+        return known[2]
 
     def bias(self, bias: Tensor | None, matrix: CSR) -> Array | None:
         """A view of the bias, made once: it keeps the memory, so that no other tensor has its address."""
@@ -117,7 +118,7 @@ class Structure:
         return known[1]
 
     def _built(self, values: Tensor) -> tuple[CSR, Array]:
-        """The matrix, and the values as torch has them."""
+        """The matrix, and the values as torch has them: held, they keep other tensors from getting their address."""
         if values.dtype in _CONVERTED:
             array, original = _array(values.detach().to(torch.float32)), _array(values.detach().view(torch.int16))
         else:

@@ -186,7 +186,7 @@ def sparsify(
         candidates, kept = _candidates(module, filter_fn)
         _guard_encoders(module)
         if example_inputs is not None and candidates:
-            _watch_inputs(module, candidates, example_inputs)
+            _watch_inputs(module, candidates, example_inputs, method == "wanda")
         if sparsity is not None and candidates:
             _choose(candidates, sparsity, method, scope)
         decided = _decided(candidates, sparsity is None, threshold, measure, module.training)
@@ -255,12 +255,14 @@ def _taken_apart(module: nn.Module, filter_fn: Filter | None) -> dict[nn.Module,
 def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Candidate], list[LayerReport]]:
     """Layers that take part, and lines on those that cannot."""
     inside = {part for m in module.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
-    holders: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        holders[id(parameter)].append(name)
+    names = {layer: name for name, layer in module.named_modules()}
+    holders: dict[int, set[nn.Module]] = defaultdict(set)
+    for layer in names:
+        for parameter in layer.parameters(recurse=False):
+            holders[id(parameter)].add(layer)
     found: dict[int, list[_Candidate]] = defaultdict(list)
     kept = []
-    for name, layer in module.named_modules():
+    for layer, name in names.items():
         if isinstance(layer, nn.MultiheadAttention):
             kept.append(_kept_line(name, layer, MultiheadAttention.why_not(layer) or "not chosen"))
             continue
@@ -279,21 +281,16 @@ def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Cand
         found[id(_parameter(layer))].append(_Candidate(name, layer, weight, array.numpy()))
     candidates = []
     for key, group in found.items():
-        ours = {name for c in group for name, p in module.named_parameters(remove_duplicate=False) if id(p) == key
-                and name.startswith(f"{c.name}.")}  # fmt: skip
-        # A layer that stands at several places of the module has several names.
-        others = [n for n in holders[key] if n not in ours and _owner(module, n) not in {c.layer for c in group}]
+        own = {part for c in group for part in (c.layer, *c.layer.modules())}  # of parametrizations, too
+        others = sorted(names[holder] for holder in holders[key] - own)
         if others or len({(type(c.layer), c.weight.shape) for c in group}) > 1:
+            others = others or [c.name for c in group]
             kept += [_kept_line(c.name, c.layer, f"shares its weight with {', '.join(others)}") for c in group]
             continue
         for candidate in group:
             candidate.group = group
         candidates += group
     return candidates, kept
-
-
-def _owner(module: nn.Module, parameter: str) -> nn.Module:
-    return module.get_submodule(parameter.rpartition(".")[0])
 
 
 def _parameter(layer: nn.Module) -> Any:
@@ -306,7 +303,8 @@ def _parameter(layer: nn.Module) -> Any:
 
 def _kept_line(name: str, layer: nn.Module, reason: str) -> LayerReport:
     weight = getattr(layer, "in_proj_weight", None) if isinstance(layer, nn.MultiheadAttention) else layer.weight
-    weight = weight if isinstance(weight, Tensor) else torch.empty(0)
+    if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter):
+        weight = torch.empty(0)
     zeros = 1 - float(torch.count_nonzero(weight)) / max(1, weight.numel()) if weight.device.type == "cpu" else 0.0
     return LayerReport(name, type(layer).__name__, tuple(weight.shape), zeros, False, note=reason)
 
@@ -318,15 +316,19 @@ def _names(module: nn.Module) -> Iterable[str]:
 # ------------------------------------------------------------------------------------------------- choosing weights
 
 
-def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_inputs: Any) -> None:
-    """Run the module and note what the layers get."""
+def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_inputs: Any, norms: bool) -> None:
+    """Run the module and note the sizes of what the layers get, and its squares for `norms`."""
 
     def note(candidate: _Candidate) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if not inputs:
+                return
             x = inputs[0].detach()
             if candidate.input_shape is None or x.numel() > math.prod(candidate.input_shape):
                 candidate.input_shape = tuple(x.shape)
-            axis = _features_axis(layer, x)
+            if not norms:
+                return
+            axis = _features_axis(layer)
             squares = x.double().square().sum([a for a in range(x.ndim) if a != axis % x.ndim]).numpy()
             candidate.squares = squares if candidate.squares is None else candidate.squares + squares
 
@@ -352,7 +354,7 @@ def _call(module: nn.Module, inputs: Any) -> Any:
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
-def _features_axis(layer: nn.Module, x: Tensor) -> int:
+def _features_axis(layer: nn.Module) -> int:
     """Axis of the features, or of the channels."""
     return -len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else -1
 

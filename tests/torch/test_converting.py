@@ -23,7 +23,7 @@ def torch_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(2, 8, 3, padding="same", bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Sequential(fst.SparseConv2d(8, 8, (3, 2), stride=(1, 2), padding=1, groups=2, sparsity=0.5), nn.GELU("tanh")),
+        nn.Sequential(fst.SparseConv2d(8, 8, (3, 2), (1, 2), padding=1, groups=2, sparsity=0.5), nn.GELU("tanh")),
         nn.AvgPool2d(2, padding=1), nn.Hardswish(), nn.Dropout(0.3), nn.Identity(), nn.AdaptiveAvgPool2d((2, 2)),
         nn.Flatten(), nn.LayerNorm(32), nn.SiLU(), fst.SparseLinear(32, 16), nn.BatchNorm1d(16), nn.Tanh(),
         nn.Linear(16, 5), nn.LeakyReLU(), nn.Softmax(-1),
@@ -87,7 +87,7 @@ def test_what_has_no_counterpart_is_named(module, text):
 
 
 def test_to_torch_refuses_what_is_no_model():
-    with pytest.raises(TypeError, match="model is int, expected a model of fastsparse.nn"):
+    with pytest.raises(TypeError, match=r"model is int, expected a model of fastsparse\.nn"):
         fst.to_torch(3)
 
 

@@ -259,6 +259,18 @@ def test_a_single_changed_value_is_noticed_where_gradients_are_wanted():
         assert torch.equal(layer(x), layer.to_dense()(x))
 
 
+def test_temporary_values_are_told_apart():
+    """Memory of the first ones may be given to the next."""
+    layer, x = whole(fst.SparseLinear(30, 20, sparsity=0.5)), integers(3, 30).bfloat16()
+    for gradient in (False, True):
+        for _ in range(4):
+            values = torch.randint(-4, 5, layer.values.shape).bfloat16().requires_grad_(gradient)
+            y = functional_call(layer, {"values": values}, (x,))
+            layer.values.data.copy_(values.detach())
+            assert torch.equal(y, layer.to_dense()(x.float()).bfloat16())
+            del values, y
+
+
 def test_inference_mode():
     with torch.inference_mode():
         layer = whole(fst.SparseLinear(30, 20, sparsity=0.5))
@@ -432,9 +444,9 @@ def test_the_weight_as_torch_has_it():
     (lambda layer: fst.SparseLinear(8, 4, device="meta"), ValueError, "device is meta, expected the CPU"),
     (lambda layer: fst.SparseLinear(8, 4, dtype=torch.int8), TypeError, "dtype is torch.int8"),
     (lambda layer: fst.SparseLinear(0, 4), ValueError, "in_features is 0"),
-    (lambda layer: fst.SparseLinear(8, 4, sparsity=1.5), ValueError, r"sparsity is 1.5, expected a number in \[0, 1\)"),
-    (lambda layer: fst.SparseLinear(8, 4, pattern=fs.Pattern([0], [], (0, 8))), ValueError, r"pattern has shape \(0, 8"),
-    (lambda layer: fst.SparseLinear.from_dense(nn.Linear(8, 4), torch.ones(4, 7)), ValueError, r"mask has shape \(4, 7"),
+    (lambda layer: fst.SparseLinear(8, 4, sparsity=1.5), ValueError, "sparsity is 1.5"),
+    (lambda layer: fst.SparseLinear(8, 4, pattern=fs.Pattern([0], [], (0, 8))), ValueError, "pattern has shape"),
+    (lambda layer: fst.SparseLinear.from_dense(nn.Linear(8, 4), torch.ones(4, 7)), ValueError, "mask has shape"),
     (lambda layer: fst.SparseConv2d(2, 2, 3)(torch.zeros(1, 3, 5, 5)), ValueError, r"x has shape \(1, 3, 5, 5\)"),
     (lambda layer: fst.SparseConv2d(2, 2, 3)(torch.zeros(1, 2, 2, 5)), ValueError, "expected at least the window"),
 ])  # fmt: skip
