@@ -14,8 +14,9 @@ Threads: a call uses as many as both ``torch.get_num_threads()`` and ``fastspars
 OpenMP threads spin for a while after each of its operators, on the cores that fastsparse's threads need next; with more
 than one thread, start Python with ``OMP_WAIT_POLICY=passive`` in the environment.
 
-DistributedDataParallel: only values and biases are reduced. ``broadcast_buffers=False`` saves sending the patterns at
-each step. A change of the number of nonzeros (gradual pruning) needs a new wrapper, as any change of sizes does.
+DistributedDataParallel: only values and biases are reduced. ``forward_sync_buffers=False`` (``broadcast_buffers=False``
+before torch 2.13) saves sending the patterns at each step. A change of the number of nonzeros (gradual pruning) needs a
+new wrapper, as any change of sizes does.
 """
 
 from fastsparse.torch.attention import MultiheadAttention
