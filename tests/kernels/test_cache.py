@@ -135,7 +135,7 @@ def test_an_edited_helper_changes_the_directory(run_python, tree):
 
 def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path):
     """The whole way: directory by digest, as the kernels' builder uses it."""
-    prelude = "import sys; from fastsparse.runtime.kernel_cache import cache_directory; sys.argv[1] = cache_directory()\n"
+    prelude = "import sys; from fastsparse.runtime import kernel_cache; sys.argv[1] = kernel_cache.cache_directory()\n"
     environment = {"FASTSPARSE_CACHE_DIR": str(tmp_path / "base")}
     assert probe(prelude=prelude, **environment)[0] == COLD
     assert probe(prelude=prelude, **environment)[0] == WARM
