@@ -379,10 +379,6 @@ def python_calls(call: Any) -> list[tuple[str, str]]:
 
 # In files of plans, but no plans: values kept with W, gradients in W's order, and what depends on where arrays begin.
 EVERY_CALL = {"packed_values", "gather", "<lambda>", "leaves_cache"}
-    "packed_values",
-    "gather",
-    "<lambda>",
-}  # in files of plans: values kept with W, and gradients in W's order
 PLANNING = {"heuristics.py", "tiles.py", "layouts.py", "sparse_operator.py", "geometry.py", "operators.py", "csr.py"}
 
 
