@@ -285,7 +285,7 @@ def test_nan_and_inf_travel(rng, name, dtype):
 @both_types
 @everywhere
 def test_nan_and_inf_travel_backwards(rng, name, dtype):
-    """In x and the gradient: places they do not reach stay finite, junk lanes and borders included."""
+    """In x and the gradient: numbers they do not reach stay finite, empty lanes and padding included."""
     sizes = TABLE[name]
     for samples in (2, lanes(dtype) + 1):
         x, W, _, grad = sizes.drawn(rng, samples, dtype)
@@ -321,10 +321,10 @@ def test_gradients_are_finite_differences(rng, name):
         return (loss(1) - loss(-1)) / 2
 
     for part, actual in zip(("x", "values", "bias"), found, strict=True):
-        for place in rng.choice(actual.size, min(actual.size, 12), replace=False):
+        for index in rng.choice(actual.size, min(actual.size, 12), replace=False):
             step = np.zeros(actual.shape)
-            step.flat[place] = 1
-            assert abs(slope({part: step}) - actual.flat[place]) < 1e-10 * (1 + abs(grad).sum())
+            step.flat[index] = 1
+            assert abs(slope({part: step}) - actual.flat[index]) < 1e-10 * (1 + abs(grad).sum())
 
 
 @both_types
