@@ -230,12 +230,12 @@ def test_gradients_are_finite_differences(rng, pattern):
         return float((grad * fs.linear(x, W.with_data(values), bias)).sum())
 
     for i, (start, found) in enumerate(((x, dx), (W.data, dw), (bias, db))):
-        for place in range(start.size):
+        for index in range(start.size):
             step = np.zeros(start.shape)
-            step.flat[place] = 1
-            ahead, back = [x, W.data, bias], [x, W.data, bias]
-            ahead[i], back[i] = start + step, start - step
-            assert abs((loss(*ahead) - loss(*back)) / 2 - found.flat[place]) < 1e-12 * (1 + abs(grad).sum())
+            step.flat[index] = 1
+            up, down = [x, W.data, bias], [x, W.data, bias]
+            up[i], down[i] = start + step, start - step
+            assert abs((loss(*up) - loss(*down)) / 2 - found.flat[index]) < 1e-12 * (1 + abs(grad).sum())
 
 
 @both_types

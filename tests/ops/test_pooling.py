@@ -83,10 +83,10 @@ def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.G
     np.testing.assert_array_equal(forward(pooling.MAX, w, x, **changes)[0], want)
     y, index = forward(pooling.MAX_INDEX, w, x, **changes)
     np.testing.assert_array_equal(y, want)
-    for plane, places, values in zip(
+    for plane, winners, values in zip(
         *(v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]) for v in (x, index, y)), strict=True
     ):
-        np.testing.assert_array_equal(plane.ravel()[places], values)
+        np.testing.assert_array_equal(plane.ravel()[winners], values)
     dy = rng.integers(-8, 9, y.shape).astype(x.dtype)
     got = backward(pooling.MAX_INDEX, w, dy, index, **changes)
     np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, kernel, stride, padding))

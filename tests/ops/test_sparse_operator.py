@@ -24,21 +24,21 @@ H = heuristics_for(64)
 
 
 def decoded(op: sparse_operator.SparseOperator) -> list[tuple[int, int, int, int, list[int]]]:
-    """Entries in order: (group, block, kind, row, places in the operator)."""
-    found, place = [], 0
+    """Entries in order: (group, block, kind, row, indices in the operator)."""
+    found, index = [], 0
     shape = op.groups, op.blocks, kernels.KINDS
     assert len(op.segments) == np.prod(shape) + 1
     for i, (group, block, kind) in enumerate(np.ndindex(shape)):
         for entry in range(op.segments[i], op.segments[i + 1]):
-            assert op.row_ends[entry] == place
+            assert op.row_ends[entry] == index
             end = int(op.row_ends[entry + 1])
-            places = list(range(place, end))
+            indices = list(range(index, end))
             if op.interleaved:
-                places = places_interleaved(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
-            found.append((group, block, kind, int(op.rows[entry]), places))
-            place = end
+                indices = interleaved_indices(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
+            found.append((group, block, kind, int(op.rows[entry]), indices))
+            index = end
     assert op.segments[-1] == len(op.rows)
-    assert place == op.nnz
+    assert index == op.nnz
     for array in (op.offsets, op.entries):
         assert room_behind(array) >= kernels.OVERREAD
     return found
@@ -50,8 +50,8 @@ def room_behind(array: Array) -> int:
     return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.strides[0]
 
 
-def places_interleaved(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
-    """Where an entry's nonzeros are when those of four entries take turns as long as all of them have some."""
+def interleaved_indices(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
+    """Where an entry's nonzeros are when those of four entries are interleaved as long as all of them have some."""
     four = entry - (entry - first) % kernels.TOGETHER
     ends = op.row_ends.astype(int)
     if four + kernels.TOGETHER > end:
@@ -70,17 +70,17 @@ def assert_operator(op: sparse_operator.SparseOperator, pattern: fs.Pattern, pos
     kinds: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
     order: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
     lengths: dict[tuple[int, int, int], list[int]] = {}
-    for group, block, kind, row, places in decoded(op):
+    for group, block, kind, row, indices in decoded(op):
         assert op.group_starts[group] <= row < op.group_starts[group + 1]
         kinds[row].append(kind)
-        lengths.setdefault((group, block, kind), []).append(len(places))
-        for place in places:
-            p = int(op.permutation[place])
+        lengths.setdefault((group, block, kind), []).append(len(indices))
+        for index in indices:
+            p = int(op.permutation[index])
             order[row].append(p)
             column = pattern.indices[p]
             assert rows[p] == row
             assert op.columns.block[column] == block
-            assert int(op.columns.bases[block]) + int(op.offsets[place]) == position[column]
+            assert int(op.columns.bases[block]) + int(op.offsets[index]) == position[column]
     for row, found in order.items():
         assert found == list(range(pattern.indptr[row], pattern.indptr[row + 1]))
         middle = [kernels.MIDDLE] * (len(kinds[row]) - 2)
