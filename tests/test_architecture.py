@@ -123,7 +123,7 @@ def circle(graph: dict[str, set[str]]) -> str | None:
 def test_the_reader_of_imports_sees_them():
     assert "fastsparse.runtime.memo" in GRAPH["fastsparse.csr"]
     assert {"fastsparse_kernels.simd", "fastsparse_kernels.compiler"} <= GRAPH["fastsparse_kernels.parallel"]
-    assert {"fastsparse_kernels.cache", "fastsparse_kernels"} & GRAPH["fastsparse.runtime.kernel_cache"], (
+    assert {"fastsparse_kernels.kernel_cache", "fastsparse_kernels"} & GRAPH["fastsparse.runtime.kernel_cache"], (
         "in a function"
     )
     assert len(MODULES) > 100

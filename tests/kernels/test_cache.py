@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fastsparse_kernels import cache
+from fastsparse_kernels import kernel_cache as cache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
 # Compiles two variants of one factory and a C callback, through a helper in another module, and tells for each what
@@ -26,7 +26,8 @@ import ctypes, json, sys
 import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
-from fastsparse_kernels.cache import KernelCache
+from fastsparse.runtime.kernel_cache import write_cached
+from fastsparse_kernels.kernel_cache import KernelCache
 from fastsparse_kernels.probe_helper import scale
 
 def variant(T):
@@ -41,11 +42,11 @@ def callback(x):
 directory, found = sys.argv[1] or None, {}
 for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
-    dispatcher._cache = KernelCache(dispatcher.py_func, directory)
+    dispatcher._cache = KernelCache(dispatcher.py_func, directory, write_cached)
     dispatcher.compile(types.float64(types.float64))
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
 compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
-compiled._cache = KernelCache(callback, directory)
+compiled._cache = KernelCache(callback, directory, write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))
@@ -146,7 +147,7 @@ def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path
 
 def test_sources_edited_while_a_process_runs_are_not_saved_under_the_old_digest(probe, tree, tmp_path):
     helper = tree / "kernels/fastsparse_kernels/probe_helper.py"
-    edit = f"import fastsparse_kernels.cache; open({str(helper)!r}, 'a').write('# edited')\n"
+    edit = f"import fastsparse_kernels.kernel_cache; open({str(helper)!r}, 'a').write('# edited')\n"
     assert probe(prelude=edit)[0] == COLD
     assert not (tmp_path / "kernels").exists()
 
@@ -194,9 +195,9 @@ def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
     directory = tmp_path / "kernels"
     files(directory)[0].unlink()
     read_only = """
-import tempfile
+from fastsparse import atomic_file
 def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
-tempfile.mkstemp = denied
+atomic_file._created = denied
 """
     found, errors = probe(prelude=read_only)
     assert found == {**WARM, "callback": COLD["callback"]}
@@ -265,7 +266,7 @@ def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
 SPMV = """
 import hashlib
 import numpy as np, fastsparse as fs
-from fastsparse_kernels import compiler
+from fastsparse_kernels import build
 rng = np.random.default_rng(3)
 A = rng.standard_normal((40, 60)) * (rng.random((40, 60)) < 0.3)
 with fs.threads(1):

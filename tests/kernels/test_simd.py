@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
-from fastsparse import runtime
-from fastsparse.launch import address
+from fastsparse.runtime import kernel_cache
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels import compiler, simd
 from fastsparse_kernels.numba_internals import assembly, llvm_ir
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
@@ -288,7 +288,7 @@ def test_memory_order_is_explicit():
     try:
         kernel = compiler.compile_kernel(ordered, "test_memory_order")
     finally:
-        compiler.set_cache_directory(runtime.cache_directory)
+        compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
     code = llvm_ir(kernel)
     x86 = platform.machine() in ("x86_64", "AMD64")
     assert re.search(rf"atomicrmw add .* {'monotonic' if x86 else 'acq_rel'}", code)

@@ -52,14 +52,14 @@ def room_behind(array: Array) -> int:
 
 def interleaved_indices(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
     """Where an entry's nonzeros are when those of four entries are interleaved as long as all of them have some."""
-    four = entry - (entry - first) % kernels.TOGETHER
+    four = entry - (entry - first) % kernels.ROW_UNROLL
     ends = op.row_ends.astype(int)
-    if four + kernels.TOGETHER > end:
+    if four + kernels.ROW_UNROLL > end:
         return list(range(ends[entry], ends[entry + 1]))
-    lengths = np.diff(ends[four : four + kernels.TOGETHER + 1])
+    lengths = np.diff(ends[four : four + kernels.ROW_UNROLL + 1])
     turns, row = lengths.min(), entry - four
-    rest = ends[four] + kernels.TOGETHER * turns + (lengths[:row] - turns).sum()
-    in_turn = ends[four] + row + kernels.TOGETHER * np.arange(turns)
+    rest = ends[four] + kernels.ROW_UNROLL * turns + (lengths[:row] - turns).sum()
+    in_turn = ends[four] + row + kernels.ROW_UNROLL * np.arange(turns)
     return [*in_turn, *range(rest, rest + lengths[row] - turns)]
 
 
@@ -97,7 +97,7 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
     blocks = sparse_operator.even_blocks(columns, block_rows, 320)
     op = sparse_operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, H, groups, width)
-    assert op.interleaved == (not op.dense and H.interleaves_rows(width, pattern.nnz / max(1, len(op.rows))))
+    assert op.interleaved == (not op.dense and H.interleaves_rows(width))
     assert_operator(op, pattern, np.arange(columns) * 320)
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)
@@ -220,7 +220,7 @@ def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
         spmv.plan_spmv(pattern, TARGETS[0])
     pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
-    assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
+    assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.SPMV_ACCUMULATORS
 
 
 def test_rows_of_two_billion_nonzeros_are_split():

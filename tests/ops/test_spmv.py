@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse_kernels.sparse_operator import CHAINS
+from fastsparse_kernels.sparse_operator import SPMV_ACCUMULATORS
 from fastsparse_kernels.spmv import ROWS
 from tests.checking import DTYPES, matrix, numbers, rounded, same_bits
 
@@ -33,7 +33,7 @@ def added_in_pairs(sums, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
-    """The first n mod CHAINS nonzeros go to the first sums, the others cyclically to all of them, each by one FMA.
+    """The first n mod SPMV_ACCUMULATORS nonzeros go to the first sums, the others cyclically to all of them, each by one FMA.
 
     Neighbouring sums are added, the bias comes last.
     """
@@ -41,11 +41,11 @@ def test_order_of_summation(rng, dtype):
     x, bias = numbers(rng, 40, dtype), numbers(rng, len(LENGTHS), dtype)
     expected = np.zeros(len(LENGTHS), dtype)
     for row, start in enumerate(W.indptr[:-1]):
-        sums = [Fraction(0)] * CHAINS
+        sums = [Fraction(0)] * SPMV_ACCUMULATORS
         end = W.indptr[row + 1]
-        rest = (end - start) % CHAINS
+        rest = (end - start) % SPMV_ACCUMULATORS
         for i, p in enumerate(range(start, end)):
-            chain = i if i < rest else (i - rest) % CHAINS
+            chain = i if i < rest else (i - rest) % SPMV_ACCUMULATORS
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chain] = rounded(sums[chain] + product, dtype)
         expected[row] = float(rounded(added_in_pairs(sums, dtype) + Fraction(float(bias[row])), dtype))
