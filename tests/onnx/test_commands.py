@@ -52,12 +52,12 @@ def test_prune_keeps_the_largest_of_each_layer(path, tmp_path, capsys):
 
 def test_prune_scopes(path, tmp_path):
     out = tmp_path / "out.onnx"
-    results = pruning.prune_onnx(path, out, 0.9, scope="global")
+    results = pruning.prune_onnx(path, out, 0.9, scope="global").weights
     assert sum(r.after for r in results) == 192
     before, after = _weights(path), _weights(out)
     kept, lost = (np.concatenate([np.abs(before[n][(after[n] != 0) == flag]) for n in after]) for flag in (True, False))
     assert kept.min() >= lost.max()
-    results = {r.weight: r for r in pruning.prune_onnx(path, out, 0.9, erk=True)}
+    results = {r.weight: r for r in pruning.prune_onnx(path, out, 0.9, erk=True).weights}
     shares = {name: r.after / r.size for name, r in results.items()}
     assert sum(r.after for r in results.values()) == 192
     assert shares[min(results, key=lambda n: results[n].size)] > shares[max(results, key=lambda n: results[n].size)]
@@ -65,7 +65,7 @@ def test_prune_scopes(path, tmp_path):
 
 def test_prune_leaves_out_what_is_excluded(path, tmp_path):
     out = tmp_path / "out.onnx"
-    (result,) = pruning.prune_onnx(path, out, 0.9, exclude=["first"])
+    (result,) = pruning.prune_onnx(path, out, 0.9, exclude=["first"]).weights
     untouched = [n for n in _weights(path) if n != result.weight]
     for name in untouched:
         np.testing.assert_array_equal(_weights(out)[name], _weights(path)[name])
