@@ -111,11 +111,11 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[fl
 def table(kind: str, results: Sequence[Result]) -> str:
     """A row per model, and worst and geometric mean."""
     lines = [f"{kind:40} {'difference':>10} {'ours ms':>9} {'ort ms':>9} {'ratio':>6} {'compile s':>9} {'regions':>7}"]
-    for r in results:
-        lines.append(
-            f"{r.name[:40]:40} {r.difference:10.1e} {r.ours:9.3f} {r.theirs:9.3f} {r.ratio:6.2f} {r.compiled:9.2f} "
-            f"{r.kernels:7}"
-        )
+    lines += [
+        f"{r.name[:40]:40} {r.difference:10.1e} {r.ours:9.3f} {r.theirs:9.3f} {r.ratio:6.2f} "
+        f"{r.compiled:9.2f} {r.kernels:7}"
+        for r in results
+    ]
     if results:
         mean = math.exp(sum(math.log(r.ratio) for r in results) / len(results))
         worst, far = min(r.ratio for r in results), max(r.difference for r in results)

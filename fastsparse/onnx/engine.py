@@ -82,6 +82,7 @@ class GraphEngine:
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
+        self._fitting: dict[str, Shape | None] = dict.fromkeys(self.input_names)  # shapes that were checked last
         self._infos = inferred(model)
         known = inferred(model, shapes)
         check_sizes(model, known)
@@ -163,6 +164,8 @@ class GraphEngine:
         values = self._checked(inputs)
         plan, workers = self._plan(), self._workers()
         if plan.whole is not None and out is None:
+            if len(values) != len(plan.whole.inputs):  # some of them are read by nothing
+                values = {name: values[name] for name in plan.whole.inputs}
             return plan.whole.session(workers).run(values)
         return self._run_framed(plan, values, workers, out)
 
@@ -251,19 +254,23 @@ class GraphEngine:
         return [random_input(value, shapes, rng) for value in self._model.inputs]
 
     def _checked(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-        names = self.input_names
-        if isinstance(inputs, Mapping):
-            if set(inputs) != set(names):
+        names, fitting = self.input_names, self._fitting
+        if type(inputs) is dict or isinstance(inputs, Mapping):
+            if inputs.keys() != fitting.keys():
                 raise ValueError(f"inputs has {', '.join(map(repr, inputs))}, expected {', '.join(map(repr, names))}")
             inputs = [inputs[name] for name in names]
         if len(inputs) != len(names):
             raise ValueError(f"inputs has {len(inputs)} arrays, expected {len(names)}, for {', '.join(names)}")
         values = {}
-        for value, x in zip(self._model.inputs, inputs):
-            array = checked_input(value, x)
-            if value.shape is not None:
+        for name, value, x in zip(names, self._model.inputs, inputs):
+            known = type(x) is np.ndarray and x.shape == fitting[name] and x.dtype == value.dtype and x.flags.carray
+            if known:
+                values[name] = x
+                continue
+            values[name] = array = checked_input(value, x)
+            if value.shape is not None and array.shape != fitting[value.name]:
                 check_fit(value, array.shape, "the shape")
-            values[value.name] = array
+                fitting[name] = array.shape
         return values
 
     def _workers(self) -> int:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ class Plan:
     outputs: tuple[str, ...]
     given: Values = field(default_factory=dict)  # outputs that are constants
 
-    @property
+    @cached_property
     def whole(self) -> Host | None:
         """The library's only step, where it runs all."""
         only = self.steps[0] if len(self.steps) == 1 and not self.given else None

@@ -6,7 +6,7 @@ What is read is checked as if it came from a stranger: it goes through all that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def to_plain(model: Model, arrays: dict[str, Array]) -> dict[str, Any]:
     return {"constants": constants}
 
 
-def _is_sparse(constant: Any) -> bool:
+def _is_sparse(constant: Constant) -> TypeGuard[Array]:
     if not isinstance(constant, np.ndarray) or constant.dtype not in FLOATS or constant.ndim < 2:
         return False
     return constant.size >= _LEAST and density(constant) <= _DENSEST
