@@ -16,6 +16,8 @@ import numpy as np
 from fastsparse.onnx.inference import Constants, Info
 from fastsparse.onnx.model import Model, Node
 
+_MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
+
 
 @dataclass
 class _Match:
@@ -51,6 +53,7 @@ def simplified(model: Model, constants: Constants, infos: Mapping[str, Info]) ->
     found = [taken.get(id(node), node) for node in model.nodes if id(node) not in inside]
     shapes = dict(model.constants)
     nodes = [_with_known_shape(node, constants, infos, shapes) for node in found if node is not None]
+    nodes = [_summed_in_double(node, constants) for node in nodes]
     constants.names.update(shapes)
     constants.model = replace(model, constants=shapes)
     return constants.model, _without_dead(nodes, finder.results)
@@ -77,6 +80,31 @@ def _with_known_shape(
     proto.input[1] = name
     del proto.attribute[:]
     return replace(node, inputs=(node.inputs[0], name), protos=(proto,), attributes={})
+
+
+def _summed_in_double(node: Node, constants: Constants) -> Node:
+    """A float32 sum or mean of very many rows, through float64: added one by one they would drift."""
+    info = constants.infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
+    if info is None or info.dtype != np.float32 or info.fixed is None:
+        return node
+    axes = node.get("axes")
+    if axes is None and len(node.inputs) > 1:
+        axes = constants.array(node.inputs[1])
+    rank = len(info.fixed)
+    summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
+    if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
+        return node
+    from onnx import helper
+
+    (proto,), stem = node.protos, node.outputs[0]
+    while {f"{stem}.wide", f"{stem}.sum"} & {*constants.names, *constants.infos}:
+        stem += "_"
+    double = type(proto)()
+    double.CopyFrom(proto)
+    double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
+    before = helper.make_node("Cast", [node.inputs[0]], [f"{stem}.wide"], to=11)
+    after = helper.make_node("Cast", [f"{stem}.sum"], [node.outputs[0]], to=1)
+    return replace(node, protos=(before, double, after))
 
 
 def _without_dead(nodes: list[Node], results: set[str]) -> list[Node]:
