@@ -40,7 +40,8 @@ def measured_plan(engine: GraphEngine, plan: Plan) -> Plan:
     lost = [step for step in plan.kernels if not _wins(step, everything, workers, engine._reasons)]
     if lost:
         engine._library = tuple(sorted({name for step in lost for node in step.nodes for name in node.writes}))
-        plan = engine._made_plan(engine._regions())
+        count, plan = len(plan.kernels), engine._made_plan(engine._regions(), plan.kernels)
+        engine._reasons[""] = f"{len(lost)} of {count} regions are slower on the kernels than in the library, measured"
     if not plan.kernels:
         return plan
     whole = engine._made_plan([])

@@ -22,7 +22,7 @@ from fastsparse.engine.schedule import Schedule
 from fastsparse.onnx import choosing, sessions
 from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
-from fastsparse.onnx.executor import Frame, Plan, Pool, ProgramCache, make_plan
+from fastsparse.onnx.executor import Frame, Kernels, Plan, Pool, ProgramCache, make_plan
 from fastsparse.onnx.inference import Constants, check_sizes, inferred
 from fastsparse.onnx.lowering import Lowering
 from fastsparse.onnx.model import Array, Model, Shape
@@ -176,6 +176,8 @@ class GraphEngine:
             self._budget = choosing.SECONDS
             for step in self._plan().kernels:
                 step.forget()
+            with _lock:
+                self._frames.clear()
         try:
             self.run(self._random(shapes))
         finally:
@@ -311,9 +313,10 @@ class GraphEngine:
             plan.whole.session(self._workers())  # what the library refuses is said now
         self._plan_made = plan
 
-    def _made_plan(self, regions: Sequence[Region]) -> Plan:
+    def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:
         return make_plan(
-            self._simple, self._nodes, self._constants, self._infos, regions, self._schedule, self._programs
+            self._simple, self._nodes, self._constants, self._infos, regions, self._schedule, self._programs,
+            known,
         )  # fmt: skip
 
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
@@ -364,7 +367,7 @@ class GraphEngine:
         self, frame: Frame, out: Any, given: Sequence[Any], values: Mapping[str, Any], plan: Plan
     ) -> list[Array]:
         """Arrays to write the results to; what no step writes is copied."""
-        shapes = [frame.shapes.get(name) for name in self.output_names]
+        shapes = [frame.shapes[name] if name in frame.results else None for name in self.output_names]
         sources = [
             None if s is not None else np.asarray({**values, **plan.given}[n])
             for n, s in zip(self.output_names, shapes)

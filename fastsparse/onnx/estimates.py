@@ -49,7 +49,7 @@ class Costs:
     crossing: float = 16.0
     region: float = 4e5
     densest: float = 0.4
-    least: int = 4096
+    least: int = 128
     always: bool = False
 
     def saving(self, operator: Operator | None, shape: Shape, samples: int, sparse: bool) -> float:
@@ -58,8 +58,9 @@ class Costs:
             rows, columns = operator.weight.shape
             positions = operator.geometry.positions if isinstance(operator, Conv) else 1
             work = 2.0 * rows * columns * positions * samples
-            if isinstance(operator, Conv) and operator.geometry.groups > 1 and not sparse:
-                return work * (self.depthwise[0] - self.depthwise[1])
+            if isinstance(operator, Conv) and operator.geometry.groups > 1:
+                ours = operator.useful_flops * samples if sparse else work
+                return work * self.depthwise[0] - ours * self.depthwise[1]
             library = work * self.dense
             kernels = operator.useful_flops * samples * self.sparse if sparse else work * self.full
             if positions * samples < self.few:

@@ -34,6 +34,7 @@ _NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
 ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
 Values = dict[str, Any]
+Call = Callable[[Mapping[str, Array]], None]  # of arrays by name
 
 
 class Host:
@@ -72,6 +73,13 @@ class Host:
         """Run on what is in `values`, and add the results."""
         found = self.session(workers).run({name: values[name] for name in self.inputs})
         values.update(zip(self.outputs, found))
+
+    def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
+        """Run on arrays, and write the results to those that are there for them."""
+        made = dict(arrays)
+        self.run(made, workers)
+        for name in self.outputs:
+            np.copyto(arrays[name], made[name])
 
 
 class Kernels:
@@ -112,7 +120,10 @@ class Kernels:
         arrays = [values[name] for name in self.inputs]
         plan = self.plan([array.shape for array in arrays], workers)
         if plan is None:
-            self._run_twin(values, workers, targets)
+            if targets is None:
+                self.twin.run(values, workers)
+            else:
+                self.twin.run_into(targets, workers)
             return
         found, pool = plan
         dtype, samples = found.program.dtype, found.samples
@@ -134,14 +145,20 @@ class Kernels:
                 with np.errstate(over="ignore"):
                     values[name] = result if narrow is None else result.astype(narrow)
 
-    def _run_twin(self, values: Values, workers: int, targets: Mapping[str, Array] | None) -> None:
-        if targets is None:
-            self.twin.run(values, workers)
-            return
-        made = dict(values)
-        self.twin.run(made, workers)
-        for name in self.outputs:
-            np.copyto(targets[name], made[name])
+    def bound(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[Shape, Any]], workers: int) -> Call:
+        """A call for tensors of these shapes and types, with memory of its own; `arrays` have fixed places."""
+        plan = self.plan([shapes[name][0] for name in self.inputs], workers)
+        dtypes = {shapes[name][1] for name in (*self.inputs, *self.outputs)}
+        if plan is None or dtypes != {plan[0].program.dtype}:
+            return lambda arrays: self.run(dict(arrays), workers, arrays)
+        found, space, samples = plan[0], plan[1].make(), plan[0].samples
+        flat = {n: arrays[n].reshape(samples, -1) for n in (*self.inputs, *self.outputs) if n in arrays}
+
+        def call(late: Mapping[str, Array]) -> None:
+            x = [flat[n] if n in flat else late[n].reshape(samples, -1) for n in found.inputs]
+            space.run(x, [flat[n] if n in flat else late[n].reshape(samples, -1) for n in self.outputs])
+
+        return call
 
 
 class ProgramCache:
@@ -193,13 +210,14 @@ class Plan:
 
 def make_plan(
     model: Model, nodes: Sequence[Node], constants: Constants, infos: Mapping[str, Info], regions: Sequence[Region],
-    schedule_of: ScheduleOf, cache: ProgramCache,
+    schedule_of: ScheduleOf, cache: ProgramCache, known: Sequence[Kernels] = (),
 ) -> Plan:  # fmt: skip
-    """The plan that runs these regions by the kernels, and the rest by the library."""
+    """The plan that runs these regions by the kernels, and the rest by the library; `known` steps are taken again."""
     inputs, outputs = tuple(v.name for v in model.inputs), tuple(v.name for v in model.outputs)
     made = {name for node in nodes for name in node.writes}
     given = {name: constants.number(name) for name in outputs if name not in made and name not in inputs}
     steps: list[Step] = []
+    again = {step.region.key: step for step in known}
     if not regions:
         wanted = [name for name in dict.fromkeys(outputs) if name in made]
         whole = [Host(model, constants, infos, nodes, wanted, True)] if wanted else []
@@ -208,6 +226,9 @@ def make_plan(
         group = part.nodes if isinstance(part, Region) else part
         twin_of = list(part.outputs) if isinstance(part, Region) else host_outputs(group, nodes, outputs)
         if not twin_of:
+            continue
+        if isinstance(part, Region) and part.key in again:
+            steps.append(again[part.key])
             continue
         host = Host(model, constants, infos, group, twin_of, False)
         steps.append(Kernels(part, host, schedule_of, cache) if isinstance(part, Region) else host)
@@ -232,7 +253,7 @@ class Frame:
                     lives[name] = lives[name][0], i
         self.results = {name: plan.outputs.index(name) for name in plan.outputs if name in lives}
         inner = [name for name in lives if name not in self.results]
-        self.shapes = {name: (values[name].shape, values[name].dtype) for name in lives}
+        self.shapes = {name: (values[name].shape, values[name].dtype) for name in (*lives, *plan.inputs)}
         offsets, self.nbytes = assign_memory([Buffer(values[name].nbytes, *lives[name]) for name in inner])
         self.offsets = dict(zip(inner, offsets))
 
@@ -256,32 +277,34 @@ class Workspace:
             self.arrays[name] = self.memory[offset : offset + size].view(dtype).reshape(shape)
         plan = frame.plan
         self._late = {*plan.inputs, *frame.results}  # the user's arrays
-        self._bindings: list[Any] = []
-        for step in plan.steps:
-            binding = step.session(workers).binding() if isinstance(step, Host) else None
-            self._bindings.append(binding)
-            if binding is not None:
-                self._bind(step, binding, self.arrays, lambda name: name not in self._late)
+        self._calls = [
+            step.bound(self.arrays, frame.shapes, workers) if isinstance(step, Kernels) else self._host(step)
+            for step in plan.steps
+        ]
 
-    def _bind(self, step: Step, binding: Any, arrays: Mapping[str, Array], wanted: Callable[[str], bool]) -> None:
-        for names, output in ((step.inputs, False), (step.outputs, True)):
-            for name in filter(wanted, names):
+    def _host(self, step: Host) -> Call:
+        session = step.session(self.workers)
+        binding = session.binding()
+        if binding is None:
+            return lambda arrays: step.run_into(arrays, self.workers)
+        ends = [(name, False) for name in step.inputs] + [(name, True) for name in step.outputs]
+        late = [(name, output) for name, output in ends if name in self._late]
+        for name, output in ends:
+            if name not in self._late:
+                bind(binding, name, self.arrays[name], output=output)
+
+        def call(arrays: Mapping[str, Array]) -> None:
+            for name, output in late:
                 bind(binding, name, arrays[name], output=output)
+            session.run_bound(binding)
+
+        return call
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
         arrays = {**self.arrays, **values, **results}
-        for step, binding in zip(self.frame.plan.steps, self._bindings):
-            if isinstance(step, Kernels):
-                step.run(arrays, self.workers, arrays)
-            elif binding is None:
-                made = dict(arrays)
-                step.run(made, self.workers)
-                for name in step.outputs:
-                    np.copyto(arrays[name], made[name])
-            else:
-                self._bind(step, binding, arrays, self._late.__contains__)
-                step.session(self.workers).run_bound(binding)
+        for call in self._calls:
+            call(arrays)
 
 
 class Pool(programs.Pool):

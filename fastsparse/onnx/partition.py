@@ -47,6 +47,11 @@ class Region:
     def nodes(self) -> list[Node]:
         return [member.node for member in self.members]
 
+    @property
+    def key(self) -> object:
+        """What tells it from other regions of the graph."""
+        return self.inputs, self.outputs, tuple(id(member.node) for member in self.members)
+
     def specialised(self, shapes: Mapping[str, Shape]) -> Specialised | None:
         """The program for inputs of these shapes; None where they do not fit what the kernels can run."""
         known, forms, made = dict(shapes), dict[str, Form](), dict[str, int]()
