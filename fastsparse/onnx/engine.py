@@ -22,7 +22,7 @@ from fastsparse.engine.schedule import Schedule
 from fastsparse.onnx import choosing, sessions
 from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
-from fastsparse.onnx.executor import Frame, Kernels, Plan, Pool, ProgramCache, make_plan
+from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, ProgramCache, make_plan
 from fastsparse.onnx.inference import Constants, check_sizes, inferred
 from fastsparse.onnx.lowering import Lowering
 from fastsparse.onnx.model import Array, Model, Shape
@@ -309,8 +309,9 @@ class GraphEngine:
                 plan = choosing.measured_plan(self, plan)
             finally:
                 self._budget = 0.0
-        if plan.whole is not None:
-            plan.whole.session(self._workers())  # what the library refuses is said now
+        for step in plan.steps:
+            if isinstance(step, Host):
+                step.session(self._workers())  # what the library refuses is said now
         self._plan_made = plan
 
     def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:

@@ -7,6 +7,7 @@ step by step.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,12 @@ Values = dict[str, Any]
 Call = Callable[[Mapping[str, Array]], None]  # of arrays by name
 
 
+# Held for a dictionary access, and over fork(), as in fastsparse.onnx.engine.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
 class Host:
     """Nodes that the library runs; its sessions are made when a number of threads is first used."""
 
@@ -55,10 +62,10 @@ class Host:
         self._types = {name: infos[name].proto for name in self.inputs if name in infos}
         self._types |= {name: infos[name].proto for name in self.outputs if name in infos and infos[name].proto}
         self._sessions: dict[tuple[int, int], Session] = {}
-        self._lock = threading.Lock()
 
     def session(self, workers: int) -> Session:
         """The session for a number of threads."""
+        workers = min(workers, os.cpu_count() or 1)
         key = sessions.generation[0], workers
         found = self._sessions.get(key)
         if found is None:
@@ -90,12 +97,11 @@ class Kernels:
         self.nodes, self.inputs, self.outputs = region.nodes, region.inputs, region.outputs
         self._schedule_of, self._cache = schedule_of, cache
         self._plans: OrderedDict[Any, tuple[Specialised, programs.Pool] | None] = OrderedDict()
-        self._lock = threading.Lock()
 
     def plan(self, shapes: Sequence[Shape], workers: int) -> tuple[Specialised, programs.Pool] | None:
         """The program for inputs of these shapes, with its workspaces; None where the library runs them."""
         key = tuple(shapes), workers
-        with self._lock:
+        with _lock:
             if key in self._plans:
                 self._plans.move_to_end(key)
                 return self._plans[key]
@@ -104,7 +110,7 @@ class Kernels:
         if found is not None:
             found.program = self._cache.get(found)
             made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers), _WORKSPACES)
-        with self._lock:
+        with _lock:
             made = self._plans.setdefault(key, made)
             while len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
@@ -112,7 +118,7 @@ class Kernels:
 
     def forget(self) -> None:
         """Plan anew when it is next called."""
-        with self._lock:
+        with _lock:
             self._plans.clear()
 
     def run(self, values: Values, workers: int, targets: Mapping[str, Array] | None = None) -> None:

@@ -104,6 +104,13 @@ def read(source: Any, *, allow_external_data: bool = True) -> Model:
 
 def model_of(proto: Any, folder: Folder | None = None, known: dict[str, Constant] | None = None) -> Model:
     """The model of a message; `known` are constants that are not in it."""
+    try:
+        return _model_of(proto, folder, known)
+    except UnicodeError as error:  # names that are no text
+        raise FileFormatError(f"the model is damaged: {error}") from error
+
+
+def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | None) -> Model:
     _check_count(proto)
     proto = _inlined(proto)
     _check_count(proto)

@@ -100,7 +100,10 @@ class Session:
             options.add_external_initializers(list(self._kept), values)
         content = serialised(proto)
         try:
-            self.native = library.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.native = library.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            self.native._model_bytes = None
         except Exception as error:
             raise _refusal(error) from error
         native, names = self.native._sess, list(self.outputs)

@@ -170,6 +170,13 @@ def test_files_that_are_no_models(tmp_path):
             fs.compile(path)
 
 
+def test_names_that_are_no_text(tmp_path):
+    content = _model([_node("Relu", ["x"], ["y"], name="abcdef")]).SerializeToString()
+    (tmp_path / "model.onnx").write_bytes(content.replace(b"abcdef", b"ab\xffdef"))
+    with pytest.raises(fs.FileFormatError, match="the model is damaged"):
+        fs.compile(tmp_path / "model.onnx")
+
+
 def test_cut_and_changed_files_give_one_of_the_known_errors(tmp_path, rng):
     content = models.residual_network().SerializeToString()
     path = tmp_path / "model.onnx"
