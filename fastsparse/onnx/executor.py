@@ -31,6 +31,7 @@ from fastsparse_kernels.build import aligned_empty
 
 _KEPT = 8  # sets of shapes that a region keeps programs for
 _WORKSPACES = 8  # calls of one program that run at once; more wait
+_MOST_THREADS = os.cpu_count() or 1  # of a session: more would wait for one another
 _NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
 ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
@@ -65,7 +66,7 @@ class Host:
 
     def session(self, workers: int) -> Session:
         """The session for a number of threads."""
-        workers = min(workers, os.cpu_count() or 1)
+        workers = min(workers, _MOST_THREADS)
         key = sessions.generation[0], workers
         found = self._sessions.get(key)
         if found is None:
