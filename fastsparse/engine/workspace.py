@@ -168,6 +168,10 @@ class Pool:
                 self._free.append(taken)
                 self._changed.notify()
 
+    def make(self) -> Workspace:
+        """A new workspace."""
+        return Workspace(self.schedule)
+
     def _take(self) -> Workspace:
         with self._changed:
             while not self._free:
@@ -178,7 +182,7 @@ class Pool:
             else:
                 return self._free.pop()
         try:
-            return Workspace(self.schedule)
+            return self.make()
         except BaseException:
             with self._changed:
                 self._made -= 1
