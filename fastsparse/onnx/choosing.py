@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsparse.onnx.executor import Kernels, Plan
+from fastsparse.runtime import measure
 
 if TYPE_CHECKING:
     from fastsparse.onnx.engine import GraphEngine
