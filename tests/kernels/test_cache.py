@@ -15,7 +15,7 @@ import pytest
 
 from fastsparse_kernels import cache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
 # Compiles two variants of one factory and a C callback, through a helper in another module, and tells for each what
