@@ -73,7 +73,7 @@ class Target:
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:
     """The target of calls made here and now, for numbers of `dtype`.
 
-    threads : by default what `get_num_threads` says, but no more than can run: each has its own scratch
+    threads : by default what `get_num_threads` says; no more are taken than can run, for each has its own scratch
     heuristics : by default those of the `tuned` block around this code, else this CPU's
 
     Raises
@@ -82,9 +82,9 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
         When there are no kernels for the type.
     """
     if threads is None:
-        threads, most = get_num_threads(), config.NUMBA_NUM_THREADS
-        if threads > most:
-            threads = int(most)
+        threads = get_num_threads()
+    if threads > config.NUMBA_NUM_THREADS:
+        threads = int(config.NUMBA_NUM_THREADS)
     if dtype not in (_FLOAT32, _FLOAT64):
         raise TypeError(f"there are no kernels for {dtype}, expected float32 or float64")
     return _target(dtype.itemsize * 8, threads, heuristics or _block.get())
