@@ -195,7 +195,7 @@ def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
     directory = tmp_path / "kernels"
     files(directory)[0].unlink()
     read_only = """
-from fastsparse import atomic_file
+from fastsparse.runtime import atomic_file
 def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
 atomic_file._created = denied
 """
@@ -266,7 +266,7 @@ def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
 SPMV = """
 import hashlib
 import numpy as np, fastsparse as fs
-from fastsparse_kernels import build
+from fastsparse_kernels import compiler
 rng = np.random.default_rng(3)
 A = rng.standard_normal((40, 60)) * (rng.random((40, 60)) < 0.3)
 with fs.threads(1):
