@@ -250,8 +250,8 @@ def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.rando
     for kind, oracle in makers:
         result, y_offsets = padded(w.out_spatial)
         run_kernel(
-            pooling.pool_lanes_kernel(kind, bits_of(dtype), lanes),
-            pooling.LANES,
+            pooling.pool_batch_blocked_kernel(kind, bits_of(dtype), lanes),
+            pooling.BATCH_BLOCKED,
             groups * channels * len(bands.table),
             channels=channels,
             bands=len(bands.table),
@@ -263,11 +263,11 @@ def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.rando
             x=source.inside,
             x_group_stride=source.inside.strides[0],
             x_channel_stride=source.inside.strides[1],
-            x_places=x_offsets if pad else 0,
+            x_offsets=x_offsets if pad else 0,
             y=result.inside,
             y_group_stride=result.inside.strides[0],
             y_channel_stride=result.inside.strides[1],
-            y_places=y_offsets if pad else 0,
+            y_offsets=y_offsets if pad else 0,
         )
         assert result.intact()
         between = np.delete(result.inside, y_offsets // vector, axis=2)

@@ -94,8 +94,7 @@ leave.set()
 
 
 LOCKS = """
-import importlib, os, pkgutil, sys, threading, time
-from contextlib import ExitStack
+import importlib, os, pkgutil, signal, sys, threading, time
 import fastsparse as fs
 from fastsparse.engine.workspace import Pool
 from fastsparse_kernels import compiler
@@ -122,29 +121,23 @@ def locks():
                     found |= {f"{name}.{key}.{k}": v for k, v in held.items() if is_lock(v)}
     return found
 
-held = threading.Event()
-def hold():
-    with ExitStack() as stack:
-        for lock in locks().values():
-            stack.enter_context(lock)
-        held.set()
-        time.sleep(0.3)
-threading.Thread(target=hold).start()
-held.wait()
-child = os.fork()
-if not child:
-    def take(name, lock):
+for name, lock in locks().items():
+    held = threading.Event()
+    def hold():
         with lock:
+            held.set()
+            time.sleep(0.1)  # a fork that waits for it waits so long
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # here, and not in a new thread, which may get the number of the one that held the lock
+        with locks()[name]:
             print("free", name, flush=True)
-    for name, lock in locks().items():
-        worker = threading.Thread(target=take, args=(name, lock), daemon=True)
-        worker.start()
-        worker.join(20)
-        if worker.is_alive():
-            print("held", name, flush=True)
-            os._exit(1)
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, f"{name} is held in a child"
+    holder.join()
 print(*locks(), sep="\\n")
 """
 
