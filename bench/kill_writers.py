@@ -24,9 +24,9 @@ import numpy as np
 
 import fastsparse as fs
 from bench.fuzz_files import network, onnx_model
+from fastsparse import nn
 from fastsparse.engine.report import Report
-from fastsparse.engine.report_page import write_page
-from fastsparse.runtime import atomic_file, nn, runtime
+from fastsparse.runtime import atomic_file, kernel_cache
 from fastsparse.training import checkpoint
 from fastsparse.training.history import History
 
@@ -60,9 +60,9 @@ def writers(folder: Path) -> dict[str, tuple[Write, Write]]:
         both(lambda engine, path: engine.save(path), engines),
         both(lambda engine, path: engine.save(path), graphs),
         both(lambda run, path: checkpoint.save(path, run), runs),
-        both(write_page, reports),
+        both(lambda report, path: report.to_html(path), reports),
         both(lambda share, path: _prune(source, path, share), [0.5, 0.95]),
-        both(lambda content, path: runtime.write_cached(str(path), content), contents),
+        both(lambda content, path: kernel_cache.write_cached(str(path), content), contents),
         both(lambda size, path: atomic_file.write_text(path, json.dumps(list(range(size)))), [10, 50_000]),
     )
     return dict(zip(NAMES, found, strict=True))

@@ -179,7 +179,7 @@ def _run_bench(args: argparse.Namespace) -> int:
 
 
 def _run_prune(args: argparse.Namespace) -> int:
-    """Set the smallest weights of an ONNX model's Conv, Gemm and MatMul nodes to zero and write the result."""
+    """Set the smallest weights of an ONNX model's products to zero and write the result."""
     from fastsparse.onnx import pruning
 
     results = pruning.prune_onnx(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
+from fastsparse import functional
 from fastsparse.ops.heuristics import WIDEST_TILE, Heuristics, heuristics_for
 from fastsparse.ops.target import Target, tuned
 from fastsparse_kernels import compiler
@@ -22,6 +23,7 @@ Array = NDArray[Any]
 Rng = np.random.Generator
 
 DTYPES = ["float32", "float64"]
+ACTIVATIONS = functional.ACTIVATIONS
 # Largest slope of each activation: how much it can enlarge the error of what it is given.
 SLOPES = {None: 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1, "hardswish": 1.5}
 

@@ -77,6 +77,15 @@ def pytest_configure() -> None:
     cpu_target.target_context.refresh()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Fail where a test file cannot be imported: looking for doctests, pytest skips it, and then finds it empty."""
+    report = yield
+    if report.skipped and "unable to import module" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make np.empty, np.empty_like and the buffers of calls hand out NaN."""

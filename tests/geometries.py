@@ -10,12 +10,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import functional
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse_kernels import reference as ref
 from tests.checking import PATTERNS, Array, assert_within, matrix, numbers, parts
 
 FUNCTIONS = {1: fs.conv1d, 2: fs.conv2d, 3: fs.conv3d}
+GRADIENTS = {1: fs.conv1d_backward, 2: fs.conv2d_backward, 3: fs.conv3d_backward}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sizes:
         return FUNCTIONS[len(self.kernel)](x, W, bias, **self.keywords, **rest)
 
     def backward(self, grad: Array, x: Array, W: fs.CSR, **rest: Any) -> tuple[Array, Array, Array]:
-        return functional.conv_backward(grad, x, W, **self.keywords, **rest)
+        return GRADIENTS[len(self.kernel)](grad, x, W, **self.keywords, **rest)
 
 
 TABLE = {

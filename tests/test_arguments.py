@@ -50,6 +50,14 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         fs.conv2d_backward,
         {"grad": np.ones((1, 6, 3, 5)), "x": np.ones((1, 6, 5, 7)), "W": K, "kernel_size": 3, "groups": 3},
     ),
+    "conv1d_backward": (
+        fs.conv1d_backward,
+        {"grad": np.ones((2, 4, 6)), "x": np.ones((2, 3, 8)), "W": W, "kernel_size": 3},
+    ),
+    "conv3d_backward": (
+        fs.conv3d_backward,
+        {"grad": np.ones((2, 4, 3, 1, 2)), "x": np.ones((2, 1, 3, 3, 4)), "W": W, "kernel_size": (1, 3, 3)},
+    ),
     "conv_backward": (
         functional.conv_backward,
         {"grad": np.ones((2, 4, 6)), "x": np.ones((2, 3, 8)), "W": W, "kernel_size": 3},

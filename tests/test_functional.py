@@ -76,7 +76,7 @@ def test_every_type_and_layout_gives_the_same_and_compiles_nothing(rng, monkeypa
         assert flat(function(**{**good, "X": np.asfortranarray(good["X"])})) == expected
     compiled = []
     monkeypatch.setattr(compiler.CFunc, "compile", lambda self: compiled.append(self))
-    monkeypatch.setattr(build, "njit", lambda **_: compiled.append)
+    monkeypatch.setattr(compiler, "njit", lambda **_: compiled.append)
     for key, kind in itertools.product(present, [dtype, *OTHERS]):
         for layout, array in layouts(good[key].astype(kind)).items():
             found = flat(function(**{**good, key: array}))

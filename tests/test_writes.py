@@ -141,7 +141,7 @@ def _array(*shape: int, dtype: Any = np.float32) -> Array:
     return np.ones(shape, dtype)
 
 
-# For each function that changes its arguments: names of the arrays, those that it writes behind a star, and the arguments.
+# For each function that changes its arguments: names of the arrays, those it writes behind a star, and the arguments.
 KERNEL_CALLS: dict[str, dict[str, Any]] = {
     "sgd_step": {
         "value*": _array(9), "grad": _array(9), "velocity*": _array(9), "rate": 0.1, "momentum": 0.9, "nesterov": False,

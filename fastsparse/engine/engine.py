@@ -48,7 +48,7 @@ def compile(  # noqa: A001
 
 def compile(  # noqa: A001 - the public name of api.md
     model: Any, input_shape: Any = None, *, threads: int | None = None, tune: bool = True,
-    allow_external_data: bool = False,
+    allow_external_data: bool = True,
 ) -> Engine | GraphEngine:  # fmt: skip
     """Compile a network for inference.
 
@@ -68,7 +68,8 @@ def compile(  # noqa: A001 - the public name of api.md
         Measure once how to cut batches of the size in `input_shape`, instead of estimating it. The results are the
         same bits either way.
     allow_external_data : bool
-        Read weights of an ONNX model from other files in its folder, too. They are refused by default.
+        Read weights of an ONNX model from other files in its folder, too, also through links as Hugging Face's cache
+        has them; other places are always refused.
 
     Returns
     -------

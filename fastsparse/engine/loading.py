@@ -13,10 +13,11 @@ from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
 from fastsparse.engine.passes import check_optimised
 from fastsparse.engine.saving import KIND, lanes_of
-from fastsparse.files import damage, read
+from fastsparse.files import FileFormatError, damage, read
 from fastsparse.onnx import serial as onnx_serial
-from fastsparse.onnx.arguments import checked_shapes
+from fastsparse.onnx.arguments import check_fit
 from fastsparse.onnx.engine import GraphEngine
+from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.runtime.atomic_file import PathLike
 from fastsparse.runtime.threads import MOST_THREADS, usable_threads
 
@@ -62,7 +63,10 @@ def load_engine(path: PathLike) -> Engine | GraphEngine:
         if "program" in found:
             engine = _engine(found, arrays, threads)
         else:
-            engine = _graph_engine(found, arrays, threads)
+            try:
+                engine = _graph_engine(found, arrays, threads)
+            except FileFormatError as error:  # of the model inside, whose file is this one
+                raise ValueError(str(error)) from error
     _take_choices(engine, choices, lanes, path)
     return engine
 
@@ -80,11 +84,19 @@ def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) 
 def _graph_engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> GraphEngine:
     model = onnx_serial.from_plain(found["model"], arrays)
     shapes = {name: tuple(shape) for name, shape in found["input_shapes"].items()}
+    known = {value.name for value in model.inputs if value.dtype is not None}
+    library = found.get("library", [])
+    if not isinstance(library, list) or not all(isinstance(name, str) for name in library):
+        raise ValueError(f"the library's part is {library!r}, expected names")
     sizes = [n for shape in shapes.values() for n in shape]
-    if any(type(n) is not int or not 1 <= n < 2**31 for n in sizes):
-        raise ValueError(f"the input shapes are {shapes}, expected positive sizes")
-    engine = GraphEngine(model, checked_shapes(model.inputs, shapes), threads)
-    _ = engine.output_shapes  # finds shapes that do not fit, and what operators do not take
+    if set(shapes) != known or any(type(n) is not int or not 0 <= n < 2**31 for n in sizes):
+        raise ValueError(f"the input shapes are {shapes}, which do not fit the model")
+    for value in model.inputs:
+        if value.name in shapes:
+            check_fit(value, shapes[value.name])
+    costs = KERNELS_FIRST if found.get("kernels_first") is True else Costs()
+    engine = GraphEngine(model, shapes, threads, costs)
+    engine._library = tuple(library)
     return engine
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
-from fastsparse.runtime import sequence
+from fastsparse.runtime import launch, sequence
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.fork import after_fork_in_child
 from fastsparse.runtime.launch import BoundLaunch
+from fastsparse.runtime.measure import seconds
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels.compiler import aligned_empty
 
@@ -72,6 +74,9 @@ class Workspace:
         """y = network(x); all contiguous, of the schedule's batch size."""
         schedule = self.schedule
         self.set_arrays(x, y)
+        if launch.VERBOSE:
+            self._run_and_report()
+            return
         if schedule.per_worker:
             self._sequence.run(schedule.workers, self.heuristics.slice_flops)
             return
@@ -79,6 +84,18 @@ class Workspace:
         for task in range(schedule.tasks):
             for first, last in self._spans:
                 self._run_steps(first, last, workers, task)
+
+    def _run_and_report(self) -> None:
+        """The same, step by step, with a line for each; those of workers that run all steps alone are one."""
+        schedule = self.schedule
+        if schedule.per_worker:
+            label = f"network,{len(schedule.steps)} steps for each of {schedule.tasks} tasks"
+            run = partial(self._sequence.run, schedule.workers, self.heuristics.slice_flops)
+            launch.report(label, schedule.workers, seconds(run))
+            return
+        for task in range(schedule.tasks):
+            for i, step in enumerate(schedule.steps):
+                launch.report(step.launch.label, schedule.workers, seconds(partial(self.run_step, i, task)))
 
     def set_arrays(self, x: Arrays, y: Arrays) -> None:
         """Say where the user's arrays are."""
@@ -151,6 +168,10 @@ class Pool:
                 self._free.append(taken)
                 self._changed.notify()
 
+    def make(self) -> Workspace:
+        """A new workspace."""
+        return Workspace(self.schedule)
+
     def _take(self) -> Workspace:
         with self._changed:
             while not self._free:
@@ -161,7 +182,7 @@ class Pool:
             else:
                 return self._free.pop()
         try:
-            return Workspace(self.schedule)
+            return self.make()
         except BaseException:
             with self._changed:
                 self._made -= 1

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.arguments import as_array, as_float
+from fastsparse.arguments import as_array
+from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.model import Array, Shape, Value
-from fastsparse.onnx.weights import FLOATS
 from fastsparse.runtime.buffers import check_out
 
 
 def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape]:
-    """A shape for every input: what the user gave, else what the model declares, a batch of no size being 1.
+    """A shape for every tensor: what the user gave, else what the model declares, a batch of no size being 1.
 
     Parameters
     ----------
@@ -28,14 +28,26 @@ def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape
         When something is missing, or does not fit what the model declares.
     """
     given = _given(values, input_shape)
-    names: dict[str, tuple[int, str]] = {}  # sizes that names stand for, and the input that says so
-    shapes = {}
+    names: dict[str, int] = {}  # sizes that names stand for, where inputs that were given say so
     for value in values:
+        for n, declared in zip(given.get(value.name, ()), value.shape or ()):
+            if isinstance(declared, str):
+                names.setdefault(declared, n)
+    shapes, missing = dict[str, Shape](), list[str]()
+    for value in values:
+        if value.dtype is None and value.name not in given:
+            continue
         shape = given.get(value.name)
         if shape is None:
             shape = _declared(value, names)
-        check_fit(value, shape, names)
+        if shape is None:
+            said = "no shape" if value.shape is None else f"shape ({', '.join(map(str, value.shape))})"
+            missing.append(f"input {value.name!r} has {said}")
+            continue
+        check_fit(value, shape)
         shapes[value.name] = shape
+    if missing:
+        raise ValueError(f"{', '.join(missing)} in the model: give input_shape")
     return shapes
 
 
@@ -66,63 +78,82 @@ def _shape(shape: Any) -> Shape:
     return sizes
 
 
-def _declared(value: Value, names: Mapping[str, tuple[int, str]]) -> Shape:
+def _declared(value: Value, names: Mapping[str, int]) -> Shape | None:
+    """The shape that the model gives an input; None where that is not known."""
     if value.shape is None:
-        raise ValueError(f"input {value.name!r} has no shape in the model: give its input_shape")
-    sizes = []
+        return None
     batch = value.shape[0] if value.shape else None
+    sizes: list[int] = []
     for i, size in enumerate(value.shape):
         if isinstance(size, int):
             sizes.append(size)
         elif size in names:
-            sizes.append(names[size][0])  # type: ignore[index]
+            sizes.append(names[size])  # type: ignore[index]
         elif i == 0 or size == batch:
             sizes.append(1)
         else:
-            raise ValueError(f"input {value.name!r} has shape {value.shape} in the model: give its input_shape")
+            return None
     return tuple(sizes)
 
 
-def check_fit(value: Value, shape: Shape, names: dict[str, tuple[int, str]], what: str = "input_shape") -> None:
-    """Hold a shape against what the model declares; sizes of one name must be equal."""
+def check_fit(value: Value, shape: Shape, what: str = "input_shape") -> None:
+    """Hold a shape against the sizes that the model declares; its names of sizes are hints."""
     declared = value.shape
-    if declared is None:
+    if declared is None or shape == declared:
         return
-    said = "(" + ", ".join(map(str, declared)) + ")"
     fits = len(shape) == len(declared) and all(n == d for n, d in zip(shape, declared) if isinstance(d, int))
     if not fits:
+        said = "(" + ", ".join(map(str, declared)) + ")"
         raise ValueError(f"{what} is {shape} for {value.name!r}, expected {said} as in the model")
-    for n, d in zip(shape, declared):
-        if isinstance(d, str):
-            size, other = names.setdefault(d, (n, value.name))
-            if size != n:
-                raise ValueError(f"{what} is {shape} for {value.name!r}, but {d} is {size} in {other!r}")
 
 
-def checked_input(value: Value, x: Any) -> Array:
-    """An input as a C-contiguous array of the model's dtype and number of axes."""
-    if value.dtype in FLOATS:
-        array = as_float(x, value.dtype, value.name, "the model")
-    else:
-        array = as_array(x, value.name)
-        if array.dtype != value.dtype:
-            exact = array.dtype.kind in "biu" and value.dtype.kind in "iu" and np.can_cast(array.dtype, value.dtype)
-            if not exact:
-                raise TypeError(f"{value.name} has dtype {array.dtype}, expected {value.dtype} to match the model")
+def checked_input(value: Value, x: Any) -> Any:
+    """An input as a C-contiguous array of the model's dtype; what is no tensor as it comes."""
+    if type(x) is np.ndarray and x.dtype == value.dtype and x.flags.carray:
+        return x
+    if value.dtype is None:
+        return x
+    array = as_array(x, value.name)
+    if value.dtype == object:
+        return np.ascontiguousarray(array.astype(object)).reshape(array.shape)
+    if array.dtype != value.dtype or not array.dtype.isnative:
+        floats = value.dtype in (*FLOATS, HALF) and array.dtype.kind in "fbiu"
+        exact = array.dtype.kind in "biu" and value.dtype.kind in "iu" and np.can_cast(array.dtype, value.dtype)
+        if not floats and not exact and array.dtype.newbyteorder("=") != value.dtype:
+            raise TypeError(f"{value.name} has dtype {array.dtype}, expected {value.dtype} to match the model")
+        with np.errstate(over="ignore"):
             array = array.astype(value.dtype)
     return np.require(array, requirements=["C", "A"])
 
 
-def checked_outputs(
-    out: Any, names: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[np.dtype[Any]], inputs: Sequence[Array]
+def random_input(value: Value, shapes: Mapping[str, Shape], rng: np.random.Generator) -> Array:
+    """Numbers to try an input with."""
+    if value.dtype is None or value.dtype == object:
+        raise ValueError(f"input {value.name!r} is no tensor of numbers, and random ones cannot be made")
+    if value.dtype.kind == "f":
+        return rng.standard_normal(shapes[value.name]).astype(value.dtype)
+    return rng.integers(0, 2, shapes[value.name]).astype(value.dtype)
+
+
+def checked_results(
+    out: Any, names: Sequence[str], sizes: Sequence[tuple[Shape, np.dtype[Any]]], inputs: Sequence[Any]
 ) -> list[Array]:
-    """Arrays to write the outputs to: those of the user's that fit, or new ones."""
+    """Arrays to write the results to: those of the user's that fit, or new ones."""
     if out is None:
-        return [check_out(None, shape, dtype) for shape, dtype in zip(shapes, dtypes)]
+        return [check_out(None, shape, dtype) for shape, dtype in sizes]
     if not isinstance(out, (list, tuple)) or len(out) != len(names):
         raise ValueError(f"out has {np.shape(out)[:1]} arrays, expected {len(names)}, for {', '.join(names)}")
-    found = [check_out(o, shape, dtype, *inputs) for o, shape, dtype in zip(out, shapes, dtypes)]
+    found = [check_out(o, shape, dtype, *inputs) for o, (shape, dtype) in zip(out, sizes)]
     for i, first in enumerate(found):
         if any(np.may_share_memory(first, other) for other in found[i + 1 :]):
             raise ValueError("out has two arrays that share memory, expected memory of its own for each")
     return found
+
+
+def written(out: Any, names: Sequence[str], results: Sequence[Any], inputs: Sequence[Any]) -> list[Array]:
+    """The results, copied to the user's arrays."""
+    sizes = [(np.shape(result), np.asarray(result).dtype) for result in results]
+    targets = checked_results(out, names, sizes, inputs)
+    for target, result in zip(targets, results):
+        np.copyto(target, result)
+    return targets

@@ -1,146 +1,332 @@
-"""Running plans: workspaces with the memory of one call, and a bounded pool of them."""
+"""Running a model that was cut: steps in their order, on memory that the kernels and the library share.
+
+The first call for some shapes runs step by step and sees what tensors between steps are; from then on they have fixed
+places, and the library writes there. Where sizes depend on numbers they differ from call to call, and every call runs
+step by step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from fastsparse.engine import workspace as programs
-from fastsparse.onnx import blas
-from fastsparse.onnx.model import Array
-from fastsparse.onnx.ops import OPERATORS
-from fastsparse.onnx.planning import NONE, Plan, Step
+from fastsparse.engine.program import Program
+from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
+from fastsparse.onnx import sessions
+from fastsparse.onnx.dtypes import FLOATS, TYPES
+from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.model import Array, Model, Node, Shape
+from fastsparse.onnx.partition import Region, Specialised, arranged, host_outputs
+from fastsparse.onnx.sessions import Session, bind
 from fastsparse_kernels.compiler import aligned_empty
 
+_KEPT = 8  # sets of shapes that a region keeps programs for
+_WORKSPACES = 8  # calls of one program that run at once; more wait
+_MOST_THREADS = os.cpu_count() or 1  # of a session: more would wait for one another
+_NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
-class Workspace:
-    """Memory of one call of a plan, with all that a call needs but the user's arrays."""
+ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
+Values = dict[str, Any]
+Call = Callable[[Mapping[str, Array]], None]  # of arrays by name
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.memory = aligned_empty((plan.nbytes + 64,), np.uint8)
-        self.arrays: list[Array | None] = [None] * len(plan.names)
-        for t, array in plan.constants.items():
-            self.arrays[t] = array
-        for t, offset in plan.buffers.items():
-            size = int(np.prod(plan.shapes[t])) * plan.dtypes[t].itemsize
-            self.arrays[t] = self.memory[offset : offset + size].view(plan.dtypes[t]).reshape(plan.shapes[t])
-        # Segments of equal schedules never run at the same time in one workspace.
-        self.programs = {
-            i: programs.Workspace(step.schedule) for i, step in enumerate(plan.steps) if step.schedule is not None
-        }
-        # Where BLAS and the kernels take turns; networks without hosts need not ask, those without kernels do not mind.
-        mixed = self.programs and any(step.node is not None and not step.view for step in plan.steps)
-        self.blas: Callable[[], AbstractContextManager[None]] = blas.one_thread if mixed else nullcontext
-        self.late = {*plan.inputs, *plan.direct}  # tensors that depend on where the user's arrays are
-        self._calls: dict[int, Callable[[], None]] = {}
-        for i, step in enumerate(plan.steps):
-            if step.view and not self.late.intersection(step.inputs):
-                self._view(step)
-                continue
-            if step.view:
-                self.late.update(step.outputs)
-            self._calls[id(step)] = self._made_call(i, step)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory for activations and scratch."""
-        return self.memory.nbytes + sum(space.nbytes for space in self.programs.values())
+# Held for a dictionary access, and over fork(), as in fastsparse.onnx.engine.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """outputs = model(inputs); all C-contiguous and of the plan's shapes."""
-        self.set_arrays(inputs, outputs)
-        with np.errstate(all="ignore"), self.blas():
-            for call in self._calls.values():
-                call()
-            for t, position in self.plan.copied:
-                np.copyto(outputs[position], self._array(t))
-        for t in self.late:  # the user's arrays are not held longer than the call
-            self.arrays[t] = None
 
-    def set_arrays(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Say where the user's arrays are."""
-        arrays = self.arrays
-        for t, array in zip(self.plan.inputs, inputs):
-            arrays[t] = array
-        for t, position in self.plan.direct.items():
-            arrays[t] = outputs[position]
+class Host:
+    """Nodes that the library runs; its sessions are made when a number of threads is first used."""
 
-    def _array(self, t: int) -> Array:
-        found = self.arrays[t]
-        assert found is not None
+    def __init__(
+        self, model: Model, constants: Constants, infos: Mapping[str, Info], nodes: Sequence[Node],
+        outputs: Sequence[str], spinning: bool,
+    ) -> None:  # fmt: skip
+        before = constants.before(nodes, [name for name in outputs if name not in {w for n in nodes for w in n.writes}])
+        self.nodes = list(nodes)
+        self._every = [*before, *nodes]
+        made = {name for node in self._every for name in node.writes}
+        read = dict.fromkeys(name for node in self._every for name in node.reads)
+        self.inputs = tuple(name for name in read if name not in made and name not in model.constants)
+        self.outputs = tuple(outputs)
+        self._model, self._spinning = model, spinning
+        self._types = {name: infos[name].proto for name in self.inputs if name in infos}
+        self._types |= {name: infos[name].proto for name in self.outputs if name in infos and infos[name].proto}
+        self._sessions: dict[tuple[int, int], Session] = {}
+
+    def session(self, workers: int) -> Session:
+        """The session for a number of threads."""
+        workers = min(workers, _MOST_THREADS)
+        key = sessions.generation[0], workers
+        found = self._sessions.get(key)
+        if found is None:
+            made = Session(
+                self._model, self._every, self.inputs, self.outputs, self._types, threads=workers,
+                spinning=self._spinning,
+            )  # fmt: skip
+            found = self._sessions.setdefault(key, made)
         return found
 
-    def call(self, step: Step) -> None:
-        """Run one step, for measuring."""
-        self._calls[id(step)]()
+    def run(self, values: Values, workers: int) -> None:
+        """Run on what is in `values`, and add the results."""
+        found = self.session(workers).run({name: values[name] for name in self.inputs})
+        values.update(zip(self.outputs, found))
 
-    def _made_call(self, index: int, step: Step) -> Callable[[], None]:
-        if step.view:
-            return lambda: self._view(step)
-        if step.node is not None:
-            return self._host(step)
-        assert step.segment is not None
-        space, samples = self.programs[index], step.segment.samples
-        sources, targets = step.inputs, step.outputs
+    def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
+        """Run on arrays, and write the results to those that are there for them."""
+        made = dict(arrays)
+        self.run(made, workers)
+        for name in self.outputs:
+            np.copyto(arrays[name], made[name])
 
-        def run() -> None:
-            # A program takes its batch from the first axis.
-            space.run(
-                [self._array(t).reshape(samples, -1) for t in sources],
-                [self._array(t).reshape(samples, -1) for t in targets],
-            )
 
-        return run
+class Kernels:
+    """A region that the kernels run, by a program for each set of shapes; what does not fit goes to the library."""
 
-    def _view(self, step: Step) -> None:
-        assert step.node is not None
-        view = OPERATORS[step.node.op].view
-        assert view is not None
-        with np.errstate(all="ignore"):
-            found = view(step.node, self._inputs(step))
-        for t, array in zip(step.outputs, found):
-            self.arrays[t] = array
+    def __init__(self, region: Region, twin: Host, schedule_of: ScheduleOf, cache: ProgramCache) -> None:
+        self.region, self.twin = region, twin
+        self.nodes, self.inputs, self.outputs = region.nodes, region.inputs, region.outputs
+        self._schedule_of, self._cache = schedule_of, cache
+        self._plans: OrderedDict[Any, tuple[Specialised, programs.Pool] | None] = OrderedDict()
 
-    def _inputs(self, step: Step) -> list[Array | None]:
-        return [None if t == NONE else self.arrays[t] for t in step.inputs]
+    def plan(self, shapes: Sequence[Shape], workers: int) -> tuple[Specialised, programs.Pool] | None:
+        """The program for inputs of these shapes, with its workspaces; None where the library runs them."""
+        key = tuple(shapes), workers
+        with _lock:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+        found = self.region.specialised(dict(zip(self.inputs, shapes)))
+        made = None
+        if found is not None:
+            found.program = self._cache.get(found)
+            made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers), _WORKSPACES)
+        with _lock:
+            made = self._plans.setdefault(key, made)
+            while len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+        return made
 
-    def _host(self, step: Step) -> Callable[[], None]:
-        node, arrays = step.node, self.arrays
-        assert node is not None
-        run, outputs = OPERATORS[node.op].run, step.outputs
+    def forget(self) -> None:
+        """Plan anew when it is next called."""
+        with _lock:
+            self._plans.clear()
 
-        def call() -> None:
-            try:
-                run(node, self._inputs(step), [arrays[t] for t in outputs])  # type: ignore[misc]
-            except (IndexError, TypeError, ValueError) as error:
-                raise ValueError(f"{node} cannot be computed: {error}") from error
+    def run(self, values: Values, workers: int, targets: Mapping[str, Array] | None = None) -> None:
+        """Run on what is in `values`, and add the results, or write them to `targets`."""
+        arrays = [values[name] for name in self.inputs]
+        plan = self.plan([array.shape for array in arrays], workers)
+        if plan is None:
+            if targets is None:
+                self.twin.run(values, workers)
+            else:
+                self.twin.run_into(targets, workers)
+            return
+        found, pool = plan
+        dtype, samples = found.program.dtype, found.samples
+        by_name = dict(zip(self.inputs, arrays))
+        x = [np.ascontiguousarray(by_name[name], dtype).reshape(samples, -1) for name in found.inputs]
+        results = []
+        for name, shape in zip(self.outputs, found.outputs):
+            target = None if targets is None else targets[name]
+            results.append(target if target is not None and target.dtype == dtype else np.empty(shape, dtype))
+        with pool.workspace() as workspace:
+            workspace.run(x, [y.reshape(samples, -1) for y in results])
+        narrow = None if arrays[0].dtype in FLOATS else arrays[0].dtype
+        for name, result in zip(self.outputs, results):
+            if targets is not None:
+                if targets[name] is not result:
+                    with np.errstate(over="ignore"):
+                        np.copyto(targets[name], result, casting="same_kind")
+            else:
+                with np.errstate(over="ignore"):
+                    values[name] = result if narrow is None else result.astype(narrow)
+
+    def bound(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[Shape, Any]], workers: int) -> Call:
+        """A call for tensors of these shapes and types, with memory of its own; `arrays` have fixed places."""
+        plan = self.plan([shapes[name][0] for name in self.inputs], workers)
+        dtypes = {shapes[name][1] for name in (*self.inputs, *self.outputs)}
+        if plan is None or dtypes != {plan[0].program.dtype}:
+            return lambda arrays: self.run(dict(arrays), workers, arrays)
+        found, space, samples = plan[0], plan[1].make(), plan[0].samples
+        flat = {n: arrays[n].reshape(samples, -1) for n in (*self.inputs, *self.outputs) if n in arrays}
+
+        def call(late: Mapping[str, Array]) -> None:
+            x = [flat[n] if n in flat else late[n].reshape(samples, -1) for n in found.inputs]
+            space.run(x, [flat[n] if n in flat else late[n].reshape(samples, -1) for n in self.outputs])
 
         return call
 
 
-class Pool(programs.Pool):
-    """Workspaces of one plan: made when needed, at most `limit`, and handed round."""
+class ProgramCache:
+    """Programs after all passes, made once for all batch sizes."""
 
-    def __init__(self, plan: Plan, limit: int) -> None:
+    def __init__(self, optimise: Callable[[Program], Program], kept: int = 512) -> None:
+        self._made: OrderedDict[Any, Program] = OrderedDict()
+        self._optimise, self._kept = optimise, kept
+
+    def get(self, found: Specialised) -> Program:
+        """The program to be run."""
+        made = self._made.get(found.key)
+        if made is None:
+            made = self._made[found.key] = self._optimise(found.program)
+            while len(self._made) > self._kept:
+                self._made.popitem(last=False)
+        return made
+
+
+Step = Host | Kernels
+
+
+@dataclass(eq=False)
+class Plan:
+    """Steps of a model, in an order in which they can run, with the names of what goes in and comes out."""
+
+    steps: list[Step]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    given: Values = field(default_factory=dict)  # outputs that are constants
+
+    @cached_property
+    def whole(self) -> Host | None:
+        """The library's only step, where it runs all."""
+        only = self.steps[0] if len(self.steps) == 1 and not self.given else None
+        return only if isinstance(only, Host) and only.outputs == self.outputs else None
+
+    @property
+    def kernels(self) -> list[Kernels]:
+        return [step for step in self.steps if isinstance(step, Kernels)]
+
+    def run(self, values: Values, workers: int) -> list[Any]:
+        """Step by step; `values` has all tensors between steps afterwards."""
+        values.update(self.given)
+        for step in self.steps:
+            step.run(values, workers)
+        return [values[name] for name in self.outputs]
+
+
+def make_plan(
+    model: Model, nodes: Sequence[Node], constants: Constants, infos: Mapping[str, Info], regions: Sequence[Region],
+    schedule_of: ScheduleOf, cache: ProgramCache, known: Sequence[Kernels] = (),
+) -> Plan:  # fmt: skip
+    """The plan that runs these regions by the kernels, and the rest by the library; `known` steps are taken again."""
+    inputs, outputs = tuple(v.name for v in model.inputs), tuple(v.name for v in model.outputs)
+    made = {name for node in nodes for name in node.writes}
+    given = {name: constants.number(name) for name in outputs if name not in made and name not in inputs}
+    steps: list[Step] = []
+    again = {step.region.key: step for step in known}
+    if not regions:
+        wanted = [name for name in dict.fromkeys(outputs) if name in made]
+        whole = [Host(model, constants, infos, nodes, wanted, True)] if wanted else []
+        return Plan(list(whole), inputs, outputs, given)
+    for part in arranged(nodes, regions):
+        group = part.nodes if isinstance(part, Region) else part
+        twin_of = list(part.outputs) if isinstance(part, Region) else host_outputs(group, nodes, outputs)
+        if not twin_of:
+            continue
+        if isinstance(part, Region) and part.key in again:
+            steps.append(again[part.key])
+            continue
+        host = Host(model, constants, infos, group, twin_of, False)
+        steps.append(Kernels(part, host, schedule_of, cache) if isinstance(part, Region) else host)
+    return Plan(steps, inputs, outputs, given)
+
+
+# ---------------------------------------------------------------- fixed places
+
+
+class Frame:
+    """Where tensors between steps lie, as a first call saw their shapes."""
+
+    def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
         self.plan = plan
-        super().__init__(plan, limit)  # type: ignore[arg-type]
+        lives: dict[str, tuple[int, int]] = {}
+        ends = {*plan.inputs, *plan.given}
+        for i, step in enumerate(plan.steps):
+            for name in step.outputs:
+                lives[name] = i, i
+            for name in step.inputs:
+                if name not in ends:
+                    lives[name] = lives[name][0], i
+        self.results = {name: plan.outputs.index(name) for name in plan.outputs if name in lives}
+        inner = [name for name in lives if name not in self.results]
+        self.shapes = {name: (values[name].shape, values[name].dtype) for name in (*lives, *plan.inputs)}
+        offsets, self.nbytes = assign_memory([Buffer(values[name].nbytes, *lives[name]) for name in inner])
+        self.offsets = dict(zip(inner, offsets))
 
-    def _take(self) -> Workspace:  # type: ignore[override]
-        with self._changed:
-            while not self._free:
-                if self._made < self._limit:
-                    self._made += 1
-                    break
-                self._changed.wait()
-            else:
-                return self._free.pop()  # type: ignore[return-value]
-        try:
-            return Workspace(self.plan)
-        except BaseException:
-            with self._changed:
-                self._made -= 1
-                self._changed.notify()
-            raise
+    @staticmethod
+    def fits(plan: Plan, values: Mapping[str, Any]) -> bool:
+        """Whether all tensors between steps are arrays of numbers."""
+        names = {name for step in plan.steps for name in (*step.inputs, *step.outputs)}
+        return all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
+
+
+class Workspace:
+    """Memory of one call, with the library's sessions bound to it."""
+
+    def __init__(self, frame: Frame, workers: int) -> None:
+        self.frame, self.workers = frame, workers
+        self.memory = aligned_empty((frame.nbytes + 64,), np.uint8)
+        self.arrays: dict[str, Array] = {}
+        for name, offset in frame.offsets.items():
+            shape, dtype = frame.shapes[name]
+            size = int(np.prod(shape)) * dtype.itemsize
+            self.arrays[name] = self.memory[offset : offset + size].view(dtype).reshape(shape)
+        plan = frame.plan
+        self._late = {*plan.inputs, *frame.results}  # the user's arrays
+        self._calls = [
+            step.bound(self.arrays, frame.shapes, workers) if isinstance(step, Kernels) else self._host(step)
+            for step in plan.steps
+        ]
+
+    def _host(self, step: Host) -> Call:
+        session = step.session(self.workers)
+        binding = session.binding()
+        if binding is None:
+            return lambda arrays: step.run_into(arrays, self.workers)
+        ends = [(name, False) for name in step.inputs] + [(name, True) for name in step.outputs]
+        late = [(name, output) for name, output in ends if name in self._late]
+        for name, output in ends:
+            if name not in self._late:
+                bind(binding, name, self.arrays[name], output=output)
+
+        def call(arrays: Mapping[str, Array]) -> None:
+            for name, output in late:
+                bind(binding, name, arrays[name], output=output)
+            session.run_bound(binding)
+
+        return call
+
+    def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
+        """Run on the user's arrays."""
+        arrays = {**self.arrays, **values, **results}
+        for call in self._calls:
+            call(arrays)
+
+
+class Pool(programs.Pool):
+    """Workspaces of one frame: made when needed, at most `limit`, and handed round."""
+
+    def __init__(self, frame: Frame, workers: int, limit: int = _WORKSPACES) -> None:
+        self.frame, self.workers, self.generation = frame, workers, sessions.generation[0]
+        super().__init__(frame, limit)  # type: ignore[arg-type]
+
+    @contextmanager
+    def workspace(self) -> Iterator[Workspace]:  # type: ignore[override]
+        """A workspace for one call; waits for one when all are in use."""
+        with super().workspace() as found:
+            yield found  # type: ignore[misc]
+
+    def make(self) -> Workspace:  # type: ignore[override]
+        """A new workspace."""
+        return Workspace(self.frame, self.workers)

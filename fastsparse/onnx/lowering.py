@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastsparse.csr import CSR
 from fastsparse.engine.program import Activate, Add, Conv, Linear, Operator, Pool, Reshape, Scale, Shape
-from fastsparse.onnx import weights
-from fastsparse.onnx.model import Array, Constant, Node
-from fastsparse.onnx.ops.elementwise import clip_limits
-from fastsparse.onnx.ops.normalising import batch_norm_scale
-from fastsparse.onnx.rewriting import per_channel
-from fastsparse.onnx.specialise import Graph
-from fastsparse.onnx.windows import Window, kernel_of, window
+from fastsparse.onnx.dtypes import FLOATS, HALF
+from fastsparse.onnx.estimates import Costs
+from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.model import Array, Node, SparseWeight
+from fastsparse.onnx.patterns import clip_limits
+from fastsparse.onnx.weights import Weights, wide
+from fastsparse.onnx.windows import Window, WindowError, kernel_of, window
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
-_SMALL = 65536  # weights of a dense linear layer that the sparse kernels take, too, so that no layout changes
-
+_LARGEST_VECTOR = 65536  # numbers of a constant that may be one per channel
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 
 
@@ -41,103 +39,141 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """A node as the kernels run it. `operator` is None where nothing is to be done; `key` tells it from others."""
+    """A node as the kernels run it.
+
+    operator : None where nothing is to be done.
+    shape : of the result, as ONNX has it.
+    key : tells the operator from others.
+    starts : whether a region may begin with it.
+    sparse : whether it multiplies by a sparse weight.
+    """
 
     operator: Operator | None
     source: Form
     target: Form
+    shape: Shape
     key: Hashable
-    starts: bool = False  # worth a program of its own
-
-
-class Weights:
-    """CSR matrices of constant weights, made once for all plans of an engine."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[int, str], tuple[Constant, CSR]] = {}
-
-    def rows(self, weight: Constant) -> CSR:
-        """CSR (shape[0], product of the rest)."""
-        return self._get(weight, "rows")
-
-    def columns(self, weight: Constant) -> CSR:
-        """CSR (shape[1], shape[0])."""
-        return self._get(weight, "columns")
-
-    def _get(self, weight: Constant, way: str) -> CSR:
-        found = self._made.get((id(weight), way))
-        if found is None:  # the weight is kept, so that no other one gets its id
-            found = weight, (weights.by_rows if way == "rows" else weights.by_columns)(weight)
-            self._made[id(weight), way] = found
-        return found[1]
+    starts: bool = False
+    sparse: bool = False
 
 
 class Lowering:
-    """Lowers the nodes of one graph."""
+    """Lowers the nodes of one model, for inputs of any shapes."""
 
-    def __init__(self, graph: Graph, matrices: Weights) -> None:
-        self.graph = graph
-        self.matrices = matrices
+    def __init__(self, constants: Constants, infos: Mapping[str, Info], costs: Costs) -> None:
+        self.constants = constants
+        self.infos = infos  # with open sizes
+        self.weights = Weights(costs.densest, costs.least)
 
-    def lower(self, node: Node, form: Form | None) -> Lowered | None:
-        """The node, when the kernels can run it on an input of this form, or, with None, of the form it likes best."""
-        if len(node.outputs) != 1 or not node.inputs or not node.inputs[0]:
+    def operand(self, node: Node) -> str:
+        """The input that is no constant, of nodes that have only one such."""
+        if node.op in ("Add", "Mul") and len(node.inputs) == 2 and node.inputs[0] in self.constants.names:
+            return node.inputs[1]
+        return node.inputs[0] if node.inputs else ""
+
+    def is_sum(self, node: Node) -> bool:
+        """Whether it adds two tensors that are no constants."""
+        return (
+            ((node.op == "Add" and node.version >= 7) or node.op == "Sum")
+            and len(node.inputs) == 2
+            and not self.constants.names.intersection(node.inputs)
+            and node.inputs[0] != node.inputs[1]
+        )
+
+    def lower(self, node: Node, form: Form | None, shape: Shape) -> Lowered | None:
+        """The node, when the kernels can run it on an operand of this shape and form.
+
+        `form` is how the region has the operand; with None it is read from outside, in the form that the node wants.
+        """
+        if len(node.writes) != 1 or len(node.outputs) != 1 or node.op not in _METHODS or not math.prod(shape):
             return None
-        infos = self.graph.infos
-        x, y = infos[node.inputs[0]], infos[node.outputs[0]]
-        if x.dtype not in weights.FLOATS or y.dtype != x.dtype or not x.size or not y.size:
+        name = self.operand(node)
+        dtypes = {self._dtype(name), self._dtype(node.outputs[0])}
+        if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
             return None
-        method = getattr(self, "_" + _METHODS[node.op], None) if node.op in _METHODS else None
-        return None if method is None else method(node, form)
+        try:
+            return getattr(self, "_" + _METHODS[node.op])(node, form, shape)
+        except WindowError:
+            return None
+
+    def lower_sum(self, node: Node, form: Form, shapes: tuple[Shape, Shape]) -> Lowered | None:
+        """The sum of two tensors of one shape, both of this form."""
+        dtypes = {self._dtype(name) for name in (*node.inputs, *node.outputs)}
+        if shapes[0] != shapes[1] or len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
+            return None
+        return Lowered(Add(), form, form, shapes[0], ("add",))
+
+    def kernel_dtype(self, name: str) -> np.dtype[Any]:
+        """The type that kernels compute with, for a tensor: float32 for float16."""
+        dtype = self._dtype(name)
+        return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+
+    def _dtype(self, name: str) -> Any:
+        info = self.infos.get(name)
+        return None if info is None else info.dtype
 
     # --- products ------------------------------------------------------------------------------
 
-    def _conv(self, node: Node, form: Form | None) -> Lowered | None:
-        x, y = self._shapes(node)
-        weight, bias = self.graph.constant(node.inputs[1]), self._optional(node, 2)
-        source, target = Form(x[0], x[1:]), Form(y[0], y[1:])
-        missing = len(node.inputs) > 2 and node.inputs[2] and bias is None
-        if weight is None or missing or form not in (None, source) or len(x) not in (3, 4, 5):
+    def _conv(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        source = Form(x[0], x[1:])
+        weight, bias = self.constants.get(node.inputs[1]), self._optional(node, 2)
+        if weight is None or bias is False or form not in (None, source) or len(x) not in (3, 4, 5):
             return None
-        found = window(node, x[2:], kernel_of(node, weight.shape))
+        shape, groups = weight.shape, int(node.get("group", 1))
+        if len(shape) != len(x) or groups < 1 or shape[1] * groups != x[1] or shape[0] % groups:
+            return None
+        if bias is not None and bias.shape != shape[:1]:
+            return None
+        found = window(node, x[2:], kernel_of(node, shape))
+        if min(found.outputs) < 1:
+            return None
         geometry = ConvGeometry(
-            x[1], y[1], x[2:], found.kernel, found.stride, found.pads, found.dilation, int(node.get("group", 1))
-        )
-        matrix = self.matrices.rows(weight)
-        dense = weights.density(weight) > weights.DENSEST
+            x[1], shape[0], x[2:], found.kernel, found.stride, found.pads, found.dilation, groups
+        )  # fmt: skip
+        matrix, sparse = self.weights.rows(weight), self.weights.is_sparse(weight)
+        bias = None if bias is None else wide(bias)
+        y = (x[0], shape[0], *found.outputs)
         key = "conv", id(matrix), _token(bias), geometry
-        return Lowered(Conv(matrix, bias, geometry, None, dense), source, target, key, starts=True)
+        operator = Conv(matrix, bias, geometry, None, dense=not sparse)
+        return Lowered(operator, source, Form(y[0], y[1:]), y, key, starts=True, sparse=sparse)
 
-    def _gemm(self, node: Node, form: Form | None) -> Lowered | None:
-        plain = not node.get("transA", 0) and node.get("alpha", 1.0) == 1 and node.get("beta", 1.0) == 1
-        return self._product(node, form, bool(node.get("transB", 0))) if plain else None
+    def _gemm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        if node.get("transA", 0) or len(x) != 2:
+            return None
+        return self._product(node, form, x, bool(node.get("transB", 0)), node.get("alpha", 1.0), node.get("beta", 1.0))
 
-    def _linear(self, node: Node, form: Form | None) -> Lowered | None:
-        return self._product(node, form, by_rows=False)
+    def _matmul(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        return self._product(node, form, x, by_rows=False)
 
-    def _product(self, node: Node, form: Form | None, by_rows: bool) -> Lowered | None:
-        x, y = self._shapes(node)
-        source, target = Form(math.prod(x[:-1]), x[-1:]), Form(math.prod(y[:-1]), y[-1:])
-        weight, bias = self.graph.constant(node.inputs[1]), self._optional(node, 2)
-        if weight is None or form not in (None, source):
+    def _product(
+        self, node: Node, form: Form | None, x: Shape, by_rows: bool, alpha: float = 1.0, beta: float = 1.0
+    ) -> Lowered | None:
+        weight, bias = self.constants.get(node.inputs[1]), self._optional(node, 2)
+        source = Form(math.prod(x[:-1]), x[-1:])
+        if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) < 2:
             return None
-        if bias is None and len(node.inputs) > 2 and node.inputs[2]:
+        rows, columns = weight.shape[-2:] if by_rows else weight.shape[-1:-3:-1]
+        if math.prod(weight.shape[:-2]) != 1 or columns != x[-1]:
             return None
-        bias = None if bias is None else per_channel(bias, y, len(y) - 1)
-        if bias is None and len(node.inputs) > 2 and node.inputs[2]:
+        if isinstance(weight, SparseWeight) and len(weight.shape) != 2:
             return None
-        dense = weights.density(weight) > weights.DENSEST
-        if dense and math.prod(weight.shape) > _SMALL:
-            return None
-        matrix = self.matrices.rows(weight) if by_rows else self.matrices.columns(weight)
+        y = ((1,) * (len(weight.shape) - len(x)) + x[:-1]) + (rows,)
+        if bias is not None:
+            bias = per_channel(bias, y, len(y) - 1)
+            if bias is None:
+                return None
+            bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
+        sparse = self.weights.is_sparse(weight)
+        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, float(alpha))
         key = "linear", id(matrix), _token(bias)
-        return Lowered(Linear(matrix, bias, None, dense), source, target, key, starts=True)
+        operator = Linear(matrix, bias, None, dense=not sparse)
+        return Lowered(operator, source, Form(source.samples, (rows,)), y, key, starts=True, sparse=sparse)
 
     # --- what follows products -----------------------------------------------------------------
 
-    def _activation(self, node: Node, form: Form | None) -> Lowered | None:
+    def _activation(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         name = self._activation_name(node)
-        return None if name is None or form is None else Lowered(Activate(name), form, form, ("activate", name))
+        return None if name is None or form is None else Lowered(Activate(name), form, form, x, ("activate", name))
 
     def _activation_name(self, node: Node) -> str | None:
         if node.op == "LeakyRelu":
@@ -147,35 +183,31 @@ class Lowering:
         if node.op == "Swish":
             return "silu" if node.get("alpha", 1.0) == 1 else None
         if node.op == "Clip":
-            arrays = [self.graph.array(name) for name in node.inputs]
-            unknown = any(name and array is None for name, array in zip(node.inputs[1:], arrays[1:]))
-            if unknown:
-                return None
-            limits = [None if v is None else np.asarray(v) for v in clip_limits(node, arrays)]
-            if any(v is not None and v.size != 1 for v in limits):
-                return None
-            low, high = (None if v is None else float(v.reshape(-1)[0]) for v in limits)
-            if low != 0:
-                return None
-            return "relu" if high is None or high == np.inf else "relu6" if high == 6 else None
+            limits = clip_limits(node, self.constants)
+            return {(0.0, np.inf): "relu", (0.0, 6.0): "relu6"}.get(limits) if limits is not None else None
         return _ACTIVATIONS.get(node.op)
 
-    def _batch_norm(self, node: Node, form: Form | None) -> Lowered | None:
-        arrays = [None if i == 0 else self.graph.array(name) for i, name in enumerate(node.inputs)]
-        x = self._shapes(node)[0]
-        if form is None or form != Form(x[0], x[1:]) or any(a is None for a in arrays[1:]):
+    def _batch_norm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        arrays = [self.constants.array(name) for name in node.inputs[1:5]]
+        if form is None or form != Form(x[0], x[1:]) or node.get("training_mode", 0) or not node.get("spatial", 1):
             return None
-        scale, shift = batch_norm_scale(node, arrays)  # type: ignore[arg-type]
-        return self._scale(form, scale, shift)
+        if len(arrays) != 4 or any(a is None or a.shape != x[1:2] for a in arrays):
+            return None
+        gamma, beta, mean, variance = (np.asarray(a, np.float64) for a in arrays)
+        scale = gamma / np.sqrt(variance + node.get("epsilon", 1e-5))
+        return self._scale(form, x, scale, beta - mean * scale)
 
-    def _arithmetic(self, node: Node, form: Form | None) -> Lowered | None:
+    def _arithmetic(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         """Adding, subtracting, multiplying or dividing by a constant per channel."""
-        if form is None or len(node.inputs) != 2 or (node.version < 7 and node.get("broadcast")):
+        if form is None or len(node.inputs) != 2 or node.version < 7:
             return None
-        array = self.graph.array(node.inputs[1]) if self.graph.infos[node.inputs[1]].size <= _SMALL else None
-        x, y = self._shapes(node)
+        name = self.operand(node)
+        other = node.inputs[1] if name == node.inputs[0] else node.inputs[0]
+        array = self.constants.array(other)
         axis = len(x) - 1 if form == Form(math.prod(x[:-1]), x[-1:]) else 1
-        if array is None or x != y or form.shape[:1] != x[axis : axis + 1] or form.samples != math.prod(x[:axis]):
+        if array is None or array.size > _LARGEST_VECTOR or (node.op in ("Sub", "Div") and name != node.inputs[0]):
+            return None
+        if form.shape[:1] != x[axis : axis + 1] or form.samples != math.prod(x[:axis]):
             return None
         vector = per_channel(array, x, axis)
         if vector is None or (node.op == "Div" and not vector.all()):
@@ -188,72 +220,111 @@ class Lowering:
             "Mul": (wide, zeros),
             "Div": (1 / np.where(wide == 0, 1, wide), zeros),
         }[node.op]
-        return self._scale(form, scale, shift)
+        return self._scale(form, x, scale, shift)
 
-    def _scale(self, form: Form, scale: Array, shift: Array) -> Lowered:
-        return Lowered(Scale(scale, shift), form, form, ("scale", _token(scale), _token(shift)))
-
-    def lower_sum(self, node: Node, form: Form) -> Lowered | None:
-        """The sum of two tensors of one shape, both of this form."""
-        a, b, y = (self.graph.infos[name] for name in (*node.inputs, *node.outputs))
-        fits = a.shape == b.shape == y.shape and a.dtype == b.dtype and a.dtype in weights.FLOATS and y.size
-        if not fits or node.inputs[0] == node.inputs[1]:
-            return None
-        return Lowered(Add(), form, form, ("add",))
+    def _scale(self, form: Form, x: Shape, scale: Array, shift: Array) -> Lowered:
+        return Lowered(Scale(scale, shift), form, form, x, ("scale", _token(scale), _token(shift)))
 
     # --- pooling -------------------------------------------------------------------------------
 
-    def _pool(self, node: Node, form: Form | None) -> Lowered | None:
-        x, y = self._shapes(node)
-        if len(x) != 4:
+    def _pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])):
             return None
-        source, target = Form(x[0], x[1:]), Form(y[0], y[1:])
         found: Window = window(node, x[2:])
-        if form not in (None, source) or set(found.dilation) != {1}:
-            return None
-        if any(k <= max(pad) for k, pad in zip(found.kernel, found.pads)):
+        if set(found.dilation) != {1} or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads)):
             return None
         counted = node.op == "MaxPool" or bool(node.get("count_include_pad", 0))
-        spatial, kernel, stride, pads = x[2:], found.kernel, found.stride, found.pads
-        tables = windows(spatial, kernel, stride, pads, count_padding=counted)
-        if tables.out_spatial != y[2:]:  # windows over the edge, which ceil_mode makes
+        tables = windows(x[2:], found.kernel, found.stride, found.pads, count_padding=counted)
+        if tables.out_spatial != found.outputs:  # windows over the edge, which ceil_mode makes
             return None
         kind = "max" if node.op == "MaxPool" else "mean"
-        return Lowered(Pool(kind, tables), source, target, ("pool", kind, counted, found), starts=True)
+        y = (*x[:2], *found.outputs)
+        key = "pool", kind, counted, found
+        return Lowered(Pool(kind, tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, key)
 
-    def _global_pool(self, node: Node, form: Form | None) -> Lowered | None:
-        x, y = self._shapes(node)
-        if len(x) != 4 or len(y) != 4 or form not in (None, Form(x[0], x[1:])):
+    def _global_pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])):
             return None
-        source, target = Form(x[0], x[1:]), Form(y[0], y[1:])
-        if node.op == "ReduceMean" and (y != (*x[:2], 1, 1) or math.prod(x[2:]) == 1):
-            return None
+        if node.op == "ReduceMean":
+            axes = self._axes(node)
+            if axes is None or sorted(a % 4 for a in axes) != [2, 3] or not node.get("keepdims", 1):
+                return None
+        y = (*x[:2], 1, 1)
         tables = adaptive_windows((x[2], x[3]), (1, 1))
-        return Lowered(Pool("mean", tables), source, target, ("global mean",), starts=True)
+        return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, ("global mean",))
 
     # --- shapes --------------------------------------------------------------------------------
 
-    def _reshape(self, node: Node, form: Form | None) -> Lowered | None:
-        y = self._shapes(node)[1]
-        if form is None or not y:
+    def _reshape(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        y = self._reshaped(node, x)
+        if form is None or not y or math.prod(y) != math.prod(x):
             return None
         if len(form.shape) == 1 and form == Form(math.prod(y[:-1]), y[-1:]):
-            return Lowered(None, form, form, ("same",))
+            return Lowered(None, form, form, y, ("same",))
         flat = Form(form.samples, (math.prod(form.shape),))
         if len(form.shape) > 1 and y == (flat.samples, *flat.shape):
-            return Lowered(Reshape(), form, flat, ("flatten",))
+            return Lowered(Reshape(), form, flat, y, ("flatten",))
         return None
 
-    def _nothing(self, node: Node, form: Form | None) -> Lowered | None:
-        return None if form is None else Lowered(None, form, form, ("same",))
+    def _reshaped(self, node: Node, x: Shape) -> Shape | None:
+        """The shape that a node gives to the same numbers; None where it depends on more than its operand's."""
+        if node.op == "Flatten":
+            axis = int(node.get("axis", 1))
+            axis += len(x) if axis < 0 else 0
+            return math.prod(x[:axis]), math.prod(x[axis:])
+        if node.op in ("Squeeze", "Unsqueeze"):
+            axes = self._axes(node)
+            if axes is None or (node.op == "Squeeze" and any(x[a] != 1 for a in axes if -len(x) <= a < len(x))):
+                return None
+            if node.op == "Squeeze":
+                gone = {a % len(x) for a in axes}
+                return tuple(n for i, n in enumerate(x) if i not in gone)
+            count = len(x) + len(axes)
+            places, rest = {a % count for a in axes}, iter(x)
+            return tuple(1 if i in places else next(rest) for i in range(count))
+        sizes = self.constants.array(node.inputs[1]) if len(node.inputs) > 1 else None
+        wanted = node.get("shape") if sizes is None and node.version < 5 else sizes
+        if wanted is None:
+            return None
+        y = [int(n) for n in wanted]
+        if not node.get("allowzero", 0):
+            y = [x[i] if n == 0 and i < len(x) else n for i, n in enumerate(y)]
+        known = math.prod(n for n in y if n != -1)
+        if y.count(-1) > 1 or (-1 in y and (not known or math.prod(x) % known)):
+            return None
+        return tuple(math.prod(x) // known if n == -1 else n for n in y)
 
-    # --- helpers -------------------------------------------------------------------------------
+    def _axes(self, node: Node) -> list[int] | None:
+        axes = node.get("axes")
+        if axes is None and len(node.inputs) > 1:
+            axes = self.constants.array(node.inputs[1])
+        return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
 
-    def _shapes(self, node: Node) -> tuple[Shape, Shape]:
-        return self.graph.infos[node.inputs[0]].shape, self.graph.infos[node.outputs[0]].shape
+    def _nothing(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        training = self._optional(node, 2) if node.op == "Dropout" else None
+        if form is None or training is False or (training is not None and training.any()):
+            return None
+        if node.op == "Dropout" and node.version < 7 and not node.get("is_test", 0):
+            return None
+        return Lowered(None, form, form, x, ("same",))
 
-    def _optional(self, node: Node, position: int) -> Array | None:
-        return self.graph.array(node.inputs[position]) if position < len(node.inputs) else None
+    def _optional(self, node: Node, position: int) -> Any:
+        """A constant input; None where it is left out, False where it is none."""
+        name = node.inputs[position] if position < len(node.inputs) else ""
+        if not name:
+            return None
+        array = self.constants.array(name)
+        return False if array is None else array
+
+
+def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
+    """`array` as one number per place along `axis` of a tensor of `shape`, when that is what it broadcasts to."""
+    if array.ndim > len(shape) or array.dtype.kind != "f":
+        return None
+    sizes = (1,) * (len(shape) - array.ndim) + array.shape
+    if any(n != 1 for i, n in enumerate(sizes) if i != axis) or sizes[axis] not in (1, shape[axis]):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (shape[axis],)))
 
 
 def _token(array: Array | None) -> Any:
@@ -264,7 +335,7 @@ def _token(array: Array | None) -> Any:
 
 
 _METHODS = {
-    "Conv": "conv", "Gemm": "gemm", "fastsparse.Linear": "linear", "BatchNormalization": "batch_norm",
+    "Conv": "conv", "Gemm": "gemm", "MatMul": "matmul", "BatchNormalization": "batch_norm",
     **dict.fromkeys(
         ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Swish", "HardSwish"), "activation"
     ),

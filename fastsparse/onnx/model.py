@@ -1,8 +1,8 @@
-"""ONNX models as plain data: nodes, constants, inputs and outputs, apart from protocol buffers."""
+"""ONNX models as the compiler sees them: nodes, constants, inputs and outputs, beside the messages they came in."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,34 +14,13 @@ from fastsparse.csr import CSR
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-# A tensor of more bytes than this is refused before memory is taken for it, as protocol buffers refuse such files.
-LARGEST_TENSOR = 2**31
-_ALLOWED_BYTES = 2**24  # that any sparse weight may take when it is made dense,
-_ALLOWED_FACTOR = 1024  # and how many times what the file holds of it
-
-
-def check_dense_size(count: int, itemsize: int, held: int, what: str) -> None:
-    """Refuse a sparse tensor of `count` elements that is so large for the `held` bytes that a file has of it.
-
-    Raises
-    ------
-    ValueError
-    """
-    most = min(LARGEST_TENSOR, max(_ALLOWED_BYTES, _ALLOWED_FACTOR * held))
-    if count * itemsize > most:
-        raise ValueError(f"{what} takes {count * itemsize} bytes with its zeros, expected at most {most}")
-
 
 @dataclass(frozen=True, eq=False)
 class SparseWeight:
-    """A constant of which only the nonzeros are kept.
-
-    matrix : CSR (shape[0], product of the rest), or (shape[1], shape[0]) when `transposed`, which takes two axes.
-    """
+    """A constant of which only the nonzeros are kept: CSR (shape[0], product of the rest)."""
 
     matrix: CSR
     shape: Shape
-    transposed: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -49,27 +28,43 @@ class SparseWeight:
 
     def dense(self) -> Array:
         """With its zeros."""
-        matrix = self.matrix.toarray()
-        return np.ascontiguousarray(matrix.T if self.transposed else matrix).reshape(self.shape)
+        return self.matrix.toarray().reshape(self.shape)
 
 
-Constant = Array | SparseWeight
+# A TensorProto where NumPy does not have the type.
+Constant = Array | SparseWeight | Any
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operator. Missing inputs and outputs are empty names; `version` is the opset it was written for."""
+    """One operator. Missing inputs and outputs are empty names; `version` is the opset it was written for.
+
+    protos : the NodeProto that it is in the model, or all those that it stands for.
+    captured : other tensors that these read: graphs in attributes, and nodes that are stood for.
+    """
 
     op: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any] = field(default_factory=dict)
-    version: int = 25
+    attributes: dict[str, Any]
+    version: int
+    protos: tuple[Any, ...]
+    captured: tuple[str, ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""
         return self.attributes.get(name, default)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All tensors that it needs."""
+        return tuple(dict.fromkeys(filter(None, (*self.inputs, *self.captured))))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """All tensors that it makes."""
+        return tuple(filter(None, self.outputs))
 
     def __str__(self) -> str:
         return f"node {self.name!r} ({self.op})"
@@ -77,34 +72,51 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of a model: sizes are numbers, names of sizes, or None where nothing is said."""
+    """An input or output of a model.
+
+    dtype : None where it is no tensor, or one of a type that NumPy does not have.
+    shape : sizes are numbers, names of sizes, or None where nothing is said.
+    proto : the ValueInfoProto.
+    """
 
     name: str
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | None
     shape: tuple[int | str | None, ...] | None
+    proto: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model: `nodes` stand in an order in which they can run, and every name is written once."""
+    """A model: `nodes` stand in an order in which they can run, and every name is written once.
+
+    header : a ModelProto without a graph: versions, opsets.
+    """
 
     nodes: tuple[Node, ...]
     constants: dict[str, Constant]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    header: Any
+
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read each tensor."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.reads:
+                found.setdefault(name, []).append(node)
+        return found
+
+    def producers(self) -> dict[str, Node]:
+        """The node that writes each tensor."""
+        return {name: node for node in self.nodes for name in node.writes}
 
 
-def names_in(model: Model) -> set[str]:
-    """Names of all tensors."""
-    written = {name for node in model.nodes for name in (*node.inputs, *node.outputs)}
-    return written | set(model.constants) | {value.name for value in (*model.inputs, *model.outputs)}
-
-
-def unused(name: str, taken: Container[str]) -> str:
-    """A name for a new tensor: `name`, with more behind it where another tensor has it already."""
-    while name in taken:
-        name += "'"
-    return name
+def wanted_outside(nodes: Iterable[Node], every: Iterable[Node], outputs: Iterable[str]) -> set[str]:
+    """Tensors that some of the nodes write and others read, or that are results."""
+    inside = {id(node) for node in nodes}
+    made = {name for node in nodes for name in node.writes}
+    read = {name for node in every if id(node) not in inside for name in node.reads}
+    return made & (read | set(outputs))
 
 
 def dense(constant: Constant) -> Array:

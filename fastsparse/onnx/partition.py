@@ -1,242 +1,337 @@
-"""Cutting a graph into segments, which the kernels run as programs, and single nodes, which run on the host.
+"""Cutting a graph into regions, which the kernels run as programs, and groups of nodes that the library runs.
 
 Every node that the kernels can run gets a level: that of the producers whose results it takes as they lie in the
 kernels' layouts, one more than that of all else it reads. Nodes of one level that hang together, or read the same
-tensor, make a segment. A way from a segment to the host and back raises the level, so a segment can run in one go.
+tensor, make a region. A way from a region to the library and back raises the level, so a region can run in one go.
+Regions are then trimmed to what the kernels are estimated to run faster, packing and unpacking included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Node as ProgramNode
 from fastsparse.engine.program import Program, Reshape, Shape
-from fastsparse.onnx.lowering import Form, Lowered, Lowering, Weights
-from fastsparse.onnx.model import Node
-from fastsparse.onnx.specialise import Graph
-
-_KEPT_PROGRAMS = 4096
+from fastsparse.onnx.estimates import Costs
+from fastsparse.onnx.lowering import Form, Lowered, Lowering
+from fastsparse.onnx.model import Node, wanted_outside
 
 
 @dataclass(eq=False)
 class Member:
-    """A node of a segment; `forms` are those of the tensors that it reads."""
+    """A node of a region; `inside` are those of the tensors it reads that the region makes itself."""
 
     node: Node
     lowered: Lowered
     tensors: tuple[str, ...]
-    forms: tuple[Form, ...]
-    inside: tuple[bool, ...]  # which of them the segment makes itself
+    inside: tuple[bool, ...]
     level: int
+
+    @property
+    def output(self) -> str:
+        return self.node.outputs[0]
 
 
 @dataclass(eq=False)
-class Segment:
-    """Nodes that run as one program on `samples` samples: tensors that it reads and writes, in the program's order."""
+class Region:
+    """Nodes that run as one program: tensors that it reads and writes."""
 
-    nodes: list[Node]
+    members: list[Member]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    lowering: Lowering
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [member.node for member in self.members]
+
+    @property
+    def key(self) -> object:
+        """What tells it from other regions of the graph."""
+        return self.inputs, self.outputs, tuple(id(member.node) for member in self.members)
+
+    def specialised(self, shapes: Mapping[str, Shape]) -> Specialised | None:
+        """The program for inputs of these shapes; None where they do not fit what the kernels can run."""
+        known, forms, made = dict(shapes), dict[str, Form](), dict[str, int]()
+        tensors: list[Shape] = []
+        sources: dict[tuple[str, Form], int] = {}
+        nodes: list[ProgramNode] = []
+        keys: list[object] = []
+
+        def number(shape: Shape) -> int:
+            tensors.append(shape)
+            return len(tensors) - 1
+
+        for member in self.members:
+            node = member.node
+            held = [forms[name] for name, within in zip(member.tensors, member.inside) if within]
+            if len(member.tensors) == 2:
+                both = known[member.tensors[0]], known[member.tensors[1]]
+                lowered = self.lowering.lower_sum(node, held[0], both) if len(set(held)) == 1 else None
+            else:
+                lowered = self.lowering.lower(node, held[0] if held else None, known[member.tensors[0]])
+            if lowered is None or math.prod(known[member.tensors[0]]) != lowered.source.samples * math.prod(
+                lowered.source.shape
+            ):
+                return None
+            reads = []
+            for name, within in zip(member.tensors, member.inside):
+                key = name, lowered.source
+                if not within and key not in sources:
+                    sources[key] = number(lowered.source.shape)
+                reads.append(made[name] if within else sources[key])
+            known[member.output], forms[member.output] = lowered.shape, lowered.target
+            if lowered.operator is None:
+                made[member.output] = reads[0]
+                continue
+            made[member.output] = target = number(lowered.target.shape)
+            name = f"{node.name.replace(' ', '_')} {node.op.rpartition('.')[2]}"
+            nodes.append(ProgramNode(name, lowered.operator, tuple(reads), target))
+            keys.append((lowered.key, lowered.source.shape, tuple(reads)))
+        samples = {form.samples for _, form in sources} | {forms[name].samples for name in self.outputs}
+        if len(samples) != 1:
+            return None
+        ends = tuple(sources.values()), tuple(made[name] for name in self.outputs)
+        dtype = self.lowering.kernel_dtype(self.inputs[0])
+        program = Program(tuple(tensors), *ends, tuple(nodes), dtype)
+        results = [known[name] for name in self.outputs]
+        return Specialised(program, samples.pop(), [name for name, _ in sources], results, (dtype.str, *ends, *keys))
+
+
+@dataclass(eq=False)
+class Specialised:
+    """A region's program for certain shapes: `inputs` are the names that it reads, `outputs` the results' shapes."""
+
     program: Program
     samples: int
+    inputs: list[str]
+    outputs: list[Shape]
+    key: object
 
 
-Part = Segment | Node
+Part = Region | list[Node]
 
 
-@dataclass
-class Partitioner:
-    """Cuts graphs; programs are made once for all graphs that have the same ones."""
+class Cut:
+    """Regions of a graph whose tensors have these shapes, as far as they are known."""
 
-    matrices: Weights = field(default_factory=Weights)
-    programs: dict[Hashable, Program] = field(default_factory=dict)
+    def __init__(
+        self, nodes: Sequence[Node], outputs: Iterable[str], lowering: Lowering, shapes: Mapping[str, Shape],
+        costs: Costs,
+    ) -> None:  # fmt: skip
+        self.nodes, self.outputs, self.lowering, self.shapes, self.costs = nodes, set(outputs), lowering, shapes, costs
+        self.readers: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in node.reads:
+                self.readers.setdefault(name, []).append(node)
 
-    def parts(self, graph: Graph) -> list[Part]:
-        """Segments and host nodes, in an order in which they can run."""
-        cut = _Cut(graph, Lowering(graph, self.matrices))
-        cut.find_members()
-        parts: list[Part] = []
-        hosts = {id(node): node for node in graph.nodes if id(node) not in cut.members}
-        for group in cut.groups():
-            kept, freed = _without_loose_ends(group, cut.wanted_outside(group))
-            hosts.update((id(member.node), member.node) for member in freed)
-            if kept:
-                parts.append(self._segment(kept, cut.wanted_outside(kept, freed), graph))
-        return _ordered([*parts, *hosts.values()], graph)
+    def regions(self, excluded: set[int] | None = None) -> list[Region]:
+        """Regions that are worth it by estimate; nodes whose ids are `excluded` are the library's."""
+        excluded = set(excluded or ())
+        while True:
+            found = self._groups(excluded)
+            losers = [member for group in found for member in self._lost(group)]
+            if not losers:
+                return [self._region(group) for group in found]
+            excluded.update(id(member.node) for member in losers)
 
-    def _segment(self, group: list[Member], wanted: set[str], graph: Graph) -> Segment:
-        shapes: list[Shape] = []
-        number: dict[tuple[str, Form], int] = {}  # of tensors as they are read and written
-        inputs: list[str] = []
-        nodes: list[ProgramNode] = []
-        keys: list[Hashable] = []
-        made: dict[str, int] = {}
+    # --- levels ----------------------------------------------------------------------------------
 
-        def tensor(shape: Shape) -> int:
-            shapes.append(shape)
-            return len(shapes) - 1
-
-        for member in group:
-            sources = []
-            for name, form, inside in zip(member.tensors, member.forms, member.inside):
-                if not inside and (name, form) not in number:
-                    number[name, form] = tensor(form.shape)
-                    inputs.append(name)
-                sources.append(made[name] if inside else number[name, form])
-            lowered, output = member.lowered, member.node.outputs[0]
-            if lowered.operator is None:
-                made[output] = sources[0]
-                continue
-            made[output] = target = tensor(lowered.target.shape)
-            name = f"{member.node.name.replace(' ', '_')} {member.node.op.rpartition('.')[2]}"
-            nodes.append(ProgramNode(name, lowered.operator, tuple(sources), target))
-            keys.append((lowered.key, lowered.source.shape, tuple(sources)))
-        outputs = tuple(m.node.outputs[0] for m in group if m.node.outputs[0] in wanted)
-        dtype = graph.infos[inputs[0]].dtype
-        ends = tuple(number.values()), tuple(made[name] for name in outputs)
-        program = self._program((dtype.str, *ends, *keys), Program(tuple(shapes), *ends, tuple(nodes), dtype))
-        return Segment([m.node for m in group], tuple(inputs), outputs, program, group[0].lowered.source.samples)
-
-    def _program(self, key: Hashable, plain: Program) -> Program:
-        found = self.programs.get(key)
-        if found is None:
-            found = self.programs[key] = optimised(plain)
-            while len(self.programs) > _KEPT_PROGRAMS:
-                del self.programs[next(iter(self.programs))]
-        return found
-
-
-class _Cut:
-    """Levels, and what of them follows."""
-
-    def __init__(self, graph: Graph, lowering: Lowering) -> None:
-        self.graph, self.lowering = graph, lowering
-        self.members: dict[int, Member] = {}
-        self.maker: dict[str, Member] = {}  # of tensors that the kernels write
-        self.available: dict[str, int] = {}  # level behind which others than the kernels can read a tensor
-
-    def find_members(self) -> None:
-        """Go through the nodes in their order."""
-        for node in self.graph.nodes:
-            member = self._member(node)
+    def _groups(self, excluded: set[int]) -> list[list[Member]]:
+        maker: dict[str, Member] = {}  # of tensors that the kernels write
+        available: dict[str, int] = {}  # level behind which others than the kernels can read a tensor
+        members: dict[int, Member] = {}
+        for node in self.nodes:
+            member = None if id(node) in excluded else self._member(node, maker, available)
             if member is None:
-                level = max((self.available.get(name, 0) for name in node.inputs), default=0)
+                level = max((available.get(name, 0) for name in node.reads), default=0)
             else:
                 level = member.level
-                self.members[id(node)] = member
-                self.maker[node.outputs[0]] = member
-            self.available.update((name, level) for name in node.outputs)
+                members[id(node)] = maker[member.output] = member
+            available.update((name, level) for name in node.writes)
+        groups = [kept for group in _connected(members, maker) if (kept := self._without_loose_ends(group))]
+        return [group for group in groups if self.costs.always or any(member.lowered.sparse for member in group)]
 
-    def _member(self, node: Node) -> Member | None:
-        if not node.inputs:
+    def _member(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
+        if self.lowering.is_sum(node):
+            return self._sum(node, maker, available)
+        name = self.lowering.operand(node)
+        shape = self.shapes.get(name)
+        if shape is None:
             return None
-        if node.op == "Add" and len(node.inputs) == 2 and self.graph.constant(node.inputs[1]) is None:
-            return self._sum(node)
-        name = node.inputs[0]
-        maker = self.maker.get(name)
-        if maker is not None:
-            lowered = self.lowering.lower(node, maker.lowered.target)
+        above = maker.get(name)
+        if above is not None:
+            lowered = self.lowering.lower(node, above.lowered.target, shape)
             if lowered is not None:
-                return Member(node, lowered, (name,), (lowered.source,), (True,), maker.level)
-        lowered = self.lowering.lower(node, None)
+                return self._fitting(Member(node, lowered, (name,), (True,), above.level))
+        lowered = self.lowering.lower(node, None, shape)
         if lowered is None or not lowered.starts:
             return None
-        return Member(node, lowered, (name,), (lowered.source,), (False,), self.available.get(name, 0) + 1)
+        return self._fitting(Member(node, lowered, (name,), (False,), available.get(name, 0) + 1))
 
-    def _sum(self, node: Node) -> Member | None:
-        makers = [self.maker.get(name) for name in node.inputs]
-        found = [maker for maker in makers if maker is not None]
-        if not found or node.version < 7:
+    def _fitting(self, member: Member) -> Member | None:
+        """The member, where inference says the same of its result."""
+        return member if self.shapes.get(member.output, member.lowered.shape) == member.lowered.shape else None
+
+    def _sum(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
+        shapes = [self.shapes.get(name) for name in node.inputs]
+        makers = [maker.get(name) for name in node.inputs]
+        found = [above for above in makers if above is not None]
+        if not found or None in shapes:
             return None
-        first = max(found, key=lambda maker: maker.level)
+        first = max(found, key=lambda above: above.level)
         form = first.lowered.target
-        lowered = self.lowering.lower_sum(node, form)
+        lowered = self.lowering.lower_sum(node, form, tuple(shapes))  # type: ignore[arg-type]
         if lowered is None:
             return None
-        # A term of another form, or of the host, is read from outside.
-        inside = [maker is not None and maker.lowered.target == form for maker in makers]
+        # A term of another form, or of the library, is read from outside.
+        inside = [above is not None and above.lowered.target == form for above in makers]
         level = first.level
         for name, within in zip(node.inputs, inside):
-            level = max(level, self.available.get(name, 0) + (not within))
-        inside = [within and self.maker[name].level == level for name, within in zip(node.inputs, inside)]
-        if not any(inside):
-            return None
-        return Member(node, lowered, node.inputs, (form, form), tuple(inside), level)
+            level = max(level, available.get(name, 0) + (not within))
+        inside = [within and maker[name].level == level for name, within in zip(node.inputs, inside)]
+        return Member(node, lowered, node.inputs, tuple(inside), level) if any(inside) else None
 
-    def groups(self) -> list[list[Member]]:
-        """Members that make a segment each."""
-        leader = {key: key for key in self.members}
+    def _without_loose_ends(self, group: list[Member]) -> list[Member]:
+        """The group without new shapes at its end: they cost the library nothing."""
+        kept = list(group)
+        for member in reversed(group):
+            operator = member.lowered.operator
+            if operator is None or isinstance(operator, Reshape):
+                inside = any(member.output in m.tensors for m in kept if m is not member)
+                if not inside:
+                    kept.remove(member)
+        return kept
 
-        def find(key: int) -> int:
-            while leader[key] != key:
-                leader[key] = leader[leader[key]]
-                key = leader[key]
-            return key
+    # --- what is worth it ------------------------------------------------------------------------
 
-        readers: dict[tuple[int, str, Form], int] = {}
-        for key, member in self.members.items():
-            for name, form, inside in zip(member.tensors, member.forms, member.inside):
-                other = id(self.maker[name].node) if inside else readers.setdefault((member.level, name, form), key)
-                leader[find(key)] = find(other)
-        found: dict[int, list[Member]] = {}
-        for key, member in self.members.items():
-            found.setdefault(find(key), []).append(member)
-        return list(found.values())
+    def _lost(self, group: list[Member]) -> list[Member]:
+        """Members that the library runs faster: some within, all behind or before one of them, or all of them."""
+        within = [m for m in group if self._saving(m) < -2 * self.costs.region - self._elements([m])]
+        if within:
+            return within
+        lost: list[Member] = []
+        left = list(group)
+        while True:
+            whole, best, gain = self._worth(left), list[Member](), 0.0
+            for member in left:
+                if self._saving(member) >= 0:
+                    continue
+                for some in (_behind(left, member), _before(left, member)):
+                    rest = [m for m in left if m not in some]
+                    more = self._worth(rest) - whole
+                    if rest and more > gain:
+                        best, gain = some, more
+            if not best:
+                break
+            lost += best
+            left = [m for m in left if m not in best]
+        if self._worth(left) <= 0:
+            return group
+        return lost
 
-    def wanted_outside(self, group: list[Member], freed: Iterable[Member] = ()) -> set[str]:
-        """Tensors of the group that others read: outputs of the model, and what nodes outside or of `freed` need."""
-        made = {m.node.outputs[0] for m in group}
-        inside = {(id(m.node), name) for m in group for name, within in zip(m.tensors, m.inside) if within}
-        wanted = made.intersection(self.graph.outputs)
-        for node in self.graph.nodes:
-            wanted.update(name for name in node.inputs if name in made and (id(node), name) not in inside)
-        for member in freed:
-            wanted.update(made.intersection(member.node.inputs))
+    def _saving(self, member: Member) -> float:
+        lowered = member.lowered
+        return self.costs.saving(lowered.operator, lowered.source.shape, lowered.source.samples, lowered.sparse)
+
+    def _worth(self, group: list[Member]) -> float:
+        return sum(map(self._saving, group)) - self._elements(group) - self.costs.region
+
+    def _elements(self, group: list[Member]) -> float:
+        """What it costs to bring the tensors in and out."""
+        read = {name for m in group for name, within in zip(m.tensors, m.inside) if not within}
+        made = {m.output for m in group}
+        read |= {name for m in group for name in m.tensors if name not in made}
+        ends = read | self._wanted(group)
+        return sum(self.costs.crossed(self.shapes.get(name, ())) for name in ends)
+
+    def _wanted(self, group: Sequence[Member]) -> set[str]:
+        """Tensors of the group that others read, or that are results."""
+        made = {m.output for m in group}
+        reads = {(id(m.node), name) for m in group for name, within in zip(m.tensors, m.inside) if within}
+        wanted = made & self.outputs
+        for name in made:
+            if any((id(reader), name) not in reads for reader in self.readers.get(name, [])):
+                wanted.add(name)
         return wanted
 
-
-def _without_loose_ends(group: list[Member], wanted: set[str]) -> tuple[list[Member], list[Member]]:
-    """Members that stay, and those that the host does as well: new shapes that others want, which are views."""
-    kept, freed = list(group), []
-    for member in reversed(group):
-        if member.lowered.operator is not None and not isinstance(member.lowered.operator, Reshape):
-            continue
-        output = member.node.outputs[0]
-        read = any(output in m.tensors for m in kept if m is not member)
-        if output in wanted:
-            freed.append(member)
-            wanted.discard(output)
-            wanted.add(member.node.inputs[0])
-        if not read:
-            kept.remove(member)
-    return kept, freed
+    def _region(self, group: list[Member]) -> Region:
+        wanted = self._wanted(group)
+        outside = [name for m in group for name, within in zip(m.tensors, m.inside) if not within]
+        outputs = tuple(m.output for m in group if m.output in wanted)
+        return Region(group, tuple(dict.fromkeys(outside)), outputs, self.lowering)
 
 
-def _ordered(parts: list[Part], graph: Graph) -> list[Part]:
-    """Parts in an order in which they can run."""
-    position = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
-    maker = {name: part for part in parts for name in part.outputs}
-    left = sorted(parts, key=lambda part: position[part.outputs[0]])
-    done: set[int] = set()
-    ordered: list[Part] = []
+def _connected(members: Mapping[int, Member], maker: Mapping[str, Member]) -> list[list[Member]]:
+    """Members that make a region each."""
+    leader = {key: key for key in members}
 
-    def visit(part: Part) -> None:
-        waiting = [part]
-        while waiting:
-            current = waiting[-1]
-            if id(current) in done:
-                waiting.pop()
-                continue
-            needed = [maker[name] for name in current.inputs if name in maker and id(maker[name]) not in done]
-            if needed:
-                waiting.extend(needed)
-            else:
-                done.add(id(current))
-                ordered.append(current)
-                waiting.pop()
+    def find(key: int) -> int:
+        while leader[key] != key:
+            leader[key] = leader[leader[key]]
+            key = leader[key]
+        return key
 
-    for part in left:
-        visit(part)
-    return ordered
+    readers: dict[tuple[int, str, Form], int] = {}
+    for key, member in members.items():
+        for name, inside in zip(member.tensors, member.inside):
+            place = member.level, name, member.lowered.source
+            other = id(maker[name].node) if inside else readers.setdefault(place, key)
+            leader[find(key)] = find(other)
+    found: dict[int, list[Member]] = {}
+    for key, member in members.items():
+        found.setdefault(find(key), []).append(member)
+    return list(found.values())
+
+
+def _behind(group: list[Member], first: Member) -> list[Member]:
+    """The member and all that need it."""
+    names, found = {first.output}, [first]
+    for member in group[group.index(first) + 1 :]:
+        if any(within and name in names for name, within in zip(member.tensors, member.inside)):
+            names.add(member.output)
+            found.append(member)
+    return found
+
+
+def _before(group: list[Member], last: Member) -> list[Member]:
+    """The member and all that it needs."""
+    names, found = {last.output}, []
+    for member in reversed(group[: group.index(last) + 1]):
+        if member.output in names:
+            names.update(name for name, within in zip(member.tensors, member.inside) if within)
+            found.append(member)
+    return found
+
+
+def arranged(nodes: Sequence[Node], regions: Sequence[Region]) -> list[Part]:
+    """Regions and groups of the other nodes, as large as can be, in an order in which they can run."""
+    inside = {id(node) for region in regions for node in region.nodes}
+    hosts, waiting = [node for node in nodes if id(node) not in inside], list(regions)
+    pending = {name for node in nodes for name in node.writes}
+    parts: list[Part] = []
+    while hosts or waiting:
+        group, later = list[Node](), list[Node]()
+        for node in hosts:
+            ready = pending.isdisjoint(node.reads)
+            (group if ready else later).append(node)
+            if ready:
+                pending.difference_update(node.writes)
+        if group:
+            parts.append(group)
+        ready_regions = [region for region in waiting if pending.isdisjoint(region.inputs)]
+        for region in ready_regions:
+            pending.difference_update(name for node in region.nodes for name in node.writes)
+        if not group and not ready_regions:
+            raise AssertionError("regions wait for one another")
+        parts += ready_regions
+        hosts, waiting = later, [region for region in waiting if region not in ready_regions]
+    return parts
+
+
+def host_outputs(group: Sequence[Node], nodes: Sequence[Node], outputs: Iterable[str]) -> list[str]:
+    """What others need of a group, in its order."""
+    wanted = wanted_outside(group, nodes, outputs)
+    return [name for node in group for name in node.writes if name in wanted]

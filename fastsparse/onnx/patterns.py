@@ -1,309 +1,314 @@
-"""Passes on graphs: what exporters write in several nodes becomes the one operator that is meant.
+"""Activations that exporters write in several nodes, as the one operator that is meant.
 
-Each pass takes a graph and gives a graph that computes the same. `simplified` is their order.
+The new node stands for the old ones and keeps them: where the kernels do not run it, the library gets what the model
+says. Constants are those of the activation to the precision of the model's type.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from fastsparse.onnx.model import Node
-from fastsparse.onnx.rewriting import Rewriter, per_channel
-from fastsparse.onnx.specialise import Graph
-from fastsparse.onnx.weights import DENSEST, FLOATS, by_rows, density
+from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.model import Model, Node
+
+_MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
 
 
-def simplified(graph: Graph) -> Graph:
-    """All passes, in their order."""
-    for rewrite in _PASSES:
-        graph = rewrite(graph)
-    return graph
+@dataclass
+class _Match:
+    """Nodes that make one activation of `x`, the last of them giving its result."""
+
+    op: str
+    x: str
+    nodes: list[Node]
+    attributes: dict[str, Any]
 
 
-def plain_sums(graph: Graph) -> Graph:
-    """Sum(a, b) -> Add(a, b)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op == "Sum" and len(node.inputs) == 2:
-            rewriter.put(node.outputs[0], replace(node, op="Add", version=max(node.version, 7)))
-    return rewriter.done()
+def simplified(model: Model, constants: Constants, infos: Mapping[str, Info]) -> tuple[Model, list[Node]]:
+    """The nodes that do not follow from constants, activations among them as one node each.
+
+    New shapes that inference proves, whatever the open sizes of `infos` are, become constants of the model.
+    """
+    inside = {id(node) for node in constants.nodes}
+    finder = _Finder(model, constants)
+    taken: dict[int, Node | None] = {}
+    for node in model.nodes:
+        match = finder.match(node) if id(node) not in inside and id(node) not in taken else None
+        if match is None or any(id(n) in taken for n in match.nodes) or not finder.only_inside(match.nodes):
+            continue
+        last = match.nodes[-1]
+        order = sorted(match.nodes, key=lambda n: finder.position[id(n)])
+        protos = tuple(proto for n in order for proto in n.protos)
+        taken.update((id(n), None) for n in match.nodes)
+        made = {name for n in order for name in n.writes} | {match.x}
+        others = tuple(dict.fromkeys(name for n in order for name in n.reads if name not in made))
+        taken[id(last)] = Node(
+            match.op, last.name, (match.x,), last.outputs, match.attributes, last.version, protos, others
+        )  # fmt: skip
+    found = [taken.get(id(node), node) for node in model.nodes if id(node) not in inside]
+    shapes = dict(model.constants)
+    nodes = [_with_known_shape(node, constants, infos, shapes) for node in found if node is not None]
+    nodes = [_summed_in_double(node, constants) for node in nodes]
+    constants.names.update(shapes)
+    constants.model = replace(model, constants=shapes)
+    return constants.model, _without_dead(nodes, finder.results)
 
 
-def constants_last(graph: Graph) -> Graph:
-    """Add(constant, x) -> Add(x, constant), and the same for Mul."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op in ("Add", "Mul") and node.version >= 7 and graph.constant(node.inputs[0]) is not None:
-            rewriter.put(node.outputs[0], replace(node, inputs=node.inputs[::-1]))
-    return rewriter.done()
+def _with_known_shape(
+    node: Node, constants: Constants, infos: Mapping[str, Info], shapes: dict[str, Any]
+) -> Node:  # fmt: skip
+    """A Reshape to the first size of its input and numbers, as one with a constant shape, which goes to `shapes`."""
+    if node.op != "Reshape" or node.version < 5 or len(node.inputs) != 2 or node.inputs[1] in constants.names:
+        return node
+    before, after = infos.get(node.inputs[0]), infos.get(node.outputs[0])
+    if before is None or after is None or not before.shape or not after.shape:
+        return node
+    first, *rest = after.shape
+    if first is None or first != before.shape[0] or not all(isinstance(n, int) for n in rest):
+        return node
+    name = f"{node.outputs[0]}.shape"
+    while name in shapes or name in infos:
+        name += "_"
+    shapes[name] = np.array([first if isinstance(first, int) else 0, *rest], np.int64)
+    proto = type(node.protos[0])()
+    proto.CopyFrom(node.protos[0])
+    proto.input[1] = name
+    del proto.attribute[:]
+    return replace(node, inputs=(node.inputs[0], name), protos=(proto,), attributes={})
 
 
-# ---------------------------------------------------------------- activations
+def _summed_in_double(node: Node, constants: Constants) -> Node:
+    """A float32 sum or mean of very many rows, through float64: added one by one they would drift."""
+    info = constants.infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
+    if info is None or info.dtype != np.float32 or info.fixed is None:
+        return node
+    axes = node.get("axes")
+    if axes is None and len(node.inputs) > 1:
+        axes = constants.array(node.inputs[1])
+    rank = len(info.fixed)
+    summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
+    if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
+        return node
+    from onnx import helper
+
+    (proto,), stem = node.protos, node.outputs[0]
+    while {f"{stem}.wide", f"{stem}.sum"} & {*constants.names, *constants.infos}:
+        stem += "_"
+    double = type(proto)()
+    double.CopyFrom(proto)
+    double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
+    before = helper.make_node("Cast", [node.inputs[0]], [f"{stem}.wide"], to=11)
+    after = helper.make_node("Cast", [f"{stem}.sum"], [node.outputs[0]], to=1)
+    return replace(node, protos=(before, double, after))
 
 
-def _product_with(rewriter: Rewriter, name: str, x: str, factor: float) -> Node | None:
-    """The last of the multiplications that make name * x * factor, in any order, when that is all they make."""
-    seen_x, found = False, 1.0
-    while True:
-        node = rewriter.only_reader(name, "Mul", "Div")
+def _without_dead(nodes: list[Node], results: set[str]) -> list[Node]:
+    """The nodes that something needs."""
+    needed, kept = set(results), []
+    for node in reversed(nodes):
+        if needed.intersection(node.writes):
+            kept.append(node)
+            needed.update(node.reads)
+    return kept[::-1]
+
+
+class _Finder:
+    def __init__(self, model: Model, constants: Constants) -> None:
+        self.constants = constants
+        self.producer, self.readers = model.producers(), model.readers()
+        self.results = {value.name for value in model.outputs}
+        self.position = {id(node): i for i, node in enumerate(model.nodes)}
+
+    def match(self, node: Node) -> _Match | None:
+        """What begins with, or goes through, this node."""
+        find = _FINDERS.get(node.op)
+        return None if find is None else find(self, node)
+
+    def only_inside(self, nodes: Sequence[Node]) -> bool:
+        """Whether nobody else reads what is between the nodes."""
+        inside = {id(node) for node in nodes}
+        between = [name for node in nodes[:-1] for name in node.writes]
+        if self.results.intersection(between):
+            return False
+        return all(id(reader) in inside for name in between for reader in self.readers.get(name, []))
+
+    def number(self, name: str) -> float | None:
+        """The constant's only number."""
+        array = self.constants.array(name) if name in self.constants.names else None
+        return (
+            float(array.reshape(-1)[0]) if array is not None and array.size == 1 and array.dtype.kind in "iuf" else None
+        )
+
+    def is_number(self, name: str, wanted: float) -> bool:
+        """Whether the tensor is this constant, to the precision of its type."""
+        array = self.constants.array(name) if name in self.constants.names else None
+        if array is None or array.size != 1 or array.dtype.kind not in "iuf":
+            return False
+        return _near(float(array.reshape(-1)[0]), wanted, array.dtype)
+
+    def only_reader(self, name: str, *ops: str) -> Node | None:
+        """The only node that reads a tensor, when it is one of these operators."""
+        nodes = self.readers.get(name, [])
+        return nodes[0] if len(nodes) == 1 and nodes[0].op in ops and name not in self.results else None
+
+    def made_by(self, name: str, *ops: str) -> Node | None:
+        """The node that writes a tensor, when it is one of these operators."""
+        node = self.producer.get(name)
+        return node if node is not None and node.op in ops else None
+
+    def with_number(self, node: Node | None) -> tuple[str, float, str] | None:
+        """(tensor, number, the number's name) of a commutative node of a tensor and a number."""
+        if node is not None and len(node.inputs) == 2:
+            for a, b in (node.inputs, node.inputs[::-1]):
+                found = self.number(b)
+                if found is not None and a not in self.constants.names:
+                    return a, found, b
+        return None
+
+    def product(self, name: str, x: str, factor: float) -> list[Node] | None:
+        """The multiplications that make name * x * factor, in any order, when that is all they make."""
+        nodes: list[Node] = []
+        seen, found, dtype = False, 1.0, np.dtype(np.float32)
+        for _ in range(3):
+            node = self.only_reader(name, "Mul", "Div")
+            if node is None or len(node.inputs) != 2 or (node.op == "Div" and node.inputs[0] != name):
+                return None
+            other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+            number = self.number(other)
+            scaled = self.producer.get(other)
+            parts = self.with_number(scaled) if scaled is not None and scaled.op == "Mul" else None
+            if number is not None:
+                found = found * number if node.op == "Mul" else found / (number or math.nan)
+                dtype = self._dtype(other)
+            elif node.op == "Mul" and other == x and not seen:
+                seen = True
+            elif node.op == "Mul" and not seen and scaled is not None and parts is not None and parts[0] == x:
+                seen, found, dtype = True, found * parts[1], self._dtype(parts[2])
+                nodes.append(scaled)
+            else:
+                return None
+            nodes.append(node)
+            name = node.outputs[0]
+            if seen and _near(found, factor, dtype):
+                return nodes
+        return None
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        array = self.constants.array(name)
+        return np.dtype(np.float32) if array is None else array.dtype
+
+    def plus(self, name: str, number: float) -> Node | None:
+        """The only reader, when it adds this number."""
+        node = self.only_reader(name, "Add")
         if node is None:
             return None
-        other = rewriter.other(node, name)
-        number = rewriter.number(other)
-        if number is not None and node.op == "Div" and node.inputs[0] == name and number:
-            found /= number
-        elif number is not None and node.op == "Mul":
-            found *= number
-        elif node.op == "Mul" and other == x and not seen_x:
-            seen_x = True
-        elif node.op == "Mul" and not seen_x and (scaled := _times_number(rewriter, other, x)) is not None:
-            seen_x, found = True, found * scaled
-        else:
-            return None
-        name = node.outputs[0]
-        if seen_x and abs(found - factor) <= 2e-3 * factor:
-            return node
+        return node if any(self.is_number(n, number) for n in node.inputs if n != name) else None
 
 
-def _times_number(rewriter: Rewriter, name: str, x: str) -> float | None:
-    """c, when the tensor is x * c."""
-    node = rewriter.made_by(name, "Mul")
-    parts = rewriter.with_number(node) if node is not None else None
-    return parts[1] if parts is not None and parts[0] == x else None
+def _near(found: float, wanted: float, dtype: np.dtype[Any]) -> bool:
+    precision = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
+    return abs(found - wanted) <= precision * abs(wanted)
 
 
-def _plus_one(rewriter: Rewriter, name: str) -> str | None:
-    node = rewriter.only_reader(name, "Add")
-    return node.outputs[0] if node is not None and rewriter.is_number(rewriter.other(node, name), 1.0) else None
-
-
-def gelu_by_erf(graph: Graph) -> Graph:
-    """x * 0.5 * (1 + erf(x / sqrt(2))) -> Gelu(x)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        scaled = rewriter.made_by(node.inputs[0], "Div", "Mul") if node.op == "Erf" else None
-        parts = rewriter.with_number(scaled) if scaled is not None else None
-        if scaled is None or parts is None or (scaled.op == "Div" and scaled.inputs[0] != parts[0]):
-            continue
-        x, number = parts
-        root = number if scaled.op == "Div" else 1 / number if number else 0.0
-        shifted = _plus_one(rewriter, node.outputs[0])
-        if abs(root - math.sqrt(2)) < 2e-3 and shifted is not None:
-            last = _product_with(rewriter, shifted, x, 0.5)
-            if last is not None:
-                rewriter.replace(last, "Gelu", [x])
-    return rewriter.done()
-
-
-def _cube_terms(rewriter: Rewriter, name: str) -> str | None:
-    """x, when the tensor is x + 0.044715 x^3."""
-    total = rewriter.made_by(name, "Add")
-    if total is None:
+def _gelu_by_erf(finder: _Finder, node: Node) -> _Match | None:
+    """x * 0.5 * (1 + erf(x / sqrt(2)))"""
+    scaled = finder.made_by(node.inputs[0], "Div", "Mul")
+    parts = finder.with_number(scaled)
+    if scaled is None or parts is None or (scaled.op == "Div" and scaled.inputs[0] != parts[0]):
         return None
-    for x, rest in (total.inputs, total.inputs[::-1]):
-        scaled = rewriter.made_by(rest, "Mul")
-        parts = rewriter.with_number(scaled) if scaled is not None else None
-        if parts is None or abs(parts[1] - 0.044715) > 1e-4:
+    x, root = parts[0], math.sqrt(2) if scaled.op == "Div" else math.sqrt(0.5)
+    shifted = finder.plus(node.outputs[0], 1.0)
+    if shifted is None or not finder.is_number(parts[2], root):
+        return None
+    last = finder.product(shifted.outputs[0], x, 0.5)
+    return None if last is None else _Match("Gelu", x, [scaled, node, shifted, *last], {})
+
+
+def _gelu_by_tanh(finder: _Finder, node: Node) -> _Match | None:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))"""
+    scaled = finder.made_by(node.inputs[0], "Mul")
+    parts = finder.with_number(scaled)
+    if scaled is None or parts is None or not finder.is_number(parts[2], math.sqrt(2 / math.pi)):
+        return None
+    cubes, shifted = _cube_terms(finder, parts[0]), finder.plus(node.outputs[0], 1.0)
+    if cubes is None or shifted is None:
+        return None
+    x, inner = cubes
+    last = finder.product(shifted.outputs[0], x, 0.5)
+    if last is None:
+        return None
+    return _Match("Gelu", x, [*inner, scaled, node, shifted, *last], {"approximate": "tanh"})
+
+
+def _cube_terms(finder: _Finder, name: str) -> tuple[str, list[Node]] | None:
+    """x and the nodes, when the tensor is x + 0.044715 x^3."""
+    total = finder.made_by(name, "Add")
+    for x, rest in (total.inputs, total.inputs[::-1]) if total is not None else ():
+        scaled = finder.made_by(rest, "Mul")
+        parts = finder.with_number(scaled)
+        if scaled is None or parts is None or not finder.is_number(parts[2], 0.044715):
             continue
-        power = rewriter.made_by(parts[0], "Pow")
-        if power is not None and power.inputs[0] == x and rewriter.is_number(power.inputs[1], 3.0):
-            return x
-        outer = rewriter.made_by(parts[0], "Mul")
+        assert total is not None
+        power = finder.made_by(parts[0], "Pow")
+        if power is not None and power.inputs[0] == x and finder.is_number(power.inputs[1], 3.0):
+            return x, [power, scaled, total]
+        outer = finder.made_by(parts[0], "Mul")
         if outer is not None and x in outer.inputs:
-            square = rewriter.made_by(rewriter.other(outer, x), "Mul")
+            square = finder.made_by(outer.inputs[1] if outer.inputs[0] == x else outer.inputs[0], "Mul")
             if square is not None and square.inputs == (x, x):
-                return x
+                return x, [square, outer, scaled, total]
     return None
 
 
-def gelu_by_tanh(graph: Graph) -> Graph:
-    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) -> Gelu(x, approximate="tanh")."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        scaled = rewriter.made_by(node.inputs[0], "Mul") if node.op == "Tanh" else None
-        parts = rewriter.with_number(scaled) if scaled is not None else None
-        if parts is None or abs(parts[1] - math.sqrt(2 / math.pi)) > 2e-3:
-            continue
-        x, shifted = _cube_terms(rewriter, parts[0]), _plus_one(rewriter, node.outputs[0])
-        last = _product_with(rewriter, shifted, x, 0.5) if x is not None and shifted is not None else None
-        if last is not None and x is not None:
-            rewriter.replace(last, "Gelu", [x], approximate="tanh")
-    return rewriter.done()
-
-
-def silu(graph: Graph) -> Graph:
-    """x * sigmoid(x) -> Swish(x)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op == "Sigmoid":
-            last = rewriter.only_reader(node.outputs[0], "Mul")
-            if last is not None and rewriter.other(last, node.outputs[0]) == node.inputs[0]:
-                rewriter.replace(last, "Swish", node.inputs)
-    return rewriter.done()
-
-
-def hard_swish(graph: Graph) -> Graph:
-    """x * clip(x + 3, 0, 6) / 6, or x * hard_sigmoid(x) with a slope of 1/6 -> HardSwish(x)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op == "HardSigmoid" and abs(node.get("alpha", 0.2) - 1 / 6) < 1e-4 and node.get("beta", 0.5) == 0.5:
-            last = _product_with(rewriter, node.outputs[0], node.inputs[0], 1.0)
-            x = node.inputs[0]
-        elif node.op == "Clip" and _limits(rewriter, node) == (0.0, 6.0):
-            shifted = rewriter.made_by(node.inputs[0], "Add")
-            parts = rewriter.with_number(shifted) if shifted is not None else None
-            if parts is None or parts[1] != 3.0:
-                continue
-            x = parts[0]
-            last = _product_with(rewriter, node.outputs[0], x, 1 / 6)
-        else:
-            continue
-        if last is not None:
-            rewriter.replace(last, "HardSwish", [x])
-    return rewriter.done()
-
-
-def _limits(rewriter: Rewriter, node: Node) -> tuple[float | None, float | None]:
-    if node.version < 11:
-        return node.get("min"), node.get("max")
-    low, high = (rewriter.number(name) if name else None for name in (*node.inputs, "", "")[1:3])
-    return low, high
-
-
-# ---------------------------------------------------------------- normalisation
-
-
-def layer_norms(graph: Graph) -> Graph:
-    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * scale + bias -> LayerNormalization(x, scale, bias)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op == "Sqrt":
-            _layer_norm(rewriter, node)
-    return rewriter.done()
-
-
-def _layer_norm(rewriter: Rewriter, root: Node) -> None:
-    graph = rewriter.graph
-    shifted = rewriter.made_by(root.inputs[0], "Add")
-    parts = rewriter.with_number(shifted) if shifted is not None else None
-    variance = rewriter.made_by(parts[0], "ReduceMean") if parts is not None else None
-    if parts is None or variance is None or not _over_last_axis(rewriter, variance):
-        return
-    square = rewriter.made_by(variance.inputs[0], "Pow", "Mul")
-    if square is None or not (square.inputs[0] == square.inputs[1] or rewriter.is_number(square.inputs[1], 2.0)):
-        return
-    centred = square.inputs[0]
-    difference = rewriter.made_by(centred, "Sub")
-    mean = rewriter.made_by(difference.inputs[1], "ReduceMean") if difference is not None else None
-    if (
-        difference is None
-        or mean is None
-        or not _over_last_axis(rewriter, mean)
-        or mean.inputs[0] != difference.inputs[0]
-    ):
-        return
-    last = rewriter.only_reader(root.outputs[0], "Div")
-    if last is None or last.inputs != (centred, root.outputs[0]):
-        return
-    x = difference.inputs[0]
-    info, width = graph.infos[x], graph.infos[x].shape[-1]
-    scale = _vector_behind(rewriter, last, "Mul", width)
-    gamma = rewriter.constant(np.ones(width, info.dtype)) if scale is None else scale[1]
-    last = last if scale is None else scale[0]
-    shift = _vector_behind(rewriter, last, "Add", width) if scale is not None else None
-    inputs = [x, gamma] if shift is None else [x, gamma, shift[1]]
-    rewriter.replace(last if shift is None else shift[0], "LayerNormalization", inputs, axis=-1, epsilon=parts[1])
-
-
-def _over_last_axis(rewriter: Rewriter, node: Node) -> bool:
-    ndim = rewriter.graph.infos[node.inputs[0]].ndim
-    axes = node.get("axes")
-    if axes is None and len(node.inputs) > 1:
-        found = rewriter.graph.array(node.inputs[1])
-        axes = None if found is None else found.reshape(-1).tolist()
-    return bool(axes is not None and list(axes) in ([-1], [ndim - 1]) and node.get("keepdims", 1))
-
-
-def _vector_behind(rewriter: Rewriter, node: Node, op: str, width: int) -> tuple[Node, str] | None:
-    """The only reader of the node, when it multiplies by or adds a constant vector: reader and the vector's name."""
-    following = rewriter.only_reader(node.outputs[0], op)
-    if following is None:
+def _silu(finder: _Finder, node: Node) -> _Match | None:
+    """x * sigmoid(x)"""
+    last = finder.only_reader(node.outputs[0], "Mul")
+    if last is None or set(last.inputs) != {node.inputs[0], node.outputs[0]}:
         return None
-    name = rewriter.other(following, node.outputs[0])
-    info = rewriter.graph.infos[name]
-    return (following, name) if info.constant is not None and info.shape == (width,) else None
+    return _Match("Swish", node.inputs[0], [node, last], {})
 
 
-# ---------------------------------------------------------------- biases
+def _hard_swish(finder: _Finder, node: Node) -> _Match | None:
+    """x * hard_sigmoid(x) with a slope of 1/6"""
+    x = node.inputs[0]
+    if not _near(node.get("alpha", 0.2), 1 / 6, np.dtype(np.float32)) or node.get("beta", 0.5) != 0.5:
+        return None
+    last = finder.product(node.outputs[0], x, 1.0)
+    return None if last is None else _Match("HardSwish", x, [node, *last], {})
 
 
-def linear_layers(graph: Graph) -> Graph:
-    """MatMul(x, constant matrix), with or without Add(constant vector) -> fastsparse.Linear."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        if node.op != "MatMul" or graph.constant(node.inputs[1]) is None or graph.infos[node.inputs[1]].ndim != 2:
-            continue
-        if not graph.infos[node.inputs[0]].ndim or graph.infos[node.inputs[0]].ndim < 2:
-            continue
-        width = graph.infos[node.inputs[1]].shape[1]
-        added = rewriter.only_reader(node.outputs[0], "Add")
-        bias = None
-        if added is not None and added.version >= 7:
-            name = rewriter.other(added, node.outputs[0])
-            shape = graph.infos[added.outputs[0]].shape
-            array = graph.array(name) if graph.infos[name].size <= width else None
-            fits = shape == graph.infos[node.outputs[0]].shape
-            bias = per_channel(array, shape, len(shape) - 1) if array is not None and fits else None
-        if bias is not None and added is not None:
-            named = replace(node, outputs=added.outputs)
-            rewriter.replace(named, "fastsparse.Linear", [*node.inputs, rewriter.constant(bias)])
-        else:
-            rewriter.replace(node, "fastsparse.Linear", node.inputs)
-    return rewriter.done()
+def _hard_swish_by_clip(finder: _Finder, node: Node) -> _Match | None:
+    """x * clip(x + 3, 0, 6) / 6"""
+    if clip_limits(node, finder.constants) != (0.0, 6.0):
+        return None
+    shifted = finder.made_by(node.inputs[0], "Add")
+    parts = finder.with_number(shifted)
+    if shifted is None or parts is None or parts[1] != 3.0:
+        return None
+    last = finder.product(node.outputs[0], parts[0], 1 / 6)
+    return None if last is None else _Match("HardSwish", parts[0], [shifted, node, *last], {})
 
 
-def left_products(graph: Graph) -> Graph:
-    """MatMul(sparse constant matrix, x) -> fastsparse.SparseMatMul(x)."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        weight = graph.constant(node.inputs[0]) if node.op == "MatMul" else None
-        info = graph.infos[node.inputs[1]] if weight is not None else None
-        if weight is None or info is None or len(weight.shape) != 2 or info.ndim < 2 or info.dtype not in FLOATS:
-            continue
-        if density(weight) <= DENSEST and info.size:
-            rewriter.replace(node, "fastsparse.SparseMatMul", node.inputs[1:], matrix=by_rows(weight))
-    return rewriter.done()
+def clip_limits(node: Node, constants: Constants) -> tuple[float, float] | None:
+    """Limits of a Clip; None where they are not known numbers."""
+    if node.version < 11:
+        return float(node.get("min", -np.inf)), float(node.get("max", np.inf))
+    limits = []
+    for position, default in ((1, -np.inf), (2, np.inf)):
+        name = node.inputs[position] if position < len(node.inputs) else ""
+        array = constants.array(name)
+        if name and (array is None or array.size != 1):
+            return None
+        limits.append(default if array is None else float(array.reshape(-1)[0]))
+    return limits[0], limits[1]
 
 
-def conv_biases(graph: Graph) -> Graph:
-    """Conv without bias and Add(constant per channel) -> Conv with bias."""
-    rewriter = Rewriter(graph)
-    for node in graph.nodes:
-        added = rewriter.only_reader(node.outputs[0], "Add") if node.op == "Conv" and len(node.inputs) == 2 else None
-        if added is None or added.version < 7:
-            continue
-        shape = graph.infos[node.outputs[0]].shape
-        name = rewriter.other(added, node.outputs[0])
-        array = graph.array(name) if graph.infos[name].size <= shape[1] else None
-        bias = per_channel(array, shape, 1) if array is not None else None
-        if bias is not None and graph.infos[added.outputs[0]].shape == shape:
-            inputs = [*node.inputs, rewriter.constant(bias)]
-            rewriter.put(added.outputs[0], replace(node, inputs=tuple(inputs), outputs=added.outputs))
-    return rewriter.done()
-
-
-_PASSES = (
-    plain_sums,
-    constants_last,
-    gelu_by_erf,
-    gelu_by_tanh,
-    silu,
-    hard_swish,
-    layer_norms,
-    linear_layers,
-    left_products,
-    conv_biases,
-)
+_FINDERS: dict[str, Callable[[_Finder, Node], _Match | None]] = {
+    "Erf": _gelu_by_erf, "Tanh": _gelu_by_tanh, "Sigmoid": _silu, "HardSigmoid": _hard_swish,
+    "Clip": _hard_swish_by_clip,
+}  # fmt: skip

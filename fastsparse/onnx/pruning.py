@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Array
-from fastsparse.onnx.reader import load_proto
-from fastsparse.onnx.tensors import array_of
-from fastsparse.runtime.atomic_file import write_bytes
+from fastsparse.onnx.reader import DOMAINS, load_proto
+from fastsparse.onnx.tensors import Folder, check_size, external, inline, tensors_inside
+from fastsparse.runtime.atomic_file import replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
-from fastsparse.text_table import text_table
 
-_FLOATS = (1, 10, 11)  # float32, float16, float64
+_FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16
+_EXTERNAL = 1  # TensorProto.DataLocation
 _FILE_LIMIT = 2**31 - 1  # of protocol buffers
+# Where operators have weights; and what hands a weight on as it is, to another type or in another shape.
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2),
+            "RNN": (1, 2)}  # fmt: skip
+_HANDED_ON = ("Identity", "Cast", "CastLike", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten")
+_QUANTISED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DequantizeLinear")
+_FAMILIAR = ("Gather", "Add", "Mul", "Sub", "Div")  # operators of constants that are no products
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,23 @@ class PrunedWeight:
 
 
 @dataclass(frozen=True)
+class SkippedWeight:
+    """What was left alone, and why."""
+
+    layer: str
+    weight: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What became of a model's weights."""
+
+    weights: list[PrunedWeight]
+    skipped: list[SkippedWeight]
+
+
+@dataclass(frozen=True)
 class _Found:
     layer: str
     tensor: Any  # the TensorProto, to be written to
@@ -53,13 +77,18 @@ def prune_onnx(
     scope: str = "layer",
     exclude: Iterable[str] = (),
     erk: bool = False,
-) -> list[PrunedWeight]:
+) -> Pruning:
     """Write a model whose products have lost their smallest weights.
+
+    Weights are those of convolutions (transposed ones, too), Gemm, MatMul and recurrent layers, also in the bodies of
+    If, Loop and Scan, and behind nodes that only convert or reshape them. A weight that others share, such as a head
+    that is tied to an embedding, is pruned for all of them.
 
     Parameters
     ----------
     source, target : path
-        ONNX files; `target` is replaced in one step.
+        ONNX files; `target` is replaced in one step. Where an ONNX file cannot hold the weights, they go to a file
+        beside it, named like it with ``.data`` behind.
     sparsity : float in [0, 1)
         Share of zeros afterwards. Zeros that are there count; what is sparser stays as it is.
     scope : {"layer", "global"}
@@ -70,7 +99,7 @@ def prune_onnx(
 
     Returns
     -------
-    list of PrunedWeight
+    Pruning
 
     Raises
     ------
@@ -84,42 +113,96 @@ def prune_onnx(
     if erk and scope == "global":
         raise ValueError("erk is for scope 'layer', got 'global'")
     count_nonzeros(1, sparsity)
-    proto = load_proto(source)
-    found = _chosen(list(_weights(proto)), set(exclude))
-    masks = _masks([np.abs(f.array.reshape(-1)) for f in found], [f.array.shape for f in found], sparsity, scope, erk)
+    proto, folder = load_proto(source)
+    if proto is source:
+        proto = type(source)()
+        proto.CopyFrom(source)
+    skipped: list[SkippedWeight] = []
+    found = _chosen(list(_Weights(folder, skipped).of(proto)), set(exclude))
+    shapes = [f.array.shape for f in found]
+    masks = _masks([np.abs(f.array.astype(np.float64).reshape(-1)) for f in found], shapes, sparsity, scope, erk)
     results = []
     for f, mask in zip(found, masks):
         before = int(np.count_nonzero(f.array))
-        kept = np.where(mask.reshape(f.array.shape), f.array, f.array.dtype.type(0))
+        kept = np.where(mask.reshape(f.array.shape), f.array, np.zeros((), f.array.dtype))
         _store(f.tensor, kept)
         results.append(PrunedWeight(f.layer, f.name, f.array.shape, before, int(np.count_nonzero(kept))))
-    if proto.ByteSize() > _FILE_LIMIT:
-        raise ValueError(f"the pruned model takes more than {_FILE_LIMIT} bytes, which an ONNX file cannot hold")
-    content = proto.SerializeToString()
-    write_bytes(target, content)
-    return results
+    _write(proto, Path(target), folder)
+    return Pruning(results, skipped)
 
 
-def _weights(proto: Any) -> Iterator[_Found]:
-    """Constant weights of Conv, Gemm and MatMul, each once."""
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.output:
+class _Weights:
+    """Finds the constant weights of a model, each once, and says what it leaves alone."""
+
+    def __init__(self, folder: Folder | None, skipped: list[SkippedWeight]) -> None:
+        self.folder, self.skipped = folder, skipped
+        self.seen: set[int] = set()
+
+    def of(self, proto: Any) -> Iterator[_Found]:
+        """Of the graph, and of the functions that it calls."""
+        yield from self._in(proto.graph.node, proto.graph.initializer, proto.graph.sparse_initializer, {}, {})
+        for function in proto.functions:
+            yield from self._in(function.node, (), (), {}, {})
+
+    def _in(
+        self, nodes: Any, tensors: Any, sparse: Any, known: dict[str, Any], makers: dict[str, Any]
+    ) -> Iterator[_Found]:
+        known, makers = {**known, **{t.name: t for t in tensors}}, dict(makers)
+        known |= {t.values.name: t for t in sparse}
+        for node in nodes:
+            if node.op_type == "Constant" and node.output:
+                known.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+            makers |= dict.fromkeys(node.output, node)
+        for i, node in enumerate(nodes):
+            layer = node.name or f"{node.op_type}_{i}"
+            yield from self._of_node(node, layer, known, makers)
             for attribute in node.attribute:
-                if attribute.name == "value":
-                    tensors[node.output[0]] = attribute.t
-    seen: set[str] = set()
-    for i, node in enumerate(proto.graph.node):
-        positions = {"Conv": (1,), "Gemm": (1,), "MatMul": (0, 1)}.get(node.op_type, ())
-        for position in positions:
-            name = node.input[position] if position < len(node.input) else ""
-            tensor = tensors.get(name)
-            if tensor is None or name in seen or tensor.data_type not in _FLOATS or len(tensor.dims) < 2:
+                for g in (attribute.g, *attribute.graphs):
+                    yield from self._in(g.node, g.initializer, g.sparse_initializer, known, makers)
+
+    def _of_node(self, node: Any, layer: str, known: dict[str, Any], makers: dict[str, Any]) -> Iterator[_Found]:
+        ours = node.domain in DOMAINS and node.op_type in _WEIGHTS
+        for position, name in enumerate(node.input):
+            if not name:
                 continue
-            seen.add(name)
-            if tensor.data_location:
-                raise FileFormatError(f"weight {name!r} lies in another file, which prune does not read")
-            yield _Found(node.name or f"{node.op_type}_{i}", tensor, array_of(tensor, f"weight {name!r}"), name)
+            tensor, behind = known.get(name), list[str]()
+            source = name
+            while tensor is None and source in makers and makers[source].op_type in (*_HANDED_ON, *_QUANTISED):
+                behind.append(makers[source].op_type)
+                source = makers[source].input[0] if makers[source].input else ""
+                tensor = known.get(source)
+            weight = ours and position in _WEIGHTS[node.op_type]
+            if tensor is None:
+                if weight and position == 1 and node.op_type not in ("MatMul", "Gemm"):
+                    self.skipped.append(SkippedWeight(layer, name, "it is computed when the model runs"))
+                continue
+            if not weight:
+                self._other(node, layer, source, tensor)
+                continue
+            if not hasattr(tensor, "data_type"):
+                self.skipped.append(SkippedWeight(layer, source, "it is sparse in the model"))
+                continue
+            if len(tensor.dims) < 2 or id(tensor) in self.seen:
+                continue
+            self.seen.add(id(tensor))
+            if tensor.data_type not in _FLOATS or set(behind) & set(_QUANTISED):
+                self.skipped.append(SkippedWeight(layer, source, "it is quantised, or no floating-point numbers"))
+                continue
+            yield _Found(layer, tensor, self._array(tensor, f"weight {source!r}"), source)
+
+    def _other(self, node: Any, layer: str, name: str, tensor: Any) -> None:
+        """Matrices of operators that are no products that are known here."""
+        large = hasattr(tensor, "dims") and len(tensor.dims) >= 2 and math.prod(tensor.dims) >= 1024
+        if large and node.op_type not in (*_HANDED_ON, *_FAMILIAR) and node.op_type not in _WEIGHTS:
+            self.skipped.append(SkippedWeight(layer, name, f"{node.op_type} is no product that is pruned"))
+
+    def _array(self, tensor: Any, what: str) -> Array:
+        from onnx import numpy_helper
+
+        check_size(tensor, what)
+        if tensor.data_location == _EXTERNAL:
+            return numpy_helper.to_array(inline(tensor, external(tensor, what, self.folder)))
+        return numpy_helper.to_array(tensor)
 
 
 def _chosen(found: list[_Found], exclude: set[str]) -> list[_Found]:
@@ -129,9 +212,9 @@ def _chosen(found: list[_Found], exclude: set[str]) -> list[_Found]:
         raise ValueError(f"exclude names {unknown[0]!r}, which is no node with a weight and no weight")
     left = [f for f in found if not exclude & {f.layer, f.name}]
     if not left:
-        raise ValueError("the model has no constant weight of a Conv, Gemm or MatMul to prune")
+        raise ValueError(f"the model has no constant weight of {', '.join(_WEIGHTS)} to prune")
     for f in left:
-        if not np.isfinite(f.array).all():
+        if not np.isfinite(f.array.astype(np.float64)).all():
             raise ValueError(f"weight {f.name!r} holds NaN or infinite numbers")
     return left
 
@@ -153,17 +236,50 @@ def _masks(
 
 def _store(tensor: Any, array: Array) -> None:
     """Put numbers into a TensorProto, as raw bytes."""
-    for field in ("float_data", "int32_data", "double_data"):
+    for field in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         tensor.ClearField(field)
     tensor.raw_data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def summary(results: Sequence[PrunedWeight]) -> str:
-    """A table of what was pruned."""
-    rows = []
+def _write(proto: Any, target: Path, folder: Folder | None) -> None:
+    """Write a model; what lay in other files goes into it, or, where that is too much, into one beside it."""
+    every = [*proto.graph.initializer, *(t for node in proto.graph.node for t in tensors_inside(node))]
+    every += [t for sparse in proto.graph.sparse_initializer for t in (sparse.values, sparse.indices)]
+    for tensor in every:
+        if tensor.data_location == _EXTERNAL:
+            what = f"tensor {tensor.name!r}"
+            tensor.CopyFrom(inline(tensor, external(tensor, what, folder)))
+    if proto.ByteSize() <= _FILE_LIMIT:
+        with replacing(target) as file:
+            file.write(proto.SerializeToString())
+        return
+    beside = target.with_name(f"{target.name}.data")
+    with replacing(beside) as data, replacing(target) as file:
+        for tensor in proto.graph.initializer:
+            size = len(tensor.raw_data)
+            if size >= 1024:
+                entries = {"location": os.path.basename(beside), "offset": data.tell(), "length": size}
+                data.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = _EXTERNAL
+                for key, value in entries.items():
+                    tensor.external_data.add(key=key, value=str(value))
+        file.write(proto.SerializeToString())
+
+
+def summary(pruning: Pruning) -> str:
+    """A table of what was pruned, and what was not."""
+    results = pruning.weights
+    rows = [("layer", "weight", "shape", "nonzeros", "of", "sparsity")]
     for r in results:
         shape, share = "x".join(map(str, r.shape)), f"{1 - r.after / r.size:.1%}"
         rows.append((r.layer, r.weight, shape, f"{r.after:,}", f"{r.size:,}", share))
     after, size = sum(r.after for r in results), sum(r.size for r in results)
     rows.append(("all", "", "", f"{after:,}", f"{size:,}", f"{1 - after / max(1, size):.1%}"))
-    return text_table(("layer", "weight", "shape", "nonzeros", "of", "sparsity"), rows, text=3, total=True)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+    left = [f"left alone: {s.weight} of {s.layer}: {s.why}" for s in pruning.skipped]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *left])

@@ -1,31 +1,39 @@
 """Reading ONNX files: protocol buffers to a `Model`, checked, with every weight read once.
 
 Files may be damaged or hostile. Numbers of nodes and tensors' sizes are bounded, names must be written once before
-they are read, external data are refused unless asked for, and nothing in a file is executed.
+they are read, external data are read from the model's own folder alone (see `tensors.Folder`), and nothing in a file
+is executed but operators.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
-from fastsparse.onnx.dtypes import dtype_of
-from fastsparse.onnx.model import Array, Constant, Model, Node, Value
-from fastsparse.onnx.ops import OPERATORS
-from fastsparse.onnx.tensors import array_of, sizes_of, sparse_of
-from fastsparse.onnx.weights import kept_sparse
+from fastsparse.onnx.dtypes import TYPES
+from fastsparse.onnx.model import Constant, Model, Node, Value
+from fastsparse.onnx.tensors import (
+    Folder,
+    check_size,
+    constant_of,
+    external,
+    inline,
+    sizes_of,
+    sparse_of,
+    tensors_inside,
+)
 
 MOST_NODES = 100_000
-_OLDEST, _NEWEST = 1, 28  # opsets
-_DOMAINS = ("", "ai.onnx")
-_ATTRIBUTES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings", 9: "tensors"}
+DOMAINS = ("", "ai.onnx")
+_EXTERNAL = 1  # TensorProto.DataLocation
+_ATTRIBUTES = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints", 8: "strings"}
+# Constant nodes: the attribute that holds their numbers.
+_VALUES = {"value_float": (1, "f"), "value_int": (7, "i"), "value_floats": (1, "floats"), "value_ints": (7, "ints")}
 
 
 def import_onnx() -> Any:
@@ -39,8 +47,29 @@ def import_onnx() -> Any:
     return onnx
 
 
-def load_proto(source: Any) -> Any:
-    """The ModelProto that a path names, or `source` itself where it is one.
+def parsed(content: bytes, what: str) -> Any:
+    """The ModelProto of some bytes.
+
+    Raises
+    ------
+    FileFormatError
+        When they are none.
+    """
+    onnx = import_onnx()
+    from google.protobuf.message import DecodeError
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except (DecodeError, ValueError, RuntimeError):
+        raise FileFormatError(f"{what} is not an ONNX model, or damaged") from None
+    if not proto.HasField("graph"):
+        raise FileFormatError(f"{what} is not an ONNX model, or damaged: it has no graph")
+    return proto
+
+
+def load_proto(source: Any, external_data: bool = True) -> tuple[Any, Folder | None]:
+    """The ModelProto that a path names, or `source` itself where it is one; and where its external data may lie.
 
     Raises
     ------
@@ -51,21 +80,12 @@ def load_proto(source: Any) -> Any:
     """
     onnx = import_onnx()
     if isinstance(source, onnx.ModelProto):
-        return source
-    from google.protobuf.message import DecodeError
-
-    content = Path(source).read_bytes()
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except (DecodeError, ValueError, RuntimeError):
-        raise FileFormatError(f"{os.fspath(source)} is not an ONNX model, or damaged") from None
-    if not proto.HasField("graph"):
-        raise FileFormatError(f"{os.fspath(source)} is not an ONNX model, or damaged: it has no graph")
-    return proto
+        return source, None
+    path = Path(source)
+    return parsed(path.read_bytes(), os.fspath(source)), Folder(path) if external_data else None
 
 
-def read(source: Any, *, allow_external_data: bool = False) -> Model:
+def read(source: Any, *, allow_external_data: bool = True) -> Model:
     """Read a model.
 
     Parameters
@@ -78,32 +98,58 @@ def read(source: Any, *, allow_external_data: bool = False) -> Model:
     ------
     FileFormatError
         When the file is damaged, or breaks the rules of ONNX.
-    UnsupportedOperatorError
-        Naming the first node whose operator is not supported.
     """
-    proto = load_proto(source)
-    folder = None
-    if allow_external_data:
-        folder = Path.cwd() if proto is source else Path(source).parent
+    return model_of(*load_proto(source, allow_external_data))
+
+
+def model_of(proto: Any, folder: Folder | None = None, known: dict[str, Constant] | None = None) -> Model:
+    """The model of a message; `known` are constants that are not in it."""
+    try:
+        return _model_of(proto, folder, known)
+    except UnicodeError as error:  # names that are no text
+        raise FileFormatError(f"the model is damaged: {error}") from error
+
+
+def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | None) -> Model:
+    _check_count(proto)
     proto = _inlined(proto)
-    if len(proto.graph.node) > MOST_NODES:
-        raise FileFormatError(f"the model has {len(proto.graph.node)} nodes, expected at most {MOST_NODES}")
-    version = _opset(proto)
-    nodes = _ordered([_node(n, i, version, folder) for i, n in enumerate(proto.graph.node)])
-    constants = dict(_constants(proto.graph, nodes, folder))
-    inputs = tuple(_value(v) for v in proto.graph.input if v.name not in constants)
-    outputs = tuple(_value(v, output=True) for v in proto.graph.output)
-    model = Model(tuple(nodes), constants, inputs, outputs)
+    _check_count(proto)
+    graph = proto.graph
+    constants = {**(known or {}), **dict(_constants(graph, known or {}, folder))}
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    version = int(versions.get("", versions.get("ai.onnx", 1)))
+    nodes = []
+    names = _unique_names(graph.node)
+    for i, found in enumerate(graph.node):
+        node = _node(found, names[i], version, folder)
+        constant = _constant_of(node)
+        if constant is None:
+            nodes.append(node)
+            continue
+        if node.outputs[0] in constants:
+            raise FileFormatError(f"tensor {node.outputs[0]!r} is written twice")
+        constants[node.outputs[0]] = constant
+    inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
+    outputs = tuple(_value(v, output=True) for v in graph.output)
+    header = type(proto)()
+    header.CopyFrom(proto)
+    header.ClearField("graph")
+    model = Model(tuple(nodes), constants, inputs, outputs, header)
     _check_names(model)
-    return Model(tuple(_sorted(model)), constants, inputs, outputs)
+    return Model(tuple(_sorted(model)), constants, inputs, outputs, header)
 
 
-def _opset(proto: Any) -> int:
-    versions = [entry.version for entry in proto.opset_import if entry.domain in _DOMAINS]
-    version = int(versions[0]) if versions else 1
-    if not _OLDEST <= version <= _NEWEST:
-        raise UnsupportedOperatorError(f"the model is of opset {version}, expected {_OLDEST} to {_NEWEST}")
-    return version
+def _check_count(proto: Any) -> None:
+    count, waiting = 0, [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    while waiting:
+        node = waiting.pop()
+        count += 1
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                waiting.extend(graph.node)
+        if count > MOST_NODES:
+            total = max(count, len(proto.graph.node))
+            raise FileFormatError(f"the model has {total} nodes, expected at most {MOST_NODES}")
 
 
 # ---------------------------------------------------------------- functions
@@ -144,86 +190,102 @@ def _inlined(proto: Any) -> Any:
 # ---------------------------------------------------------------- nodes
 
 
-def _node(proto: Any, position: int, version: int, folder: Path | None) -> Node:
-    name = proto.name or f"{proto.op_type}_{position}"
-    if proto.domain not in _DOMAINS or proto.op_type not in OPERATORS or proto.op_type.startswith("fastsparse"):
-        domain = "" if proto.domain in _DOMAINS else f"{proto.domain}."
-        raise UnsupportedOperatorError(f"node {name!r} is a {domain}{proto.op_type}, which is not supported")
-    attributes = {}
-    for attribute in proto.attribute:
-        what = f"attribute {attribute.name!r} of node {name!r}"
-        if attribute.type not in _ATTRIBUTES or attribute.ref_attr_name:
-            raise UnsupportedOperatorError(f"{what} is a graph, a sparse tensor or a reference, which is not supported")
-        attributes[attribute.name] = _attribute(attribute, what, folder)
-    return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, version)
-
-
-def _attribute(attribute: Any, what: str, folder: Path | None) -> Any:
-    found = getattr(attribute, _ATTRIBUTES[attribute.type])
-    if attribute.type == 3:
-        return found.decode("utf-8", "replace")
-    if attribute.type == 4:
-        return array_of(found, what, folder)
-    if attribute.type == 8:
-        return [text.decode("utf-8", "replace") for text in found]
-    if attribute.type == 9:
-        raise UnsupportedOperatorError(f"{what} is a list of tensors, which is not supported")
-    return list(found) if attribute.type in (6, 7) else found
-
-
-def _ordered(nodes: list[Node]) -> list[Node]:
-    """Nodes with names of their own: messages and the report tell them apart."""
+def _unique_names(nodes: Any) -> list[str]:
+    """A name for every node that no other one has: files may have names twice, or none."""
     counts = Counter(node.name for node in nodes)
-    if len(counts) == len(nodes):
-        return nodes
-    return [
-        node if counts[node.name] == 1 else Node(
-            node.op, f"{node.name}_{i}", node.inputs, node.outputs, node.attributes, node.version
-        )
-        for i, node in enumerate(nodes)
-    ]  # fmt: skip
+    taken, names = set(counts), list[str]()
+    for i, node in enumerate(nodes):
+        name = node.name
+        if not name or counts[name] > 1:
+            name = stem = f"{node.name or node.op_type}_{i}"
+            while name in taken:
+                name += "_" + stem.rpartition("_")[2]
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _node(source: Any, name: str, version: int, folder: Folder | None) -> Node:
+    proto = type(source)()
+    proto.CopyFrom(source)  # which is the user's
+    proto.name = name
+    op = proto.op_type if proto.domain in DOMAINS else f"{proto.domain}.{proto.op_type}"
+    attributes, captured = {}, list[str]()
+    for tensor in tensors_inside(proto):
+        what = f"a tensor in node {name!r}"
+        check_size(tensor, what)
+        if tensor.data_location == _EXTERNAL:
+            tensor.CopyFrom(inline(tensor, external(tensor, what, folder)))
+    for attribute in proto.attribute:
+        if attribute.type in _ATTRIBUTES:
+            found = getattr(attribute, _ATTRIBUTES[attribute.type])
+            if attribute.type == 3:
+                found = found.decode("utf-8", "replace")
+            attributes[attribute.name] = list(found) if attribute.type in (6, 7, 8) else found
+        for graph in (attribute.g, *attribute.graphs):
+            captured += _captured(graph)
+    return Node(
+        op, name, tuple(proto.input), tuple(proto.output), attributes, version, (proto,), tuple(dict.fromkeys(captured))
+    )  # fmt: skip
+
+
+def _captured(graph: Any) -> list[str]:
+    """Names that a graph reads and does not define."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {t.values.name for t in graph.sparse_initializer}
+    own |= {name for node in graph.node for name in node.output}
+    found = [name for node in graph.node for name in node.input]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found += _captured(inner)
+    found += [v.name for v in graph.output]
+    return [name for name in found if name and name not in own]
+
+
+def _constant_of(node: Node) -> Constant | None:
+    """The numbers of a Constant node; None for others."""
+    if node.op != "Constant" or len(node.outputs) != 1 or len(node.protos[0].attribute) != 1:
+        return None
+    attribute = node.protos[0].attribute[0]
+    if attribute.name == "value" and attribute.HasField("t"):
+        return constant_of(attribute.t, f"the value of {node}", None)
+    if attribute.name in _VALUES:
+        import numpy as np
+
+        code, field = _VALUES[attribute.name]
+        return np.asarray(getattr(attribute, field), TYPES[code])
+    return None
 
 
 # ---------------------------------------------------------------- tensors
 
 
-def _constants(graph: Any, nodes: list[Node], folder: Path | None) -> Iterator[tuple[str, Constant]]:
-    uses: dict[str, list[tuple[Node, int]]] = {}
-    for node in nodes:
-        for position, name in enumerate(node.inputs):
-            uses.setdefault(name, []).append((node, position))
-    seen = set()
-    for tensor in graph.initializer:
-        if tensor.name in seen:
-            raise FileFormatError(f"initializer {tensor.name!r} is there twice")
-        seen.add(tensor.name)
-        array: Array = array_of(tensor, f"initializer {tensor.name!r}", folder)
-        yield tensor.name, kept_sparse(array, uses.get(tensor.name, []))
-    for tensor in graph.sparse_initializer:
-        name = tensor.values.name
-        if name in seen:
-            raise FileFormatError(f"initializer {name!r} is there twice")
+def _constants(graph: Any, known: dict[str, Constant], folder: Folder | None) -> Iterator[tuple[str, Constant]]:
+    seen = set(known)
+    named = [(t.name, t, "initializer", constant_of) for t in graph.initializer]
+    named += [(t.values.name, t, "sparse_initializer", sparse_of) for t in graph.sparse_initializer]
+    for name, tensor, kind, make in named:
+        if name in seen or not name:
+            raise FileFormatError(f"initializer {name!r} is there twice" if name else "an initializer has no name")
         seen.add(name)
-        yield name, sparse_of(tensor, f"sparse_initializer {name!r}", folder)
+        yield name, make(tensor, f"{kind} {name!r}", folder)
 
 
 def _value(proto: Any, output: bool = False) -> Value:
     what = f"{'output' if output else 'input'} {proto.name!r}"
-    if not proto.type.HasField("tensor_type"):
-        if output and proto.type.WhichOneof("value") is None:  # types of outputs follow from the nodes
-            return Value(proto.name, np.dtype(np.float32), None)
-        raise UnsupportedOperatorError(f"{what} is not a tensor, which is not supported")
     kind = proto.type.tensor_type
-    dtype = np.dtype(np.float32) if output and kind.elem_type == 0 else dtype_of(kind.elem_type, what)
-    if not kind.HasField("shape"):
-        return Value(proto.name, dtype, None)
+    dtype = TYPES.get(kind.elem_type) if proto.type.HasField("tensor_type") else None
+    if dtype is None or not kind.HasField("shape"):
+        return Value(proto.name, dtype, None, proto)
     sizes: list[int | str | None] = []
     for i, dim in enumerate(kind.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value >= 0:  # some exporters write -1 for an open size
+        if dim.HasField("dim_value") and dim.dim_value >= 0:  # which some exporters write for "open"
             sizes.extend(sizes_of([dim.dim_value], what))
         else:
-            sizes.append(dim.dim_param or (f"{proto.name}.{i}" if not output else None))
-    return Value(proto.name, dtype, tuple(sizes))
+            named = dim.dim_param if dim.dim_param not in ("", "?") else f"{proto.name}.{i}"
+            sizes.append(None if output and not dim.dim_param else named)
+    return Value(proto.name, dtype, tuple(sizes), proto)
 
 
 # ---------------------------------------------------------------- structure
@@ -232,13 +294,13 @@ def _value(proto: Any, output: bool = False) -> Value:
 def _check_names(model: Model) -> None:
     written = Counter([v.name for v in model.inputs] + list(model.constants))
     for node in model.nodes:
-        written.update(filter(None, node.outputs))
+        written.update(node.writes)
     twice = [name for name, count in written.items() if count > 1]
     if twice:
         raise FileFormatError(f"tensor {twice[0]!r} is written twice")
     for node in model.nodes:
-        for name in node.inputs:
-            if name and name not in written:
+        for name in node.reads:
+            if name not in written:
                 raise FileFormatError(f"{node} reads {name!r}, which nothing writes")
     if not model.outputs:
         raise FileFormatError("the model has no outputs")
@@ -249,15 +311,10 @@ def _check_names(model: Model) -> None:
 
 def _sorted(model: Model) -> Iterator[Node]:
     """Nodes in an order in which they can run, which is the file's where that is one."""
-    producer = {name: node for node in model.nodes for name in node.outputs if name}
-    waiting = {id(node): sum(1 for name in {*node.inputs} if name in producer) for node in model.nodes}
-    readers: dict[str, list[Node]] = {}
-    for node in model.nodes:
-        for name in {*node.inputs}:
-            readers.setdefault(name, []).append(node)
+    producer = model.producers()
+    readers = model.readers()
+    waiting = {id(node): sum(1 for name in node.reads if name in producer) for node in model.nodes}
     position = {id(node): i for i, node in enumerate(model.nodes)}
-    import heapq
-
     ready = [position[i] for i, count in waiting.items() if count == 0]
     heapq.heapify(ready)
     done = 0
@@ -265,7 +322,7 @@ def _sorted(model: Model) -> Iterator[Node]:
         node = model.nodes[heapq.heappop(ready)]
         done += 1
         yield node
-        for name in filter(None, node.outputs):
+        for name in node.writes:
             for reader in readers.get(name, []):
                 waiting[id(reader)] -= 1
                 if waiting[id(reader)] == 0:

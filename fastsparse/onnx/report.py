@@ -1,82 +1,86 @@
-"""What an engine did with an ONNX model: the rows of every segment's program, and one row per host step."""
+"""What an engine did with an ONNX model: the rows of every region's program, and one row per group of the library's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fastsparse.engine import report as programs
 from fastsparse.engine.report import Report, Row
-from fastsparse.onnx.executor import Workspace
-from fastsparse.onnx.model import Array
-from fastsparse.onnx.ops.normalising import runs_in_kernel
-from fastsparse.onnx.planning import NONE, Plan, Step
-from fastsparse.onnx.weights import DENSEST, density
+from fastsparse.onnx import sessions
+from fastsparse.onnx.executor import Host, Kernels, Plan
+from fastsparse.onnx.model import Node
 from fastsparse.runtime import measure
 
+_NAMED = 4  # operators of a group that its row names
 
-def measured(workspace: Workspace, inputs: Sequence[Array]) -> Report:
-    """Run a workspace's steps one by one, in their order, each repeated on the same data."""
-    plan = workspace.plan
-    outputs = [np.empty(plan.shapes[t], plan.dtypes[t]) for t in plan.outputs]
-    workspace.run(inputs, outputs)
-    workspace.set_arrays(inputs, outputs)
+
+def measured(plan: Plan, values: dict[str, Any], workers: int, reasons: Mapping[str, str]) -> Report:
+    """Run the steps one by one, in their order, each repeated on the same data."""
+    inputs = {name: values[name] for name in plan.inputs}
+    plan.run(values, workers)
     rows: list[Row] = []
-    peak, flops = 0.0, 0.0
-    for index, step in enumerate(plan.steps):
-        if step.segment is not None:
-            samples, program = step.segment.samples, step.segment.program
-            x, y = (
-                [np.reshape(workspace.arrays[t], (samples, -1)) for t in tensors]  # type: ignore[arg-type]
-                for tensors in (step.inputs, step.outputs)
-            )
-            found = programs.measured(program, workspace.programs[index], x, y)
-            rows += [_program_row(step, row) for row in found.rows]
-            peak, flops = found.peak_gflops, flops + program.useful_flops() * samples
-        elif not step.view:
-            rows.append(_host_row(workspace, step))
-        elif any(t in workspace.late for t in step.inputs):
-            workspace.call(step)
+    peak, flops, memory, kernels = 0.0, 0.0, 0, 0
+    for step in plan.steps:
+        found = step.plan([values[n].shape for n in step.inputs], workers) if isinstance(step, Kernels) else None
+        if found is None:
+            host = step.twin if isinstance(step, Kernels) else step
+            rows.append(_host_row(host, values, workers, isinstance(step, Kernels)))
+            continue
+        assert isinstance(step, Kernels)
+        specialised, pool = found
+        program, samples = specialised.program, specialised.samples
+        dtype = program.dtype
+        x = [np.ascontiguousarray(values[n], dtype).reshape(samples, -1) for n in specialised.inputs]
+        y = [np.empty((samples, int(np.prod(shape)) // samples), dtype) for shape in specialised.outputs]
+        with pool.workspace() as workspace:
+            report = programs.measured(program, workspace, x, y)
+            memory += workspace.nbytes
+        first, why = step.nodes[0].name, reasons.get(step.outputs[0], "estimated to be faster than the library")
+        rows += [_program_row(first, row, why) for row in report.rows]
+        peak, flops, kernels = report.peak_gflops, flops + program.useful_flops() * samples, kernels + 1
     if not peak:
         peak = measure.peak_flops(32) / 1e9
-    return Report(rows, peak, _facts(workspace, flops, peak))
-
-
-def _program_row(step: Step, row: Row) -> Row:
-    """A program's row, with the names of operators alone, and of packing and unpacking by the segment."""
-    words = [part.split(" ")[-1] for part in row.operator.split(" + ")]
-    layer = step.name if row.layer in ("input", "output") else row.layer
-    return replace(row, layer=layer, operator=" + ".join(words))
-
-
-def _host_row(workspace: Workspace, step: Step) -> Row:
-    plan, node = workspace.plan, step.node
-    assert node is not None
-    with np.errstate(all="ignore"), workspace.blas():
-        spent = programs.fastest_seconds(lambda: workspace.call(step))
-    shape = plan.shapes[step.outputs[0]] if step.outputs else None
-    inputs = [None if t == NONE else workspace.arrays[t] for t in step.inputs]
-    sparsity, why = None, "row kernel" if runs_in_kernel(node, inputs, len(step.outputs)) else "NumPy"
-    weight = plan.constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
-    if node.op == "fastsparse.SparseMatMul":
-        sparsity, why = 1 - node.attributes["matrix"].density, "spmm"
-    elif node.op in ("fastsparse.Linear", "Gemm", "Conv", "MatMul") and weight is not None:
-        sparsity = 1 - density(weight)
-        why = f"BLAS: denser than {DENSEST:.0%}" if 1 - sparsity > DENSEST else "BLAS"
-    return Row(step.name, node.op.rpartition(".")[2], shape, sparsity, why, spent * 1e3, None)
-
-
-def _facts(workspace: Workspace, flops: float, peak: float) -> dict[str, str]:
-    plan: Plan = workspace.plan
-    shapes = ", ".join(f"{plan.names[t]} {'x'.join(map(str, plan.shapes[t]))} {plan.dtypes[t]}" for t in plan.inputs)
-    segments = sum(step.segment is not None for step in plan.steps)
-    hosts = sum(step.node is not None and not step.view for step in plan.steps)
-    return {
+    shapes = ", ".join(f"{n} {'x'.join(map(str, np.shape(v)))} {getattr(v, 'dtype', '')}" for n, v in inputs.items())
+    facts = {
         "inputs": shapes,
-        "steps": f"{segments} segments on the kernels, {hosts} host steps",
-        "memory": f"{workspace.nbytes / 1e6:.1f} MB of activations and scratch per call in flight",
-        "work": f"{flops / 1e6:.2f} MFLOP per call at the nonzeros of the segments",
+        "steps": f"{kernels} on the kernels, {len(plan.steps) - kernels} in {sessions.library(sessions.onnxruntime())}",
+        "memory": f"{memory / 1e6:.1f} MB of the kernels' activations and scratch per call in flight",
+        "work": f"{flops / 1e6:.2f} MFLOP per call at the nonzeros of what the kernels run",
         "peak": f"{peak:.0f} GF/s per core, measured",
     }
+    if "" in reasons:
+        facts["choice"] = reasons[""]
+    elif not kernels:
+        facts["choice"] = "all of it is the library's: nothing is sparse enough for the kernels to be faster"
+    return Report(rows, peak, facts)
+
+
+def _program_row(first: str, row: Row, why: str) -> Row:
+    """A program's row, with the names of operators alone, and of packing and unpacking by the region."""
+    words = [part.split(" ")[-1] for part in row.operator.split(" + ")]
+    layer = first if row.layer in ("input", "output") else row.layer
+    return replace(row, layer=layer, operator=" + ".join(words), why=f"{row.why}; {why}".strip("; "))
+
+
+def _host_row(host: Host, values: dict[str, Any], workers: int, unfit: bool) -> Row:
+    session = host.session(workers)
+    feeds = {name: values[name] for name in session.inputs}
+    spent = programs.fastest_seconds(lambda: session.run(feeds))
+    last = values[host.outputs[-1]]
+    shape = last.shape if isinstance(last, np.ndarray) else None
+    why = "shapes that the kernels do not take" if unfit else "dense, or nothing that the kernels are faster at"
+    name = host.nodes[0].name if host.nodes else host.outputs[0]
+    return Row(name, _operators(host.nodes), shape, None, sessions.library(session.library), spent * 1e3, None, why)
+
+
+def _operators(nodes: list[Node]) -> str:
+    """The operators of a group, the most frequent ones by name."""
+    counts = Counter(node.op.rpartition(".")[2] for node in nodes)
+    words = [op if n == 1 else f"{n} {op}" for op, n in counts.most_common(_NAMED)]
+    rest = sum(n for _, n in counts.most_common()[_NAMED:])
+    return ", ".join(words) + (f" and {rest} more" if rest else "")

@@ -1,21 +1,24 @@
-"""Models as plain data: a description that JSON knows, and arrays by name. See `Model` for what is described.
+"""Models in files: the message without its constants, and these as arrays by name.
 
-Constants of types that files do not have stand as bytes. What is read is checked as if it came from a stranger.
+What is read is checked as if it came from a stranger: it goes through all that a model from an ONNX file goes through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from fastsparse.csr import CSR
-from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, Value, check_dense_size
-from fastsparse.onnx.ops import OPERATORS
+from fastsparse.csr import CSR, csr
+from fastsparse.onnx.dtypes import FLOATS, TYPES
+from fastsparse.onnx.model import Array, Constant, Model, SparseWeight
+from fastsparse.onnx.reader import model_of, parsed
+from fastsparse.onnx.sessions import extracted, serialised
+from fastsparse.onnx.weights import density
 
-_KEPT = ("float32", "float64", "int32", "int64", "uint8")  # types that files have
-_AS_BYTES = ("bool", "int8", "int16", "uint16", "uint32", "uint64", "float16")
+_KEPT = ("float32", "float64", "int32", "int64", "uint8")  # types that files have; others stand as bytes
+_LEAST, _DENSEST = 4096, 0.4  # matrices of so many numbers are kept as their nonzeros where so few are there
 
 
 def to_plain(model: Model, arrays: dict[str, Array]) -> dict[str, Any]:
@@ -23,41 +26,31 @@ def to_plain(model: Model, arrays: dict[str, Array]) -> dict[str, Any]:
 
     def kept(array: Array) -> dict[str, Any]:
         name = f"model.{len(arrays)}"
-        array = np.asarray(array)
         flat = np.ascontiguousarray(array).reshape(-1)
         arrays[name] = flat if array.dtype.name in _KEPT else flat.view(np.uint8)
         return {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}
 
-    def constant(found: Constant) -> dict[str, Any]:
-        if not isinstance(found, SparseWeight):
-            return kept(found)
-        fields = {name: kept(getattr(found.matrix, name)) for name in ("indptr", "indices", "data")}
-        shapes = {"matrix": list(found.matrix.shape), "shape": list(found.shape)}
-        return {"sparse": fields, **shapes, "transposed": found.transposed}
-
-    def attribute(value: Any) -> Any:
-        return kept(value) if isinstance(value, np.ndarray) else value
-
-    return {
-        "nodes": [
-            {
-                "op": n.op, "name": n.name, "inputs": list(n.inputs), "outputs": list(n.outputs),
-                "attributes": {key: attribute(value) for key, value in n.attributes.items()}, "version": n.version,
-            }
-            for n in model.nodes
-        ],
-        "constants": {name: constant(found) for name, found in model.constants.items()},
-        "inputs": [_value(v) for v in model.inputs],
-        "outputs": [_value(v) for v in model.outputs],
-    }  # fmt: skip
+    constants = {}
+    for name, found in model.constants.items():
+        if _is_sparse(found):
+            found = SparseWeight(csr(found.reshape(len(found), -1)), found.shape)
+        if isinstance(found, SparseWeight):
+            fields = {field: kept(getattr(found.matrix, field)) for field in ("indptr", "indices", "data")}
+            constants[name] = {"sparse": fields, "matrix": list(found.matrix.shape), "shape": list(found.shape)}
+        elif isinstance(found, np.ndarray):
+            constants[name] = kept(found)
+    rest = {n: c for n, c in model.constants.items() if n not in constants}
+    lean = Model(model.nodes, rest, model.inputs, model.outputs, model.header)
+    names = [v.name for v in model.inputs], [v.name for v in model.outputs]
+    content = serialised(extracted(lean, model.nodes, *names, {})[0])
+    arrays["model"] = np.frombuffer(content, np.uint8)
+    return {"constants": constants}
 
 
-def _value(value: Value) -> dict[str, Any]:
-    shape = None if value.shape is None else list(value.shape)
-    return {"name": value.name, "dtype": value.dtype.name, "shape": shape}
-
-
-# ---------------------------------------------------------------- reading
+def _is_sparse(constant: Constant) -> TypeGuard[Array]:
+    if not isinstance(constant, np.ndarray) or constant.dtype not in FLOATS or constant.ndim < 2:
+        return False
+    return constant.size >= _LEAST and density(constant) <= _DENSEST
 
 
 def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Model:
@@ -69,78 +62,31 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Model:
         When `plain` and `arrays` describe no model.
     """
     constants = {str(name): _constant(entry, arrays) for name, entry in plain["constants"].items()}
-    inputs, outputs = (tuple(_read_value(v) for v in plain[key]) for key in ("inputs", "outputs"))
-    nodes = tuple(_node(entry, arrays) for entry in plain["nodes"])
-    written = {v.name for v in inputs} | set(constants)
-    if len(written) != len(inputs) + len(constants) or "" in written:
-        raise ValueError("inputs and constants have names in common, or none")
-    for node in nodes:
-        fresh = [name for name in node.outputs if name]
-        if not written.issuperset(name for name in node.inputs if name) or len(set(fresh)) != len(fresh):
-            raise ValueError(f"{node} reads what nothing wrote before it")
-        if written.intersection(fresh):
-            raise ValueError(f"{node} writes what is there already")
-        written.update(fresh)
-    if not outputs or not written.issuperset(v.name for v in outputs):
-        raise ValueError("nothing writes the outputs")
-    return Model(nodes, constants, inputs, outputs)
-
-
-def _array(entry: Any, arrays: Mapping[str, Array]) -> Array:
-    found, kind = arrays[entry["array"]], entry["dtype"]
-    shape = tuple(entry["shape"])
-    if kind in _AS_BYTES and found.dtype == np.uint8:
-        found = np.frombuffer(found.tobytes(), kind)
-        if kind == "bool" and (found.view(np.uint8) > 1).any():
-            raise ValueError("a truth value is neither 0 nor 1")
-    if found.dtype.name != kind or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"an array of {found.dtype} is said to be {kind!r} of shape {shape}")
-    return found.reshape(shape)
+    return model_of(parsed(np.asarray(arrays["model"], np.uint8).tobytes(), "the model"), None, constants)
 
 
 def _constant(entry: Any, arrays: Mapping[str, Array]) -> Constant:
     if "sparse" not in entry:
         return _array(entry, arrays)
     indptr, indices, data = (_array(entry["sparse"][name], arrays) for name in ("indptr", "indices", "data"))
-    matrix = CSR(indptr, indices, data, tuple(entry["matrix"]))
-    shape, transposed = tuple(entry["shape"]), entry["transposed"]
-    if type(transposed) is not bool or not shape or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"a weight has the shape {shape}, transposed {transposed!r}")
+    shape, sizes = tuple(entry["shape"]), tuple(entry["matrix"])
+    if any(type(n) is not int or n < 0 for n in (*shape, *sizes)) or len(shape) < 2 or data.dtype not in FLOATS:
+        raise ValueError(f"a matrix of shape {sizes} is said to be a weight of shape {shape}")
     rest = int(np.prod(shape[1:], dtype=object))
-    expected = shape[::-1] if transposed else (shape[0], rest)
-    if matrix.shape != expected:
-        raise ValueError(f"a matrix of shape {matrix.shape} is said to be a weight of shape {shape}")
-    held = indptr.nbytes + indices.nbytes + data.nbytes
-    check_dense_size(shape[0] * rest, matrix.dtype.itemsize, held, f"a weight of shape {shape}")
-    return SparseWeight(matrix, shape, transposed)
+    if sizes != (shape[0], rest):
+        raise ValueError(f"a matrix of shape {sizes} is said to be a weight of shape {shape}")
+    return SparseWeight(CSR(indptr, indices, data, sizes), shape)
 
 
-def _node(entry: Any, arrays: Mapping[str, Array]) -> Node:
-    names = [entry["op"], entry["name"], *entry["inputs"], *entry["outputs"], *entry["attributes"]]
-    if not all(isinstance(name, str) for name in names) or entry["op"] not in OPERATORS:
-        raise ValueError(f"a node has the operator {entry['op']!r}")
-    if type(entry["version"]) is not int:
-        raise ValueError(f"a node has the version {entry['version']!r}")
-    attributes = {key: _attribute(value, arrays) for key, value in entry["attributes"].items()}
-    return Node(
-        entry["op"], entry["name"], tuple(entry["inputs"]), tuple(entry["outputs"]), attributes, entry["version"]
-    )  # fmt: skip
-
-
-def _attribute(value: Any, arrays: Mapping[str, Array]) -> Any:
-    if isinstance(value, dict):
-        return _array(value, arrays)
-    items = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, int | float | str) for item in items):
-        raise ValueError(f"an attribute is {value!r}")
-    return value
-
-
-def _read_value(entry: Any) -> Value:
-    shape, name = entry["shape"], entry["name"]
-    if not isinstance(name, str) or entry["dtype"] not in (*_KEPT, *_AS_BYTES):
-        raise ValueError(f"{entry!r} is no input or output")
-    sizes = None if shape is None else tuple(shape)
-    if sizes is not None and not all(n is None or isinstance(n, str) or (type(n) is int and n >= 0) for n in sizes):
-        raise ValueError(f"{entry!r} is no input or output")
-    return Value(name, np.dtype(entry["dtype"]), sizes)
+def _array(entry: Any, arrays: Mapping[str, Array]) -> Array:
+    found, kind, shape = arrays[entry["array"]], entry["dtype"], tuple(entry["shape"])
+    known = {dtype.name for dtype in TYPES.values()} - {"object"}
+    if kind not in known or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"an array is said to be {kind!r} of shape {shape}")
+    if kind not in _KEPT and found.dtype == np.uint8:
+        found = np.frombuffer(found.tobytes(), kind)
+        if kind == "bool" and (found.view(np.uint8) > 1).any():
+            raise ValueError("a truth value is neither 0 nor 1")
+    if found.dtype.name != kind:
+        raise ValueError(f"an array of {found.dtype} is said to be {kind!r}")
+    return found.reshape(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 
 from fastsparse.csr import CSR
 from fastsparse.files import FileFormatError
-from fastsparse.onnx.dtypes import dtype_of
-from fastsparse.onnx.model import LARGEST_TENSOR, Array, Constant, Shape, SparseWeight, check_dense_size
+from fastsparse.onnx.dtypes import TYPES, bits_of
+from fastsparse.onnx.model import Array, Constant, Shape, SparseWeight
 
 _EXTERNAL = 1  # TensorProto.DataLocation
-_LEAST_SPARSE = 4096  # elements; a smaller sparse_initializer is made dense
-_FIELDS = {
-    "float32": "float_data", "float64": "double_data", "int64": "int64_data", "uint64": "uint64_data",
-    "uint32": "uint64_data",
-}  # fmt: skip
+_FIELDS = {1: "float_data", 8: "string_data", 11: "double_data", 7: "int64_data", 12: "uint64_data", 13: "uint64_data",
+           14: "float_data", 15: "double_data"}  # fmt: skip
+LARGEST = 2**62  # bytes: what 64-bit sizes can say
+# A sparse tensor may take this many times what the file holds of it, and this many bytes in any case.
+_BLOW_UP, _SMALL = 4096, 2**26
 
 
 def sizes_of(dims: Any, what: str) -> Shape:
@@ -29,79 +30,144 @@ def sizes_of(dims: Any, what: str) -> Shape:
         raise FileFormatError(f"{what} has shape {shape}, expected sizes of at least 0")
     if len(shape) > 64:
         raise FileFormatError(f"{what} has {len(shape)} axes, expected at most 64")
+    if math.prod(shape) >= LARGEST:
+        raise FileFormatError(f"{what} of shape {shape} takes more than {LARGEST} bytes")
     return shape
 
 
-def array_of(tensor: Any, what: str, folder: Path | None = None) -> Array:
-    """The numbers of a TensorProto. `folder` is where external data may lie, None refuses it.
+class Folder:
+    """Where a model's external data may lie.
+
+    In the folder that the model is in by its name, or in the one that its file really is in: links of the model's
+    folder may lead there, as those of Hugging Face's cache lead from ``snapshots/`` into ``blobs/``, and nowhere else.
+    """
+
+    def __init__(self, model: Path) -> None:
+        real = os.path.realpath(model)
+        self.folders = list(dict.fromkeys([model.parent, Path(real).parent]))
+        self.allowed = {Path(os.path.realpath(folder)) for folder in self.folders}
+
+    def find(self, location: str, what: str) -> Path:
+        """The file that a tensor names.
+
+        Raises
+        ------
+        FileFormatError
+            When it is not there, or not where it may be.
+        """
+        inside = location and not os.path.isabs(location) and ".." not in Path(location).parts
+        found = [folder / location for folder in self.folders] if inside and "\0" not in location else []
+        real = [Path(os.path.realpath(path)) for path in found if os.path.lexists(path)] or found[:1]
+        if not real or not self.allowed.intersection(real[0].parents):
+            raise FileFormatError(f"{what} lies in {location!r}, expected a file in the folder of the model")
+        if not real[0].is_file():
+            raise FileFormatError(f"{what} lies in {location!r}, which is not there")
+        return real[0]
+
+
+def check_size(tensor: Any, what: str) -> None:
+    """Hold the numbers that a TensorProto brings against what it declares."""
+    shape, bits = sizes_of(tensor.dims, what), bits_of(tensor.data_type)
+    count = math.prod(shape)
+    if tensor.data_location == _EXTERNAL:
+        return
+    if tensor.HasField("raw_data"):
+        if bits and len(tensor.raw_data) != -(-count * bits // 8):
+            raise FileFormatError(
+                f"{what} of shape {shape} has {len(tensor.raw_data)} bytes, expected {-(-count * bits // 8)}"
+            )
+        return
+    found = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
+    if tensor.data_type in (14, 15):
+        found //= 2
+    if (found != count and bits >= 8) or (tensor.data_type == 8 and found != count):
+        raise FileFormatError(f"{what} of shape {shape} has {found} numbers, expected {count}")
+
+
+def constant_of(tensor: Any, what: str, folder: Folder | None) -> Constant:
+    """The numbers of a TensorProto, or the message itself where NumPy does not have the type.
 
     Raises
     ------
     FileFormatError
         When the data do not have the declared size, or lie outside of the file and may not.
-    UnsupportedOperatorError
-        For types of elements that NumPy does not have.
     """
-    dtype = dtype_of(tensor.data_type, what)
-    shape = sizes_of(tensor.dims, what)
-    count = math.prod(shape)
-    if count * dtype.itemsize > LARGEST_TENSOR:
-        raise FileFormatError(f"{what} of shape {shape} takes more than {LARGEST_TENSOR} bytes")
+    check_size(tensor, what)
     if tensor.data_location == _EXTERNAL:
-        raw: Any = _external(tensor, what, folder, count * dtype.itemsize)
-    elif tensor.HasField("raw_data"):
-        raw = tensor.raw_data
+        raw: Any = external(tensor, what, folder)
     else:
-        return _typed(tensor, dtype, count, what).reshape(shape)
-    if len(raw) != count * dtype.itemsize:
-        raise FileFormatError(f"{what} of shape {shape} has {len(raw)} bytes, expected {count * dtype.itemsize}")
+        raw = tensor.raw_data if tensor.HasField("raw_data") else None
+    if tensor.data_type not in TYPES or tensor.data_type == 8:
+        if tensor.data_location == _EXTERNAL:
+            tensor = inline(tensor, raw)
+        return tensor
+    dtype, shape = TYPES[tensor.data_type], tuple(tensor.dims)
+    if raw is None:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(tensor)
     array = np.frombuffer(raw, dtype.newbyteorder("<"))
     if dtype == np.bool_:
         array = np.frombuffer(raw, np.uint8) != 0
     return array.astype(dtype, copy=False).reshape(shape)
 
 
-def _typed(tensor: Any, dtype: np.dtype[Any], count: int, what: str) -> Array:
-    field = getattr(tensor, _FIELDS.get(dtype.name, "int32_data"))
-    if len(field) != count:
-        raise FileFormatError(f"{what} of shape {tuple(tensor.dims)} has {len(field)} numbers, expected {count}")
-    if dtype == np.float16:  # their bits
-        return np.asarray(field, np.int32).astype(np.uint16).view(np.float16)
-    return np.asarray(field).astype(dtype)
+def inline(tensor: Any, raw: Any) -> Any:
+    """A TensorProto that holds its bytes itself."""
+    made = type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    made.raw_data = bytes(raw)
+    return made
 
 
-def _external(tensor: Any, what: str, folder: Path | None, size: int) -> Array:
+def external(tensor: Any, what: str, folder: Folder | None) -> Array:
+    """Bytes that lie in another file."""
     if folder is None:
-        raise FileFormatError(f"{what} lies in another file; allow_external_data=True reads it")
+        raise FileFormatError(
+            f"{what} lies in another file; it is read when the model is given as a path, with allow_external_data=True"
+        )
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = entries.get("location", "")
-    base = Path(os.path.realpath(folder))
-    path = Path(os.path.realpath(base / name))
-    if not name or base not in path.parents:
-        raise FileFormatError(f"{what} lies in {name!r}, expected a file in the folder of the model")
+    size = -(-math.prod(tensor.dims) * bits_of(tensor.data_type) // 8)
+    path = folder.find(entries.get("location", ""), what)
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError:
         raise FileFormatError(f"{what} has an offset or a length that is no integer") from None
-    if not path.is_file() or offset < 0 or length != size or offset + size > path.stat().st_size:
-        raise FileFormatError(f"{what}: {name!r} does not hold {size} bytes from {offset} on")
+    if offset < 0 or length != size or offset + size > path.stat().st_size:
+        raise FileFormatError(f"{what}: {path.name!r} does not hold {size} bytes from {offset} on")
     return np.fromfile(path, np.uint8, size, offset=offset)
 
 
-def sparse_of(tensor: Any, what: str, folder: Path | None = None) -> Constant:
+def tensors_inside(message: Any) -> Iterator[Any]:
+    """All TensorProtos in the attributes of a node, those of graphs in them included."""
+    waiting = list(message.attribute)
+    while waiting:
+        attribute = waiting.pop()
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                       *attribute.sparse_tensors, *(s for g in graphs for s in g.sparse_initializer)):  # fmt: skip
+            yield from (sparse.values, sparse.indices)
+        for graph in graphs:
+            yield from graph.initializer
+            waiting += [inner for node in graph.node for inner in node.attribute]
+
+
+def sparse_of(tensor: Any, what: str, folder: Folder | None) -> Constant:
     """A SparseTensorProto: kept sparse where it is a large matrix of floating-point numbers."""
-    values = array_of(tensor.values, what, folder)
-    indices = array_of(tensor.indices, f"indices of {what}", folder)
+    values, indices = (constant_of(t, what, folder) for t in (tensor.values, tensor.indices))
+    if not isinstance(values, np.ndarray) or not isinstance(indices, np.ndarray):
+        raise FileFormatError(f"{what} has values of a type that sparse tensors cannot have")
     shape = sizes_of(tensor.dims, what)
     count = math.prod(shape)
-    try:
-        check_dense_size(count, values.itemsize, values.nbytes + indices.nbytes, f"{what} of shape {shape}")
-    except ValueError as error:
-        raise FileFormatError(str(error)) from None
     places = _places(indices, values, shape, what)
     if len(places) and (places[0] < 0 or places[-1] >= count or (np.diff(places) <= 0).any()):
         raise FileFormatError(f"{what} has indices that are not ascending within shape {shape}")
-    if len(shape) >= 2 and count >= _LEAST_SPARSE and values.dtype in (np.float32, np.float64):
+    most = max(_SMALL, _BLOW_UP * (values.nbytes + indices.nbytes))
+    if count * values.itemsize > most:
+        raise FileFormatError(f"{what} of shape {shape} takes more than {most} bytes, for {len(values)} numbers")
+    if len(shape) >= 2 and values.dtype in (np.float32, np.float64) and count:
         columns = math.prod(shape[1:])
         indptr = np.searchsorted(places, np.arange(shape[0] + 1, dtype=np.int64) * columns)
         return SparseWeight(CSR(indptr, places % columns, values, (shape[0], columns)), shape)
@@ -112,7 +178,7 @@ def sparse_of(tensor: Any, what: str, folder: Path | None = None) -> Constant:
 
 def _places(indices: Array, values: Array, shape: Shape, what: str) -> Array:
     """Places of the values in row-major order."""
-    if values.ndim != 1 or indices.dtype != np.int64 or math.prod(shape) >= 2**63:
+    if values.ndim != 1 or indices.dtype != np.int64:
         raise FileFormatError(f"{what} has values of shape {values.shape} and indices of {indices.dtype}")
     if indices.shape == values.shape:
         return indices

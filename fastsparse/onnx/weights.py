@@ -1,44 +1,12 @@
-"""Constant weights: which are kept sparse, and in which form products read them."""
+"""Constant weights as the sparse kernels read them, and how dense they are."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
 from fastsparse.csr import CSR, csr
-from fastsparse.onnx.model import Array, Constant, Node, SparseWeight
-
-# Above this density BLAS is faster than the sparse kernels (README, Limits), so linear layers stay dense.
-DENSEST = 0.4
-_LEAST = 4096  # elements; below that a weight is kept as it came
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def kept_sparse(array: Array, uses: Sequence[tuple[Node, int]]) -> Constant:
-    """The array, or its nonzeros alone where only products read it, in one way, and most of it is zero."""
-    if array.size < _LEAST or array.ndim < 2 or array.dtype not in FLOATS:
-        return array
-    ways = {_way(node, position) for node, position in uses}
-    if len(ways) != 1 or None in ways or np.count_nonzero(array) > DENSEST * array.size:
-        return array
-    way = ways.pop()
-    if way == "columns" and array.ndim != 2:
-        return array
-    if way == "columns":
-        return SparseWeight(csr(array).T, array.shape, transposed=True)
-    return SparseWeight(csr(array.reshape(len(array), -1)), array.shape)
-
-
-def _way(node: Node, position: int) -> str | None:
-    """How a node reads a weight: outputs are its "rows" or its "columns"; None where it is no weight."""
-    if node.op == "MatMul":
-        return ("rows", "columns")[position]
-    if position == 1 and node.op == "Conv":
-        return "rows"
-    if position == 1 and node.op == "Gemm":
-        return "rows" if node.get("transB", 0) else "columns"
-    return None
+from fastsparse.onnx.dtypes import FLOATS
+from fastsparse.onnx.model import Array, Constant, SparseWeight
 
 
 def density(weight: Constant) -> float:
@@ -49,15 +17,47 @@ def density(weight: Constant) -> float:
     return float(np.count_nonzero(weight)) / max(1, weight.size)
 
 
-def by_rows(weight: Constant) -> CSR:
-    """CSR (shape[0], product of the rest)."""
-    if isinstance(weight, SparseWeight):
-        return weight.matrix.T if weight.transposed else weight.matrix
-    return csr(weight.reshape(len(weight), -1))
+class Weights:
+    """CSR matrices of constant weights, in float32 or float64, made once for all plans of an engine."""
+
+    def __init__(self, densest: float, least: int) -> None:
+        self._densest, self._least = densest, least
+        self._made: dict[tuple[int, bool, float], tuple[Constant, CSR]] = {}
+        self._density: dict[int, tuple[Constant, float]] = {}
+
+    def rows(self, weight: Constant, factor: float = 1.0) -> CSR:
+        """CSR (shape[0], product of the rest), times a factor."""
+        return self._get(weight, False, factor)
+
+    def columns(self, weight: Constant, factor: float = 1.0) -> CSR:
+        """CSR (shape[-1], shape[-2]) of a matrix, times a factor."""
+        return self._get(weight, True, factor)
+
+    def is_sparse(self, weight: Constant) -> bool:
+        """Whether the sparse kernels are made for it."""
+        found = self._density.get(id(weight))
+        if found is None:
+            found = self._density[id(weight)] = weight, density(weight)
+        return found[1] <= self._densest and int(np.prod(weight.shape)) >= self._least
+
+    def _get(self, weight: Constant, transposed: bool, factor: float) -> CSR:
+        key = id(weight), transposed, factor
+        found = self._made.get(key)
+        if found is None:  # the weight is kept, so that no other one gets its id
+            found = self._made[key] = weight, _matrix(weight, transposed, factor)
+        return found[1]
 
 
-def by_columns(weight: Constant) -> CSR:
-    """CSR (shape[1], shape[0]) of a matrix."""
+def _matrix(weight: Constant, transposed: bool, factor: float) -> CSR:
     if isinstance(weight, SparseWeight):
-        return weight.matrix if weight.transposed else weight.matrix.T
-    return csr(weight).T
+        matrix = weight.matrix.T if transposed else weight.matrix
+    else:
+        flat = weight.reshape(weight.shape[-2:]) if transposed else weight.reshape(len(weight), -1)
+        flat = wide(flat)
+        matrix = csr(flat).T if transposed else csr(flat)
+    return matrix if factor == 1 else matrix.with_data((matrix.data * factor).astype(matrix.dtype))
+
+
+def wide(array: Array) -> Array:
+    """The array in a type that kernels compute with: float16 becomes float32."""
+    return array if array.dtype in FLOATS else array.astype(np.float32)

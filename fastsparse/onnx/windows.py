@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastsparse.onnx.model import Node, Shape
-from fastsparse.onnx.table import Misfit
 
 _LARGEST = 2**31 - 1
+
+
+class WindowError(ValueError):
+    """A window that does not fit its image, or attributes that describe none."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Window:
 def _numbers(node: Node, name: str, count: int, default: int, lowest: int) -> Shape:
     found = tuple(int(n) for n in node.get(name) or (default,) * count)
     if len(found) != count or any(not lowest <= n <= _LARGEST for n in found):
-        raise Misfit(f"{name} is {list(found)}, expected {count} integers of at least {lowest}")
+        raise WindowError(f"{name} is {list(found)}, expected {count} integers of at least {lowest}")
     return found
 
 
@@ -34,7 +37,7 @@ def kernel_of(node: Node, weight_shape: Sequence[int]) -> Shape:
     kernel = tuple(int(n) for n in weight_shape[2:])
     named = node.get("kernel_shape")
     if named is not None and tuple(named) != kernel:
-        raise Misfit(f"kernel_shape is {list(named)}, expected {list(kernel)} to match the weight")
+        raise WindowError(f"kernel_shape is {list(named)}, expected {list(kernel)} to match the weight")
     return kernel
 
 
@@ -43,10 +46,10 @@ def window(node: Node, spatial: Sequence[int], kernel: Shape | None = None) -> W
     axes = len(spatial)
     if kernel is None:
         if "kernel_shape" not in node.attributes:
-            raise Misfit("it has no kernel_shape")
+            raise WindowError("it has no kernel_shape")
         kernel = _numbers(node, "kernel_shape", axes, 1, 1)
     if len(kernel) != axes or axes == 0:
-        raise Misfit(f"its window {kernel} does not fit images with {axes} axes")
+        raise WindowError(f"its window {kernel} does not fit images with {axes} axes")
     stride, dilation = _numbers(node, "strides", axes, 1, 1), _numbers(node, "dilations", axes, 1, 1)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
     auto = node.get("auto_pad", "NOTSET")
@@ -68,6 +71,6 @@ def window(node: Node, spatial: Sequence[int], kernel: Shape | None = None) -> W
                 out -= 1  # the last window would begin behind the image
             pads.append((before, after))
         if out < 0 or (n + sum(pads[-1]) < span and not ceil and out > 0):
-            raise Misfit(f"a window of {kernel} does not fit an image of {tuple(spatial)}")
+            raise WindowError(f"a window of {kernel} does not fit an image of {tuple(spatial)}")
         outputs.append(max(0, out))
     return Window(kernel, stride, dilation, tuple(pads), tuple(outputs))

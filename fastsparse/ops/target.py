@@ -72,7 +72,7 @@ class Target:
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:
     """The target of calls made here and now, for numbers of `dtype`.
 
-    threads : by default what `usable_threads` says
+    threads : by default the current number; no more are taken than can run
     heuristics : by default those of the `tuned` block around this code, else this CPU's
 
     Raises
@@ -82,7 +82,7 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
     """
     if dtype not in (_FLOAT32, _FLOAT64):
         raise TypeError(f"there are no kernels for {dtype}, expected float32 or float64")
-    return _target(dtype.itemsize * 8, usable_threads() if threads is None else threads, heuristics or _block.get())
+    return _target(dtype.itemsize * 8, usable_threads(threads), heuristics or _block.get())
 
 
 _block: ContextVar[Heuristics | None] = ContextVar("fastsparse heuristics", default=None)

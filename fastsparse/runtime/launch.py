@@ -156,8 +156,8 @@ def _run(kernel: int, words: array[int], tasks: int, flops: float, threads: int,
         return
     workers = 1 if threads == 1 or tasks == 1 else min(tasks, available_workers(threads))
     slices = 1
-    if flops > slice_flops:
-        slices = max(1, min(tasks, int(flops / (slice_flops * workers))))
+    if flops > slice_flops:  # a slice has a task for every worker at least
+        slices = max(1, min(tasks // workers, int(flops / (slice_flops * workers))))
     run_slices(kernel, words, tasks, workers, slices)
 
 

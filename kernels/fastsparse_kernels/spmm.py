@@ -301,8 +301,9 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if in_registers:
                         if residual != 0:
-                            later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
-                            prefetch_tile(out, later * y_row_stride + residual - a.y)
+                            if nontemporal:  # then y is larger than the caches, and so is the residual
+                                later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
+                                prefetch_tile(out, later * y_row_stride + residual - a.y)
                             acc = simd.add(acc, load_tile(acc, out, row * y_row_stride + residual - a.y))
                         if clamped:
                             acc = simd.clamp(acc, low, high)

@@ -124,6 +124,18 @@ def test_long_calls_are_cut_into_slices(name):
         np.testing.assert_array_equal(fs.compile(model, x.shape)(x), expected[40])
 
 
+@pytest.mark.parametrize("batch", [1, 40])
+def test_memory_is_that_of_threads_that_can_run(batch):
+    """A number of threads beyond all measure is allowed, and does not use more."""
+    model, shape = network("convolutions")
+    x = inputs(shape, batch, "float32")
+    expected = fs.compile(model, x.shape, threads=1, tune=False)(x)
+    with fs.threads(10**9):
+        engines = [fs.compile(model, x.shape, threads=threads, tune=False) for threads in (10**9, None)]
+        for engine in engines:
+            np.testing.assert_array_equal(engine(x), expected)
+
+
 def test_small_integers_are_exact():
     rng = np.random.default_rng(3)
     weight = rng.integers(-2, 3, (6, 4, 3, 3)) * (rng.random((6, 4, 3, 3)) < 0.5)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import launch, nn
-from fastsparse.engine.lanes import lanes_schedule
-from fastsparse.engine.parts import parts_schedule
+from fastsparse import nn
+from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.poison import live_buffers, poisoned
 from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
 from fastsparse.engine.workspace import Workspace
-from fastsparse.plan.parts import Reading
+from fastsparse.ops.spatial_tiles import Reading
+from fastsparse.ops.target import target_for
 
 bench = pytest.importorskip("bench.fuzz_networks")
 
@@ -88,7 +88,7 @@ def test_padded_planes_need_their_zeros_and_keep_them(monkeypatch):
     conv = nn.SparseConv2d(2, 3, 3, padding=1, sparsity=0.2, rng=0)
     model = nn.Sequential(nn.SparseConv2d(2, 2, 1, sparsity=0, rng=1), conv)
     program = fs.compile(model, (5, 2, 6, 7), tune=False)._program
-    schedule = lanes_schedule(program, 5, launch.machine(np.dtype("float32"), 1))
+    schedule = batch_blocked.schedule(program, 5, target_for(np.dtype("float32"), 1))
     x = np.random.default_rng(0).standard_normal((5, 2, 6, 7)).astype(np.float32)
     y = np.empty((5, 3, 6, 7), np.float32)
     _ran_poisoned(schedule, x, y)
@@ -140,5 +140,5 @@ def test_a_user_of_one_pixel_gets_numbers_of_the_image_alone():
     model = nn.Sequential(nn.SparseConv2d(1, 1, 1, padding=((0, 1), (0, 1)), sparsity=0, rng=0))
     program = fs.compile(model, (1, 1, 1, 1), tune=False)._program
     x, y = np.ones((1, 1, 1, 1), np.float32), np.empty((1, 1, 2, 2), np.float32)
-    _ran_poisoned(parts_schedule(program, 1, launch.machine(np.dtype("float32"), 1)), x, y)
+    _ran_poisoned(spatial_tiles.schedule(program, 1, target_for(np.dtype("float32"), 1)), x, y)
     np.testing.assert_array_equal(y, model(x))

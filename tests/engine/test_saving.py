@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import files, launch
+from fastsparse import files
 from fastsparse.engine import loading, serial
 from fastsparse.engine.choosing import Choice, choices, from_json, to_json
 from fastsparse.engine.engine import Engine
@@ -83,7 +83,7 @@ def test_a_choice_for_another_cpu_is_made_again_with_a_notice(tmp_path, monkeypa
 
 def test_a_choice_for_other_threads_is_made_again_with_a_notice(tmp_path, monkeypatch):
     _, path = saved(tmp_path, "demo", batch=40)
-    monkeypatch.setattr(launch, "workers_for", lambda threads: 77)
+    monkeypatch.setattr(loading, "usable_threads", lambda threads: 77)
     with pytest.warns(UserWarning, match="here are .* lanes, 77 threads: the first call measures anew"):
         fs.load_engine(path)
 
@@ -182,7 +182,7 @@ HOSTILE = {
     "unsorted columns": _array(("Conv", "indices"), lambda a: a[::-1].copy()),
     "too many threads": _set("threads", to=1025),
     "lanes": _set("lanes", to="16"),
-    "key of a choice": _set("choices", to=[[[40, 1, {}], ["flat", True, 1, 1]]]),
+    "key of a choice": _set("choices", to=[[[40, 1, {}], ["padded", True, 1, 1]]]),
     "batch that is true": _set("input_shape", 0, to=True),
     "huge batch": _set("input_shape", 0, to=2**40),
     "huge padding": _set(*CONV, "geometry", "padding", to=[[2**40, 0], [0, 0]]),

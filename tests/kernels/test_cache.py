@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fastsparse_kernels import kernel_cache
+from fastsparse_kernels import kernel_cache as cache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
 # Compiles two variants of one factory and a C callback, through a helper in another module, and tells for each what
@@ -26,6 +26,7 @@ import ctypes, json, sys
 import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
+from fastsparse.runtime.kernel_cache import write_cached
 from fastsparse_kernels.kernel_cache import KernelCache
 from fastsparse_kernels.probe_helper import scale
 
@@ -41,11 +42,11 @@ def callback(x):
 directory, found = sys.argv[1] or None, {}
 for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
-    dispatcher._cache = KernelCache(dispatcher.py_func, directory, runtime.write_cached)
+    dispatcher._cache = KernelCache(dispatcher.py_func, directory, write_cached)
     dispatcher.compile(types.float64(types.float64))
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
 compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
-compiled._cache = KernelCache(callback, directory, runtime.write_cached)
+compiled._cache = KernelCache(callback, directory, write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))
@@ -135,9 +136,7 @@ def test_an_edited_helper_changes_the_directory(run_python, tree):
 
 def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path):
     """The whole way: directory by digest, as the kernels' builder uses it."""
-    prelude = (
-        "import sys; from fastsparse.runtime.kernel_cache import cache_directory; sys.argv[1] = cache_directory()\n"
-    )
+    prelude = "import sys; from fastsparse.runtime import kernel_cache; sys.argv[1] = kernel_cache.cache_directory()\n"
     environment = {"FASTSPARSE_CACHE_DIR": str(tmp_path / "base")}
     assert probe(prelude=prelude, **environment)[0] == COLD
     assert probe(prelude=prelude, **environment)[0] == WARM
@@ -175,7 +174,7 @@ DAMAGES = {
 
 def sealed(payload):
     """A file as KernelCache writes it, checksum included."""
-    return kernel_cache._MAGIC + hashlib.sha256(payload).digest() + payload
+    return cache._MAGIC + hashlib.sha256(payload).digest() + payload
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -226,11 +225,11 @@ os.replace = full
 
 
 def test_warnings_come_once_per_process(monkeypatch):
-    monkeypatch.setattr(kernel_cache, "_warned", kernel_cache.threading.Event())
+    monkeypatch.setattr(cache, "_warned", cache.threading.Event())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kernel_cache._warn_once("first")
-        kernel_cache._warn_once("second")
+        cache._warn_once("first")
+        cache._warn_once("second")
     assert [str(warning.message) for warning in caught] == ["first; kernels are compiled anew instead"]
 
 

@@ -65,10 +65,10 @@ def test_a_slot_that_does_not_come_is_helped(kernel):
     """Slot 1 of three takes its own part, then that of slot 2, then that of slot 0."""
 
     def share(record, words, copies, slots, first, last):  # type: ignore[no-untyped-def]
-        parallel.share_tasks(record, words, copies, slots, first, last)
+        parallel.split_tasks(record, words, copies, slots, first, last)
 
     def take(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-def]
-        parallel.take_tasks(kernel, copies, words, slots, slot)
+        parallel.run_tasks(kernel, copies, words, slots, slot)
 
     sharer, taker = cfunc(types.void(*[I64] * 6))(share), cfunc(types.void(*[I64] * 5))(take)
     done = []

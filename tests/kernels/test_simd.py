@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
+from fastsparse.runtime import kernel_cache
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import compiler, simd
+from fastsparse_kernels.numba_internals import assembly, llvm_ir
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
@@ -124,10 +128,10 @@ def test_sums_over_lanes(rng, count, dtype):
         pytest.skip("more vectors than lanes")
 
     def every(source, target):  # type: ignore[no-untyped-def]
-        simd.add_sums(simd.load(simd.zeros(count, lanes, bits), source), target)
+        simd.add_reduced(simd.load(simd.zeros(count, lanes, bits), source), target)
 
     def some(source, target, valid):  # type: ignore[no-untyped-def]
-        simd.add_sums_first(simd.load(simd.zeros(count, lanes, bits), source), target, valid)
+        simd.add_reduced_first(simd.load(simd.zeros(count, lanes, bits), source), target, valid)
 
     source = rng.integers(-50, 50, (count, lanes)).astype(dtype)
     memory = Guarded(count, dtype)
@@ -169,19 +173,19 @@ def test_weights_are_taken_one_by_one(rng, dtype, row, index):
     """Also from more numbers than a vector of 16 bytes has lanes."""
     bits, lanes = bits_of(dtype), row // np.dtype(dtype).itemsize
 
-    def contiguous(weights, x, y):  # type: ignore[no-untyped-def]
+    def in_a_row(weights, x, y):  # type: ignore[no-untyped-def]
         like = simd.zeros(3, lanes, bits)
-        simd.store(simd.axpy_with(like, simd.load_weights(like, weights), index, x, 3 * row), y)
+        simd.store(simd.axpy_lane(like, simd.load_four_weights(like, weights), index, x, 3 * row), y)
 
     def apart(weights, x, y):  # type: ignore[no-untyped-def]
         like = simd.zeros(3, lanes, bits)
-        bases = simd.spread(3, x + 2 * row, -row)
-        simd.store(simd.axpy_with(like, simd.load_weights(like, weights), index, bases, 0), y)
+        bases = simd.strided_addresses(3, x + 2 * row, -row)
+        simd.store(simd.axpy_lane(like, simd.load_four_weights(like, weights), index, bases, 0), y)
 
     weights = np.full(8, np.nan, dtype)
     weights[:4] = rng.standard_normal(4)
     x, y = rng.standard_normal((6, lanes)).astype(dtype), np.full((3, lanes), np.nan, dtype)
-    compiled(contiguous, 3)(weights, x, y)
+    compiled(in_a_row, 3)(weights, x, y)
     assert np.array_equal(y, weights[index] * x[3:])
     compiled(apart, 3)(weights, x, y)
     assert np.array_equal(y, weights[index] * x[2::-1])
@@ -216,8 +220,8 @@ def test_sums_of_four_vectors(rng, dtype, row):
             at = vectors + four * 4 * row
             a, b = simd.load(like, at), simd.load(like, at + row)
             c, d = simd.load(like, at + 2 * row), simd.load(like, at + 3 * row)
-            simd.store(simd.fours_of(a, b, c, d), kept + four * step)
-        simd.add_fours(simd.load(simd.zeros(parts, lanes, bits), kept), gradients, count)
+            simd.store(simd.reduce_fours(a, b, c, d), kept + four * step)
+        simd.add_reduced_fours(simd.load(simd.zeros(parts, lanes, bits), kept), gradients, count)
 
     run = compiled(add, 4)
     vectors = rng.integers(-9, 10, (number, lanes)).astype(dtype)
@@ -253,7 +257,7 @@ def test_products_are_rounded_once(dtype):
     def vector(memory):  # type: ignore[no-untyped-def]
         acc = simd.load(simd.zeros(1, lanes, bits), memory)
         step = lanes * bits // 8
-        simd.store(simd.axpy(acc, memory + step, simd.spread(1, memory + 2 * step, 0), 0), memory)
+        simd.store(simd.axpy(acc, memory + step, simd.strided_addresses(1, memory + 2 * step, 0), 0), memory)
 
     def scalar(memory):  # type: ignore[no-untyped-def]
         size = bits // 8
@@ -267,3 +271,27 @@ def test_products_are_rounded_once(dtype):
     numbers = np.array([1 + eps, 1 - eps, -1], dtype)
     compiled(scalar, 1)(numbers)
     assert numbers[0] == -(eps**2)
+
+
+def test_memory_order_is_explicit():
+    """The task counter is atomic, acquire-release where x86 does not imply it; non-temporal stores are fenced; a stack
+    buffer is not zero-filled."""
+    lanes = lanes_of("float32")
+
+    def ordered(counter, target):  # type: ignore[no-untyped-def]
+        buffer = simd.stack_buffer(4096)
+        simd.store_i64(simd.fetch_add(counter, 1), buffer)
+        simd.store_nontemporal(simd.load(simd.zeros(1, lanes, 32), buffer), target)
+        simd.store_fence()
+
+    compiler.set_cache_directory(lambda: None)
+    try:
+        kernel = compiler.compile_kernel(ordered, "test_memory_order")
+    finally:
+        compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
+    code = llvm_ir(kernel)
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    assert re.search(rf"atomicrmw add .* {'monotonic' if x86 else 'acq_rel'}", code)
+    assert "zeroinitializer" not in code
+    if x86:
+        assert re.search(r"\tv?movnt.*\n(.*\n)*?\tsfence", assembly(kernel))

@@ -10,6 +10,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from fastsparse.onnx.engine import compile_onnx
+from fastsparse.onnx.estimates import KERNELS_FIRST
+
+
+def on_kernels(source: Any, input_shape: Any = None, **options: Any) -> Any:
+    """An engine whose kernels run whatever they can, however small it is."""
+    return compile_onnx(source, input_shape, costs=KERNELS_FIRST, **{"tune": False, **options})
+
+
 _FLOATS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import fastsparse as fs
-from fastsparse.onnx import blas
+from fastsparse.onnx import blas, sessions
+from tests.onnx import models
 
 found = pytest.mark.skipif(blas._openblas() is None, reason="NumPy's BLAS is not OpenBLAS")
 
@@ -106,9 +106,11 @@ def _model(product: bool, sparse: bool):
 
 @found
 @pytest.mark.parametrize(
-    ("product", "sparse", "held"), [(True, True, True), (True, False, False), (False, True, False)]
+    ("installed", "product", "sparse", "held"),
+    [(False, True, True, True), (False, True, False, True), (False, False, True, False), (True, True, True, False)],
 )
-def test_engines_hold_blas_where_they_need_to(threads, monkeypatch, product, sparse, held):
+def test_engines_hold_blas_where_they_need_to(threads, monkeypatch, installed, product, sparse, held):
+    """Without onnxruntime NumPy's BLAS computes what is no kernel's."""
     seen, one = [], blas.one_thread
 
     def noted():
@@ -116,9 +118,14 @@ def test_engines_hold_blas_where_they_need_to(threads, monkeypatch, product, spa
         return one()
 
     monkeypatch.setattr(blas, "one_thread", noted)
-    engine = fs.compile(_model(product, sparse), threads=1)
-    engine(np.ones((4, 64), np.float32))
+    if not installed:
+        monkeypatch.setattr(sessions, "onnxruntime", lambda: None)
+    model = _model(product, sparse)
+    engine = models.on_kernels(model, threads=1)
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype("float32")
+    assert max(models.shares(engine.run([x]), models.reference(model, [x]))) < 1e-6
     assert bool(seen) == held
     seen.clear()
-    engine.report()
+    report = str(engine.report())
     assert bool(seen) == held, "what the report times is what a call does"
+    assert ("onnx.reference" in report) != installed

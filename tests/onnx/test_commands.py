@@ -56,12 +56,12 @@ def test_prune_keeps_the_largest_of_each_layer(path, tmp_path, capsys):
 
 def test_prune_scopes(path, tmp_path):
     out = tmp_path / "out.onnx"
-    results = pruning.prune_onnx(path, out, 0.9, scope="global")
+    results = pruning.prune_onnx(path, out, 0.9, scope="global").weights
     assert sum(r.after for r in results) == 192
     before, after = _weights(path), _weights(out)
     kept, lost = (np.concatenate([np.abs(before[n][(after[n] != 0) == flag]) for n in after]) for flag in (True, False))
     assert kept.min() >= lost.max()
-    results = {r.weight: r for r in pruning.prune_onnx(path, out, 0.9, erk=True)}
+    results = {r.weight: r for r in pruning.prune_onnx(path, out, 0.9, erk=True).weights}
     shares = {name: r.after / r.size for name, r in results.items()}
     assert sum(r.after for r in results.values()) == 192
     assert shares[min(results, key=lambda n: results[n].size)] > shares[max(results, key=lambda n: results[n].size)]
@@ -69,10 +69,53 @@ def test_prune_scopes(path, tmp_path):
 
 def test_prune_leaves_out_what_is_excluded(path, tmp_path):
     out = tmp_path / "out.onnx"
-    (result,) = pruning.prune_onnx(path, out, 0.9, exclude=["first"])
+    (result,) = pruning.prune_onnx(path, out, 0.9, exclude=["first"]).weights
     untouched = [n for n in _weights(path) if n != result.weight]
     for name in untouched:
         np.testing.assert_array_equal(_weights(out)[name], _weights(path)[name])
+
+
+def test_prune_finds_weights_behind_nodes(tmp_path):
+    """Converted, turned and shared ones, of all products; and says what it leaves alone."""
+    b = models.Builder()
+    embedding = b.weight(40, 24, sparsity=0)
+    half = b.constant(b.rng.standard_normal((24, 24)), "float16")
+    x = b.add("MatMul", b.add("Gather", embedding, "ids"), b.add("Unsqueeze", b.weight(24, 24, sparsity=0), axes=[0]))
+    x = b.add("MatMul", x, b.add("Cast", half, to=1))
+    head = b.add("MatMul", x, b.add("Transpose", embedding, perm=[1, 0]))
+    recurrent = [b.weight(1, 4 * 8, 24, sparsity=0), b.weight(1, 4 * 8, 8, sparsity=0)]
+    state = b.add("LSTM", x, *recurrent, hidden_size=8)
+    image = b.add("Reshape", head, b.constant([1, 4, 5, -1], "int64"))
+    up = b.add("ConvTranspose", image, b.weight(4, 4, 2, 2, sparsity=0))
+    quantised = b.constant(np.arange(64).reshape(8, 8), "int8")
+    scaled = b.add("DequantizeLinear", quantised, b.constant(0.1))
+    y = b.add("MatMul", b.add("Reshape", state, b.constant([-1, 8], "int64")), scaled)
+    model = b.model({"ids": [2, 4]}, [head, up, y], opset=11, dtypes={"ids": onnx.TensorProto.INT64})
+    path = models.saved(model, tmp_path / "m.onnx")
+    found = pruning.prune_onnx(path, tmp_path / "o.onnx", 0.9)
+    assert {w.weight for w in found.weights} == {embedding, half, *recurrent, "c2", "c6"}
+    assert [s.weight for s in found.skipped] == [quantised]
+    arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "o.onnx").graph.initializer}
+    for weight in found.weights:
+        assert (arrays[weight.weight] != 0).sum() == weight.after
+        assert weight.after == pytest.approx(0.1 * weight.size, abs=1)
+    assert f"left alone: {quantised}" in pruning.summary(found)
+
+
+def test_prune_reads_external_data(path, tmp_path):
+    onnx.save(onnx.load(path), tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    assert _status(["prune", str(tmp_path / "e.onnx"), "--sparsity", "0.5", "-o", str(tmp_path / "o.onnx")]) == 0
+    for name, array in _weights(path).items():
+        assert (_weights(tmp_path / "o.onnx")[name] != 0).sum() == array.size // 2
+
+
+def test_prune_writes_large_models_to_two_files(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "_FILE_LIMIT", 1000)
+    pruning.prune_onnx(path, tmp_path / "o.onnx", 0.5)
+    assert (tmp_path / "o.onnx.data").stat().st_size == 4 * (32 * 48 + 48 * 8)
+    x = np.random.default_rng(0).standard_normal((3, 32)).astype("float32")
+    wanted = models.reference(onnx.load(tmp_path / "o.onnx"), [x])
+    assert max(models.shares(fs.compile(tmp_path / "o.onnx", tune=False).run([x]), wanted)) < 2e-6
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def _images(rng, batch, size, dtype):
 
 
 def _checked(make, inputs, dtype, tolerance=None, **kwargs):
-    engine = fs.compile(make(dtype), **kwargs)
+    engine = models.on_kernels(make(dtype), **kwargs)
     wide = [x.astype("float64") if x.dtype.kind == "f" else x for x in inputs]
     found, wanted = engine.run(inputs), models.reference(make("float64"), wide)
     assert max(models.shares(found, wanted)) < (tolerance or _TOLERANCE[dtype])
@@ -51,68 +51,69 @@ def test_a_perceptron(rng, batch):
     _checked(models.perceptron, [rng.standard_normal((batch, 64)).astype("float32")], "float32")
 
 
-def test_a_residual_network_is_one_segment():
-    report = str(fs.compile(models.residual_network()).report())
-    assert "1 segments on the kernels, 0 host steps" in report
-    assert "BatchNormalization" not in report
-    assert "Conv + Relu" in report
-    assert "Add" in report
+def test_a_residual_network_is_one_region():
+    engine = models.on_kernels(models.residual_network())
+    report = str(engine.report())
+    assert "1 on the kernels, 0 in onnxruntime" in report
+    assert "Conv + BatchNormalization + Add + Relu" in report
+    assert [type(step).__name__ for step in engine._plan().steps] == ["Kernels"]
 
 
-def test_an_encoder_runs_products_with_residuals_and_gelu_in_segments():
-    engine = fs.compile(models.encoder(), [(2, 8), (2, 8)])
-    report = engine.report()
-    operators = [row.operator for row in report.rows]
-    assert operators.count("Linear + Gelu") == 2
-    assert operators.count("Linear + Add") == 4
-    assert operators.count("LayerNormalization") == 5
-    assert not {"Erf", "Pow", "Sqrt", "ReduceMean", "Sub"} & set(operators[8:])
-    # q, k and v read one tensor, so they are one segment that packs once; the last layer is one more.
-    assert sum(row.kernel.startswith("pack") for row in report.rows) == 3 * 2 + 1
+def test_an_encoder_runs_products_with_residuals_and_gelu_in_regions():
+    engine = models.on_kernels(models.encoder(), [(2, 8), (2, 8)])
+    operators = [row.operator for row in engine.report().rows]
+    assert operators.count("MatMul + Add + Gelu") == 2
+    assert operators.count("MatMul + Add + Add") == 4
+    # q, k and v read one tensor, so they are one region that packs once; the last layer is one more.
+    assert sum(row.kernel.startswith("pack") for row in engine.report().rows) == 3 * 2 + 1
 
 
-def test_reports_cover_segments_and_host_steps():
-    engine = fs.compile(models.u_network())
+def test_reports_cover_regions_and_the_library():
+    engine = models.on_kernels(models.u_network())
     report = engine.report(batch=2)
     text = str(report)
-    for word in ("ConvTranspose", "Resize", "NumPy", "spmm", "sparsity", "2x32x16x16"):
+    for word in ("ConvTranspose, Resize, Concat", "onnxruntime", "spmm", "sparsity", "2x32x16x16"):
         assert word in text
-    convolutions = [row for row in report.rows if "Conv" in row.operator.split(" + ")[0].split()]
+    convolutions = [row for row in report.rows if row.sparsity is not None]
+    assert len(convolutions) == 3
     assert all(0.7 < row.sparsity < 0.9 for row in convolutions)
     assert all(row.milliseconds > 0 for row in report.rows)
     assert engine.benchmark(0.01, batch=2).batch == 2
 
 
-def test_a_dense_linear_layer_says_that_it_is(rng):
+def test_dense_models_are_the_librarys_alone(rng):
     b = models.Builder()
-    dense = b.constant(rng.standard_normal((400, 300)).astype("float32"))
-    sparse = b.weight(300, 200, sparsity=0.9)
-    y = b.add("MatMul", b.add("MatMul", "x", dense), sparse)
+    y = b.add("Relu", b.add("MatMul", "x", b.constant(rng.standard_normal((400, 300)).astype("float32"))))
     engine = fs.compile(b.model({"x": ["N", 400]}, [y]))
-    rows = {row.layer: row for row in engine.report().rows if row.sparsity is not None}
-    assert "denser than" in rows["n0"].kernel
-    assert rows["n0"].sparsity == 0
-    assert "spmv" in rows["n1"].kernel
-    assert rows["n1"].sparsity == pytest.approx(0.9, abs=0.01)
+    report = engine.report()
+    assert engine._plan().whole is not None
+    assert "all of it is the library's" in report.facts["choice"]
+    (row,) = report.rows
+    assert row.operator == "MatMul, Relu"
 
 
-def test_reports_say_where_rows_are_normalised():
-    """In a kernel along the last axis, in NumPy along others; before opset 13 all axes from one on were one."""
-    for axis, opset, kernel in ((-1, 17, "row kernel"), (3, 17, "row kernel"), (1, 17, "NumPy"), (1, 11, "row kernel")):
-        b = models.Builder()
-        model = b.model({"x": ["N", 3, 8, 8]}, [b.add("Softmax", "x", axis=axis)], opset=opset)
-        (row,) = fs.compile(model).report().rows
-        assert row.kernel == kernel, (axis, opset)
-
-
-def test_weights_may_stand_on_the_left(rng):
+def test_what_is_sparse_runs_on_the_kernels_by_estimate(rng):
+    """A large dense layer goes to the library, the sparse one behind it to the kernels."""
     b = models.Builder()
-    b.add("MatMul", b.weight(96, 64, sparsity=0.9), "x")
-    model = b.model({"x": [64, "N"]}, ["t0_0"])
-    engine = fs.compile(model, (64, 33))
-    x = rng.standard_normal((64, 33)).astype("float32")
-    assert max(models.shares(engine.run([x]), models.reference(model, [x]))) < 3e-6
-    assert "spmm" in str(engine.report())
+    dense = b.constant(rng.standard_normal((512, 2048)).astype("float32"))
+    y = b.add("MatMul", b.add("MatMul", "x", dense), b.weight(2048, 2048, sparsity=0.95))
+    engine = fs.compile(b.model({"x": [16, 512]}, [y]), tune=False)
+    rows = {row.layer: row for row in engine.report().rows if "MatMul" in row.operator}
+    assert "onnxruntime" in rows["n0"].kernel
+    assert "spmm" in rows["n1"].kernel
+    assert "estimated" in rows["n1"].why
+
+
+def test_measuring_may_take_a_region_away(monkeypatch):
+    from fastsparse.onnx import choosing
+
+    monkeypatch.setattr(choosing, "_GAIN", 0.0)
+    engine = models.on_kernels(models.residual_network())
+    engine._costs = type(engine._costs)(dense=1e9, region=0.0, crossing=0.0, least=1)
+    assert engine._plan().kernels
+    engine._choose(tune=True)
+    assert engine._plan().whole is not None
+    assert engine._library
 
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 25])
@@ -124,4 +125,6 @@ def test_opsets(rng, opset):
     x = b.add("Squeeze", x, axes) if opset >= 13 else b.add("Squeeze", x, axes=[2, 3])
     model = b.model({"x": ["N", 3, 8, 8]}, [b.add("Softmax", x, axis=1)], opset=opset)
     x = _images(rng, 2, 8, "float32")
-    assert max(models.shares(fs.compile(model).run([x]), models.reference(model, [x]))) < 3e-6
+    engine = models.on_kernels(model)
+    assert engine._plan().kernels
+    assert max(models.shares(engine.run([x]), models.reference(model, [x]))) < 3e-6

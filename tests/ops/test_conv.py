@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,7 +285,7 @@ def test_nan_and_inf_travel(rng, name, dtype):
 @both_types
 @everywhere
 def test_nan_and_inf_travel_backwards(rng, name, dtype):
-    """In x and the gradient: places they do not reach stay finite, junk lanes and borders included."""
+    """In x and the gradient: numbers they do not reach stay finite, empty lanes and padding included."""
     sizes = TABLE[name]
     for samples in (2, lanes(dtype) + 1):
         x, W, _, grad = sizes.drawn(rng, samples, dtype)
@@ -318,10 +321,10 @@ def test_gradients_are_finite_differences(rng, name):
         return (loss(1) - loss(-1)) / 2
 
     for part, actual in zip(("x", "values", "bias"), found, strict=True):
-        for place in rng.choice(actual.size, min(actual.size, 12), replace=False):
+        for index in rng.choice(actual.size, min(actual.size, 12), replace=False):
             step = np.zeros(actual.shape)
-            step.flat[place] = 1
-            assert abs(slope({part: step}) - actual.flat[place]) < 1e-10 * (1 + abs(grad).sum())
+            step.flat[index] = 1
+            assert abs(slope({part: step}) - actual.flat[index]) < 1e-10 * (1 + abs(grad).sum())
 
 
 @both_types
@@ -353,3 +356,54 @@ def test_ways_to_say_the_same_geometry(rng):
     assert same_bits(without[1], gradients[1])
     single = replace(sizes, padding=((2, 2), (0, 0)))
     assert same_bits(fs.conv2d(x, W, kernel_size=3, stride=2, padding=(2, 0)), single.forward(x, W))
+
+
+# ---------------------------------------------------------------------------------------------------- repeated calls
+
+
+def python_calls(call: Any) -> list[tuple[str, str]]:
+    """File and name of every Python function that a call enters."""
+    found: list[tuple[str, str]] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            found.append((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found[1:]
+
+
+# In files of plans, but no plans: values kept with W, gradients in W's order, and what depends on where arrays begin.
+EVERY_CALL = {"packed_values", "gather", "<lambda>", "leaves_cache"}
+PLANNING = {"heuristics.py", "tiles.py", "layouts.py", "sparse_operator.py", "geometry.py", "operators.py", "csr.py"}
+
+
+def test_a_second_call_plans_nothing(rng, monkeypatch):
+    """Another call of the same shapes runs what the first one prepared, in few steps."""
+    monkeypatch.undo()  # of the poison, which is Python
+    for name, samples in (("3x3", 1), ("3x3", 40), ("pointwise", 2), ("stride 2", 1), ("depthwise", 33)):
+        x, W, bias, grad = TABLE[name].drawn(rng, samples, "float32")
+        forward, backward = partial(TABLE[name].forward, x, W, bias), partial(TABLE[name].backward, grad, x, W)
+        for call in (forward, backward):
+            first = python_calls(lambda call=call: call())
+            assert PLANNING & {file for file, _ in first}, "the first call plans"
+            call()
+            second = python_calls(lambda call=call: call())
+            assert not [at for at in second if at[0] in PLANNING and at[1] not in EVERY_CALL], (name, samples)
+            assert not [at for at in second if at[1].startswith(("plan", "prepare"))], (name, samples)
+
+
+def test_a_second_call_makes_few_python_calls(rng, monkeypatch):
+    monkeypatch.undo()
+    x, W, bias, _ = TABLE["3x3"].drawn(rng, 1, "float32")
+
+    def call() -> None:
+        fs.conv2d(x, W, bias, kernel_size=3, padding=1)
+
+    call()
+    call()
+    assert len(python_calls(call)) <= 40, python_calls(call)

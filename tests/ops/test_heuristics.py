@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fastsparse as fs
 from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for, unaliased_stride
 from fastsparse.ops.target import narrowed, target_for, tuned
+from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES
 from tests.checking import fixed_width, target
 
 BYTES = 16, 32, 64
@@ -137,15 +138,6 @@ def test_parts_of_a_batch(groups, group_bytes, multiple):
     assert (each - multiple) * parts < max(1, groups), "smaller ones would not do"
     if -(-groups // multiple) * multiple * group_bytes <= held:
         assert parts <= 1
-
-
-def test_products_on_much_data_are_prefetched():
-    cache = h64.l3_bytes
-    assert h64.prefetches_panels(576, 64, cache // 2, True), "a panel's rows are contiguous"
-    assert not h64.prefetches_panels(64, 576, cache // 4, True)
-    assert h64.prefetches_panels(64, 576, cache // 2)
-    assert not h64.prefetches_panels(64, 576, cache // 4), "it is in the cache"
-    assert not h64.prefetches_panels(576, 64, cache), "what is stored is most of it"
 
 
 def test_lookups_are_weighed_against_loads():

@@ -1,4 +1,4 @@
-"""Packing and unpacking: every element in its place, padding and missing samples zero, nothing else touched."""
+"""Packing and unpacking: every element where it belongs, padding and missing samples zero, nothing else touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.checking import EVERYWHERE, NOWHERE, target
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of, target_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
-THREADS = pytest.mark.parametrize("workers", [1, 2])
+THREADS = pytest.mark.parametrize("threads", [1, 2])
 SHAPES: list[Any] = [
     # channels, image, padding
     (1, (1,), ((0, 0),)),
@@ -35,8 +35,8 @@ SHAPES: list[Any] = [
 @BOTH
 @THREADS
 @pytest.mark.parametrize(("channels", "spatial", "padding"), SHAPES)
-def test_batch_blocked_there_and_back(rng, channels, spatial, padding, workers, dtype):
-    m = target_of(dtype, workers)
+def test_batch_blocked_there_and_back(rng, channels, spatial, padding, threads, dtype):
+    m = target_of(dtype, threads)
     planes = layouts.blocked_planes(channels, spatial, padding, m)
     padded_shape = tuple(n + a + b for n, (a, b) in zip(spatial, padding, strict=True))
     size = int(np.prod(padded_shape))
@@ -82,24 +82,24 @@ def test_samples_far_apart(rng, dtype):
 @BOTH
 @THREADS
 @pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("lead", [0, 1, 7])
-def test_unpacking_rows_on_the_same_sets(rng, lead, far, workers, dtype):
+@pytest.mark.parametrize("peel", [0, 1, 7])
+def test_unpacking_rows_on_the_same_sets(rng, peel, far, threads, dtype):
     """Rows a multiple of 2 KB apart, whole vectors of which are stored by way of a buffer, non-temporal when far."""
-    m = target(bits_of(dtype), lanes_of(dtype), workers, parallel_flops=0, far_share=EVERYWHERE if far else NOWHERE)
+    m = target(bits_of(dtype), lanes_of(dtype), threads, parallel_flops=0, far_share=EVERYWHERE if far else NOWHERE)
     wide = kernels.WIDE * m.lanes
     for features, samples in ((wide - 1, 2 * m.lanes), (wide, m.lanes), (3 * wide + m.lanes + 3, 2 * m.lanes + 1)):
-        row = -(-(lead + features + 1) * m.size // 2048) * 2048 // m.size
+        row = -(-(peel + features + 1) * m.size // 2048) * 2048 // m.size
         rows = rng.standard_normal((samples, features)).astype(dtype)
         planes = layouts.blocked_planes(1, (features,), ((0, 0),), m)
         buffer = aligned_empty((-(-samples // m.lanes) * planes.group_stride,), np.uint8)
         layouts.pack_blocked(planes, samples, rows.strides[0], 0, m).run(address(rows), address(buffer))
         back = aligned_empty((samples, row), dtype)
         back[...] = np.nan
-        begin = address(back) + lead * m.size
+        begin = address(back) + peel * m.size
         layouts.unpack_blocked(planes, samples, back.strides[0], 0, m).run(address(buffer), begin)
-        assert np.array_equal(back[:, lead : lead + features], rows)
-        assert np.isnan(back[:, :lead]).all()
-        assert np.isnan(back[:, lead + features :]).all()
+        assert np.array_equal(back[:, peel : peel + features], rows)
+        assert np.isnan(back[:, :peel]).all()
+        assert np.isnan(back[:, peel + features :]).all()
 
 
 @BOTH
@@ -149,9 +149,9 @@ def test_padded_planes(rng, stride, padding, dtype):
         for at in range(count):
             row, column = divmod(int(end + at), geometry.out_spatial[1])
             vector, lane = divmod(int(first + at), m.lanes)
-            place = tiles.x_offsets[tile, vector] // m.size + lane
+            offset = tiles.x_offsets[tile, vector] // m.size + lane
             for image in range(2):
-                found = numbers[place + (offsets + image * 3 * channel) // m.size]
+                found = numbers[offset + (offsets + image * 3 * channel) // m.size]
                 window = padded[image, :, row * stride[0] :, column * stride[1] :][:, :2, :5:2]
                 assert np.array_equal(found, window.ravel())
             seen += 1

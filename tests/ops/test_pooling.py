@@ -83,10 +83,10 @@ def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.G
     np.testing.assert_array_equal(forward(pooling.MAX, w, x, **changes)[0], want)
     y, index = forward(pooling.MAX_INDEX, w, x, **changes)
     np.testing.assert_array_equal(y, want)
-    for plane, places, values in zip(
+    for plane, winners, values in zip(
         *(v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]) for v in (x, index, y)), strict=True
     ):
-        np.testing.assert_array_equal(plane.ravel()[places], values)
+        np.testing.assert_array_equal(plane.ravel()[winners], values)
     dy = rng.integers(-8, 9, y.shape).astype(x.dtype)
     got = backward(pooling.MAX_INDEX, w, dy, index, **changes)
     np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, kernel, stride, padding))
@@ -250,8 +250,8 @@ def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.rando
     for kind, oracle in makers:
         result, y_offsets = padded(w.out_spatial)
         run_kernel(
-            pooling.pool_lanes_kernel(kind, bits_of(dtype), lanes),
-            pooling.LANES,
+            pooling.pool_batch_blocked_kernel(kind, bits_of(dtype), lanes),
+            pooling.BATCH_BLOCKED,
             groups * channels * len(bands.table),
             channels=channels,
             bands=len(bands.table),
@@ -263,11 +263,11 @@ def test_batch_blocked_layout(geometry: Any, dtype: str, pad: int, rng: np.rando
             x=source.inside,
             x_group_stride=source.inside.strides[0],
             x_channel_stride=source.inside.strides[1],
-            x_places=x_offsets if pad else 0,
+            x_offsets=x_offsets if pad else 0,
             y=result.inside,
             y_group_stride=result.inside.strides[0],
             y_channel_stride=result.inside.strides[1],
-            y_places=y_offsets if pad else 0,
+            y_offsets=y_offsets if pad else 0,
         )
         assert result.intact()
         between = np.delete(result.inside, y_offsets // vector, axis=2)

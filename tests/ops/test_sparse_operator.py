@@ -24,21 +24,21 @@ H = heuristics_for(64)
 
 
 def decoded(op: sparse_operator.SparseOperator) -> list[tuple[int, int, int, int, list[int]]]:
-    """Entries in order: (group, block, kind, row, places in the operator)."""
-    found, place = [], 0
+    """Entries in order: (group, block, kind, row, indices in the operator)."""
+    found, index = [], 0
     shape = op.groups, op.blocks, kernels.KINDS
     assert len(op.segments) == np.prod(shape) + 1
     for i, (group, block, kind) in enumerate(np.ndindex(shape)):
         for entry in range(op.segments[i], op.segments[i + 1]):
-            assert op.row_ends[entry] == place
+            assert op.row_ends[entry] == index
             end = int(op.row_ends[entry + 1])
-            places = list(range(place, end))
+            indices = list(range(index, end))
             if op.interleaved:
-                places = places_interleaved(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
-            found.append((group, block, kind, int(op.rows[entry]), places))
-            place = end
+                indices = interleaved_indices(op, entry, int(op.segments[i]), int(op.segments[i + 1]))
+            found.append((group, block, kind, int(op.rows[entry]), indices))
+            index = end
     assert op.segments[-1] == len(op.rows)
-    assert place == op.nnz
+    assert index == op.nnz
     for array in (op.offsets, op.entries):
         assert room_behind(array) >= kernels.OVERREAD
     return found
@@ -50,16 +50,16 @@ def room_behind(array: Array) -> int:
     return (whole.ctypes.data + whole.nbytes - array.ctypes.data - array.nbytes) // array.strides[0]
 
 
-def places_interleaved(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
-    """Where an entry's nonzeros are when those of four entries take turns as long as all of them have some."""
-    four = entry - (entry - first) % kernels.TOGETHER
+def interleaved_indices(op: sparse_operator.SparseOperator, entry: int, first: int, end: int) -> list[int]:
+    """Where an entry's nonzeros are when those of four entries are interleaved as long as all of them have some."""
+    four = entry - (entry - first) % kernels.ROW_UNROLL
     ends = op.row_ends.astype(int)
-    if four + kernels.TOGETHER > end:
+    if four + kernels.ROW_UNROLL > end:
         return list(range(ends[entry], ends[entry + 1]))
-    lengths = np.diff(ends[four : four + kernels.TOGETHER + 1])
+    lengths = np.diff(ends[four : four + kernels.ROW_UNROLL + 1])
     turns, row = lengths.min(), entry - four
-    rest = ends[four] + kernels.TOGETHER * turns + (lengths[:row] - turns).sum()
-    in_turn = ends[four] + row + kernels.TOGETHER * np.arange(turns)
+    rest = ends[four] + kernels.ROW_UNROLL * turns + (lengths[:row] - turns).sum()
+    in_turn = ends[four] + row + kernels.ROW_UNROLL * np.arange(turns)
     return [*in_turn, *range(rest, rest + lengths[row] - turns)]
 
 
@@ -70,17 +70,17 @@ def assert_operator(op: sparse_operator.SparseOperator, pattern: fs.Pattern, pos
     kinds: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
     order: dict[int, list[int]] = {row: [] for row in range(pattern.shape[0])}
     lengths: dict[tuple[int, int, int], list[int]] = {}
-    for group, block, kind, row, places in decoded(op):
+    for group, block, kind, row, indices in decoded(op):
         assert op.group_starts[group] <= row < op.group_starts[group + 1]
         kinds[row].append(kind)
-        lengths.setdefault((group, block, kind), []).append(len(places))
-        for place in places:
-            p = int(op.permutation[place])
+        lengths.setdefault((group, block, kind), []).append(len(indices))
+        for index in indices:
+            p = int(op.permutation[index])
             order[row].append(p)
             column = pattern.indices[p]
             assert rows[p] == row
             assert op.columns.block[column] == block
-            assert int(op.columns.bases[block]) + int(op.offsets[place]) == position[column]
+            assert int(op.columns.bases[block]) + int(op.offsets[index]) == position[column]
     for row, found in order.items():
         assert found == list(range(pattern.indptr[row], pattern.indptr[row + 1]))
         middle = [kernels.MIDDLE] * (len(kinds[row]) - 2)
@@ -97,7 +97,7 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
     blocks = sparse_operator.even_blocks(columns, block_rows, 320)
     op = sparse_operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, H, groups, width)
-    assert op.interleaved == (not op.dense and H.interleaves_rows(width, pattern.nnz / max(1, len(op.rows))))
+    assert op.interleaved == (not op.dense and H.interleaves_rows(width))
     assert_operator(op, pattern, np.arange(columns) * 320)
     values = rng.standard_normal(pattern.nnz)
     packed = op.pack(values)
@@ -220,7 +220,7 @@ def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
         spmv.plan_spmv(pattern, TARGETS[0])
     pattern = fs.Pattern([0, 2], [7, 2**32 - 1], (1, 2**32))
-    assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.CHAINS
+    assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.SPMV_ACCUMULATORS
 
 
 def test_rows_of_two_billion_nonzeros_are_split():

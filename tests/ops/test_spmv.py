@@ -33,7 +33,7 @@ def added_in_pairs(sums, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
-    """The first n mod SPMV_ACCUMULATORS nonzeros go to the first lanes, the others round-robin, each by one FMA.
+    """The first n mod SPMV_ACCUMULATORS nonzeros go to the first sums, the others cyclically to all, each by one FMA.
 
     Neighbouring sums are added, the bias comes last.
     """

@@ -12,6 +12,7 @@ import fastsparse as fs
 from fastsparse.ops import spmv
 from fastsparse.ops.target import tuned
 from fastsparse_kernels import compiler
+from fastsparse_kernels.sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_EMPTY, LOOKUP_LANES
 from tests.checking import PATTERNS, assert_product, fresh, matrix, numbers, rounded, same_bits, target
 
 AVX512 = compiler.lanes(LOOKUP_BITS) == LOOKUP_LANES

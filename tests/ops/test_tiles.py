@@ -76,7 +76,9 @@ def test_tiles_of_a_product_that_reads_in_place(width, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("address", [0, 4, 16, 52, 64, 4096 + 48])
 def test_tiles_of_non_temporal_stores_are_aligned(address, target):
-    assert spmm.alignment_peel(address, 3 * target.vector + target.size, target) is None, "rows are not aligned alike"
+    assert spmm.alignment_peel(address, 3 * target.vector + target.size, target) is None, (
+        "rows are aligned in several ways"
+    )
     assert spmm.alignment_peel(address + 1, 3 * target.vector, target) is None
     peel = spmm.alignment_peel(address, 20 * target.vector, target)
     if address % target.size:

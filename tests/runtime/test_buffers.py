@@ -129,17 +129,17 @@ def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     assert first.flags.c_contiguous
     assert first.flags.writeable
     assert first.ctypes.data % 64 == 0
-    place = first.ctypes.data
+    begin = first.ctypes.data
     part = first[3:5].T.reshape(-1, 2)[1:]  # a view of a view
     part[...] = 7
     del first
     second = buffers.array(shape, np.float32)
     second.fill(1)
-    assert second.ctypes.data != place
+    assert second.ctypes.data != begin
     assert (part == 7).all()
     del part
     third = buffers.array((299, 400), np.float32)
-    assert third.ctypes.data == place, "a little smaller fits too"
+    assert third.ctypes.data == begin, "a little smaller fits too"
     assert not np.shares_memory(second, third)
     third.fill(2)
     assert (second == 1).all()

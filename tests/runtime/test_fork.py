@@ -93,33 +93,63 @@ leave.set()
     assert run_python(code).stdout == "3\n4\n4\n"
 
 
-def test_fork_waits_for_compilers_and_stores(run_python):
-    """A child must not inherit a lock from a thread that it does not have."""
-    code = """
-import os, threading, time
+LOCKS = """
+import importlib, os, pkgutil, signal, sys, threading, time
 import fastsparse as fs
-from fastsparse.runtime import memo
+from fastsparse.engine.workspace import Pool
 from fastsparse_kernels import compiler
 from numba.core.compiler_lock import global_compiler_lock
-held = threading.Event()
-def hold():
-    with compiler._lock, global_compiler_lock, memo._lock:
-        held.set()
-        time.sleep(0.3)
-threading.Thread(target=hold).start()
-held.wait()
-child = os.fork()
-if not child:
-    def take():
-        with compiler._lock, global_compiler_lock, memo._lock:
-            print("free", flush=True)
-    worker = threading.Thread(target=take, daemon=True)
-    worker.start()
-    worker.join(20)
-    os._exit(worker.is_alive())
-assert os.waitpid(child, 0)[1] == 0
+
+for module in pkgutil.walk_packages(fs.__path__, "fastsparse."):
+    if module.name not in ("fastsparse.sklearn", "fastsparse.torch"):  # other libraries, which may not be there
+        importlib.import_module(module.name)
+pool = Pool(None, 1)
+
+def is_lock(value):
+    return not isinstance(value, type) and hasattr(value, "acquire") and hasattr(value, "release")
+
+def locks():
+    \"\"\"Locks of modules, and those that objects of modules have.\"\"\"
+    found = {"Numba's": global_compiler_lock, "of a pool": pool._changed}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("fastsparse", "fastsparse_kernels"):
+            for key, value in vars(module).items():
+                if is_lock(value):
+                    found[f"{name}.{key}"] = value
+                elif type(value).__module__ == name:
+                    held = getattr(value, "__dict__", {})
+                    found |= {f"{name}.{key}.{k}": v for k, v in held.items() if is_lock(v)}
+    return found
+
+for name, lock in locks().items():
+    held = threading.Event()
+    def hold():
+        with lock:
+            held.set()
+            time.sleep(0.1)  # a fork that waits for it waits so long
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # here, and not in a new thread, which may get the number of the one that held the lock
+        with locks()[name]:
+            print("free", name, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, f"{name} is held in a child"
+    holder.join()
+print(*locks(), sep="\\n")
 """
-    assert run_python(code).stdout == "free\n"
+
+
+def test_no_lock_is_inherited_held(run_python):
+    """A child must not inherit a lock from a thread that it does not have: fork() waits for all, or they are new."""
+    told = run_python(LOCKS).stdout.splitlines()
+    names = [line for line in told if not line.startswith("free ")]
+    assert {"fastsparse.runtime.memo._lock", "fastsparse.engine.engine._lock", "fastsparse_kernels.compiler._lock"} <= {
+        *names
+    }
+    assert told[: len(names)] == [f"free {name}" for name in names]
 
 
 # ---------------------------------------------------------------------------------------------- results in children
@@ -153,6 +183,33 @@ def in_child(function):
         finally:
             os._exit(code)
     return os.waitpid(child, 0)[1] == 0
+"""
+
+# Work that fills all caches: plans of new shapes, transposes of new patterns, engines and their plans, launches.
+CACHES = """
+model = fs.nn.Sequential(fs.nn.SparseLinear(60, 40, sparsity=0.5, rng=0), fs.nn.ReLU())
+shared = fs.csr(np.tri(50, 60, dtype=np.float32))
+engines = [fs.compile(model, (1, 60), threads=1, tune=False)]
+
+def fill(seed, rounds):
+    rng = np.random.default_rng(seed)
+    for i in range(rounds):
+        n = int(rng.integers(2, 60))
+        X = rng.integers(-3, 4, (60, n)).astype(np.float32)
+        expected = np.tri(50, 60) @ X
+        if not np.array_equal(fs.spmm(shared, X), expected) or not np.array_equal(fs.linear(X.T, shared), expected.T):
+            return False
+        fresh = fs.csr(np.tri(50, 60, -n, dtype=np.float32))
+        grad = fs.linear_backward(np.ones((n, 50), np.float32), X.T, fresh)[0]
+        if not np.array_equal(grad, np.tile(np.tri(50, 60, -n).sum(0), (n, 1))):
+            return False
+        y = engines[0](X.T.copy())
+        if np.abs(y - model(X.T.copy())).max() > 1e-3:
+            return False
+        if i % 10 == 0:
+            engines[0] = fs.compile(model, (n, 60), threads=1, tune=False)
+        fs.nn.GELU()(X)
+    return True
 """
 
 PROCESSES = {
@@ -203,6 +260,30 @@ def test_children_compute_what_the_parent_does(run_python, layer_environment, na
     done = run_python(COMPUTE + before + PROCESSES[name] + after, **environment, **layer_environment(layer))
     told = [line for line in done.stdout.splitlines() if line in ("True", "False")]  # Numba's layers may print, too
     assert told == ["True", "True"]
+
+
+def test_fork_while_threads_fill_the_caches(run_python):
+    """No child hangs, none computes with half of a plan, and the threads of the parent go on."""
+    code = (
+        COMPUTE
+        + CACHES
+        + """
+assert fill(0, 3)
+stop, wrong = threading.Event(), []
+def busy(seed):
+    while not stop.is_set():
+        if not fill(seed, 5):
+            wrong.append(seed)
+workers = [threading.Thread(target=busy, args=(seed,)) for seed in range(1, 4)]
+for worker in workers: worker.start()
+found = [in_child(lambda: fill(seed, 10)) for seed in range(20, 28)]
+stop.set()
+for worker in workers: worker.join()
+print(found == [True] * 8, wrong)
+"""
+    )
+    environment = {"NUMBA_NUM_THREADS": "2", "FASTSPARSE_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    assert run_python(code, **environment).stdout.splitlines()[-1] == "True []"
 
 
 POOL = """

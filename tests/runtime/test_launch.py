@@ -210,18 +210,20 @@ def test_without_verbose_nothing_is_printed(run_python, value):
 
 
 def test_engines_are_verbose_too(run_python):
-    """One line for each step of the network."""
+    """One line for each step of the network, or for all where every worker runs them on samples of its own."""
     code = """
 import sys
 import numpy as np
 import fastsparse as fs
 model = fs.nn.Sequential(fs.nn.SparseLinear(90, 40, sparsity=0.5, rng=0), fs.nn.ReLU())
-for batch in (1, 40):
-    engine = fs.compile(model, (batch, 90), tune=False)
+for batch, threads in ((1, 1), (40, 1), (40, 2)):
+    engine = fs.compile(model, (batch, 90), threads=threads, tune=False)
     print("##", file=sys.stderr, flush=True)
-    engine(np.ones((batch, 90), np.float32))
+    y = engine(np.ones((batch, 90), np.float32))
+    assert np.array_equal(engine(np.ones((batch, 90), np.float32)), y)
 """
     done = run_python(code, FASTSPARSE_VERBOSE="1")
-    *_, one, many = done.stderr.split("##\n")
-    assert [line.split(",")[1] for line in one.splitlines()] == ["spmv"]
-    assert [line.split(",")[1] for line in many.splitlines()][1:-1] == ["linear"]
+    operations = [[line.split(",")[1] for line in part.splitlines()] for part in done.stderr.split("##\n")[1:]]
+    assert operations[0] == 2 * ["spmv"]
+    for found in operations[1:]:
+        assert found in (2 * ["network"], 2 * ["pack batch-blocked", "spmm", "unpack batch-blocked"])

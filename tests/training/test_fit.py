@@ -141,7 +141,7 @@ def test_sparsity_algorithms_are_called_after_each_step() -> None:
 
 def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
     """A loss that has a function compiled: its time stands apart, and the progress bar says what is waited for."""
-    monkeypatch.setattr(build, "_cache_directory", lambda: None)
+    monkeypatch.setattr(compiler, "_cache_directory", lambda: None)
     compiled: list[float] = []
 
     def loss(output: Any, y: Any) -> tuple[float, Any]:

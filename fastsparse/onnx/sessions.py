@@ -1,0 +1,286 @@
+"""Running ONNX nodes by a library: onnxruntime, or ONNX's own evaluator where that is not installed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastsparse.engine.program import UnsupportedOperatorError
+from fastsparse.files import FileFormatError
+from fastsparse.onnx import blas
+from fastsparse.onnx.dtypes import code_of
+from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight
+
+_OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
+_EXTERNAL = 1  # TensorProto.DataLocation
+
+
+@functools.cache
+def onnxruntime() -> ModuleType | None:
+    """The package, where it is installed."""
+    try:
+        import onnxruntime as found
+    except ImportError:
+        return None
+    return found
+
+
+def library(found: ModuleType | None = None) -> str:
+    """What runs nodes that the kernels do not, by name."""
+    return "onnx.reference" if found is None else f"onnxruntime {found.__version__}"
+
+
+class Session:
+    """Nodes of a model, ready to run.
+
+    Parameters
+    ----------
+    model : Model
+    nodes : in an order in which they can run
+    inputs, outputs : names of tensors
+    types : TypeProto by name, of the inputs that the model does not declare
+    threads : int
+    spinning : bool
+        Whether threads may wait for work in a loop; not beside others that need the cores.
+    optimised : bool
+        Whether the library may rewrite the nodes.
+
+    Raises
+    ------
+    FileFormatError, UnsupportedOperatorError
+        When the nodes cannot be run.
+    """
+
+    def __init__(
+        self, model: Model, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str],
+        types: Mapping[str, Any], *, threads: int = 1, spinning: bool = False, optimised: bool = True,
+    ) -> None:  # fmt: skip
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.nodes = len(nodes)
+        self.library, self.threads = onnxruntime(), threads
+        self._parts = model, nodes, inputs, outputs, types
+        if self.library is None:
+            self._run = self._by_reference()
+        else:
+            try:
+                self._run = self._by_onnxruntime(spinning, optimised)
+            except UnsupportedOperatorError as error:  # operators or types that it does not have
+                self.library = None
+                try:
+                    self._run = self._by_reference()
+                except (ValueError, NotImplementedError):
+                    raise error from None
+        del self._parts
+        _sessions.add(self)
+
+    def _by_onnxruntime(self, spinning: bool, optimised: bool) -> Any:
+        library, threads = self.library, self.threads
+        assert library is not None
+        proto, self._kept = extracted(*self._parts, outside=True)
+        options = library.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimised:
+            options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        values = [library.OrtValue.ortvalue_from_numpy(array) for array in self._kept.values()]
+        if values:
+            options.add_external_initializers(list(self._kept), values)
+        content = serialised(proto)
+        try:
+            self.native = library.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            self.native._model_bytes = None
+        except Exception as error:
+            raise _refusal(error) from error
+        native, names = self.native._sess, list(self.outputs)
+        return lambda feeds: native.run(names, feeds, None)
+
+    def _by_reference(self) -> Any:
+        from onnx.reference import ReferenceEvaluator
+
+        proto, _ = extracted(*self._parts)
+        try:
+            evaluator = ReferenceEvaluator(proto)
+        except Exception as error:
+            raise _refusal(error) from error
+        names = list(self.outputs)
+
+        def run(feeds: dict[str, Any]) -> Any:
+            with warnings.catch_warnings(), np.errstate(all="ignore"), blas.one_thread():
+                warnings.simplefilter("ignore")
+                return evaluator.run(names, feeds)
+
+        return run
+
+    def run(self, feeds: dict[str, Any]) -> list[Any]:
+        """Outputs for inputs by name; arrays are read where they are.
+
+        Raises
+        ------
+        ValueError
+            When a node cannot be computed.
+        """
+        try:
+            return list(self._run(feeds))
+        except Exception as error:
+            raise run_error(error) from error
+
+    def binding(self) -> Any:
+        """An onnxruntime binding: inputs and outputs at fixed addresses. None where there is no onnxruntime."""
+        return None if self.library is None else self.native.io_binding()._iobinding
+
+    def run_bound(self, binding: Any) -> None:
+        """Run on what was bound."""
+        self.native._sess.run_with_iobinding(binding, None)
+
+
+@functools.cache
+def _device() -> Any:
+    library = onnxruntime()
+    assert library is not None
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return state.OrtDevice(state.OrtDevice.cpu(), state.OrtDevice.default_memory(), 0)
+
+
+def bind(binding: Any, name: str, array: Array, *, output: bool) -> None:
+    """Say where an input or output is."""
+    method = binding.bind_output if output else binding.bind_input
+    method(name, _device(), code_of(array.dtype), array.shape, array.__array_interface__["data"][0])
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _refusal(error: Exception) -> Exception:
+    text = _sentence(error)
+    missing = (
+        "NotImplemented",
+        "NOT_IMPLEMENTED",
+        "not a registered",
+        "No Op registered",
+        "is not supported",
+        "No implementation",
+    )
+    if isinstance(error, NotImplementedError) or any(word in f"{type(error).__name__} {text}" for word in missing):
+        return UnsupportedOperatorError(f"{library(onnxruntime())} cannot run the model: {text}")
+    return FileFormatError(f"the model is damaged, or breaks the rules of ONNX: {text}")
+
+
+def run_error(error: Exception) -> ValueError:
+    """What the library said, as an error of ours."""
+    return ValueError(f"the model cannot be computed: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:600]
+
+
+# ---------------------------------------------------------------- messages
+
+
+def extracted(
+    model: Model, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], types: Mapping[str, Any],
+    outside: bool = False,
+) -> tuple[Any, dict[str, Array]]:  # fmt: skip
+    """A ModelProto of some nodes, and the large constants that are not in it where `outside` permits that."""
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.header)
+    graph = proto.graph
+    graph.name = "part"
+    declared = {value.name: value.proto for value in (*model.inputs, *model.outputs) if value.proto is not None}
+    for name in inputs:
+        graph.input.append(declared[name] if name in declared else _value_info(name, types.get(name)))
+    for name in outputs:
+        found = declared.get(name)
+        graph.output.append(found if found is not None else _value_info(name, types.get(name)))
+    made = {name for node in nodes for name in node.writes}
+    read = {name for node in nodes for name in node.reads} | set(outputs)
+    kept: dict[str, Array] = {}
+    for name in sorted(read & model.constants.keys() - made - set(inputs)):
+        constant: Constant = model.constants[name]
+        if isinstance(constant, SparseWeight):
+            constant = constant.dense()
+        if not isinstance(constant, np.ndarray):
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(constant)
+            tensor.name = name
+            graph.initializer.append(tensor)
+        elif outside and constant.nbytes >= _OUTSIDE:
+            kept[name] = np.ascontiguousarray(constant)
+            tensor = graph.initializer.add(name=name, data_type=code_of(constant.dtype), dims=constant.shape)
+            tensor.data_location = _EXTERNAL
+            for key, value in (("location", f"#{len(kept)}"), ("offset", 0), ("length", constant.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+        else:
+            graph.initializer.append(numpy_helper.from_array(constant, name))
+    for node in nodes:
+        graph.node.extend(node.protos)
+    return proto, kept
+
+
+def serialised(proto: Any) -> bytes:
+    """The message's bytes.
+
+    Raises
+    ------
+    FileFormatError
+        When they would be more than protocol buffers allow.
+    """
+    from google.protobuf.message import EncodeError
+
+    try:
+        return proto.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise FileFormatError(f"the model cannot be written as one message: {error}") from error
+
+
+def _value_info(name: str, kind: Any) -> Any:
+    import onnx
+
+    value = onnx.ValueInfoProto(name=name)
+    if kind is not None:
+        value.type.CopyFrom(kind)
+    return value
+
+
+# ---------------------------------------------------------------- fork
+
+# Threads do not survive fork(): a child makes its sessions anew, and leaves its parent's alone for good, since taking
+# them down would wait for their threads.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+generation = [0]
+
+
+def _after_fork_in_child() -> None:
+    generation[0] += 1
+    if "onnxruntime" in sys.modules:
+        # A child that ends by itself would wait for ever for a thread of onnxruntime's own, which it does not have:
+        # when Python is done it ends at once, with its status.
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "on_exit"):
+            libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+    for session in list(_sessions):
+        if session.library is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
