@@ -26,7 +26,7 @@ class GradualPruning:
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
     schedule : PolynomialDecay, ConstantSparsity
         Or anything with ``due(step) -> bool`` that gives a sparsity when called with a step.
     scope : {"layer", "global"}
@@ -169,7 +169,7 @@ class SET(_Evolving):
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
         Its sparse layers take part, but for those in `exclude`.
     drop_fraction : float in [0, 1]
         Share of a layer's nonzeros that is exchanged, at first.
@@ -221,7 +221,7 @@ class RigL(_Evolving):
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
         Its sparse layers take part, but for those in `exclude`.
     drop_fraction : float in [0, 1]
         Share of a layer's nonzeros that is exchanged, at first.

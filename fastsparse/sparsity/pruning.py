@@ -22,7 +22,7 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
     sparsity : float in [0, 1)
         Share of elements that are not in the pattern afterwards: of each layer, or of all pruned layers together.
         What is sparser already stays as it is. The number of nonzeros is exact; of equal magnitudes the first stay.

@@ -11,8 +11,9 @@ changes behind torch's back (through ``.data`` or NumPy) are noticed by 32 of th
 those of single numbers maybe not.
 
 Threads: a call uses as many as both ``torch.get_num_threads()`` and ``fastsparse.get_num_threads()`` allow. torch's
-OpenMP threads spin for a while after each of its operators, on the cores that fastsparse's threads need next; with more
-than one thread, start Python with ``OMP_WAIT_POLICY=passive`` in the environment.
+OpenMP threads spin while they wait. With as many threads as cores, and something else running on these, a training step
+was seen to take four to ten times as long for that; ``OMP_WAIT_POLICY=passive`` in the environment of Python prevents it.
+On an idle machine it made no difference.
 
 DistributedDataParallel: only values and biases are reduced. ``forward_sync_buffers=False`` (``broadcast_buffers=False``
 before torch 2.13) saves sending the patterns at each step. A change of the number of nonzeros (gradual pruning) needs a

@@ -133,7 +133,10 @@ Identity = tuple[int, int]
 
 def _identity(tensor: Tensor) -> Identity:
     """Changes when a tensor has other memory, or has been written to in a way that torch counts."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    try:
+        return tensor.data_ptr(), tensor._version
+    except RuntimeError:  # made in inference mode: nothing is counted
+        return tensor.data_ptr(), 0
 
 
 def _array(tensor: Tensor) -> Array:

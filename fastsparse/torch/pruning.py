@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from fastsparse.sparsity.patterns import count_nonzeros
 from fastsparse.text_table import text_table
@@ -429,7 +430,7 @@ def _twin(candidate: _Candidate) -> SparseLayer:
 def _move_hooks(layer: nn.Module, twin: nn.Module) -> None:
     """Users' hooks go with the layer, and their handles stay good; those that prune it have done their work."""
     for key, hook in list(layer._forward_pre_hooks.items()):
-        if isinstance(hook, nn.utils.prune.BasePruningMethod):
+        if isinstance(hook, BasePruningMethod):
             del layer._forward_pre_hooks[key]
     for name, hooks in vars(layer).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and "state_dict" not in name:
