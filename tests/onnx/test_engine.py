@@ -304,7 +304,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
 @pytest.mark.parametrize(
-    "kernel, stride, sizes",
+    ("kernel", "stride", "sizes"),
     [((3, 3), (1, 1), (13, 17)), ((3, 1), (2, 3), (13, 17)), ((1, 4), (1, 2), (13, 17)), ((3, 3), (1, 1), ("H", "W"))],
 )
 def test_dilations_beside_auto_pad(auto_pad, kernel, stride, sizes, rng):
