@@ -13,6 +13,7 @@ from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.poison import live_buffers, poisoned
 from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
 from fastsparse.engine.workspace import Workspace
+from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.spatial_tiles import Reading
 from fastsparse.ops.target import target_for
 
@@ -131,7 +132,7 @@ def test_buffers_live_from_their_writer_to_their_last_reader():
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (1, 0)), _step([(1, 0)], (1, 0)), _step([(1, 0)], (2, 0)),
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (2, 64)), _step([(2, 0)], (-2, 0)),
     ]  # fmt: skip
-    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True)
+    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True, heuristics_for(64))
     assert live_buffers(schedule) == [set(), {0}, {1}, {1}, {2}, {0, 2}, {2}]
 
 

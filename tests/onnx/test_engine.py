@@ -300,3 +300,29 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     run_python(code, path, who)
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "sizes"),
+    [((3, 3), (1, 1), (13, 17)), ((3, 1), (2, 3), (13, 17)), ((1, 4), (1, 2), (13, 17)), ((3, 3), (1, 1), ("H", "W"))],
+)
+def test_dilations_beside_auto_pad(auto_pad, kernel, stride, sizes, rng):
+    """onnxruntime refuses them, wherever a convolution is its own."""
+    dilation, image = (2, 3), (13, 17)
+    pads: list[list[int]] = [[], []]
+    for n, k, s, d in zip(image, kernel, stride, dilation, strict=True):
+        total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        small, large = total // 2, total - total // 2
+        for side, pad in zip(pads, (small, large) if auto_pad == "SAME_UPPER" else (large, small), strict=True):
+            side.append(pad)
+
+    def model(**how):
+        b = models.Builder(seed=1)
+        weight = b.weight(8, 3, *kernel, sparsity=0)
+        y = b.add("Conv", "x", weight, strides=stride, dilations=dilation, kernel_shape=kernel, **how)
+        return b.model({"x": ["N", 3, *sizes]}, [b.add("Relu", y)])
+
+    engine = fs.compile(model(auto_pad=auto_pad), (1, 3, *image), tune=False)
+    x = rng.standard_normal((2, 3, *image)).astype("float32")
+    assert max(models.shares(engine.run([x]), models.reference(model(pads=pads[0] + pads[1]), [x]))) < 1e-5
