@@ -11,8 +11,7 @@ from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.sparsity import growth
-from fastsparse.sparsity import SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL, random_prune
+from fastsparse.sparsity import SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL, growth, random_prune
 from fastsparse.training import SGD, Adam, fit
 
 
