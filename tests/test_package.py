@@ -33,6 +33,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.T5
 def test_import_changes_nothing(run_python):
     found = json.loads(run_python(IMPORT).stdout)
     modules = found.pop("modules")
