@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.activations import ACTIVATIONS
+
+Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"  # of a linear layer: dense or sparse
+Axes = int | Sequence[int]  # one number for all axes, or one for each
+Padding = int | Sequence[int] | Sequence[Sequence[int]]  # for all axes, for each, or (before, after) for each
+Seed = int | np.random.Generator | None
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = 2**31 - 1  # of a kernel size, stride, padding or dilation, so that 64-bit geometry cannot overflow

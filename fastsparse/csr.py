@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from fastsparse.runtime.memo import Memoized
@@ -32,6 +32,8 @@ INT64_MAX = 2**63 - 1
 
 IntArray = NDArray[Any]  # int64, or int32 for indices
 FloatArray = NDArray[Any]  # float32 or float64
+MatrixLike: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix | CSR"
+Product: TypeAlias = "Callable[[CSR, MatrixLike], NDArray[Any]]"
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -42,7 +44,7 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     return array.view()
 
 
-def checked_shape(shape: Any) -> tuple[int, int]:
+def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return `shape` as two Python ints.
 
     Raises
@@ -96,7 +98,7 @@ def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
     )
 
 
-def owned_values(values: Any, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
+def owned_values(values: ArrayLike, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
     """Copy `values`, of any layout and byte order, into a new native float32 or float64 array of the same shape."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, expected an array without a mask (fill it first)")
@@ -105,7 +107,7 @@ def owned_values(values: Any, name: str = "data", dtype: np.dtype[Any] | None = 
     return np.array(array, dtype=dtype or kept, order="C", copy=True, subok=False)
 
 
-def owned_integers(values: Any, name: str) -> IntArray:
+def owned_integers(values: ArrayLike, name: str) -> IntArray:
     """Copy a one-dimensional integer array into a new native array that int64 can hold."""
     array = np.asarray(values)
     if array.size == 0 and not isinstance(values, np.ndarray):
@@ -156,8 +158,9 @@ def index_dtype(columns: int) -> type[np.int32] | type[np.int64]:
 
 
 def canonical(
-    indptr: Any, indices: Any, data: Any | None, shape: Any, *, what: str = "column", dtype: np.dtype[Any] | None = None
-) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
+    indptr: ArrayLike, indices: ArrayLike, data: ArrayLike | None, shape: Sequence[int], *, what: str = "column",
+    dtype: np.dtype[Any] | None = None,
+) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:  # fmt: skip
     """Check raw compressed rows and return owned read-only ones, sorted and with duplicates summed. O(nnz).
 
     Parameters
@@ -225,7 +228,7 @@ def _sorted_and_summed(
 
 
 def from_coordinates(
-    rows: Any, columns: Any, data: Any, shape: Any, dtype: np.dtype[Any] | None
+    rows: ArrayLike, columns: ArrayLike, data: ArrayLike, shape: Sequence[int], dtype: np.dtype[Any] | None
 ) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
     """Check coordinates and return canonical compressed rows, as `canonical` does."""
     full_shape = checked_shape(shape)
@@ -276,7 +279,7 @@ class Pattern(Memoized):
 
     __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_shape", "_transposed")
 
-    def __init__(self, indptr: Any, indices: Any, shape: Any) -> None:
+    def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: Sequence[int]) -> None:
         pointers, columns, _, checked = canonical(indptr, indices, None, shape)
         self._set(pointers, columns, checked)
 
@@ -375,14 +378,14 @@ class Products:
     The operators are short for functions of `fastsparse.functional`, which stands above, too.
     """
 
-    matmul: Callable[[CSR, Any], Any]
-    rmatmul: Callable[[CSR, Any], Any]
+    matmul: Product
+    rmatmul: Product
 
 
 _products = Products()
 
 
-def define_products(matmul: Callable[[CSR, Any], Any], rmatmul: Callable[[CSR, Any], Any]) -> None:
+def define_products(matmul: Product, rmatmul: Product) -> None:
     """Say what ``W @ X`` and ``X @ W`` compute."""
     _products.matmul, _products.rmatmul = matmul, rmatmul
 
@@ -419,7 +422,7 @@ class CSR(Memoized):
     __slots__ = ("__weakref__", "_data", "_pattern", "_transposed")
     __array_ufunc__ = None  # so that ndarray @ CSR comes to CSR.__rmatmul__
 
-    def __init__(self, indptr: Any, indices: Any, data: Any, shape: Any) -> None:
+    def __init__(self, indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, shape: Sequence[int]) -> None:
         pointers, columns, values, checked = canonical(indptr, indices, _required(data), shape)
         self._set(Pattern._trusted(pointers, columns, checked), values)
 
@@ -477,7 +480,7 @@ class CSR(Memoized):
         sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, frozen(values))
 
-    def with_data(self, values: Any) -> CSR:
+    def with_data(self, values: ArrayLike) -> CSR:
         """Return a matrix of the same pattern with other values.
 
         Parameters
@@ -510,11 +513,11 @@ class CSR(Memoized):
         arrays = (self._data.copy(), self.indices.copy(), self.indptr.copy())
         return sparse.csr_array(arrays, shape=self.shape)
 
-    def __matmul__(self, X: Any) -> Any:
+    def __matmul__(self, X: MatrixLike) -> NDArray[Any]:
         """``W @ X`` for dense X (K, N) or (K,), or sparse X (K, N): a dense array."""
         return _products.matmul(self, X)
 
-    def __rmatmul__(self, X: Any) -> Any:
+    def __rmatmul__(self, X: MatrixLike) -> NDArray[Any]:
         """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array."""
         return _products.rmatmul(self, X)
 
@@ -531,7 +534,7 @@ class CSR(Memoized):
         return self
 
 
-def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
+def csr(obj: MatrixLike, dtype: DTypeLike | None = None) -> CSR:
     """Make a `CSR` of a dense array, any scipy.sparse array or matrix, or a `CSR`.
 
     Parameters
@@ -572,7 +575,7 @@ def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
     return _from_dense(obj, wanted)
 
 
-def _from_dense(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
+def _from_dense(obj: ArrayLike, dtype: np.dtype[Any] | None) -> CSR:
     """Keep the nonzeros of a dense array; NaN counts as one."""
     if isinstance(obj, np.ma.MaskedArray):
         raise TypeError("obj is a masked array, expected an array without a mask (fill it first)")

@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ def _described(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def damage(path: PathLike) -> Any:
+def damage(path: PathLike) -> Iterator[None]:
     """Turn whatever goes wrong inside into a FileFormatError that names the file.
 
     What says nothing about the contents stays what it is: a disk that fails, or memory that what was checked needs.

@@ -8,14 +8,16 @@ stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from fastsparse.arguments import (
+    Axes,
+    Padding,
+    Samples,
     as_array,
     as_bias,
     as_float,
@@ -54,9 +56,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"
-Axes = int | Sequence[int]  # one number for all axes, or one for each
-Padding = int | Sequence[int] | Sequence[tuple[int, int]]
 Gradients = tuple[Array | None, Array, Array]
 
 _MOST_NUMBERS = 2**53  # in the planes of an image: their bytes, for a vector of images, stay below 2**63

@@ -12,7 +12,6 @@ import operator
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 from fastsparse.runtime import cpu
 
@@ -23,7 +22,7 @@ _process_default: int | None = None  # set_num_threads, once called
 _block: ContextVar[int | None] = ContextVar("fastsparse threads", default=None)
 
 
-def checked_threads(count: Any, name: str = "threads") -> int:
+def checked_threads(count: int, name: str = "threads") -> int:
     """`count` as a number of threads from 1 to `MOST_THREADS`.
 
     Raises

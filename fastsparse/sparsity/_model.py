@@ -34,7 +34,7 @@ class SparseParameter(Protocol):
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
         """Places outside the pattern with the largest gradients, and their magnitudes."""
 
-    def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
+    def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern, values and optimizer state with it."""
 
 

@@ -8,11 +8,12 @@ leaves a pattern is forgotten, and what enters starts at zero, value and state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fastsparse.arguments import Seed
 from fastsparse.sparsity._model import Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.pruning import magnitude_prune
 from fastsparse.sparsity.schedules import SparsitySchedule
@@ -65,7 +66,7 @@ class GradualPruning:
         """What a checkpoint keeps beside the patterns."""
         return {"type": type(self).__name__}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
 
@@ -88,7 +89,7 @@ class _Evolving:
         stop: float,
         steps: int | None,
         exclude: Iterable[str],
-        rng: Any,
+        rng: Seed,
     ) -> None:
         self.drop_fraction = _number(drop_fraction, "drop_fraction")
         self.stop = _number(stop, "stop")
@@ -150,7 +151,7 @@ class _Evolving:
         """What a checkpoint keeps beside the patterns, in JSON types."""
         return {"type": type(self).__name__, "last": self._last, "rng": self.rng.bit_generator.state}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
         last = state["last"]
@@ -202,7 +203,7 @@ class SET(_Evolving):
         stop: float = 1.0,
         steps: int | None = None,
         exclude: Iterable[str] = (),
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         super().__init__(
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng

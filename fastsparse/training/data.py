@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
+from fastsparse.arguments import Samples
+
 Batch = tuple[Any, Any]
+Data: TypeAlias = tuple[Samples, ArrayLike] | Iterable[tuple[Samples, ArrayLike]]
 
 
 class Arrays:
@@ -18,7 +22,7 @@ class Arrays:
     A last batch of one single sample joins the batch before it (one sample has no variance to normalise by).
     """
 
-    def __init__(self, x: Any, y: Any, batch_size: int, name: str = "data") -> None:
+    def __init__(self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data") -> None:
         self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
         self._y = np.asarray(y)
         self.samples = self._x.shape[0] if self._x.ndim else 0

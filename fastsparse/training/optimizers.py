@@ -56,7 +56,7 @@ class Optimizer:
     # Names of the arrays in a parameter's state.
     state_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, parameters: Iterable[Any], lr: float | Schedule, max_norm: float | None = None) -> None:
+    def __init__(self, parameters: Parameters, lr: float | Schedule, max_norm: float | None = None) -> None:
         self.parameters = list(dict.fromkeys(_parameter(item) for item in parameters))
         if not self.parameters:
             raise ValueError("parameters is empty, expected at least one Parameter")
@@ -163,7 +163,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -193,7 +193,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -223,7 +223,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
