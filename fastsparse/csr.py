@@ -1,10 +1,10 @@
 """Sparse matrices in compressed sparse rows, structure and values apart.
 
-A `Pattern` is where the nonzeros are; it never changes and carries the plans built for it. A `CSR` is a pattern with
-values. Both own their arrays, which are read-only, so whatever takes a `CSR` may trust it.
+A `Pattern` holds the positions of the nonzeros; it is immutable and keeps the plans built for it. A `CSR` is a pattern
+with values. Both own their arrays, which are read-only, so code that takes a `CSR` may trust it.
 
-Raw arrays are checked once, when a matrix is made, by whatever door they come in (contract I1). Everything is copied
-before it is checked, so that nothing a caller does later, or in another thread meanwhile, can change what was checked.
+Raw arrays are checked once, when a matrix is made (contract I1). They are copied before they are checked, so that a
+caller or another thread cannot change them afterwards.
 Every error names the field, what was found and what was expected.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["CSR", "Pattern", "csr"]
 
 Built = TypeVar("Built")
 
-_PLAN_BYTES = 32  # times a matrix's own bytes, what is built for it may take: plans for several batch sizes, both ways
+_PLAN_BYTES = 32  # bound of a matrix's plans, relative to its own bytes: several batch sizes, forward and backward
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -39,7 +39,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Make an array that we own read-only, and return a view of it that cannot be made writable again."""
+    """Make our own array read-only, and return a view that cannot be made writable again."""
     array.flags.writeable = False
     return array.view()
 
@@ -82,7 +82,7 @@ def checked_dtype(dtype: DTypeLike | None, name: str = "dtype") -> np.dtype[Any]
 
 
 def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """Data type in which values of type `found` are kept: float64 stays, all smaller and integer ones become float32.
+    """Type in which values of type `found` are stored: float64 for float64, float32 for smaller floats, integers, bool.
 
     Raises
     ------
@@ -170,8 +170,8 @@ def canonical(
     data : array_like, (nnz,), or None for a structure without values
     shape : (rows, columns)
     what : {"column", "row"}
-        What an index stands for. With "row", the arrays are compressed columns and `shape` is that of the matrix;
-        the answer is still compressed columns.
+        Meaning of `indices`. With "row", the arrays are compressed columns, `shape` is that of the matrix, and the
+        result is compressed columns, too.
     dtype : float32 or float64, optional
         Type of the returned values; by default as `value_dtype` says.
 
@@ -208,7 +208,7 @@ def _is_canonical(indptr: IntArray, indices: IntArray) -> bool:
         return True
     rises = indices[1:] > indices[:-1]
     starts = indptr[1:-1]
-    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # from one row to the next anything goes
+    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # no order is required between rows
     return bool(rises.all())
 
 
@@ -244,7 +244,7 @@ def from_coordinates(
 
 
 def _field(path: str, text: str) -> Any:
-    """A read-only property of a stored attribute, without a Python call: kernels' plans read thousands of them."""
+    """Read-only property of a stored attribute; reading it needs no Python call."""
     return property(operator.attrgetter(path), doc=text)
 
 
@@ -327,7 +327,7 @@ class Pattern(Memoized):
             The transposed matrix's values are ``data[permutation]``.
         """
         if self._transposed is None:
-            self._transposed = self._transpose()  # threads that ask at once may each build one; the last one stays
+            self._transposed = self._transpose()  # concurrent threads may each build one; the last is kept
         return self._transposed
 
     def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
@@ -373,10 +373,7 @@ class Pattern(Memoized):
 
 
 class Products:
-    """What ``@`` means for a `CSR`; filled in by the package, above this file.
-
-    The operators are short for functions of `fastsparse.functional`, which stands above, too.
-    """
+    """Implementation of ``@`` for `CSR`: functions of `fastsparse.functional`, set by the package."""
 
     matmul: Product
     rmatmul: Product
@@ -386,7 +383,7 @@ _products = Products()
 
 
 def define_products(matmul: Product, rmatmul: Product) -> None:
-    """Say what ``W @ X`` and ``X @ W`` compute."""
+    """Set the functions that compute ``W @ X`` and ``X @ W``."""
     _products.matmul, _products.rmatmul = matmul, rmatmul
 
 
@@ -420,7 +417,7 @@ class CSR(Memoized):
     """
 
     __slots__ = ("__weakref__", "_data", "_pattern", "_transposed")
-    __array_ufunc__ = None  # so that ndarray @ CSR comes to CSR.__rmatmul__
+    __array_ufunc__ = None  # makes ndarray @ CSR call CSR.__rmatmul__
 
     def __init__(self, indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, shape: Sequence[int]) -> None:
         pointers, columns, values, checked = canonical(indptr, indices, _required(data), shape)
@@ -475,7 +472,7 @@ class CSR(Memoized):
         if permutation.dtype != np.uint32:
             return CSR._trusted(pattern, frozen(self._data[permutation]))
         values = np.empty_like(self._data)
-        from fastsparse_kernels import sparse_operator  # numba: not before something is computed
+        from fastsparse_kernels import sparse_operator  # imports Numba, which is deferred until something is computed
 
         sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, frozen(values))

@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Model as the system tells it, and LLVM's name for it."""
+    """Model name of the CPU, and LLVM's name for it."""
     from llvmlite import binding
 
     model = platform.processor() or platform.machine()

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import is_not
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from fastsparse.runtime.buffers import address
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
+Parameters: TypeAlias = Iterable[Parameter] | Iterable[tuple[str, Parameter]]
 
 _PART = 1 << 16
 
