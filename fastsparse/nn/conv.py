@@ -1,4 +1,4 @@
-"""Convolution layers over one, two or three axes: one machine, thin subclasses."""
+"""Convolution layers over one, two or three axes, as thin subclasses of one class."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Array = NDArray[Any]
 _FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SparseConvolution = TypeVar("SparseConvolution", bound="_SparseConv")
 
-# A dense convolution with at most so many inputs per output, and a batch of at least so many samples, is run as a
-# sparse one that has all weights: im2col would copy more than it computes. 1.5 to 6 times faster up to 28 x 28 pixels.
+# A dense convolution with at most this many inputs per output, and a batch of at least this many samples, runs as a
+# sparse one with all weights: im2col would copy more than it computes. 1.5 to 6 times faster up to 28 x 28 pixels.
 _FEW_INPUTS = 160
 _MANY_SAMPLES = 16
 
@@ -61,7 +61,7 @@ class _Window:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments in types that JSON knows."""
+        """Constructor arguments in JSON types."""
         return {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
@@ -321,7 +321,7 @@ class Conv2d(_Convolution):
         return array
 
     def _matrix(self, samples: int) -> CSR | None:
-        """The weight as a matrix without zeros, when that is the faster way."""
+        """The weight as a full CSR matrix, where that is faster; else None."""
         if self._pattern is None or samples < _MANY_SAMPLES:
             return None
         return CSR._trusted(self._pattern, np.ascontiguousarray(self.weight.value).reshape(-1))

@@ -1,6 +1,6 @@
-"""Gradients of a weight at all its elements, in blocks of rows, from what a backward pass kept.
+"""Full gradients of a weight, at all its elements, in blocks of rows, from data kept by a backward pass.
 
-Only RigL asks for them, and only on the steps on which it changes patterns. A block is one BLAS product.
+Only RigL needs them, on the steps on which it changes patterns. A block is one BLAS product.
 """
 
 from __future__ import annotations

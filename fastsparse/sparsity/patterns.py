@@ -1,4 +1,4 @@
-"""Where nonzeros may be: random patterns, and how to share a number of nonzeros among layers."""
+"""Random, N:M and given patterns, and how to share a number of nonzeros among layers."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class _Totals:
 
 
 class _Clock:
-    """Seconds from now on: those of compiling kernels (or loading them), and all others."""
+    """Seconds since its creation: those of compiling or loading kernels, and all others."""
 
     def __init__(self) -> None:
         self._begin, self._compiled = time.perf_counter(), compiler.compile_seconds()
@@ -273,7 +273,7 @@ class _Run:
 
 
 def evaluate(model: Module, source: Arrays | Stream, loss: Loss) -> _Totals:
-    """Sums of loss and right answers over all batches, in evaluation mode, in which the model stays."""
+    """Sums of loss and correct answers over all batches; leaves the model in evaluation mode."""
     model.eval()
     totals = _Totals()
     for x, y in source.in_order():

@@ -1,10 +1,10 @@
-"""Optimizers: they change parameters in place, only where a nonzero is.
+"""Optimizers, which change parameters in place, at nonzeros only.
 
-An optimizer's arrays follow their nonzeros when a pattern changes: each parameter knows the states of all optimizers
-that are alive (``parameter.state`` is that of the last one made).
+An optimizer's arrays follow their nonzeros when a pattern changes: each parameter refers to the states of all living
+optimizers (``parameter.state`` is that of the last one made).
 
-Kernels write into values and state, so a step first asks for all of them: memory of their own, writable, of one type
-and size. Nothing has been changed when it raises.
+Kernels write into values and state, so a step first checks all of them: writable, not sharing memory, of one dtype and
+size. When it raises, nothing has been changed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Optimizer:
         values = [(f"parameters[{i}].value", parameter.value) for i, parameter in enumerate(self.parameters)]
         _spans([(name, value) for name, value in values if value.flags.c_contiguous])
         self._states = [parameter.new_state() for parameter in self.parameters]
-        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and where they lie
+        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and their addresses
 
     @property
     def rate(self) -> float:
@@ -127,7 +127,7 @@ class Optimizer:
     def _checked_spans(
         self, updated: list[int], values: list[Array], states: list[dict[str, Array]]
     ) -> list[tuple[int, int]]:
-        """Where a step writes, as `_spans`; found anew when there are other arrays than in the last step."""
+        """Memory that a step writes, as `_spans`; computed again when arrays have changed since the last step."""
         arrays = [*values, *(array for state in states for array in state.values())]
         known, spans = self._known
         if len(known) != len(arrays) or any(map(is_not, known, arrays)):
@@ -287,7 +287,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
 
 
 def _apart(grad: Array, spans: list[tuple[int, int]]) -> Array:
-    """The gradient, copied when some of its memory will be written to."""
+    """The gradient, copied if a step writes to part of its memory."""
     start, end = address(grad), address(grad) + grad.nbytes
     last = bisect_left(spans, (end, 0)) - 1
     return grad.copy() if last >= 0 and spans[last][1] > start else grad
