@@ -7,10 +7,12 @@ without pickle, save ``estimator.model_`` with ``fs.save``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from fastsparse.arguments import Samples
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -24,6 +26,9 @@ except ImportError as error:
     ) from error
 
 from fastsparse import nn, sparsity, training
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 Array = NDArray[Any]
 
@@ -58,7 +63,7 @@ class _SparseMLP(BaseEstimator):
         n_iter_no_change: int = 10,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -82,7 +87,7 @@ class _SparseMLP(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Samples, y: ArrayLike) -> Self:
         """Train a new network.
 
         Parameters
@@ -97,14 +102,14 @@ class _SparseMLP(BaseEstimator):
         self
         """
         self._check_parameters()
-        X, y = self._checked(X, y, reset=True)
-        target = self._started(y, None)
+        X, values = self._checked(X, y, reset=True)
+        target = self._started(values, None)
         self._build(X, target)
         self.history_ = training.History()
         self._train(X, target, int(self.max_iter), self._algorithm, self._callbacks())
         return self
 
-    def _partial_fit(self, X: Any, y: Any, classes: Any) -> Any:
+    def _partial_fit(self, X: Any, y: Any, classes: Any) -> Self:
         first = not hasattr(self, "model_")
         self._check_parameters()
         X, y = self._checked(X, y, reset=first)
@@ -192,7 +197,7 @@ class _SparseMLP(BaseEstimator):
             raise ValueError(f"batch_size is {size!r}, expected 'auto' or an integer of at least 1")
         return min(int(size), samples)
 
-    def _output(self, X: Any) -> Array:
+    def _output(self, X: Samples) -> Array:
         """The network's output (samples, outputs)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
@@ -280,7 +285,7 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     _loss = staticmethod(training.cross_entropy)
     _monitor = "val_accuracy"
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Any:
+    def partial_fit(self, X: Samples, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
@@ -296,11 +301,11 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         """
         return self._partial_fit(X, y, classes)
 
-    def predict_proba(self, X: Any) -> Array:
+    def predict_proba(self, X: Samples) -> Array:
         """Probability of every class, (samples, classes)."""
         return np.asarray(nn.Softmax().eval()(self._output(X)))
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Samples) -> Array:
         """The most likely class of every sample, (samples,)."""
         chosen = self._output(X).argmax(axis=1)
         return self.classes_[chosen]
@@ -354,7 +359,7 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
         tags.target_tags.multi_output = True
         return tags
 
-    def partial_fit(self, X: Any, y: Any) -> Any:
+    def partial_fit(self, X: Samples, y: ArrayLike) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
@@ -368,7 +373,7 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
         """
         return self._partial_fit(X, y, None)
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Samples) -> Array:
         """Values for every sample, (samples,) or (samples, outputs)."""
         y = self._output(X)
         return y if self._columns else y[:, 0]

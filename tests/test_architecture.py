@@ -158,6 +158,7 @@ def test_imports_point_down(name, target):
     assert level(target) <= level(name), f"{name} imports {target}, which stands above it"
 
 
+@pytest.mark.T5
 def test_importing_fastsparse_stays_cheap():
     """Other names are looked up when they are touched."""
     found = Imports("fastsparse", MODULES["fastsparse"].read_text("utf-8"), package=True, functions=False).found

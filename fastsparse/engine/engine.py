@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import nn
 from fastsparse.arguments import as_float
@@ -26,7 +26,11 @@ from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 Array = NDArray[Any]
+InputShapes: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
 _KEPT_CHOICES = 256
 _WORKSPACES = 8  # calls of one batch size that run at once; more wait
@@ -41,14 +45,14 @@ def compile(  # noqa: A001
 ) -> Engine: ...
 @overload
 def compile(  # noqa: A001
-    model: str | os.PathLike[str], input_shape: Any = ..., *, threads: int | None = ..., tune: bool = ...,
-    allow_external_data: bool = ...,
+    model: str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = ..., *,
+    threads: int | None = ..., tune: bool = ..., allow_external_data: bool = ...,
 ) -> GraphEngine: ...  # fmt: skip
 
 
 def compile(  # noqa: A001 - the public name of api.md
-    model: Any, input_shape: Any = None, *, threads: int | None = None, tune: bool = True,
-    allow_external_data: bool = True,
+    model: nn.Sequential | str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = None, *,
+    threads: int | None = None, tune: bool = True, allow_external_data: bool = True,
 ) -> Engine | GraphEngine:  # fmt: skip
     """Compile a network for inference.
 
@@ -139,7 +143,7 @@ class Engine:
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
         self._tune_again = False  # measure at the first call for the compiled batch size
 
-    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Run the network.
 
         Parameters
@@ -165,7 +169,7 @@ class Engine:
                 workspace.run(array, y)
         return y
 
-    def run(self, inputs: Sequence[Any], *, out: Sequence[Array] | None = None) -> list[Array]:
+    def run(self, inputs: Sequence[ArrayLike], *, out: Sequence[Array] | None = None) -> list[Array]:
         """Run on a list of inputs and give a list of outputs: one of each."""
         if len(inputs) != 1 or (out is not None and len(out) != 1):
             raise ValueError(f"inputs has {len(inputs)} arrays, expected 1 (and as many in out)")
@@ -225,14 +229,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------
 
-    def _checked(self, x: Any) -> Array:
+    def _checked(self, x: ArrayLike) -> Array:
         array = as_float(x, self.dtype, "x", "the engine")
         if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
             expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
         return np.ascontiguousarray(array)
 
-    def _output(self, out: Any, x: Array) -> Array:
+    def _output(self, out: Array | None, x: Array) -> Array:
         shape = (len(x), *self._sample_shape)
         if out is None:
             return np.empty(shape, self.dtype)

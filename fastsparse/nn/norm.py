@@ -6,9 +6,9 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import as_float, per_axis
+from fastsparse.arguments import Axes, as_float, per_axis
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
@@ -53,7 +53,7 @@ class _BatchNorm(Module):
         self.running_mean = initial.constant(self.num_features, 0.0, kind)
         self.running_var = initial.constant(self.num_features, 1.0, kind)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, num_features, ...) -> the same shape."""
         array = as_float(x, self.weight.dtype, "x", "the layer")
         if array.ndim not in self._dims or array.shape[1] != self.num_features:
@@ -137,7 +137,7 @@ class LayerNorm(Module):
     dtype : float32 or float64
     """
 
-    def __init__(self, normalized_shape: Any, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
+    def __init__(self, normalized_shape: Axes, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
         axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
         self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
         self.eps = check.number(eps, "eps", 0.0)
@@ -145,7 +145,7 @@ class LayerNorm(Module):
         self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
         self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (..., *normalized_shape) -> the same shape."""
         array = as_float(x, self.weight.dtype, "x", "the layer")
         axes = len(self.normalized_shape)

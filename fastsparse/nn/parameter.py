@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.runtime import buffers
@@ -96,7 +96,7 @@ class Parameter:
         return self._value
 
     @value.setter
-    def value(self, new: Any) -> None:
+    def value(self, new: ArrayLike) -> None:
         if new is not self._value:
             array = np.asarray(new)
             if array.shape != self._value.shape:

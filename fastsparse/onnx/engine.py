@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.passes import optimised
@@ -118,7 +119,7 @@ class GraphEngine:
 
     # ------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Run a model of one input and give its first output.
 
         Parameters

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in kernels.ACTIVATION_CODES if name not in CLAMPS))
 
-# Activations whose gradient follows from their output; the others need the value before them.
+# Activations whose gradient follows from their output; the gradient of the others needs their input.
 FROM_OUTPUT = kernels.KEEPS_OUTPUT
 
 
@@ -28,7 +28,7 @@ FROM_OUTPUT = kernels.KEEPS_OUTPUT
 
 @functools.cache
 def _limits(activation: str | None, bits: int) -> tuple[int, Array]:
-    """Address of the clamp (low, high), and the array that lives there."""
+    """Address of the clamp (low, high), and the array that holds it."""
     limits = np.array(CLAMPS.get(activation, CLAMPS[None]), np.float32 if bits == 32 else np.float64)
     return address(limits), limits
 
@@ -60,7 +60,7 @@ def activate(name: str, z: Array, out: Array | None = None) -> Array:
 
 
 def activate_backward(name: str, dy: Array, kept: Array) -> Array:
-    """Gradient before the activation, from the gradient `dy` behind it.
+    """Gradient at the activation's input, given the gradient `dy` at its output.
 
     `kept` is the activation's output for the names in ``FROM_OUTPUT``, its input for the others.
 

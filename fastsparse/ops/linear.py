@@ -1,7 +1,7 @@
 """Linear layers: y = activation(x @ W.T + bias) on rows of samples, and their gradients.
 
-Samples are packed into panels, which SpMM and SDDMM read; a batch goes through in parts whose workspace stays in a
-cache. One sample is an SpMV.
+Samples are packed into panels for SpMM and SDDMM, in parts of a batch whose workspace stays in a cache. One sample is
+an SpMV.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 def as_rows(x: Array) -> Array:
-    """(..., features) as (samples, features) with contiguous rows; no copy where there need be none."""
+    """(..., features) as (samples, features) with contiguous rows, copied only where necessary."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim != 2 else x
     itemsize = rows.itemsize
     if rows.shape[1] and (rows.strides[1] != itemsize or rows.strides[0] < 0) and rows.size:
@@ -131,7 +131,7 @@ def _weight_gradient(
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             if last is None:
                 gradients = np.zeros(plan.order.size, grad.dtype)
-            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # another order
+            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of W_T
                 gradients = plan.order.pack(last.order.unpack(gradients))
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)

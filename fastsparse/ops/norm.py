@@ -153,7 +153,7 @@ def prepare_rows(
     kernel: Any, dtype: Any, operands: tuple[str, ...], rows: int, columns: int, target: Target, label: str,
     fields: dict[str, int] | None = None, keep: Any = None,
 ) -> Launch:  # fmt: skip
-    """A kernel on contiguous rows, some of them a task."""
+    """Launch of a kernel on contiguous rows, several rows per task."""
     h = target.heuristics
     chunk = max(1, h.row_chunk // columns)
     arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **(fields or {}))

@@ -1,7 +1,7 @@
 """Pooling: largest values and means of windows of images, forward and backward.
 
-Windows are tables per axis, so that fixed, adaptive and padded ones are the same; images are cut into bands of rows
-that fit the cache. Arrays are (N, C, H, W); the engine pools batch-blocked planes, too.
+Windows are tables per axis, which cover fixed, adaptive and padded windows alike. Images are cut into bands of rows
+that fit the cache. Arrays are (N, C, H, W); engines also pool batch-blocked planes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def max_pool2d(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> Ar
 def max_pool2d_with_index(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> tuple[Array, Index]:
     """As :func:`max_pool2d`, with the index (row * W + column in the image) of the element that won.
 
-    The first of equals wins. The index array has the output's shape; its integers are as long as x's numbers.
+    The first of equal elements wins. The index array has the output's shape; its integers have the size of x's numbers.
     """
     w = windows(_spatial(x), kernel, stride, padding)
     index = buffers.array((*x.shape[:2], *w.out_spatial), np.int32 if x.dtype.itemsize == 4 else np.int64)
@@ -162,7 +162,7 @@ def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
 
 
 def _band_count(rows: int, row_bytes: int, tasks: int, target: Target) -> int:
-    """How many bands `rows` are cut into: small enough for the cache, enough for all workers."""
+    """Number of bands: small enough for the cache, and enough for all workers."""
     h, threads = target.heuristics, target.threads
     fitting = -(-rows * row_bytes // h.band_bytes)
     wanted = -(-h.bands_per_worker * threads // max(1, tasks)) if threads > 1 else 1
@@ -204,7 +204,7 @@ def _bands(table: Table) -> Bands:
 def prepare(
     kind: int | str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
 ) -> Launch:
-    """Pooling of so many planes, contiguous or at these strides in bytes; operands x, y, index."""
+    """Launch of pooling over `planes` planes, contiguous or at these strides in bytes; operands x, y, index."""
     code = kind if isinstance(kind, int) else _KINDS[kind]
     bands = forward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_kernel(code, target.bits, target.lanes)
@@ -213,7 +213,7 @@ def prepare(
 
 @functools.lru_cache(maxsize=128)
 def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Launch:
-    """Gradient of pooling of so many contiguous planes; operands dx, dy, index."""
+    """Launch of the gradient of pooling over contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_grad_kernel(kind, target.bits, target.lanes)
     return _planes(kernel, w, bands, planes, target, "pool gradient")
@@ -249,7 +249,7 @@ def _planes(
 
 
 def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, groups: int, target: Target) -> Launch:
-    """Pooling of `groups` groups of batch-blocked planes; the padding around y is left alone. Operands x, y."""
+    """Launch of pooling over `groups` groups of batch-blocked planes; does not write y's padding. Operands x, y."""
     bands = forward_bands(w, groups * x.channels, target)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,

@@ -27,7 +27,7 @@ def forward(
     target, W_T = target or target_for(W.dtype), W.T
     indptr, indices, values = x
     samples = len(indptr) - 1
-    # At W's mean row length, what a sample costs; rows of y are cleared and finished as well.
+    # Cost of a sample at W's mean row length, plus clearing and finishing its row of y.
     flops = 2.0 * len(values) * W_T.nnz / max(1, W_T.shape[0]) + 4.0 * y.size
     chunk = max(1, min(16, samples // (4 * target.threads)))
     arguments = Arguments(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from typing import Any
+from typing import Any, TextIO
 
 from fastsparse._version import __version__
 from fastsparse.runtime import cpu, kernel_cache, threading_layer
 from fastsparse.runtime.threads import get_num_threads
 
 
-def show_config(*, file: Any = None) -> dict[str, Any]:
+def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
     """Print what fastsparse found on this machine, and return it.
 
     Parameters
@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Model as the system tells it, and LLVM's name for it."""
+    """Model name of the CPU, and LLVM's name for it."""
     from llvmlite import binding
 
     model = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""What sparsity algorithms see of a model: parameters with patterns, found by name."""
+"""Interface of models to sparsity algorithms: parameters with patterns, found by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class SparseParameter(Protocol):
-    """What algorithms see of a parameter."""
+    """Interface of a parameter to sparsity algorithms."""
 
     @property
     def value(self) -> Array:
@@ -23,19 +23,19 @@ class SparseParameter(Protocol):
 
     @property
     def pattern(self) -> Pattern | None:
-        """Where they are; None for a dense parameter."""
+        """Structure of the matrix; None for a dense parameter."""
 
     @property
     def grad(self) -> Array | None:
         """Gradient at the nonzeros, (nnz,)."""
 
     def watch(self, wanted: bool) -> None:
-        """Have the next backward passes keep what `grow_scores` needs, or not."""
+        """Tell the next backward passes whether to keep data for `grow_scores`."""
 
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
-        """Places outside the pattern with the largest gradients, and their magnitudes."""
+        """Elements outside the pattern with the largest gradients, and their magnitudes."""
 
-    def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
+    def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern, values and optimizer state with it."""
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
+from fastsparse.arguments import Samples
+
 Batch = tuple[Any, Any]
+Data: TypeAlias = tuple[Samples, ArrayLike] | Iterable[tuple[Samples, ArrayLike]]
 
 
 class Arrays:
     """Mini-batches of two arrays of equal length; x may be a scipy.sparse matrix and stays sparse.
 
-    A last batch of one single sample joins the batch before it (one sample has no variance to normalise by).
+    A last batch of a single sample is joined to the previous batch, because one sample has no variance.
     """
 
-    def __init__(self, x: Any, y: Any, batch_size: int, name: str = "data") -> None:
+    def __init__(self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data") -> None:
         self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
         self._y = np.asarray(y)
         self.samples = self._x.shape[0] if self._x.ndim else 0
@@ -84,7 +88,7 @@ class Stream:
             raise ValueError(f"{self._name} gives no batch, expected an iterable that starts anew for every epoch")
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """Yield the batches; their order is the iterable's business."""
+        """Yield the batches in the iterable's order."""
         return self.in_order()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
 
-def cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, Array]:
     """Mean of -log softmax(logits)[label].
 
     Parameters
@@ -61,7 +61,7 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:
     return loss, grad
 
 
-def mse(prediction: Any, target: Any) -> tuple[float, Array]:
+def mse(prediction: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
     """Mean of (prediction - target)^2 over all elements.
 
     Parameters
@@ -81,7 +81,7 @@ def mse(prediction: Any, target: Any) -> tuple[float, Array]:
     return loss, difference
 
 
-def binary_cross_entropy(logits: Any, target: Any) -> tuple[float, Array]:
+def binary_cross_entropy(logits: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
     """Mean of -target log s - (1 - target) log(1 - s) over all elements, s = sigmoid(logits).
 
     Parameters
@@ -105,14 +105,14 @@ def binary_cross_entropy(logits: Any, target: Any) -> tuple[float, Array]:
     return loss, grad
 
 
-def _output(value: Any, name: str) -> Array:
+def _output(value: ArrayLike, name: str) -> Array:
     array = np.asarray(value)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {array.dtype.name}, expected float32 or float64")
     return array
 
 
-def _target(value: Any, output: Array) -> Array:
+def _target(value: ArrayLike, output: Array) -> Array:
     array = np.asarray(value)
     if array.shape != output.shape or output.size == 0:
         raise ValueError(f"target has shape {array.shape}, expected {output.shape} like the output, not empty")

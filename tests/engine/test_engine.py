@@ -36,6 +36,7 @@ def case(request):
     return model, x, *exact(model, x, dtype)
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_within_the_error_bound(case, batch, threads):
@@ -47,6 +48,7 @@ def test_within_the_error_bound(case, batch, threads):
     assert (abs(y - value[:batch]) <= error[:batch]).all()
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_the_layers_within_both_errors(name):
     model, shape = network(name)
@@ -55,6 +57,7 @@ def test_equals_the_layers_within_both_errors(name):
     assert (abs(fs.compile(model, x.shape)(x) - model(x)) <= 2 * error).all()
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("batch", [1, 40])
 @pytest.mark.parametrize("name", ["bottlenecks", "sums", "sum of input"])
 def test_same_bits_where_activations_are_in_no_cache(name, batch):
@@ -67,6 +70,7 @@ def test_same_bits_where_activations_are_in_no_cache(name, batch):
             assert same_bits(fs.compile(model, x.shape, threads=threads)(x), expected)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("name", NETWORKS)
 def test_same_bits_on_any_number_of_threads_and_in_any_batch(name):
     """All but SpMV, which sums in another order, sum in ascending columns with the bias last."""
@@ -80,6 +84,7 @@ def test_same_bits_on_any_number_of_threads_and_in_any_batch(name):
             np.testing.assert_array_equal(engine(x[:batch]), expected[:batch])
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("name", NETWORKS)
 def test_same_bits_however_the_batch_is_cut(name):
     model, shape = network(name)
@@ -95,6 +100,7 @@ def test_same_bits_however_the_batch_is_cut(name):
         np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("name", NETWORKS)
 def test_same_bits_however_few_images_are_cut(name):
     model, shape = network(name)
@@ -110,6 +116,7 @@ def test_same_bits_however_few_images_are_cut(name):
             np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.T4
 @pytest.mark.parametrize("name", NETWORKS)
 def test_long_calls_are_cut_into_slices(name):
     model, shape = network(name)
@@ -124,6 +131,7 @@ def test_long_calls_are_cut_into_slices(name):
         np.testing.assert_array_equal(fs.compile(model, x.shape)(x), expected[40])
 
 
+@pytest.mark.T6
 @pytest.mark.parametrize("batch", [1, 40])
 def test_memory_is_that_of_threads_that_can_run(batch):
     """A number of threads beyond all measure is allowed, and does not use more."""
@@ -136,6 +144,7 @@ def test_memory_is_that_of_threads_that_can_run(batch):
             np.testing.assert_array_equal(engine(x), expected)
 
 
+@pytest.mark.R2
 def test_small_integers_are_exact():
     rng = np.random.default_rng(3)
     weight = rng.integers(-2, 3, (6, 4, 3, 3)) * (rng.random((6, 4, 3, 3)) < 0.5)
@@ -152,6 +161,7 @@ def test_small_integers_are_exact():
         np.testing.assert_array_equal(fs.compile(model, x.shape)(x), model(x))
 
 
+@pytest.mark.R5
 def test_nan_and_infinity_travel():
     model, shape = network("demo")
     x = inputs(shape, 40, "float32")
@@ -178,6 +188,7 @@ def test_is_a_snapshot():
     np.testing.assert_array_equal(engine(x), before)
 
 
+@pytest.mark.T1
 @pytest.mark.parametrize("batch", [1, 40])
 def test_sixteen_threads_on_one_engine(batch):
     model, shape = network("convolutions")
@@ -199,6 +210,7 @@ def test_sixteen_threads_on_one_engine(batch):
     assert len(pool._free) == pool._made <= 8
 
 
+@pytest.mark.T1
 def test_threads_plan_one_new_batch_size_at_once():
     model, shape = network("demo")
     engine = fs.compile(model, (1, *shape))
@@ -213,6 +225,7 @@ def test_threads_plan_one_new_batch_size_at_once():
     assert all(np.array_equal(y, results[0]) for y in results)
 
 
+@pytest.mark.T6
 def test_plans_are_bounded():
     model, shape = network("features")
     engine = fs.compile(model, (1, *shape))
@@ -288,6 +301,7 @@ def test_bad_input_shapes(arguments, error, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.I4
 def test_bad_arguments_of_a_call():
     model, shape = network("demo")
     engine = fs.compile(model, (4, *shape))

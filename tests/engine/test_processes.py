@@ -65,12 +65,14 @@ assert resident() - before < 2**20, resident() - before
 """
 
 
+@pytest.mark.T2
 @needs_fork
 @pytest.mark.parametrize("batch", [1, 64])
 def test_children_compute_while_the_parent_has_calls_in_flight(run_python, batch):
     run_python(_FORK.format(batch=batch))
 
 
+@pytest.mark.T6
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat(run_python):
     run_python(_MEMORY)

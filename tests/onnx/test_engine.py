@@ -65,6 +65,7 @@ def test_several_inputs_and_outputs(rng):
         engine(inputs[0])
 
 
+@pytest.mark.R4
 def test_out_is_written_in_place(rng, network):
     x = _image(rng)
     out = np.full((2, 10), np.nan, np.float32)
@@ -146,6 +147,7 @@ def test_other_models_are_refused():
         fs.compile(3, (1, 2))
 
 
+@pytest.mark.R3
 def test_bits_do_not_depend_on_threads_or_batch(rng):
     x = _image(rng, 9)
     engine = fs.compile(models.residual_network(), tune=False)
@@ -155,6 +157,7 @@ def test_bits_do_not_depend_on_threads_or_batch(rng):
     np.testing.assert_array_equal(engine(x[3:5]), whole[3:5])
 
 
+@pytest.mark.T6
 def test_plans_are_bounded(rng, network):
     for batch in range(1, 14):
         network(_image(rng, batch))
@@ -177,6 +180,7 @@ def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
     assert asked == [False, True, False]
 
 
+@pytest.mark.T1
 def test_sixteen_threads_share_an_engine(rng):
     engine = models.on_kernels(models.encoder(), [(2, 8), (2, 8)])
     inputs = [(rng.integers(0, 50, (1 + i % 3, 8)), np.ones((1 + i % 3, 8), np.int64)) for i in range(16)]
@@ -282,6 +286,7 @@ def test_indices_out_of_range_are_told(make):
     assert np.isfinite(engine.run([np.full((1, 8), 49), mask])[0]).all()
 
 
+@pytest.mark.T2
 @pytest.mark.parametrize("who", ["kernels", "library"])
 def test_runs_in_a_forked_child(who, run_python, tmp_path):
     path = models.saved(models.residual_network(), tmp_path / "model.onnx")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is not of this system")
+pytestmark = [pytest.mark.T2, pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is not of this system")]
 
 FORK = """
 import os, sys

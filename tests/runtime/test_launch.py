@@ -39,6 +39,7 @@ def layouts(rng: np.random.Generator, n: int, dtype: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.1, 0.3])  # X is read in place, and packed
 def test_calls_in_any_order_are_those_of_a_fresh_matrix(rng, density, dtype):
@@ -101,6 +102,7 @@ def test_what_was_forgotten_is_made_again(rng):
         gc.collect()
 
 
+@pytest.mark.T1
 @pytest.mark.parametrize("shape", [(COLUMNS,), (COLUMNS, 8), (COLUMNS, 49)])
 def test_threads_share_what_is_kept(rng, shape):
     """Eight threads repeat one call, each with an input, a bias and an output of its own."""

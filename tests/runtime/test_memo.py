@@ -15,6 +15,8 @@ from fastsparse.runtime import memo
 from fastsparse.runtime.memo import LEAST_BYTES, MOST_ENTRIES, Memoized, array_bytes
 from tests.checking import PATTERNS, matrix, target
 
+pytestmark = pytest.mark.T6
+
 
 class Store(Memoized):
     """A store and nothing else."""
