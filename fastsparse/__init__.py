@@ -26,13 +26,14 @@ if TYPE_CHECKING:
         conv3d_backward,
         linear,
         linear_backward,
+        matmul,
         sddmm,
         spmm,
     )
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
-    **dict.fromkeys(("spmm", "sddmm", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
+    **dict.fromkeys(("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
     **dict.fromkeys(("linear_backward", "conv1d_backward", "conv2d_backward", "conv3d_backward"), "functional"),
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
@@ -45,6 +46,7 @@ __all__ = [
     # functions
     "spmm",
     "sddmm",
+    "matmul",
     "linear",
     "conv1d",
     "conv2d",
@@ -95,13 +97,13 @@ def __dir__() -> list[str]:
 def _matmul(W: CSR, X: Any) -> Any:
     from fastsparse import functional
 
-    return functional.matmul(W, X)
+    return functional.product(W, X, ("W", "X"))
 
 
 def _rmatmul(W: CSR, X: Any) -> Any:
     from fastsparse import functional
 
-    return functional.rmatmul(W, X)
+    return functional.product(X, W, ("X", "W"))
 
 
 define_products(_matmul, _rmatmul)

@@ -20,6 +20,7 @@ LEVELS = {
     "fastsparse.text_table": 0,
     "fastsparse.runtime": 1,
     "fastsparse.csr": 2,
+    "fastsparse.scipy_matrices": 3,
     "fastsparse.html_page": 2,
     "fastsparse.ops": 3,
     "fastsparse.arguments": 4,

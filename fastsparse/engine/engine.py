@@ -6,21 +6,24 @@ import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from fastsparse import nn
-from fastsparse.arguments import as_float
+from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised
-from fastsparse.engine.program import Program
+from fastsparse.engine.program import Linear, Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
-from fastsparse.engine.saving import save_engine
+from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
+from fastsparse.functional import linear
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.fork import fork_safe_lock
@@ -137,6 +140,7 @@ class Engine:
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
+        self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
     def __call__(self, x: Any, *, out: Array | None = None) -> Array:
@@ -144,8 +148,9 @@ class Engine:
 
         Parameters
         ----------
-        x : array_like (N, ...)
-            Any N; the other sizes as in `input_shape`.
+        x : array_like (N, ...), or scipy.sparse (N, features) where the first layer is linear
+            Any N; the other sizes as in `input_shape`. float64 is cast to float32 where that is the engine's type, and
+            the other way round. A sparse x stays sparse: work follows the matching nonzeros of x and the first weight.
         out : ndarray (N, ...), optional
             Where to write the result: C-contiguous, of the engine's dtype, apart from x.
 
@@ -158,6 +163,8 @@ class Engine:
         TypeError, ValueError
             When x or out does not fit; nothing has been computed then.
         """
+        if is_sparse(x):
+            return self._run_sparse(x, out)
         array = self._checked(x)
         y = self._output(out, array)
         if len(array):
@@ -226,11 +233,42 @@ class Engine:
     # ------------------------------------------------------------------------------------------
 
     def _checked(self, x: Any) -> Array:
-        array = as_float(x, self.dtype, "x", "the engine")
+        array = as_cast(x, self.dtype, "x", "the engine")
         if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
             expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
         return np.ascontiguousarray(array)
+
+    def _run_sparse(self, x: Any, out: Array | None) -> Array:
+        """The first layer on sparse x, and the others as an engine of their own."""
+        if self._behind_first is None:
+            self._behind_first = self._without_first()
+        first, others = self._behind_first
+        rows = sparse.csr_array(x)
+        if rows.dtype in (np.float32, np.float64):
+            rows = rows.astype(self.dtype, copy=False)
+        weight, bias = first.weight, None if first.bias is None else np.asarray(first.bias, self.dtype)
+        y = linear(rows, weight, bias, activation=first.activation, out=out if others is None else None)
+        return y if others is None else others(y.reshape(len(y), *others.input_shape[1:]), out=out)
+
+    def _without_first(self) -> tuple[Linear, Engine | None]:
+        """The first layer, and what comes behind it."""
+        program = self._program
+        node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
+        alone = node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        if node is None or not alone or not isinstance(node.operator, Linear) or len(self.input_shape) != 2:
+            kind = "no layer" if node is None else node.name
+            raise TypeError(
+                f"x is sparse, expected a dense array (x.toarray()): the first layer is {kind}, and only a linear one "
+                "takes sparse input"
+            )
+        if program.nodes[1:] == () and program.outputs == (node.output,):
+            return node.operator, None
+        others = replace(program, inputs=(node.output,), nodes=program.nodes[1:])
+        return node.operator, Engine(others, (self.input_shape[0], *program.shapes[node.output]), self._threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickled(self)
 
     def _output(self, out: Any, x: Array) -> Array:
         shape = (len(x), *self._sample_shape)
