@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         sddmm,
         spmm,
     )
+    from fastsparse.weights_files import load_weights
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     **dict.fromkeys(("linear_backward", "conv1d_backward", "conv2d_backward", "conv3d_backward"), "functional"),
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
+    "load_weights": "weights_files",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "training",
     "save",
     "load",
+    "load_weights",
     "FileFormatError",
     # inference
     "compile",

@@ -28,9 +28,11 @@ LEVELS = {
     "fastsparse.sparsity": 5,
     "fastsparse.nn": 6,
     "fastsparse.files": 7,
+    "fastsparse.weights_files": 8,
     "fastsparse.training": 8,
     "fastsparse.engine": 8,
     "fastsparse.onnx": 8,
+    "fastsparse.tflite": 8,
     "fastsparse": 9,  # the names a user sees; imported by nothing but what stands above everything
     "fastsparse.demo": 9,
     "fastsparse.torch": 9,

@@ -28,6 +28,7 @@ from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
+from fastsparse.tflite.to_onnx import model_of as tflite_model
 
 Array = NDArray[Any]
 _KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
@@ -61,7 +62,9 @@ def compile(  # noqa: A001 - the public name of api.md
     Parameters
     ----------
     model : nn.Sequential, path, or onnx.ModelProto
-        A Sequential may be nested. A path is an ONNX file's; reading it needs the extra ``onnx``.
+        A Sequential may be nested. A path is that of an ONNX file, or of a TFLite file when its name ends in
+        ".tflite"; reading them needs the extras ``onnx`` and ``tflite``. Inputs and outputs of TFLite models are as in
+        the file (images NHWC), and their activations are float32: weights may be sparse, float16 or quantised.
     input_shape : tuple of int, or for ONNX models of several inputs a list or a dict of them
         Batch first; other batch sizes are planned when they are first used. ONNX models that say their shapes need
         none: a batch of no fixed size is 1 then.
@@ -76,14 +79,14 @@ def compile(  # noqa: A001 - the public name of api.md
 
     Returns
     -------
-    Engine, or for ONNX models GraphEngine
+    Engine, or for ONNX and TFLite models GraphEngine
 
     Raises
     ------
     UnsupportedOperatorError
         Naming the first layer or node that is not supported.
     FileFormatError
-        When an ONNX file is damaged.
+        When an ONNX or TFLite file is damaged.
     TypeError, ValueError
         When an argument or the model's layers do not fit.
 
@@ -95,11 +98,13 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
+        model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
         return compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
-        raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")
+        raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX or TFLite file")
     shape = _checked_shape(input_shape)
     threads = None if threads is None else checked_threads(threads, "threads")
     program = optimised(program_of(model, shape[1:]))

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse.files import Folder
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.reader import DOMAINS, load_proto
-from fastsparse.onnx.tensors import Folder, check_size, external, inline, tensors_inside
+from fastsparse.onnx.tensors import check_size, external, inline, tensors_inside
 from fastsparse.runtime.atomic_file import replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
