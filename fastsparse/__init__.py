@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         sddmm,
         spmm,
     )
+    from fastsparse.onnx.export import to_onnx
     from fastsparse.weights_files import load_weights
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
@@ -39,6 +40,7 @@ _HOMES = {
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
     "load_weights": "weights_files",
+    "to_onnx": "onnx.export",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "save",
     "load",
     "load_weights",
+    "to_onnx",
     "FileFormatError",
     # inference
     "compile",

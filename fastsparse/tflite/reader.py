@@ -1,6 +1,6 @@
 """Reading TFLite files: flatbuffers to plain records, weights to float32 arrays, checked against what the file holds.
 
-Files may be damaged or hostile. Numbers of tensors, operators and weights' elements are bounded by the size of the file.
+Files may be damaged or hostile. Numbers of tensors and operators are bounded, weights' elements by the file's size.
 """
 
 from __future__ import annotations

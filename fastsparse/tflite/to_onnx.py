@@ -1,4 +1,4 @@
-"""TFLite models as ONNX models: images become NCHW once, at the input, and NHWC again where a model looks at their order.
+"""TFLite models as ONNX models: images become NCHW once, at the input, and NHWC where a model looks at their order.
 
 Inputs and outputs keep the shapes and the order of axes that they have in the TFLite file.
 """

@@ -255,9 +255,9 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         "x has shape (2, 4), expected (..., 3) to match the layer",
     ),
     (
-        lambda: nn.Linear(3, 4)(np.ones((2, 3), "g")),
+        lambda: nn.Linear(3, 4)(np.ones((2, 3), complex)),
         TypeError,
-        "x has dtype float128, expected float32, float16, integers or bool",
+        "x has dtype complex128, expected float32, float16, integers or bool",
     ),
     (
         lambda: nn.Conv2d(3, 4, 3)(np.ones((2, 4, 5, 5), "f")),
