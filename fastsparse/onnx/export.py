@@ -128,10 +128,11 @@ class _Graph:
         made.ir_version = _IR
         if sizes is None and made.ByteSize() < _INFERRED:
             held = [(tensor.values.name, tensor.dims) for tensor in self.sparse_tensors]
-            made.graph.input.extend(helper.make_tensor_value_info(name, kind, dims) for name, dims in held)
-            y.CopyFrom(shape_inference.infer_shapes(made).graph.output[0])  # with its shape
-            del made.graph.input[1:], made.graph.output[:]
-            made.graph.output.append(y)
+            dense = type(made)()  # sparse tensors cannot be inferred with
+            dense.CopyFrom(made)
+            del dense.graph.sparse_initializer[:]
+            dense.graph.input.extend(helper.make_tensor_value_info(name, kind, dims) for name, dims in held)
+            made.graph.output[0].CopyFrom(shape_inference.infer_shapes(dense).graph.output[0])  # with its shape
         return made
 
     # ---------------------------------------------------------------- what both kinds of models consist of

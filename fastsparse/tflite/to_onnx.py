@@ -87,11 +87,22 @@ class _Writer:
                 self._node("Identity", [name], output=tensor.name)
             outputs.append(self._value(tensor))
         inputs = [self._value(model.tensors[i]) for i in model.inputs]
+        self._drop_unread([value.name for value in outputs])
         tensors = [numpy_helper.from_array(array, name) for name, array in self._initializers.items()]
         graph = helper.make_graph(self._nodes, "tflite", inputs, outputs, tensors)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
         made.ir_version = _IR
         return made
+
+    def _drop_unread(self, outputs: Sequence[str]) -> None:
+        """Leave out nodes whose results nothing reads, such as PADs that convolutions have taken in."""
+        read, kept = set(outputs), []
+        for node in reversed(self._nodes):
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(node)
+        self._nodes = kept[::-1]
+        self._initializers = {name: array for name, array in self._initializers.items() if name in read}
 
     def _value(self, tensor: Tensor) -> Any:
         """An input or output of the model, whose first size is open where samples stay apart."""
