@@ -26,16 +26,21 @@ if TYPE_CHECKING:
         conv3d_backward,
         linear,
         linear_backward,
+        matmul,
         sddmm,
         spmm,
     )
+    from fastsparse.onnx.export import to_onnx
+    from fastsparse.weights_files import load_weights
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
-    **dict.fromkeys(("spmm", "sddmm", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
+    **dict.fromkeys(("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
     **dict.fromkeys(("linear_backward", "conv1d_backward", "conv2d_backward", "conv3d_backward"), "functional"),
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
+    "load_weights": "weights_files",
+    "to_onnx": "onnx.export",
 }
 
 __all__ = [
@@ -45,6 +50,7 @@ __all__ = [
     # functions
     "spmm",
     "sddmm",
+    "matmul",
     "linear",
     "conv1d",
     "conv2d",
@@ -59,6 +65,8 @@ __all__ = [
     "training",
     "save",
     "load",
+    "load_weights",
+    "to_onnx",
     "FileFormatError",
     # inference
     "compile",
@@ -95,13 +103,13 @@ def __dir__() -> list[str]:
 def _matmul(W: CSR, X: Any) -> Any:
     from fastsparse import functional
 
-    return functional.matmul(W, X)
+    return functional.product(W, X, ("W", "X"))
 
 
 def _rmatmul(W: CSR, X: Any) -> Any:
     from fastsparse import functional
 
-    return functional.rmatmul(W, X)
+    return functional.product(X, W, ("X", "W"))
 
 
 define_products(_matmul, _rmatmul)

@@ -63,8 +63,26 @@ def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") ->
     if found.kind in "biu" or found == np.float16:
         return array.astype(dtype)
     if found in _FLOATS:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype} to match {against}")
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, expected {dtype} to match {against}: convert one of them with .astype"
+        )
     raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}, float16, integers or bool")
+
+
+def as_cast(value: Any, dtype: np.dtype[Any], name: str, against: str) -> NDArray[Any]:
+    """As `as_float`, but float32 and float64 are cast to each other: what layers and engines take.
+
+    Raises
+    ------
+    TypeError
+        For other types.
+    """
+    if type(value) is not np.ndarray or value.dtype != dtype:
+        array = as_array(value, name)
+        if array.dtype.newbyteorder("=") in _FLOATS:
+            with np.errstate(over="ignore"):
+                value = array.astype(dtype)
+    return as_float(value, dtype, name, against)
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_arguments(demo)
     demo.set_defaults(run=_run_demo)
     bench = commands.add_parser(
-        "bench", help="time an ONNX model, also against other engines", description=_run_bench.__doc__
+        "bench", help="time an ONNX or TFLite model, also against other engines", description=_run_bench.__doc__
     )
     _add_bench_arguments(bench, options.positive, options.report_path)
     bench.set_defaults(run=_run_bench)
@@ -81,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bench_arguments(
     parser: argparse.ArgumentParser, positive: Callable[[str], int], written: Callable[[str], Path]
 ) -> None:
-    parser.add_argument("model", metavar="MODEL.onnx", type=_model_name)
+    parser.add_argument("model", metavar="MODEL.onnx|MODEL.tflite", type=_model_name)
     parser.add_argument("-b", "--batch", type=positive, action="append", help="batch size, may be repeated (default 1)")
     parser.add_argument(
-        "--against", action="append", choices=["onnxruntime"], help="time it on the same inputs, in turn"
+        "--against", action="append", choices=["onnxruntime", "litert"], help="time it on the same inputs, in turn"
     )
     parser.add_argument(
         "--shape", type=_shape, action="append", metavar="NAME=1x128",
@@ -97,10 +97,10 @@ def _add_bench_arguments(
 
 
 def _model_name(text: str) -> str:
-    if text.endswith(".onnx"):
+    if text.endswith((".onnx", ".tflite")):
         return text
     raise argparse.ArgumentTypeError(
-        f"got {text!r}, expected an ONNX model, MODEL.onnx; the kernels' benchmarks come with the source: "
+        f"got {text!r}, expected a model, MODEL.onnx or MODEL.tflite; the kernels' benchmarks come with the source: "
         "python -m bench, in a checkout"
     )
 
@@ -161,7 +161,7 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
-    """Time an ONNX model, and other engines in turn with it. Kernels: python -m bench, in a checkout of the source."""
+    """Time an ONNX or TFLite model, and other engines in turn with it. Kernels: python -m bench, in a checkout."""
     from fastsparse import html_page
     from fastsparse.onnx import racing
     from fastsparse.runtime.atomic_file import write_text

@@ -11,6 +11,7 @@ Every error names the field, what was found and what was expected.
 from __future__ import annotations
 
 import hashlib
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -27,6 +28,7 @@ Built = TypeVar("Built")
 
 _PLAN_BYTES = 32  # bound of a matrix's plans, relative to its own bytes: several batch sizes, forward and backward
 
+_DENSE_BYTES = 2**30  # what np.asarray(W) may take: more is hardly meant
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -387,6 +389,21 @@ def define_products(matmul: Product, rmatmul: Product) -> None:
     _products.matmul, _products.rmatmul = matmul, rmatmul
 
 
+def _refused(W: CSR, other: Any) -> Any:
+    """What `CSR` leaves to SciPy."""
+    raise TypeError(
+        f"a CSR takes part in @ and in * and / by real numbers, found {type(other).__name__}: use W.to_scipy() for "
+        "the arithmetic of sparse matrices, fastsparse.csr(...) to come back"
+    )
+
+
+def _number(W: CSR, value: Any) -> Any:
+    """A real number in W's type."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return W.dtype.type(value) if isinstance(value, numbers.Real) else _refused(W, value)
+
+
 class CSR(Memoized):
     """A sparse matrix in compressed sparse rows, read-only.
 
@@ -420,7 +437,9 @@ class CSR(Memoized):
     __array_ufunc__ = None  # makes ndarray @ CSR call CSR.__rmatmul__
 
     def __init__(self, indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, shape: Sequence[int]) -> None:
-        pointers, columns, values, checked = canonical(indptr, indices, _required(data), shape)
+        if data is None:
+            raise TypeError("data is None, expected one value for each nonzero")
+        pointers, columns, values, checked = canonical(indptr, indices, data, shape)
         self._set(Pattern._trusted(pointers, columns, checked), values)
 
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
@@ -510,16 +529,71 @@ class CSR(Memoized):
         arrays = (self._data.copy(), self.indices.copy(), self.indptr.copy())
         return sparse.csr_array(arrays, shape=self.shape)
 
-    def __matmul__(self, X: MatrixLike) -> NDArray[Any]:
-        """``W @ X`` for dense X (K, N) or (K,), or sparse X (K, N): a dense array."""
+    def __matmul__(self, X: MatrixLike) -> Any:
+        """``W @ X`` for dense X (K, N) or (K,): a dense array; for sparse X (K, N), by SciPy: a `CSR`."""
         return _products.matmul(self, X)
 
-    def __rmatmul__(self, X: MatrixLike) -> NDArray[Any]:
-        """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array."""
+    def __rmatmul__(self, X: MatrixLike) -> Any:
+        """``X @ W`` for dense X (N, M) or (M,): a dense array."""
         return _products.rmatmul(self, X)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """``W[i]``: row i, a dense array (columns,); ``W[a:b]`` and ``W[a:b:c]``: a `CSR` of these rows."""
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.shape[0])
+            if step != 1:
+                return csr(self.to_scipy()[rows])
+            pointers = self.indptr[start : max(start, stop) + 1]
+            first, last = int(pointers[0]), int(pointers[-1])
+            columns, shape = self.indices[first:last].copy(), (len(pointers) - 1, self.shape[1])
+            pattern = Pattern._trusted(pointers - first, columns, shape)
+            return CSR._trusted(pattern, frozen(self._data[first:last].copy()))
+        try:
+            row = operator.index(rows)
+        except TypeError:
+            raise TypeError(
+                f"W[...] takes a row's number or a slice of rows, not {type(rows).__name__}: use W.to_scipy()[...]"
+            ) from None
+        if not -self.shape[0] <= row < self.shape[0]:
+            raise IndexError(f"row {row} is out of range for shape {self.shape}")
+        first, last = self.indptr[row % self.shape[0] :][:2]
+        dense = np.zeros(self.shape[1], self.dtype)
+        dense[self.indices[first:last]] = self._data[first:last]
+        return dense
+
+    def __mul__(self, factor: Any) -> CSR:
+        """``W * number``: a `CSR` of the same pattern and type."""
+        return CSR._trusted(self._pattern, frozen(self._data * _number(self, factor)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> CSR:
+        """``W / number``: a `CSR` of the same pattern and type."""
+        return CSR._trusted(self._pattern, frozen(self._data / _number(self, divisor)))
+
+    def __neg__(self) -> CSR:
+        return self * -1
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """``np.asarray(W)`` is `toarray`, where that takes no memory by accident."""
+        if copy is False:
+            raise ValueError("a CSR cannot become a dense array without a copy, expected copy=None or True")
+        if (size := self.shape[0] * self.shape[1] * self.dtype.itemsize) > _DENSE_BYTES:
+            raise ValueError(
+                f"np.asarray would make a dense array of {size} bytes of a CSR of shape {self.shape}: use W.toarray() "
+                "if that is meant, or W.to_scipy() for functions that take sparse matrices"
+            )
+        return self.toarray().astype(dtype or self.dtype, copy=False)
+
+    def __getattr__(self, name: str) -> Any:
+        known = not name.startswith("_") and hasattr(sparse.csr_array, name)
+        hint = f", SciPy's matrices do: use W.to_scipy().{name}" if known else ""
+        raise AttributeError(f"a CSR has no {name!r}{hint}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"<CSR {self._pattern._summary()}, {self.dtype}>"
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __pow__ = __rtruediv__ = _refused
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _with_data, (self._pattern, self._data)
@@ -596,7 +670,8 @@ def _from_scipy(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
         raise ValueError(f"obj has shape {obj.shape}, expected two dimensions (rows, columns)")
     if obj.format in ("csr", "csc"):
         what = "column" if obj.format == "csr" else "row"
-        fields = canonical(obj.indptr, obj.indices, obj.data, obj.shape, what=what, dtype=dtype)
+        indices, data = _without_slack(obj.indptr, obj.indices, obj.data)
+        fields = canonical(obj.indptr, indices, data, obj.shape, what=what, dtype=dtype)
     else:
         coordinates = obj if obj.format == "coo" else obj.tocoo()
         fields = from_coordinates(coordinates.row, coordinates.col, coordinates.data, obj.shape, dtype)
@@ -606,10 +681,15 @@ def _from_scipy(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
     return CSR._trusted(Pattern._trusted(indptr, indices, shape), values)
 
 
-def _required(data: Any) -> Any:
-    if data is None:
-        raise TypeError("data is None, expected one value for each nonzero")
-    return data
+def _without_slack(indptr: Any, indices: Any, data: Any) -> tuple[Any, Any]:
+    """Compressed indices and data up to ``indptr[-1]``: SciPy takes what lies behind for room, not for nonzeros."""
+    pointers = np.asarray(indptr)
+    if pointers.ndim != 1 or not pointers.size or pointers.dtype.kind not in "iu":
+        return indices, data
+    end = int(pointers[-1])
+    if not 0 <= end < min(np.size(indices), np.size(data)):
+        return indices, data
+    return np.asarray(indices)[:end], np.asarray(data)[:end]
 
 
 def _with_data(pattern: Pattern, values: NDArray[Any]) -> CSR:

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,36 @@ _LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses longer headers
 
 class FileFormatError(ValueError):
     """A file is damaged, hostile, or not what it was opened as."""
+
+
+class Folder:
+    """Where other files of a model, such as external data and shards, may lie.
+
+    In the folder that the model is in by its name, or in the one that its file really is in: links of the model's
+    folder may lead there, as those of Hugging Face's cache lead from ``snapshots/`` into ``blobs/``, and nowhere else.
+    """
+
+    def __init__(self, model: Path) -> None:
+        real = os.path.realpath(model)
+        self.folders = list(dict.fromkeys([model.parent, Path(real).parent]))
+        self.allowed = {Path(os.path.realpath(folder)) for folder in self.folders}
+
+    def find(self, location: str, what: str) -> Path:
+        """The file that a tensor names.
+
+        Raises
+        ------
+        FileFormatError
+            When it is not there, or not where it may be.
+        """
+        inside = location and not os.path.isabs(location) and ".." not in Path(location).parts
+        found = [folder / location for folder in self.folders] if inside and "\0" not in location else []
+        real = [Path(os.path.realpath(path)) for path in found if os.path.lexists(path)] or found[:1]
+        if not real or not self.allowed.intersection(real[0].parents):
+            raise FileFormatError(f"{what} lies in {location!r}, expected a file in the folder of the model")
+        if not real[0].is_file():
+            raise FileFormatError(f"{what} lies in {location!r}, which is not there")
+        return real[0]
 
 
 def save(model: Module, path: PathLike) -> None:

@@ -8,6 +8,7 @@ stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a st
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.spmm import spmm_column_major, spmm_row_major
 from fastsparse.ops.sums import batch_sum, channel_sums
 from fastsparse.runtime.buffers import check_out
+from fastsparse.scipy_matrices import matrix_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -50,7 +52,6 @@ __all__ = [
     "linear",
     "linear_backward",
     "matmul",
-    "rmatmul",
     "sddmm",
     "spmm",
 ]
@@ -249,10 +250,7 @@ def _as_sparse_samples(x: Any, W: CSR) -> sparse.csr_array:
     if max(*W.shape, x.shape[0]) > INT32_MAX:
         raise ValueError(f"x and W have shapes {x.shape} and {W.shape}, expected no size above {INT32_MAX}")
     as_float(np.empty(0, x.dtype), W.dtype, "x")  # the same rules as for dense input
-    try:
-        rows = csr(x, W.dtype)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"x is not a valid sparse matrix: {error}") from error
+    rows = _valid(csr, x, W.dtype, "x")
     return sparse.csr_array((rows.data, rows.indices.astype(np.uint32), rows.indptr), shape=rows.shape)
 
 
@@ -261,38 +259,115 @@ def _compressed(x: Any) -> spgemm.SparseRows:
     return np.asarray(x.indptr, np.int64), np.asarray(x.indices, np.uint32), x.data
 
 
-def matmul(W: CSR, X: Any) -> Array:
-    """``W @ X`` for dense X (K, N) or (K,), or sparse X (K, N): a dense array.
+def matmul(A: Any, X: Any, *, out: Array | None = None) -> Any:
+    """Matrix product ``A @ X`` of which one factor or both are sparse.
+
+    Parameters
+    ----------
+    A, X : CSR, any scipy.sparse array or matrix, or array_like
+        (M, K) and (K, N). A dense factor may also be a vector: X (K,), or A (K,). A scipy.sparse matrix is checked at
+        its first product and remembered, with the plans made for it, while its memory lives; so is its transpose
+        ``A.T``. Its arrays may change in between: their contents are compared at every call. LIL and DOK matrices are
+        converted at every call.
+    out : ndarray, optional
+        Where to write a dense result: C-contiguous, of its dtype, apart from the factors.
+
+    Returns
+    -------
+    ndarray, or CSR for two sparse factors (a scipy.sparse array when SciPy's are both)
 
     Raises
     ------
     TypeError, ValueError
-        When a shape or dtype does not fit.
+        When a shape or dtype does not fit, neither factor is sparse, or a matrix's fields contradict each other.
+
+    Notes
+    -----
+    Beside a scipy.sparse matrix, data types are SciPy's: ``np.result_type(A, X)``, which is float64 for int64 times
+    float32. What is not float32 or float64 then (integers times integers, complex numbers) is computed by SciPy, and
+    so are products of two sparse factors. Beside a `CSR` the rules of `spmm` hold: float32 and float64 do not mix.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse as sp, fastsparse as fs
+    >>> A = sp.csr_array(np.array([[0.0, 2.0], [3.0, 0.0]]))
+    >>> fs.matmul(A, np.array([[1.0, 2.0], [10.0, 20.0]]))
+    array([[20., 40.],
+           [ 3.,  6.]])
+    >>> fs.matmul(np.array([1.0, 1.0]), A)
+    array([3., 2.])
     """
-    if isinstance(X, CSR):
-        X = X.to_scipy()
-    if not is_sparse(X):
-        return spmm(W, X)
-    if X.ndim != 2 or X.shape[0] != W.shape[1]:
-        raise ValueError(f"X has shape {X.shape}, expected ({W.shape[1]}, N) to match W of shape {W.shape}")
-    return linear(sparse.csr_array(X.T), W).T
+    return product(A, X, ("A", "X"), out)
 
 
-def rmatmul(W: CSR, X: Any) -> Array:
-    """``X @ W`` for dense X (N, M) or (M,), or scipy sparse X (N, M): a dense array.
+def product(left: Any, right: Any, names: tuple[str, str], out: Array | None = None) -> Any:
+    """`matmul`, and the operators of `CSR`; `names` are those that errors give to the factors."""
+    if _is_matrix(left) and _is_matrix(right):
+        if out is not None:
+            raise TypeError("out is for dense results, and the product of two sparse matrices is sparse")
+        return _sparse_product(left, right, names)
+    if not _is_matrix(left) and not _is_matrix(right):
+        kinds = " and ".join(f"{name} is {type(value).__name__}" for name, value in zip(names, (left, right)))
+        raise TypeError(f"{kinds}, expected one of them to be sparse: a fastsparse.CSR or a scipy.sparse matrix")
+    on_the_left = _is_matrix(left)
+    (matrix, name), (dense, dense_name) = (left, names[0]), (right, names[1])
+    if not on_the_left:
+        (matrix, name), (dense, dense_name) = (dense, dense_name), (matrix, name)
+    dense, shape = as_array(dense, dense_name), tuple(matrix.shape)
+    if dense.dtype.kind not in "biufc":
+        raise TypeError(f"{dense_name} has dtype {dense.dtype}, expected numbers")
+    if len(shape) != 2:
+        raise ValueError(f"{name} has shape {shape}, expected two dimensions (rows, columns)")
+    inner, axis = (shape[1], 0) if on_the_left else (shape[0], -1)
+    if dense.ndim not in (1, 2) or dense.shape[axis] != inner:
+        expected = f"({inner}, N) or ({inner},)" if on_the_left else f"(..., {inner})"
+        raise ValueError(f"{dense_name} has shape {dense.shape}, expected {expected} to match {name} of shape {shape}")
+    if isinstance(matrix, CSR):
+        dense = as_float(dense, matrix.dtype, dense_name, name)
+    else:
+        dtype = np.result_type(matrix.dtype, dense.dtype)
+        if dtype not in (np.float32, np.float64):
+            return _by_scipy(left if on_the_left else dense, dense if on_the_left else right, out)
+        matrix, dense = _valid(matrix_of, matrix, dtype, name), np.asarray(dense, dtype)
+    return spmm(matrix, dense, out=out) if on_the_left else linear(dense, matrix.T, out=out)
 
-    Raises
-    ------
-    TypeError, ValueError
-        When a shape or dtype does not fit.
-    """
-    if not is_sparse(X):
-        X = np.asarray(X)
-    if X.ndim not in (1, 2) or X.shape[-1] != W.shape[0]:
-        raise ValueError(f"X has shape {X.shape}, expected (..., {W.shape[0]}) to match W of shape {W.shape}")
-    if is_sparse(X):
-        return linear(sparse.csr_array(X), W.T)
-    return spmm(W.T, X.T).T
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, CSR) or is_sparse(value)
+
+
+def _sparse_product(left: Any, right: Any, names: tuple[str, str]) -> Any:
+    """The product of two sparse matrices, by SciPy."""
+    if len(right.shape) != 2 or len(left.shape) != 2 or right.shape[0] != left.shape[1]:
+        raise ValueError(
+            f"{names[1]} has shape {right.shape}, expected ({left.shape[-1]}, N) to match {names[0]} of "
+            f"shape {left.shape}"
+        )
+    if not isinstance(left, CSR) and not isinstance(right, CSR):
+        return left @ right
+    dtype = left.dtype if isinstance(left, CSR) else right.dtype
+    factors = []
+    for factor, name, other in zip((left, right), names, reversed(names)):
+        as_float(np.empty(0, factor.dtype), dtype, name, other)  # the same rules as for dense factors
+        factors.append(_valid(csr, factor, dtype, name).to_scipy())
+    return csr(factors[0] @ factors[1])
+
+
+def _valid(make: Callable[[Any, Any], CSR], matrix: Any, dtype: np.dtype[Any], name: str) -> CSR:
+    try:
+        return make(matrix, dtype)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} is not a valid sparse matrix: {error}") from error
+
+
+def _by_scipy(left: Any, right: Any, out: Array | None) -> Array:
+    """A product in types that the kernels do not have."""
+    found = np.asarray(left @ right)
+    if out is None:
+        return found
+    Y = check_out(out, found.shape, found.dtype)
+    Y[...] = found
+    return Y
 
 
 # ------------------------------------------------------------------------------------------------- convolutions

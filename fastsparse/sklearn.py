@@ -6,6 +6,7 @@ without pickle, save ``estimator.model_`` with ``fs.save``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from fastsparse.arguments import Samples
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state, column_or_1d
+    from sklearn.utils.class_weight import compute_sample_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install -e '.[sklearn]' in the checkout"
@@ -34,6 +37,7 @@ Array = NDArray[Any]
 
 __all__ = ["SparseMLPClassifier", "SparseMLPRegressor"]
 
+_DENSE_RATE = 2e-3  # of a network without zeros
 _EVOLVE = {"rigl": sparsity.RigL, "set": sparsity.SET}
 
 
@@ -57,7 +61,7 @@ class _SparseMLP(BaseEstimator):
         activation: str = "relu",
         alpha: float = 1e-4,
         batch_size: int | str = "auto",
-        learning_rate_init: float = 1e-3,
+        learning_rate_init: float | str = "auto",
         max_iter: int = 200,
         tol: float = 1e-4,
         n_iter_no_change: int = 10,
@@ -87,7 +91,7 @@ class _SparseMLP(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Samples, y: ArrayLike) -> Self:
+    def fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -96,31 +100,60 @@ class _SparseMLP(BaseEstimator):
             A sparse matrix stays sparse. float32 trains in float32, everything else in float64.
         y : array (samples,)
             Classes, or numbers; for the regressor also (samples, outputs).
+        sample_weight : array (samples,), optional
+            Numbers of at least 0, relative to each other: how much the samples' losses count.
 
         Returns
         -------
         self
+
+        Warns
+        -----
+        ConvergenceWarning
+            When the loss was still falling after `max_iter` epochs.
         """
         self._check_parameters()
         X, values = self._checked(X, y, reset=True)
         target = self._started(values, None)
+        X, target, weights = self._weighted(X, values, target, sample_weight)
+        if weights is not None:
+            weights = weights * (len(weights) / weights.sum())  # of mean 1, so that the learning rate means the same
         self._build(X, target)
         self.history_ = training.History()
-        self._train(X, target, int(self.max_iter), self._algorithm, self._callbacks())
+        stops: list[bool] = []
+        callbacks = [*self._callbacks(), lambda progress: stops.append(progress.stop)]
+        self._train(X, target, weights, int(self.max_iter), self._algorithm, callbacks)
+        if not stops[-1]:
+            warnings.warn(
+                f"training ended at max_iter = {self.max_iter} epochs, before the loss stopped falling",
+                ConvergenceWarning, stacklevel=2,
+            )  # fmt: skip
         return self
 
-    def _partial_fit(self, X: Any, y: Any, classes: Any) -> Self:
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Self:
         first = not hasattr(self, "model_")
         self._check_parameters()
         X, y = self._checked(X, y, reset=first)
+        target = self._started(y, classes) if first else self._encoded(y, classes)
+        X, target, weights = self._weighted(X, y, target, sample_weight)
         if first:
-            target = self._started(y, classes)
             self._build(X, target)
             self.history_ = training.History()
-        else:
-            target = self._encoded(y, classes)
-        self._train(X, target, 1, None if self._algorithm is None else _Steps(self._algorithm), [])
+        self._train(X, target, weights, 1, None if self._algorithm is None else _Steps(self._algorithm), [])
         return self
+
+    def _weighted(self, X: Any, y: Any, target: Array, sample_weight: Any) -> tuple[Any, Array, Array | None]:
+        """The samples whose weight is not 0, and their weights."""
+        weights = self._class_weights(y)
+        if sample_weight is not None:
+            given = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            weights = given if weights is None else given * weights
+        if weights is None:
+            return X, target, None
+        kept = np.flatnonzero(weights)
+        if not len(kept):
+            raise ValueError("all weights of samples times those of their classes are 0, expected a non-zero one")
+        return (X, target, weights) if len(kept) == len(weights) else (X[kept], target[kept], weights[kept])
 
     def _check_parameters(self) -> None:
         sizes: Any = self.hidden_layer_sizes
@@ -152,11 +185,18 @@ class _SparseMLP(BaseEstimator):
         output = nn.Linear(features, self._outputs(target), dtype=dtype, rng=self._rng)
         output.weight.value *= dtype.type(0.5)  # a calm first loss
         self.model_ = nn.Sequential(*layers, output)
-        self._optimizer = training.Adam(self.model_.parameters(), self.learning_rate_init, weight_decay=self.alpha)
+        self._optimizer = training.Adam(self.model_.parameters(), self._rate(), weight_decay=self.alpha)
         self._algorithm: Any = None
         if self.evolve is not None and layers:
             options = {"rng": self._rng} if self.evolve == "set" else {}
             self._algorithm = _EVOLVE[self.evolve](self.model_, every=self.every, **options)
+
+    def _rate(self) -> float:
+        """The learning rate."""
+        rate = self.learning_rate_init
+        if isinstance(rate, str) and rate != "auto":
+            raise ValueError(f"learning_rate_init is {rate!r}, expected 'auto' or a number above 0")
+        return _DENSE_RATE / np.sqrt(1 - self.sparsity) if isinstance(rate, str) else rate
 
     def _callbacks(self) -> list[Any]:
         patience, tol = int(self.n_iter_no_change), self.tol
@@ -164,18 +204,21 @@ class _SparseMLP(BaseEstimator):
             return [training.EarlyStopping(self._monitor, patience, tol)]
         return [training.EarlyStopping("loss", patience, tol, restore_best=False)]
 
-    def _train(self, X: Any, target: Array, epochs: int, algorithm: Any, callbacks: list[Any]) -> None:
+    def _train(
+        self, X: Any, target: Array, weights: Array | None, epochs: int, algorithm: Any, callbacks: list[Any]
+    ) -> None:
+        data = (X, target) if weights is None else (X, target, weights)
         validation = None
         if self.early_stopping and callbacks:
-            X, held_x, target, held_y = train_test_split(
-                X, target, test_size=self.validation_fraction, stratify=self._stratify(target),
+            parts = train_test_split(
+                *data, test_size=self.validation_fraction, stratify=self._stratify(target),
                 random_state=int(self._rng.integers(2**31)),
             )  # fmt: skip
-            validation = held_x, held_y
-        samples = X.shape[0]
+            data, validation = tuple(parts[::2]), tuple(parts[1::2])
+        samples = data[0].shape[0]
         history = training.fit(
             self.model_,
-            (X, target),
+            data,
             epochs=epochs,
             batch_size=min(200, samples) if self.batch_size == "auto" else self._capped(samples),
             optimizer=self._optimizer,
@@ -220,6 +263,10 @@ class _SparseMLP(BaseEstimator):
     def _outputs(self, target: Array) -> int:
         raise NotImplementedError
 
+    def _class_weights(self, y: Array) -> Array | None:
+        """Weights of the samples by their classes."""
+        return None
+
     def _stratify(self, target: Array) -> Array | None:
         return None
 
@@ -241,8 +288,9 @@ _PARAMETERS = """
         L2 penalty.
     batch_size : int or "auto"
         "auto" is min(200, samples).
-    learning_rate_init : float
-        Of Adam.
+    learning_rate_init : float or "auto"
+        Of Adam. "auto" is 0.002 / sqrt(1 - sparsity): the fewer weights a unit has, the larger is the step of each that
+        moves its output by as much.
     max_iter : int
         Epochs, at most.
     tol : float
@@ -262,7 +310,9 @@ _PARAMETERS = """
 
 class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     __doc__ = f"""Classifier: a multi-layer perceptron with sparse hidden layers.
-{_PARAMETERS}
+{_PARAMETERS}    class_weight : dict, "balanced" or None
+        Weights of the classes, times those of the samples.
+
     Attributes
     ----------
     classes_ : array
@@ -285,7 +335,48 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     _loss = staticmethod(training.cross_entropy)
     _monitor = "val_accuracy"
 
-    def partial_fit(self, X: Samples, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (256,),
+        *,
+        sparsity: float = 0.9,
+        evolve: str | None = "rigl",
+        every: int = 100,
+        activation: str = "relu",
+        alpha: float = 1e-4,
+        batch_size: int | str = "auto",
+        learning_rate_init: float | str = "auto",
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        class_weight: dict[Any, float] | str | None = None,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes,
+            sparsity=sparsity,
+            evolve=evolve,
+            every=every,
+            activation=activation,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate_init=learning_rate_init,
+            max_iter=max_iter,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
+
+    def partial_fit(
+        self, X: Samples, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
@@ -294,12 +385,16 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
             As for :meth:`fit`.
         classes : array, optional
             All classes there will be; needed in the first call unless `y` holds them all.
+        sample_weight : array (samples,), optional
+            Numbers of at least 0; of mean 1 over all calls, the learning rate means the same as without.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, classes)
+        if self.class_weight == "balanced":
+            raise ValueError("class_weight is 'balanced', which partial_fit cannot know: expected a dict of weights")
+        return self._partial_fit(X, y, classes, sample_weight)
 
     def predict_proba(self, X: Samples) -> Array:
         """Probability of every class, (samples, classes)."""
@@ -331,6 +426,9 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     def _stratify(self, target: Array) -> Array | None:
         return target
 
+    def _class_weights(self, y: Array) -> Array | None:
+        return None if self.class_weight is None else compute_sample_weight(self.class_weight, y)
+
 
 class SparseMLPRegressor(RegressorMixin, _SparseMLP):
     __doc__ = f"""Regressor: a multi-layer perceptron with sparse hidden layers, trained on the mean squared error.
@@ -359,19 +457,21 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
         tags.target_tags.multi_output = True
         return tags
 
-    def partial_fit(self, X: Samples, y: ArrayLike) -> Self:
+    def partial_fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
         ----------
         X, y
             As for :meth:`fit`.
+        sample_weight : array (samples,), optional
+            Numbers of at least 0; of mean 1 over all calls, the learning rate means the same as without.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, None)
+        return self._partial_fit(X, y, None, sample_weight)
 
     def predict(self, X: Samples) -> Array:
         """Values for every sample, (samples,) or (samples, outputs)."""

@@ -134,8 +134,12 @@ def test_patterns_go_through_the_same_door(name):
         fs.Pattern(fields["indptr"], fields["indices"], fields["shape"])
 
 
+# What lies behind indptr[-1] is room to SciPy, so that an indptr that ends early is none of them.
+SCIPY_REFUSES = [name for name in MUTATIONS if name.startswith(("indptr", "indices")) and name != "indptr ends early"]
+
+
 @pytest.mark.I1
-@pytest.mark.parametrize("name", [name for name in MUTATIONS if name.startswith(("indptr", "indices"))])
+@pytest.mark.parametrize("name", SCIPY_REFUSES)
 @pytest.mark.parametrize("kind", [sp.csr_array, sp.csr_matrix])
 def test_scipy_matrices_with_broken_fields_are_refused(name, kind):
     changes, message = MUTATIONS[name]

@@ -41,17 +41,83 @@ def test_matrix_on_the_right(rng, W, shape):
     same(X @ W, X @ W_DENSE, W)
 
 
+def same_sparse(result, expected, W):
+    assert type(result) is fs.CSR
+    assert result.dtype == W.dtype
+    assert np.array_equal(result.toarray(), expected)
+
+
 @pytest.mark.parametrize("kind", [sp.csr_array, sp.csc_array, sp.coo_matrix])
 def test_sparse_operands_of_scipy(rng, W, kind):
     left = kind(integers(rng, (6, 3), W) * (rng.random((6, 3)) < 0.5))
     right = kind(integers(rng, (4, 6), W) * (rng.random((4, 6)) < 0.5))
     same(left @ W, left.toarray() @ W_DENSE, W)
-    same(W @ right, W_DENSE @ right.toarray(), W)
+    same_sparse(fs.matmul(left, W), left.toarray() @ W_DENSE, W)
+    same_sparse(W @ right, W_DENSE @ right.toarray(), W)
+    same_sparse(W @ right.astype(np.int8), W_DENSE @ right.toarray(), W)
 
 
 def test_two_matrices(W):
-    same(W @ W.T, W_DENSE @ W_DENSE.T, W)
-    same(W.T @ W, W_DENSE.T @ W_DENSE, W)
+    same_sparse(W @ W.T, W_DENSE @ W_DENSE.T, W)
+    same_sparse(W.T @ W, W_DENSE.T @ W_DENSE, W)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, -1, -3, np.int64(2)])
+def test_rows(W, row):
+    same(W[row], W_DENSE[row], W)
+
+
+@pytest.mark.parametrize("rows", [np.s_[:], np.s_[1:], np.s_[:-1], np.s_[1:1], np.s_[2:1], np.s_[5:9], np.s_[::2],
+                                  np.s_[::-1]])  # fmt: skip
+def test_slices_of_rows(W, rows):
+    same_sparse(W[rows], W_DENSE[rows], W)
+    W[rows].pattern.indptr  # noqa: B018
+    same(W[rows] @ np.ones(4, W.dtype), W_DENSE[rows].sum(1), W)
+
+
+@pytest.mark.parametrize("row", [3, -4])
+def test_rows_that_are_not_there(W, row):
+    with pytest.raises(IndexError, match=f"row {row} is out of range for shape"):
+        W[row]
+
+
+@pytest.mark.parametrize("number", [2, True, 0.5, np.float32(2), np.float64(-3), np.int8(3), np.array(2.0)])
+def test_times_a_number(W, number):
+    for result, expected in ((W * number, W_DENSE * number), (number * W, number * W_DENSE)):
+        same_sparse(result, expected, W)
+        assert result.pattern is W.pattern
+    same_sparse(W / number, (W_DENSE / number).astype(W.dtype), W)
+    same_sparse(-W, -W_DENSE, W)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda W: W + W, lambda W: W - 1, lambda W: 1 + W, lambda W: W * W, lambda W: W * np.ones(4), lambda W: W * 1j,
+        lambda W: 1 / W, lambda W: W**2, lambda W: W[1, 2], lambda W: W[[0, 1]], lambda W: W["a"],
+    ],
+)  # fmt: skip
+def test_what_is_left_to_scipy(W, use):
+    with pytest.raises(TypeError, match=r"W\.to_scipy\(\)"):
+        use(W)
+
+
+def test_names_that_scipy_has(W):
+    with pytest.raises(AttributeError, match=r"a CSR has no 'sum', SciPy's matrices do: use W\.to_scipy\(\)\.sum"):
+        W.sum()
+    with pytest.raises(AttributeError, match=r"a CSR has no 'nonsense'$"):
+        W.nonsense  # noqa: B018
+
+
+def test_as_an_array_of_numpy(W):
+    same(np.asarray(W), W_DENSE, W)
+    assert np.asarray(W, np.float16).dtype == np.float16
+    assert np.allclose(W, W_DENSE)
+    large = fs.CSR([0] * 100_001, [], [], (100_000, 100_000))
+    with pytest.raises(ValueError, match=r"W\.toarray\(\) if that is meant, or W\.to_scipy\(\)"):
+        np.asarray(large)
+    with pytest.raises(ValueError, match="without a copy"):
+        W.__array__(copy=False)
 
 
 def test_lists(W):
@@ -80,7 +146,7 @@ def test_shapes_of_sparse_operands_that_do_not_fit(W):
     with pytest.raises(ValueError, match=refusal((5, 6), "(4, N)")):
         W @ S
     with pytest.raises(ValueError, match=refusal((5, 6), "(..., 3)")):
-        S @ W
+        S.toarray() @ W
     with pytest.raises(ValueError, match=refusal((3, 4), "(4, N)")):
         W @ W
 

@@ -12,9 +12,11 @@ import pytest
 sklearn = pytest.importorskip("sklearn", "1.6")
 
 from scipy import sparse  # noqa: E402
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris  # noqa: E402
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris  # noqa: E402
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402
-from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split  # noqa: E402
+from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
@@ -154,3 +156,56 @@ def test_bad_parameters_are_named(options: dict[str, Any], error: type[Exception
     with pytest.raises(error) as caught:
         SparseMLPClassifier(**options).fit(X, y)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])
+def test_weights_of_samples_are_repetitions(kind: Any) -> None:
+    X, y = load_iris(return_X_y=True)
+    counts = np.random.default_rng(0).integers(0, 3, len(X))
+    chosen = np.repeat(np.arange(len(X)), counts)
+    options: dict[str, Any] = {"sparsity": 0.5, "evolve": None, "max_iter": 25, "batch_size": 500, "random_state": 0}
+    weighted = kind((16,), **options).fit(X, y, sample_weight=counts * 7)  # every batch is all there is
+    repeated = kind((16,), **options).fit(X[chosen], y[chosen])
+    np.testing.assert_allclose(weighted._output(X), repeated._output(X), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="non-zero"):
+        kind((16,), **options).fit(X, y, sample_weight=np.zeros(len(X)))
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        kind((16,), **options).partial_fit(X, y, sample_weight=-np.ones(len(X)))
+
+
+def test_weights_of_classes() -> None:
+    X, y = _cancer()
+    kept = np.flatnonzero((y == 1) | (np.arange(len(y)) % 12 == 0))  # few of class 0
+    X, y = X[kept], y[kept]
+    options: dict[str, Any] = {"sparsity": 0.5, "max_iter": 10, "random_state": 0}
+    factors = len(y) / (2 * np.bincount(y))
+    by_name = SparseMLPClassifier(class_weight="balanced", **options).fit(X, y)
+    by_class = SparseMLPClassifier(class_weight=dict(enumerate(factors)), **options).fit(X, y)
+    by_sample = SparseMLPClassifier(**options).fit(X, y, sample_weight=factors[y])
+    for other in (by_class, by_sample):
+        np.testing.assert_allclose(other.predict_proba(X), by_name.predict_proba(X), rtol=1e-6)
+    without = SparseMLPClassifier(**options).fit(X, y)
+    assert without.predict_proba(X)[:, 0].mean() < by_name.predict_proba(X)[:, 0].mean()
+    with pytest.raises(ValueError, match="class_weight is 'balanced', which partial_fit cannot know"):
+        by_name.partial_fit(X, y)
+    early = SparseMLPClassifier(class_weight="balanced", early_stopping=True, **options).fit(X, y)
+    assert early.history_["val_accuracy"][-1] > 0.8
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95])
+def test_defaults_learn_as_fast_as_those_of_dense_networks(sparsity: float) -> None:
+    X, y = load_digits(return_X_y=True)
+    X, held_X, y, held_y = train_test_split(X / 16, y, test_size=0.3, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        dense = MLPClassifier(max_iter=15, random_state=0).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match="training ended at max_iter = 15 epochs"):
+        model = SparseMLPClassifier(sparsity=sparsity, max_iter=15, random_state=0).fit(X, y)
+    assert model.score(held_X, held_y) > dense.score(held_X, held_y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        SparseMLPClassifier(sparsity=sparsity, max_iter=200, tol=1e-2, random_state=0).fit(X, y)
+
+
+def test_learning_rates_that_are_no_numbers() -> None:
+    with pytest.raises(ValueError, match="learning_rate_init is 'adaptive', expected 'auto' or a number above 0"):
+        SparseMLPClassifier(learning_rate_init="adaptive").fit(*load_iris(return_X_y=True))

@@ -6,25 +6,29 @@ import operator
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from fastsparse import nn
-from fastsparse.arguments import as_float
+from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised
-from fastsparse.engine.program import Program
+from fastsparse.engine.program import Linear, Program
 from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
-from fastsparse.engine.saving import save_engine
+from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool
+from fastsparse.functional import linear
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
+from fastsparse.tflite.to_onnx import model_of as tflite_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -62,7 +66,9 @@ def compile(  # noqa: A001 - the public name of api.md
     Parameters
     ----------
     model : nn.Sequential, path, or onnx.ModelProto
-        A Sequential may be nested. A path is an ONNX file's; reading it needs the extra ``onnx``.
+        A Sequential may be nested. A path is that of an ONNX file, or of a TFLite file when its name ends in
+        ".tflite"; reading them needs the extras ``onnx`` and ``tflite``. Inputs and outputs of TFLite models are as in
+        the file (images NHWC), and their activations are float32: weights may be sparse, float16 or quantised.
     input_shape : tuple of int, or for ONNX models of several inputs a list or a dict of them
         Batch first; other batch sizes are planned when they are first used. ONNX models that say their shapes need
         none: a batch of no fixed size is 1 then.
@@ -77,14 +83,14 @@ def compile(  # noqa: A001 - the public name of api.md
 
     Returns
     -------
-    Engine, or for ONNX models GraphEngine
+    Engine, or for ONNX and TFLite models GraphEngine
 
     Raises
     ------
     UnsupportedOperatorError
         Naming the first layer or node that is not supported.
     FileFormatError
-        When an ONNX file is damaged.
+        When an ONNX or TFLite file is damaged.
     TypeError, ValueError
         When an argument or the model's layers do not fit.
 
@@ -96,11 +102,13 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
+        model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
         return compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
-        raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX file")
+        raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX or TFLite file")
     shape = _checked_shape(input_shape)
     threads = None if threads is None else checked_threads(threads, "threads")
     program = optimised(program_of(model, shape[1:]))
@@ -141,6 +149,7 @@ class Engine:
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
+        self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
     def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -148,8 +157,9 @@ class Engine:
 
         Parameters
         ----------
-        x : array_like (N, ...)
-            Any N; the other sizes as in `input_shape`.
+        x : array_like (N, ...), or scipy.sparse (N, features) where the first layer is linear
+            Any N; the other sizes as in `input_shape`. float64 is cast to float32 where that is the engine's type, and
+            the other way round. A sparse x stays sparse: work follows the matching nonzeros of x and the first weight.
         out : ndarray (N, ...), optional
             Where to write the result: C-contiguous, of the engine's dtype, apart from x.
 
@@ -162,6 +172,8 @@ class Engine:
         TypeError, ValueError
             When x or out does not fit; nothing has been computed then.
         """
+        if is_sparse(x):
+            return self._run_sparse(x, out)
         array = self._checked(x)
         y = self._output(out, array)
         if len(array):
@@ -230,11 +242,42 @@ class Engine:
     # ------------------------------------------------------------------------------------------
 
     def _checked(self, x: ArrayLike) -> Array:
-        array = as_float(x, self.dtype, "x", "the engine")
+        array = as_cast(x, self.dtype, "x", "the engine")
         if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
             expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
         return np.ascontiguousarray(array)
+
+    def _run_sparse(self, x: Any, out: Array | None) -> Array:
+        """The first layer on sparse x, and the others as an engine of their own."""
+        if self._behind_first is None:
+            self._behind_first = self._without_first()
+        first, others = self._behind_first
+        rows = sparse.csr_array(x)
+        if rows.dtype in (np.float32, np.float64):
+            rows = rows.astype(self.dtype, copy=False)
+        weight, bias = first.weight, None if first.bias is None else np.asarray(first.bias, self.dtype)
+        y = linear(rows, weight, bias, activation=first.activation, out=out if others is None else None)
+        return y if others is None else others(y.reshape(len(y), *others.input_shape[1:]), out=out)
+
+    def _without_first(self) -> tuple[Linear, Engine | None]:
+        """The first layer, and what comes behind it."""
+        program = self._program
+        node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
+        alone = node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        if node is None or not alone or not isinstance(node.operator, Linear) or len(self.input_shape) != 2:
+            kind = "no layer" if node is None else node.name
+            raise TypeError(
+                f"x is sparse, expected a dense array (x.toarray()): the first layer is {kind}, and only a linear one "
+                "takes sparse input"
+            )
+        if program.nodes[1:] == () and program.outputs == (node.output,):
+            return node.operator, None
+        others = replace(program, inputs=(node.output,), nodes=program.nodes[1:])
+        return node.operator, Engine(others, (self.input_shape[0], *program.shapes[node.output]), self._threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickled(self)
 
     def _output(self, out: Array | None, x: Array) -> Array:
         shape = (len(x), *self._sample_shape)

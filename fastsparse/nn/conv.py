@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsparse import functional
-from fastsparse.arguments import Axes, Padding, Seed, as_float, padding_pairs, per_axis
+from fastsparse.arguments import Axes, Padding, Seed, as_cast, padding_pairs, per_axis
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
@@ -220,7 +220,7 @@ class _SparseConv(_Convolution, SparseWeight):
     def forward(self, x: ArrayLike) -> Array:
         """x (N, in_channels, *spatial) -> (N, out_channels, *output spatial)."""
         matrix, bias, keywords = self.values.matrix(), self._bias(), self._window.keywords()
-        run = _FUNCTIONS[self._axes]
+        x, run = as_cast(x, self.values.dtype, "x", "the layer"), _FUNCTIONS[self._axes]
         y, kept = run_fused(
             lambda activation: run(x, matrix, bias, **keywords, activation=activation),
             self.activation,
@@ -310,7 +310,7 @@ class Conv2d(_Convolution):
         return y
 
     def _checked(self, x: ArrayLike) -> Array:
-        array = as_float(x, self.weight.dtype, "x", "the layer")
+        array = as_cast(x, self.weight.dtype, "x", "the layer")
         if array.ndim != self._axes + 2 or array.shape[1] != self.in_channels:
             raise ValueError(f"x has shape {array.shape}, expected (N, {self.in_channels}, H, W) to match the layer")
         if min(self._geometry.output(array.shape[2:])) < 1:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from fastsparse import functional
-from fastsparse.arguments import Samples, Seed, as_float, is_sparse
+from fastsparse.arguments import Samples, Seed, as_cast, is_sparse
 from fastsparse.csr import CSR, MatrixLike, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
@@ -24,6 +24,14 @@ from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]
 PatternMaker = Callable[[tuple[int, int]], Pattern]
+
+
+def _cast(x: Any, dtype: np.dtype[Any]) -> Any:
+    """x as an array of the layer's type, or as compressed rows where it is sparse."""
+    if not is_sparse(x):
+        return as_cast(x, dtype, "x", "the layer")
+    rows = sparse.csr_array(x)
+    return rows.astype(dtype, copy=False) if rows.dtype in (np.float32, np.float64) else rows
 
 
 class SparseWeight(Module):
@@ -170,8 +178,7 @@ class SparseLinear(SparseWeight):
 
     def forward(self, x: Samples) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
-        if is_sparse(x):
-            x = sparse.csr_array(x)
+        x = _cast(x, self.values.dtype)
         matrix, bias = self.values.matrix(), self._bias()
         y, kept = run_fused(
             lambda activation: functional.linear(x, matrix, bias, activation=activation),
@@ -239,7 +246,7 @@ class Linear(Module):
         return y
 
     def _checked(self, x: Any) -> Any:
-        array = sparse.csr_array(x) if sparse.issparse(x) else as_float(x, self.weight.dtype, "x", "the layer")
+        array = _cast(x, self.weight.dtype)
         if array.ndim == 0 or array.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {array.shape}, expected (..., {self.in_features}) to match the layer")
         return array

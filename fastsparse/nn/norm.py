@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import Axes, as_float, per_axis
+from fastsparse.arguments import Axes, as_cast, per_axis
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
@@ -55,7 +55,7 @@ class _BatchNorm(Module):
 
     def forward(self, x: ArrayLike) -> Array:
         """x (N, num_features, ...) -> the same shape."""
-        array = as_float(x, self.weight.dtype, "x", "the layer")
+        array = as_cast(x, self.weight.dtype, "x", "the layer")
         if array.ndim not in self._dims or array.shape[1] != self.num_features:
             expected = self._shape_text.format(self.num_features)
             raise ValueError(f"x has shape {array.shape}, expected {expected} to match the layer")
@@ -147,7 +147,7 @@ class LayerNorm(Module):
 
     def forward(self, x: ArrayLike) -> Array:
         """x (..., *normalized_shape) -> the same shape."""
-        array = as_float(x, self.weight.dtype, "x", "the layer")
+        array = as_cast(x, self.weight.dtype, "x", "the layer")
         axes = len(self.normalized_shape)
         if array.shape[-axes:] != self.normalized_shape:
             expected = ", ".join(map(str, ("...", *self.normalized_shape)))

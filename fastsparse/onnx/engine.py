@@ -17,7 +17,7 @@ from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, timed_calls
-from fastsparse.engine.saving import save_engine
+from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.schedule import Schedule
 from fastsparse.onnx import choosing, sessions
 from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
@@ -199,6 +199,9 @@ class GraphEngine:
         }
         described["kernels_first"] = self._costs == KERNELS_FIRST
         save_engine(path, self, described, arrays)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickled(self)
 
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell who runs what.

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse.files import Folder
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.reader import DOMAINS, load_proto
-from fastsparse.onnx.tensors import Folder, check_size, external, inline, tensors_inside
+from fastsparse.onnx.tensors import check_size, external, inline, tensors_inside
 from fastsparse.runtime.atomic_file import replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
@@ -127,7 +128,7 @@ def prune_onnx(
         kept = np.where(mask.reshape(f.array.shape), f.array, np.zeros((), f.array.dtype))
         _store(f.tensor, kept)
         results.append(PrunedWeight(f.layer, f.name, f.array.shape, before, int(np.count_nonzero(kept))))
-    _write(proto, Path(target), folder)
+    write_model(proto, Path(target), folder)
     return Pruning(results, skipped)
 
 
@@ -241,7 +242,7 @@ def _store(tensor: Any, array: Array) -> None:
     tensor.raw_data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _write(proto: Any, target: Path, folder: Folder | None) -> None:
+def write_model(proto: Any, target: Path, folder: Folder | None) -> None:
     """Write a model; what lay in other files goes into it, or, where that is too much, into one beside it."""
     every = [*proto.graph.initializer, *(t for node in proto.graph.node for t in tensors_inside(node))]
     every += [t for sparse in proto.graph.sparse_initializer for t in (sparse.values, sparse.indices)]

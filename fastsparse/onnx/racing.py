@@ -1,4 +1,4 @@
-"""Timing an ONNX model's engine, and other engines on the same inputs: `fastsparse bench MODEL.onnx`."""
+"""Timing the engine of an ONNX or TFLite model, and other engines on the same inputs: `fastsparse bench MODEL`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from fastsparse.onnx.model import Array
 from fastsparse.runtime.threads import threads as fastsparse_threads
 from fastsparse.runtime.threads import usable_threads
 from fastsparse.text_table import text_table
+from fastsparse.tflite.to_onnx import model_of as tflite_model
 from fastsparse.timing import latencies, ratio
 
-BASELINES = ("onnxruntime",)
+BASELINES = ("onnxruntime", "litert")
+_PACKAGES = {"litert": "ai_edge_litert"}
 _COLUMNS = ("batch", "engine", "p50", "p95", "p99", "samples/s", "faster", "largest difference")
 _TEXT = 2  # columns of text
 
@@ -55,7 +57,8 @@ class Result:
 
 def require(against: Sequence[str]) -> None:
     """Say which packages are missing."""
-    missing = [name for name in ("onnx", *against) if find_spec(name) is None]
+    needed = ["onnx", *(_PACKAGES.get(name, name) for name in against)]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ImportError(f"this needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
@@ -74,11 +77,14 @@ def race(
     Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
     """
     require(against)
+    if "litert" in against and not _is_tflite(path):
+        raise ValueError(f"{os.fspath(path)} is no TFLite model, which is what litert runs")
+    source = tflite_model(path) if _is_tflite(path) else path
     threads = usable_threads(threads)  # baselines would start as many as they are told
     results: list[Result] = []
     with tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False) as bar, _blas(threads):
-        engine = compile_onnx(path, shapes, threads=threads, tune=False)
-        baselines = {name: _BASELINES[name](path, threads) for name in against}
+        engine = compile_onnx(source, shapes, threads=threads, tune=False)
+        baselines = {name: _BASELINES[name](path if name == "litert" else source, threads) for name in against}
         for batch in bar:
             bar.set_description(f"batch {batch}")
             inputs = engine.random_inputs(batch)
@@ -109,17 +115,45 @@ def _relative(ours: Array, other: Any) -> float:
     return float(np.max(np.abs(a - b))) / (top or 1.0)
 
 
-def _onnxruntime(path: str | os.PathLike[str], threads: int) -> Run:
+def _is_tflite(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).endswith(".tflite")
+
+
+def _onnxruntime(model: Any, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    source = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return lambda engine, inputs: list(session.run(None, dict(zip(engine.input_names, inputs))))
 
 
-_BASELINES: dict[str, Callable[[Any, int], Run]] = {"onnxruntime": _onnxruntime}
+def _litert(path: str | os.PathLike[str], threads: int) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(os.fspath(path), num_threads=threads)
+    places = [place["index"] for place in interpreter.get_input_details()]
+    results = [place["index"] for place in interpreter.get_output_details()]
+    shapes: list[tuple[int, ...]] = []
+
+    def run(engine: GraphEngine, inputs: list[Array]) -> list[Any]:
+        found = [x.shape for x in inputs]
+        if found != shapes:
+            for place, shape in zip(places, found):
+                interpreter.resize_tensor_input(place, shape)
+            interpreter.allocate_tensors()
+            shapes[:] = found
+        for place, x in zip(places, inputs):
+            interpreter.set_tensor(place, x)
+        interpreter.invoke()
+        return [interpreter.get_tensor(place) for place in results]
+
+    return run
+
+
+_BASELINES: dict[str, Callable[[Any, int], Run]] = {"onnxruntime": _onnxruntime, "litert": _litert}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Reading ONNX files: protocol buffers to a `Model`, checked, with every weight read once.
 
 Files may be damaged or hostile. Numbers of nodes and tensors' sizes are bounded, names must be written once before
-they are read, external data are read from the model's own folder alone (see `tensors.Folder`), and nothing in a file
+they are read, external data are read from the model's own folder alone (see `files.Folder`), and nothing in a file
 is executed but operators.
 """
 
@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastsparse.files import FileFormatError
+from fastsparse.files import FileFormatError, Folder
 from fastsparse.onnx.dtypes import TYPES
 from fastsparse.onnx.model import Constant, Model, Node, Value
 from fastsparse.onnx.tensors import (
-    Folder,
     check_size,
     constant_of,
     external,

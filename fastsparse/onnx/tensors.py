@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastsparse.csr import CSR
-from fastsparse.files import FileFormatError
+from fastsparse.files import FileFormatError, Folder
 from fastsparse.onnx.dtypes import TYPES, bits_of
 from fastsparse.onnx.model import Array, Constant, Shape, SparseWeight
 
@@ -33,36 +31,6 @@ def sizes_of(dims: Any, what: str) -> Shape:
     if math.prod(shape) >= LARGEST:
         raise FileFormatError(f"{what} of shape {shape} takes more than {LARGEST} bytes")
     return shape
-
-
-class Folder:
-    """Where a model's external data may lie.
-
-    In the folder that the model is in by its name, or in the one that its file really is in: links of the model's
-    folder may lead there, as those of Hugging Face's cache lead from ``snapshots/`` into ``blobs/``, and nowhere else.
-    """
-
-    def __init__(self, model: Path) -> None:
-        real = os.path.realpath(model)
-        self.folders = list(dict.fromkeys([model.parent, Path(real).parent]))
-        self.allowed = {Path(os.path.realpath(folder)) for folder in self.folders}
-
-    def find(self, location: str, what: str) -> Path:
-        """The file that a tensor names.
-
-        Raises
-        ------
-        FileFormatError
-            When it is not there, or not where it may be.
-        """
-        inside = location and not os.path.isabs(location) and ".." not in Path(location).parts
-        found = [folder / location for folder in self.folders] if inside and "\0" not in location else []
-        real = [Path(os.path.realpath(path)) for path in found if os.path.lexists(path)] or found[:1]
-        if not real or not self.allowed.intersection(real[0].parents):
-            raise FileFormatError(f"{what} lies in {location!r}, expected a file in the folder of the model")
-        if not real[0].is_file():
-            raise FileFormatError(f"{what} lies in {location!r}, which is not there")
-        return real[0]
 
 
 def check_size(tensor: Any, what: str) -> None:

@@ -101,8 +101,9 @@ class ConstantSparsity:
 
     def due(self, step: int) -> bool:
         """Whether to prune after step number `step`."""
-        inside = self.begin_step <= step and (self.end_step is None or step <= self.end_step)
-        return inside and (step - self.begin_step) % self.frequency == 0
+        first = max(self.begin_step, 1)
+        inside = first <= step and (self.end_step is None or step <= max(self.end_step, first))
+        return inside and (step == first or (step - self.begin_step) % self.frequency == 0)
 
     def __call__(self, step: int) -> float:
         """The sparsity wanted."""

@@ -12,17 +12,21 @@ from scipy import sparse
 
 from fastsparse.arguments import Samples
 
-Batch = tuple[Any, Any]
-Data: TypeAlias = tuple[Samples, ArrayLike] | Iterable[tuple[Samples, ArrayLike]]
+Batch = tuple[Any, ...]  # x and y, or x, y and weights
+Data: TypeAlias = tuple[Samples, ArrayLike] | tuple[Samples, ArrayLike, ArrayLike] | Iterable[tuple[Any, ...]]
 
 
 class Arrays:
-    """Mini-batches of two arrays of equal length; x may be a scipy.sparse matrix and stays sparse.
+    """Mini-batches of arrays of equal length; x may be a scipy.sparse matrix and stays sparse.
+
+    weights : one number for each sample, or None.
 
     A last batch of a single sample is joined to the previous batch, because one sample has no variance.
     """
 
-    def __init__(self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data") -> None:
+    def __init__(
+        self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data", weights: ArrayLike | None = None
+    ) -> None:
         self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
         self._y = np.asarray(y)
         self.samples = self._x.shape[0] if self._x.ndim else 0
@@ -36,6 +40,12 @@ class Arrays:
         for part, array in (("x", self._x), ("y", self._y)):
             if _has_nan(array.data if sparse.issparse(array) else array):
                 raise ValueError(f"{name} holds NaN in {part}, expected numbers")
+        self._weights = None if weights is None else np.asarray(weights)
+        if self._weights is not None and not _are_weights(self._weights, self.samples):
+            raise ValueError(
+                f"{name} has weights of shape {self._weights.shape} and dtype {self._weights.dtype}, expected "
+                f"({self.samples},) numbers of at least 0, one for each sample"
+            )
         cuts = list(range(0, self.samples, batch_size))
         if len(cuts) > 1 and self.samples - cuts[-1] == 1:
             cuts.pop()
@@ -57,16 +67,20 @@ class Arrays:
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the data."""
-        return ((self._x[a:b], self._y[a:b]) for a, b in self._bounds)
+        return (self._batch(slice(a, b)) for a, b in self._bounds)
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield batches of the data in a new random order."""
         order = rng.permutation(self.samples)
-        return ((self._x[order[a:b]], self._y[order[a:b]]) for a, b in self._bounds)
+        return (self._batch(order[a:b]) for a, b in self._bounds)
+
+    def _batch(self, chosen: Any) -> Batch:
+        weights = () if self._weights is None else (self._weights[chosen],)
+        return (self._x[chosen], self._y[chosen], *weights)
 
 
 class Stream:
-    """Mini-batches that an iterable of (x, y) gives; it is iterated over once per epoch."""
+    """Mini-batches that an iterable of (x, y) or (x, y, weights) gives; it is iterated over once per epoch."""
 
     def __init__(self, batches: Iterable[Batch], name: str = "data") -> None:
         self._batches = batches
@@ -81,9 +95,9 @@ class Stream:
         empty = True
         for batch in self._batches:
             empty = False
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise ValueError(f"{self._name} gives a {type(batch).__name__}, expected pairs (x, y)")
-            yield batch[0], batch[1]
+            yield tuple(batch)
         if empty:
             raise ValueError(f"{self._name} gives no batch, expected an iterable that starts anew for every epoch")
 
@@ -93,14 +107,21 @@ class Stream:
 
 
 def batches(data: Any, batch_size: int, name: str = "data") -> Arrays | Stream:
-    """Mini-batches of `data`: a tuple (x, y) of arrays, or an iterable of batches (x, y)."""
+    """Mini-batches of `data`: a tuple (x, y) or (x, y, weights) of arrays, or an iterable of such batches."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
-    if isinstance(data, tuple) and len(data) == 2:
-        return Arrays(data[0], data[1], int(batch_size), name)
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return Arrays(data[0], data[1], int(batch_size), name, *data[2:])
     if not isinstance(data, tuple) and isinstance(data, Iterable):
         return Stream(data, name)
     raise TypeError(f"{name} is a {type(data).__name__}, expected (x, y) or an iterable of batches (x, y)")
+
+
+def _are_weights(array: Any, samples: int) -> bool:
+    """Tell whether an array has a finite number of at least 0 for each sample."""
+    if array.shape != (samples,) or array.dtype.kind not in "fbiu":
+        return False
+    return bool(np.isfinite(array).all() and (array >= 0).all())
 
 
 def _has_nan(array: Any) -> bool:

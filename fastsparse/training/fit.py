@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 from fastsparse.arguments import Seed
 from fastsparse.nn.module import Array, Module
 from fastsparse.training import checkpoint as checkpoints
-from fastsparse.training.data import Arrays, Data, Stream, batches
+from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
 from fastsparse.training.diagnosis import find_not_finite
 from fastsparse.training.history import History
 from fastsparse.training.losses import cross_entropy
 from fastsparse.training.optimizers import Optimizer
 from fastsparse_kernels import compiler
 
-Loss = Callable[[Array, Any], tuple[float, Array]]
+Loss = Callable[..., tuple[float, Array]]
 
 
 class SparsityAlgorithm(Protocol):
@@ -77,13 +77,14 @@ def fit(
     ----------
     model : fs.nn.Module
     data : (x, y) arrays, or an iterable of batches (x, y)
-        x may be a scipy.sparse matrix. Arrays are shuffled for each epoch; an iterable is iterated over anew.
+        x may be a scipy.sparse matrix. Arrays are shuffled for each epoch; an iterable is iterated over anew. A third
+        member is one weight for each sample, which the loss is given.
     epochs : int
     batch_size : int
         Of arrays; iterables bring their own.
     optimizer : Optimizer
     loss : callable
-        (output, y) -> (loss, gradient at the output).
+        (output, y) -> (loss, gradient at the output); (output, y, weights) where the data have weights.
     sparsity : object with a method ``step(step)``, optional
         Changes the patterns, for example ``fs.sparsity.RigL(model)``; called after each step of the optimizer with
         the number of steps made. ``begin(steps)``, when it has that, is called first with the number of the last step.
@@ -127,7 +128,7 @@ def fit(
 
 def _capped(validation: Any, batch_size: int) -> int:
     """The batch size, or the number of validation samples when there are fewer."""
-    if isinstance(validation, tuple) and len(validation) == 2 and np.ndim(validation[1]):
+    if isinstance(validation, tuple) and len(validation) in (2, 3) and np.ndim(validation[1]):
         return max(1, min(batch_size, len(validation[1])))
     return batch_size
 
@@ -225,8 +226,8 @@ class _Run:
         totals, clock, shown, epoch = _Totals(), _Clock(), 0.0, state.epoch + 1
         rate = self.optimizer.rate
         self.model.train()
-        for x, y in source.shuffled(self.rng):
-            self._step(x, y, epoch, totals, [] if totals.samples or epoch > 1 else [source, held_out])
+        for batch in source.shuffled(self.rng):
+            self._step(batch, epoch, totals, [] if totals.samples or epoch > 1 else [source, held_out])
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
@@ -243,13 +244,14 @@ class _Run:
         bar.set_postfix({**self._postfix(totals, seconds), **_shown(record)}, refresh=False)
         return record
 
-    def _step(self, x: Any, y: Any, epoch: int, totals: _Totals, unseen: list[Arrays | Stream | None]) -> None:
+    def _step(self, batch: Batch, epoch: int, totals: _Totals, unseen: list[Arrays | Stream | None]) -> None:
+        x, *wanted = batch
         self.optimizer.zero_grad()
         output = self.model(x)
         for source in unseen:
             if isinstance(source, Arrays) and self.loss is cross_entropy:
                 source.check_labels(output.shape)
-        value, grad = self.loss(output, y)
+        value, grad = self.loss(output, *wanted)
         if not math.isfinite(value):
             where = find_not_finite(self.model, x)
             raise FloatingPointError(f"the loss is {value} in epoch {epoch}, step {self.optimizer.steps + 1}: {where}")
@@ -257,7 +259,7 @@ class _Run:
         self.optimizer.step()
         if self.sparsity is not None:
             self.sparsity.step(self.optimizer.steps)
-        totals.add(value, output, y)
+        totals.add(value, output, wanted[0])
 
     def _postfix(self, totals: _Totals, seconds: float) -> dict[str, str]:
         result = {name: f"{value:.4g}" for name, value in totals.record().items()}
@@ -276,9 +278,9 @@ def evaluate(model: Module, source: Arrays | Stream, loss: Loss) -> _Totals:
     """Sums of loss and correct answers over all batches; leaves the model in evaluation mode."""
     model.eval()
     totals = _Totals()
-    for x, y in source.in_order():
+    for x, *wanted in source.in_order():
         output = model(x)
-        totals.add(loss(output, y)[0], output, y)
+        totals.add(loss(output, *wanted)[0], output, wanted[0])
     return totals
 
 

@@ -1,4 +1,7 @@
-"""Losses: each gives the mean loss over the batch and its gradient at the model's output."""
+"""Losses: each gives the mean loss over the batch and its gradient at the model's output.
+
+With `weights`, one for each sample, it is the mean of weight times loss: weights of mean 1 leave the scale as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 
 
-def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, Array]:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of -log softmax(logits)[label].
 
     Parameters
     ----------
     logits : float array (N, classes)
     labels : integer array (N,), each in [0, classes)
+    weights : array (N,), optional
 
     Returns
     -------
@@ -54,20 +58,20 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, Array]:
     grad = np.exp(shifted)
     total = grad.sum(axis=1, keepdims=True)
     rows = np.arange(len(scores))
-    loss = float(np.mean(np.log(total[:, 0]) - shifted[rows, classes], dtype=np.float64))
+    losses = np.log(total[:, 0]) - shifted[rows, classes]
     grad /= total
     grad[rows, classes] -= 1
-    grad /= len(scores)
-    return loss, grad
+    return _mean(losses, grad, weights)
 
 
-def mse(prediction: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
+def mse(prediction: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of (prediction - target)^2 over all elements.
 
     Parameters
     ----------
     prediction : float array
     target : array of the same shape
+    weights : array (N,), optional
 
     Returns
     -------
@@ -76,18 +80,17 @@ def mse(prediction: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
     """
     y = _output(prediction, "prediction")
     difference = y - _target(target, y)
-    loss = float(np.mean(difference * difference, dtype=np.float64))
-    difference *= 2 / difference.size
-    return loss, difference
+    return _mean(difference * difference, difference * difference.dtype.type(2), weights)
 
 
-def binary_cross_entropy(logits: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
+def binary_cross_entropy(logits: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of -target log s - (1 - target) log(1 - s) over all elements, s = sigmoid(logits).
 
     Parameters
     ----------
     logits : float array
     target : array of the same shape, numbers from 0 to 1
+    weights : array (N,), optional
 
     Returns
     -------
@@ -99,10 +102,24 @@ def binary_cross_entropy(logits: ArrayLike, target: ArrayLike) -> tuple[float, A
     if not (wanted.min() >= 0 and wanted.max() <= 1):
         raise ValueError(f"target goes from {wanted.min()} to {wanted.max()}, expected numbers from 0 to 1")
     small = np.exp(-np.abs(z))
-    loss = float(np.mean(np.maximum(z, 0) - z * wanted + np.log1p(small), dtype=np.float64))
-    grad = np.where(z >= 0, 1, small) / (1 + small) - wanted
-    grad /= grad.size
-    return loss, grad
+    return _mean(
+        np.maximum(z, 0) - z * wanted + np.log1p(small), np.where(z >= 0, 1, small) / (1 + small) - wanted, weights
+    )
+
+
+def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
+    """Mean of the losses, each times its sample's weight, and its gradient; `grad` is taken over."""
+    if weights is not None:
+        factors = np.asarray(weights)
+        if factors.shape != losses.shape[:1] or factors.dtype.kind not in "fbiu":
+            raise ValueError(
+                f"weights has shape {factors.shape} and dtype {factors.dtype}, expected {losses.shape[:1]}, one number "
+                "for each sample"
+            )
+        losses = losses * factors.reshape(-1, *(1,) * (losses.ndim - 1))
+        grad *= factors.reshape(-1, *(1,) * (grad.ndim - 1)).astype(grad.dtype)
+    grad /= losses.size
+    return float(np.mean(losses, dtype=np.float64)), grad
 
 
 def _output(value: ArrayLike, name: str) -> Array:

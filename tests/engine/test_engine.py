@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from itertools import product
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import fastsparse as fs
 from fastsparse import nn
@@ -309,7 +312,7 @@ def test_bad_arguments_of_a_call():
     for bad, error, message in (
         (x[:, :2], ValueError, "x has shape (4, 2, 8, 10), expected (N, 3, 8, 10) as compiled"),
         (x[0], ValueError, "x has shape (3, 8, 10), expected (N, 3, 8, 10) as compiled"),
-        (x.astype(np.float64), TypeError, "x has dtype float64, expected float32 to match the engine"),
+        (x.astype(complex), TypeError, "x has dtype complex128, expected float32, float16, integers or bool"),
     ):
         with pytest.raises(error) as caught:
             engine(bad)
@@ -349,3 +352,58 @@ def test_a_planned_batch_is_measured_when_asked_to(monkeypatch):
     made = choosing.scheduled(engine._program, 20, 1, offered[-1]).steps
     assert [step.kernel for step in engine._pool(20).schedule.steps] == [step.kernel for step in made]
     assert same_bits(engine(inputs(shape, 20, "float32")), y)
+
+
+def sparse_samples(count, features, dtype="float32"):
+    rng = np.random.default_rng(5)
+    return sp.csr_array(rng.normal(size=(count, features)) * (rng.random((count, features)) < 0.1)).astype(dtype)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_sparse_input_of_a_linear_first_layer(layers, dtype):
+    every = [nn.SparseLinear(60, 30, activation="relu", rng=0), nn.Linear(30, 20, rng=1), nn.ReLU(), nn.Linear(20, 4)]
+    engine = fs.compile(nn.Sequential(*every[:layers]), (3, 60), tune=False)
+    for x in (sparse_samples(7, 60, dtype), sparse_samples(1, 60, dtype).tocoo(), sparse_samples(3, 60, dtype).tocsc()):
+        expected = engine(x.toarray())
+        y = engine(x)
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        out = np.empty_like(expected)
+        assert engine(x, out=out) is out
+        np.testing.assert_array_equal(out, y)
+    assert engine(sparse_samples(0, 60)).shape == (0, expected.shape[1])
+    with pytest.raises(ValueError, match=r"x has shape \(7, 61\), expected \(batch, 60\)"):
+        engine(sparse_samples(7, 61))
+
+
+def test_sparse_input_of_other_first_layers():
+    for model, shape in (
+        (nn.Sequential(nn.SparseConv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 4)), (1, 1, 6, 6)),
+        (nn.Sequential(nn.Residual(nn.SparseLinear(60, 60))), (1, 60)),
+    ):
+        with pytest.raises(TypeError, match=r"x is sparse, expected a dense array \(x\.toarray\(\)\)"):
+            fs.compile(model, shape, tune=False)(sparse_samples(3, 60))
+
+
+def test_arrays_of_the_other_type_are_cast():
+    for dtype, other in (("float32", "float64"), ("float64", "float32")):
+        model = nn.Sequential(nn.SparseLinear(60, 30, dtype=dtype, rng=0), nn.Linear(30, 4, dtype=dtype, rng=1))
+        x = np.random.default_rng(0).normal(size=(3, 60)).astype("f")
+        engine = fs.compile(model, (3, 60), tune=False)
+        for run in (engine, model):
+            y = run(x.astype(other))
+            assert y.dtype == dtype
+            np.testing.assert_array_equal(y, run(x.astype(dtype)))
+
+
+@pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy, copy.copy])
+def test_engines_pickle_and_copy(copied):
+    model, shape = network("demo")
+    engine = fs.compile(model, (4, *shape), threads=1)
+    again = copied(engine)
+    x = inputs(shape, 4, "float32")
+    np.testing.assert_array_equal(again(x), engine(x))
+    assert again._threads == 1
+    with pytest.raises(fs.FileFormatError):
+        pickle.loads(pickle.dumps(engine).replace(b"float32", b"float23"))

@@ -254,7 +254,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         "x has shape (2, 4), expected (..., 3) to match the layer",
     ),
-    (lambda: nn.Linear(3, 4)(np.ones((2, 3))), TypeError, "x has dtype float64, expected float32 to match the layer"),
+    (
+        lambda: nn.Linear(3, 4)(np.ones((2, 3), complex)),
+        TypeError,
+        "x has dtype complex128, expected float32, float16, integers or bool",
+    ),
     (
         lambda: nn.Conv2d(3, 4, 3)(np.ones((2, 4, 5, 5), "f")),
         ValueError,

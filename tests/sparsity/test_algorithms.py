@@ -41,6 +41,17 @@ def test_the_polynomial_goes_from_first_to_last_step() -> None:
     assert [step for step in range(100) if constant.due(step)] == [10, 25, 40]
     assert constant(25) == 0.5
     assert ConstantSparsity(0.5).due(100_000)
+    assert [step for step in range(250) if ConstantSparsity(0.5).due(step)] == [1, 100, 200]
+    assert [step for step in range(250) if ConstantSparsity(0.5, end_step=0).due(step)] == [1]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 10])
+def test_short_trainings_are_pruned(begin):
+    model = fs.nn.Sequential(fs.nn.SparseLinear(20, 10, sparsity=0.0, rng=0))
+    pruning = GradualPruning(model, ConstantSparsity(0.8, begin_step=begin))
+    for step in range(1, 13):
+        pruning.step(step)
+    assert model[0].pattern.nnz == 40
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

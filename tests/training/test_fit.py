@@ -315,3 +315,24 @@ def test_history_draws_what_it_has() -> None:
     assert "epoch 3, loss" in repr(history)
     with pytest.raises(KeyError, match="history has no 'f1', only"):
         history["f1"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_weights_reach_the_loss(stream):
+    seen = []
+
+    def loss(output, y, weights):
+        seen.append((y, weights))
+        return mse(output, y, weights)
+
+    x, y = np.arange(6, dtype="f").reshape(6, 1), np.arange(6.0).reshape(6, 1)
+    weights = np.arange(6.0)
+    data = [(x, y, weights)] if stream else (x, y, weights)
+    model = fs.nn.Sequential(fs.nn.Linear(1, 1, rng=0))
+    options = {"epochs": 1, "batch_size": 3, "optimizer": SGD(model.parameters(), 1e-3), "progress": False}
+    fit(model, data, loss=loss, validation=(x, y, weights), **options)
+    assert all((part[:, 0] == given).all() for part, given in seen)
+    assert len(seen) == (1 if stream else 2) + 2
+    for wrong in (weights[1:], -weights, weights * np.nan, np.ones((6, 2))):
+        with pytest.raises(ValueError, match=r"data has weights of shape .* expected \(6,\) numbers of at least 0"):
+            fit(model, (x, y, wrong), loss=loss, **options)

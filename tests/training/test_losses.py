@@ -78,3 +78,29 @@ def test_bad_arguments_are_named(loss: Any, arguments: Any, error: type[Exceptio
     with pytest.raises(error) as caught:
         loss(*arguments)
     assert str(caught.value).startswith(message)
+
+
+WEIGHTED = {
+    "cross_entropy": (cross_entropy, (5, 3), np.array([0, 2, 1, 1, 0])),
+    "mse": (mse, (5, 3), np.linspace(0, 1, 15).reshape(5, 3)),
+    "binary_cross_entropy": (binary_cross_entropy, (5,), np.array([0, 1, 1, 0, 1.0])),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_are_repetitions(name, dtype):
+    loss, shape, target = WEIGHTED[name]
+    output = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    counts = np.array([1, 0, 3, 2, 4])
+    value, grad = loss(output, target, counts / 2)  # 10 samples of mean weight 1
+    chosen = np.repeat(np.arange(5), counts)
+    expected, grads = loss(output[chosen], target[chosen])
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert grad.dtype == dtype
+    summed = np.zeros(shape)
+    np.add.at(summed, chosen, grads)
+    np.testing.assert_allclose(grad, summed, rtol=1e-5)
+    for wrong in (np.ones(4), np.ones((5, 1)), np.array(["a"] * 5)):
+        with pytest.raises(ValueError, match="weights has shape"):
+            loss(output, target, wrong)

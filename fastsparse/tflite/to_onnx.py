@@ -1,0 +1,480 @@
+"""TFLite models as ONNX models: images become NCHW once, at the input, and NHWC where a model looks at their order.
+
+Inputs and outputs keep the shapes and the order of axes that they have in the TFLite file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse.engine.program import UnsupportedOperatorError
+from fastsparse.files import FileFormatError
+from fastsparse.onnx.reader import import_onnx
+from fastsparse.tflite.reader import Model, Operator, Tensor, read
+
+Array = NDArray[Any]
+
+_OPSET, _IR = 17, 8
+_TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+# ActivationFunctionType.
+_FUSED = {0: None, 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
+_UNARY = {
+    "RELU": "Relu", "TANH": "Tanh", "LOGISTIC": "Sigmoid", "HARD_SWISH": "HardSwish", "ELU": "Elu", "ABS": "Abs",
+    "EXP": "Exp", "NEG": "Neg", "SQRT": "Sqrt", "FLOOR": "Floor", "CEIL": "Ceil", "LOG": "Log",
+}  # fmt: skip
+_BINARY = {"ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "MAXIMUM": "Max", "MINIMUM": "Min", "POW": "Pow"}
+_CLIPPED = {"RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}
+_REDUCED = {"MEAN": "ReduceMean", "SUM": "ReduceSum", "REDUCE_MAX": "ReduceMax"}
+
+
+def model_of(path: str | os.PathLike[str]) -> Any:
+    """The onnx.ModelProto of a TFLite file.
+
+    Raises
+    ------
+    FileFormatError
+        When the file is damaged, or no TFLite model.
+    UnsupportedOperatorError
+        Naming the first operator that is not known, or that computes with quantised numbers.
+    OSError
+        When it cannot be read.
+    """
+    import_onnx()
+    model = read(path)
+    try:
+        return _Writer(model).proto()
+    except (FileFormatError, UnsupportedOperatorError, MemoryError):
+        raise
+    except Exception as error:  # options and shapes that contradict each other
+        raise FileFormatError(f"{os.fspath(path)} is damaged: {type(error).__name__}: {error}") from error
+
+
+class _Writer:
+    """Writes one model; tensors are numbers, as in the TFLite file, and names in the ONNX model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, Array] = {}
+        self._names: dict[tuple[int, bool], str] = {}  # by tensor, and whether in NCHW
+        self._constants: dict[int, Array] = {}
+        self._zero_pads: dict[int, tuple[int, Array]] = {}  # what a padded image was before, and pads (2, 2) of it
+        self._fixed_batch = False
+
+    # ---------------------------------------------------------------- the model
+
+    def proto(self) -> Any:
+        from onnx import helper, numpy_helper
+
+        model = self._model
+        for i, tensor in enumerate(model.tensors):
+            if tensor.constant is not None:
+                self._constants[i] = tensor.constant
+        for i in model.inputs:
+            self._names[i, False] = model.tensors[i].name
+        for operator in model.operators:
+            self._convert(operator)
+        outputs = []
+        for i in model.outputs:
+            name, tensor = self._named(i), model.tensors[i]
+            if name != tensor.name:
+                self._node("Identity", [name], output=tensor.name)
+            outputs.append(self._value(tensor))
+        inputs = [self._value(model.tensors[i]) for i in model.inputs]
+        self._drop_unread([value.name for value in outputs])
+        tensors = [numpy_helper.from_array(array, name) for name, array in self._initializers.items()]
+        graph = helper.make_graph(self._nodes, "tflite", inputs, outputs, tensors)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
+        made.ir_version = _IR
+        return made
+
+    def _drop_unread(self, outputs: Sequence[str]) -> None:
+        """Leave out nodes whose results nothing reads, such as PADs that convolutions have taken in."""
+        read, kept = set(outputs), []
+        for node in reversed(self._nodes):
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(node)
+        self._nodes = kept[::-1]
+        self._initializers = {name: array for name, array in self._initializers.items() if name in read}
+
+    def _value(self, tensor: Tensor) -> Any:
+        """An input or output of the model, whose first size is open where samples stay apart."""
+        from onnx import helper
+
+        sizes: list[Any] = [f"{tensor.name}.{axis}" if n == -1 else n for axis, n in enumerate(tensor.shape)]
+        if sizes and tensor.shape[0] in (1, -1) and not self._fixed_batch:
+            sizes[0] = "N"
+        return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(tensor.dtype), sizes)
+
+    def _convert(self, operator: Operator) -> None:
+        kind = operator.kind
+        inputs = [self._model.tensors[i] for i in operator.inputs if i >= 0]
+        if kind in ("DEQUANTIZE", "DENSIFY") and operator.inputs[0] in self._constants:
+            self._constants[operator.outputs[0]] = self._constants[operator.inputs[0]]
+            return
+        for tensor in inputs:
+            if tensor.quantised and tensor.constant is None:
+                raise UnsupportedOperatorError(
+                    f"operator {kind} computes with quantised numbers ({tensor.name!r}), and fs.compile takes TFLite "
+                    "models whose activations are float32"
+                )
+        write = _OPERATORS.get(kind)
+        if write is None:
+            raise UnsupportedOperatorError(
+                f"operator {kind} is not supported in TFLite models, expected one of {', '.join(sorted(_OPERATORS))}"
+            )
+        write(self, operator)
+
+    # ---------------------------------------------------------------- tensors and nodes
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self._constants[i].shape if i in self._constants else self._model.tensors[i].shape
+
+    def is_image(self, i: int) -> bool:
+        """Whether it is computed, and has four axes."""
+        return i not in self._constants and len(self.shape(i)) == 4
+
+    def constant(self, operator: Operator, position: int, what: str) -> Array:
+        """The numbers of an input that has to be known."""
+        if position >= len(operator.inputs) or operator.inputs[position] not in self._constants:
+            raise UnsupportedOperatorError(f"{operator} has {what} that depend on numbers, expected constants")
+        return self._constants[operator.inputs[position]]
+
+    def _named(self, i: int, nchw: bool = False) -> str:
+        """A tensor's name, as an image in NCHW or as in the file; transposed when it is there the other way only."""
+        if i in self._constants:
+            return self.initializer(self._constants[i], self._model.tensors[i].name)
+        found = self._names.get((i, nchw))
+        if found is None:
+            other = self._names.get((i, not nchw))
+            if other is None or len(self.shape(i)) != 4:
+                raise ValueError(f"tensor {self._model.tensors[i].name!r} is read before it is written")
+            found = self._names[i, nchw] = self._node("Transpose", [other], perm=_TO_NCHW if nchw else _TO_NHWC)
+        return found
+
+    def image(self, i: int) -> str:
+        """Name of a tensor of four axes in NCHW."""
+        return self._named(i, True)
+
+    def plain(self, i: int) -> str:
+        """Name of a tensor in the order of the file."""
+        return self._named(i)
+
+    def initializer(self, array: Any, stem: str = "constant") -> str:
+        """Name of a constant, kept once."""
+        held = np.asarray(array)
+        name = stem
+        while name in self._initializers and self._initializers[name] is not held:
+            name = f"{stem}.{len(self._initializers)}"
+        self._initializers[name] = held
+        return name
+
+    def _node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+        from onnx import helper
+
+        name = output or f"{op}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, list(inputs), [name], f"{op}_{len(self._nodes)}", **attributes))
+        return name
+
+    node = _node
+
+    def result(self, operator: Operator, name: str, nchw: bool) -> None:
+        """Take what a node wrote for the operator's output, behind the activation that is fused into it."""
+        code = operator.options("FusedActivationFunction") if operator.kind in _WITH_ACTIVATION else None
+        if (code or 0) not in _FUSED:
+            raise UnsupportedOperatorError(f"{operator} has the fused activation {code}, which is not supported")
+        fused = _FUSED[code or 0]
+        self._names[operator.outputs[0], nchw] = name if fused is None else self.activation(fused, name)
+
+    def activation(self, kind: str, x: str) -> str:
+        """An activation's node."""
+        if kind in _CLIPPED:
+            low, high = (self.initializer(np.float32(bound), f"bound_{bound}") for bound in _CLIPPED[kind])
+            return self._node("Clip", [x, low, high])
+        return self._node(_UNARY[kind], [x])
+
+    def batch_moves(self) -> None:
+        """Say that an operator treats samples of a batch unlike each other."""
+        self._fixed_batch = True
+
+    # ---------------------------------------------------------------- padding
+
+    def padded(self, operator: Operator, kernel: tuple[int, int]) -> tuple[str, list[int]]:
+        """Input and pads (top, left, bottom, right) of a window; a PAD with zeros before it is taken in."""
+        source = operator.inputs[0]
+        steps = (operator.options("StrideH"), operator.options("StrideW"))
+        if operator.options("Padding") == 1:  # VALID
+            if source in self._zero_pads and "POOL" not in operator.kind:
+                source, outside = self._zero_pads[source]
+                return self.image(source), [int(n) for n in outside.T.reshape(-1)]
+            return self.image(source), [0, 0, 0, 0]
+        dilations = [operator.options(f"Dilation{axis}Factor") or 1 if "CONV" in operator.kind else 1 for axis in "HW"]
+        before, after = [], []
+        for size, width, step, dilation in zip(self.shape(source)[1:3], kernel, steps, dilations):
+            total = max((-(-size // step) - 1) * step + (width - 1) * dilation + 1 - size, 0)
+            before.append(total // 2)
+            after.append(total - total // 2)
+        return self.image(source), before + after
+
+
+def _pad(writer: _Writer, operator: Operator) -> None:
+    source = operator.inputs[0]
+    pads = writer.constant(operator, 1, "pads").astype(np.int64)
+    if pads.shape != (len(writer.shape(source)), 2):
+        raise ValueError(f"PAD has pads of shape {pads.shape} for an input of shape {writer.shape(source)}")
+    value = writer.constant(operator, 2, "values") if operator.kind == "PADV2" else np.zeros((), np.float32)
+    nchw = writer.is_image(source)
+    if nchw and not value.any() and not pads[[0, 3]].any():
+        writer._zero_pads[operator.outputs[0]] = source, pads[1:3]
+    ordered = pads[list(_TO_NCHW)] if nchw else pads
+    if pads[:1].any():
+        writer.batch_moves()
+    inputs = [writer.image(source) if nchw else writer.plain(source), writer.initializer(ordered.T.reshape(-1), "pads")]
+    fill = [writer.initializer(value.reshape(()), "pad_value")] if value.any() else []
+    writer.result(operator, writer.node("Pad", [*inputs, *fill]), nchw)
+
+
+def _convolution(writer: _Writer, operator: Operator) -> None:
+    weight = writer.constant(operator, 1, "weights")
+    if weight.ndim != 4 or weight.dtype != np.float32:
+        raise ValueError(f"{operator} has weights of shape {weight.shape} and type {weight.dtype}")
+    channels = writer.shape(operator.inputs[0])[3]
+    if operator.kind == "CONV_2D":
+        ordered = weight.transpose(0, 3, 1, 2)
+        groups, rest = divmod(channels, weight.shape[3])
+    else:
+        ordered = weight.transpose(3, 0, 1, 2)
+        groups, rest = channels, weight.shape[3] % channels
+    if rest or groups < 1:
+        raise ValueError(f"{operator} has weights of shape {weight.shape} for {channels} channels")
+    x, pads = writer.padded(operator, (weight.shape[1], weight.shape[2]))
+    inputs = [x, writer.initializer(np.ascontiguousarray(ordered), f"{operator.kind.lower()}.weight")]
+    if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+        inputs.append(writer.initializer(writer.constant(operator, 2, "biases"), f"{operator.kind.lower()}.bias"))
+    made = writer.node(
+        "Conv", inputs, kernel_shape=weight.shape[1:3], pads=pads, group=groups,
+        strides=[operator.options("StrideH"), operator.options("StrideW")],
+        dilations=[operator.options("DilationHFactor"), operator.options("DilationWFactor")],
+    )  # fmt: skip
+    writer.result(operator, made, True)
+
+
+def _pool(writer: _Writer, operator: Operator) -> None:
+    kernel = operator.options("FilterHeight"), operator.options("FilterWidth")
+    x, pads = writer.padded(operator, kernel)
+    strides = [operator.options("StrideH"), operator.options("StrideW")]
+    kind = "MaxPool" if operator.kind == "MAX_POOL_2D" else "AveragePool"  # whose mean leaves the pads out in both
+    writer.result(operator, writer.node(kind, [x], kernel_shape=kernel, pads=pads, strides=strides), True)
+
+
+def _fully_connected(writer: _Writer, operator: Operator) -> None:
+    weight = writer.constant(operator, 1, "weights")
+    source = operator.inputs[0]
+    shape, keep = writer.shape(source), bool(operator.options("KeepNumDims"))
+    if weight.ndim != 2 or operator.options("WeightsFormat"):
+        raise ValueError(f"FULLY_CONNECTED has weights of shape {weight.shape}")
+    x = writer.plain(source)
+    if not (keep or len(shape) == 2):
+        if math.prod(shape[1:]) != weight.shape[1]:
+            writer.batch_moves()
+        x = writer.node("Reshape", [x, writer.initializer(np.array([-1, weight.shape[1]]), "flat")])
+    bias = [writer.constant(operator, 2, "biases")] if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else []
+    if keep and len(shape) != 2:
+        made = writer.node("MatMul", [x, writer.initializer(np.ascontiguousarray(weight.T), "fully_connected.weight")])
+        made = writer.node("Add", [made, writer.initializer(bias[0], "fully_connected.bias")]) if bias else made
+    else:
+        inputs = [x, writer.initializer(weight, "fully_connected.weight")]
+        inputs += [writer.initializer(array, "fully_connected.bias") for array in bias]
+        made = writer.node("Gemm", inputs, transB=1)
+    writer.result(operator, made, False)
+
+
+def _unary(writer: _Writer, operator: Operator) -> None:
+    nchw = writer.is_image(operator.inputs[0])
+    x = writer._named(operator.inputs[0], nchw)
+    if operator.kind == "LEAKY_RELU":
+        made = writer.node("LeakyRelu", [x], alpha=float(operator.options("Alpha")))
+    elif operator.kind == "SQUARE":
+        made = writer.node("Mul", [x, x])
+    elif operator.kind == "RSQRT":
+        made = writer.node("Reciprocal", [writer.node("Sqrt", [x])])
+    elif operator.kind in ("DEQUANTIZE", "QUANTIZE", "DENSIFY"):
+        raise UnsupportedOperatorError(f"{operator} of numbers that the model computes is not supported")
+    else:
+        made = writer.activation(operator.kind, x)
+    writer.result(operator, made, nchw)
+
+
+def _softmax(writer: _Writer, operator: Operator) -> None:
+    nchw, beta = writer.is_image(operator.inputs[0]), operator.options("Beta")
+    x = writer._named(operator.inputs[0], nchw)
+    if beta is not None and beta != 1:
+        x = writer.node("Mul", [x, writer.initializer(np.float32(beta), "beta")])
+    writer.result(operator, writer.node("Softmax", [x], axis=1 if nchw else -1), nchw)
+
+
+def _elementwise(writer: _Writer, operator: Operator) -> None:
+    if len(operator.inputs) != 2:
+        raise ValueError(f"{operator} has {len(operator.inputs)} inputs")
+    nchw = any(map(writer.is_image, operator.inputs))
+    if nchw and not all(i in writer._constants or writer.is_image(i) for i in operator.inputs):
+        nchw = False  # numbers of fewer axes are broadcast in the order of the file
+    names = [_operand(writer, i, nchw) for i in operator.inputs]
+    if operator.kind == "PRELU":
+        made = writer.node("PRelu", names)
+    elif operator.kind == "SQUARED_DIFFERENCE":
+        difference = writer.node("Sub", names)
+        made = writer.node("Mul", [difference, difference])
+    else:
+        made = writer.node(_BINARY[operator.kind], names)
+    writer.result(operator, made, nchw)
+
+
+def _operand(writer: _Writer, i: int, nchw: bool) -> str:
+    """An operand that is broadcast; constants get the axes of images."""
+    constant = writer._constants.get(i)
+    if constant is None or not nchw:
+        return writer._named(i, nchw)
+    wide = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
+    return writer.initializer(np.ascontiguousarray(wide.transpose(_TO_NCHW)), writer._model.tensors[i].name)
+
+
+def _resize(writer: _Writer, operator: Operator) -> None:
+    height, width = (int(n) for n in writer.constant(operator, 1, "sizes").reshape(-1))
+    x = writer.image(operator.inputs[0])
+    channels = writer.shape(operator.inputs[0])[3]
+    linear = operator.kind == "RESIZE_BILINEAR"
+    mode = "asymmetric"
+    if operator.options("AlignCorners"):
+        mode = "align_corners"
+    elif operator.options("HalfPixelCenters"):
+        mode = "half_pixel"
+    options = {} if linear else {"nearest_mode": "floor" if mode == "asymmetric" else "round_prefer_ceil"}
+    rows, columns = writer.shape(operator.inputs[0])[1:3]
+    scales = np.array([1, 1, height / rows, width / columns], np.float32)
+    exact = all(int(np.floor(np.float32(n) * s)) == m for n, s, m in zip((rows, columns), scales[2:], (height, width)))
+    if exact and mode != "align_corners":  # leaves the batch open
+        inputs = [x, "", writer.initializer(scales, "scales")]
+    else:
+        writer.batch_moves()
+        inputs = [x, "", "", writer.initializer(np.array([1, channels, height, width]), "sizes")]
+    made = writer.node(
+        "Resize", inputs, mode="linear" if linear else "nearest", coordinate_transformation_mode=mode, **options
+    )
+    writer.result(operator, made, True)
+
+
+def _depth_to_space(writer: _Writer, operator: Operator) -> None:
+    x, size = writer.image(operator.inputs[0]), operator.options("BlockSize")
+    writer.result(operator, writer.node("DepthToSpace", [x], blocksize=size, mode="DCR"), True)
+
+
+def _reshape(writer: _Writer, operator: Operator) -> None:
+    source, old = operator.inputs[0], writer.shape(operator.inputs[0])
+    if operator.kind == "RESHAPE" and len(operator.inputs) > 1:
+        new = [int(n) for n in writer.constant(operator, 1, "shapes").reshape(-1)]
+    else:  # what the operators say of their results
+        new = list(writer.shape(operator.outputs[0]))
+    if any(n < -1 or n == 0 for n in new) or new.count(-1) > 1:
+        raise ValueError(f"{operator} has the shape {new}")
+    if new and old and new[0] == old[0]:
+        new[0] = 0  # as it comes
+    else:
+        writer.batch_moves()
+    made = writer.node("Reshape", [writer.plain(source), writer.initializer(np.array(new, np.int64), "shape")])
+    writer.result(operator, made, False)
+
+
+def _concatenation(writer: _Writer, operator: Operator) -> None:
+    rank = len(writer.shape(operator.outputs[0]))
+    axis = operator.options("Axis") % rank
+    nchw = rank == 4
+    names = []
+    for i in operator.inputs:
+        constant = writer._constants.get(i)
+        turned = constant is not None and nchw
+        names.append(_operand(writer, i, nchw) if turned else writer._named(i, nchw))
+    if axis == 0 or any(i in writer._constants for i in operator.inputs):
+        writer.batch_moves()
+    writer.result(operator, writer.node("Concat", names, axis=_TO_NCHW.index(axis) if nchw else axis), nchw)
+
+
+def _reduce(writer: _Writer, operator: Operator) -> None:
+    source = operator.inputs[0]
+    rank = len(writer.shape(source))
+    axes = sorted({int(n) % rank for n in writer.constant(operator, 1, "axes").reshape(-1)})
+    keep = bool(operator.options("KeepDims"))
+    if 0 in axes:
+        writer.batch_moves()
+    nchw = writer.is_image(source) and (keep or axes == [1, 2])
+    if nchw:
+        axes = sorted(_TO_NCHW.index(axis) for axis in axes)
+    kind, x = _REDUCED[operator.kind], writer._named(source, nchw)
+    if kind == "ReduceSum":  # whose axes are an input in this opset
+        made = writer.node(kind, [x, writer.initializer(np.array(axes), "axes")], keepdims=int(keep))
+    else:
+        made = writer.node(kind, [x], axes=axes, keepdims=int(keep))
+    writer.result(operator, made, nchw and keep)
+
+
+def _transpose(writer: _Writer, operator: Operator) -> None:
+    order = [int(n) for n in writer.constant(operator, 1, "orders").reshape(-1)]
+    if order[:1] != [0]:
+        writer.batch_moves()
+    writer.result(operator, writer.node("Transpose", [writer.plain(operator.inputs[0])], perm=order), False)
+
+
+def _strided_slice(writer: _Writer, operator: Operator) -> None:
+    shape = writer.shape(operator.inputs[0])
+    if operator.options("EllipsisMask") or operator.options("NewAxisMask"):
+        raise UnsupportedOperatorError("operator STRIDED_SLICE with an ellipsis or new axes is not supported")
+    begins, ends, steps = (writer.constant(operator, k, "bounds").reshape(-1).astype(int) for k in (1, 2, 3))
+    shrunk, bounds = [], []
+    for axis, (begin, end, step) in enumerate(zip(begins, ends, steps)):
+        bit = 1 << axis
+        if operator.options("ShrinkAxisMask") & bit:
+            shrunk.append(axis)
+            begin, end, step = begin, begin + 1 or shape[axis], 1
+        else:
+            begin = (0 if step > 0 else shape[axis] - 1) if operator.options("BeginMask") & bit else begin
+            end = (shape[axis] if step > 0 else -shape[axis] - 1) if operator.options("EndMask") & bit else end
+        if axis == 0 and (axis in shrunk or (begin, step) != (0, 1) or end < shape[0]):
+            writer.batch_moves()
+        elif axis == 0:
+            end = 2**31 - 1
+        bounds.append((begin, end, axis, step))
+    inputs = [writer.initializer(np.array(column, np.int64), "slice") for column in zip(*bounds)]
+    made = writer.node("Slice", [writer.plain(operator.inputs[0]), *inputs])
+    if shrunk:
+        made = writer.node("Squeeze", [made, writer.initializer(np.array(shrunk), "axes")])
+    writer.result(operator, made, False)
+
+
+_WITH_ACTIVATION = {
+    "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV",
+    "CONCATENATION",
+}  # fmt: skip
+_OPERATORS: dict[str, Callable[[_Writer, Operator], None]] = {
+    **dict.fromkeys((*_UNARY, *_CLIPPED, "LEAKY_RELU", "SQUARE", "RSQRT", "DEQUANTIZE", "DENSIFY"), _unary),
+    **dict.fromkeys((*_BINARY, "PRELU", "SQUARED_DIFFERENCE"), _elementwise),
+    **dict.fromkeys(("PAD", "PADV2"), _pad),
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D"), _convolution),
+    **dict.fromkeys(("MAX_POOL_2D", "AVERAGE_POOL_2D"), _pool),
+    **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), _resize),
+    **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"), _reshape),
+    **dict.fromkeys(_REDUCED, _reduce),
+    "FULLY_CONNECTED": _fully_connected,
+    "SOFTMAX": _softmax,
+    "DEPTH_TO_SPACE": _depth_to_space,
+    "CONCATENATION": _concatenation,
+    "TRANSPOSE": _transpose,
+    "STRIDED_SLICE": _strided_slice,
+}
