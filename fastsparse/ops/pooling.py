@@ -6,7 +6,6 @@ that fit the cache. Arrays are (N, C, H, W); engines also pool batch-blocked pla
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import pooling as kernels
 
 Array = NDArray[Any]
@@ -28,6 +28,7 @@ Padding2d = tuple[tuple[int, int], tuple[int, int]]
 Table = NDArray[np.int64]
 
 _KINDS = {"max": kernels.MAX, "mean": kernels.MEAN}
+_NAMES = {kernels.MAX: "max", kernels.MAX_INDEX: "max", kernels.MEAN: "mean"}
 
 
 # ------------------------------------------------------------------------------------------------- on arrays
@@ -142,14 +143,14 @@ def _axis(size: int, kernel: int, stride: int, padding: tuple[int, int], count_p
     return np.ascontiguousarray(np.stack([first, end, weight], 1))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def windows(spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d, *, count_padding: bool = True) -> Windows:
     """Windows of fixed size; their weights count the padding or leave it out."""
     rows, columns = (_axis(n, k, s, p, count_padding) for n, k, s, p in zip(spatial, kernel, stride, padding))
     return Windows(spatial, rows, columns)
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
     """Windows that split the image as evenly as possible: i goes from floor(i n / m) to ceil((i + 1) n / m)."""
 
@@ -200,7 +201,7 @@ def _bands(table: Table) -> Bands:
 # ------------------------------------------------------------------------------------------------- launch
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare(
     kind: int | str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
 ) -> Launch:
@@ -208,15 +209,15 @@ def prepare(
     code = kind if isinstance(kind, int) else _KINDS[kind]
     bands = forward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_kernel(code, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool", x_stride, y_stride)
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[code]} pool", x_stride, y_stride)
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Launch:
     """Launch of the gradient of pooling over contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_grad_kernel(kind, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool gradient")
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[kind]} pool gradient")
 
 
 def _planes(
@@ -244,7 +245,7 @@ def _planes(
     return target.launch(
         kernel, arguments, ("x", "y", "index"), tasks=-(-planes // target.lanes) * len(bands.table),
         flops=target.heuristics.pool_flops * planes * math.prod(w.spatial), scratch=x_bytes + 2 * y_bytes,
-        keep=(w, bands), label=f"{label},{planes}x{w.spatial[0]}x{w.spatial[1]}",
+        keep=(w, bands), label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
     )  # fmt: skip
 
 
@@ -271,5 +272,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
         tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes, keep=(w, bands, x, y),
-        label=f"pool batch-blocked,{groups}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}",
+        label=(
+            f"{kind} pool", f"{groups * target.lanes}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}", "", "batch-blocked",
+        ),
     )  # fmt: skip

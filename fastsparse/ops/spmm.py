@@ -7,7 +7,6 @@ structure of W packed accordingly. One kernel (`fastsparse_kernels.spmm`) runs a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_f
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import spmm
 from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
 
@@ -54,7 +54,7 @@ def spmm_column_major(
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
     stride, (features, columns) = X.strides[1], X.shape
     target = narrowed(target or target_for(W.dtype), columns)
-    for start, stop in sample_chunks(columns, blocked_group_bytes(features, target), target):
+    for start, stop in sample_chunks(columns, layouts.panel_stride(features, 1, target), target):
         key = stop - start, stride, columns, activation, target
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
@@ -100,7 +100,7 @@ def _column_major(
     return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, packed_values(W, plan.operator))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def panel_packing(samples: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
     """Packing of rows of samples, `row_stride` bytes apart, into panels of `width` groups."""
     panels = layouts.feature_panels(features, width, target)
@@ -123,11 +123,6 @@ def sample_chunks(samples: int, group_bytes: int, target: Target) -> Iterator[tu
     """Parts of a linear layer's batch, in whole vectors of samples, whose workspace stays in a cache."""
     h, groups = target.heuristics, -(-samples // target.lanes)
     return chunks(samples, target.lanes * h.chunk_groups(groups, group_bytes, h.linear_chunk_groups))
-
-
-def blocked_group_bytes(rows: int, target: Target) -> int:
-    """Bytes of a batch-blocked group of VL samples."""
-    return layouts.panel_stride(rows, 1, target)
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -276,6 +271,7 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 def prepare(
     plan: SpmmPlan, target: Target, *, y_row_stride: int, batches: int = 1, x_batch_stride: int = 0,
     y_batch_stride: int = 0, residual: bool = False, activation: str | None = None, label: str = "spmm",
+    layout: str = "row-major",
 ) -> Launch:  # fmt: skip
     """SpMM over the plan's tiles, in each of `batches` batches; strides in bytes.
 
@@ -329,6 +325,9 @@ def prepare(
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,
         flops=flops, scratch=scratch, keep=plan,
-        label=f"{label},rows {rows} nnz {operator.nnz},tile {tiles.width} blocks {operator.blocks} "
-        f"groups {operator.groups} tiles {tiles.count}{' packed' if packed else ''}",
+        label=(
+            label, f"{rows}x{len(operator.columns.block)} by {tiles.count * tiles.width * target.lanes * batches}",
+            f"nnz {operator.nnz}", f"{layout} packed" if packed else layout,
+            f"tile {tiles.width} blocks {operator.blocks} groups {operator.groups} tiles {tiles.count}", activation,
+        ),
     )  # fmt: skip

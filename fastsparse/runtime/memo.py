@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -69,25 +71,71 @@ class Memoized:
         return self._latest[1]
 
 
-def array_bytes(value: Any) -> int:
-    """Bytes of all arrays in a value (dataclasses, tuples, lists, dictionaries), each array counted once."""
+def held_arrays(value: Any) -> dict[int, int]:
+    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, by the arrays' ids."""
+    found: dict[int, int] = {}
     seen: set[int] = set()
-
-    def count(item: Any) -> int:
-        if id(item) in seen:
-            return 0
+    items = [value]
+    while items:
+        item = items.pop()
+        if isinstance(item, _PLAIN) or id(item) in seen:
+            continue
         seen.add(id(item))
         if isinstance(item, np.ndarray):
-            return count(item.base) if isinstance(item.base, np.ndarray) else item.nbytes
-        if isinstance(item, array):
-            return item.itemsize * len(item)
-        if isinstance(item, tuple | list):
-            return sum(map(count, item))
-        if isinstance(item, dict):
-            return sum(map(count, item.values()))
-        if dataclasses.is_dataclass(item):
-            return sum(count(getattr(item, field.name)) for field in dataclasses.fields(item))
-        held = getattr(item, "keep", None)  # launches count the objects they keep alive
-        return 0 if held is None else count(held)
+            while isinstance(item.base, np.ndarray):
+                item = item.base
+            found[id(item)] = item.nbytes
+        elif isinstance(item, array):
+            found[id(item)] = item.itemsize * len(item)
+        elif isinstance(item, tuple | list):
+            items.extend(item)
+        elif isinstance(item, dict):
+            items.extend(item.values())
+        elif dataclasses.is_dataclass(item):
+            if type(item).__hash__ is object.__hash__:  # a plan, which many entries share
+                found.update(_arrays_of_plan(item))
+            else:
+                items.extend(_fields(item))
+        else:
+            items.append(getattr(item, "keep", None))  # launches say what they keep alive
+    return found
 
-    return count(value)
+
+def _arrays_of_plan(plan: Any) -> dict[int, int]:
+    """`held_arrays` of a frozen dataclass, walked once in its life: matrices with new values share their plans."""
+    known = _walked.get(plan)
+    if known is None:
+        known = _walked[plan] = held_arrays(_fields(plan))
+    return known
+
+
+def _fields(item: Any) -> list[Any]:
+    return [getattr(item, name) for name in item.__dataclass_fields__]
+
+
+_walked: weakref.WeakKeyDictionary[Any, dict[int, int]] = weakref.WeakKeyDictionary()
+_PLAIN = (int, float, str, type(None))
+
+
+def array_bytes(value: Any) -> int:
+    """Bytes of all arrays that a value holds, each counted once."""
+    return sum(held_arrays(value).values())
+
+
+def bounded_cache(build: Callable[..., T]) -> Callable[..., T]:
+    """Decorator as `functools.lru_cache`, bounded by the bytes of arrays, too: emptied when they are too many."""
+    held = 0
+
+    @functools.lru_cache(maxsize=MOST_ENTRIES)
+    def cached(*arguments: Any, **keywords: Any) -> T:
+        nonlocal held
+        built = build(*arguments, **keywords)
+        size = array_bytes(built)
+        with _lock:
+            if held + size > LEAST_BYTES:
+                cached.cache_clear()
+                held = 0
+            held += size
+        return built
+
+    return functools.update_wrapper(cached, build)
