@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
+from fastsparse.ops import stream
 from fastsparse.ops.activations import CLAMPS, set_epilogue
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, split_rows
 from fastsparse.ops.target import Target, target_for
@@ -53,6 +54,12 @@ class _Product(NamedTuple):
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
+    if not takes_lookup(W.pattern, target) and stream.pays(W.pattern, 1, target):
+        rows = stream.plan(W.pattern, 1, target)
+        launch = stream.prepare(
+            rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
+        )
+        return _Product(launch, address(W.data), W.data)
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
     values = plan.pack(W.data)
@@ -125,13 +132,18 @@ def plan_spmv(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     return pattern.cached(("spmv", target), _plan, pattern, target)
 
 
+def takes_lookup(pattern: Pattern, target: Target) -> bool:
+    """Whether the target has the lookup and W fills its tables well enough."""
+    return (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and target.heuristics.spmv_by_lookup(
+        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
+    )
+
+
 def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     h = target.heuristics
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
-    if (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and h.spmv_by_lookup(
-        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
-    ):
+    if takes_lookup(pattern, target):
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
