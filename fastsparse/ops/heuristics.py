@@ -60,6 +60,7 @@ class Heuristics:
     rows_share: float = 3 / 8  # the same where rows of X are not contiguous
     uses_in_place: float = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
     uses_in_l1: float = 8.0  # the same where L1 holds a tile's part of X
+    uses_from_memory: float = 1.0  # the same where no cache holds a tile's part of X between two rows of W
     uses_aligned: float = 7.0  # the same on 64-byte vectors aligned to the lines of X; elsewhere each is two lines
     many_vectors: int = 100  # of a row of Y: where one tile more is little against an alignment peel
 
@@ -67,7 +68,6 @@ class Heuristics:
 
     # --- streaming the rows of a CSR matrix: cycles are those of one vector of columns
     stream_margin: float = 0.85  # of the time through panels, at most: layers keep what they are tuned for
-    stream_row_nonzeros: float = 6  # up to which one column is streamed: SpMV reads eight at a time
     stream_small_bytes: int = 2**20  # X of less, read in place anyway, is better read by rows sorted by length
     stream_near_bytes: int = 3 * 2**20  # X of less is not prefetched
     stream_cycles: Steps = (  # of a nonzero, by the bytes of X
@@ -88,6 +88,9 @@ class Heuristics:
     # --- SDDMM
     sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, long entries are worth more than L1
     sddmm_pass_bytes: int = 512  # of each input row per pass: enough to pay for the horizontal sum
+
+    # --- SpMV
+    short_row_nonzeros: float = 6  # of a row on average, up to which the form for short rows is used
 
     # --- SpMV by lookup in registers: cycles of a nonzero, of a row and chunk; of the other form
     lookup_cycles: float = 0.29
@@ -239,19 +242,18 @@ class Heuristics:
                 uses = self.uses_aligned if aligned else self.uses_in_place
             elif columns * WIDEST_TILE * self.vector_bytes <= self.l1_block_bytes:
                 uses = self.uses_in_l1
+        if self.leaves_cache(columns * min(x_row_stride, WIDEST_TILE * self.vector_bytes)):
+            uses = min(uses, self.uses_from_memory)
         return nonzeros <= uses * columns
 
     # ------------------------------------------------------------------------------------------ streaming
 
     def streams(self, rows: int, inputs: int, nonzeros: int, columns: int, size: int, x_row_stride: int = 0) -> bool:
-        """Whether W (rows, inputs) @ X for so many columns takes less time by streaming W's rows than through panels
-        or, for one column, as SpMV.
+        """Whether W (rows, inputs) @ X for so many columns takes less time by streaming W's rows than through panels.
 
         size : bytes of a number
         x_row_stride : bytes, of a row-major X, which may be read in place anyway; 0 of an X in panels
         """
-        if columns == 1:
-            return nonzeros <= self.stream_row_nonzeros * rows
         lanes = self.vector_bytes // size
         vectors, density = -(-columns // lanes), nonzeros / (rows * max(1, inputs))
         x_bytes = inputs * columns * size
@@ -319,6 +321,10 @@ class Heuristics:
         return max(1, held // max(1, row_bytes))
 
     # ------------------------------------------------------------------------------------------ SpMV
+
+    def spmv_by_short_rows(self, rows: int, nonzeros: int) -> bool:
+        """Whether most rows of W are shorter than the eight nonzeros that SpMV reads at once."""
+        return nonzeros <= self.short_row_nonzeros * rows
 
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
         """Whether SpMV looks x up in chunks of so many columns: not where most chunks of a row are empty."""

@@ -109,7 +109,7 @@ def _column_major(
     W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target, y_alignment: int
 ) -> tuple[Packing, Product]:
     y_row_stride = columns * target.size
-    if samples > 1 and stream.pays(W.pattern, samples, target):  # one column of a panel is not contiguous
+    if stream.pays(W.pattern, samples, target):
         width = -(-samples // target.lanes)  # one panel: its rows are those of row-major X
         product = _streamed(W, samples, width * target.vector, y_row_stride, activation, target, y_alignment)
         return panel_packing(samples, W.shape[1], stride, width, target), product

@@ -1,8 +1,8 @@
 """SpMV: sparse W times one vector.
 
 W's bytes are the cost. Two forms: rows as they are, with column indices of 16 bits where they fit, and a lookup of x in
-registers (`SpmvLookupPlan`), where W fills its tables well enough. Bits depend on the form and the vector width, never
-on threads.
+registers (`SpmvLookupPlan`), where W fills its tables well enough. Where rows are short, the kernel of the first form
+multiplies before it looks at rows, with the same bits. Bits depend on the form and the vector width, never on threads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Product(NamedTuple):
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
-    if not takes_lookup(W.pattern, target) and stream.pays(W.pattern, 1, target):
+    if W.shape[1] > INDEX_LIMIT:  # columns of plans have 32 bits
         rows = stream.plan(W.pattern, 1, target)
         launch = stream.prepare(
             rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
@@ -75,7 +75,8 @@ class SpmvPlan:
 
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros; of short rows [nnz]
+    short_rows: bool = False  # for the form of that name, which reads the pattern's own columns
 
     @property
     def column_bits(self) -> int:
@@ -147,11 +148,12 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
+    short_rows = pattern.indices.itemsize == 4 and h.spmv_by_short_rows(pattern.shape[0], pattern.nnz)
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
-    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
+    columns = pattern.indices if short_rows else pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns)
+    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns, short_rows)
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
@@ -264,5 +266,5 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         nonzeros=plan.nonzeros,
         scratch_stride=scratch,
     )
-    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)
+    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits, int(plan.short_rows))
     return arguments, kernel, 0 if activation in CLAMPS else scratch  # clamps work in registers

@@ -32,12 +32,8 @@ def pays(pattern: Pattern, columns: int, target: Target, x_row_stride: int = 0) 
     rows, inputs = pattern.shape
     if rows == 0 or columns == 0 or rows >= INDEX_LIMIT:
         return False
-    if columns == 1:
-        beyond = inputs > INDEX_LIMIT
-    else:  # indices of nonzeros and offsets in panels have 32 bits
-        beyond = max(pattern.nnz, inputs * max(x_row_stride, columns * target.size)) >= INDEX_LIMIT
-    if beyond:
-        return True
+    if max(pattern.nnz, inputs * max(x_row_stride, columns * target.size)) >= INDEX_LIMIT:
+        return True  # indices of nonzeros and offsets in panels have 32 bits
     return target.heuristics.streams(rows, inputs, pattern.nnz, columns, target.size, x_row_stride)
 
 

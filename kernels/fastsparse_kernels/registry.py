@@ -73,14 +73,14 @@ def _lookup(bits: int, lanes: int) -> list[Arguments]:
 
 def _stream(bits: int, lanes: int) -> list[Arguments]:
     """Tiles of any width on whole vectors, of one or two on shorter ones. Only huge matrices have 64-bit indices."""
-    short = [(each, width) for each in (1, 2, 4, 8) if each < lanes for width in (1, 2) if (each, width) != (1, 2)]
+    short = [(each, width) for each in (2, 4, 8) if each < lanes for width in (1, 2)]
     tiles = [*short, *((lanes, width) for width in TILE_WIDTHS)]
     return [(bits, *tile, 32) for tile in tiles]
 
 
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
-    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
+    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32), (bits, lanes, 32, 1)]),
     Family("spmv by register lookup", spmv.lookup_kernel, _lookup),
     Family("sddmm", sddmm.sddmm_kernel, _once),
     Family("sddmm on contiguous runs", sddmm.sddmm_runs_kernel, _once),

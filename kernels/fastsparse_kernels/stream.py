@@ -32,7 +32,7 @@ SPMM = kernel_arguments(
     "nonzeros",
     "x",
     "x_batch_stride",
-    "x_row_stride",  # not read for one column, which is contiguous
+    "x_row_stride",
     "y",
     "y_batch_stride",
     "y_row_stride",
@@ -95,12 +95,8 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
     load_index = make_load_index(index_bits)
 
     @inlined_function
-    def row_stride(a):  # type: ignore[no-untyped-def]
-        return size if lanes == 1 else a.x_row_stride  # one column is contiguous
-
-    @inlined_function
     def add_row(a, acc, x, p, end, last):  # type: ignore[no-untyped-def]
-        indices, values, stride = a.indices, a.values, row_stride(a)
+        indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
             acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
             p = simd.opaque_i64(p + 1)
@@ -108,7 +104,7 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
 
     @inlined_function
     def add_row_prefetching(a, acc, x, p, end, last, distance, final):  # type: ignore[no-untyped-def]
-        indices, values, stride = a.indices, a.values, row_stride(a)
+        indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
             simd.prefetch_l1(x + load_index(indices, min(p + distance, final)) * stride, tile_bytes)
             acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)

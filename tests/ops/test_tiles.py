@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -113,7 +114,7 @@ def test_many_tiles_are_aligned(rng, target):
     few, many = (matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern for rows in (10, 200))
     columns = target.heuristics.many_vectors * target.lanes
     target = replace(target, threads=1)
-    far = replace(target, heuristics=replace(target.heuristics, l3_bytes=0))
+    far = replace(target, heuristics=replace(target.heuristics, l3_bytes=0, uses_from_memory=math.inf))
     for given in (
         spmm.UNALIGNED,
         spmm.Peels(1, 1),
