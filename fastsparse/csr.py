@@ -335,8 +335,11 @@ class Pattern(Memoized):
     def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
         shape = self._shape[::-1]
         numbers = np.arange(self.nnz, dtype=np.uint32 if self.nnz < 2**32 else np.int64)
-        columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
-        return Pattern._trusted(columns.indptr, columns.indices, shape), frozen(columns.data)
+        # SciPy converts index arrays of two types to the wider one.
+        indptr = self._indptr.astype(self._indices.dtype) if self.nnz < 2**31 else self._indptr
+        columns = sparse.csr_array((numbers, self._indices, indptr), shape=self._shape).tocsc()
+        indices = columns.indices.copy()  # SciPy's are views of arrays that could be made writable again
+        return Pattern._trusted(columns.indptr, indices, shape), frozen(columns.data)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

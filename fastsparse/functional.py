@@ -259,7 +259,7 @@ def _compressed(x: Any) -> spgemm.SparseRows:
     return np.asarray(x.indptr, np.int64), np.asarray(x.indices, np.uint32), x.data
 
 
-def matmul(A: Any, X: Any, *, out: Array | None = None) -> Any:
+def matmul(A: MatrixLike, X: MatrixLike, *, out: Array | None = None) -> Any:
     """Matrix product ``A @ X`` of which one factor or both are sparse.
 
     Parameters

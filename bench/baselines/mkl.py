@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-_NON_TRANSPOSE, _ROW_MAJOR, _GENERAL = 10, 101, 20
+_NON_TRANSPOSE, _TRANSPOSE, _ROW_MAJOR, _GENERAL = 10, 11, 101, 20
 _EXPECTED_CALLS = 1000
 _INTEL_THREADING = 0
 
@@ -27,36 +27,40 @@ def available() -> bool:
     return _path() is not None
 
 
-def spmm(weight: sp.csr_array, x: NDArray[np.float32], threads: int) -> Callable[[], NDArray[np.float32]]:
-    """A callable that computes `weight @ x` after MKL has inspected the matrix for this shape."""
+def spmm(
+    weight: sp.csr_array, x: NDArray[Any], threads: int, *, transposed: bool = False, out: bool = True
+) -> Callable[[], NDArray[Any]]:
+    """A callable that computes `weight @ x`, or `weight.T @ x`, after MKL has inspected the matrix for this shape.
+
+    out : every call writes to the same array; otherwise each allocates one
+    """
     library = _library()
     library.MKL_Set_Num_Threads(threads)  # what is optimised for more threads wakes them at every product
+    letter, number = ("d", ctypes.c_double) if x.dtype == np.float64 else ("s", ctypes.c_float)
+    create, mv, mm = (getattr(library, f"mkl_sparse_{letter}_{name}") for name in ("create_csr", "mv", "mm"))
+    operation = _TRANSPOSE if transposed else _NON_TRANSPOSE
     rows, columns = weight.shape
     indptr, indices = weight.indptr.astype(np.int32), weight.indices.astype(np.int32)
-    data = weight.data.astype(np.float32)
+    data = weight.data.astype(x.dtype)
     handle, descriptor = ctypes.c_void_p(), _Descriptor(_GENERAL, 0, 0)
-    _check(
-        library.mkl_sparse_s_create_csr(
-            ctypes.byref(handle), 0, rows, columns, *map(_pointer, (indptr, indptr[1:], indices, data))
-        )
-    )
-    one, zero, y = ctypes.c_float(1), ctypes.c_float(0), np.empty((rows, *x.shape[1:]), np.float32)
+    _check(create(ctypes.byref(handle), 0, rows, columns, *map(_pointer, (indptr, indptr[1:], indices, data))))
+    one, zero, shape = number(1), number(0), (columns if transposed else rows, *x.shape[1:])
+    kept = np.empty(shape, x.dtype)
     if x.ndim == 1:
-        _check(library.mkl_sparse_set_mv_hint(handle, _NON_TRANSPOSE, descriptor, _EXPECTED_CALLS))
+        _check(library.mkl_sparse_set_mv_hint(handle, operation, descriptor, _EXPECTED_CALLS))
     else:
         n = x.shape[1]
-        _check(library.mkl_sparse_set_mm_hint(handle, _NON_TRANSPOSE, descriptor, _ROW_MAJOR, n, _EXPECTED_CALLS))
+        _check(library.mkl_sparse_set_mm_hint(handle, operation, descriptor, _ROW_MAJOR, n, _EXPECTED_CALLS))
     _check(library.mkl_sparse_optimize(handle))
-    x_pointer, y_pointer = _pointer(x), _pointer(y)
+    x_pointer = _pointer(x)
 
-    def multiply() -> NDArray[np.float32]:
+    def multiply() -> NDArray[Any]:
         library.MKL_Set_Num_Threads(threads)
+        y = kept if out else np.empty(shape, x.dtype)
         if x.ndim == 1:
-            status = library.mkl_sparse_s_mv(_NON_TRANSPOSE, one, handle, descriptor, x_pointer, zero, y_pointer)
+            status = mv(operation, one, handle, descriptor, x_pointer, zero, _pointer(y))
         else:
-            status = library.mkl_sparse_s_mm(
-                _NON_TRANSPOSE, one, handle, descriptor, _ROW_MAJOR, x_pointer, n, n, zero, y_pointer, n
-            )
+            status = mm(operation, one, handle, descriptor, _ROW_MAJOR, x_pointer, n, n, zero, _pointer(y), n)
         _check(status)
         return y
 

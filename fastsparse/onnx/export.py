@@ -29,7 +29,7 @@ _INFERRED = 2**30  # bytes: the library copies the model to infer shapes
 _SPARSE = 0.5  # share of zeros from which on a weight is written as a sparse_initializer
 
 
-def to_onnx(model: Any, path: PathLike, *, sparse: bool = False) -> None:
+def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: bool = False) -> None:
     """Write a model or an engine as an ONNX file (opset 17).
 
     Parameters

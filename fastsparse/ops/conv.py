@@ -45,7 +45,7 @@ from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
-from fastsparse_kernels.sparse_operator import RUN_VECTORS
+from fastsparse_kernels.sparse_operator import RUN_VECTORS, WHOLE
 
 Array = NDArray[Any]
 Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, index in the CSR
@@ -318,7 +318,7 @@ def plan_between_blocked(
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
-    return SpmmPlan(operator, tiles, nontemporal=h.leaves_cache(y.group_stride * sample_groups))
+    return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
 
 def plan_linear_between(

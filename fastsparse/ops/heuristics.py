@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
 Rates = tuple[float, ...]  # relative speed of tiles of 1, 2, ... vectors
+Steps = tuple[tuple[float, float], ...]  # (most bytes, cycles), ascending
 
 WIDEST_TILE = 8
 ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 cache
@@ -59,12 +60,37 @@ class Heuristics:
     rows_share: float = 3 / 8  # the same share where rows of X are not contiguous
     uses_in_place: float = 3.0  # nonzeros per row of X up to which packing does not pay
     uses_in_l1: float = 8.0  # the same where L1 holds the part of X that a tile reads
+    uses_from_memory: float = 1.0  # the same where no cache holds a tile's part of X between two rows of W
     uses_aligned: float = 7.0  # the same for 64-byte vectors aligned to cache lines of X; unaligned ones read two lines
     many_vectors: int = 100  # vectors per row of Y from which an alignment peel is worth one more tile
+
+    peel_vectors: int = 16  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
+
+    # --- streaming the rows of a CSR matrix: cycles are those of one vector of columns
+    stream_margin: float = 0.85  # of the time through panels, at most: layers keep what they are tuned for
+    stream_small_bytes: int = 2**20  # X of less, read in place anyway, is better read by rows sorted by length
+    stream_near_bytes: int = 3 * 2**20  # X of less is not prefetched
+    stream_cycles: Steps = (  # of a nonzero, by the bytes of X
+        (2**15, 2.0), (2**17, 2.4), (2**18, 2.8), (2**20, 3.2), (2**22, 4.5), (2**24, 8.0), (math.inf, 16.0),
+    )  # fmt: skip
+    stream_row_cycles: float = 8.0
+    panel_cycles: float = 1.6  # the same through panels: of a nonzero, whose X is in a near cache
+    panel_entry_cycles: float = 14.0  # of a row's part of a column block
+    panel_first_cycles: float = 6.0  # more of it where there is one vector
+    pack_cycles: Steps = ((2**20, 2.0), (2**22, 4.0), (2**24, 8.0), (math.inf, 24.0))  # of a row of X, by its bytes
+    stream_tile: int = 8  # vectors of the widest tile
+    stream_chunk: int = 4096  # nonzeros and rows of a task, at most, except for long rows
+    stream_least_chunk: int = 64
+    stream_chunks_per_worker: int = 16
+    stream_prefetch_vectors: int = 64  # of X in flight
+    stream_least_columns: int = 16  # of X, at least, in estimates of work: reading W is work, too
 
     # --- SDDMM
     sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, since long entries are worth more than L1
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
+
+    # --- SpMV by loads of few nonzeros
+    short_row_nonzeros: float = 6  # most nonzeros per row, on average, for the form for short rows
 
     # --- SpMV: cycles per nonzero and per row, by lookup in registers (lookup_*) and by loads (spmv_*)
     lookup_cycles: float = 0.29
@@ -214,7 +240,52 @@ class Heuristics:
                 uses = self.uses_aligned if aligned else self.uses_in_place
             elif columns * WIDEST_TILE * self.vector_bytes <= self.l1_block_bytes:
                 uses = self.uses_in_l1
+        if self.leaves_cache(columns * min(x_row_stride, WIDEST_TILE * self.vector_bytes)):
+            uses = min(uses, self.uses_from_memory)
         return nonzeros <= uses * columns
+
+    # ------------------------------------------------------------------------------------------ streaming
+
+    def streams(self, rows: int, inputs: int, nonzeros: int, columns: int, size: int, x_row_stride: int = 0) -> bool:
+        """Whether W (rows, inputs) @ X for so many columns takes less time by streaming W's rows than through panels.
+
+        size : bytes of a number
+        x_row_stride : bytes, of a row-major X, which may be read in place anyway; 0 of an X in panels
+        """
+        lanes = self.vector_bytes // size
+        vectors, density = -(-columns // lanes), nonzeros / (rows * max(1, inputs))
+        x_bytes = inputs * columns * size
+        in_place = x_row_stride > 0 and self.reads_in_place(nonzeros, inputs, x_row_stride, aligned=False)
+        if in_place and x_bytes <= self.stream_small_bytes and columns >= lanes:
+            return False
+        width = self.tile_width(vectors, self.row_major_rates(density, inputs, y_stays_near=True))
+        tile_bytes = width * self.vector_bytes
+        blocks = -(-inputs // self.even_block_rows(tile_bytes, inputs, density))
+        groups = self.row_groups(rows, -(-vectors // width), 1, tile_bytes) if blocks > 1 else 1
+        by_panels = self._panel_cycles(rows, nonzeros, blocks, inputs * groups, x_bytes, vectors)
+        by_rows = nonzeros * _step(self.stream_cycles, x_bytes) + rows * self.stream_row_cycles
+        return by_rows < self.stream_margin * by_panels
+
+    def _panel_cycles(self, rows: int, nonzeros: int, blocks: int, packed: int, x_bytes: int, vectors: int) -> float:
+        """Cycles through panels in so many column blocks, for which so many rows of X are packed, or read, in all.
+
+        A row has an entry in each block with some of its nonzeros: of n scattered over b, b (1 - (1 - 1/b)^n).
+        """
+        length = nonzeros / max(1, rows)
+        entries = rows * max(1.0, blocks * (1 - (1 - 1 / max(1, blocks)) ** length))
+        entry_cycles = self.panel_entry_cycles + (self.panel_first_cycles if vectors == 1 else 0.0)
+        return nonzeros * self.panel_cycles + entries * entry_cycles + packed * _step(self.pack_cycles, x_bytes)
+
+    def stream_prefetch_distance(self, nonzeros: int, x_bytes: int, tile_bytes: int) -> int:
+        """Prefetch distance of rows of X in nonzeros; 0 where a near cache holds X."""
+        if x_bytes <= self.stream_near_bytes or nonzeros == 0:
+            return 0
+        return max(8, min(16, 64 * self.stream_prefetch_vectors // tile_bytes))
+
+    def stream_chunk_work(self, work: int, threads: int) -> int:
+        """Nonzeros and rows of one task, when there are so many in all."""
+        even = work // (self.stream_chunks_per_worker * threads)
+        return max(self.stream_least_chunk, min(self.stream_chunk, even))
 
     # ------------------------------------------------------------------------------------------ SDDMM
 
@@ -248,6 +319,10 @@ class Heuristics:
         return max(1, held // max(1, row_bytes))
 
     # ------------------------------------------------------------------------------------------ SpMV
+
+    def spmv_by_short_rows(self, rows: int, nonzeros: int) -> bool:
+        """Whether most rows of W are shorter than the eight nonzeros that SpMV reads at once."""
+        return nonzeros <= self.short_row_nonzeros * rows
 
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
         """Whether SpMV by lookup, in chunks of `chunk` columns, is estimated to be faster than by loads."""
@@ -296,6 +371,10 @@ def described(h: Heuristics) -> list[tuple[str, str]]:
 
 def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _step(steps: Steps, nbytes: int) -> float:
+    return next(cycles for most, cycles in steps if nbytes <= most)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.ops import layouts, sddmm, spmm
-from fastsparse.ops.sparse_operator import packed_values
+from fastsparse.ops import layouts, sddmm, spmm, stream
 from fastsparse.ops.spmm import Packing, Product, bias_address, panel_packing, panel_width
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
@@ -75,17 +74,28 @@ def _forward(
 def _panels_product(W: CSR, samples: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
     key = samples, width, activation, target
     plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
-    return _PanelsProduct(Product(launch, packed_values(W, plan.operator)), unpack, size)
+    return _PanelsProduct(Product(launch, plan.values(W)), unpack, size)
 
 
 def _panels_launch(
     pattern: Pattern, samples: int, width: int, activation: str | None, target: Target
-) -> tuple[spmm.SpmmPlan, Launch, Launch, int]:
-    rows = pattern.shape[0]
-    panels, plan = layouts.feature_panels(rows, width, target), spmm.panels_plan(pattern, samples, width, target)
-    launch = spmm.prepare(
-        plan, target, y_row_stride=width * target.vector, activation=activation, label="linear", layout="batch-blocked"
-    )
+) -> tuple[spmm.SpmmPlan | stream.StreamPlan, Launch, Launch, int]:
+    rows, features = pattern.shape
+    panels, row_bytes = layouts.feature_panels(rows, width, target), width * target.vector
+    plan: spmm.SpmmPlan | stream.StreamPlan
+    if stream.pays(pattern, samples, target):  # a panel is row-major
+        batches = -(-samples // (width * target.lanes))
+        plan = stream.plan(pattern, width * target.lanes, target, batches=batches)
+        launch = stream.prepare(
+            plan, target, x_row_stride=row_bytes, y_row_stride=row_bytes, batches=batches,
+            x_batch_stride=layouts.panel_stride(features, width, target),
+            y_batch_stride=layouts.panel_stride(rows, width, target), activation=activation, label="linear",
+        )  # fmt: skip
+    else:
+        plan = spmm.panels_plan(pattern, samples, width, target)
+        launch = spmm.prepare(
+            plan, target, y_row_stride=row_bytes, activation=activation, label="linear", layout="batch-blocked"
+        )
     unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
     return plan, launch, unpack, layouts.panel_bytes(samples, panels, target)
 
@@ -95,8 +105,34 @@ def _panels_launch(
 
 def sampled_product(pattern: Pattern, A: Array, B: Array, target: Target | None = None) -> Array:
     """(A @ B) at the pattern's nonzeros, in the CSR's order; A (M, N), B (N, K)."""
-    _, gradients = _weight_gradient(pattern, as_rows(A.T), as_rows(B), None, target)
+    target, columns = target or target_for(A.dtype), A.shape[1]
+    if not stream.pays(pattern, columns, target):
+        return _weight_gradient(pattern, as_rows(A.T), as_rows(B), None, target)[1]
+    gradients: Array = np.zeros(pattern.nnz, A.dtype)
+    if pattern.nnz:
+        y, y_row_stride, _y = _row_major(A, "y", target)
+        x, x_row_stride, _x = _row_major(B.T, "x", target)
+        key = target, columns, x_row_stride, y_row_stride
+        pattern.cached(("streamed sddmm", *key), _streamed_sddmm, pattern, *key).run(x, y, address(gradients))
     return gradients
+
+
+def _streamed_sddmm(pattern: Pattern, target: Target, columns: int, x_row_stride: int, y_row_stride: int) -> Launch:
+    strides = {"x_row_stride": x_row_stride, "y_row_stride": y_row_stride}
+    return stream.prepare_sddmm(pattern, target, columns=columns, **strides)
+
+
+def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]:
+    """Address and row stride of X, or of a copy with contiguous rows in the buffer `purpose`; and what holds it."""
+    if X.shape[1] == 1 or (X.strides[1] == target.size and X.strides[0] >= 0):
+        return address(X), X.strides[0], X
+    if X.strides[0] != target.size or X.strides[1] < 0:
+        X = np.ascontiguousarray(X)
+        return address(X), X.strides[0], X
+    features, columns = X.shape
+    width = -(-columns // target.lanes)  # one panel: its rows are those of a row-major array
+    panels = panel_packing(columns, features, X.strides[1], width, target).run(address(X), purpose)
+    return address(panels), width * target.vector, panels
 
 
 def backward(
@@ -124,12 +160,20 @@ def _weight_gradient(
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     last: sddmm.SddmmPlan | None = None
     group_bytes = sum(layouts.panel_stride(n, 1, target) for n in pattern.shape)
+    streamed = stream.pays(pattern, samples, target)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         count = stop - start
         width = panel_width(pattern, count, target, backward=True)
         packing = panel_packing(count, pattern.shape[0], grad.strides[0], width, target)
         y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
-        if pattern.nnz:
+        if pattern.nnz and streamed:
+            packing = panel_packing(count, features, x.strides[0], width, target)
+            x_panels = packing.run(address(x) + start * x.strides[0], "x")
+            launch = pattern.cached(
+                ("streamed panels", count, width, target), _streamed_panels, pattern, count, width, target
+            )
+            launch.run(address(x_panels), address(y_panels), address(gradients))
+        elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             if last is None:
                 gradients = np.zeros(plan.order.size, grad.dtype)
@@ -144,6 +188,15 @@ def _weight_gradient(
             transposed = W_T.cached(("panels", *key), _panels_product, W_T, *key)
             transposed.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
     return grad_x, gradients if last is None else last.order.unpack(gradients)
+
+
+def _streamed_panels(pattern: Pattern, samples: int, width: int, target: Target) -> Launch:
+    (rows, features), row_bytes = pattern.shape, width * target.vector
+    return stream.prepare_sddmm(
+        pattern, target, columns=width * target.lanes, x_row_stride=row_bytes, y_row_stride=row_bytes,
+        batches=-(-samples // (width * target.lanes)), x_batch_stride=layouts.panel_stride(features, width, target),
+        y_batch_stride=layouts.panel_stride(rows, width, target),
+    )  # fmt: skip
 
 
 def _sddmm(pattern: Pattern, samples: int, target: Target) -> tuple[sddmm.SddmmPlan, sddmm.Sddmm]:

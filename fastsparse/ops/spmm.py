@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.ops import layouts
+from fastsparse.ops import layouts, stream
 from fastsparse.ops.activations import set_epilogue
 from fastsparse.ops.heuristics import Heuristics, Rates
 from fastsparse.ops.sparse_operator import SparseOperator, linear_operator, packed_values
@@ -27,7 +27,7 @@ from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import spmm
-from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
+from fastsparse_kernels.sparse_operator import QUARTERS, ROW_UNROLL, RUN_VECTORS, WHOLE
 
 Array = NDArray[Any]
 
@@ -43,7 +43,8 @@ def spmm_row_major(
         X = np.ascontiguousarray(X)
     target = narrowed(target or target_for(W.dtype), X.shape[1])
     peels = alignment_peels(address(X), X.strides[0], Y, target)
-    key = X.shape[1], X.strides[0], activation, target, peels
+    y_alignment = stream.row_alignment(address(Y), Y.strides[0], Y.nbytes, target)
+    key = X.shape[1], X.strides[0], activation, target, peels, y_alignment
     product = W.cached(("row-major", *key), _row_major, W, *key)
     product.run(address(X), address(Y), bias_address(bias))
 
@@ -55,10 +56,12 @@ def spmm_column_major(
     stride, (features, columns) = X.strides[1], X.shape
     target = narrowed(target or target_for(W.dtype), columns)
     for start, stop in sample_chunks(columns, layouts.panel_stride(features, 1, target), target):
-        key = stop - start, stride, columns, activation, target
+        y = address(Y) + start * target.size
+        y_alignment = stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
+        key = stop - start, stride, columns, activation, target, y_alignment
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
-        product.run(address(panels), address(Y) + start * target.size, bias_address(bias))
+        product.run(address(panels), y, bias_address(bias))
 
 
 class Product(NamedTuple):
@@ -85,19 +88,36 @@ class Packing(NamedTuple):
         return panels
 
 
-def _row_major(W: CSR, columns: int, row_stride: int, activation: str | None, target: Target, peels: Peels) -> Product:
+def _row_major(
+    W: CSR, columns: int, row_stride: int, activation: str | None, target: Target, peels: Peels, y_alignment: int
+) -> Product:
+    y_row_stride = columns * target.size
+    if stream.pays(W.pattern, columns, target, row_stride):
+        return _streamed(W, columns, row_stride, y_row_stride, activation, target, y_alignment)
     plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
-    launch = prepare(plan, target, y_row_stride=columns * target.size, activation=activation)
-    return Product(launch, packed_values(W, plan.operator))
+    return Product(prepare(plan, target, y_row_stride=y_row_stride, activation=activation), plan.values(W))
+
+
+def _streamed(
+    W: CSR, columns: int, x_row_stride: int, y_row_stride: int, activation: str | None, target: Target, y_alignment: int
+) -> Product:
+    plan = stream.plan(W.pattern, columns, target, y_alignment)
+    launch = stream.prepare(plan, target, x_row_stride=x_row_stride, y_row_stride=y_row_stride, activation=activation)
+    return Product(launch, plan.values(W))
 
 
 def _column_major(
-    W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target
+    W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target, y_alignment: int
 ) -> tuple[Packing, Product]:
+    y_row_stride = columns * target.size
+    if stream.pays(W.pattern, samples, target):
+        width = -(-samples // target.lanes)  # one panel: its rows are those of row-major X
+        product = _streamed(W, samples, width * target.vector, y_row_stride, activation, target, y_alignment)
+        return panel_packing(samples, W.shape[1], stride, width, target), product
     width = panel_width(W.pattern, samples, target)
     plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
-    launch = prepare(plan, target, y_row_stride=columns * target.size, activation=activation)
-    return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, packed_values(W, plan.operator))
+    launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
+    return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, plan.values(W))
 
 
 @bounded_cache
@@ -133,13 +153,18 @@ class SpmmPlan:
     """An operator and the tiles it runs over.
 
     x_row_stride : bytes between rows of X that are packed
-    nontemporal : whole tiles get non-temporal stores; their vectors are aligned
+    nontemporal : WHOLE or QUARTERS: whole tiles get non-temporal stores, their vectors are aligned to a vector's bytes
+        or to 16; 0: ordinary stores
     """
 
     operator: SparseOperator
     tiles: Tiles
     x_row_stride: int = 0
-    nontemporal: bool = False
+    nontemporal: int = 0
+
+    def values(self, W: CSR) -> Array:
+        """W's values in the order the kernel reads them."""
+        return packed_values(W, self.operator)
 
 
 class Peels(NamedTuple):
@@ -197,15 +222,19 @@ def plan_row_major(
     h, (rows, inputs) = target.heuristics, pattern.shape
     row_bytes = columns * target.size
     many = columns >= h.many_vectors * target.lanes
-    nontemporal = peels.y is not None and h.leaves_cache(batches * rows * row_bytes)
+    nontemporal = WHOLE if peels.y is not None and h.leaves_cache(batches * rows * row_bytes) else 0
+    if nontemporal and peels.y and not many:  # a peel would add a tile to a few
+        quarters = peels.y * target.size % 16 == 0
+        if quarters or columns < h.peel_vectors * target.lanes:
+            nontemporal, peels = QUARTERS if quarters else 0, peels._replace(y=None)
     aligned = many and peels.x is not None and (peels.x == peels.y or not nontemporal)
     near = not h.leaves_cache(batches * inputs * row_bytes)
     in_place = h.reads_in_place(pattern.nnz, inputs, x_row_stride, aligned and near)
     if in_place and columns >= target.lanes and x_row_stride >= row_bytes:
-        peel = peels.y if nontemporal else peels.x if aligned else 0
+        peel = peels.y if nontemporal == WHOLE else peels.x if aligned else 0
         return _plan_in_place(pattern, columns, x_row_stride, target, peel or 0, nontemporal)
     density = pattern.nnz / max(1, rows * inputs)
-    y_stays_near = nontemporal or rows * row_bytes <= h.near_bytes
+    y_stays_near = nontemporal != 0 or rows * row_bytes <= h.near_bytes
     width = tile_width(pattern, -(-columns // target.lanes), h, h.row_major_rates(density, inputs, y_stays_near))
     peel = (peels.y if many or nontemporal else None) or 0
     tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
@@ -217,7 +246,7 @@ def plan_row_major(
 
 
 def _plan_in_place(
-    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: bool
+    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: int
 ) -> SpmmPlan:
     """Plan that reads X in place. Offsets count rows of X, so every stride has an operator of its own."""
     h, whole = target.heuristics, columns // target.lanes
@@ -261,7 +290,7 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
-    nontemporal = not y_row_major and h.leaves_cache(rows * samples * target.size)
+    nontemporal = WHOLE if not y_row_major and h.leaves_cache(rows * samples * target.size) else 0
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
 

@@ -1,8 +1,9 @@
 """SpMV: sparse W times one vector.
 
 The time is that of reading W. There are two forms: CSR rows with column indices of 16 bits where they fit, and a lookup
-of x in registers (`SpmvLookupPlan`) where W fills its tables well enough. Bits depend on the form and the vector
-length, never on threads.
+of x in registers (`SpmvLookupPlan`) where W fills its tables well enough. Where rows are short, the kernel of the first
+form multiplies before it looks at rows, with the same bits. Bits depend on the form and the vector length, never on
+threads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
+from fastsparse.ops import stream
 from fastsparse.ops.activations import CLAMPS, set_epilogue
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, split_rows
 from fastsparse.ops.target import Target, target_for
@@ -53,6 +55,12 @@ class _Product(NamedTuple):
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
+    if W.shape[1] > INDEX_LIMIT:  # columns of plans have 32 bits
+        rows = stream.plan(W.pattern, 1, target)
+        launch = stream.prepare(
+            rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
+        )
+        return _Product(launch, address(W.data), W.data)
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
     values = plan.pack(W.data)
@@ -69,7 +77,8 @@ class SpmvPlan:
     inputs: int
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros; of short rows [nnz]
+    short_rows: bool = False  # for the form of that name, which reads the pattern's own columns
 
     @property
     def column_bits(self) -> int:
@@ -126,21 +135,27 @@ def plan_spmv(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     return pattern.cached(("spmv", target), _plan, pattern, target)
 
 
+def takes_lookup(pattern: Pattern, target: Target) -> bool:
+    """Whether the target has the lookup and W fills its tables well enough."""
+    return (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and target.heuristics.spmv_by_lookup(
+        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
+    )
+
+
 def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     h = target.heuristics
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
-    if (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and h.spmv_by_lookup(
-        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
-    ):
+    if takes_lookup(pattern, target):
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
+    short_rows = pattern.indices.itemsize == 4 and h.spmv_by_short_rows(pattern.shape[0], pattern.nnz)
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
-    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
+    columns = pattern.indices if short_rows else pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns)
+    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns, short_rows)
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
@@ -254,5 +269,5 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         nonzeros=plan.nonzeros,
         scratch_stride=scratch,
     )
-    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)
+    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits, int(plan.short_rows))
     return arguments, kernel, 0 if activation in CLAMPS else scratch  # clamps work in registers

@@ -26,6 +26,7 @@ from . import (
     spgemm,
     spmm,
     spmv,
+    stream,
 )
 
 TILE_WIDTHS = range(1, 9)
@@ -70,12 +71,21 @@ def _lookup(bits: int, lanes: int) -> list[Arguments]:
     return [()] if (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES) else []
 
 
+def _stream(bits: int, lanes: int) -> list[Arguments]:
+    """Tiles of any width on whole vectors, of one or two on shorter ones. Only huge matrices have 64-bit indices."""
+    short = [(each, width) for each in (2, 4, 8) if each < lanes for width in (1, 2)]
+    tiles = [*short, *((lanes, width) for width in TILE_WIDTHS)]
+    return [(bits, *tile, 32) for tile in tiles]
+
+
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
-    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
+    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32), (bits, lanes, 32, 1)]),
     Family("spmv by register lookup", spmv.lookup_kernel, _lookup),
     Family("sddmm", sddmm.sddmm_kernel, _once),
     Family("sddmm on contiguous runs", sddmm.sddmm_runs_kernel, _once),
+    Family("streaming spmm", stream.spmm_kernel, _stream),
+    Family("streaming sddmm", stream.sddmm_kernel, lambda bits, lanes: [(bits, lanes, 32)]),
     Family("sparse input", spgemm.forward_kernel, _once),
     Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
     Family("pack batch-blocked", layouts.pack_batch_blocked_kernel, _both),

@@ -41,6 +41,8 @@ OVERREAD = 9  # items after the last value, offset and entry that kernels may re
 SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
 RUN_VECTORS = 4  # vectors of a contiguous SDDMM run, and nonzeros that are reduced at once there
 
+WHOLE, QUARTERS = 1, 2  # non-temporal stores: of vector-aligned vectors, or of 16-byte-aligned quarters of them
+
 LOOKUP_BITS, LOOKUP_LANES = 32, 16
 LOOKUP_TABLES = 8  # vector registers that hold a chunk
 LOOKUP_CHUNK = LOOKUP_TABLES * LOOKUP_LANES  # columns

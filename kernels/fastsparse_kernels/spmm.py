@@ -33,7 +33,7 @@ import numpy as np
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .layouts import make_copy_numbers
-from .sparse_operator import FIRST, KINDS, LAST, ONLY
+from .sparse_operator import FIRST, KINDS, LAST, ONLY, WHOLE
 
 RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
 DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
@@ -65,7 +65,7 @@ ARGUMENTS = kernel_arguments(
     "y_batch_stride",
     "y_row_stride",
     "y_positions",  # int64 [tiles, T], of whole tiles
-    "nontemporal",  # 1: whole tiles, whose vectors are aligned, are stored past the caches; 0: no
+    "nontemporal",  # `sparse_operator.WHOLE` or, of contiguous tiles, `QUARTERS`: how whole tiles are stored; 0: no
     "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same for a whole tile
     "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
     # epilogue
@@ -112,9 +112,12 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
         def store_tile(acc, bases, offset):  # type: ignore[no-untyped-def]
             simd.store(acc, bases + offset)
 
-        @kernel_function
-        def store_tile_nontemporal(acc, bases, offset):  # type: ignore[no-untyped-def]
-            simd.store_nontemporal(acc, bases + offset)
+        @inlined_function
+        def store_tile_nontemporal(acc, bases, offset, nontemporal):  # type: ignore[no-untyped-def]
+            if nontemporal == WHOLE:
+                simd.store_nontemporal(acc, bases + offset)
+            else:
+                simd.store_nontemporal_quarters(acc, bases + offset, tile_bytes - vector)
 
         @kernel_function
         def prefetch_tile(bases, offset):  # type: ignore[no-untyped-def]
@@ -123,8 +126,11 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
             simd.prefetch_l2(bases + offset + tile_bytes - 1)  # a tile need not begin on a line
 
     else:
-        load_tile, store_tile, store_tile_nontemporal = simd.load_at, simd.store_at, simd.store_nontemporal_at
-        prefetch_tile = simd.prefetch_l2_at
+        load_tile, store_tile, prefetch_tile = simd.load_at, simd.store_at, simd.prefetch_l2_at
+
+        @inlined_function
+        def store_tile_nontemporal(acc, bases, offset, nontemporal):  # type: ignore[no-untyped-def]
+            simd.store_nontemporal_at(acc, bases, offset)
 
         @kernel_function
         def tile_addresses(base, table):  # type: ignore[no-untyped-def]
@@ -265,7 +271,7 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
             entries, offsets, values = a.entries, a.offsets, a.values
             bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
             clamped = low > -np.inf or high < np.inf
-            in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal != 0
+            in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal
             four_sums, ready = buffer + 2 * tile_bytes, 0
             # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
             # bits), and its first four offsets.
@@ -301,14 +307,14 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                         acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
                     if in_registers:
                         if residual != 0:
-                            if nontemporal:  # then y is larger than the caches, and so is the residual
+                            if nontemporal != 0:  # then y is larger than the caches, and so is the residual
                                 later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
                                 prefetch_tile(out, later * y_row_stride + residual - a.y)
                             acc = simd.add(acc, load_tile(acc, out, row * y_row_stride + residual - a.y))
                         if clamped:
                             acc = simd.clamp(acc, low, high)
-                        if nontemporal:
-                            store_tile_nontemporal(acc, out, row * y_row_stride)
+                        if nontemporal != 0:
+                            store_tile_nontemporal(acc, out, row * y_row_stride, nontemporal)
                         else:
                             store_tile(acc, out, row * y_row_stride)
                     elif a.activation == 0 and residual == 0:

@@ -7,6 +7,10 @@ slow on many CPUs; with scalars throughout the loop would be bound by three load
 masked vector: a branch on their number would be mispredicted half the time, and after the loop they would wait for its
 end. The sums of four rows are reduced and finished at once.
 
+The same for short rows, most of which have fewer nonzeros than accumulators: the products of a window of nonzeros,
+whatever their rows, go to a buffer, from which a short row is one masked vector. Only what rows have is gathered, no
+branch depends on a row's length, and the pattern's own columns are read. Longer rows as above. The bits are the same.
+
 Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in eight vector registers, and one
 permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
 multiply-add; see `sparse_operator.py` for the format. Order of summation: the nonzeros of a row and chunk in ascending
@@ -23,13 +27,14 @@ from .compiler import compile_kernel, compiled_once, inlined_function, kernel_ar
 from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
 
 ROWS = 4  # rows finished at once
+WINDOW = 512  # products in the buffer of short rows
 PREFETCH_DISTANCE = 8192  # bytes of values: a quarter less time from memory, some per cent more from caches
 
 ARGUMENTS = kernel_arguments(
     # tasks are row groups
     "group_starts",  # int64 [groups + 1]
     "indptr",  # int64 [M + 1]
-    "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has
+    "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has; of short rows [nnz]
     "nonzeros",
     "values",  # float [nnz]
     "x",  # float [K]
@@ -48,11 +53,12 @@ def scratch_bytes(bits: int, lanes: int) -> int:
     return max(ROWS, lanes) * bits // 8
 
 
-def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
-    """Kernel for column indices of `column_bits` (16 or 32) bits."""
+def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Callable[..., None]:
+    """Kernel for column indices of `column_bits` (16 or 32) bits; short_rows: 1 for that loop."""
     size = bits // 8
     column_size = column_bits // 8
     activated = scratch_bytes(bits, lanes) // size
+    window_bytes = (WINDOW if short_rows else 1) * size
 
     @inlined_function
     def row_sums(a, row, last):  # type: ignore[no-untyped-def]
@@ -75,6 +81,57 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
         return sums
 
     @kernel_function
+    def multiply_window(a, p, buffer):  # type: ignore[no-untyped-def]
+        """Write the products from nonzero p on to the buffer; returns the end of the window."""
+        end = min(p + WINDOW, a.nonzeros)
+        while p + SPMV_ACCUMULATORS <= end:
+            none = simd.zeros(1, SPMV_ACCUMULATORS, bits)
+            simd.store(
+                simd.gather_fma(none, a.values + p * size, a.x, a.columns + p * column_size, column_bits), buffer
+            )
+            buffer += SPMV_ACCUMULATORS * size
+            p += SPMV_ACCUMULATORS
+        while p < end:
+            x = simd.load_float(bits, a.x + load_column(a.columns + p * column_size) * size)
+            simd.store_float(simd.fma(simd.load_float(bits, a.values + p * size), x, simd.zero(bits)), buffer)
+            buffer += size
+            p += 1
+        return end
+
+    load_column = simd.load_u16 if column_bits == 16 else simd.load_u32
+
+    if short_rows:
+
+        @inlined_function
+        def window_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
+            """The accumulators of a row, and the window of nonzeros `base` to `window_end` whose products are ready."""
+            sums = simd.zeros(1, SPMV_ACCUMULATORS, bits)
+            if row >= last:
+                return sums, base, window_end
+            p, end = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + row * 8 + 8)
+            if end - p > SPMV_ACCUMULATORS:
+                return row_sums(a, row, last), base, window_end
+            if end > window_end:
+                base, window_end = p, multiply_window(a, p, buffer)
+            return simd.load_first(sums, buffer + (p - base) * size, end - p), base, window_end
+
+        @inlined_function
+        def four_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
+            s0, base, window_end = window_sums(a, row, last, buffer, base, window_end)
+            s1, base, window_end = window_sums(a, row + 1, last, buffer, base, window_end)
+            s2, base, window_end = window_sums(a, row + 2, last, buffer, base, window_end)
+            s3, base, window_end = window_sums(a, row + 3, last, buffer, base, window_end)
+            return simd.reduce_four(s0, s1, s2, s3), base, window_end
+
+    else:
+
+        @inlined_function
+        def four_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
+            s0, s1 = row_sums(a, row, last), row_sums(a, row + 1, last)
+            s2, s3 = row_sums(a, row + 2, last), row_sums(a, row + 3, last)
+            return simd.reduce_four(s0, s1, s2, s3), base, window_end
+
+    @kernel_function
     def activate(a, acc, scratch):  # type: ignore[no-untyped-def]
         for i in range(0, activated, ROWS):
             simd.store(acc, scratch + i * size)
@@ -84,14 +141,13 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
     def spmv(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        buffer, base, window_end = simd.stack_buffer(window_bytes), 0, 0
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
+            window_end = 0
             while row < last:
-                acc = simd.reduce_four(
-                    row_sums(a, row, last), row_sums(a, row + 1, last), row_sums(a, row + 2, last),
-                    row_sums(a, row + 3, last),
-                )  # fmt: skip
+                acc, base, window_end = four_sums(a, row, last, buffer, base, window_end)
                 if a.bias != 0:
                     acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
                 acc = simd.clamp(acc, low, high)
@@ -108,9 +164,10 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
 
 
 @compiled_once
-def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
+def spmv_kernel(bits: int, lanes: int, column_bits: int, short_rows: int = 0) -> Any:
     """The compiled variant."""
-    return compile_kernel(make_spmv(bits, lanes, column_bits), f"spmv_f{bits}_v{lanes}_c{column_bits}")
+    name = f"spmv_f{bits}_v{lanes}_c{column_bits}" + ("_short" if short_rows else "")
+    return compile_kernel(make_spmv(bits, lanes, column_bits, short_rows), name)
 
 
 # ---------------------------------------------------------------- register lookup

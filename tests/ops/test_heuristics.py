@@ -39,6 +39,13 @@ def test_windows_that_cross_rows_are_slower():
     assert h64.window_rates(12)[5] == h64.window_tile_rate[5]
 
 
+def test_rows_of_x_that_come_from_memory_are_packed_for_their_second_use():
+    """W.T of a million rows and a hundred columns took four times as long with X in place."""
+    for inputs, uses, expected in ((1_000_000, 1, True), (1_000_000, 3, False), (1_000, 3, True), (1_000, 4, False)):
+        assert h64.reads_in_place(uses * inputs, inputs, 4 * 80, aligned=False) == expected
+        assert h64.reads_in_place(uses * inputs, inputs, 2**20 + 64, aligned=False) == expected
+
+
 def test_dense_rows_share_tiles_that_fit_the_registers():
     assert (len(h64.dense_rates), len(h32.dense_rates), len(heuristics_for(16).dense_rates)) == (6, 3, 6)
 

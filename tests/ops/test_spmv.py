@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from fractions import Fraction
 
@@ -9,11 +10,19 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse.ops.target import tuned
 from fastsparse_kernels.sparse_operator import SPMV_ACCUMULATORS
 from fastsparse_kernels.spmv import ROWS
-from tests.checking import DTYPES, matrix, numbers, rounded, same_bits
+from tests.checking import DTYPES, fresh, matrix, numbers, rounded, same_bits
 
 LENGTHS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 3, 5]
+
+
+@pytest.fixture(params=[-1.0, math.inf], ids=["rows", "short rows"], autouse=True)
+def loop(request):
+    """Both loops of the form without lookup."""
+    with tuned(short_row_nonzeros=request.param, lookup_nonzeros=2**40):
+        yield
 
 
 def rows_of(rng, lengths, columns, dtype) -> fs.CSR:
@@ -122,3 +131,18 @@ print("read nothing behind the values")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_behind_the_last_value_is_read(run_python, dtype):
     assert run_python(CODE, dtype).stdout == "read nothing behind the values\n"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_windows_of_products_have_the_bits_of_rows(rng, threads, dtype):
+    """Windows end inside rows, long rows leave them, and workers begin anywhere."""
+    lengths = rng.integers(0, 10, 3000)
+    lengths[rng.integers(0, 3000, 5)] = [9, 100, 700, 1500, 0]
+    W = rows_of(rng, lengths, 2000, dtype)
+    x = numbers(rng, 2000, dtype)
+    x[rng.integers(0, 2000, 40)] = np.repeat([0.0, -0.0, np.inf, np.nan], 10)
+    with tuned(short_row_nonzeros=-1.0, lookup_nonzeros=2**40):
+        expected = fs.spmm(W, x)
+    with tuned(parallel_flops=0), fs.threads(threads):
+        assert same_bits(fs.spmm(fresh(W), x), expected)

@@ -1,4 +1,4 @@
-"""Lane-wise tile operations: multiply-adds with vectors in memory, sums, clamps; and the scalar FMA."""
+"""Lane-wise tile operations: multiply-adds with vectors in memory, sums, clamps; the scalar FMA, an opaque integer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from numba.extending import intrinsic
 
 from .types import (
     FLOATS,
+    I64,
     NUMBA_FLOATS,
     Addresses,
     Tile,
     elementwise,
+    first_lanes,
     fma_function,
     llvm_function,
     load_value,
+    masked_load,
     opaque,
+    overlapping_addresses,
     pack,
     shifted,
     shuffle,
@@ -95,6 +99,24 @@ def axpy(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def axpy_overlapping(typing: Any, tile: Any, weight: Any, first: Any, last: Any) -> Any:
+    """`axpy` on contiguous vectors from address `first` on, the last of which is at first + last.
+
+    A row of any length is whole vectors that way: the last one overlaps the one before.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma, out = fma_function(builder, tile), []
+        w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
+        addresses = overlapping_addresses(builder, tile, args[2], args[3])
+        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
+        return pack(builder, tile.vector, out)
+
+    return tile(tile, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def axpy_tile(typing: Any, tile: Any, weight: Any, x: Any) -> Any:
     """tile + w * x for a tile x in registers: the weight at address `weight` is broadcast."""
 
@@ -120,6 +142,21 @@ def dot(typing: Any, tile: Any, row: Any, bases: Any, offset: Any) -> Any:
         return pack(builder, tile.vector, out)
 
     return tile(tile, types.int64, bases, types.int64), codegen
+
+
+@intrinsic
+def dot_first(typing: Any, tile: Any, row: Any, bases: Any, offset: Any, count: Any) -> Any:
+    """`dot` in the first `count` lanes; nothing else is read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fma, mask = fma_function(builder, tile), first_lanes(builder, tile, args[4])
+        y, out = masked_load(builder, tile, args[1], mask), []
+        sums, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[2], tile.count)
+        for acc, base in zip(sums, addresses, strict=True):
+            out.append(fma(y, masked_load(builder, tile, builder.add(base, args[3]), mask), acc))
+        return pack(builder, tile.vector, out)
+
+    return tile(tile, types.int64, bases, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -184,6 +221,20 @@ def zero(typing: Any, bits: Any) -> Any:
         return ir.Constant(FLOATS[width], 0.0)
 
     return NUMBA_FLOATS[width](bits), codegen
+
+
+@intrinsic
+def opaque_i64(typing: Any, value: Any) -> Any:
+    """The same integer, about which LLVM knows nothing, so that it does not unroll a loop that counts with it.
+
+    Short loops are slower unrolled: the remainder has branches of its own, which are mispredicted as often.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        same = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+        return builder.call(same, [args[0]])
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic

@@ -28,8 +28,10 @@ from .types import (
     masked_load,
     masked_store,
     opaque,
+    overlapping_addresses,
     pack,
     shifted,
+    shuffle,
     unpack,
 )
 
@@ -160,6 +162,27 @@ def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: 
 
 
 @intrinsic(prefer_literal=True)
+def row_addresses(typing: Any, count: Any, base: Any, indices: Any, bits: Any, stride: Any, valid: Any) -> Any:
+    """`count` addresses base + indices[min(i, valid - 1)] * stride, of indices of 32 or 64 bits."""
+    bases, integer = Addresses(count.literal_value), ir.IntType(bits.literal_value)
+    size = bits.literal_value // 8
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        last, items = builder.sub(args[5], ir.Constant(I64, 1)), []
+        for i in range(bases.count):
+            index = ir.Constant(I64, i)
+            index = builder.select(builder.icmp_signed("<", index, last), index, last)
+            address = builder.add(args[2], builder.mul(index, ir.Constant(I64, size)))
+            number = load_value(builder, address, integer, size)
+            number = number if size == 8 else builder.zext(number, I64)
+            items.append(builder.add(args[1], builder.mul(number, args[4])))
+        return pack(builder, I64, items)
+
+    i64 = types.int64
+    return bases(count, i64, i64, bits, i64, i64), codegen
+
+
+@intrinsic(prefer_literal=True)
 def stack_buffer(typing: Any, nbytes: Any) -> Any:
     """Address of `nbytes` bytes of the stack, 64-byte aligned, valid until the function returns."""
 
@@ -255,7 +278,7 @@ def store(typing: Any, tile: Any, address: Any) -> Any:
 
 
 def _store_nontemporal(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
-    stored = builder.store(vector, at(builder, address, tile.vector), align=tile.vector_bytes)
+    stored = builder.store(vector, at(builder, address, vector.type), align=vector.type.count * tile.size)
     stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
 
 
@@ -269,6 +292,40 @@ def store_nontemporal(typing: Any, tile: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
+
+
+@intrinsic
+def store_overlapping(typing: Any, tile: Any, address: Any, last: Any) -> Any:
+    """`store`, the last vector to address + last; see `axpy_overlapping`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        addresses = overlapping_addresses(builder, tile, args[1], args[2])
+        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_nontemporal_quarters(typing: Any, tile: Any, address: Any, last: Any) -> Any:
+    """Non-temporal `store_overlapping`, 16 bytes at a time, to 16-byte-aligned addresses: NumPy's arrays begin there.
+
+    The core combines them into lines before it writes. Vectors of fewer bytes get ordinary stores.
+    """
+    each = 16 // tile.size
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        addresses = overlapping_addresses(builder, tile, args[1], args[2])
+        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            if tile.lanes < each:
+                builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+            for first in range(0, tile.lanes - each + 1, each):
+                quarter = shuffle(builder, vector, vector, range(first, first + each))
+                _store_nontemporal(builder, tile, quarter, shifted(builder, address, first * tile.size))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), codegen
 
 
 @intrinsic

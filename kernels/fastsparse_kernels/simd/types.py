@@ -120,6 +120,12 @@ def pack(builder: Any, element: ir.Type, items: Sequence[Any]) -> Any:
     return out
 
 
+def overlapping_addresses(builder: Any, tile: Tile, first: Any, last: Any) -> list[Any]:
+    """Addresses of a tile's contiguous vectors, the last of which is at first + last and overlaps the one before."""
+    addresses = [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count - 1)]
+    return [*addresses, builder.add(first, last)]
+
+
 def llvm_function(builder: Any, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> Callable[..., Any]:
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, list(arguments)), name)
     return lambda *args: builder.call(function, args)

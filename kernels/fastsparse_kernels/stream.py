@@ -1,0 +1,267 @@
+"""SpMM and SDDMM that stream the rows of a CSR matrix: nothing is packed, X and Y are read and written in place.
+
+For matrices that are not layers: few nonzeros a row, many columns, rows of any length. A row's sums stay in registers
+over its nonzeros; indices and values are the matrix's own. Order of summation, and so the bits, as in `spmm.py`:
+ascending columns, one FMA each, then the bias, then the activation.
+
+Rows of X and Y of any length are whole vectors, the last of which overlaps the one before; fewer columns than lanes are
+one or two vectors of fewer lanes. Nothing is masked.
+
+Tasks are chunks of about equal nonzeros plus rows, each with one writer. A row longer than a chunk is split along the
+columns of X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import simd
+from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+from .sparse_operator import WHOLE
+
+SPMM = kernel_arguments(
+    # tasks are (batch, chunk), the chunk innermost
+    "chunks",  # per batch
+    "bounds",  # int64 [chunks, 4], first and last row, first and last tile of each
+    "indptr",  # int64 [M + 1]
+    "indices",  # int32 or int64 [nnz]
+    "values",  # float [nnz]
+    "nonzeros",
+    "x",
+    "x_batch_stride",
+    "x_row_stride",
+    "y",
+    "y_batch_stride",
+    "y_row_stride",
+    "tiles",  # per row
+    "tile_stride",  # bytes from one tile to the next, except the last
+    "last_tile",  # bytes to the last tile
+    "last_vector",  # bytes from a tile to its last vector
+    "last_tile_vector",  # the same in the last tile
+    "distance",  # prefetch distance of rows of X in nonzeros; 0: no prefetch
+    "nontemporal",  # `sparse_operator.WHOLE` or `QUARTERS`: how y is stored; 0: ordinary stores
+    "bias",  # float [M] or 0
+    "limits",  # float [2]: clamp to (low, high)
+    "activation",  # as in spmm
+    "activation_vectors",  # of its own lanes, that hold a tile
+    "scratch",  # per worker with an activation: a tile in whole vectors
+    "scratch_stride",
+)
+_spmm = simd.arguments_view(SPMM)
+
+SDDMM = kernel_arguments(
+    # tasks are chunks of rows
+    "bounds",  # int64 [chunks + 1], rows
+    "indptr",
+    "indices",
+    "gradients",  # float [nnz], written in the order of the CSR
+    "batches",
+    "columns",  # of x and y
+    "x",  # row k for column k of the matrix
+    "x_batch_stride",
+    "x_row_stride",
+    "y",  # row m for row m of the matrix
+    "y_batch_stride",
+    "y_row_stride",
+    "distance",
+)
+_sddmm = simd.arguments_view(SDDMM)
+
+
+def make_load_index(index_bits: int) -> Callable[[int, int], int]:
+    """load_index(indices, p): element p of an int32 or int64 array."""
+    if index_bits == 64:
+
+        @kernel_function
+        def load_index(indices, p):  # type: ignore[no-untyped-def]
+            return simd.load_i64(indices + p * 8)
+
+    else:
+
+        @kernel_function
+        def load_index(indices, p):  # type: ignore[no-untyped-def]
+            return simd.load_u32(indices + p * 4)
+
+    return load_index
+
+
+def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..., None]:
+    """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits, for indices of `index_bits` bits."""
+    size = bits // 8
+    tile_bytes = width * lanes * size
+    load_index = make_load_index(index_bits)
+
+    @inlined_function
+    def add_row(a, acc, x, p, end, last):  # type: ignore[no-untyped-def]
+        indices, values, stride = a.indices, a.values, a.x_row_stride
+        while p < end:
+            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
+            p = simd.opaque_i64(p + 1)
+        return acc
+
+    @inlined_function
+    def add_row_prefetching(a, acc, x, p, end, last, distance, final):  # type: ignore[no-untyped-def]
+        indices, values, stride = a.indices, a.values, a.x_row_stride
+        while p < end:
+            simd.prefetch_l1(x + load_index(indices, min(p + distance, final)) * stride, tile_bytes)
+            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
+            p = simd.opaque_i64(p + 1)
+        return acc
+
+    @kernel_function
+    def activate(acc, activation, vectors, scratch):  # type: ignore[no-untyped-def]
+        simd.store(acc, scratch)
+        simd.call(activation, scratch, vectors)
+        return simd.load(acc, scratch)
+
+    @inlined_function
+    def finish(a, acc, row, y, last, ends, slot):  # type: ignore[no-untyped-def]
+        low, high, clamped, plainly = ends
+        target = y + row * a.y_row_stride
+        if plainly:
+            simd.store_overlapping(acc, target, last)
+            return
+        if a.bias != 0:
+            acc = simd.add_scalar(acc, simd.load_float(bits, a.bias + row * size))
+        if clamped:
+            acc = simd.clamp(acc, low, high)
+        if a.activation != 0:
+            acc = activate(acc, a.activation, a.activation_vectors, a.scratch + slot * a.scratch_stride)
+        if a.nontemporal == 0:
+            simd.store_overlapping(acc, target, last)
+        elif a.nontemporal == WHOLE:
+            simd.store_nontemporal(acc, target)
+        else:
+            simd.store_nontemporal_quarters(acc, target, last)
+
+    @kernel_function
+    def run_rows(a, row, stop, x, y, last, ends, slot):  # type: ignore[no-untyped-def]
+        indptr, distance, final = a.indptr, a.distance, a.nonzeros - 1
+        p = simd.load_i64(indptr + row * 8)
+        while row < stop:
+            end, acc = simd.load_i64(indptr + row * 8 + 8), simd.zeros(width, lanes, bits)
+            if distance > 0:
+                acc = add_row_prefetching(a, acc, x, p, end, last, distance, final)
+            else:
+                acc = add_row(a, acc, x, p, end, last)
+            finish(a, acc, row, y, last, ends, slot)
+            p, row = end, row + 1
+
+    def stream_spmm(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _spmm(arguments)
+        low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        clamped = low > -np.inf or high < np.inf
+        ends = (low, high, clamped, not (clamped or a.bias != 0 or a.activation != 0 or a.nontemporal != 0))
+        if a.activation != 0:  # defined numbers behind the tile
+            for at in range(0, a.scratch_stride, lanes * size):
+                simd.store(simd.zeros(1, lanes, bits), a.scratch + slot * a.scratch_stride + at)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            batch, chunk = task // a.chunks, task % a.chunks
+            bounds = a.bounds + chunk * 32
+            row, stop = simd.load_i64(bounds), simd.load_i64(bounds + 8)
+            x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
+            for tile in range(simd.load_i64(bounds + 16), simd.load_i64(bounds + 24)):
+                at, last = tile * a.tile_stride, a.last_vector
+                if tile == a.tiles - 1:
+                    at, last = a.last_tile, a.last_tile_vector
+                run_rows(a, row, stop, x + at, y + at, last, ends, slot)
+            task = simd.fetch_add(a.counter, 1)
+        if a.nontemporal != 0:
+            simd.store_fence()
+
+    return stream_spmm
+
+
+@compiled_once
+def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
+    """The compiled variant for arguments SPMM."""
+    name = f"stream_spmm_f{bits}_v{lanes}_t{width}_i{index_bits}"
+    return compile_kernel(make_spmm(bits, lanes, width, index_bits), name)
+
+
+def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
+    """gradients[p] += y[row(p)] . x[column(p)] over the batches, each product over `columns` numbers that lie in a row.
+
+    Eight nonzeros of a row at once, as in `sddmm.py`: a vector of y is read once for all of them, and one shuffle tree
+    reduces their sums. Products are added up vector by vector, the rest under a mask as one more.
+    """
+    size, count = bits // 8, min(8, lanes)
+    half, quarter = max(1, count // 2), max(1, count // 4)
+    vector = lanes * size
+    index_size = index_bits // 8
+    load_index = make_load_index(index_bits)
+
+    def make_take(width: int) -> Callable[..., Any]:
+        """The products of up to `width` nonzeros from p on."""
+
+        @inlined_function
+        def take(a, x, y, p, valid):  # type: ignore[no-untyped-def]
+            bases = simd.row_addresses(width, x, a.indices + p * index_size, index_bits, a.x_row_stride, valid)
+            acc = simd.zeros(width, lanes, bits)
+            at, whole = 0, a.columns // lanes * vector
+            while at < whole:
+                acc = simd.dot(acc, y + at, bases, at)
+                at += vector
+            if at < a.columns * size:
+                acc = simd.dot_first(acc, y + at, bases, at, a.columns - at // size)
+            if valid == width:
+                simd.add_reduced(acc, a.gradients + p * size)
+            else:
+                simd.add_reduced_first(acc, a.gradients + p * size, valid)
+
+        return take
+
+    take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
+
+    @inlined_function
+    def prefetch(a, x, p, end):  # type: ignore[no-untyped-def]
+        """The rows of x that belong to nonzeros from p on, up to `end`."""
+        nbytes = a.columns * size
+        while p < end:
+            row = x + load_index(a.indices, p) * a.x_row_stride
+            for at in range(0, nbytes, 64):
+                simd.prefetch_l1(row + at, 64)
+            p += 1
+
+    @kernel_function
+    def run_rows(a, row, stop, x, y):  # type: ignore[no-untyped-def]
+        p, final = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + stop * 8)
+        distance, asked = a.distance, p
+        while row < stop:
+            end, y_row = simd.load_i64(a.indptr + row * 8 + 8), y + row * a.y_row_stride
+            if distance > 0:
+                reach = min(end + distance, final)
+                prefetch(a, x, max(asked, p), min(reach, max(asked, p) + distance))
+                asked = reach
+            while p + count <= end:
+                take_all(a, x, y_row, p, count)
+                p += count
+            if p + half < end:
+                take_all(a, x, y_row, p, end - p)
+            elif p + quarter < end:
+                take_half(a, x, y_row, p, end - p)
+            elif p < end:
+                take_quarter(a, x, y_row, p, end - p)
+            p = end
+            row += 1
+
+    def stream_sddmm(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _sddmm(arguments)
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            row, stop = simd.load_i64(a.bounds + task * 8), simd.load_i64(a.bounds + task * 8 + 8)
+            for batch in range(a.batches):
+                run_rows(a, row, stop, a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride)
+            task = simd.fetch_add(a.counter, 1)
+
+    return stream_sddmm
+
+
+@compiled_once
+def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
+    """The compiled variant for arguments SDDMM."""
+    return compile_kernel(make_sddmm(bits, lanes, index_bits), f"stream_sddmm_f{bits}_v{lanes}_i{index_bits}")
