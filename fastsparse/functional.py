@@ -28,7 +28,7 @@ from fastsparse.arguments import (
     padding_pairs,
     per_axis,
 )
-from fastsparse.csr import CSR, INT32_MAX, Pattern, csr
+from fastsparse.csr import CSR, INT32_MAX, MatrixLike, Pattern, csr
 from fastsparse.ops import conv as conv_ops
 from fastsparse.ops import linear as linear_ops
 from fastsparse.ops import spgemm, spmv

@@ -72,8 +72,9 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     elif isinstance(model, nn.Module):
         proto = _of_module(model, sparse)
     else:
-        kind = type(model).__name__
-        raise TypeError(f"model is a {kind}, expected a model of fastsparse.nn or an engine of fastsparse.compile")
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a model of fastsparse.nn or an engine of fastsparse.compile"
+        )
     write_model(proto, Path(os.fspath(path)), None)
 
 
