@@ -89,6 +89,7 @@ NAMES = (
     "None, 'relu', 'relu6', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'gelu_tanh', 'silu', 'hardswish'"
 )  # fmt: skip
 FITS_W = "expected (9, N) or (9,) to match W of shape (4, 9)"
+CAST = "expected float64 to match {}: convert one of them with .astype"
 FITS_BATCH = "expected (batch, 9) to match W of shape (4, 9)"
 UP_TO = "from {} to 2147483647"
 MASKED = "is a masked array, expected an array without a mask (fill it first)"
@@ -116,8 +117,8 @@ def of_any_array(name: str) -> list[tuple[str, Any, str]]:
 def of_single(name: str, against: str = "W") -> list[tuple[str, Any, str]]:
     """float32 where float64 is expected."""
     return [
-        (name, np.ones((1, 6, 5, 7), np.float32), f"TypeError: has dtype float32, expected float64 to match {against}"),
-        (name, np.ones((1, 6, 5, 7), ">f4"), f"TypeError: has dtype >f4, expected float64 to match {against}"),
+        (name, np.ones((1, 6, 5, 7), np.float32), f"TypeError: has dtype float32, {CAST.format(against)}"),
+        (name, np.ones((1, 6, 5, 7), ">f4"), f"TypeError: has dtype >f4, {CAST.format(against)}"),
     ]
 
 
@@ -228,7 +229,7 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         *of_matrix(), *of_bias(4), *of_activation(), *of_out((2, 4)),
         ("x", sparse.eye_array(4), f"ValueError: has shape (4, 4), {FITS_BATCH}"),
         ("x", sparse.coo_array(np.ones(9)), f"ValueError: has shape (9,), {FITS_BATCH}"),
-        ("x", sparse.csr_array((2, 9), dtype="f4"), "TypeError: has dtype float32, expected float64 to match W"),
+        ("x", sparse.csr_array((2, 9), dtype="f4"), f"TypeError: has dtype float32, {CAST.format('W')}"),
         ("x", sparse.csr_array((2, 9), dtype="c8"), f"TypeError: has dtype complex64, {NO_DTYPE}"),
     ],
     "linear_backward": [

@@ -24,6 +24,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 import fastsparse as fs  # noqa: E402
 from fastsparse.sklearn import SparseMLPClassifier, SparseMLPRegressor  # noqa: E402
 
+# Trainings here are short on purpose; the tests of the warning ask for it.
+pytestmark = pytest.mark.filterwarnings("ignore:training ended at max_iter")
+
 ESTIMATORS = [
     SparseMLPClassifier((32,), sparsity=0.5, learning_rate_init=0.02, max_iter=60),
     SparseMLPRegressor((32,), sparsity=0.5, learning_rate_init=0.02, max_iter=60),

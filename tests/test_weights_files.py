@@ -374,6 +374,16 @@ def test_damage_is_one_error(tmp_path, kind):
     assert refused > 50
 
 
+def test_archives_that_point_before_the_file(tmp_path):
+    path = valid_files(tmp_path)[1]
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x05\x06")
+    content[directory + 12 : directory + 16] = struct.pack("<I", 2**31)  # size of the central directory
+    path.write_bytes(content)
+    with pytest.raises(fs.FileFormatError, match="is damaged"):
+        fs.load_weights(path)
+
+
 def test_what_is_no_file_of_weights(tmp_path):
     with pytest.raises(FileNotFoundError):
         fs.load_weights(tmp_path / "nothing")
