@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,6 @@ from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import norm as norm_ops
-from fastsparse.ops.sums import batch_sum
 
 Array = NDArray[Any]
 
@@ -152,27 +150,21 @@ class LayerNorm(Module):
         if array.shape[-axes:] != self.normalized_shape:
             expected = ", ".join(map(str, ("...", *self.normalized_shape)))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) to match the layer")
-        last = tuple(range(-axes, 0))
-        centred = array - array.mean(axis=last, keepdims=True)
-        inverse = 1 / np.sqrt((centred * centred).mean(axis=last, keepdims=True) + array.dtype.type(self.eps))
-        normal = centred * inverse
-        self._keep((normal, inverse))
-        return normal * self.weight.value + self.bias.value
+        self._keep(array)
+        gamma, beta = self.weight.value.reshape(-1), self.bias.value.reshape(-1)
+        return norm_ops.layer_norm(array.reshape(-1, gamma.size), gamma, beta, self.eps).reshape(array.shape)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        normal, inverse = self._taken()
-        grad = check_gradient(dy, normal.shape, self.weight.dtype)
-        size = math.prod(self.normalized_shape)
-        flat = grad.reshape(-1, size)
-        scaled = flat * normal.reshape(-1, size)
-        self.weight.accumulate(batch_sum(scaled).reshape(self.normalized_shape))
-        self.bias.accumulate(batch_sum(flat).reshape(self.normalized_shape))
-        if not need_input:
-            return None
-        last = tuple(range(-len(self.normalized_shape), 0))
-        inner = grad * self.weight.value
-        along = (inner * normal).mean(axis=last, keepdims=True)
-        return np.asarray(inverse * (inner - inner.mean(axis=last, keepdims=True) - normal * along))
+        x = self._taken()
+        grad = check_gradient(dy, x.shape, self.weight.dtype)
+        gamma, sizes = self.weight.value.reshape(-1), self.normalized_shape
+        rows = -1, gamma.size
+        grad_x, grad_weight, grad_bias = norm_ops.layer_norm_backward(
+            grad.reshape(rows), x.reshape(rows), gamma, self.eps
+        )
+        self.weight.accumulate(grad_weight.reshape(sizes))
+        self.bias.accumulate(grad_bias.reshape(sizes))
+        return grad_x.reshape(x.shape) if need_input else None
 
     def config(self) -> dict[str, Any]:
         return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}

@@ -72,6 +72,21 @@ class Dropout(Module):
         return {"p": self.p}
 
 
+def embedded(table: Array, x: Array) -> Array:
+    """Rows of a table (rows, length) by their numbers: x (...) -> (..., length).
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x does not hold integers, or others than numbers of rows.
+    """
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"x has dtype {x.dtype.name}, expected integers")
+    if x.size and not 0 <= int(x.min()) <= int(x.max()) < len(table):
+        raise ValueError(f"x goes from {x.min()} to {x.max()}, expected 0 to {len(table) - 1}")
+    return np.asarray(table[x])
+
+
 class Embedding(Module):
     """A table of vectors, one for each integer.
 
@@ -99,12 +114,9 @@ class Embedding(Module):
     def forward(self, x: Any) -> Array:
         """x integers (...) in [0, num_embeddings) -> (..., embedding_dim)."""
         array = np.asarray(x)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"x has dtype {array.dtype.name}, expected integers")
-        if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.num_embeddings:
-            raise ValueError(f"x goes from {array.min()} to {array.max()}, expected 0 to {self.num_embeddings - 1}")
+        y = embedded(self.weight.value, array)
         self._keep(array)
-        return self.weight.value[array]
+        return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         """As ``Module.backward``; there is no gradient at integers."""

@@ -12,6 +12,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import activations as kernels
 
 Array = NDArray[Any]
@@ -83,13 +84,13 @@ def _code(name: str) -> int:
     return kernels.ACTIVATION_CODES[name]
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _forward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_array_kernel(code, target.bits, target.lanes)
     return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target)
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _backward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_grad_kernel(code, target.bits, target.lanes)
     return _elementwise(kernel, kernels.ACTIVATION_GRAD, ("dy", "kept", "dz"), count, target)

@@ -6,7 +6,6 @@ that fit the cache. Arrays are (N, C, H, W); the engine pools batch-blocked plan
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import pooling as kernels
 
 Array = NDArray[Any]
@@ -142,14 +142,14 @@ def _axis(size: int, kernel: int, stride: int, padding: tuple[int, int], count_p
     return np.ascontiguousarray(np.stack([first, end, weight], 1))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def windows(spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d, *, count_padding: bool = True) -> Windows:
     """Windows of fixed size; their weights count the padding or leave it out."""
     rows, columns = (_axis(n, k, s, p, count_padding) for n, k, s, p in zip(spatial, kernel, stride, padding))
     return Windows(spatial, rows, columns)
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
     """Windows that split the image as evenly as possible: i goes from floor(i n / m) to ceil((i + 1) n / m)."""
 
@@ -200,7 +200,7 @@ def _bands(table: Table) -> Bands:
 # ------------------------------------------------------------------------------------------------- launch
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare(
     kind: int | str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
 ) -> Launch:
@@ -211,7 +211,7 @@ def prepare(
     return _planes(kernel, w, bands, planes, target, "pool", x_stride, y_stride)
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Launch:
     """Gradient of pooling of so many contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)

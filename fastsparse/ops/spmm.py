@@ -6,7 +6,6 @@ structure packed for them. One kernel runs them all (`fastsparse_kernels.spmm`),
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_f
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import spmm
 from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
 
@@ -99,7 +99,7 @@ def _column_major(
     return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, packed_values(W, plan.operator))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def panel_packing(samples: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
     """Packing of rows of samples, `row_stride` bytes apart, into panels of `width` groups."""
     panels = layouts.feature_panels(features, width, target)

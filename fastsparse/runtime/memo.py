@@ -4,6 +4,7 @@ matrices."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -70,25 +71,55 @@ class Memoized:
         return self._latest[1]
 
 
-def array_bytes(value: Any) -> int:
-    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, each counted once."""
+def held_arrays(value: Any) -> dict[int, int]:
+    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, by the arrays' ids."""
+    found: dict[int, int] = {}
     seen: set[int] = set()
-
-    def count(item: Any) -> int:
+    items = [value]
+    while items:
+        item = items.pop()
         if id(item) in seen:
-            return 0
+            continue
         seen.add(id(item))
         if isinstance(item, np.ndarray):
-            return count(item.base) if isinstance(item.base, np.ndarray) else item.nbytes
-        if isinstance(item, array):
-            return item.itemsize * len(item)
-        if isinstance(item, tuple | list):
-            return sum(map(count, item))
-        if isinstance(item, dict):
-            return sum(map(count, item.values()))
-        if dataclasses.is_dataclass(item):
-            return sum(count(getattr(item, field.name)) for field in dataclasses.fields(item))
-        held = getattr(item, "keep", None)  # launches say what they keep alive
-        return 0 if held is None else count(held)
+            while isinstance(item.base, np.ndarray):
+                item = item.base
+            found[id(item)] = item.nbytes
+        elif isinstance(item, array):
+            found[id(item)] = item.itemsize * len(item)
+        elif isinstance(item, tuple | list):
+            items.extend(item)
+        elif isinstance(item, dict):
+            items.extend(item.values())
+        elif dataclasses.is_dataclass(item):
+            items.extend([getattr(item, name) for name in item.__dataclass_fields__])
+        elif not isinstance(item, _PLAIN):
+            items.append(getattr(item, "keep", None))  # launches say what they keep alive
+    return found
 
-    return count(value)
+
+_PLAIN = (int, float, str, type(None))
+
+
+def array_bytes(value: Any) -> int:
+    """Bytes of all arrays that a value holds, each counted once."""
+    return sum(held_arrays(value).values())
+
+
+def bounded_cache(build: Callable[..., T]) -> Callable[..., T]:
+    """Decorator as `functools.lru_cache`, bounded by the bytes of arrays, too: emptied when they are too many."""
+    held = 0
+
+    @functools.lru_cache(maxsize=MOST_ENTRIES)
+    def cached(*arguments: Any, **keywords: Any) -> T:
+        nonlocal held
+        built = build(*arguments, **keywords)
+        size = array_bytes(built)
+        with _lock:
+            if held + size > LEAST_BYTES:
+                cached.cache_clear()
+                held = 0
+            held += size
+        return built
+
+    return functools.update_wrapper(cached, build)

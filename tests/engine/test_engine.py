@@ -14,6 +14,8 @@ from fastsparse.engine import choosing, split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops.target import target_for, tuned
+from fastsparse.runtime.memo import array_bytes
+from fastsparse.runtime.threads import usable_threads
 from tests.checking import EVERYWHERE, same_bits
 from tests.checking import lanes as lanes_of
 from tests.engine.networks import NETWORKS, exact, network
@@ -85,6 +87,12 @@ def test_same_bits_however_the_batch_is_cut(name):
     model, shape = network(name)
     x = inputs(shape, 90, "float32")
     engine = fs.compile(model, x.shape, threads=1)
+    if engine._program.row_wise:  # never batch-blocked
+        assert {choice.layout for choice in choosing.choices(engine._program, 90, 2, True)} <= {
+            "padded",
+            "spatial tiles",
+        }
+        return
     expected = engine(x)
     groups = -(-len(x) // lanes_of("float32"))
     for threads, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (4, 2), (groups, groups))):
@@ -195,7 +203,7 @@ def test_sixteen_threads_on_one_engine(batch):
     for worker in workers:
         worker.join()
     assert not wrong
-    (pool,) = engine._plans.values()
+    (pool,) = engine._plans.pools
     assert len(pool._free) == pool._made <= 8
 
 
@@ -213,12 +221,39 @@ def test_threads_plan_one_new_batch_size_at_once():
     assert all(np.array_equal(y, results[0]) for y in results)
 
 
-def test_plans_are_bounded():
+def held_by(engine: fs.Engine) -> int:
+    """Bytes of all arrays in plans and workspaces, counted anew; of equal operators once."""
+    pools = engine._plans.pools
+    spaces = [space for pool in pools for space in pool._free]
+    return array_bytes([pool.schedule for pool in pools]) + sum(space.nbytes for space in spaces)
+
+
+def test_plans_and_workspaces_are_bounded_by_bytes():
+    """Contract T6, for ever new batch sizes."""
     model, shape = network("features")
-    engine = fs.compile(model, (1, *shape))
-    for batch in range(1, 30):
+    engine = fs.compile(model, (1, *shape), tune=False)
+    engine._plans.limit, most, batches = 2**20, 0, range(1, 150)
+    for batch in batches:
         engine(inputs(shape, batch, "float32"))
-    assert len(engine._plans) <= 8
+        assert held_by(engine) <= 2**20
+        most = max(most, len(engine._plans))
+        assert engine._plans.get((batch, usable_threads())) is engine._plans.pools[-1]
+    assert 3 < most < len(batches)
+    engine._plans.limit = 1
+    engine(inputs(shape, 1, "float32"))
+    assert len(engine._plans) == 1, "the one used last stays whatever its size"
+
+
+def test_workspaces_of_more_threads_push_plans_out():
+    model, shape = network("demo")
+    engine = fs.compile(model, (1, *shape), tune=False)
+    for batch in (1, 2, 3):
+        engine(inputs(shape, batch, "float32"))
+    assert len(engine._plans) == 3
+    pool = engine._plans.pools[-1]
+    engine._plans.limit = array_bytes([p.schedule for p in engine._plans.pools]) + 6 * pool.nbytes
+    with pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace():
+        assert engine._plans.pools == [pool]
 
 
 def test_an_empty_batch_gives_an_empty_result():
@@ -260,8 +295,8 @@ class _Strange(nn.Module):
 
 
 def test_unknown_layers_are_named():
-    model = nn.Sequential(nn.SparseLinear(4, 3, rng=0), nn.Sequential(nn.ReLU(), nn.Softmax()))
-    message = "layer 1.1 is a Softmax, which fs.compile does not support yet"
+    model = nn.Sequential(nn.SparseLinear(4, 3, rng=0), nn.Sequential(nn.ReLU(), _Strange()))
+    message = "layer 1.1 is a _Strange, which fs.compile does not support yet"
     with pytest.raises(fs.UnsupportedOperatorError, match=f"^{message}$"):
         fs.compile(model, (2, 4))
     with pytest.raises(fs.UnsupportedOperatorError, match="layer 0 is a _Strange, which"):

@@ -21,7 +21,7 @@ x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
 engine = fs.compile(model, x.shape, threads=2)
 expected = engine(x)
 fs.compile(model, x.shape, threads=2)  # an engine that is gone
-(pool,) = engine._plans.values()
+(pool,) = engine._plans.pools
 holders = [pool.workspace() for _ in range(8)]
 for holder in holders:
     holder.__enter__()  # eight calls in flight, in threads that the child does not have

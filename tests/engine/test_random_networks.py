@@ -131,7 +131,7 @@ def test_buffers_live_from_their_writer_to_their_last_reader():
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (1, 0)), _step([(1, 0)], (1, 0)), _step([(1, 0)], (2, 0)),
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (2, 64)), _step([(2, 0)], (-2, 0)),
     ]  # fmt: skip
-    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True)
+    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True, target_for(np.dtype("float32")).heuristics)
     assert live_buffers(schedule) == [set(), {0}, {1}, {1}, {2}, {0, 2}, {2}]
 
 

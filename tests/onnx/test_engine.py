@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto
 
 import fastsparse as fs
+from fastsparse.engine.workspace import MOST_WORKSPACES
 from fastsparse.onnx import engine as engines
-from fastsparse.onnx import executor
 from tests.onnx import models
 
 
@@ -156,11 +156,16 @@ def test_bits_do_not_depend_on_threads_or_batch(rng):
 
 
 def test_plans_are_bounded(rng, network):
+    (step,) = network._plan().kernels
+    stores = network._frames, step._plans
     for batch in range(1, 14):
         network(_image(rng, batch))
-    assert len(network._frames) == engines._KEPT_FRAMES
-    (step,) = network._plan().kernels
-    assert len(step._plans) == executor._KEPT
+        if batch == 4:
+            for store in stores:
+                store.limit = store.nbytes
+    for store in stores:
+        assert 1 <= len(store) <= 4
+        assert len(store) == 1 or store.nbytes <= store.limit
 
 
 def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
@@ -195,7 +200,7 @@ def test_sixteen_threads_share_an_engine(rng):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert all(pool._made <= executor._WORKSPACES for pool in engine._frames.values())
+    assert all(pool._made <= MOST_WORKSPACES for pool in engine._frames.pools)
 
 
 @pytest.mark.parametrize("make", [fs.compile, models.on_kernels])
