@@ -98,7 +98,7 @@ class Workspace:
         """The same, step by step, with a line for each; those of workers that run all steps alone are one."""
         schedule = self.schedule
         if schedule.per_worker:
-            label = f"network,{len(schedule.steps)} steps for each of {schedule.tasks} tasks"
+            label = "network", f"{len(schedule.steps)} steps for each of {schedule.tasks} tasks"
             run = partial(self._sequence.run, schedule.workers, self.heuristics.slice_flops)
             launch.report(label, schedule.workers, seconds(run))
             return

@@ -78,6 +78,9 @@ def activate_backward(name: str, dy: Array, kept: Array) -> Array:
     return dz
 
 
+_names = {code: name for name, code in kernels.ACTIVATION_CODES.items()}
+
+
 def _code(name: str) -> int:
     if name not in kernels.ACTIVATION_CODES:
         raise ValueError(f"activation is {name!r}, which is not known")
@@ -87,18 +90,27 @@ def _code(name: str) -> int:
 @bounded_cache
 def _forward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_array_kernel(code, target.bits, target.lanes)
-    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target)
+    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target, "activation", str(count), _names[code])
 
 
 @bounded_cache
 def _backward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_grad_kernel(code, target.bits, target.lanes)
-    return _elementwise(kernel, kernels.ACTIVATION_GRAD, ("dy", "kept", "dz"), count, target)
+    return _elementwise(
+        kernel,
+        kernels.ACTIVATION_GRAD,
+        ("dy", "kept", "dz"),
+        count,
+        target,
+        "activation gradient",
+        str(count),
+        _names[code],
+    )
 
 
-def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target) -> Launch:
+def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, *label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return target.launch(
         kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.activation_flops * count, label=f"activation,{count}",
+        flops=target.heuristics.activation_flops * count, label=label,
     )  # fmt: skip

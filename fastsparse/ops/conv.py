@@ -139,7 +139,7 @@ def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str 
         count, groups = stop - start, -(-(stop - start) // target.lanes)
         product = spmm.prepare(
             plan.spmm, target, y_row_stride=plan.y.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
-            y_batch_stride=plan.y.group_stride, activation=activation, label="conv batch-blocked",
+            y_batch_stride=plan.y.group_stride, activation=activation, label="conv", layout="batch-blocked",
         )  # fmt: skip
         pack = pack_blocked(plan.x, count, x_bytes, x_plane, target)
         unpack = unpack_blocked(plan.y, count, y_bytes, y_plane, target)
@@ -157,7 +157,7 @@ def _pointwise(
     plan = row_major_plan(W.pattern, geometry.positions, row, target, peels, images)
     product = spmm.prepare(
         plan, target, y_row_stride=row, batches=images, x_batch_stride=x_bytes, y_batch_stride=y_bytes,
-        activation=activation, label="conv 1x1",
+        activation=activation, label="conv", layout="NCHW",
     )  # fmt: skip
     return _Forward([_Part(None, product, None, 0, 0)], packed_values(W, plan.operator))
 
@@ -177,7 +177,7 @@ def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None,
         pack = pack_padded(plan.x, geometry.channels, count, x_bytes, x_plane, target)
         product = spmm.prepare(
             plan.spmm, target, y_row_stride=y_plane, batches=count, x_batch_stride=image_stride,
-            y_batch_stride=y_bytes, activation=activation, label="conv padded NCHW",
+            y_batch_stride=y_bytes, activation=activation, label="conv", layout="padded NCHW",
         )  # fmt: skip
         parts.append(_Part(pack, product, None, start * x_bytes, start * y_bytes))
     return _Forward(parts, packed_values(W, plan.spmm.operator), min(most, images) * image_stride + plan.x.slack)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
@@ -293,6 +293,15 @@ def _useful(rates: Rates, width: int, vectors: int) -> float:
 def unaliased_stride(stride_bytes: int, vector_bytes: int) -> int:
     """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
     return stride_bytes + vector_bytes if stride_bytes % ALIASED_BYTES == 0 else stride_bytes
+
+
+def described(h: Heuristics) -> list[tuple[str, str]]:
+    """Names and values of a record's fields."""
+    return [(field.name, _text(getattr(h, field.name))) for field in fields(h)]
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @functools.lru_cache(maxsize=64)

@@ -144,7 +144,7 @@ def _blocked(
     return target.launch(
         kernel(target.bits, target.lanes), arguments, operands, tasks=groups * planes.channels * chunks, flops=flops,
         keep=planes,
-        label=f"{'pack' if packs else 'unpack'} batch-blocked,{samples}x{planes.channels}x{planes.positions}",
+        label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
 
 
@@ -269,5 +269,5 @@ def pack_padded(
     kernel = kernels.pack_padded_kernel(target.bits, target.lanes)
     return target.launch(
         kernel, arguments, ("user", "planes"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
-        label=f"pack padded NCHW,{images}x{channels}x{planes.rows}x{planes.row_length}",
+        label=("pack", f"{images}x{channels}x{planes.rows}x{planes.row_length}", "", "padded NCHW"),
     )  # fmt: skip

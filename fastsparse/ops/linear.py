@@ -83,7 +83,9 @@ def _panels_launch(
 ) -> tuple[spmm.SpmmPlan, Launch, Launch, int]:
     rows = pattern.shape[0]
     panels, plan = layouts.feature_panels(rows, width, target), spmm.panels_plan(pattern, samples, width, target)
-    launch = spmm.prepare(plan, target, y_row_stride=width * target.vector, activation=activation, label="linear")
+    launch = spmm.prepare(
+        plan, target, y_row_stride=width * target.vector, activation=activation, label="linear", layout="batch-blocked"
+    )
     unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
     return plan, launch, unpack, layouts.panel_bytes(samples, panels, target)
 

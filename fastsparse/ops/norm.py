@@ -115,7 +115,7 @@ def _prepare(
     return target.launch(
         kernel(target.bits, target.lanes, int(columns)), arguments, operands, tasks=-(-lines // block),
         flops=h.norm_flops * math.prod(shape), scratch=stride, keep=number,
-        label=f"batch norm,{'x'.join(map(str, shape))}",
+        label=("batch norm", "x".join(map(str, shape)), "", "NCHW"),
     )  # fmt: skip
 
 
@@ -184,5 +184,5 @@ def prepare_rows(
     arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **(fields or {}))
     return target.launch(
         kernel, arguments, operands, tasks=-(-rows // chunk), flops=h.row_flops * rows * columns, keep=keep,
-        label=f"{label},{rows}x{columns}",
+        label=(label, f"{rows}x{columns}", "", "row-major"),
     )  # fmt: skip

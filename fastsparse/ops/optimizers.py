@@ -65,5 +65,5 @@ def _prepare(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, tar
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return target.launch(
         kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.optimizer_flops * count, label=f"{label},{count}",
+        flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
     )  # fmt: skip

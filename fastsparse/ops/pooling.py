@@ -28,6 +28,7 @@ Padding2d = tuple[tuple[int, int], tuple[int, int]]
 Table = NDArray[np.int64]
 
 _KINDS = {"max": kernels.MAX, "mean": kernels.MEAN}
+_NAMES = {kernels.MAX: "max", kernels.MAX_INDEX: "max", kernels.MEAN: "mean"}
 
 
 # ------------------------------------------------------------------------------------------------- on arrays
@@ -208,7 +209,7 @@ def prepare(
     code = kind if isinstance(kind, int) else _KINDS[kind]
     bands = forward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_kernel(code, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool", x_stride, y_stride)
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[code]} pool", x_stride, y_stride)
 
 
 @bounded_cache
@@ -216,7 +217,7 @@ def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Laun
     """Gradient of pooling of so many contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_grad_kernel(kind, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool gradient")
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[kind]} pool gradient")
 
 
 def _planes(
@@ -244,7 +245,7 @@ def _planes(
     return target.launch(
         kernel, arguments, ("x", "y", "index"), tasks=-(-planes // target.lanes) * len(bands.table),
         flops=target.heuristics.pool_flops * planes * math.prod(w.spatial), scratch=x_bytes + 2 * y_bytes,
-        keep=(w, bands), label=f"{label},{planes}x{w.spatial[0]}x{w.spatial[1]}",
+        keep=(w, bands), label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
     )  # fmt: skip
 
 
@@ -271,5 +272,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
         tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes, keep=(w, bands, x, y),
-        label=f"pool batch-blocked,{groups}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}",
+        label=(
+            f"{kind} pool", f"{groups * target.lanes}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}", "", "batch-blocked",
+        ),
     )  # fmt: skip

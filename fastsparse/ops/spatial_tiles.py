@@ -235,5 +235,5 @@ def prepare(
     return target.launch(
         kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"),
         tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
-        label=f"gather,{images}x{channels} vectors {vectors}",
+        label=("gather", f"{images}x{channels}x{vectors * target.lanes}", "", "spatial tiles"),
     )  # fmt: skip

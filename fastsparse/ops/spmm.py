@@ -276,6 +276,7 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 def prepare(
     plan: SpmmPlan, target: Target, *, y_row_stride: int, batches: int = 1, x_batch_stride: int = 0,
     y_batch_stride: int = 0, residual: bool = False, activation: str | None = None, label: str = "spmm",
+    layout: str = "row-major",
 ) -> Launch:  # fmt: skip
     """SpMM over the plan's tiles, in each of `batches` batches; strides in bytes.
 
@@ -330,6 +331,9 @@ def prepare(
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,
         flops=flops, scratch=scratch, keep=plan,
-        label=f"{label},rows {rows} nnz {operator.nnz},tile {tiles.width} blocks {operator.blocks} "
-        f"groups {operator.groups} tiles {tiles.count}{' packed' if packed else ''}",
+        label=(
+            label, f"{rows}x{len(operator.columns.block)} by {tiles.count * tiles.width * target.lanes * batches}",
+            f"nnz {operator.nnz}", f"{layout} packed" if packed else layout,
+            f"tile {tiles.width} blocks {operator.blocks} groups {operator.groups} tiles {tiles.count}", activation,
+        ),
     )  # fmt: skip

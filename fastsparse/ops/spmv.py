@@ -66,6 +66,7 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
 class SpmvPlan:
     """Row groups of equal nonzeros, column indices of 16 bits where they fit."""
 
+    inputs: int
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
     columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros
@@ -139,7 +140,7 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns)
+    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns)
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
@@ -220,7 +221,8 @@ def prepare(plan: SpmvPlan | SpmvLookupPlan, target: Target, activation: str | N
     form = "lookup" if isinstance(plan, SpmvLookupPlan) else f"{plan.column_bits}-bit columns"
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros,
-        scratch=scratch, keep=plan, label=f"spmv,nnz {plan.nonzeros},{form}",
+        scratch=scratch, keep=plan,
+        label=("spmv", f"{plan.group_starts[-1]}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Label, Launch
 from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
@@ -58,7 +58,7 @@ class Target:
 
     def launch(
         self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float,
-        scratch: int = 0, keep: Any = None, label: str = "",
+        scratch: int = 0, keep: Any = None, label: Label = (),
     ) -> Launch:  # fmt: skip
         """A `Launch` on this target's threads, or on one where sharing does not pay."""
         h = self.heuristics
@@ -94,11 +94,16 @@ def tuned(**changes: Any) -> Iterator[Heuristics]:
 
     For tests and for measuring: every choice gives the same bits.
     """
-    token = _block.set(replace(_block.get() or heuristics_for(compiler.vector_bytes(), *_CACHES), **changes))
+    token = _block.set(replace(heuristics_here(), **changes))
     try:
         yield _block.get()  # type: ignore[misc]
     finally:
         _block.reset(token)
+
+
+def heuristics_here() -> Heuristics:
+    """The record of the `tuned` block around the caller, else this CPU's."""
+    return _block.get() or heuristics_for(compiler.vector_bytes(), *_CACHES)
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from typing import Any
 from fastsparse._version import __version__
 from fastsparse.runtime import cpu, kernel_cache, threading_layer
 from fastsparse.runtime.threads import get_num_threads
+from fastsparse.text_table import text_facts
 
 
 def show_config(*, file: Any = None) -> dict[str, Any]:
@@ -49,9 +50,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
         "parallel": threading_layer.parallel_allowed(),
         "cache_directory": kernel_cache.cache_directory(),
     }
-    width = max(map(len, found))
-    for name, value in found.items():
-        print(f"{name:<{width}}  {value}", file=file)
+    print(text_facts((name, str(value)) for name, value in found.items()), file=file)
     return found
 
 

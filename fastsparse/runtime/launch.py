@@ -25,6 +25,7 @@ from fastsparse_kernels import compiler, parallel
 
 compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
 
+Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
 
 
@@ -101,7 +102,7 @@ class Launch:
     scratch : int
         Bytes of scratch per worker, which each run takes from its thread's buffers.
     keep : whatever else the record points to
-    label : what FASTSPARSE_VERBOSE=1 prints: operation, sizes, layout, kernel
+    label : what FASTSPARSE_VERBOSE=1 prints
     """
 
     __slots__ = (
@@ -111,7 +112,7 @@ class Launch:
 
     def __init__(
         self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float, threads: int,
-        slice_flops: float, scratch: int = 0, keep: Any = None, label: str = "",
+        slice_flops: float, scratch: int = 0, keep: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel.address, arguments, tasks, flops
         self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
@@ -181,6 +182,7 @@ def _run_and_report(launch: Launch, words: array[int]) -> None:
     report(launch.label, launch.threads, time.perf_counter() - start)
 
 
-def report(label: str, threads: int, seconds: float) -> None:
+def report(label: Label, threads: int, seconds: float) -> None:
     """Print a line of FASTSPARSE_VERBOSE=1."""
-    print(f"fastsparse,{label},threads {threads},{seconds * 1e3:.4g} ms", file=sys.stderr)
+    fields = filter(None, ("fastsparse", *label, f"threads {threads}", f"{seconds * 1e3:.4g} ms"))
+    print(",".join(fields), file=sys.stderr)
