@@ -361,7 +361,7 @@ def conv2d(
     bias : array_like (out,), optional
     kernel_size, stride, dilation : int or (int, int)
     padding : int, (int, int) or ((top, bottom), (left, right))
-        Zeros around the image. Stored weights do multiply them (Inf weights give NaN at borders).
+        Zeros around the image. Stored weights do multiply them (Inf weights give NaN at the edges).
     groups : int
         Output channels in group g see input channels in group g only; groups=C is depthwise.
     activation : str, optional
@@ -447,7 +447,7 @@ def conv2d_backward(
     Returns
     -------
     grad_x : ndarray (N, C, H, W), or None without `need_input`
-        Inputs that no window saw get 0. Weights do multiply zeros around `grad` (Inf weights give NaN at borders).
+        Inputs that no window saw get 0. Weights do multiply zeros around `grad` (Inf weights give NaN at the edges).
     grad_values : ndarray (nnz,)
         In the order of W.data: gradients exist at the nonzeros only.
     grad_bias : ndarray (out,)

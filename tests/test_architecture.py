@@ -34,11 +34,20 @@ LEVELS = {
     "fastsparse.demo": 9,
     "fastsparse.torch": 9,
     "fastsparse.sklearn": 9,
+    "fastsparse.kernel_check": 9,
     "fastsparse.cli": 10,
 }
 
-# What others than ops and runtime may use of the kernels: compiling, the table, building structures. All else computes.
-STRUCTURE_KERNELS = {"compiler", "kernel_cache", "numba_internals", "pattern_updates", "registry", "sparse_operator"}
+# What others than ops and runtime may use of the kernels: compiling, the table and its oracles, building structures. All else computes.
+STRUCTURE_KERNELS = {
+    "compiler",
+    "kernel_cache",
+    "numba_internals",
+    "pattern_updates",
+    "reference",
+    "registry",
+    "sparse_operator",
+}
 LAUNCHING = ("fastsparse.ops.", "fastsparse.runtime.")
 
 

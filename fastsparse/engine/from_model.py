@@ -120,14 +120,14 @@ def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:
         if isinstance(layer, kinds):
             try:
                 return translate(layer, shape)
-            except _MisfitError as error:
+            except _ShapeError as error:
                 got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
                 kind = type(layer).__name__
                 raise ValueError(f"input_shape gives layer {name} ({kind}) an x of {got}, expected {error}") from None
     raise UnsupportedOperatorError(f"layer {name} is a {type(layer).__name__}, which fs.compile does not support yet")
 
 
-class _MisfitError(ValueError):
+class _ShapeError(ValueError):
     """What a layer expected of its input's shape."""
 
 
@@ -145,7 +145,7 @@ def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
 
 def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     if shape != (layer.in_features,):
-        raise _MisfitError(f"(N, {layer.in_features})")
+        raise _ShapeError(f"(N, {layer.in_features})")
     return Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,)
 
 
@@ -160,13 +160,13 @@ def _dense_conv(layer: nn.Conv2d, shape: Shape) -> Translated:
 def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     axes = len(layer.kernel_size)
     if len(shape) != axes + 1 or shape[0] != layer.in_channels:
-        raise _MisfitError(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
+        raise _ShapeError(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
     geometry = ConvGeometry(
         layer.in_channels, layer.out_channels, shape[1:], layer.kernel_size, layer.stride, layer.padding,
         layer.dilation, layer.groups,
     )  # fmt: skip
     if min(geometry.out_spatial) < 1:
-        raise _MisfitError(f"an image in which a window of {layer.kernel_size} fits")
+        raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     operator = Conv(weight, _bias(layer), geometry, layer.activation, dense)
     return operator, (layer.out_channels, *geometry.out_spatial)
 
@@ -174,7 +174,7 @@ def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
 def _batch_norm(layer: Any, shape: Shape) -> Translated:
     axes = (1, 2) if isinstance(layer, nn.BatchNorm1d) else (3,)
     if len(shape) not in axes or shape[0] != layer.num_features:
-        raise _MisfitError(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
+        raise _ShapeError(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
     wide = np.float64
     scale = layer.weight.value.astype(wide) / np.sqrt(layer.running_var.astype(wide) + layer.eps)
     return Scale(scale, layer.bias.value.astype(wide) - layer.running_mean.astype(wide) * scale), shape
@@ -187,7 +187,7 @@ def _activation(layer: Any, shape: Shape) -> Translated:
 def _layer_norm(layer: nn.LayerNorm, shape: Shape) -> Translated:
     sizes = layer.normalized_shape
     if len(shape) < len(sizes) or shape[-len(sizes) :] != sizes:
-        raise _MisfitError("(N, ..., " + ", ".join(map(str, sizes)) + ")")
+        raise _ShapeError("(N, ..., " + ", ".join(map(str, sizes)) + ")")
     return LayerNorm(layer.weight.value.copy(), layer.bias.value.copy(), float(layer.eps)), shape
 
 
@@ -201,17 +201,17 @@ def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
 
 def _window_pool(layer: Any, shape: Shape) -> Translated:
     if len(shape) != 3:
-        raise _MisfitError("(N, C, H, W)")
+        raise _ShapeError("(N, C, H, W)")
     tables = windows((shape[1], shape[2]), layer.kernel_size, layer.stride, layer.padding)
     if min(tables.out_spatial) < 1:
-        raise _MisfitError(f"an image in which a window of {layer.kernel_size} fits")
+        raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     kind = "max" if isinstance(layer, nn.MaxPool2d) else "mean"
     return Pool(kind, tables), (shape[0], *tables.out_spatial)
 
 
 def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
     if len(shape) != 3:
-        raise _MisfitError("(N, C, H, W)")
+        raise _ShapeError("(N, C, H, W)")
     tables = adaptive_windows((shape[1], shape[2]), layer.output_size)
     return Pool("mean", tables), (shape[0], *tables.out_spatial)
 

@@ -235,7 +235,7 @@ class _Reader:
         for extent, table in zip(spatial, tables, strict=True):
             fits = table.ndim == 2 and table.shape[1] == 3 and len(table) > 0
             if not fits or (table[:, 0] < 0).any() or (table[:, 1] > extent).any() or (table[:, 2] < 1).any():
-                raise ValueError("windows of pooling lie outside of the image")
+                raise ValueError("windows of pooling are outside of the image")
             if (table[:, 0] >= table[:, 1]).any() or (np.diff(table[:, :2], axis=0) < 0).any():
                 raise ValueError("windows of pooling are empty or out of order")
         rows, columns = (np.ascontiguousarray(table) for table in tables)

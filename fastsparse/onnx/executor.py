@@ -234,7 +234,7 @@ def make_plan(
 
 
 class Frame:
-    """Where tensors between steps lie, as a first call saw their shapes."""
+    """Places of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
         self.plan = plan

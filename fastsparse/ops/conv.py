@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import sddmm, spmm
 from fastsparse.ops.geometry import ConvGeometry, Ints, grid, row_major_strides
-from fastsparse.ops.heuristics import unaliased_stride
 from fastsparse.ops.layouts import (
     BlockedPlanes,
     PaddedPlanes,
@@ -29,6 +28,7 @@ from fastsparse.ops.layouts import (
     blocked_planes,
     pack_blocked,
     pack_padded,
+    unaliased_stride,
     unpack_blocked,
 )
 from fastsparse.ops.sddmm import SddmmPlan, gradient_order

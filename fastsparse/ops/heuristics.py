@@ -290,11 +290,6 @@ def _useful(rates: Rates, width: int, vectors: int) -> float:
     return rates[width - 1] * vectors / (-(-vectors // width) * width)
 
 
-def unaliased_stride(stride_bytes: int, vector_bytes: int) -> int:
-    """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
-    return stride_bytes + vector_bytes if stride_bytes % ALIASED_BYTES == 0 else stride_bytes
-
-
 def described(h: Heuristics) -> list[tuple[str, str]]:
     """Names and values of a record's fields."""
     return [(field.name, _text(getattr(h, field.name))) for field in fields(h)]

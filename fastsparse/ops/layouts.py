@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, grid, row_major_strides
-from fastsparse.ops.heuristics import WIDEST_TILE, unaliased_stride
+from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
@@ -80,6 +80,11 @@ def feature_panels(features: int, width: int, target: Target) -> BlockedPlanes:
     offsets = np.arange(-(-features // target.lanes) * target.lanes, dtype=np.int64) * (width * target.vector)
     stride = panel_stride(features, width, target)
     return BlockedPlanes(1, features, offsets, _NONE, 0, target.vector, panel_groups=width, panel_stride=stride)
+
+
+def unaliased_stride(stride_bytes: int, vector_bytes: int) -> int:
+    """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
+    return stride_bytes + vector_bytes if stride_bytes % ALIASED_BYTES == 0 else stride_bytes
 
 
 def panel_stride(features: int, width: int, target: Target) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, sddmm, spmm
 from fastsparse.ops.sparse_operator import packed_values
-from fastsparse.ops.spmm import Packing, Product, bias_address, blocked_group_bytes, panel_packing, panel_width
+from fastsparse.ops.spmm import Packing, Product, bias_address, panel_packing, panel_width
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
@@ -41,8 +41,8 @@ def forward(
 ) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
-    stride, (rows, features) = x.strides[0], W.shape
-    group_bytes = blocked_group_bytes(features, target) + blocked_group_bytes(rows, target)
+    stride, rows = x.strides[0], W.shape[0]
+    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in W.shape)
     for start, stop in spmm.sample_chunks(len(x), group_bytes, target):
         key = stop - start, stride, activation, target
         packing, product = W.cached(("linear", *key), _forward, W, *key)
@@ -123,7 +123,7 @@ def _weight_gradient(
     grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     last: sddmm.SddmmPlan | None = None
-    group_bytes = blocked_group_bytes(pattern.shape[0], target) + blocked_group_bytes(features, target)
+    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in pattern.shape)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         count = stop - start
         width = panel_width(pattern, count, target, backward=True)

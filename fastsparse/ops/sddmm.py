@@ -169,8 +169,11 @@ def prepare(
         launch = target.launch(
             kernel, arguments, ("x", "y", "gradients"), tasks=operator.groups, flops=flops * positions * count,
             scratch=scratch, keep=plan,
-            label=("sddmm", f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",
-                   f"nnz {operator.nnz}", "", f"run {plan.run_length}"),
+            label=(
+                "sddmm",
+                f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",
+                f"nnz {operator.nnz}", "", f"run {plan.run_length}",
+            ),
         )  # fmt: skip
         launches.append((launch, batch * x_batch_stride, batch * y_batch_stride))
     return Sddmm(launches)

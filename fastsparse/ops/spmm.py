@@ -53,7 +53,7 @@ def spmm_column_major(
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
     stride, (features, columns) = X.strides[1], X.shape
     target = narrowed(target or target_for(W.dtype), columns)
-    for start, stop in sample_chunks(columns, blocked_group_bytes(features, target), target):
+    for start, stop in sample_chunks(columns, layouts.panel_stride(features, 1, target), target):
         key = stop - start, stride, columns, activation, target
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
@@ -122,11 +122,6 @@ def sample_chunks(samples: int, group_bytes: int, target: Target) -> Iterator[tu
     """Parts of a batch of a linear layer, in whole vectors of samples, whose workspace stays in a cache."""
     h, groups = target.heuristics, -(-samples // target.lanes)
     return chunks(samples, target.lanes * h.chunk_groups(groups, group_bytes, h.linear_chunk_groups))
-
-
-def blocked_group_bytes(rows: int, target: Target) -> int:
-    """Bytes of a group of VL samples of so many features, batch-blocked."""
-    return layouts.panel_stride(rows, 1, target)
 
 
 # ------------------------------------------------------------------------------------------------- plans

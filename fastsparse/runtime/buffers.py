@@ -113,6 +113,12 @@ if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
     raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
 
 
+def span(array: NDArray[Any]) -> tuple[int, int]:
+    """Addresses of a contiguous array's first byte and of the one behind its last."""
+    start = _word_at(id(array) + _HEAD).value
+    return start, start + array.nbytes
+
+
 def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
     """Address of an array that a kernel reads: `size` numbers of `dtype`, contiguous and aligned.
 

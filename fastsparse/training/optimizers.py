@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastsparse.nn.parameter import OptimizerState, Parameter
 from fastsparse.ops import optimizers as kernels
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import span
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ class Optimizer:
         values = [(f"parameters[{i}].value", parameter.value) for i, parameter in enumerate(self.parameters)]
         _spans([(name, value) for name, value in values if value.flags.c_contiguous])
         self._states = [parameter.new_state() for parameter in self.parameters]
-        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and where they lie
+        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and their spans
 
     @property
     def rate(self) -> float:
@@ -278,7 +278,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
     ValueError
         Naming two arrays that share memory.
     """
-    spans = sorted((address(array), address(array) + array.nbytes, name) for name, array in arrays if array.size)
+    spans = sorted((*span(array), name) for name, array in arrays if array.size)
     for (_, end, one), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f"{other} shares memory with {one}, expected arrays of their own")
@@ -287,7 +287,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
 
 def _apart(grad: Array, spans: list[tuple[int, int]]) -> Array:
     """The gradient, copied when some of its memory will be written to."""
-    start, end = address(grad), address(grad) + grad.nbytes
+    start, end = span(grad)
     last = bisect_left(spans, (end, 0)) - 1
     return grad.copy() if last >= 0 and spans[last][1] > start else grad
 

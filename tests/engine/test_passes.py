@@ -59,7 +59,7 @@ def test_batch_norm_behind_an_activation_stays():
     assert kinds(folded) == ["Conv", "Scale"]
 
 
-def test_batch_norms_in_a_row_all_fold():
+def test_successive_batch_norms_all_fold():
     assert kinds(fold_scales(program(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))) == ["Conv"]
 
 

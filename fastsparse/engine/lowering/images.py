@@ -48,7 +48,7 @@ def late_nodes(program: Program) -> set[int]:
 
 
 class Lowering:
-    """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which form.
+    """Steps and buffers are appended node by node; `forms` has the place of every tensor in every form.
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
     layers read of them is kept for all of these, plain. Subclasses say in which form images go from layer to layer.
@@ -155,7 +155,7 @@ class Lowering:
     def _pool(self, node: Node, op: Pool) -> None:
         raise NotImplementedError
 
-    # --- where tensors lie ---------------------------------------------------------------------
+    # --- places of tensors ---------------------------------------------------------------------
 
     def _sample(self, t: int) -> int:
         """Bytes of one sample."""

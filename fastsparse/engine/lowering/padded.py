@@ -27,10 +27,10 @@ class _PaddedLowering(Lowering):
         super().__init__(program, batch, sizes, target)
         self.planes: dict[int, PaddedPlanes] = {}
 
-    # --- where tensors lie ---------------------------------------------------------------------
+    # --- layouts of tensors ---------------------------------------------------------------------
 
     def _in_planes(self, t: int) -> PaddedPlanes:
-        """The planes of all tensors that lie like this one, for all convolutions of stride 1 on any of them."""
+        """The planes of this tensor's layout class, for all convolutions of stride 1 on any of them."""
         leader = self.classes[t]
         if leader not in self.planes:
             members = [other for other in self.readers if self.classes[other] == leader]
