@@ -38,7 +38,8 @@ LEVELS = {
     "fastsparse.cli": 10,
 }
 
-# What others than ops and runtime may use of the kernels: compiling, the table and its oracles, building structures. All else computes.
+# What others than ops and runtime may use of the kernels: compiling, the table and its oracles, building structures.
+# All else computes.
 STRUCTURE_KERNELS = {
     "compiler",
     "kernel_cache",

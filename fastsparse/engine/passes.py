@@ -56,7 +56,7 @@ def move_activations_before_max(program: Program) -> Program:
             program = replace(program, shapes=tuple(shapes))
             nodes[i] = replace(second, inputs=first.inputs, output=first.output)
             nodes[i + 1] = replace(first, inputs=(first.output,), output=second.output)
-    return program.with_nodes(nodes)
+    return replace(program, nodes=tuple(nodes))
 
 
 def fold_scales(program: Program) -> Program:
@@ -142,7 +142,7 @@ def scales_as_products(program: Program) -> Program:
             ones = np.ones(shape[0], program.dtype)
             node = replace(node, operator=_diagonal(ones, None, node.operator.name, shape))
         nodes.append(node)
-    return program.with_nodes(nodes)
+    return replace(program, nodes=tuple(nodes))
 
 
 def complete_dense_layers(program: Program) -> Program:
@@ -161,7 +161,7 @@ def complete_dense_layers(program: Program) -> Program:
                 full = CSR(indptr, everywhere, op.weight.toarray().ravel(), op.weight.shape)
                 node = replace(node, operator=replace(op, weight=full))
         nodes.append(node)
-    return program.with_nodes(nodes)
+    return replace(program, nodes=tuple(nodes))
 
 
 def _merge_pairs(program: Program, merged: Any) -> Program:
@@ -173,7 +173,7 @@ def _merge_pairs(program: Program, merged: Any) -> Program:
         if producer is not None and both is not None:
             del nodes[producer.output]
             nodes[node.output] = replace(both, output=node.output, name=f"{producer.name} + {node.name}")
-    return program.with_nodes([nodes[node.output] for node in program.nodes if node.output in nodes])
+    return replace(program, nodes=tuple([nodes[node.output] for node in program.nodes if node.output in nodes]))
 
 
 def _scaled(product: Conv | Linear, scale: Scale) -> Conv | Linear:

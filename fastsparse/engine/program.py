@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,10 +151,6 @@ class Program:
         """Shape of one sample of the first input as the user has it."""
         shape = self.shapes[self.inputs[0]]
         return shape if self.embedding is None else shape[:-1]
-
-    def with_nodes(self, nodes: list[Node]) -> Program:
-        """The same tensors with other nodes."""
-        return replace(self, nodes=tuple(nodes))
 
     def producers(self) -> dict[int, Node]:
         """The node that writes each tensor."""

@@ -15,6 +15,7 @@ import ctypes
 import math
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,9 @@ if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
     raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
 
 
-def span(array: NDArray[Any]) -> tuple[int, int]:
-    """Addresses of a contiguous array's first byte and of the one behind its last."""
-    start = _word_at(id(array) + _HEAD).value
-    return start, start + array.nbytes
+def spans(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, int]]:
+    """Addresses of the first byte of each contiguous array and of the one behind its last."""
+    return [((start := _word_at(id(array) + _HEAD).value), start + array.nbytes) for array in arrays]
 
 
 def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastsparse.nn.parameter import OptimizerState, Parameter
 from fastsparse.ops import optimizers as kernels
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import span
+from fastsparse.runtime.buffers import spans
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
@@ -92,12 +92,12 @@ class Optimizer:
         updated = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
         states = [self._ready(i) for i in updated]
         values = [parameters[i].writable(f"parameters[{i}].value") for i in updated]
-        grads = [_gradient(parameters[i], f"parameters[{i}].grad") for i in updated]
-        spans = self._checked_spans(updated, values, states)
+        grads = [_gradient(parameters[i].grad, v, f"parameters[{i}].grad") for i, v in zip(updated, values)]
+        written = self._checked_spans(updated, values, states)
         if self.max_norm is not None:
             clip_gradients([parameters[i] for i in updated], self.max_norm)
-            grads = [_gradient(parameters[i], "grad") for i in updated]
-        grads = [_apart(grad, spans) for grad in grads]
+            grads = [_gradient(parameters[i].grad, value, "grad") for i, value in zip(updated, values)]
+        grads = _apart(grads, written)
         self.steps += 1
         for i, value, grad, state in zip(updated, values, grads, states, strict=True):
             self._states[i].update(state)
@@ -128,13 +128,13 @@ class Optimizer:
     ) -> list[tuple[int, int]]:
         """Where a step writes, as `_spans`; found anew when there are other arrays than in the last step."""
         arrays = [*values, *(array for state in states for array in state.values())]
-        known, spans = self._known
+        known, written = self._known
         if len(known) != len(arrays) or any(map(is_not, known, arrays)):
             names = [f"parameters[{i}].value" for i in updated]
             names += [f"parameters[{i}].state[{name!r}]" for i, state in zip(updated, states) for name in state]
-            spans = _spans(list(zip(names, arrays, strict=True)))
-            self._known = arrays, spans
-        return spans
+            written = _spans(list(zip(names, arrays, strict=True)))
+            self._known = arrays, written
+        return written
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": ([], [])}
@@ -245,7 +245,7 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
         When max_norm is not a positive number.
     """
     _check_norm(max_norm)
-    clipped = [(parameter, _gradient(parameter, "grad")) for parameter in parameters if parameter.grad is not None]
+    clipped = [(p, _gradient(p.grad, p.value, "grad")) for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(_squares(grad) for _, grad in clipped))
     if norm > max_norm:
         for parameter, grad in clipped:
@@ -260,11 +260,10 @@ def _squares(grad: Array) -> float:
     return sum(float(np.dot(part, part)) for part in parts)
 
 
-def _gradient(parameter: Parameter, name: str) -> Array:
+def _gradient(grad: Any, value: Array, name: str) -> Array:
     """The gradient as kernels take it: contiguous, aligned, of the value's type."""
-    grad, value = parameter.grad, parameter.value
-    if np.shape(grad) != value.shape:  # type: ignore[arg-type]
-        raise ValueError(f"{name} has shape {np.shape(grad)}, expected {value.shape}, the shape of value")  # type: ignore[arg-type]
+    if np.shape(grad) != value.shape:
+        raise ValueError(f"{name} has shape {np.shape(grad)}, expected {value.shape}, the shape of value")
     if type(grad) is np.ndarray and grad.dtype == value.dtype and grad.flags.c_contiguous and grad.flags.aligned:
         return grad
     return np.require(grad, value.dtype, ("C", "A"))
@@ -278,18 +277,21 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
     ValueError
         Naming two arrays that share memory.
     """
-    spans = sorted((*span(array), name) for name, array in arrays if array.size)
-    for (_, end, one), (start, _, other) in pairwise(spans):
+    filled = [(name, array) for name, array in arrays if array.size]
+    found = sorted(zip(spans(array for _, array in filled), (name for name, _ in filled), strict=True))
+    for ((_, end), one), ((start, _), other) in pairwise(found):
         if start < end:
             raise ValueError(f"{other} shares memory with {one}, expected arrays of their own")
-    return [(start, end) for start, end, _ in spans]
+    return [where for where, _ in found]
 
 
-def _apart(grad: Array, spans: list[tuple[int, int]]) -> Array:
-    """The gradient, copied when some of its memory will be written to."""
-    start, end = span(grad)
-    last = bisect_left(spans, (end, 0)) - 1
-    return grad.copy() if last >= 0 and spans[last][1] > start else grad
+def _apart(grads: list[Array], written: list[tuple[int, int]]) -> list[Array]:
+    """Gradients, copied where some of their memory will be written to."""
+    found = []
+    for grad, (start, end) in zip(grads, spans(grads), strict=True):
+        last = bisect_left(written, (end, 0)) - 1
+        found.append(grad.copy() if last >= 0 and written[last][1] > start else grad)
+    return found
 
 
 def _parameter(item: Any) -> Parameter:
