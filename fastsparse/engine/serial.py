@@ -19,6 +19,7 @@ from fastsparse.engine.program import (
     Activate,
     Add,
     Conv,
+    Gate,
     Linear,
     Node,
     Operator,
@@ -178,6 +179,8 @@ class _Reader:
             return Add(_activation(entry["activation"]))
         if kind == "Reshape":
             return Reshape()
+        if kind == "Gate":
+            return Gate()
         raise ValueError(f"an operator has the type {kind!r}")
 
     def _product(self, entry: Any) -> tuple[CSR, Array | None]:
@@ -236,7 +239,7 @@ def _activation(name: Any, optional: bool = True) -> Any:
 def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     """The shape that an operator gives, None where the shapes do not fit it."""
     x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear)
-    if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add)))):
+    if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add | Gate)))):
         return None
     found: Shape | None = x
     if isinstance(op, Conv):
@@ -254,4 +257,6 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         found = x if op.scale.shape == op.shift.shape == x[:1] else None
     elif isinstance(op, Add):
         found = x if len(shapes) == 2 and shapes[1] == x else None
+    elif isinstance(op, Gate):
+        found = x if len(shapes) == 2 and len(x) > 1 and size(shapes[1]) == shapes[1][0] == x[0] else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found
