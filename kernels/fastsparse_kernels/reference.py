@@ -55,7 +55,18 @@ __all__ = [
 Array = NDArray[Any]
 Pairs = Sequence[tuple[int, int]]
 
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "hardswish", "hardsigmoid")
+ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+)
 
 LEAKY_SLOPE = 0.01
 _GELU_TANH = 0.044715

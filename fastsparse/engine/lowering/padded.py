@@ -135,9 +135,7 @@ class _PaddedLowering(Lowering):
         t, g, form = self.roots[node.inputs[0]], self.roots[node.inputs[1]], self._written(node)
         have, gate_form = ("planes" if (s, "planes") in self.forms else "plain" for s in (t, g))
         source, gate_source = self._get(t, have, node), self._get(g, gate_form, node)
-        x, gate, y = (
-            Image.padded(self._planes(s, f)) for s, f in ((t, have), (g, gate_form), (node.output, form))
-        )
+        x, gate, y = (Image.padded(self._planes(s, f)) for s, f in ((t, have), (g, gate_form), (node.output, form)))
         target = self._target(node.output, form, source if x == y else None)
         self._add_gate(node, "on padded planes", x, source, gate, gate_source, y, target)
 
