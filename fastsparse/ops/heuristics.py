@@ -105,11 +105,12 @@ class Heuristics:
     most_groups: int = 16  # of a task
     step_cost: float = 2e5  # of a barrier of all workers, in multiplications and additions (2 us)
     shared_rate: float = 0.85  # of shared steps: a core reads what others wrote
-    # In multiplications and additions: on padded planes vectors of windows are unaligned, and many are stored in
-    # pieces; what one number of a tile's halo costs.
-    planes_cost: float = 1.3
-    planes_store_flops: float = 10
-    halo_flops: float = 12
+    # Padded planes against spatial tiles, in multiplications and additions
+    planes_cost: float = 1.3  # of a window's, whose vectors are unaligned
+    planes_store_flops: float = 10  # of a number that is stored: many vectors are stored in pieces
+    phase_flops: float = 11  # of a number of x that is packed for strides
+    tiles_store_flops: float = 6
+    gathered_flops: float = 28  # of a number of a halo, of other tiles, or of an image that is gathered from tiles
 
     # Which layouts a convolution may take; tests and tuners narrow it.
     layouts: tuple[str, ...] = field(default=("batch-blocked", "planes", "spatial tiles"))
