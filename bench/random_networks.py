@@ -30,7 +30,7 @@ Network = dict[str, Any]
 
 ACTIVATIONS = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
-    "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU,
+    "silu": nn.SiLU, "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
 }  # fmt: skip
 MOST_NUMBERS = 40_000  # in the largest tensor of a batch
 CONVS = {1: nn.SparseConv1d, 2: nn.SparseConv2d, 3: nn.SparseConv3d}

@@ -35,7 +35,20 @@ def _everything() -> nn.Sequential:
         nn.SparseConv2d(2, 4, (3, 2), (1, 2), ((1, 0), (2, 2)), (1, 2), 2, sparsity=0.4, activation="silu", **f64),
         nn.Conv2d(4, 4, 3, padding=1, bias=False, **f64),
         nn.BatchNorm2d(4, 1e-3, 0.3, dtype="float64"),
-        *[layer() for layer in (nn.ReLU6, nn.LeakyReLU, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU, nn.ReLU, nn.Sigmoid)],
+        *[
+            layer()
+            for layer in (
+                nn.ReLU6,
+                nn.LeakyReLU,
+                nn.Tanh,
+                nn.SiLU,
+                nn.Hardswish,
+                nn.Hardsigmoid,
+                nn.GELU,
+                nn.ReLU,
+                nn.Sigmoid,
+            )
+        ],
         nn.GELU("tanh"),
         nn.MaxPool2d(2, 1, ((1, 1), (0, 1))),
         nn.AvgPool2d(2),

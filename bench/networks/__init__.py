@@ -12,6 +12,7 @@ from collections.abc import Callable
 import onnx
 
 from .bert import bert
+from .inverted_residuals import efficientnet_b0, mobilenet_v3_small
 from .mlp import mlp
 from .mobilenet import mobilenet
 from .resnet import resnet50, resnet50_model
@@ -20,8 +21,19 @@ from .resnet import resnet50, resnet50_model
 BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
     "resnet50": lambda dlmc=None, seed=0: resnet50(dlmc, seed),
     "mobilenet": lambda dlmc=None, seed=0: mobilenet(seed),
+    "mobilenet-v3-small": lambda dlmc=None, seed=0: mobilenet_v3_small(seed),
+    "efficientnet-b0": lambda dlmc=None, seed=0: efficientnet_b0(seed),
     "bert": lambda dlmc=None, seed=0: bert(seed),
     "mlp": lambda dlmc=None, seed=0: mlp(seed),
 }
 
-__all__ = ["BUILDERS", "bert", "mlp", "mobilenet", "resnet50", "resnet50_model"]
+__all__ = [
+    "BUILDERS",
+    "bert",
+    "efficientnet_b0",
+    "mlp",
+    "mobilenet",
+    "mobilenet_v3_small",
+    "resnet50",
+    "resnet50_model",
+]

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.lowering.images import work_of_images
-from fastsparse.engine.program import Conv, Linear, Program
+from fastsparse.engine.program import Conv, Linear, Pool, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
-from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, partition
+from fastsparse.ops.geometry import Ints
+from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
 
 
@@ -114,21 +115,60 @@ def _tiles_can_be_addressed(program: Program) -> bool:
 
 
 def _prefers_tiles(program: Program, target: Target) -> bool:
-    """Whether spatial tiles cost less than padded planes, with their halo and overhang."""
-    h, padded_cost, tiles_cost = target.heuristics, 0.0, 0.0
-    for node in program.nodes:
-        if isinstance(node.operator, Conv):
-            g, flops = node.operator.geometry, node.operator.useful_flops
-            size = partition(g.out_spatial, target.lanes).size
-            windows = math.prod(g.kernel) > 1
-            padded_cost += (
-                flops * (h.planes_cost if windows else 1.0) + h.planes_store_flops * g.out_channels * g.positions
-            )
-            tiles_cost += flops * target.lanes * math.prod(size) / max(1, g.positions)
-            if windows:
-                padded_size = math.prod(n * s + k - 1 for n, s, k in zip(size, g.stride, g.kernel, strict=True))
-                tiles_cost += target.lanes * h.halo_flops * g.channels * (padded_size - math.prod(size))
+    """Whether spatial tiles cost less than padded planes, with their halo, overhang and gathers."""
+    padded_cost, tiles_cost = _costs(program, target)
     return tiles_cost < padded_cost
+
+
+def _costs(program: Program, target: Target) -> tuple[float, float]:
+    """What one image costs in padded planes and in spatial tiles, in multiplications and additions."""
+    h, lanes, padded_cost, tiles_cost = target.heuristics, target.lanes, 0.0, 0.0
+    gathered: dict[tuple[int, str], float] = {}  # numbers, by tensor and what for
+
+    def gather(t: int, what: str, numbers: float) -> None:
+        gathered[t, what] = max(gathered.get((t, what), 0.0), numbers)
+
+    roots = program.roots()
+    for t in (*program.inputs, *program.outputs):
+        gather(roots[t], "user", math.prod(program.shapes[t]))
+    for node in program.nodes:
+        op, t = node.operator, roots[node.inputs[0]]
+        channels, *spatial = program.shapes[node.inputs[0]]
+        if isinstance(op, Conv):
+            g, flops = op.geometry, op.useful_flops
+            windows, strided = math.prod(g.kernel) > 1, math.prod(g.stride) > 1
+            tiles = _Tiled(
+                tuple(spatial), g.out_spatial, g.kernel, g.stride if windows else (1,) * len(g.stride), lanes
+            )
+            padded_cost += flops * (h.planes_cost if windows else 1.0)
+            padded_cost += h.planes_store_flops * g.out_channels * g.positions
+            padded_cost += h.phase_flops * channels * math.prod(spatial) if strided else 0.0
+            tiles_cost += flops * lanes * tiles.outputs / max(1, g.positions)
+            tiles_cost += h.tiles_store_flops * g.out_channels * lanes * tiles.outputs
+            gather(t, tiles.name, channels * lanes * tiles.gathered)
+        elif isinstance(op, Pool):
+            if math.prod(op.windows.out_spatial) < lanes:
+                gather(t, "plain", channels * math.prod(spatial))
+            else:
+                stride = tuple(-(-n // max(1, o)) for n, o in zip(spatial, op.windows.out_spatial, strict=True))
+                tiles = _Tiled(tuple(spatial), op.windows.out_spatial, stride, stride, lanes)
+                gather(t, tiles.name, channels * lanes * tiles.gathered)
+        elif isinstance(op, Linear):
+            gather(t, "plain", channels * math.prod(spatial) if spatial else 0)
+    return padded_cost, tiles_cost + h.gathered_flops * sum(gathered.values())
+
+
+class _Tiled:
+    """How a layer of windows reads spatial tiles: numbers of a tile that it writes, and of one that are gathered."""
+
+    def __init__(self, spatial: Ints, out_spatial: Ints, kernel: Ints, stride: Ints, lanes: int) -> None:
+        y = partition(out_spatial, lanes)
+        size = tuple(n * s for n, s in zip(y.size, stride, strict=True))
+        self.outputs, inner = math.prod(y.size), math.prod(size)
+        whole = math.prod(n + max(0, k - s) for n, k, s in zip(size, kernel, stride, strict=True))
+        self.own = partition(spatial, lanes) == Partition(y.counts, size)  # its input lies like this, but for the halo
+        self.gathered = whole - inner if self.own else whole
+        self.name = "halo" if self.own else f"tiles of {y.counts}, {size}"
 
 
 def _leaves_caches(program: Program, target: Target) -> bool:

@@ -9,7 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Reshape, RowWise, Scale, Shape
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Conv,
+    Gate,
+    Linear,
+    Node,
+    Pool,
+    Program,
+    Reshape,
+    RowWise,
+    Scale,
+    Shape,
+)
 from fastsparse.ops.geometry import ConvGeometry
 
 Array = NDArray[Any]
@@ -36,7 +49,7 @@ def check_optimised(program: Program) -> None:
     """
     roots = program.roots()
     for node in program.nodes:
-        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise):
+        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gate):
             raise ValueError(f"node {node.name!r} is a {type(node.operator).__name__}, expected a part of a product")
         if node.residual is not None and program.shapes[roots[node.residual]] != program.shapes[node.output]:
             raise ValueError(f"node {node.name!r} adds a tensor that has another shape in memory")

@@ -112,8 +112,13 @@ class Add:
     activation: str | None = None
 
 
+@dataclass(frozen=True)
+class Gate:
+    """x * g, with x (C, *spatial) and a number g for each channel: squeeze and excitation. Two inputs: x, g."""
+
+
 RowWise = LayerNorm | Softmax  # operators on contiguous rows, in the user's layout
-Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add
+Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +172,14 @@ class Program:
             if isinstance(node.operator, Reshape):
                 root[node.output] = root[node.inputs[0]]
         return root
+
+    def before_gates(self) -> set[int]:
+        """Outputs of the nodes from which a gate follows."""
+        found: set[int] = set()
+        for node in reversed(self.nodes):
+            if isinstance(node.operator, Gate) or node.output in found:
+                found.update(node.inputs)
+        return found
 
     def layout_classes(self) -> dict[int, int]:
         """For every tensor the one that stands for its layout class: tensors that are added have equal layouts."""

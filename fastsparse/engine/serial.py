@@ -20,6 +20,7 @@ from fastsparse.engine.program import (
     Activate,
     Add,
     Conv,
+    Gate,
     LayerNorm,
     Linear,
     Node,
@@ -193,6 +194,8 @@ class _Reader:
             return Add(_activation(entry["activation"]))
         if kind == "Reshape":
             return Reshape()
+        if kind == "Gate":
+            return Gate()
         raise ValueError(f"an operator has the type {kind!r}")
 
     def _layer_norm(self, entry: Any) -> LayerNorm:
@@ -257,7 +260,7 @@ def _activation(name: Any, optional: bool = True) -> Any:
 def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     """The shape that an operator gives, None where the shapes do not fit it."""
     x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear)
-    if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add)))):
+    if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add | Gate)))):
         return None
     found: Shape | None = x
     if isinstance(op, Conv):
@@ -278,4 +281,6 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         found = x if 0 < axes <= len(x) and x[-axes:] == op.scale.shape else None
     elif isinstance(op, Add):
         found = x if len(shapes) == 2 and shapes[1] == x else None
+    elif isinstance(op, Gate):
+        found = x if len(shapes) == 2 and len(x) > 1 and size(shapes[1]) == shapes[1][0] == x[0] else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found

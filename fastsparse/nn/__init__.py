@@ -1,6 +1,6 @@
 """Layers: parameters and a call into ``fastsparse.functional``, with explicit backward."""
 
-from fastsparse.nn.activations import GELU, Hardswish, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
+from fastsparse.nn.activations import GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from fastsparse.nn.containers import Residual, Sequential
 from fastsparse.nn.conv import Conv2d, SparseConv1d, SparseConv2d, SparseConv3d
 from fastsparse.nn.linear import Linear, SparseLinear
@@ -30,6 +30,7 @@ __all__ = [
     "Tanh",
     "GELU",
     "SiLU",
+    "Hardsigmoid",
     "Hardswish",
     "Softmax",
     "Dropout",

@@ -126,6 +126,12 @@ class Hardswish(_Activation):
     _name = "hardswish"
 
 
+class Hardsigmoid(_Activation):
+    """min(max(x + 3, 0), 6) / 6."""
+
+    _name = "hardsigmoid"
+
+
 class GELU(_Activation):
     """x times the normal distribution function of x.
 

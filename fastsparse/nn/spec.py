@@ -17,6 +17,7 @@ LAYERS: dict[str, type[Module]] = {
     layer.__name__: layer
     for layer in (
         activations.GELU,
+        activations.Hardsigmoid,
         activations.Hardswish,
         activations.LeakyReLU,
         activations.ReLU,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Operator, Pool, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Scale, Shape
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Costs:
                 library = max(library, rows * columns * self.read)
                 kernels = max(kernels, operator.weight.nnz * self.read_sparse)
             return library - kernels
-        if isinstance(operator, Scale | Add | Activate | Pool):
+        if isinstance(operator, Scale | Add | Activate | Pool | Gate):
             return self.elementwise * math.prod(shape) * samples
         return 0.0
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Operator, Pool, Reshape, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Reshape, Scale, Shape
 from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.inference import Constants, Info
@@ -27,6 +27,7 @@ from fastsparse.ops.pooling import adaptive_windows, windows
 
 _LARGEST_VECTOR = 65536  # numbers of a constant that may be one per channel
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
+_SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Lowered:
     """A node as the kernels run it.
 
     operator : None where nothing is to be done.
+    source : of the tensor it reads, the first of several.
     shape : of the result, as ONNX has it.
     key : tells the operator from others.
     starts : whether a region may begin with it.
@@ -55,6 +57,14 @@ class Lowered:
     key: Hashable
     starts: bool = False
     sparse: bool = False
+    others: tuple[Form, ...] = ()  # of further tensors that it reads
+    before: Scale | None = None  # what is applied to the tensor first
+    swapped: bool = False  # the operator's first operand is the node's second
+
+    @property
+    def sources(self) -> tuple[Form, ...]:
+        """Forms of the tensors that it reads, in the node's order."""
+        return (self.source, *self.others)
 
 
 class Lowering:
@@ -71,14 +81,20 @@ class Lowering:
             return node.inputs[1]
         return node.inputs[0] if node.inputs else ""
 
-    def is_sum(self, node: Node) -> bool:
-        """Whether it adds two tensors that are no constants."""
+    def joins(self, node: Node) -> bool:
+        """Whether it adds or multiplies two tensors that are no constants."""
         return (
-            ((node.op == "Add" and node.version >= 7) or node.op == "Sum")
+            ((node.op in ("Add", "Mul") and node.version >= 7) or node.op == "Sum")
             and len(node.inputs) == 2
             and not self.constants.names.intersection(node.inputs)
             and node.inputs[0] != node.inputs[1]
         )
+
+    def lowered(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
+        """The node, when the kernels can run it on tensors of these shapes and, where not None, forms."""
+        if len(shapes) > 1:
+            return self.lower_join(node, forms, shapes) if any(forms) else None
+        return self.lower(node, forms[0], shapes[0])
 
     def lower(self, node: Node, form: Form | None, shape: Shape) -> Lowered | None:
         """The node, when the kernels can run it on an operand of this shape and form.
@@ -96,12 +112,30 @@ class Lowering:
         except WindowError:
             return None
 
-    def lower_sum(self, node: Node, form: Form, shapes: tuple[Shape, Shape]) -> Lowered | None:
-        """The sum of two tensors of one shape, both of this form."""
+    def lower_join(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
+        """A node of several tensors, when the kernels can run it on operands of these shapes and forms.
+
+        Those whose form is None are read from outside, in the form that the others, or the node, want.
+        """
         dtypes = {self._dtype(name) for name in (*node.inputs, *node.outputs)}
-        if shapes[0] != shapes[1] or len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
+        if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
             return None
-        return Lowered(Add(), form, form, shapes[0], ("add",))
+        if node.op == "Mul":
+            return self._gate(forms, shapes)
+        form = next(form for form in forms if form is not None)
+        return Lowered(Add(), form, form, shapes[0], ("add",), others=(form,)) if shapes[0] == shapes[1] else None
+
+    def _gate(self, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
+        """A number per channel times an image."""
+        rank = len(shapes[0])
+        at = next((i for i in (1, 0) if set(shapes[i][2:]) == {1}), None)
+        if rank < 3 or at is None or len(shapes[1]) != rank or shapes[0][:2] != shapes[1][:2]:
+            return None
+        g, x = shapes[at], shapes[1 - at]
+        image, flat = Form(x[0], x[1:]), Form(g[0], g[1:2])
+        gate = flat if forms[at] == flat else Form(g[0], g[1:])
+        both = (gate, image) if at == 0 else (image, gate)
+        return Lowered(Gate(), both[0], image, x, ("gate", at), others=both[1:], swapped=at == 0)
 
     def kernel_dtype(self, name: str) -> np.dtype[Any]:
         """The type that kernels compute with, for a tensor: float32 for float16."""
@@ -173,7 +207,18 @@ class Lowering:
 
     def _activation(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         name = self._activation_name(node)
+        if node.op == "HardSigmoid" and form is not None:
+            return self._hard_sigmoid(node, form, x)
         return None if name is None or form is None else Lowered(Activate(name), form, form, x, ("activate", name))
+
+    def _hard_sigmoid(self, node: Node, form: Form, x: Shape) -> Lowered:
+        """Of any slope and offset: that of the kernels on a scaled operand."""
+        slope, offset = node.get("alpha", 0.2), node.get("beta", 0.5)
+        lowered = Lowered(Activate("hardsigmoid"), form, form, x, ("activate", "hardsigmoid", slope, offset))
+        if abs(slope - _SLOPE) < 1e-7 and offset == 0.5:
+            return lowered
+        ones = np.ones(form.shape[0])
+        return replace(lowered, before=Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE)))
 
     def _activation_name(self, node: Node) -> str | None:
         if node.op == "LeakyRelu":
@@ -259,6 +304,8 @@ class Lowering:
         y = self._reshaped(node, x)
         if form is None or not y or math.prod(y) != math.prod(x):
             return None
+        if len(form.shape) == 1 and y[:2] == (form.samples, *form.shape) and math.prod(y[2:]) == 1:
+            return Lowered(None, form, form, y, ("same",))  # features as an image of one position
         if len(form.shape) == 1 and form == Form(math.prod(y[:-1]), y[-1:]):
             return Lowered(None, form, form, y, ("same",))
         flat = Form(form.samples, (math.prod(form.shape),))
@@ -337,7 +384,7 @@ def _token(array: Array | None) -> Any:
 _METHODS = {
     "Conv": "conv", "Gemm": "gemm", "MatMul": "matmul", "BatchNormalization": "batch_norm",
     **dict.fromkeys(
-        ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Swish", "HardSwish"), "activation"
+        ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Swish", "HardSwish", "HardSigmoid"), "activation"
     ),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "arithmetic"),
     **dict.fromkeys(("MaxPool", "AveragePool"), "pool"),

@@ -66,30 +66,30 @@ class Region:
 
         for member in self.members:
             node = member.node
-            held = [forms[name] for name, within in zip(member.tensors, member.inside) if within]
-            if len(member.tensors) == 2:
-                both = known[member.tensors[0]], known[member.tensors[1]]
-                lowered = self.lowering.lower_sum(node, held[0], both) if len(set(held)) == 1 else None
-            else:
-                lowered = self.lowering.lower(node, held[0] if held else None, known[member.tensors[0]])
-            if lowered is None or math.prod(known[member.tensors[0]]) != lowered.source.samples * math.prod(
-                lowered.source.shape
-            ):
+            held = [forms[name] if within else None for name, within in zip(member.tensors, member.inside)]
+            lowered = self.lowering.lowered(node, held, [known[name] for name in member.tensors])
+            if lowered is None or any(h not in (None, form) for h, form in zip(held, lowered.sources)):
                 return None
             reads = []
-            for name, within in zip(member.tensors, member.inside):
-                key = name, lowered.source
+            for name, within, form in zip(member.tensors, member.inside, lowered.sources):
+                if math.prod(known[name]) != form.samples * math.prod(form.shape):
+                    return None
+                key = name, form
                 if not within and key not in sources:
-                    sources[key] = number(lowered.source.shape)
+                    sources[key] = number(form.shape)
                 reads.append(made[name] if within else sources[key])
             known[member.output], forms[member.output] = lowered.shape, lowered.target
             if lowered.operator is None:
                 made[member.output] = reads[0]
                 continue
-            made[member.output] = target = number(lowered.target.shape)
             name = f"{node.name.replace(' ', '_')} {node.op.rpartition('.')[2]}"
-            nodes.append(ProgramNode(name, lowered.operator, tuple(reads), target))
-            keys.append((lowered.key, lowered.source.shape, tuple(reads)))
+            if lowered.before is not None:
+                scaled = number(lowered.source.shape)
+                nodes.append(ProgramNode(f"{name} operand", lowered.before, tuple(reads), scaled))
+                reads = [scaled]
+            made[member.output] = target = number(lowered.target.shape)
+            nodes.append(ProgramNode(name, lowered.operator, tuple(reads[::-1] if lowered.swapped else reads), target))
+            keys.append((lowered.key, tuple(form.shape for form in lowered.sources), tuple(reads)))
         samples = {form.samples for _, form in sources} | {forms[name].samples for name in self.outputs}
         if len(samples) != 1:
             return None
@@ -155,8 +155,8 @@ class Cut:
         return [group for group in groups if self.costs.always or any(member.lowered.sparse for member in group)]
 
     def _member(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
-        if self.lowering.is_sum(node):
-            return self._sum(node, maker, available)
+        if self.lowering.joins(node):
+            return self._joined(node, maker, available)
         name = self.lowering.operand(node)
         shape = self.shapes.get(name)
         if shape is None:
@@ -175,19 +175,19 @@ class Cut:
         """The member, where inference says the same of its result."""
         return member if self.shapes.get(member.output, member.lowered.shape) == member.lowered.shape else None
 
-    def _sum(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
+    def _joined(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
         shapes = [self.shapes.get(name) for name in node.inputs]
         makers = [maker.get(name) for name in node.inputs]
         found = [above for above in makers if above is not None]
         if not found or None in shapes:
             return None
         first = max(found, key=lambda above: above.level)
-        form = first.lowered.target
-        lowered = self.lowering.lower_sum(node, form, tuple(shapes))  # type: ignore[arg-type]
+        forms = [above.lowered.target if above is first or (above and node.op == "Mul") else None for above in makers]
+        lowered = self.lowering.lowered(node, forms, shapes)  # type: ignore[arg-type]
         if lowered is None:
             return None
         # A term of another form, or of the library, is read from outside.
-        inside = [above is not None and above.lowered.target == form for above in makers]
+        inside = [above is not None and above.lowered.target == form for above, form in zip(makers, lowered.sources)]
         level = first.level
         for name, within in zip(node.inputs, inside):
             level = max(level, available.get(name, 0) + (not within))
@@ -234,7 +234,8 @@ class Cut:
 
     def _saving(self, member: Member) -> float:
         lowered = member.lowered
-        return self.costs.saving(lowered.operator, lowered.source.shape, lowered.source.samples, lowered.sparse)
+        first = lowered.sources[lowered.swapped]
+        return self.costs.saving(lowered.operator, first.shape, first.samples, lowered.sparse)
 
     def _worth(self, group: list[Member]) -> float:
         return sum(map(self._saving, group)) - self._elements(group) - self.costs.region
@@ -276,8 +277,8 @@ def _connected(members: Mapping[int, Member], maker: Mapping[str, Member]) -> li
 
     readers: dict[tuple[int, str, Form], int] = {}
     for key, member in members.items():
-        for name, inside in zip(member.tensors, member.inside):
-            place = member.level, name, member.lowered.source
+        for name, inside, form in zip(member.tensors, member.inside, member.lowered.sources):
+            place = member.level, name, form
             other = id(maker[name].node) if inside else readers.setdefault(place, key)
             leader[find(key)] = find(other)
     found: dict[int, list[Member]] = {}

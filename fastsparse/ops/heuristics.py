@@ -131,9 +131,12 @@ class Heuristics:
     most_groups: int = 16  # groups of samples per task
     step_cost: float = 2e5  # barrier of all workers, in multiplications and additions (2 us)
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
-    planes_cost: float = 1.3  # relative cost of padded planes, where vectors of windows are unaligned
-    planes_store_flops: float = 10  # per output of padded planes: many vectors are stored in pieces
-    halo_flops: float = 12  # per element of a halo
+    # Padded planes against spatial tiles, in multiplications and additions
+    planes_cost: float = 1.3  # relative cost of a window, where vectors are unaligned
+    planes_store_flops: float = 10  # per output: many vectors are stored in pieces
+    phase_flops: float = 11  # per number of x that is packed for strides
+    tiles_store_flops: float = 6  # per output
+    gathered_flops: float = 28  # per number of a halo, of other tiles, or of an image that is gathered from tiles
 
     # Which layouts a convolution may take; tests and tuners narrow it.
     layouts: tuple[str, ...] = field(default=("batch-blocked", "planes", "spatial tiles"))

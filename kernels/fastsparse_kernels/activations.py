@@ -52,7 +52,11 @@ def _silu(z: Lanes) -> Lanes:
 
 
 def _hardswish(z: Lanes) -> Lanes:
-    return z * clip(fma(z, 1 / 6, 0.5), 0.0, 1.0)
+    return z * _hardsigmoid(z)
+
+
+def _hardsigmoid(z: Lanes) -> Lanes:
+    return clip(fma(z, 1 / 6, 0.5), 0.0, 1.0)
 
 
 def _relu_grad(dy: Lanes, y: Lanes) -> Lanes:
@@ -69,6 +73,10 @@ def _leaky_relu_grad(dy: Lanes, y: Lanes) -> Lanes:
 
 def _sigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
     return dy * (y * (1.0 - y))
+
+
+def _hardsigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
+    return dy * where((y > 0.0) & (y < 1.0), y.broadcast(1 / 6), 0.0)
 
 
 def _tanh_grad(dy: Lanes, y: Lanes) -> Lanes:
@@ -107,6 +115,7 @@ _TABLE: dict[str, tuple[Callable[[Lanes], Lanes], Callable[[Lanes, Lanes], Lanes
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_grad, False),
     "silu": (_silu, _silu_grad, False),
     "hardswish": (_hardswish, _hardswish_grad, False),
+    "hardsigmoid": (_hardsigmoid, _hardsigmoid_grad, True),
 }
 ACTIVATION_CODES: dict[str, int] = {name: code for code, name in enumerate(_TABLE)}
 KEEPS_OUTPUT = frozenset(name for name, row in _TABLE.items() if row[2])

@@ -251,6 +251,10 @@ def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
                 simd.store(simd.load_even(like, source + first * size), target)
                 first += 2 * lanes
                 target += vector
+            if first < length:
+                rest = length - first
+                simd.store_first(simd.load_even_first(like, source + first * size, rest), target, (rest + 1) // 2)
+            return
         for i in range(first, length, step):
             simd.store_float(simd.load_float(bits, source + i * size), target)
             target += size

@@ -55,7 +55,18 @@ __all__ = [
 Array = NDArray[Any]
 Pairs = Sequence[tuple[int, int]]
 
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "hardswish")
+ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+)
 
 LEAKY_SLOPE = 0.01
 _GELU_TANH = 0.044715
@@ -112,13 +123,15 @@ def apply_activation(name: str | None, z: Array) -> Array:
         return z * _sigmoid(z)
     if name == "hardswish":
         return z * apply_activation("relu6", z + 3) / 6
+    if name == "hardsigmoid":
+        return apply_activation("relu6", z + 3) / 6
     raise ValueError(f"unknown activation {name!r}")
 
 
 def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
     """Gradient at z, the value before the activation, when dy is the gradient after it.
 
-    At a kink the slope is that of the flatter side for relu and relu6 (0), of the negative side for
+    At a kink the slope is that of the flatter side for relu, relu6 and hardsigmoid (0), of the negative side for
     leaky_relu, as in torch.
     """
     dy, z = wide(dy, z)
@@ -151,6 +164,8 @@ def _slope(name: str | None, z: Array) -> Array:
         return s + z * s * (1 - s)
     if name == "hardswish":
         return np.where(z <= -3, 0, np.where(z >= 3, one, z / 3 + 0.5))
+    if name == "hardsigmoid":
+        return np.where((z > -3) & (z < 3), one / 6, 0)
     raise ValueError(f"unknown activation {name!r}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from . import (
     activations,
     compiler,
+    gates,
     layouts,
     norm,
     optimizers,
@@ -118,6 +119,7 @@ FAMILIES = (
         pooling.pool_batch_blocked_kernel,
         lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.BATCH_BLOCKED_KINDS],
     ),
+    Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),
     Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
     Family(
         "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]

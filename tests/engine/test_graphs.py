@@ -13,11 +13,11 @@ import fastsparse as fs
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import fuse_adds, optimised
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Operator, Pool, Program, Reshape, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Node, Operator, Pool, Program, Reshape, Shape
 from fastsparse.engine.schedule import Schedule, assign_memory
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops.geometry import ConvGeometry
-from fastsparse.ops.pooling import windows
+from fastsparse.ops.pooling import adaptive_windows, windows
 from fastsparse.ops.target import target_for
 from fastsparse_kernels import reference as ref
 
@@ -60,6 +60,13 @@ class Graph:
     def sum(self, a: int, b: int, activation: str | None = None) -> int:
         return self.add(Add(activation), self.shapes[a], a, b)
 
+    def gate(self, x: int, g: int) -> int:
+        return self.add(Gate(), self.shapes[x], x, g)
+
+    def mean(self, x: int) -> int:
+        channels, *spatial = self.shapes[x]
+        return self.add(Pool("mean", adaptive_windows(tuple(spatial), (1, 1))), (channels, 1, 1), x)
+
     def pool(self, x: int) -> int:
         channels, *spatial = self.shapes[x]
         tables = windows(tuple(spatial), (2, 2), (2, 2), ((0, 0), (0, 0)))
@@ -91,7 +98,10 @@ def exact(program: Program, inputs: list[Array]) -> list[Array]:
         elif isinstance(op, Activate):
             y = ref.activate(op.name, x)
         elif isinstance(op, Pool):
-            y = ref.max_pool(x, (2, 2), (2, 2), ((0, 0), (0, 0)))
+            mean = op.kind == "mean"
+            y = x.mean((2, 3), keepdims=True) if mean else ref.max_pool(x, (2, 2), (2, 2), ((0, 0), (0, 0)))
+        elif isinstance(op, Gate):
+            y = x * rest[0].reshape(*rest[0].shape[:2], *(1,) * (x.ndim - 2))
         else:
             y = x.reshape(len(x), -1)
         known[node.output] = y
@@ -160,11 +170,36 @@ def signals_and_volumes() -> Program:
     return g.program(g.sum(a, 0), g.conv(g.sum(g.conv(b, 2), b, "relu"), 3, stride=2), g.conv(a, 2, stride=2))
 
 
+def gates() -> Program:
+    """Of images with and without padding, that are read before and behind the gate; what gates is read, too."""
+    g = Graph((3, 4, 8), (3, 8, 1), (5,))
+    a = g.gate(g.conv(0, 5, activation="relu"), 2)
+    b = g.gate(g.conv(0, 4, kernel=1), g.linear(g.flatten(g.conv(1, 1)), 4))
+    c = g.pool(b)
+    d = g.sum(g.conv(c, 4), c, "relu")
+    e = g.mean(d)
+    return g.program(g.gate(d, e), g.linear(g.flatten(e), 3), g.conv(e, 3, kernel=1), g.conv(a, 2), b, 2)
+
+
+def squeezed() -> Program:
+    """Twice in a row: what follows a gate is gated again, then flattened."""
+    g = Graph((3, 4, 8))
+    a = g.conv(0, 4, activation="relu6")
+    b = g.conv(g.gate(a, g.conv(g.mean(a), 4, 1, activation="relu6")), 3, activation="relu6")
+    c = g.gate(b, g.conv(g.conv(g.mean(b), 2, 1, activation="relu6"), 3, 1))
+    return g.program(c, g.linear(g.flatten(c), 3), g.conv(c, 2, stride=2))
+
+
+def gated_inputs() -> Program:
+    g = Graph((4, 5, 7), (4, 1, 1), (3, 9), (3,))
+    return g.program(g.gate(0, 1), g.gate(2, 3), g.conv(g.gate(0, 1), 2, stride=2), 1)
+
+
 PROGRAMS = {
     f.__name__: f()
     for f in (
         two_inputs_two_outputs, everything_is_an_output, unused_input, pyramid, features, sum_of_inputs,
-        sum_of_flattened, signals_and_volumes,
+        sum_of_flattened, signals_and_volumes, gates, squeezed, gated_inputs,
     )
 }  # fmt: skip
 

@@ -58,7 +58,7 @@ def test_an_activation_adds_at_most_4u(name: str, dtype: str, rng: np.random.Gen
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["tanh", "gelu", "gelu_tanh", "silu", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("name", ["tanh", "gelu", "gelu_tanh", "silu", "leaky_relu", "hardswish", "hardsigmoid"])
 def test_small_numbers_keep_their_digits(name: str, dtype: str, rng: np.random.Generator) -> None:
     z = (rng.normal(size=5000) * 10.0 ** rng.uniform(-30, -2, 5000)).astype(dtype)
     want = ref.activate(name, z)

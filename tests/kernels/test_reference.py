@@ -195,6 +195,7 @@ def test_activation_values_at_known_points() -> None:
         "gelu_tanh": (1.0, 0.8411919906082768),
         "silu": (np.log(3.0), 0.75 * np.log(3.0)),
         "hardswish": (1.0, 4 / 6),
+        "hardsigmoid": (1.0, 4 / 6),
     }
     assert set(known) == set(ref.ACTIVATIONS)
     for name, (z, want) in known.items():

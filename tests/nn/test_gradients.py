@@ -80,7 +80,17 @@ CASES = [
     Case("Softmax", lambda rng: nn.Softmax(), (3, 5)),
     *[
         Case(f"{layer.__name__}", lambda rng, layer=layer: layer(), (3, 7))
-        for layer in (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU)
+        for layer in (
+            nn.ReLU,
+            nn.ReLU6,
+            nn.LeakyReLU,
+            nn.Sigmoid,
+            nn.Tanh,
+            nn.SiLU,
+            nn.Hardswish,
+            nn.Hardsigmoid,
+            nn.GELU,
+        )
     ],
     Case("GELU tanh", lambda rng: nn.GELU("tanh"), (3, 7)),
     Case("Residual", lambda rng: nn.Residual(nn.Linear(4, 4, **F64, rng=rng), activation="relu"), (3, 4)),

@@ -17,9 +17,9 @@ import numpy as np
 
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.program import Conv, Gate, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
-from fastsparse.ops import pooling
+from fastsparse.ops import gates, pooling
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
@@ -53,9 +53,15 @@ def assign_planes(program: Program, target: Target) -> dict[int, BlockedPlanes]:
 
 
 def late_nodes(program: Program, h: Heuristics) -> set[int]:
-    """Outputs of the nodes of the second stage: products of few positions, and all that follows from them."""
+    """Outputs of the nodes of the second stage: products of few positions, and all that follows from them.
+
+    What gates images belongs to the first stage with them.
+    """
     late: set[int] = set()
+    early = program.before_gates()
     for node in program.nodes:
+        if node.output in early:
+            continue
         few = isinstance(node.operator, Linear) or (
             isinstance(node.operator, Conv) and node.operator.geometry.positions < h.few_positions
         )
@@ -128,11 +134,16 @@ class _Lowering:
         last = {self.roots[t]: i for i, node in enumerate(nodes) for t in node.inputs}
         # Results are unpacked where they are written, and inputs that are results at the end.
         last.update(dict.fromkeys(set(self.program.inputs) & {self.roots[t] for t in self.program.outputs}, len(nodes)))
-        residuals = {
+        given = {  # what a node may write over
             node.output: self.roots[node.residual]
             for node in nodes
             if node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
         }
+        for node in nodes:
+            x = node.inputs[0]
+            same = gates.Image.blocked(self.planes[x]) == gates.Image.blocked(self.planes[node.output])
+            if isinstance(node.operator, Gate) and same:
+                given[node.output] = self.roots[x]
         births = dict.fromkeys(self.program.inputs, -1)
         births.update({node.output: i for i, node in enumerate(nodes)})
         buffers: list[Buffer] = []
@@ -148,7 +159,7 @@ class _Lowering:
                 corner, vector = planes.corner, self.target.vector
                 zeros = Zeros(planes.channel_stride, between, planes.spatial, planes.strides, corner, vector)
             index[t] = len(buffers)
-            over = index[residuals[t]] if t in residuals else -1
+            over = index[given[t]] if t in given else -1
             buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), zeros, over))
         return buffers, index
 
@@ -197,10 +208,11 @@ class _Lowering:
 
     def _plan(self, node: Node) -> PackedWeight | None:
         x, y, op, target = self.planes[node.inputs[0]], self.planes[node.output], node.operator, self.target
+        groups = self.sizes.outer if node.output in self.late else self.sizes.inner
         if isinstance(op, Linear):
-            return planned(op.weight, lambda p: plan_linear_between(p, x, y, target, self.sizes.outer))
+            return planned(op.weight, lambda p: plan_linear_between(p, x, y, target, groups))
         if isinstance(op, Conv):
-            groups, geometry = self.sizes.outer if node.output in self.late else self.sizes.inner, op.geometry
+            geometry = op.geometry
             tile_groups = split.tile_groups(geometry.positions, groups, target.heuristics)
             return planned(op.weight, lambda p: plan_between_blocked(p, geometry, x, y, target, groups, tile_groups))
         return None
@@ -211,6 +223,12 @@ class _Lowering:
         if isinstance(op, Pool):
             launch = pooling.prepare_blocked(op.kind, op.windows, x, y, count, self.target)
             return Step(node.name, f"{op.kind} pool batch-blocked", node, sources, result, launch)
+        if isinstance(op, Gate):
+            g = self.planes[node.inputs[1]]
+            strides, at = (g.group_stride, g.channel_stride), (sources[1][0], sources[1][1] + g.corner)
+            images = gates.Image.blocked(x), gates.Image.blocked(y)
+            launch = gates.prepare(images[0], strides, images[1], x.channels, count, self.target, by_lane=True)
+            return Step(node.name, "gate batch-blocked", node, (sources[0], at), result, launch, ("x", "gate", "y"))
         assert isinstance(op, Conv | Linear)
         assert weight is not None
         h = self.target.heuristics

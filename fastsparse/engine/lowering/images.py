@@ -16,9 +16,9 @@ import numpy as np
 from fastsparse.csr import Pattern
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
+from fastsparse.engine.program import Conv, Gate, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
-from fastsparse.ops import layouts, norm, pooling, softmax, spmm, spmv
+from fastsparse.ops import gates, layouts, norm, pooling, softmax, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
@@ -39,10 +39,14 @@ def work_of_images(program: Program) -> split.Work:
 
 
 def late_nodes(program: Program) -> set[int]:
-    """Outputs of linear layers and of all that follows from them: what runs on all images of a task at once."""
+    """Outputs of linear layers and of all that follows from them: what runs on all images of a task at once.
+
+    What gates images runs with them.
+    """
     late: set[int] = set()
+    early = program.before_gates()
     for node in program.nodes:
-        if isinstance(node.operator, Linear) or any(t in late for t in node.inputs):
+        if node.output not in early and (isinstance(node.operator, Linear) or any(t in late for t in node.inputs)):
             late.add(node.output)
     return late
 
@@ -73,7 +77,8 @@ class Lowering:
         self.readers: dict[int, list[Node]] = {t: [] for t in self.roots.values()}
         for node in nodes:
             self.readers[self.roots[node.inputs[0]]].append(node)
-        self.added = {self.roots[node.residual] for node in nodes if node.residual is not None}
+        # Read beside a first input.
+        self.added = {self.roots[t] for node in nodes for t in node.inputs[1:]}
         self.whole = {self.roots[t] for node in nodes if node.output in self.late for t in node.inputs}
         self.done: set[int] = set()  # numbers of results that are where the user wants them
         self.per_image: dict[int, int] = {}  # bytes of an image in the buffers that hold all images of a task
@@ -125,6 +130,8 @@ class Lowering:
             self._pool(node, op)
         elif isinstance(op, RowWise):
             self._rows(node, op)
+        elif isinstance(op, Gate):
+            self._gate(node)
         elif self.batch == 1:
             assert isinstance(op, Linear)
             self._spmv(node, op)
@@ -153,6 +160,9 @@ class Lowering:
         raise NotImplementedError
 
     def _pool(self, node: Node, op: Pool) -> None:
+        raise NotImplementedError
+
+    def _gate(self, node: Node) -> None:
         raise NotImplementedError
 
     # --- places of tensors ---------------------------------------------------------------------
@@ -270,6 +280,16 @@ class Lowering:
             launch = softmax.prepare(numbers // shape[-1], shape[-1], self.target)
         self._add(node.name, "row by row", node, (source,), target, launch)
 
+    def _add_gate(
+        self, node: Node, where: str, x: gates.Image, source: Place, gate: gates.Image, gate_source: Place,
+        y: gates.Image, target: Place,
+    ) -> None:  # fmt: skip
+        """Append the step of a gate; that of a channel is one number."""
+        channels, strides = self.program.shapes[node.output][0], (gate.image_stride, gate.channel_stride)
+        launch = gates.prepare(x, strides, y, channels, self.images, self.target, by_lane=False)
+        sources = source, (gate_source[0], gate_source[1] + gate.corner)
+        self._add(node.name, f"gate {where}", node, sources, target, launch, ("x", "gate", "y"))
+
     def _spmv(self, node: Node, op: Linear) -> None:
         t, target_cpu, pattern = self.roots[node.inputs[0]], self.target, op.weight.pattern
         source = self._get(t, "plain", node)
@@ -298,7 +318,7 @@ class Lowering:
 
     @property
     def _groups(self) -> int:
-        return -(-self.outer // self.target.lanes)
+        return -(-self.images // self.target.lanes)
 
     def _features(self, t: int) -> tuple[BlockedPlanes, BlockedPlanes, int]:
         """The tensor batch-blocked: as channels, as one plane of features, and bytes of a sample."""
@@ -317,13 +337,13 @@ class Lowering:
 
     def _pack_blocked(self, t: int, plain: Place, name: str) -> None:
         _, one, sample = self._features(t)
-        launch = layouts.pack_blocked(one, self.outer, sample, sample, self.target)
+        launch = layouts.pack_blocked(one, self.images, sample, sample, self.target)
         kernel = f"pack into blocks of {self.target.lanes}"
         self._add(name, kernel, None, (plain,), self._new(t, "batch-blocked"), launch, ("user", "blocked"))
 
     def _unpack(self, t: int, target: Place, name: str) -> None:
         _, one, sample = self._features(t)
-        launch = layouts.unpack_blocked(one, self.outer, sample, sample, self.target)
+        launch = layouts.unpack_blocked(one, self.images, sample, sample, self.target)
         self._add(name, "unpack", None, (self.forms[t, "batch-blocked"],), target, launch, ("blocked", "user"))
 
 

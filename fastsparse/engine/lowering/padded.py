@@ -16,6 +16,7 @@ from fastsparse.engine.lowering.weights import packed, planned
 from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.ops.conv import plan_between_padded, plan_padded
+from fastsparse.ops.gates import Image
 from fastsparse.ops.layouts import PaddedPlanes, PhasePlanes, pack_padded, padded_planes
 from fastsparse.ops.target import Target
 
@@ -129,6 +130,14 @@ class _PaddedLowering(Lowering):
         source = self._get(t, have, node)
         target = self._target(node.output, form)
         self._pool_planes(node, op, self._planes(t, have), source, self._planes(node.output, form), target)
+
+    def _gate(self, node: Node) -> None:
+        t, g, form = self.roots[node.inputs[0]], self.roots[node.inputs[1]], self._written(node)
+        have, gate_form = ("planes" if (s, "planes") in self.forms else "plain" for s in (t, g))
+        source, gate_source = self._get(t, have, node), self._get(g, gate_form, node)
+        x, gate, y = (Image.padded(self._planes(s, f)) for s, f in ((t, have), (g, gate_form), (node.output, form)))
+        target = self._target(node.output, form, source if x == y else None)
+        self._add_gate(node, "on padded planes", x, source, gate, gate_source, y, target)
 
 
 def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:

@@ -22,6 +22,7 @@ from fastsparse.engine.schedule import Place
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
+from fastsparse.ops.gates import Image
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes
 from fastsparse.ops.pooling import Windows
@@ -229,6 +230,17 @@ class _TilesLowering(Lowering):
         launch = pooling.prepare_blocked(op.kind, windows, whole, y.planes, self.images, self.target)
         kernel_name = f"{op.kind} pool on spatial tiles"
         self._add(node.name, kernel_name, node, (source,), self._new(node.output, "tiles"), launch)
+        self._exchange(node.output, name_before(node))
+
+    def _gate(self, node: Node) -> None:
+        t, g = self.roots[node.inputs[0]], self.roots[node.inputs[1]]
+        source = self._get(t, "tiles", node)
+        tiled = (g, "tiles") in self.forms  # then the number is that of the first lane
+        gate_source = self._get(g, "tiles" if tiled else "plain", node)
+        gate = Image.blocked(self._natural(g).planes) if tiled else Image.padded(self._plain(g))
+        x, y = (Image.blocked(self._natural(s).planes) for s in (t, node.output))
+        target = self._new(node.output, "tiles", source[0] if x == y else -1)
+        self._add_gate(node, "on spatial tiles", x, source, gate, gate_source, y, target)
         self._exchange(node.output, name_before(node))
 
 

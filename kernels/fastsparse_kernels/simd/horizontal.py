@@ -201,6 +201,20 @@ def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
 
 
 @intrinsic
+def load_even_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
+    """As `load_even`, of `count` numbers and zeros after them; nothing else is read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        halves = []
+        for i in range(2):
+            mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
+            halves.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
+        return pack(builder, like.vector, [shuffle(builder, halves[0], halves[1], range(0, 2 * like.lanes, 2))])
+
+    return like(like, types.int64, types.int64), codegen
+
+
+@intrinsic
 def load_even(typing: Any, like: Any, address: Any) -> Any:
     """A tile of one vector: every second one of the numbers from `address` on."""
 

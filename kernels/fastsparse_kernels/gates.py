@@ -1,0 +1,83 @@
+"""Gates: every channel of an image times a number of its own, as squeeze-and-excitation scales channels.
+
+Images are rows of numbers at given offsets, so that padded planes, planes of VL samples and spatial tiles are one case:
+y[row, i] = x[row, i] * gate. Nothing is read or written beside the rows. A gate is one number for the channel, or where
+numbers of VL samples lie side by side, a vector of VL.
+
+Source: Hu et al., Squeeze-and-Excitation Networks, arXiv:1709.01507, section 3. Time: O(numbers). Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import simd
+from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
+from .simd.math import lanewise
+
+# A task is a channel of an image. Tasks: images * channels.
+GATE = kernel_arguments(
+    "channels",
+    "rows",
+    "row_length",  # numbers
+    "x",
+    "x_image_stride",  # bytes, as all strides and offsets
+    "x_channel_stride",
+    "x_rows",  # int64 [rows], from the channel
+    "gate",
+    "gate_image_stride",
+    "gate_channel_stride",
+    "y",  # may be x where both have the same offsets
+    "y_image_stride",
+    "y_channel_stride",
+    "y_rows",  # int64 [rows]
+)
+ONE, BY_LANE = 0, 1  # a gate is a number or a vector
+
+_gate = simd.arguments_view(GATE)
+_multiply = lanewise(lambda a, b: a * b, 2)
+
+
+def make_gate(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel with arguments GATE; rows of BY_LANE are whole vectors."""
+    size = bits // 8
+
+    @kernel_function
+    def one(address):  # type: ignore[no-untyped-def]
+        return simd.add_scalar(simd.zeros(1, lanes, bits), simd.load_float(bits, address))
+
+    @kernel_function
+    def by_lane(address):  # type: ignore[no-untyped-def]
+        return simd.load(simd.zeros(1, lanes, bits), address)
+
+    load_gate = by_lane if kind == BY_LANE else one
+
+    def gate(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _gate(arguments)
+        like = simd.zeros(1, lanes, bits)
+        length = a.row_length
+        full = length // lanes * lanes
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            channel, image = task % a.channels, task // a.channels
+            factor = load_gate(a.gate + image * a.gate_image_stride + channel * a.gate_channel_stride)
+            x_channel = a.x + image * a.x_image_stride + channel * a.x_channel_stride
+            y_channel = a.y + image * a.y_image_stride + channel * a.y_channel_stride
+            for row in range(a.rows):
+                x = x_channel + simd.load_i64(a.x_rows + row * 8)
+                y = y_channel + simd.load_i64(a.y_rows + row * 8)
+                for i in range(0, full, lanes):
+                    simd.store(_multiply(simd.load(like, x + i * size), factor), y + i * size)
+                if full < length:
+                    last = simd.load_first(like, x + full * size, length - full)
+                    simd.store_first(_multiply(last, factor), y + full * size, length - full)
+            task = simd.fetch_add(a.counter, 1)
+
+    return gate
+
+
+@compiled_once
+def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
+    """The compiled kernel with arguments GATE."""
+    return compile_kernel(make_gate(kind, bits, lanes), f"gate_{('one', 'by_lane')[kind]}_f{bits}_v{lanes}")
