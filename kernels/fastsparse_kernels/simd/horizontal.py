@@ -209,7 +209,7 @@ def load_even_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
         for i in range(2):
             mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
             halves.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
-        return pack(builder, like.vector, [shuffle(builder, *halves, range(0, 2 * like.lanes, 2))])
+        return pack(builder, like.vector, [shuffle(builder, halves[0], halves[1], range(0, 2 * like.lanes, 2))])
 
     return like(like, types.int64, types.int64), codegen
 
