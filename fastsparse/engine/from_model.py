@@ -230,7 +230,10 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d), _sparse_conv),
     ((nn.Conv2d,), _dense_conv),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU), _activation),
+    (
+        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),
+        _activation,
+    ),
     ((nn.LayerNorm,), _layer_norm),
     ((nn.Softmax,), _softmax),
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),

@@ -75,8 +75,8 @@ def _sigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
     return dy * (y * (1.0 - y))
 
 
-def _hardsigmoid_grad(dy: Lanes, y: Lanes) -> Lanes:
-    return dy * where((y > 0.0) & (y < 1.0), y.broadcast(1 / 6), 0.0)
+def _hardsigmoid_grad(dy: Lanes, z: Lanes) -> Lanes:
+    return dy * where((z > -3.0) & (z < 3.0), z.broadcast(1 / 6), 0.0)
 
 
 def _tanh_grad(dy: Lanes, y: Lanes) -> Lanes:
@@ -115,7 +115,7 @@ _TABLE: dict[str, tuple[Callable[[Lanes], Lanes], Callable[[Lanes, Lanes], Lanes
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_grad, False),
     "silu": (_silu, _silu_grad, False),
     "hardswish": (_hardswish, _hardswish_grad, False),
-    "hardsigmoid": (_hardsigmoid, _hardsigmoid_grad, True),
+    "hardsigmoid": (_hardsigmoid, _hardsigmoid_grad, False),
 }
 ACTIVATION_CODES: dict[str, int] = {name: code for code, name in enumerate(_TABLE)}
 KEEPS_OUTPUT = frozenset(name for name, row in _TABLE.items() if row[2])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import fastsparse as fs
 from fastsparse.engine import split
+from fastsparse.engine.choosing import choices
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import fuse_adds, optimised
 from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Node, Operator, Pool, Program, Reshape, Shape
@@ -253,6 +254,18 @@ def test_layouts_give_the_same_bits(name):
     for schedule in (spatial_tiles.schedule(program, 2, target), batch_blocked.schedule(program, 2, target)):
         for y, z in zip(expected, run(schedule, inputs, program), strict=True):
             np.testing.assert_array_equal(y.view(np.int32), z.view(np.int32))
+
+
+def test_the_estimate_counts_what_is_gathered_from_spatial_tiles():
+    """With means over images, which read them as they are, padded planes are faster; 3x3 windows like tiles."""
+    heavy, gated = Graph((64, 40, 40)), Graph((16, 40, 40))
+    a, b = 0, 0
+    for _ in range(3):
+        a = heavy.conv(a, 64)
+        b = gated.conv(b, 16, 1)
+        b = gated.gate(b, gated.conv(gated.mean(b), 16, 1))
+    chosen = [choices(optimised(p), 1, 1, False)[0].layout for p in (heavy.program(a), gated.program(b))]
+    assert chosen == ["spatial tiles", "padded"]
 
 
 def test_sums_go_into_the_product_that_runs_last():

@@ -176,7 +176,7 @@ def test_gradients_are_slopes(name: str, rng: np.random.Generator) -> None:
 def test_nan_travels_through_gradients(name: str, dtype: str) -> None:
     one, nan = np.ones(3, dtype), np.full(3, np.nan, dtype)
     assert np.isnan(apply_grad(name, nan, one / 2)).all()
-    if name not in ("relu", "relu6", "leaky_relu"):  # these ask only on which side of the kink the output is
+    if name not in ("relu", "relu6", "leaky_relu", "hardsigmoid"):  # these ask only on which side of a kink it is
         assert np.isnan(apply_grad(name, one, nan)).all()
 
 
@@ -186,7 +186,7 @@ def test_gradients_of_huge_numbers_are_finite(name: str, dtype: str) -> None:
     z = np.array([1e20, -1e20, 1e30, -1e30, np.finfo(dtype).max, np.finfo(dtype).min], dtype)
     kept = apply(name, z) if name in activations.KEEPS_OUTPUT else z
     got = apply_grad(name, np.ones_like(z), kept)
-    flat = name in ("relu6", "sigmoid", "tanh")
+    flat = name in ("relu6", "sigmoid", "tanh", "hardsigmoid")
     np.testing.assert_array_equal(got[::2], 0 if flat else 1)
     np.testing.assert_array_equal(got[1::2], np.array(0.01, dtype) if name == "leaky_relu" else 0)
 

@@ -145,6 +145,43 @@ def test_a_branch_over_the_host_ends_a_segment(rng):
     _same(model, rng, (2, 4, 6, 6))
 
 
+@pytest.mark.parametrize("first", ["image", "gate"])
+@pytest.mark.parametrize("by", ["Conv", "Gemm"])
+def test_squeeze_and_excitation_is_one_segment(by, first, rng):
+    b = models.Builder()
+    image = b.add("Relu", b.conv("x", 4, 6))
+    g = b.add("GlobalAveragePool", image)
+    if by == "Conv":
+        g = b.conv(b.add("Relu", b.conv(g, 6, 3, 1)), 3, 6, 1)
+    else:
+        g = b.add("Gemm", b.add("Flatten", g), b.weight(6, 6), b.vector(6), transB=1)
+    g = b.add("HardSigmoid", g, alpha=0.2 if first == "gate" else 1 / 6)
+    if by == "Gemm":
+        g = b.add("Unsqueeze", g, b.constant([2, 3], "int64"))
+    y = b.add("Mul", *((image, g) if first == "image" else (g, image)))
+    model = b.model({"x": ["N", 4, 6, 7]}, [b.conv(y, 6, 3, 1)])
+    segments, hosts = _cut(model, x=(2, 4, 6, 7))
+    assert (len(segments), hosts) == (1, [])
+    for batch in (1, 2, 17):
+        _same(model, rng, (batch, 4, 6, 7))
+
+
+@pytest.mark.parametrize("shape", ["same", "spatial", "of another batch", "one channel"])
+def test_products_that_are_no_gates_are_the_librarys(shape, rng):
+    b = models.Builder()
+    left, right = b.conv("x", 4, 4), b.conv("x", 4, 4, 1)
+    if shape == "spatial":
+        right = b.add("ReduceMean", right, axes=[1], keepdims=1)
+    elif shape == "of another batch":
+        right = b.add("ReduceMean", right, axes=[0, 2, 3], keepdims=1)
+    elif shape == "one channel":
+        right = b.add("ReduceMean", right, axes=[1, 2, 3], keepdims=1)
+    model = b.model({"x": ["N", 4, 5, 5]}, [b.conv(b.add("Mul", left, right), 4, 2, 1)])
+    assert "Mul" in [b.nodes[int(name[1:])].op_type for name in _cut(model, x=(2, 4, 5, 5))[1]]
+    _same(model, rng, (2, 4, 5, 5))
+    _same(model, rng, (1, 4, 5, 5))
+
+
 def test_branches_of_one_input_are_one_segment_with_two_outputs(rng):
     b = models.Builder()
     left = b.add("Relu", b.add("Conv", "x", b.weight(4, 4, 3, 3), pads=[1] * 4))
