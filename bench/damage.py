@@ -103,9 +103,9 @@ def change(holder: Any, key: Any, rng: Rng) -> None:
         inside[name] = copy.deepcopy(ODD[rng.integers(len(ODD))])
     elif kind == 2:
         inside[name] = copy.deepcopy(other[another])
-    elif kind == 3:  # of two that look alike
-        alike = [place for place in places if type(place[0][place[1]]) is type(value)]
-        other, another = alike[rng.integers(len(alike))]
+    elif kind == 3:  # of two of one type
+        same_type = [place for place in places if type(place[0][place[1]]) is type(value)]
+        other, another = same_type[rng.integers(len(same_type))]
         inside[name] = copy.deepcopy(other[another])
     elif kind == 4 and isinstance(inside, list):
         inside.insert(int(rng.integers(len(inside) + 1)), copy.deepcopy(value))
@@ -134,11 +134,11 @@ def rewired(arrays: Arrays, metadata: dict[str, Any], rng: Rng) -> tuple[Arrays,
         operator = node["operator"]
         if kind == 0:
             slot = int(rng.integers(len(node["inputs"])))
-            alike = [t for t in earlier if shapes[t] == shapes[node["inputs"][slot]]]
-            node["inputs"][slot] = alike[rng.integers(len(alike))]
+            equal = [t for t in earlier if shapes[t] == shapes[node["inputs"][slot]]]
+            node["inputs"][slot] = equal[rng.integers(len(equal))]
         elif kind == 1 and operator["type"] in ("Conv", "Linear"):
-            alike = [t for t in earlier if shapes[t] == shapes[node["output"]]]
-            node["inputs"][1:] = [alike[rng.integers(len(alike))]] if alike and len(node["inputs"]) == 1 else []
+            equal = [t for t in earlier if shapes[t] == shapes[node["output"]]]
+            node["inputs"][1:] = [equal[rng.integers(len(equal))]] if equal and len(node["inputs"]) == 1 else []
         elif kind == 2 and "activation" in operator:
             operator["activation"] = [None, "relu", "relu6", "tanh", "gelu"][rng.integers(5)]
         elif kind == 3 and operator["type"] == "Conv":

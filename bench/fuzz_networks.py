@@ -49,8 +49,10 @@ ONNX_TOLERANCE = 1e-4  # of the largest output
 
 
 def input_of(network: Network) -> Array:
-    """Numbers for the network, between NaNs."""
+    """Numbers for the network, between NaNs, or integers where its first layer is an embedding."""
     shape = network["batch"], *network["shape"]
+    if network.get("embedding"):
+        return np.random.default_rng(len(network["layers"])).integers(0, network["embedding"], shape[:-1])
     count = math.prod(shape)
     around = np.full(count + 2 * MARGIN, np.nan, network["dtype"])
     x = around[MARGIN : MARGIN + count].reshape(shape)
@@ -73,14 +75,14 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
         When layers of fastsparse do not do what the network says.
     """
     model, x = as_layers(network), input_of(network)
-    want, bound = exact(model, x, x.dtype)
+    want, bound = exact(model, x, np.dtype(network["dtype"]))
     with np.errstate(all="ignore"):
         _assert_within(model(x), want, bound, "the eager model")
     engine = fs.compile(model, x.shape, tune=False)
     program, first = engine._program, None
     for label, settings, make in _schedules(program, len(x), rng, lanes):
         with tuned(**SETTINGS[settings]) if settings else contextlib.nullcontext():
-            y = _run(make(), x, want.shape)
+            y = _run(make(), engine._checked(x), want.shape)
         label = f"{label} with {settings or 'usual choices'}"
         if first is None:
             _assert_within(y, want, bound, label)
@@ -159,7 +161,7 @@ def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[t
     """What to call it, settings, and what makes the schedule: the usual one, and some of every layout."""
     convolves = any(isinstance(node.operator, Conv) for node in program.nodes)
     layouts = [("padded", padded.schedule), *([("spatial tiles", spatial_tiles.schedule)] if convolves else [])]
-    layouts += [("batch-blocked", batch_blocked.schedule)] if batch > 1 else []
+    layouts += [("batch-blocked", batch_blocked.schedule)] if batch > 1 and not program.row_wise else []
     usual = choosing.choices(program, batch, 1, False)[0]
     if not lanes:
         yield f"{usual}", "", lambda: choosing.scheduled(program, batch, 1, usual)
@@ -282,6 +284,8 @@ def _smaller(network: Network) -> Iterator[Network]:
             for value in _less(pads, 0):
                 pairs = [value[2 * a : 2 * a + 2] for a in range(len(pads) // 2)]
                 yield {**network, "layers": [*rest[0], [kind, {**options, "padding": pairs}], *rest[1]]}
+    if network.get("embedding"):
+        yield {**network, "embedding": 0}
     if network.get("also"):
         yield {**network, "also": network["also"][1:]}
     for batch in sorted({1, network["batch"] // 2, network["batch"] - 1}):

@@ -4,7 +4,8 @@ A network is plain data, so that it can be printed, replayed and made smaller:
 
     {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...], "also": [4]}
 
-`also` are nodes of the ONNX model whose outputs are the model's, too; with `odd_names` its names are such as compilers
+With `embedding` the input is integers, which select rows of a table of so many: the shape is that of the rows. `also`
+are nodes of the ONNX model whose outputs are the model's, too; with `odd_names` its names are such as compilers
 like to make.
 
 Its numbers come from its layers' places and sizes alone. What is likely to go wrong is likely here: windows as wide as
@@ -100,9 +101,10 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
             shape = shape_after(layers[-1], shape)
     if not layers:
         layers.append([_one(rng, list(ACTIVATIONS)), {}])
+    network["embedding"] = int(rng.integers(1, 40)) if not onnx and rng.random() < 0.12 else 0
     network["also"] = [int(n) for n in rng.integers(0, 12, int(_one(rng, [0, 0, 1, 2])))] if onnx else []
     network["odd_names"] = bool(onnx and rng.random() < 0.3)
-    if not any(word in str(layers) for word in ("sparsity", "norm")):
+    if not any(word in str(layers) for word in ("sparsity", "norm")) and not network["embedding"]:
         network["dtype"] = "float32"
     return network
 
@@ -117,16 +119,19 @@ def _size(rng: Rng, axes: int) -> int:
 
 
 def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
+    rows = [] if onnx else ["row"]  # which the library runs in ONNX models
     if len(shape) == 1:
-        kind = _one(rng, ["linear"] * 4 + ["norm", "activation", "residual"])
+        kind = _one(rng, ["linear"] * 4 + ["norm", "activation", "residual"] + rows)
     elif len(shape) == 3:
-        kind = _one(rng, ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"])
+        kind = _one(rng, ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"] + rows)
     else:
-        kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"])
+        kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"] + rows)
     if kind == "activation":
         return [_one(rng, list(ACTIVATIONS)), {}]
     if kind == "norm":
         return ["norm", {}]
+    if kind == "row":
+        return _row_wise(rng, shape)
     if kind == "linear":
         return _linear(rng, int(rng.integers(1, 41)))
     if kind == "conv":
@@ -135,7 +140,13 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
         return _pool(rng, shape, onnx)
     if kind == "adaptive":
         return ["adaptive", {"output": [int(rng.integers(1, min(n, 5) + 1)) for n in shape[1:]]}]
-    return _residual(rng, shape)
+    return _residual(rng, shape, onnx)
+
+
+def _row_wise(rng: Rng, shape: tuple[int, ...]) -> Layer:
+    if rng.random() < 0.4:
+        return ["softmax", {}]
+    return ["layer_norm", {"axes": int(rng.integers(1, len(shape) + 1))}]
 
 
 def _activation(rng: Rng) -> str | None:
@@ -206,10 +217,12 @@ def _pool(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
     return [kind, options]
 
 
-def _residual(rng: Rng, shape: tuple[int, ...]) -> Layer:
+def _residual(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
     activation, channels, axes = _activation(rng), shape[0], len(shape) - 1
     if not axes:
         body = [_linear(rng, channels)] if rng.random() < 0.8 else [[_one(rng, list(ACTIVATIONS)), {}]]
+        if not onnx and rng.random() < 0.2:
+            body.insert(int(rng.integers(2)), _row_wise(rng, shape))
         shortcut = [_linear(rng, channels)] if rng.random() < 0.3 else None
         return ["residual", {"body": body, "shortcut": shortcut, "activation": activation}]
     ones = [1] * axes
@@ -231,6 +244,8 @@ def _residual(rng: Rng, shape: tuple[int, ...]) -> Layer:
         shortcut = [_convolution(rng, out, ones, stride, [[0, 0]] * axes, ones)]
         return ["residual", {"body": body, "shortcut": shortcut, "activation": activation}]
     pool: Layer = [_one(rng, ["max", "mean"]), {"kernel": [3] * axes, "stride": ones, "padding": [[1, 1]] * axes}]
+    if not onnx and rng.random() < 0.2:
+        pool = _row_wise(rng, shape)
     inner = [pool] if axes == 2 and rng.random() < 0.6 else [[_one(rng, list(ACTIVATIONS)), {}]]
     shortcut = [keeping(channels, ones)] if rng.random() < 0.4 else None
     return ["residual", {"body": inner, "shortcut": shortcut, "activation": activation}]
@@ -248,6 +263,9 @@ def as_layers(network: Network) -> nn.Sequential:
         When no layer of fastsparse does what one of its does.
     """
     model, _ = _sequential(network["layers"], tuple(network["shape"]), network["dtype"], ())
+    if network.get("embedding"):
+        table = nn.Embedding(network["embedding"], network["shape"][-1], dtype=network["dtype"], rng=0)
+        model = nn.Sequential(table, model)
     if network["dtype"] != "float32" and not any(True for _ in model.named_parameters()):
         raise ValueError("a network without parameters is of float32")
     return model.eval()
@@ -280,6 +298,16 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
             else:
                 setattr(norm, name, numbers.astype(dtype))
         return norm
+    if kind == "softmax":
+        return nn.Softmax()
+    if kind == "layer_norm":
+        sizes = shape[len(shape) - options["axes"] :]
+        if len(sizes) != options["axes"]:
+            raise ValueError(f"layer {layer} has too many axes for {shape}")
+        layer_norm = nn.LayerNorm(sizes, dtype=dtype)
+        layer_norm.weight.value = rng.uniform(-1.5, 1.5, sizes).astype(dtype)
+        layer_norm.bias.value = rng.standard_normal(sizes).astype(dtype)
+        return layer_norm
     if kind == "adaptive":
         return nn.AdaptiveAvgPool2d(tuple(options["output"]))
     if kind in ("max", "mean"):
@@ -421,7 +449,7 @@ class _Writer:
             window = (options["out"], shape[0] // options["groups"], *options["kernel"])
             pads = [side for sides in zip(*options["padding"], strict=True) for side in sides]
             how: dict[str, Any] = {"pads": pads}
-            if pads == same_upper(shape[1:], options):
+            if pads == same_upper(shape[1:], options) and set(options["dilation"]) == {1}:  # as onnxruntime has it
                 how = {"auto_pad": "SAME_UPPER"}
             y = self.add(
                 "Conv", x, self.constant(dense.reshape(window)), *biases, strides=options["stride"],

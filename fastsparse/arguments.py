@@ -1,31 +1,39 @@
-"""Checks of what users pass to `functional`: whole-sentence errors that name the argument."""
+"""Checks of the arguments of `functional`, with errors in one sentence that name the argument."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.activations import ACTIVATIONS
 
+Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"  # of a linear layer: dense or sparse
+Factor: TypeAlias = "CSR | ArrayLike | sparse.sparray | sparse.spmatrix"  # of a matrix product
+Axes = int | Sequence[int]  # one number for all axes, or one per axis
+Padding = (
+    int | Sequence[int] | Sequence[Sequence[int]]
+)  # one number for all axes, one per axis, or (before, after) per axis
+Seed = int | np.random.Generator | None
+
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_LARGEST = 2**31 - 1  # of a kernel size, stride, padding or dilation, so that 64-bit geometry cannot overflow
+_LARGEST = 2**31 - 1  # bound of kernel size, stride, padding and dilation: 64-bit geometry cannot overflow
 
 
 def check_matrix(W: Any, name: str = "W") -> CSR:
-    """W itself, when it is a CSR."""
+    """W, if it is a CSR."""
     if not isinstance(W, CSR):
         raise TypeError(f"{name} is {type(W).__name__}, expected fastsparse.CSR (make one with fastsparse.csr)")
     return W
 
 
 def check_activation(activation: Any) -> str | None:
-    """The activation's name, when it is known."""
+    """The activation's name, if it is known."""
     if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         names = ", ".join(repr(name) for name in ACTIVATIONS)
         raise ValueError(f"activation is {activation!r}, expected one of {names}")
@@ -48,7 +56,7 @@ def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") ->
         For nested sequences that are no array.
     """
     if type(value) is np.ndarray and value.dtype == dtype and value.flags.aligned:
-        return value  # as below, without the questions that it answers by itself
+        return value  # fast path with the result of the checks below
     array = as_array(value, name)
     found = array.dtype.newbyteorder("=")
     if found == dtype:

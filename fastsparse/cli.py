@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
     )
+    info.add_argument("--check", action="store_true", help="check every kernel against its reference, in seconds")
     info.set_defaults(run=_run_info)
     return parser
 
@@ -190,10 +191,26 @@ def _run_prune(args: argparse.Namespace) -> int:
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    """Show versions, threads, processor and cache."""
+    """Show versions, threads, processor, cache and the choices made for this CPU; with --check prove its kernels."""
     import fastsparse
+    from fastsparse.ops.heuristics import described
+    from fastsparse.ops.target import heuristics_here
+    from fastsparse.text_table import text_facts
 
     fastsparse.show_config()
+    print(f"\nheuristics\n{text_facts(described(heuristics_here()))}", flush=True)
+    return _run_check() if args.check else 0
+
+
+def _run_check() -> int:
+    from fastsparse.kernel_check import check_kernels
+
+    found = list(check_kernels())
+    wrong = [f"{name}: {problem}" for name, problem in found if problem]
+    if wrong:
+        _say(f"{len(wrong)} of {len(found)} kernel families are wrong here: {'; '.join(wrong)}")
+        return 1
+    print(f"\nall {len(found)} kernel families are right")
     return 0
 
 

@@ -1,10 +1,10 @@
 """Sparse matrices in compressed sparse rows, structure and values apart.
 
-A `Pattern` is where the nonzeros are; it never changes and carries the plans built for it. A `CSR` is a pattern with
-values. Both own their arrays, which are read-only, so whatever takes a `CSR` may trust it.
+A `Pattern` holds the positions of the nonzeros; it is immutable and keeps the plans built for it. A `CSR` is a pattern
+with values. Both own their arrays, which are read-only, so code that takes a `CSR` may trust it.
 
-Raw arrays are checked once, when a matrix is made, by whatever door they come in (contract I1). Everything is copied
-before it is checked, so that nothing a caller does later, or in another thread meanwhile, can change what was checked.
+Raw arrays are checked once, when a matrix is made (contract I1). They are copied before they are checked, so that a
+caller or another thread cannot change them afterwards.
 Every error names the field, what was found and what was expected.
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import numbers
 import operator
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from fastsparse.runtime.memo import Memoized
@@ -26,7 +26,7 @@ __all__ = ["CSR", "Pattern", "csr"]
 
 Built = TypeVar("Built")
 
-_PLAN_BYTES = 32  # times a matrix's own bytes, what is built for it may take: plans for several batch sizes, both ways
+_PLAN_BYTES = 32  # bound of a matrix's plans, relative to its own bytes: several batch sizes, forward and backward
 
 _DENSE_BYTES = 2**30  # what np.asarray(W) may take: more is hardly meant
 INT32_MAX = 2**31 - 1
@@ -34,17 +34,19 @@ INT64_MAX = 2**63 - 1
 
 IntArray = NDArray[Any]  # int64, or int32 for indices
 FloatArray = NDArray[Any]  # float32 or float64
+MatrixLike: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix | CSR"
+Product: TypeAlias = "Callable[[CSR, MatrixLike], NDArray[Any]]"
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Make an array that we own read-only, and return a view of it that cannot be made writable again."""
+    """Make our own array read-only, and return a view that cannot be made writable again."""
     array.flags.writeable = False
     return array.view()
 
 
-def checked_shape(shape: Any) -> tuple[int, int]:
+def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return `shape` as two Python ints.
 
     Raises
@@ -82,7 +84,7 @@ def checked_dtype(dtype: DTypeLike | None, name: str = "dtype") -> np.dtype[Any]
 
 
 def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """Data type in which values of type `found` are kept: float64 stays, all smaller and integer ones become float32.
+    """Type in which values of type `found` are stored: float64 for float64, float32 for smaller floats, integers, bool.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
     )
 
 
-def owned_values(values: Any, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
+def owned_values(values: ArrayLike, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
     """Copy `values`, of any layout and byte order, into a new native float32 or float64 array of the same shape."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, expected an array without a mask (fill it first)")
@@ -107,7 +109,7 @@ def owned_values(values: Any, name: str = "data", dtype: np.dtype[Any] | None = 
     return np.array(array, dtype=dtype or kept, order="C", copy=True, subok=False)
 
 
-def owned_integers(values: Any, name: str) -> IntArray:
+def owned_integers(values: ArrayLike, name: str) -> IntArray:
     """Copy a one-dimensional integer array into a new native array that int64 can hold."""
     array = np.asarray(values)
     if array.size == 0 and not isinstance(values, np.ndarray):
@@ -158,8 +160,9 @@ def index_dtype(columns: int) -> type[np.int32] | type[np.int64]:
 
 
 def canonical(
-    indptr: Any, indices: Any, data: Any | None, shape: Any, *, what: str = "column", dtype: np.dtype[Any] | None = None
-) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
+    indptr: ArrayLike, indices: ArrayLike, data: ArrayLike | None, shape: Sequence[int], *, what: str = "column",
+    dtype: np.dtype[Any] | None = None,
+) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:  # fmt: skip
     """Check raw compressed rows and return owned read-only ones, sorted and with duplicates summed. O(nnz).
 
     Parameters
@@ -169,8 +172,8 @@ def canonical(
     data : array_like, (nnz,), or None for a structure without values
     shape : (rows, columns)
     what : {"column", "row"}
-        What an index stands for. With "row", the arrays are compressed columns and `shape` is that of the matrix;
-        the answer is still compressed columns.
+        Meaning of `indices`. With "row", the arrays are compressed columns, `shape` is that of the matrix, and the
+        result is compressed columns, too.
     dtype : float32 or float64, optional
         Type of the returned values; by default as `value_dtype` says.
 
@@ -207,7 +210,7 @@ def _is_canonical(indptr: IntArray, indices: IntArray) -> bool:
         return True
     rises = indices[1:] > indices[:-1]
     starts = indptr[1:-1]
-    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # from one row to the next anything goes
+    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # no order is required between rows
     return bool(rises.all())
 
 
@@ -227,7 +230,7 @@ def _sorted_and_summed(
 
 
 def from_coordinates(
-    rows: Any, columns: Any, data: Any, shape: Any, dtype: np.dtype[Any] | None
+    rows: ArrayLike, columns: ArrayLike, data: ArrayLike, shape: Sequence[int], dtype: np.dtype[Any] | None
 ) -> tuple[IntArray, IntArray, Any, tuple[int, int]]:
     """Check coordinates and return canonical compressed rows, as `canonical` does."""
     full_shape = checked_shape(shape)
@@ -243,7 +246,7 @@ def from_coordinates(
 
 
 def _field(path: str, text: str) -> Any:
-    """A read-only property of a stored attribute, without a Python call: kernels' plans read thousands of them."""
+    """Read-only property of a stored attribute; reading it needs no Python call."""
     return property(operator.attrgetter(path), doc=text)
 
 
@@ -278,7 +281,7 @@ class Pattern(Memoized):
 
     __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_shape", "_transposed")
 
-    def __init__(self, indptr: Any, indices: Any, shape: Any) -> None:
+    def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: Sequence[int]) -> None:
         pointers, columns, _, checked = canonical(indptr, indices, None, shape)
         self._set(pointers, columns, checked)
 
@@ -326,7 +329,7 @@ class Pattern(Memoized):
             The transposed matrix's values are ``data[permutation]``.
         """
         if self._transposed is None:
-            self._transposed = self._transpose()  # threads that ask at once may each build one; the last one stays
+            self._transposed = self._transpose()  # concurrent threads may each build one; the last is kept
         return self._transposed
 
     def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
@@ -372,20 +375,17 @@ class Pattern(Memoized):
 
 
 class Products:
-    """What ``@`` means for a `CSR`; filled in by the package, above this file.
+    """Implementation of ``@`` for `CSR`: functions of `fastsparse.functional`, set by the package."""
 
-    The operators are short for functions of `fastsparse.functional`, which stands above, too.
-    """
-
-    matmul: Callable[[CSR, Any], Any]
-    rmatmul: Callable[[CSR, Any], Any]
+    matmul: Product
+    rmatmul: Product
 
 
 _products = Products()
 
 
-def define_products(matmul: Callable[[CSR, Any], Any], rmatmul: Callable[[CSR, Any], Any]) -> None:
-    """Say what ``W @ X`` and ``X @ W`` compute."""
+def define_products(matmul: Product, rmatmul: Product) -> None:
+    """Set the functions that compute ``W @ X`` and ``X @ W``."""
     _products.matmul, _products.rmatmul = matmul, rmatmul
 
 
@@ -434,9 +434,9 @@ class CSR(Memoized):
     """
 
     __slots__ = ("__weakref__", "_data", "_pattern", "_transposed")
-    __array_ufunc__ = None  # so that ndarray @ CSR comes to CSR.__rmatmul__
+    __array_ufunc__ = None  # makes ndarray @ CSR call CSR.__rmatmul__
 
-    def __init__(self, indptr: Any, indices: Any, data: Any, shape: Any) -> None:
+    def __init__(self, indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, shape: Sequence[int]) -> None:
         if data is None:
             raise TypeError("data is None, expected one value for each nonzero")
         pointers, columns, values, checked = canonical(indptr, indices, data, shape)
@@ -491,12 +491,12 @@ class CSR(Memoized):
         if permutation.dtype != np.uint32:
             return CSR._trusted(pattern, frozen(self._data[permutation]))
         values = np.empty_like(self._data)
-        from fastsparse_kernels import sparse_operator  # numba: not before something is computed
+        from fastsparse_kernels import sparse_operator  # imports Numba, which is deferred until something is computed
 
         sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
         return CSR._trusted(pattern, frozen(values))
 
-    def with_data(self, values: Any) -> CSR:
+    def with_data(self, values: ArrayLike) -> CSR:
         """Return a matrix of the same pattern with other values.
 
         Parameters
@@ -529,11 +529,11 @@ class CSR(Memoized):
         arrays = (self._data.copy(), self.indices.copy(), self.indptr.copy())
         return sparse.csr_array(arrays, shape=self.shape)
 
-    def __matmul__(self, X: Any) -> Any:
+    def __matmul__(self, X: MatrixLike) -> Any:
         """``W @ X`` for dense X (K, N) or (K,): a dense array; for sparse X (K, N), by SciPy: a `CSR`."""
         return _products.matmul(self, X)
 
-    def __rmatmul__(self, X: Any) -> Any:
+    def __rmatmul__(self, X: MatrixLike) -> Any:
         """``X @ W`` for dense X (N, M) or (M,): a dense array."""
         return _products.rmatmul(self, X)
 
@@ -605,7 +605,7 @@ class CSR(Memoized):
         return self
 
 
-def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
+def csr(obj: MatrixLike, dtype: DTypeLike | None = None) -> CSR:
     """Make a `CSR` of a dense array, any scipy.sparse array or matrix, or a `CSR`.
 
     Parameters
@@ -646,7 +646,7 @@ def csr(obj: Any, dtype: DTypeLike | None = None) -> CSR:
     return _from_dense(obj, wanted)
 
 
-def _from_dense(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
+def _from_dense(obj: ArrayLike, dtype: np.dtype[Any] | None) -> CSR:
     """Keep the nonzeros of a dense array; NaN counts as one."""
     if isinstance(obj, np.ma.MaskedArray):
         raise TypeError("obj is a masked array, expected an array without a mask (fill it first)")

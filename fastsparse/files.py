@@ -1,9 +1,8 @@
 """Models in safetensors files: arrays plus JSON metadata, never code.
 
 A file is replaced in one step, so that a crash leaves the old one whole (`atomic_file`). Its metadata holds a format
-version, the architecture (types of layers and their constructor arguments) and a digest of everything, so that
-damage is found wherever it is. What a file declares is compared with the arrays it really holds before memory is
-taken for it.
+version, the architecture (types of layers and their constructor arguments) and a digest of all contents, which reveals
+any damage. Declared sizes are compared with the arrays in the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT_VERSION = 1
 _TYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8"}
-_LONGEST_HEADER = 100_000_000  # bytes; readers of safetensors refuse more
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses longer headers
 
 
 class FileFormatError(ValueError):
@@ -115,12 +114,12 @@ def load(path: PathLike) -> Module:
 
 
 def write(path: PathLike, kind: str, arrays: Arrays, metadata: Mapping[str, Any]) -> None:
-    """Write arrays and JSON metadata as a safetensors file of a kind, replacing `path` in one step.
+    """Write arrays and JSON metadata as a safetensors file of kind `kind`, replacing `path` in one step.
 
     Raises
     ------
     ValueError
-        When an array has a type that files do not have, or the metadata are too large; `path` has not been touched.
+        When an array has an unsupported dtype, or the metadata are too large; `path` has not been touched.
     OSError
         When it cannot be written; the old file is whole then.
     """
@@ -154,7 +153,7 @@ def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, 
     Raises
     ------
     FileFormatError
-        When anything in the file is not as it was written, or it is of another kind.
+        When the file is damaged or of another kind.
     OSError
         When it cannot be read.
     """
@@ -187,10 +186,10 @@ def _described(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def damage(path: PathLike) -> Any:
-    """Turn whatever goes wrong inside into a FileFormatError that names the file.
+def damage(path: PathLike) -> Iterator[None]:
+    """Turn exceptions inside the block into a FileFormatError that names the file.
 
-    What says nothing about the contents stays what it is: a disk that fails, or memory that what was checked needs.
+    OSError and MemoryError, which say nothing about the contents, pass through.
     """
     try:
         yield
@@ -214,6 +213,6 @@ def _digest(arrays: Arrays, described: Mapping[str, Any]) -> str:
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    """The numbers in row-major order, little-endian as in files; copied only where they are not so in memory."""
+    """The numbers in row-major, little-endian order; copied only where memory has another order."""
     ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8).data

@@ -8,14 +8,18 @@ stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from fastsparse.arguments import (
+    Axes,
+    Factor,
+    Padding,
+    Samples,
     as_array,
     as_bias,
     as_float,
@@ -54,12 +58,9 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"
-Axes = int | Sequence[int]  # one number for all axes, or one for each
-Padding = int | Sequence[int] | Sequence[tuple[int, int]]
 Gradients = tuple[Array | None, Array, Array]
 
-_MOST_NUMBERS = 2**53  # in the planes of an image: their bytes, for a vector of images, stay below 2**63
+_MOST_NUMBERS = 2**53  # elements in the planes of an image, so that bytes of a vector of images stay below 2**63
 
 
 # ------------------------------------------------------------------------------------------------- matrices
@@ -259,7 +260,7 @@ def _compressed(x: Any) -> spgemm.SparseRows:
     return np.asarray(x.indptr, np.int64), np.asarray(x.indices, np.uint32), x.data
 
 
-def matmul(A: Any, X: Any, *, out: Array | None = None) -> Any:
+def matmul(A: Factor, X: Factor, *, out: Array | None = None) -> Any:
     """Matrix product ``A @ X`` of which one factor or both are sparse.
 
     Parameters
@@ -435,7 +436,7 @@ def conv2d(
     bias : array_like (out,), optional
     kernel_size, stride, dilation : int or (int, int)
     padding : int, (int, int) or ((top, bottom), (left, right))
-        Zeros around the image. Stored weights do multiply them (Inf weights give NaN at borders).
+        Zeros around the image. Stored weights multiply them, so an Inf weight gives NaN at borders.
     groups : int
         Output channels in group g see input channels in group g only; groups=C is depthwise.
     activation : str, optional
@@ -521,7 +522,7 @@ def conv2d_backward(
     Returns
     -------
     grad_x : ndarray (N, C, H, W), or None without `need_input`
-        Inputs that no window saw get 0. Weights do multiply zeros around `grad` (Inf weights give NaN at borders).
+        0 at inputs that no window reads. Weights multiply zeros around `grad`, so an Inf weight gives NaN at borders.
     grad_values : ndarray (nnz,)
         In the order of W.data: gradients exist at the nonzeros only.
     grad_bias : ndarray (out,)
@@ -586,7 +587,7 @@ def checked_geometry(
         raise ValueError(f"x has shape {x.shape}, expected {names}")
     x = np.ascontiguousarray(x)
     sizes = kernel_size, stride, padding, dilation, groups
-    # By their text: 1.0 and np.True_ equal 1, but are refused.
+    # Keys are the text of arguments, because 1.0 and np.True_ equal 1 but are refused.
     weight = W.shape
     key = axes, x.shape, weight, str(sizes)
     geometry = _known_geometries.get(key)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from fastsparse.arguments import Samples
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -27,6 +29,9 @@ except ImportError as error:
     ) from error
 
 from fastsparse import nn, sparsity, training
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 Array = NDArray[Any]
 
@@ -62,7 +67,7 @@ class _SparseMLP(BaseEstimator):
         n_iter_no_change: int = 10,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -86,7 +91,7 @@ class _SparseMLP(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+    def fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -108,9 +113,9 @@ class _SparseMLP(BaseEstimator):
             When the loss was still falling after `max_iter` epochs.
         """
         self._check_parameters()
-        X, y = self._checked(X, y, reset=True)
-        target = self._started(y, None)
-        X, target, weights = self._weighted(X, y, target, sample_weight)
+        X, values = self._checked(X, y, reset=True)
+        target = self._started(values, None)
+        X, target, weights = self._weighted(X, values, target, sample_weight)
         if weights is not None:
             weights = weights * (len(weights) / weights.sum())  # of mean 1, so that the learning rate means the same
         self._build(X, target)
@@ -125,7 +130,7 @@ class _SparseMLP(BaseEstimator):
             )  # fmt: skip
         return self
 
-    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Self:
         first = not hasattr(self, "model_")
         self._check_parameters()
         X, y = self._checked(X, y, reset=first)
@@ -235,7 +240,7 @@ class _SparseMLP(BaseEstimator):
             raise ValueError(f"batch_size is {size!r}, expected 'auto' or an integer of at least 1")
         return min(int(size), samples)
 
-    def _output(self, X: Any) -> Array:
+    def _output(self, X: Samples) -> Array:
         """The network's output (samples, outputs)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
@@ -369,7 +374,9 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         )
         self.class_weight = class_weight
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
+    def partial_fit(
+        self, X: Samples, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
@@ -389,11 +396,11 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
             raise ValueError("class_weight is 'balanced', which partial_fit cannot know: expected a dict of weights")
         return self._partial_fit(X, y, classes, sample_weight)
 
-    def predict_proba(self, X: Any) -> Array:
+    def predict_proba(self, X: Samples) -> Array:
         """Probability of every class, (samples, classes)."""
         return np.asarray(nn.Softmax().eval()(self._output(X)))
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Samples) -> Array:
         """The most likely class of every sample, (samples,)."""
         chosen = self._output(X).argmax(axis=1)
         return self.classes_[chosen]
@@ -450,7 +457,7 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
         tags.target_tags.multi_output = True
         return tags
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+    def partial_fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train for one epoch on this part of the data, from where the last call left.
 
         Parameters
@@ -466,7 +473,7 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
         """
         return self._partial_fit(X, y, None, sample_weight)
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Samples) -> Array:
         """Values for every sample, (samples,) or (samples, outputs)."""
         y = self._output(X)
         return y if self._columns else y[:, 0]

@@ -1,6 +1,6 @@
 """Fair timing of several ways to do the same work: interleaved rounds.
 
-Calls take turns, round after round (A B C A B C ...), so that a machine whose speed wanders slows all of them alike,
+Calls take turns, round after round (A B C A B C ...), so that a machine whose speed wanders slows all of them,
 and two are compared by the median of the ratios within a round.
 """
 

@@ -14,6 +14,8 @@ from fastsparse import functional
 from fastsparse_kernels import parallel
 from tests.checking import same_bits
 
+pytestmark = pytest.mark.I4
+
 W = fs.csr(np.eye(4, 9))
 K = fs.csr(np.ones((6, 2 * 9)))  # 6 outputs in 3 groups, 6 input channels, 3x3
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -117,6 +117,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_broken_structure_is_a_value_error_that_names_the_field(name):
     changes, message = MUTATIONS[name]
@@ -124,6 +125,7 @@ def test_broken_structure_is_a_value_error_that_names_the_field(name):
         make(**changes)
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("name", [name for name in MUTATIONS if "data" not in name])
 def test_patterns_go_through_the_same_door(name):
     changes, message = MUTATIONS[name]
@@ -136,6 +138,7 @@ def test_patterns_go_through_the_same_door(name):
 SCIPY_REFUSES = [name for name in MUTATIONS if name.startswith(("indptr", "indices")) and name != "indptr ends early"]
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("name", SCIPY_REFUSES)
 @pytest.mark.parametrize("kind", [sp.csr_array, sp.csr_matrix])
 def test_scipy_matrices_with_broken_fields_are_refused(name, kind):
@@ -147,6 +150,7 @@ def test_scipy_matrices_with_broken_fields_are_refused(name, kind):
         fs.csr(S)
 
 
+@pytest.mark.I1
 def test_scipy_columns_and_coordinates_are_not_trusted_either():
     by_column, coordinates = sp.csc_array(DENSE), sp.coo_array(DENSE)
     by_column.indices[0] = 4
@@ -164,6 +168,7 @@ def test_scipy_columns_and_coordinates_are_not_trusted_either():
         fs.csr(coordinates)
 
 
+@pytest.mark.I1
 @given(data=st.data())
 def test_no_mutation_of_one_number_goes_unseen_or_breaks_the_contract(data):
     fields = {name: np.array(value) for name, value in VALID.items()}
@@ -181,6 +186,7 @@ def test_no_mutation_of_one_number_goes_unseen_or_breaks_the_contract(data):
 # --------------------------------------------------------------------------------------------------- I1: right values
 
 
+@pytest.mark.I1
 def test_constructor_keeps_valid_fields():
     W = make()
     holds_contract(W)
@@ -189,6 +195,7 @@ def test_constructor_keeps_valid_fields():
     assert repr(W) == "<CSR 4x8, 6 nonzeros, density 0.1875, float64>"
 
 
+@pytest.mark.I1
 def test_unsorted_columns_are_sorted_and_duplicates_summed():
     W = fs.CSR([0, 4, 4, 6], [3, 1, 3, 0, 2, 2], [1.0, 2.0, 4.0, 8.0, 16.0, 32.0], (3, 4))
     holds_contract(W)
@@ -198,17 +205,20 @@ def test_unsorted_columns_are_sorted_and_duplicates_summed():
     assert W.pattern == fs.Pattern([0, 4, 4, 6], [3, 1, 3, 0, 2, 2], (3, 4))
 
 
+@pytest.mark.I1
 def test_columns_may_repeat_from_one_row_to_the_next():
     W = fs.CSR([0, 0, 1, 1, 3, 3], [2, 2, 3], [1.0, 2.0, 3.0], (5, 4))
     assert W.indices.tolist() == [2, 2, 3]
 
 
+@pytest.mark.I1
 def test_duplicates_of_small_integers_do_not_wrap_around():
     S = sp.coo_array((np.array([100, 100], np.int8), ([0, 0], [1, 1])), shape=(1, 2))
     assert fs.csr(S).toarray().tolist() == [[0.0, 200.0]]
     assert fs.CSR([0, 2], [1, 1], np.array([100, 100], np.int8), (1, 2)).toarray().tolist() == [[0.0, 200.0]]
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("kind", ["array", "matrix"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_scipy_format(name, kind):
@@ -220,6 +230,7 @@ def test_every_scipy_format(name, kind):
     assert S.toarray().tobytes() == before.tobytes()
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("name", ["csr", "csc", "coo"])
 def test_stored_zeros_of_sparse_matrices_stay_and_zeros_of_dense_ones_do_not(name):
     S = sp.csr_array(DENSE)
@@ -228,6 +239,7 @@ def test_stored_zeros_of_sparse_matrices_stay_and_zeros_of_dense_ones_do_not(nam
     assert fs.csr(S.toarray()).nnz == 5
 
 
+@pytest.mark.I1
 def test_nan_and_inf_are_values():
     A = np.array([[0.0, np.nan, -0.0], [np.inf, 0.0, -np.inf]])
     W = fs.csr(A)
@@ -236,6 +248,7 @@ def test_nan_and_inf_are_values():
     assert np.array_equal(fs.csr(sp.csr_array(A)).data, W.data, equal_nan=True)
 
 
+@pytest.mark.I1
 @given(
     A=hnp.arrays(
         st.sampled_from([np.float32, np.float64]),
@@ -253,6 +266,7 @@ def test_round_trip(A, name):
     assert np.array_equal(W.to_scipy().toarray(), A, equal_nan=True)
 
 
+@pytest.mark.I1
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 6),
@@ -270,6 +284,7 @@ def test_coordinates_with_duplicates_sum_exactly(rows, columns, entries):
     assert W.nnz == len({(m, n) for m, n, _ in kept})
 
 
+@pytest.mark.I1
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (3, 4)])
 def test_matrices_without_nonzeros(shape):
     for W in (fs.csr(np.zeros(shape)), fs.CSR([0] * (shape[0] + 1), [], [], shape)):
@@ -282,6 +297,7 @@ def test_matrices_without_nonzeros(shape):
 # --------------------------------------------------------------------------------------------------- I2: large shapes
 
 
+@pytest.mark.I2
 def test_columns_past_int32_get_int64_indices():
     W = fs.CSR([0, 2], [2**40, 7], [1.0, 2.0], (1, 2**41))
     holds_contract(W)
@@ -292,6 +308,7 @@ def test_columns_past_int32_get_int64_indices():
     assert edge.indices.dtype == np.int32
 
 
+@pytest.mark.I2
 def test_density_of_shapes_whose_size_is_past_int64():
     assert fs.Pattern([0, 1], [0], (1, 2**62)).density == 2.0**-62
     assert fs.csr(sp.coo_array(([1.0], ([0], [2**40])), shape=(3, 2**62))).density == 1 / (3 * 2**62)
@@ -300,6 +317,7 @@ def test_density_of_shapes_whose_size_is_past_int64():
 # ------------------------------------------------------------------------------------------------------ I4: ownership
 
 
+@pytest.mark.I4
 def test_nothing_passed_in_is_changed_or_kept():
     fields = {name: np.array(value) for name, value in VALID.items()}
     fields["indices"][:2] = [5, 0]  # unsorted, so that sorting in place would show
@@ -313,6 +331,7 @@ def test_nothing_passed_in_is_changed_or_kept():
     assert W.indices.tolist() == [0, 5, 1, 2, 7, 3]
 
 
+@pytest.mark.I4
 @pytest.mark.parametrize("name", ["csr", "csc", "coo"])
 def test_scipy_matrices_are_not_changed_or_kept(name):
     S = sp.csr_array((VALID["data"], [5, 0, 1, 2, 7, 3], VALID["indptr"]), shape=SHAPE).asformat(name)
@@ -324,6 +343,7 @@ def test_scipy_matrices_are_not_changed_or_kept(name):
     assert S.has_canonical_format == before.has_canonical_format
 
 
+@pytest.mark.I4
 def test_results_can_be_written_without_reaching_the_matrix():
     W = make()
     dense, S = W.toarray(), W.to_scipy()
@@ -334,6 +354,7 @@ def test_results_can_be_written_without_reaching_the_matrix():
     assert S.dtype == W.dtype
 
 
+@pytest.mark.I4
 @pytest.mark.parametrize("field", ["data", "indices", "indptr"])
 @pytest.mark.parametrize("source", [make, lambda: fs.csr(DENSE), lambda: fs.csr(sp.csc_array(DENSE)), lambda: make().T])
 def test_arrays_are_read_only(field, source):
@@ -346,6 +367,7 @@ def test_arrays_are_read_only(field, source):
         getattr(W, field).flags.writeable = True
 
 
+@pytest.mark.I4
 def test_with_data_keeps_the_pattern_and_copies():
     W, values = make(), np.arange(6.0)
     other = W.with_data(values)
@@ -396,6 +418,7 @@ INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uin
 TYPES = ["bool", *INTEGERS, "float16", "float32", "float64"]
 
 
+@pytest.mark.I3
 @pytest.mark.parametrize("dtype", TYPES)
 def test_dense_layouts_and_types(dtype):
     A = DENSE.astype(dtype)
@@ -408,6 +431,7 @@ def test_dense_layouts_and_types(dtype):
         assert not np.shares_memory(W.data, array), name
 
 
+@pytest.mark.I3
 @pytest.mark.parametrize("dtype", TYPES)
 def test_raw_arrays_of_every_type_and_layout(dtype):
     data = np.array([[1, 0, 1, 1, 0, 1]]).astype(dtype)
@@ -416,6 +440,7 @@ def test_raw_arrays_of_every_type_and_layout(dtype):
         assert W.data.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], name
 
 
+@pytest.mark.I3
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_indices_of_every_integer_type_and_layout(dtype):
     fields = {
@@ -428,6 +453,7 @@ def test_indices_of_every_integer_type_and_layout(dtype):
         assert W.toarray().tobytes() == DENSE.tobytes()
 
 
+@pytest.mark.I3
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "longdouble", "object", "U3", "datetime64[s]"])
 def test_values_that_are_no_real_numbers_are_type_errors(dtype):
     if dtype == "longdouble" and np.dtype(dtype).itemsize == 8:
@@ -443,6 +469,7 @@ def test_values_that_are_no_real_numbers_are_type_errors(dtype):
         fs.CSR(INDPTR, INDICES, DATA, SHAPE).with_data(data)
 
 
+@pytest.mark.I3
 def test_dtype_argument():
     assert fs.csr(DENSE, dtype="float32").dtype == np.float32
     assert fs.csr(sp.csc_array(DENSE), dtype=np.float32).dtype == np.float32
@@ -455,6 +482,7 @@ def test_dtype_argument():
             fs.csr(DENSE, dtype=wrong)
 
 
+@pytest.mark.I3
 def test_matrix_of_a_matrix():
     W = fs.CSR(INDPTR, INDICES, DATA, SHAPE)
     assert fs.csr(W) is W
@@ -463,6 +491,7 @@ def test_matrix_of_a_matrix():
     assert narrow.pattern is W.pattern
 
 
+@pytest.mark.I3
 def test_objects_that_are_no_matrices():
     with pytest.raises(ValueError, match=re.escape("obj has shape (3,), expected two dimensions (rows, columns)")):
         fs.csr([1.0, 2.0, 3.0])

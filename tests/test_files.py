@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import stat
 import struct
 import tracemalloc
@@ -51,6 +52,7 @@ def _everything() -> nn.Sequential:
     )
 
 
+@pytest.mark.R8
 def test_a_model_comes_back_to_the_bit(tmp_path: Path, rng: Any) -> None:
     model, x = _everything(), rng.normal(size=(4, 2, 6, 7))
     model(x)  # moves the running statistics
@@ -106,6 +108,7 @@ def test_any_safetensors_reader_finds_the_arrays(tmp_path: Path) -> None:
 # --- F1 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.F1
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     fs.save(_small(), path)
@@ -118,6 +121,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
+@pytest.mark.F1
 def test_arrays_of_any_layout_are_aligned_and_come_back(tmp_path: Path) -> None:
     arrays = {
         "bytes": np.arange(3, dtype=np.uint8), "none": np.zeros((0, 3)), "scalar": np.array(2.0),
@@ -134,6 +138,7 @@ def test_arrays_of_any_layout_are_aligned_and_come_back(tmp_path: Path) -> None:
     assert len((tmp_path / "f").read_bytes()) % 8 == sum(a.nbytes for a in arrays.values()) % 8
 
 
+@pytest.mark.F1
 def test_saving_follows_the_umask_and_symbolic_links(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     fs.save(_small(), tmp_path / "real" / "m")
@@ -146,9 +151,33 @@ def test_saving_follows_the_umask_and_symbolic_links(tmp_path: Path) -> None:
     assert len(fs.load(tmp_path / "real" / "m")) == len(_everything())
 
 
+class Trap:
+    """What unpickling it does is seen."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.F1
+def test_pickle_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "m"
+    for content in (pickle.dumps(Trap()), pickle.dumps({"architecture": Trap()}, protocol=0)):
+        path.write_bytes(content)
+        for load in (fs.load, fs.load_engine):
+            with pytest.raises(fs.FileFormatError):
+                load(path)
+    with path.open("wb") as file:
+        np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
+    with pytest.raises(fs.FileFormatError):
+        fs.load(path)
+    assert not (tmp_path / "sprung").exists()
+
+
 # --- F2 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.F2
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m"
     fs.save(_small(), path)
@@ -165,6 +194,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
         assert all(np.array_equal(got[name], want[name]) for name in want)
 
 
+@pytest.mark.F2
 def test_every_cut_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m"
     fs.save(_small(), path)
@@ -175,6 +205,8 @@ def test_every_cut_is_found(tmp_path: Path) -> None:
             fs.load(path)
 
 
+@pytest.mark.F2
+@pytest.mark.F4
 @pytest.mark.parametrize("name", ["model", "engine", "graph"])
 def test_f2_f4_damaged_and_hostile_files_are_refused_or_run(name: str) -> None:
     failures: list[str] = []
@@ -235,6 +267,7 @@ print("done")
 """
 
 
+@pytest.mark.F2
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs a limit on memory as Linux has it")
 def test_huge_declared_shapes_take_no_memory(run_python: Callable[..., Any], tmp_path: Path) -> None:
     assert run_python(HUGE, str(tmp_path / "m"), OPENBLAS_NUM_THREADS="1").stdout == "done\n"
@@ -252,6 +285,7 @@ DECLARED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.F2
 @pytest.mark.parametrize(("layer", "arguments", "arrays"), DECLARED)
 def test_what_a_file_declares_is_not_allocated(layer: str, arguments: Any, arrays: Any, tmp_path: Path) -> None:
     _written(tmp_path / "m", {"type": layer, "arguments": arguments}, arrays)
@@ -317,6 +351,7 @@ HOSTILE: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.F2
 @pytest.mark.parametrize(("architecture", "arrays", "message"), HOSTILE)
 def test_hostile_files_are_refused_with_the_reason(
     architecture: Any, arrays: Any, message: str, tmp_path: Path
@@ -329,6 +364,7 @@ def test_hostile_files_are_refused_with_the_reason(
     assert message in str(caught.value)
 
 
+@pytest.mark.F2
 def test_other_files_are_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -349,6 +385,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         fs.load(tmp_path)
 
 
+@pytest.mark.F2
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX's")
 def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")

@@ -14,6 +14,8 @@ from fastsparse_kernels import compiler
 from tests.checking import DTYPES, PATTERNS, Array, matrix, numbers, same_bits
 from tests.test_arguments import CALLS
 
+pytestmark = pytest.mark.I3
+
 
 def layouts(array: Array) -> dict[str, Array]:
     """The same numbers, laid out in every way."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.T5
 def test_import_changes_nothing(run_python):
     found = json.loads(run_python(IMPORT).stdout)
     modules = found.pop("modules")
@@ -58,3 +62,27 @@ def test_every_public_name_is_there():
 def test_unknown_names_of_the_package():
     with pytest.raises(AttributeError, match=r"^module 'fastsparse' has no attribute 'nonsense'$"):
         fs.nonsense  # noqa: B018
+
+
+def _public_functions(module: Any) -> Iterator[tuple[str, Any]]:
+    for name in module.__all__:
+        found = getattr(module, name)
+        if inspect.isfunction(found):
+            yield name, found
+        elif inspect.isclass(found):
+            for method, function in inspect.getmembers(found, inspect.isfunction):
+                if not method.startswith("_") or method in ("__init__", "__call__", "__matmul__", "__rmatmul__"):
+                    yield f"{name}.{method}", function
+
+
+@pytest.mark.parametrize("module", [fs, fs.nn, fs.sparsity, fs.training], ids=lambda module: module.__name__)
+def test_public_arguments_have_types(module):
+    """Any says nothing; what is built for matrices (`cached`) takes whatever its builder takes."""
+    untyped = [
+        f"{name}({parameter.name})"
+        for name, function in _public_functions(module)
+        for parameter in inspect.signature(function).parameters.values()
+        if function.__module__.startswith("fastsparse") and not name.endswith(".cached")
+        if parameter.annotation == "Any" or (parameter.annotation is parameter.empty and parameter.name != "self")
+    ]
+    assert not untyped

@@ -29,6 +29,8 @@ from tests.layouts import (
     wrong_layouts,
 )
 
+pytestmark = pytest.mark.I5
+
 # ---------------------------------------------------------------- out=
 
 W = fs.csr(np.eye(4, 18, dtype=np.float32))

@@ -72,7 +72,7 @@ def onnx_session(model: str | bytes, threads: int) -> Any:
 def onnx_model(
     nodes: Sequence[Any], x: tuple[str, Sequence[int]], y: tuple[str, Sequence[int]], weights: dict[str, np.ndarray]
 ) -> bytes:
-    """A model of nodes that lead from x to y, both a name with a shape."""
+    """A model of nodes from x to y, both a name with a shape."""
     import onnx
 
     x_info, y_info = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (x, y))

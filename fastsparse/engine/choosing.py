@@ -28,7 +28,11 @@ class Choice(NamedTuple):
 def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choice]:
     """What can be taken, the one by estimate first; that one alone without `tune`."""
     target, on_images = _target(program, batch, workers), _on_images(program)
-    if batch == 1 or (on_images and not target.heuristics.prefers_batch_blocks(batch, target.lanes)):
+    if (
+        batch == 1
+        or program.row_wise
+        or (on_images and not target.heuristics.prefers_batch_blocks(batch, target.lanes))
+    ):
         return _by_image(program, batch, target)[: None if tune else 1]
     groups, work = -(-batch // target.lanes), batch_blocked.work_of(program, target)
     if not on_images:
@@ -59,9 +63,9 @@ def _on_images(program: Program) -> bool:
 
 
 def _target(program: Program, batch: int, workers: int) -> Target:
-    """With vectors of half the length where a batch of features fits them. (One image fills vectors by itself.)"""
+    """With vectors of half the length where a batch of features fits them: an image or a row fills them by itself."""
     target = target_for(program.dtype, workers)
-    return target if batch == 1 or _on_images(program) else narrowed(target, batch)
+    return target if batch == 1 or program.row_wise or _on_images(program) else narrowed(target, batch)
 
 
 def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import operator
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from fastsparse import nn
 from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
-from fastsparse.engine.from_model import program_of
+from fastsparse.engine.from_model import first_layer, program_of
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Linear, Program
-from fastsparse.engine.report import Benchmark, Report, measured, timed_calls
+from fastsparse.engine.report import Benchmark, Report, Row, fastest_seconds, measured, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.serial import to_plain
-from fastsparse.engine.workspace import Pool
+from fastsparse.engine.workspace import Pool, PoolStore
 from fastsparse.functional import linear
+from fastsparse.nn.shape import embedded
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
-from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
 from fastsparse.tflite.to_onnx import model_of as tflite_model
 
-Array = NDArray[Any]
-_KEPT_PLANS = 8  # batch sizes whose plans and workspaces are kept
-_KEPT_CHOICES = 256
-_WORKSPACES = 8  # calls of one batch size that run at once; more wait
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
-# One lock serves all engines: it is held for a dictionary access, never while something is planned or run.
-_lock = fork_safe_lock()
+Array = NDArray[Any]
+InputShapes: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
+_KEPT_CHOICES = 256
 
 
 @overload
@@ -45,14 +43,14 @@ def compile(  # noqa: A001
 ) -> Engine: ...
 @overload
 def compile(  # noqa: A001
-    model: str | os.PathLike[str], input_shape: Any = ..., *, threads: int | None = ..., tune: bool = ...,
-    allow_external_data: bool = ...,
+    model: str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = ..., *,
+    threads: int | None = ..., tune: bool = ..., allow_external_data: bool = ...,
 ) -> GraphEngine: ...  # fmt: skip
 
 
 def compile(  # noqa: A001 - the public name of api.md
-    model: Any, input_shape: Any = None, *, threads: int | None = None, tune: bool = True,
-    allow_external_data: bool = True,
+    model: nn.Sequential | str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = None, *,
+    threads: int | None = None, tune: bool = True, allow_external_data: bool = True,
 ) -> Engine | GraphEngine:  # fmt: skip
     """Compile a network for inference.
 
@@ -105,7 +103,7 @@ def compile(  # noqa: A001 - the public name of api.md
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX or TFLite file")
-    shape = _checked_shape(input_shape)
+    shape = _checked_shape(input_shape, 1 if isinstance(first_layer(model), nn.Embedding) else 2)
     threads = None if threads is None else checked_threads(threads, "threads")
     program = optimised(program_of(model, shape[1:]))
     engine = Engine(program, shape, threads)
@@ -113,13 +111,14 @@ def compile(  # noqa: A001 - the public name of api.md
     return engine
 
 
-def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+def _checked_shape(input_shape: Any, axes: int) -> tuple[int, ...]:
     try:
         shape = tuple(operator.index(n) for n in input_shape)
     except TypeError:
         raise TypeError(f"input_shape is {input_shape!r}, expected a tuple of integers, batch first") from None
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"input_shape is {shape}, expected at least (batch, features), all at least 1")
+    if len(shape) < axes or min(shape) < 1:
+        least = "(batch, features)" if axes == 2 else "(batch,)"
+        raise ValueError(f"input_shape is {shape}, expected at least {least}, all at least 1")
     return shape
 
 
@@ -143,12 +142,12 @@ class Engine:
         self.dtype = program.dtype
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (input_shape[0], *self._sample_shape)
-        self._plans: OrderedDict[tuple[int, int], Pool] = OrderedDict()
+        self._plans = PoolStore()  # by batch and workers
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
-    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Run the network.
 
         Parameters
@@ -156,6 +155,7 @@ class Engine:
         x : array_like (N, ...), or scipy.sparse (N, features) where the first layer is linear
             Any N; the other sizes as in `input_shape`. float64 is cast to float32 where that is the engine's type, and
             the other way round. A sparse x stays sparse: work follows the matching nonzeros of x and the first weight.
+            Integers where the first layer is an Embedding.
         out : ndarray (N, ...), optional
             Where to write the result: C-contiguous, of the engine's dtype, apart from x.
 
@@ -177,7 +177,7 @@ class Engine:
                 workspace.run(array, y)
         return y
 
-    def run(self, inputs: Sequence[Any], *, out: Sequence[Array] | None = None) -> list[Array]:
+    def run(self, inputs: Sequence[ArrayLike], *, out: Sequence[Array] | None = None) -> list[Array]:
         """Run on a list of inputs and give a list of outputs: one of each."""
         if len(inputs) != 1 or (out is not None and len(out) != 1):
             raise ValueError(f"inputs has {len(inputs)} arrays, expected 1 (and as many in out)")
@@ -213,10 +213,16 @@ class Engine:
         Report
             To be printed.
         """
-        x = self._random(batch)
+        user = self._random(batch)
+        x = self._checked(user)
         y = np.empty((len(x), *self._sample_shape), self.dtype)
         with self._pool(len(x)).workspace() as workspace:
-            return measured(self._program, workspace, x, y)
+            report = measured(self._program, workspace, x, y)
+        if self._program.embedding is not None:
+            spent = fastest_seconds(lambda: self._checked(user)) * 1e3
+            row = Row("input", "Embedding", x.shape[1:], None, "rows of a table", spent, None)
+            report = replace(report, rows=[row, *report.rows])
+        return report
 
     def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
         """Call the engine for some seconds.
@@ -233,16 +239,20 @@ class Engine:
         count = self.input_shape[0] if batch is None else operator.index(batch)
         if count < 1:
             raise ValueError(f"batch is {batch}, expected a positive integer")
-        return np.random.default_rng(0).standard_normal((count, *self.input_shape[1:])).astype(self.dtype)
+        rng, shape = np.random.default_rng(0), (count, *self.input_shape[1:])
+        if self._program.embedding is not None:
+            return rng.integers(0, len(self._program.embedding), shape)
+        return rng.standard_normal(shape).astype(self.dtype)
 
     # ------------------------------------------------------------------------------------------
 
-    def _checked(self, x: Any) -> Array:
-        array = as_cast(x, self.dtype, "x", "the engine")
+    def _checked(self, x: ArrayLike) -> Array:
+        table = self._program.embedding
+        array = as_cast(x, self.dtype, "x", "the engine") if table is None else np.asarray(x)
         if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
             expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array) if table is None else embedded(table, array)
 
     def _run_sparse(self, x: Any, out: Array | None) -> Array:
         """The first layer on sparse x, and the others as an engine of their own."""
@@ -260,7 +270,9 @@ class Engine:
         """The first layer, and what comes behind it."""
         program = self._program
         node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
-        alone = node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        alone = (
+            program.embedding is None and node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        )
         if node is None or not alone or not isinstance(node.operator, Linear) or len(self.input_shape) != 2:
             kind = "no layer" if node is None else node.name
             raise TypeError(
@@ -275,7 +287,7 @@ class Engine:
     def __reduce__(self) -> tuple[Any, ...]:
         return pickled(self)
 
-    def _output(self, out: Any, x: Array) -> Array:
+    def _output(self, out: Array | None, x: Array) -> Array:
         shape = (len(x), *self._sample_shape)
         if out is None:
             return np.empty(shape, self.dtype)
@@ -284,21 +296,13 @@ class Engine:
     def _pool(self, batch: int, tune: bool = False) -> Pool:
         workers = usable_threads(self._threads)
         key = (batch, workers)
-        with _lock:
-            pool = self._plans.get(key)
-            if pool is not None and (not tune or key in self._choices):
-                self._plans.move_to_end(key)
-                return pool
+        pool: Pool | None = self._plans.get(key)
+        if pool is not None and (not tune or key in self._choices):
+            return pool
         tune = tune or (self._tune_again and batch == self.input_shape[0])
         choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
-        made = Pool(scheduled(self._program, batch, workers, choice), _WORKSPACES)
-        with _lock:
-            if tune:
-                self._plans[key] = made
-                if len(self._choices) < _KEPT_CHOICES:
-                    self._choices[key] = choice
-            pool = self._plans.setdefault(key, made)
-            self._plans.move_to_end(key)
-            while len(self._plans) > _KEPT_PLANS:
-                self._plans.popitem(last=False)
-        return pool
+        made = Pool(scheduled(self._program, batch, workers, choice))
+        if tune and len(self._choices) < _KEPT_CHOICES:
+            self._choices[key] = choice
+        kept: Pool = self._plans.put(key, made, made, replace=tune)
+        return kept

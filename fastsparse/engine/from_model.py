@@ -19,6 +19,7 @@ from fastsparse.engine.program import (
     Activate,
     Add,
     Conv,
+    LayerNorm,
     Linear,
     Node,
     Operator,
@@ -27,6 +28,7 @@ from fastsparse.engine.program import (
     Reshape,
     Scale,
     Shape,
+    Softmax,
     UnsupportedOperatorError,
 )
 from fastsparse.ops.geometry import ConvGeometry
@@ -49,13 +51,27 @@ def program_of(model: nn.Module, shape: Shape) -> Program:
     TypeError
         When layers have different dtypes.
     """
-    build = _Building([shape], [])
+    first = first_layer(model)
+    table = None
+    if isinstance(first, nn.Embedding):
+        table, shape = first.weight.value.copy(), (*shape, first.embedding_dim)
+    build = _Building([shape], [], first)
     output = build.layer("", model, 0)
     dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
     if len(dtypes) > 1:
         raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
     dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
-    return Program(tuple(build.shapes), (0,), (output,), tuple(build.nodes), dtype)
+    return Program(tuple(build.shapes), (0,), (output,), tuple(build.nodes), dtype, table)
+
+
+def first_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that reads the input of a network of Sequentials, where it is one layer."""
+    while isinstance(model, nn.Sequential):
+        children = [child for _, child in model.children()]
+        if not children:
+            return None
+        model = children[0]
+    return model
 
 
 @dataclass
@@ -64,6 +80,7 @@ class _Building:
 
     shapes: list[Shape]
     nodes: list[Node]
+    first: nn.Module | None
 
     def layer(self, name: str, layer: nn.Module, x: int) -> int:
         """Add a layer that reads tensor x, and give the tensor that it writes."""
@@ -73,6 +90,12 @@ class _Building:
             return x
         if isinstance(layer, nn.Residual):
             return self._residual(name, layer, x)
+        if isinstance(layer, nn.Embedding):
+            if layer is self.first and x == 0 and not self.nodes:
+                return x  # its table is the program's
+            raise UnsupportedOperatorError(
+                f"layer {name} is an Embedding, which fs.compile supports as the first layer"
+            )
         translated = _translated(name or "model", layer, self.shapes[x])
         return x if translated is None else self._node(name or "model", layer, *translated, (x,))
 
@@ -97,14 +120,14 @@ def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:
         if isinstance(layer, kinds):
             try:
                 return translate(layer, shape)
-            except _Misfit as misfit:
+            except _ShapeError as error:
                 got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
                 kind = type(layer).__name__
-                raise ValueError(f"input_shape gives layer {name} ({kind}) an x of {got}, expected {misfit}") from None
+                raise ValueError(f"input_shape gives layer {name} ({kind}) an x of {got}, expected {error}") from None
     raise UnsupportedOperatorError(f"layer {name} is a {type(layer).__name__}, which fs.compile does not support yet")
 
 
-class _Misfit(ValueError):
+class _ShapeError(ValueError):
     """What a layer expected of its input's shape."""
 
 
@@ -122,7 +145,7 @@ def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
 
 def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     if shape != (layer.in_features,):
-        raise _Misfit(f"(N, {layer.in_features})")
+        raise _ShapeError(f"(N, {layer.in_features})")
     return Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,)
 
 
@@ -137,13 +160,13 @@ def _dense_conv(layer: nn.Conv2d, shape: Shape) -> Translated:
 def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     axes = len(layer.kernel_size)
     if len(shape) != axes + 1 or shape[0] != layer.in_channels:
-        raise _Misfit(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
+        raise _ShapeError(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
     geometry = ConvGeometry(
         layer.in_channels, layer.out_channels, shape[1:], layer.kernel_size, layer.stride, layer.padding,
         layer.dilation, layer.groups,
     )  # fmt: skip
     if min(geometry.out_spatial) < 1:
-        raise _Misfit(f"an image in which a window of {layer.kernel_size} fits")
+        raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     operator = Conv(weight, _bias(layer), geometry, layer.activation, dense)
     return operator, (layer.out_channels, *geometry.out_spatial)
 
@@ -151,7 +174,7 @@ def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
 def _batch_norm(layer: Any, shape: Shape) -> Translated:
     axes = (1, 2) if isinstance(layer, nn.BatchNorm1d) else (3,)
     if len(shape) not in axes or shape[0] != layer.num_features:
-        raise _Misfit(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
+        raise _ShapeError(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
     wide = np.float64
     scale = layer.weight.value.astype(wide) / np.sqrt(layer.running_var.astype(wide) + layer.eps)
     return Scale(scale, layer.bias.value.astype(wide) - layer.running_mean.astype(wide) * scale), shape
@@ -161,19 +184,34 @@ def _activation(layer: Any, shape: Shape) -> Translated:
     return Activate(layer.activation), shape
 
 
+def _layer_norm(layer: nn.LayerNorm, shape: Shape) -> Translated:
+    sizes = layer.normalized_shape
+    if len(shape) < len(sizes) or shape[-len(sizes) :] != sizes:
+        raise _ShapeError("(N, ..., " + ", ".join(map(str, sizes)) + ")")
+    return LayerNorm(layer.weight.value.copy(), layer.bias.value.copy(), float(layer.eps)), shape
+
+
+def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
+    if layer.axis not in (-1, len(shape)):
+        raise UnsupportedOperatorError(
+            f"a Softmax is along axis {layer.axis} of {len(shape) + 1}, expected the last one, as fs.compile supports"
+        )
+    return Softmax(), shape
+
+
 def _window_pool(layer: Any, shape: Shape) -> Translated:
     if len(shape) != 3:
-        raise _Misfit("(N, C, H, W)")
+        raise _ShapeError("(N, C, H, W)")
     tables = windows((shape[1], shape[2]), layer.kernel_size, layer.stride, layer.padding)
     if min(tables.out_spatial) < 1:
-        raise _Misfit(f"an image in which a window of {layer.kernel_size} fits")
+        raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     kind = "max" if isinstance(layer, nn.MaxPool2d) else "mean"
     return Pool(kind, tables), (shape[0], *tables.out_spatial)
 
 
 def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
     if len(shape) != 3:
-        raise _Misfit("(N, C, H, W)")
+        raise _ShapeError("(N, C, H, W)")
     tables = adaptive_windows((shape[1], shape[2]), layer.output_size)
     return Pool("mean", tables), (shape[0], *tables.out_spatial)
 
@@ -193,6 +231,8 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.Conv2d,), _dense_conv),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
     ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU), _activation),
+    ((nn.LayerNorm,), _layer_norm),
+    ((nn.Softmax,), _softmax),
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
     ((nn.Flatten,), _flatten),

@@ -75,7 +75,7 @@ def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) 
     program = serial.from_plain(found["program"], arrays)
     check_optimised(program)
     shape = tuple(found["input_shape"])
-    sizes_fit = all(type(n) is int for n in shape) and shape[1:] == program.shapes[program.inputs[0]]
+    sizes_fit = bool(shape) and all(type(n) is int for n in shape) and shape[1:] == program.user_shape
     if not sizes_fit or not 1 <= shape[0] < 2**31:
         raise ValueError(f"the input shape is {shape}, which does not fit the program")
     return Engine(program, shape, threads)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Reshape, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Linear, Node, Pool, Program, Reshape, RowWise, Scale, Shape
 from fastsparse.ops.geometry import ConvGeometry
 
 Array = NDArray[Any]
@@ -36,10 +36,10 @@ def check_optimised(program: Program) -> None:
     """
     roots = program.roots()
     for node in program.nodes:
-        if not isinstance(node.operator, Conv | Linear | Pool | Reshape):
+        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise):
             raise ValueError(f"node {node.name!r} is a {type(node.operator).__name__}, expected a part of a product")
         if node.residual is not None and program.shapes[roots[node.residual]] != program.shapes[node.output]:
-            raise ValueError(f"node {node.name!r} adds a tensor that lies in memory in another shape")
+            raise ValueError(f"node {node.name!r} adds a tensor that has another shape in memory")
 
 
 def move_activations_before_max(program: Program) -> Program:
@@ -109,7 +109,7 @@ def fuse_adds(program: Program) -> Program:
             product = Node("", _diagonal(np.ones(shape[0], program.dtype), None, None, shape), (x,), node.output)
         else:
             residual = node.inputs[node.inputs[0] == product.output]
-        if shapes[roots[residual]] != shape:  # it lies as what it was before it was flattened
+        if shapes[roots[residual]] != shape:  # in memory it has the shape from before it was flattened
             identity = _diagonal(np.ones(shape[0], program.dtype), None, None, shape)
             nodes.append(Node(f"{node.name} (copy)", identity, (residual,), len(shapes)))
             residual = len(shapes)

@@ -86,6 +86,20 @@ class Pool:
     windows: Windows
 
 
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """scale (x - mean) / sqrt(variance + eps) + shift over the last axes of x, which are those of scale and shift."""
+
+    scale: Array
+    shift: Array
+    eps: float
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """exp(x) over its sum along the last axis."""
+
+
 @dataclass(frozen=True)
 class Reshape:
     """The same numbers in another shape."""
@@ -98,7 +112,8 @@ class Add:
     activation: str | None = None
 
 
-Operator = Conv | Linear | Scale | Activate | Pool | Reshape | Add
+RowWise = LayerNorm | Softmax  # operators on contiguous rows, in the user's layout
+Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +133,24 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A network. shapes[t] is the shape of one sample of tensor t."""
+    """A network. shapes[t] is the shape of one sample of tensor t.
+
+    embedding : table (rows, length) whose rows the user's integers select, which gives the only input; None where the
+        user's numbers are the input
+    """
 
     shapes: tuple[Shape, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     nodes: tuple[Node, ...]
     dtype: np.dtype[Any]
+    embedding: Array | None = None
+
+    @property
+    def user_shape(self) -> Shape:
+        """Shape of one sample of the first input as the user has it."""
+        shape = self.shapes[self.inputs[0]]
+        return shape if self.embedding is None else shape[:-1]
 
     def with_nodes(self, nodes: list[Node]) -> Program:
         """The same tensors with other nodes."""
@@ -161,6 +187,11 @@ class Program:
                 first, second = sorted((find(root[node.residual]), find(root[node.output])))
                 leader[second] = first
         return {t: find(r) for t, r in root.items()}
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether some operator needs whole rows in the user's layout."""
+        return any(isinstance(node.operator, RowWise) for node in self.nodes)
 
     def useful_flops(self) -> float:
         """Multiplications and additions of all products, per sample."""

@@ -3,7 +3,7 @@
 A step reads one or two places and writes one; a place is a buffer and a byte offset in it, or an array of the user's.
 The same schedule is bound to each workspace by filling in addresses.
 
-What lies around an image in a buffer (contract R7): no number of a result depends on memory that nobody has written.
+Memory around an image in a buffer (contract R7): no number of a result depends on memory that nobody has written.
 Each layout keeps this in its own way:
 
 user (plain)    Images and features are contiguous; no lane behind the last number is stored in a result.

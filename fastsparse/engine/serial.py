@@ -1,8 +1,9 @@
 """Programs as plain data: a description that JSON knows, and arrays by name.
 
-A description has `dtype`, `shapes`, `inputs`, `outputs` and `nodes`. A node has `name`, `inputs`, `output` and
-`operator`: its `type` and its fields. Arrays stand as their names; a weight is `indptr`, `indices`, `data` and a
-shape; windows of pooling are their tables. What is read is checked as if it came from a stranger.
+A description has `dtype`, `shapes`, `inputs`, `outputs` and `nodes`, and an `embedding` where the program has one. A
+node has `name`, `inputs`, `output` and `operator`: its `type` and its fields. Arrays stand as their names; a weight is
+`indptr`, `indices`, `data` and a shape; windows of pooling are their tables. What is read is checked as if it came from
+a stranger.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastsparse.engine.program import (
     Activate,
     Add,
     Conv,
+    LayerNorm,
     Linear,
     Node,
     Operator,
@@ -27,6 +29,7 @@ from fastsparse.engine.program import (
     Reshape,
     Scale,
     Shape,
+    Softmax,
     size,
 )
 from fastsparse.ops.activations import ACTIVATIONS
@@ -57,7 +60,9 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
         fields = {name: kept(getattr(matrix, name)) for name in ("indptr", "indices", "data")}
         return {**fields, "shape": list(matrix.shape)}
 
+    table = {} if program.embedding is None else {"embedding": kept(program.embedding)}
     return {
+        **table,
         "dtype": program.dtype.name,
         "shapes": [list(shape) for shape in program.shapes],
         "inputs": list(program.inputs),
@@ -84,6 +89,8 @@ def _described(
         fields["geometry"] = {name: getattr(op.geometry, name) for name in _GEOMETRY}
     elif isinstance(op, Scale):
         fields.update(scale=kept(op.scale), shift=kept(op.shift))
+    elif isinstance(op, LayerNorm):
+        fields.update(scale=kept(op.scale), shift=kept(op.shift), eps=op.eps)
     elif isinstance(op, Activate):
         fields["name"] = op.name
     elif isinstance(op, Pool):
@@ -116,7 +123,11 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
     written = set(inputs)
     if len(written) != len(inputs) or not inputs or not outputs or max(inputs) >= len(shapes):
         raise ValueError(f"the inputs are {inputs} and the outputs {outputs}, expected tensors")
-    reader, nodes = _Reader(arrays, dtype), []
+    reader, nodes, table = _Reader(arrays, dtype), [], None
+    if "embedding" in plain:
+        table = reader.array(plain["embedding"], dtype)
+        if len(inputs) != 1 or table.ndim != 2 or not table.size or shapes[inputs[0]][-1] != table.shape[1]:
+            raise ValueError(f"the embedding has shape {table.shape}, which does not fit the input")
     for entry in plain["nodes"]:
         sources, (output,) = _ints(entry["inputs"], 0), _ints([entry["output"]], 0)
         if not isinstance(entry["name"], str):
@@ -136,7 +147,7 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
         raise ValueError(f"tensor {min(unread)} is written, but nothing reads it")
     if reader.used != set(arrays):
         raise ValueError(f"nothing reads the array {min(set(arrays) - reader.used)!r}")
-    return Program(shapes, inputs, outputs, tuple(nodes), dtype)
+    return Program(shapes, inputs, outputs, tuple(nodes), dtype, table)
 
 
 def _ints(values: Any, least: int) -> tuple[int, ...]:
@@ -170,6 +181,10 @@ class _Reader:
         if kind == "Scale":
             scale = self.array(entry["scale"], np.float64)
             return Scale(scale, self.array(entry["shift"], np.float64, scale.shape))
+        if kind == "LayerNorm":
+            return self._layer_norm(entry)
+        if kind == "Softmax":
+            return Softmax()
         if kind == "Activate":
             return Activate(_activation(entry["name"], False))
         if kind == "Pool":
@@ -179,6 +194,12 @@ class _Reader:
         if kind == "Reshape":
             return Reshape()
         raise ValueError(f"an operator has the type {kind!r}")
+
+    def _layer_norm(self, entry: Any) -> LayerNorm:
+        scale, eps = self.array(entry["scale"], self.dtype), entry["eps"]
+        if type(eps) is not float or not 0 <= eps < math.inf:
+            raise ValueError(f"eps is {eps!r}, expected a number of at least 0")
+        return LayerNorm(scale, self.array(entry["shift"], self.dtype, scale.shape), eps)
 
     def _product(self, entry: Any) -> tuple[CSR, Array | None]:
         fields = [entry["weight"][name] for name in ("indptr", "indices", "data")]
@@ -214,7 +235,7 @@ class _Reader:
         for extent, table in zip(spatial, tables, strict=True):
             fits = table.ndim == 2 and table.shape[1] == 3 and len(table) > 0
             if not fits or (table[:, 0] < 0).any() or (table[:, 1] > extent).any() or (table[:, 2] < 1).any():
-                raise ValueError("windows of pooling lie outside of the image")
+                raise ValueError("windows of pooling are outside of the image")
             if (table[:, 0] >= table[:, 1]).any() or (np.diff(table[:, :2], axis=0) < 0).any():
                 raise ValueError("windows of pooling are empty or out of order")
         rows, columns = (np.ascontiguousarray(table) for table in tables)
@@ -252,6 +273,9 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         found = (size(x),)
     elif isinstance(op, Scale):
         found = x if op.scale.shape == op.shift.shape == x[:1] else None
+    elif isinstance(op, LayerNorm):
+        axes = op.scale.ndim
+        found = x if 0 < axes <= len(x) and x[-axes:] == op.scale.shape else None
     elif isinstance(op, Add):
         found = x if len(shapes) == 2 and shapes[1] == x else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found

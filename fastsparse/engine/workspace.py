@@ -1,4 +1,5 @@
-"""Workspaces: a schedule with memory and with its launches bound, ready to run; and a bounded pool of them.
+"""Workspaces: a schedule with memory and with its launches bound, ready to run; pools of them, and bounded stores of
+pools.
 
 A workspace serves one call at a time. Everything a call needs but its output is allocated when the workspace is made.
 """
@@ -6,7 +7,8 @@ A workspace serves one call at a time. Everything a call needs but its output is
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,15 +20,22 @@ from numpy.typing import NDArray
 from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
 from fastsparse.runtime import launch, sequence
 from fastsparse.runtime.buffers import address
-from fastsparse.runtime.fork import after_fork_in_child
+from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
 from fastsparse.runtime.launch import BoundLaunch
 from fastsparse.runtime.measure import seconds
+from fastsparse.runtime.memo import held_arrays
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels.compiler import aligned_empty
 
 Array = NDArray[Any]
 Arrays = Array | Sequence[Array]  # of a program with one input or output, or with several
 _pools: WeakSet[Pool] = WeakSet()
+KEPT_BYTES = 256 * 2**20  # plans and workspaces that an engine keeps
+STEP_BYTES = 4096  # of the Python objects of a step, in a plan and in a workspace
+MOST_WORKSPACES = 8  # calls of one batch size that run at once; more wait
+
+# One lock serves all stores: it is held for dictionary accesses, never while something is planned or run.
+_lock = fork_safe_lock()
 
 
 class Workspace:
@@ -89,7 +98,7 @@ class Workspace:
         """The same, step by step, with a line for each; those of workers that run all steps alone are one."""
         schedule = self.schedule
         if schedule.per_worker:
-            label = f"network,{len(schedule.steps)} steps for each of {schedule.tasks} tasks"
+            label = "network", f"{len(schedule.steps)} steps for each of {schedule.tasks} tasks"
             run = partial(self._sequence.run, schedule.workers, self.heuristics.slice_flops)
             launch.report(label, schedule.workers, seconds(run))
             return
@@ -145,9 +154,11 @@ def _spans(launches: list[BoundLaunch], slice_flops: float) -> list[tuple[int, i
 class Pool:
     """Workspaces of one schedule: made when needed, at most `limit`, and handed round."""
 
-    def __init__(self, schedule: Schedule, limit: int) -> None:
+    def __init__(self, schedule: Schedule, limit: int = MOST_WORKSPACES) -> None:
         self.schedule = schedule
+        self.store: PoolStore | None = None  # which keeps it, and is told when it grows
         self._limit = limit
+        self.nbytes = 0  # of all workspaces
         self._free: list[Workspace] = []
         self.renew()
         _pools.add(self)
@@ -156,6 +167,15 @@ class Pool:
         """Forget the workspaces in use, as a forked child must: the threads that use them are not there."""
         self._made = len(self._free)
         self._changed = threading.Condition()
+
+    @property
+    def steps(self) -> int:
+        """Their number."""
+        return len(self.schedule.steps)
+
+    def arrays(self) -> dict[int, int]:
+        """Bytes of the arrays of the plan, which other plans may share, by id."""
+        return held_arrays(self.schedule)
 
     @contextmanager
     def workspace(self) -> Iterator[Workspace]:
@@ -182,12 +202,100 @@ class Pool:
             else:
                 return self._free.pop()
         try:
-            return self.make()
+            made = self.make()
         except BaseException:
             with self._changed:
                 self._made -= 1
                 self._changed.notify()
             raise
+        self.nbytes = self._made * (made.nbytes + self.steps * STEP_BYTES)
+        if self.store is not None:
+            self.store.shrink()
+        return made
+
+
+class PoolStore:
+    """What was planned, by key, with the pools of its workspaces: the entry not used longest goes when the bytes of all
+    plans and workspaces are more than `limit`. The one used last stays whatever its size."""
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self.limit = limit
+        self._entries: OrderedDict[Hashable, tuple[Any, Pool | None, dict[int, int]]] = OrderedDict()
+        self._uses: Counter[int] = Counter()  # of the arrays of plans, by id
+        self._plan_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def get(self, key: Hashable) -> Any:
+        """What is kept under a key, or None."""
+        with _lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: Hashable, entry: Any, pool: Pool | None, *, replace: bool = False) -> Any:
+        """Keep an entry, unless another thread was first and `replace` is False; give the one that is kept."""
+        arrays = {} if pool is None else pool.arrays()
+        if pool is not None:
+            pool.store = self
+        with _lock:
+            if replace or key not in self._entries:
+                self._drop(key)
+                self._entries[key] = entry, pool, arrays
+                self._plan_bytes += STEP_BYTES + sum(arrays[i] for i in arrays if not self._uses[i])
+                self._uses.update(arrays.keys())
+            self._entries.move_to_end(key)
+            kept = self._entries[key][0]
+        self.shrink()
+        return kept
+
+    def clear(self) -> None:
+        """Forget all."""
+        with _lock:
+            for key in list(self._entries):
+                self._drop(key)
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Those that are kept."""
+        with _lock:
+            return [pool for _, pool, _ in self._entries.values() if pool is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all plans and workspaces, arrays of several plans once."""
+        with _lock:
+            return self._plan_bytes + sum(_space(pool) for _, pool, _ in self._entries.values())
+
+    def shrink(self) -> None:
+        """Forget entries until the bound holds."""
+        with _lock:
+            excess = self.nbytes - self.limit
+            while len(self._entries) > 1 and excess > 0:
+                oldest, (_, pool, _) = next(iter(self._entries.items()))
+                excess += self._plan_bytes
+                self._drop(oldest)
+                excess -= self._plan_bytes + _space(pool)
+
+    def _drop(self, key: Hashable) -> None:
+        """Forget an entry, if there is one. To be called with the lock held."""
+        _, _, arrays = self._entries.pop(key, (None, None, None))
+        if arrays is not None:
+            self._uses.subtract(arrays.keys())
+            self._plan_bytes -= STEP_BYTES + sum(arrays[i] for i in arrays if not self._uses[i])
+            for i in arrays:
+                if not self._uses[i]:
+                    del self._uses[i]
+
+
+def _space(pool: Pool | None) -> int:
+    """Bytes of a pool's workspaces, and of the Python objects of its plan."""
+    return 0 if pool is None else pool.nbytes + pool.steps * STEP_BYTES
 
 
 @after_fork_in_child

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastsparse.arguments import Seed
+
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -52,7 +54,7 @@ def dtype(value: DTypeLike) -> np.dtype[Any]:
     return found
 
 
-def generator(rng: Any) -> np.random.Generator:
+def generator(rng: Seed) -> np.random.Generator:
     """`rng`, None, a seed or a Generator, as a Generator."""
     try:
         return np.random.default_rng(rng)

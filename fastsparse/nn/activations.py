@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.ops import activations as activation_ops
@@ -15,7 +15,7 @@ from fastsparse.ops import softmax as softmax_ops
 Array = NDArray[Any]
 
 
-def floating(x: Any) -> Array:
+def floating(x: ArrayLike) -> Array:
     """`x` as a float32 or float64 array; float16, integers and bool become float32."""
     array = np.asarray(x)
     if array.dtype in (np.float32, np.float64):
@@ -64,7 +64,7 @@ class _Activation(Module):
 
     _name: ClassVar[str]
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         array = floating(x)
         y = activation_ops.activate(self._name, array)
         self._keep(y if self._name in activation_ops.FROM_OUTPUT else array)
@@ -154,7 +154,7 @@ class Softmax(Module):
     def __init__(self, axis: int = -1) -> None:
         self.axis = int(axis)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         array = floating(x)
         if array.ndim and self.axis in (-1, array.ndim - 1):
             y = softmax_ops.softmax(array)

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastsparse import functional
+from fastsparse.arguments import Samples
 from fastsparse.nn.module import Module, check_gradient, distinct
 from fastsparse.ops import activations
 
@@ -48,10 +49,11 @@ class Sequential(Module):
     def __getitem__(self, position: int) -> Module:
         return self.layers[position]
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: Samples) -> Array:
+        y: Any = x
         for layer in self.layers:
-            x = layer(x)
-        return x
+            y = layer(y)
+        return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         grad: Array | None = dy
@@ -94,8 +96,9 @@ class Residual(Module):
         self.shortcut = shortcut
         self.activation = activation
 
-    def forward(self, x: Any) -> Array:
-        y, passed = self.body(x), x if self.shortcut is None else self.shortcut(x)
+    def forward(self, x: Samples) -> Array:
+        y: Array = self.body(x)
+        passed: Any = x if self.shortcut is None else self.shortcut(x)
         if y.shape != passed.shape:
             raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
         before = y + passed

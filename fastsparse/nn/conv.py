@@ -1,4 +1,4 @@
-"""Convolution layers over one, two or three axes: one machine, thin subclasses."""
+"""Convolution layers over one, two or three axes, as thin subclasses of one class."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import math
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsparse import functional
-from fastsparse.arguments import as_cast, padding_pairs, per_axis
+from fastsparse.arguments import Axes, Padding, Seed, as_cast, padding_pairs, per_axis
 from fastsparse.csr import CSR, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
-from fastsparse.nn.growth import ConvolutionGradient
 from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations, dense
+from fastsparse.sparsity.growth import ConvolutionGradient
 
 Array = NDArray[Any]
 _FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SparseConvolution = TypeVar("SparseConvolution", bound="_SparseConv")
 
-# A dense convolution with at most so many inputs per output, and a batch of at least so many samples, is run as a
-# sparse one that has all weights: im2col would copy more than it computes. 1.5 to 6 times faster up to 28 x 28 pixels.
+# A dense convolution with at most this many inputs per output, and a batch of at least this many samples, runs as a
+# sparse one with all weights: im2col would copy more than it computes. 1.5 to 6 times faster up to 28 x 28 pixels.
 _FEW_INPUTS = 160
 _MANY_SAMPLES = 16
 
@@ -38,10 +38,10 @@ class _Window:
         axes: int,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any,
-        padding: Any,
-        dilation: Any,
+        kernel_size: Axes,
+        stride: Axes,
+        padding: Padding,
+        dilation: Axes,
         groups: int,
     ) -> None:
         self.in_channels = check.integer(in_channels, "in_channels")
@@ -61,7 +61,7 @@ class _Window:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments in types that JSON knows."""
+        """Constructor arguments in JSON types."""
         return {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
@@ -156,10 +156,10 @@ class _SparseConv(_Convolution, SparseWeight):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        padding: Padding = 0,
+        dilation: Axes = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -167,7 +167,7 @@ class _SparseConv(_Convolution, SparseWeight):
         pattern: Pattern | PatternMaker | None = None,
         activation: str | None = None,
         dtype: DTypeLike = "float32",
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         self._window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         out, *rest = self._window.weight_shape
@@ -176,12 +176,12 @@ class _SparseConv(_Convolution, SparseWeight):
     @classmethod
     def from_dense(
         cls: type[SparseConvolution],
-        weight: Any,
-        bias: Any = None,
+        weight: ArrayLike,
+        bias: ArrayLike | None = None,
         *,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        stride: Axes = 1,
+        padding: Padding = 0,
+        dilation: Axes = 1,
         groups: int = 1,
         activation: str | None = None,
     ) -> SparseConvolution:
@@ -217,7 +217,7 @@ class _SparseConv(_Convolution, SparseWeight):
         layer._take_weight(matrix, bias)
         return layer
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, in_channels, *spatial) -> (N, out_channels, *output spatial)."""
         matrix, bias, keywords = self.values.matrix(), self._bias(), self._window.keywords()
         x, run = as_cast(x, self.values.dtype, "x", "the layer"), _FUNCTIONS[self._axes]
@@ -282,16 +282,16 @@ class Conv2d(_Convolution):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        padding: Padding = 0,
+        dilation: Axes = 1,
         groups: int = 1,
         bias: bool = True,
         *,
         activation: str | None = None,
         dtype: DTypeLike = "float32",
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         functional.check_activation(activation)
@@ -302,14 +302,14 @@ class Conv2d(_Convolution):
         use_bias = check.flag(bias, "bias")
         self.bias = Parameter(initial.constant(window.out_channels, 0.0, kind)) if use_bias else None
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, in_channels, H, W) -> (N, out_channels, output H, output W)."""
         array = self._checked(x)
         y, kept = run_fused(lambda activation: self._product(array, activation), self.activation, self.training)
         self._keep((array, kept, y.shape))
         return y
 
-    def _checked(self, x: Any) -> Array:
+    def _checked(self, x: ArrayLike) -> Array:
         array = as_cast(x, self.weight.dtype, "x", "the layer")
         if array.ndim != self._axes + 2 or array.shape[1] != self.in_channels:
             raise ValueError(f"x has shape {array.shape}, expected (N, {self.in_channels}, H, W) to match the layer")
@@ -321,7 +321,7 @@ class Conv2d(_Convolution):
         return array
 
     def _matrix(self, samples: int) -> CSR | None:
-        """The weight as a matrix without zeros, when that is the faster way."""
+        """The weight as a full CSR matrix, where that is faster; else None."""
         if self._pattern is None or samples < _MANY_SAMPLES:
             return None
         return CSR._trusted(self._pattern, np.ascontiguousarray(self.weight.value).reshape(-1))

@@ -1,4 +1,4 @@
-"""Initial values, and the empty shells that models read from files start as."""
+"""Initial values, and empty shells of models that are read from files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _shells: ContextVar[bool] = ContextVar("fastsparse_shells", default=False)
 
 @contextmanager
 def shells() -> Iterator[None]:
-    """Have layers made without memory for their arrays, which state loaded afterwards replaces.
+    """Make layers without memory for their arrays, which loaded state replaces afterwards.
 
-    So a file that declares a huge layer costs nothing before its arrays have been compared with the declaration.
+    A file that declares a huge layer then costs nothing before its arrays have been compared with the declaration.
     """
     token = _shells.set(True)
     try:

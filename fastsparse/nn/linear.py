@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from fastsparse import functional
-from fastsparse.arguments import as_cast, is_sparse
-from fastsparse.csr import CSR, Pattern, csr
+from fastsparse.arguments import Samples, Seed, as_cast, is_sparse
+from fastsparse.csr import CSR, MatrixLike, Pattern, csr
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
-from fastsparse.nn.growth import LinearGradient
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations
 from fastsparse.ops.sums import batch_sum
+from fastsparse.sparsity.growth import LinearGradient
 from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]
@@ -56,7 +56,7 @@ class SparseWeight(Module):
         pattern: Pattern | PatternMaker | None,
         activation: str | None,
         dtype: DTypeLike,
-        rng: Any,
+        rng: Seed,
     ) -> None:
         functional.check_activation(activation)
         kind = check.dtype(dtype)
@@ -91,7 +91,7 @@ class SparseWeight(Module):
         if self.bias is not None:
             self.bias.accumulate(grad_bias)
 
-    def _take_weight(self, weight: CSR, bias: Any) -> None:
+    def _take_weight(self, weight: CSR, bias: ArrayLike | None) -> None:
         """Start from given values (float64 stays, anything else is float32)."""
         self.values.value = weight.data
         if self.bias is not None:
@@ -143,7 +143,7 @@ class SparseLinear(SparseWeight):
         pattern: Pattern | PatternMaker | None = None,
         activation: str | None = None,
         dtype: DTypeLike = "float32",
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         self.in_features = check.integer(in_features, "in_features")
         self.out_features = check.integer(out_features, "out_features")
@@ -151,7 +151,9 @@ class SparseLinear(SparseWeight):
         self._set_weight(shape, bias, sparsity, pattern, activation, dtype, rng)
 
     @classmethod
-    def from_dense(cls, weight: Any, bias: Any = None, *, activation: str | None = None) -> SparseLinear:
+    def from_dense(
+        cls, weight: MatrixLike, bias: ArrayLike | None = None, *, activation: str | None = None
+    ) -> SparseLinear:
         """Make a layer of the nonzeros of `weight`.
 
         Parameters
@@ -174,7 +176,7 @@ class SparseLinear(SparseWeight):
         layer._take_weight(matrix, bias)
         return layer
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: Samples) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
         x = _cast(x, self.values.dtype)
         matrix, bias = self.values.matrix(), self._bias()
@@ -224,7 +226,7 @@ class Linear(Module):
         *,
         activation: str | None = None,
         dtype: DTypeLike = "float32",
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         self.in_features = check.integer(in_features, "in_features")
         self.out_features = check.integer(out_features, "out_features")
@@ -236,7 +238,7 @@ class Linear(Module):
         use_bias = check.flag(bias, "bias")
         self.bias = Parameter(initial.constant(self.out_features, 0.0, kind)) if use_bias else None
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: Samples) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
         x = self._checked(x)
         y, kept = run_fused(lambda activation: self._product(x, activation), self.activation, self.training)

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from fastsparse.arguments import Samples
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.state import commit, stage
 from fastsparse.nn.summary import summary_table
@@ -37,7 +38,7 @@ class Module:
     input_kind: ClassVar[str | None] = None
     _saved: Any = None
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Samples) -> Array:
         """Run the layer on `x`; the same as ``forward``."""
         try:
             y = self.forward(x)
@@ -48,7 +49,7 @@ class Module:
         seen(self, y)
         return y
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: Samples) -> Array:
         """Compute the output for `x`."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
@@ -170,7 +171,7 @@ class Module:
         state.update((name, array.copy()) for name, array in self.named_buffers())
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Take over what :meth:`state_dict` gave, patterns included: all of it or, on an error, nothing.
 
         Raises
@@ -209,7 +210,7 @@ def distinct(modules: list[Module], owner: str) -> None:
             seen.add(id(inner))
 
 
-def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def check_gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """`dy` as an array of the output's shape and type."""
     array = np.asarray(dy)
     if array.shape != shape:

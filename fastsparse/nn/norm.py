@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import as_cast, per_axis
+from fastsparse.arguments import Axes, as_cast, per_axis
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import norm as norm_ops
-from fastsparse.ops.sums import batch_sum
 
 Array = NDArray[Any]
 
@@ -53,7 +51,7 @@ class _BatchNorm(Module):
         self.running_mean = initial.constant(self.num_features, 0.0, kind)
         self.running_var = initial.constant(self.num_features, 1.0, kind)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, num_features, ...) -> the same shape."""
         array = as_cast(x, self.weight.dtype, "x", "the layer")
         if array.ndim not in self._dims or array.shape[1] != self.num_features:
@@ -137,7 +135,7 @@ class LayerNorm(Module):
     dtype : float32 or float64
     """
 
-    def __init__(self, normalized_shape: Any, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
+    def __init__(self, normalized_shape: Axes, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
         axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
         self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
         self.eps = check.number(eps, "eps", 0.0)
@@ -145,34 +143,28 @@ class LayerNorm(Module):
         self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
         self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (..., *normalized_shape) -> the same shape."""
         array = as_cast(x, self.weight.dtype, "x", "the layer")
         axes = len(self.normalized_shape)
         if array.shape[-axes:] != self.normalized_shape:
             expected = ", ".join(map(str, ("...", *self.normalized_shape)))
             raise ValueError(f"x has shape {array.shape}, expected ({expected}) to match the layer")
-        last = tuple(range(-axes, 0))
-        centred = array - array.mean(axis=last, keepdims=True)
-        inverse = 1 / np.sqrt((centred * centred).mean(axis=last, keepdims=True) + array.dtype.type(self.eps))
-        normal = centred * inverse
-        self._keep((normal, inverse))
-        return normal * self.weight.value + self.bias.value
+        self._keep(array)
+        gamma, beta = self.weight.value.reshape(-1), self.bias.value.reshape(-1)
+        return norm_ops.layer_norm(array.reshape(-1, gamma.size), gamma, beta, self.eps).reshape(array.shape)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        normal, inverse = self._taken()
-        grad = check_gradient(dy, normal.shape, self.weight.dtype)
-        size = math.prod(self.normalized_shape)
-        flat = grad.reshape(-1, size)
-        scaled = flat * normal.reshape(-1, size)
-        self.weight.accumulate(batch_sum(scaled).reshape(self.normalized_shape))
-        self.bias.accumulate(batch_sum(flat).reshape(self.normalized_shape))
-        if not need_input:
-            return None
-        last = tuple(range(-len(self.normalized_shape), 0))
-        inner = grad * self.weight.value
-        along = (inner * normal).mean(axis=last, keepdims=True)
-        return np.asarray(inverse * (inner - inner.mean(axis=last, keepdims=True) - normal * along))
+        x = self._taken()
+        grad = check_gradient(dy, x.shape, self.weight.dtype)
+        gamma, sizes = self.weight.value.reshape(-1), self.normalized_shape
+        rows = -1, gamma.size
+        grad_x, grad_weight, grad_bias = norm_ops.layer_norm_backward(
+            grad.reshape(rows), x.reshape(rows), gamma, self.eps
+        )
+        self.weight.accumulate(grad_weight.reshape(sizes))
+        self.bias.accumulate(grad_bias.reshape(sizes))
+        return grad_x.reshape(x.shape) if need_input else None
 
     def config(self) -> dict[str, Any]:
         return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.runtime import buffers
-from fastsparse.sparsity.selection import TopK
+from fastsparse.sparsity import growth
+from fastsparse.sparsity.growth import FullGradient
 
 Array = NDArray[Any]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-# Elements of the full gradient that exist at a time when places to grow are looked for.
-_BLOCK = 1 << 18
-
-
-class FullGradient(Protocol):
-    """The gradient of one backward pass at all elements of the matrix, computed in blocks of rows when asked for."""
-
-    def rows(self, first: int, stop: int) -> Array:
-        """Rows `first` to `stop`, (stop - first, columns): a new array."""
 
 
 class OptimizerState(dict[str, Array]):
@@ -105,7 +96,7 @@ class Parameter:
         return self._value
 
     @value.setter
-    def value(self, new: Any) -> None:
+    def value(self, new: ArrayLike) -> None:
         if new is not self._value:
             array = np.asarray(new)
             if array.shape != self._value.shape:
@@ -259,24 +250,7 @@ class Parameter:
         """
         if self._pattern is None:
             raise TypeError("a dense parameter has no pattern to grow")
-        if not self._full:
-            raise RuntimeError("no backward pass was kept for growing, expected one after watch(True)")
-        found = self._offered(TopK(self._pattern, k, guess=True))
-        if not found.complete:
-            found = self._offered(TopK(self._pattern, k))
-        return found.result()
-
-    def _offered(self, found: TopK) -> TopK:
-        """`found` after it has seen the full gradient, block by block."""
-        rows, columns = self.shape
-        step = max(1, _BLOCK // max(columns, 1))
-        for first in range(0, rows, step):
-            stop = min(first + step, rows)
-            block = self._full[0].rows(first, stop)
-            for full in self._full[1:]:
-                block += full.rows(first, stop)
-            found.offer(block, first)
-        return found
+        return growth.grow_scores(self._pattern, self._full, k)
 
     def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern of the same shape.
@@ -293,21 +267,16 @@ class Parameter:
         """
         if self._pattern is None:
             raise TypeError("a dense parameter has no pattern to replace")
-        if pattern.shape != self._pattern.shape:
-            raise ValueError(f"pattern has shape {pattern.shape}, expected {self._pattern.shape}")
-        where = _positions(self._pattern, pattern) if source is None else np.asarray(source)
-        if where.shape != (pattern.nnz,):
-            raise ValueError(f"source has shape {where.shape}, expected {(pattern.nnz,)}, one for each new nonzero")
-        if where.size and not -1 <= int(where.min()) <= int(where.max()) < self._pattern.nnz:
-            raise ValueError(f"source goes from {where.min()} to {where.max()}, expected -1 to {self._pattern.nnz - 1}")
+        where = growth.checked_source(self._pattern, pattern, source)
         fresh = np.flatnonzero(where < 0)
         for name, array in ((name, array) for state in self._states() for name, array in state.items()):
             if np.shape(array) != self._value.shape:
                 raise ValueError(f"state[{name!r}] has shape {np.shape(array)}, expected {self._value.shape}")
         moved = [
-            (state, {name: _carried(array, where, fresh) for name, array in state.items()}) for state in self._states()
+            (state, {name: growth.carried(array, where, fresh) for name, array in state.items()})
+            for state in self._states()
         ]
-        value = _carried(self._value, where, fresh)
+        value = growth.carried(self._value, where, fresh)
         self._pattern, self._value, self._matrix = pattern, value, None
         for state, arrays in moved:
             state.update(arrays)
@@ -355,24 +324,3 @@ def _in_read_only_memory(array: Array) -> bool:
         return memoryview(owner).readonly
     except TypeError:  # None, or what is no buffer
         return False
-
-
-def _carried(array: Array, where: Array, fresh: Array) -> Array:
-    """array[where], with 0 at the places `fresh`, where `where` is -1."""
-    if len(array) == 0:
-        return np.zeros(len(where), array.dtype)
-    moved = np.take(array, where, mode="clip")  # checked by the caller; "clip" needs no second check
-    moved[fresh] = 0
-    return moved
-
-
-def _positions(old: Pattern, new: Pattern) -> NDArray[np.int64]:
-    """Position in `old` of every nonzero of `new`, -1 for those that are not in `old`."""
-    columns = old.shape[1]
-    old_keys = old.rows() * columns + old.indices
-    new_keys = new.rows() * columns + new.indices
-    found = np.searchsorted(old_keys, new_keys)
-    found[found == len(old_keys)] = -1
-    if len(old_keys):
-        found[old_keys[found] != new_keys] = -1
-    return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fastsparse.arguments import padding_pairs, per_axis
+from fastsparse.arguments import Axes, Padding, padding_pairs, per_axis
 from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.ops import pooling as pooling_ops
@@ -14,7 +14,7 @@ from fastsparse.ops import pooling as pooling_ops
 Array = NDArray[Any]
 
 
-def _image(x: Any) -> Array:
+def _image(x: ArrayLike) -> Array:
     array = floating(x)
     if array.ndim != 4 or min(array.shape[2:]) < 1:
         raise ValueError(f"x has shape {array.shape}, expected (N, C, H, W) with H and W at least 1")
@@ -33,7 +33,7 @@ class _Pool2d(Module):
         At most half the window.
     """
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+    def __init__(self, kernel_size: Axes, stride: Axes | None = None, padding: Padding = 0) -> None:
         height, width = per_axis(kernel_size, 2, "kernel_size", 1)
         self.kernel_size = (height, width)
         down, right = self.kernel_size if stride is None else per_axis(stride, 2, "stride", 1)
@@ -43,7 +43,7 @@ class _Pool2d(Module):
         if any(2 * side > k for pair, k in zip(self.padding, self.kernel_size) for side in pair):
             raise ValueError(f"padding is {padding!r}, expected at most half of kernel_size {self.kernel_size}")
 
-    def _checked(self, x: Any) -> Array:
+    def _checked(self, x: ArrayLike) -> Array:
         array = _image(x)
         height, width = array.shape[2:]
         if min(pooling_ops.pooled_size((height, width), self.kernel_size, self.stride, self.padding)) < 1:
@@ -73,7 +73,7 @@ class MaxPool2d(_Pool2d):
         At most half the window.
     """
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, output H, output W)."""
         array = self._checked(x)
         window = (self.kernel_size, self.stride, self.padding)
@@ -103,7 +103,7 @@ class AvgPool2d(_Pool2d):
         At most half the window.
     """
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, output H, output W)."""
         array = self._checked(x)
         y = pooling_ops.avg_pool2d(array, self.kernel_size, self.stride, self.padding)
@@ -127,11 +127,11 @@ class AdaptiveAvgPool2d(Module):
         Size of the output.
     """
 
-    def __init__(self, output_size: Any) -> None:
+    def __init__(self, output_size: Axes) -> None:
         height, width = per_axis(output_size, 2, "output_size", 1)
         self.output_size = (height, width)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, *output_size)."""
         array = _image(x)
         y = pooling_ops.adaptive_avg_pool2d(array, self.output_size)

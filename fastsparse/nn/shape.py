@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastsparse.arguments import Seed
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import floating
@@ -19,7 +20,7 @@ Array = NDArray[Any]
 class Flatten(Module):
     """x (N, ...) -> (N, product of the rest)."""
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         array = np.asarray(x)
         if array.ndim < 1:
             raise ValueError(f"x has shape {array.shape}, expected (N, ...)")
@@ -46,13 +47,13 @@ class Dropout(Module):
     rng : None, int or Generator
     """
 
-    def __init__(self, p: float = 0.5, *, rng: Any = None) -> None:
+    def __init__(self, p: float = 0.5, *, rng: Seed = None) -> None:
         self.p = check.number(p, "p", 0.0)
         if self.p >= 1:
             raise ValueError(f"p is {p!r}, expected a number from 0 to below 1")
         self.rng = check.generator(rng)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x of any shape -> the same shape; x itself in evaluation mode."""
         array = floating(x)
         if not self.training or self.p == 0:
@@ -72,6 +73,21 @@ class Dropout(Module):
         return {"p": self.p}
 
 
+def embedded(table: Array, x: Array) -> Array:
+    """Rows of a table (rows, length) by their numbers: x (...) -> (..., length).
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x does not hold integers, or others than numbers of rows.
+    """
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"x has dtype {x.dtype.name}, expected integers")
+    if x.size and not 0 <= int(x.min()) <= int(x.max()) < len(table):
+        raise ValueError(f"x goes from {x.min()} to {x.max()}, expected 0 to {len(table) - 1}")
+    return np.asarray(table[x])
+
+
 class Embedding(Module):
     """A table of vectors, one for each integer.
 
@@ -89,22 +105,19 @@ class Embedding(Module):
     input_kind = "int64"
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = "float32", rng: Any = None
+        self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = "float32", rng: Seed = None
     ) -> None:
         self.num_embeddings = check.integer(num_embeddings, "num_embeddings")
         self.embedding_dim = check.integer(embedding_dim, "embedding_dim")
         shape = (self.num_embeddings, self.embedding_dim)
         self.weight = Parameter(initial.standard_normal(shape, check.dtype(dtype), check.generator(rng)))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """x integers (...) in [0, num_embeddings) -> (..., embedding_dim)."""
         array = np.asarray(x)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"x has dtype {array.dtype.name}, expected integers")
-        if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.num_embeddings:
-            raise ValueError(f"x goes from {array.min()} to {array.max()}, expected 0 to {self.num_embeddings - 1}")
+        y = embedded(self.weight.value, array)
         self._keep(array)
-        return self.weight.value[array]
+        return y
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         """As ``Module.backward``; there is no gradient at integers."""

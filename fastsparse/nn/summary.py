@@ -76,7 +76,7 @@ def _output_shapes(model: Module, input_shape: tuple[int, ...]) -> dict[int, tup
 
 
 def _input_type(model: Module) -> np.dtype[Any]:
-    """What the first layer that minds takes: integers for an Embedding, else the type of its parameters."""
+    """Input dtype of the first layer that has one: integers for an Embedding, else that of its parameters."""
     for _, module in model.named_modules():
         if module.input_kind is not None:
             return np.dtype(module.input_kind)

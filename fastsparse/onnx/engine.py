@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.passes import optimised
@@ -18,6 +18,7 @@ from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.schedule import Schedule
+from fastsparse.engine.workspace import PoolStore
 from fastsparse.onnx import choosing, sessions
 from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
@@ -30,17 +31,15 @@ from fastsparse.onnx.patterns import simplified
 from fastsparse.onnx.reader import read
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.serial import to_plain
+from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
 
-_KEPT_FRAMES = 8  # sets of shapes whose memory is kept
 _KEPT_CHOICES = 256
 # Tensors of other types may be such that onnxruntime has no operators for them.
 _LIBRARYS = [np.dtype(kind) for kind in ("float32", "float16", "int64", "int32", "bool", "uint8", "int8")]
 
-# One lock serves all engines, as in fastsparse.engine.engine: held for a dictionary access, and over fork().
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# One lock serves the choices of all engines: held for a dictionary access, never while something is planned or run.
+_lock = fork_safe_lock()
 
 
 def compile_onnx(
@@ -96,7 +95,7 @@ class GraphEngine:
         self._budget = 0.0  # seconds of tuning that are left
         self._tune_again = False  # measure at the first call
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
-        self._frames: OrderedDict[Hashable, Pool | None] = OrderedDict()
+        self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
 
     @property
@@ -118,7 +117,7 @@ class GraphEngine:
 
     # ------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Run a model of one input and give its first output.
 
         Parameters
@@ -174,8 +173,7 @@ class GraphEngine:
             self._budget = choosing.SECONDS
             for step in self._plan().kernels:
                 step.forget()
-            with _lock:
-                self._frames.clear()
+            self._frames.clear()
         try:
             self.run(self._random(shapes))
         finally:
@@ -341,8 +339,7 @@ class GraphEngine:
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
         key = (*(np.shape(v) for v in values.values()), workers, sessions.generation[0], id(plan))
         given = list(values.values())
-        with _lock:
-            pool = self._frames.get(key)
+        pool: Pool | None = self._frames.get(key)
         if pool is None:
             seen = key in self._frames
             results = plan.run(values, workers)
@@ -382,11 +379,7 @@ class GraphEngine:
         return targets
 
     def _keep(self, key: Hashable, pool: Pool | None) -> None:
-        with _lock:
-            self._frames[key] = pool
-            self._frames.move_to_end(key)
-            while len(self._frames) > _KEPT_FRAMES:
-                self._frames.popitem(last=False)
+        self._frames.put(key, pool, pool, replace=True)
 
 
 def _distinct(results: Sequence[Any], given: Sequence[Any]) -> list[Any]:

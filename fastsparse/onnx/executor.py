@@ -8,7 +8,6 @@ step by step.
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,20 +28,12 @@ from fastsparse.onnx.partition import Region, Specialised, arranged, host_output
 from fastsparse.onnx.sessions import Session, bind
 from fastsparse_kernels.compiler import aligned_empty
 
-_KEPT = 8  # sets of shapes that a region keeps programs for
-_WORKSPACES = 8  # calls of one program that run at once; more wait
 _MOST_THREADS = os.cpu_count() or 1  # of a session: more would wait for one another
 _NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
 ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
 Values = dict[str, Any]
 Call = Callable[[Mapping[str, Array]], None]  # of arrays by name
-
-
-# Held for a dictionary access, and over fork(), as in fastsparse.onnx.engine.
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Host:
@@ -97,30 +88,25 @@ class Kernels:
         self.region, self.twin = region, twin
         self.nodes, self.inputs, self.outputs = region.nodes, region.inputs, region.outputs
         self._schedule_of, self._cache = schedule_of, cache
-        self._plans: OrderedDict[Any, tuple[Specialised, programs.Pool] | None] = OrderedDict()
+        self._plans = programs.PoolStore()
 
     def plan(self, shapes: Sequence[Shape], workers: int) -> tuple[Specialised, programs.Pool] | None:
         """The program for inputs of these shapes, with its workspaces; None where the library runs them."""
         key = tuple(shapes), workers
-        with _lock:
-            if key in self._plans:
-                self._plans.move_to_end(key)
-                return self._plans[key]
+        known: tuple[tuple[Specialised, programs.Pool] | None] | None = self._plans.get(key)
+        if known is not None:
+            return known[0]
         found = self.region.specialised(dict(zip(self.inputs, shapes)))
         made = None
         if found is not None:
             found.program = self._cache.get(found)
-            made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers), _WORKSPACES)
-        with _lock:
-            made = self._plans.setdefault(key, made)
-            while len(self._plans) > _KEPT:
-                self._plans.popitem(last=False)
-        return made
+            made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers))
+        kept: tuple[tuple[Specialised, programs.Pool] | None] = self._plans.put(key, (made,), made and made[1])
+        return kept[0]
 
     def forget(self) -> None:
         """Plan anew when it is next called."""
-        with _lock:
-            self._plans.clear()
+        self._plans.clear()
 
     def run(self, values: Values, workers: int, targets: Mapping[str, Array] | None = None) -> None:
         """Run on what is in `values`, and add the results, or write them to `targets`."""
@@ -152,12 +138,14 @@ class Kernels:
                 with np.errstate(over="ignore"):
                     values[name] = result if narrow is None else result.astype(narrow)
 
-    def bound(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[Shape, Any]], workers: int) -> Call:
-        """A call for tensors of these shapes and types, with memory of its own; `arrays` have fixed places."""
+    def bound(
+        self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[Shape, Any]], workers: int
+    ) -> tuple[Call, int]:
+        """A call for tensors of these shapes and types, and bytes of its own memory; `arrays` have fixed places."""
         plan = self.plan([shapes[name][0] for name in self.inputs], workers)
         dtypes = {shapes[name][1] for name in (*self.inputs, *self.outputs)}
         if plan is None or dtypes != {plan[0].program.dtype}:
-            return lambda arrays: self.run(dict(arrays), workers, arrays)
+            return lambda arrays: self.run(dict(arrays), workers, arrays), 0
         found, space, samples = plan[0], plan[1].make(), plan[0].samples
         flat = {n: arrays[n].reshape(samples, -1) for n in (*self.inputs, *self.outputs) if n in arrays}
 
@@ -165,7 +153,7 @@ class Kernels:
             x = [flat[n] if n in flat else late[n].reshape(samples, -1) for n in found.inputs]
             space.run(x, [flat[n] if n in flat else late[n].reshape(samples, -1) for n in self.outputs])
 
-        return call
+        return call, space.nbytes
 
 
 class ProgramCache:
@@ -246,7 +234,7 @@ def make_plan(
 
 
 class Frame:
-    """Where tensors between steps lie, as a first call saw their shapes."""
+    """Places of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
         self.plan = plan
@@ -284,10 +272,15 @@ class Workspace:
             self.arrays[name] = self.memory[offset : offset + size].view(dtype).reshape(shape)
         plan = frame.plan
         self._late = {*plan.inputs, *frame.results}  # the user's arrays
-        self._calls = [
-            step.bound(self.arrays, frame.shapes, workers) if isinstance(step, Kernels) else self._host(step)
-            for step in plan.steps
-        ]
+        self.nbytes = self.memory.nbytes
+        self._calls: list[Call] = []
+        for step in plan.steps:
+            if isinstance(step, Kernels):
+                call, size = step.bound(self.arrays, frame.shapes, workers)
+                self.nbytes += size
+            else:
+                call = self._host(step)
+            self._calls.append(call)
 
     def _host(self, step: Host) -> Call:
         session = step.session(self.workers)
@@ -317,7 +310,7 @@ class Workspace:
 class Pool(programs.Pool):
     """Workspaces of one frame: made when needed, at most `limit`, and handed round."""
 
-    def __init__(self, frame: Frame, workers: int, limit: int = _WORKSPACES) -> None:
+    def __init__(self, frame: Frame, workers: int, limit: int = programs.MOST_WORKSPACES) -> None:
         self.frame, self.workers, self.generation = frame, workers, sessions.generation[0]
         super().__init__(frame, limit)  # type: ignore[arg-type]
 
@@ -326,6 +319,15 @@ class Pool(programs.Pool):
         """A workspace for one call; waits for one when all are in use."""
         with super().workspace() as found:
             yield found  # type: ignore[misc]
+
+    @property
+    def steps(self) -> int:
+        """Their number."""
+        return len(self.frame.plan.steps)
+
+    def arrays(self) -> dict[int, int]:
+        """None but those of the workspaces."""
+        return {}
 
     def make(self) -> Workspace:  # type: ignore[override]
         """A new workspace."""

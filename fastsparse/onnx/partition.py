@@ -1,6 +1,6 @@
 """Cutting a graph into regions, which the kernels run as programs, and groups of nodes that the library runs.
 
-Every node that the kernels can run gets a level: that of the producers whose results it takes as they lie in the
+Every node that the kernels can run gets a level: that of the producers whose results it takes as they are in the
 kernels' layouts, one more than that of all else it reads. Nodes of one level that hang together, or read the same
 tensor, make a region. A way from a region to the library and back raises the level, so a region can run in one go.
 Regions are then trimmed to what the kernels are estimated to run faster, packing and unpacking included.

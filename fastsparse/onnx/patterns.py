@@ -6,6 +6,7 @@ says. Constants are those of the activation to the precision of the model's type
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 
 from fastsparse.onnx.inference import Constants, Info
 from fastsparse.onnx.model import Model, Node
+from fastsparse.onnx.windows import SAME, WindowError, window
 
 _MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
 
@@ -53,7 +55,7 @@ def simplified(model: Model, constants: Constants, infos: Mapping[str, Info]) ->
     found = [taken.get(id(node), node) for node in model.nodes if id(node) not in inside]
     shapes = dict(model.constants)
     nodes = [_with_known_shape(node, constants, infos, shapes) for node in found if node is not None]
-    nodes = [_summed_in_double(node, constants) for node in nodes]
+    nodes = [_with_pads(_summed_in_double(node, constants), infos) for node in nodes]
     constants.names.update(shapes)
     constants.model = replace(model, constants=shapes)
     return constants.model, _without_dead(nodes, finder.results)
@@ -105,6 +107,38 @@ def _summed_in_double(node: Node, constants: Constants) -> Node:
     before = helper.make_node("Cast", [node.inputs[0]], [f"{stem}.wide"], to=11)
     after = helper.make_node("Cast", [f"{stem}.sum"], [node.outputs[0]], to=1)
     return replace(node, protos=(before, double, after))
+
+
+def _with_pads(node: Node, infos: Mapping[str, Info]) -> Node:
+    """A dilated window with auto_pad, as one with pads: onnxruntime refuses dilations beside SAME_UPPER."""
+    if node.op not in ("Conv", "MaxPool", "AveragePool", "LpPool") or node.get("auto_pad") not in SAME:
+        return node
+    if all(n == 1 for n in node.get("dilations") or (1,)):
+        return node
+    x, weight = (infos.get(name) for name in (*node.inputs, "")[:2])
+    kernel = None
+    if node.op == "Conv":
+        if weight is None or weight.fixed is None:
+            return node
+        kernel = weight.fixed[2:]
+    if x is None or x.shape is None:
+        return node
+    sizes = [n if isinstance(n, int) else None for n in x.shape[2:]]
+    strides = node.get("strides") or (1,) * len(sizes)
+    if any(n is None and s != 1 for n, s in zip(sizes, strides)):
+        return node  # the pads follow from sizes that are open
+    with contextlib.suppress(WindowError):  # which the library says in its own words
+        found = window(node, [1 if n is None else n for n in sizes], kernel)
+        proto = type(node.protos[0])()
+        proto.CopyFrom(node.protos[0])
+        kept = [a for a in proto.attribute if a.name not in ("auto_pad", "pads")]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+        pads = [pad for side in zip(*found.pads) for pad in side]
+        proto.attribute.add(name="pads", type=7, ints=pads)
+        attributes = {name: value for name, value in node.attributes.items() if name != "auto_pad"}
+        return replace(node, attributes={**attributes, "pads": pads}, protos=(proto,))
+    return node
 
 
 def _without_dead(nodes: list[Node], results: set[str]) -> list[Node]:

@@ -68,7 +68,7 @@ def parsed(content: bytes, what: str) -> Any:
 
 
 def load_proto(source: Any, external_data: bool = True) -> tuple[Any, Folder | None]:
-    """The ModelProto that a path names, or `source` itself where it is one; and where its external data may lie.
+    """The ModelProto that a path names, or `source` itself where it is one; and where its external data may be.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def constant_of(tensor: Any, what: str, folder: Folder | None) -> Constant:
     Raises
     ------
     FileFormatError
-        When the data do not have the declared size, or lie outside of the file and may not.
+        When the data do not have the declared size, or are outside of the file and may not.
     """
     check_size(tensor, what)
     if tensor.data_location == _EXTERNAL:
@@ -88,7 +88,7 @@ def inline(tensor: Any, raw: Any) -> Any:
 
 
 def external(tensor: Any, what: str, folder: Folder | None) -> Array:
-    """Bytes that lie in another file."""
+    """Bytes of another file."""
     if folder is None:
         raise FileFormatError(
             f"{what} lies in another file; it is read when the model is given as a path, with allow_external_data=True"

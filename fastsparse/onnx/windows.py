@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastsparse.onnx.model import Node, Shape
 
+SAME = ("SAME_UPPER", "SAME_LOWER")  # of auto_pad
 _LARGEST = 2**31 - 1
 
 
@@ -57,7 +58,7 @@ def window(node: Node, spatial: Sequence[int], kernel: Shape | None = None) -> W
     pads: list[tuple[int, int]] = []
     outputs = []
     for i, (n, span, s) in enumerate(zip(spatial, spans, stride)):
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
+        if auto in SAME:
             out = -(-n // s)
             total = max(0, (out - 1) * s + span - n)
             small, large = total // 2, total - total // 2

@@ -1,4 +1,4 @@
-"""The host side of the operations, one a file: choose, plan, pack, launch, from top to bottom.
+"""Host side of the operations, one per file: choose, plan, pack, launch, from top to bottom.
 
 Arguments have been checked above (`fastsparse.functional`, `fastsparse.nn`); kernels are below (`fastsparse_kernels`).
 """

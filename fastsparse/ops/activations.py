@@ -12,6 +12,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import activations as kernels
 
 Array = NDArray[Any]
@@ -19,7 +20,7 @@ Array = NDArray[Any]
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 ACTIVATIONS = (*CLAMPS, *(name for name in kernels.ACTIVATION_CODES if name not in CLAMPS))
 
-# Activations whose gradient follows from their output; the others need the value before them.
+# Activations whose gradient follows from their output; the gradient of the others needs their input.
 FROM_OUTPUT = kernels.KEEPS_OUTPUT
 
 
@@ -28,7 +29,7 @@ FROM_OUTPUT = kernels.KEEPS_OUTPUT
 
 @functools.cache
 def _limits(activation: str | None, bits: int) -> tuple[int, Array]:
-    """Address of the clamp (low, high), and the array that lives there."""
+    """Address of the clamp (low, high), and the array that holds it."""
     limits = np.array(CLAMPS.get(activation, CLAMPS[None]), np.float32 if bits == 32 else np.float64)
     return address(limits), limits
 
@@ -60,7 +61,7 @@ def activate(name: str, z: Array, out: Array | None = None) -> Array:
 
 
 def activate_backward(name: str, dy: Array, kept: Array) -> Array:
-    """Gradient before the activation, from the gradient `dy` behind it.
+    """Gradient at the activation's input, given the gradient `dy` at its output.
 
     `kept` is the activation's output for the names in ``FROM_OUTPUT``, its input for the others.
 
@@ -77,27 +78,39 @@ def activate_backward(name: str, dy: Array, kept: Array) -> Array:
     return dz
 
 
+_names = {code: name for name, code in kernels.ACTIVATION_CODES.items()}
+
+
 def _code(name: str) -> int:
     if name not in kernels.ACTIVATION_CODES:
         raise ValueError(f"activation is {name!r}, which is not known")
     return kernels.ACTIVATION_CODES[name]
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _forward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_array_kernel(code, target.bits, target.lanes)
-    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target)
+    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target, "activation", str(count), _names[code])
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _backward(code: int, count: int, target: Target) -> Launch:
     kernel = kernels.activation_grad_kernel(code, target.bits, target.lanes)
-    return _elementwise(kernel, kernels.ACTIVATION_GRAD, ("dy", "kept", "dz"), count, target)
+    return _elementwise(
+        kernel,
+        kernels.ACTIVATION_GRAD,
+        ("dy", "kept", "dz"),
+        count,
+        target,
+        "activation gradient",
+        str(count),
+        _names[code],
+    )
 
 
-def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target) -> Launch:
+def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, *label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return target.launch(
         kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.activation_flops * count, label=f"activation,{count}",
+        flops=target.heuristics.activation_flops * count, label=label,
     )  # fmt: skip

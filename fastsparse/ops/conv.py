@@ -1,12 +1,12 @@
 """Convolution over any number of axes: the im2col index of every nonzero folded into a byte offset.
 
-A window element (channel c, kernel index k) lies `((c * H + k_h) * W + k_w)` behind the window's corner in padded
-planes, so a convolution is an SpMM whose columns have these offsets and whose positions are the windows' corners.
+In padded planes, a window element (channel c, kernel index k) is `((c * H + k_h) * W + k_w)` elements from the window's
+corner, so a convolution is an SpMM whose columns have these offsets and whose positions are the windows' corners.
 Strides, dilation, groups and depthwise need no kernels of their own.
 
 Large batches go through the batch-blocked layout (VL images innermost), small ones through padded NCHW planes, and
-small 1x1 convolutions straight through row-major SpMM. All sum in the same order, so the choice does not show in the
-result.
+small 1x1 convolutions straight through row-major SpMM. All of them sum in the same order, so results do not depend on
+the choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import sddmm, spmm
 from fastsparse.ops.geometry import ConvGeometry, Ints, grid, row_major_strides
-from fastsparse.ops.heuristics import unaliased_stride
 from fastsparse.ops.layouts import (
     BlockedPlanes,
     PaddedPlanes,
@@ -29,6 +28,7 @@ from fastsparse.ops.layouts import (
     blocked_planes,
     pack_blocked,
     pack_padded,
+    unaliased_stride,
     unpack_blocked,
 )
 from fastsparse.ops.sddmm import SddmmPlan, gradient_order
@@ -72,7 +72,7 @@ def forward(
 def _prepared(
     W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target, peels: Peels
 ) -> _Forward:
-    """The layout for these sizes, and all launches in it."""
+    """The layout for these sizes, and its launches."""
     h = target.heuristics
     by_image = set(geometry.kernel) == {1} and h.fills_vectors(geometry.positions, target.lanes)
     if h.prefers_batch_blocks(images, target.lanes) and not by_image:
@@ -139,7 +139,7 @@ def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str 
         count, groups = stop - start, -(-(stop - start) // target.lanes)
         product = spmm.prepare(
             plan.spmm, target, y_row_stride=plan.y.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
-            y_batch_stride=plan.y.group_stride, activation=activation, label="conv batch-blocked",
+            y_batch_stride=plan.y.group_stride, activation=activation, label="conv", layout="batch-blocked",
         )  # fmt: skip
         pack = pack_blocked(plan.x, count, x_bytes, x_plane, target)
         unpack = unpack_blocked(plan.y, count, y_bytes, y_plane, target)
@@ -157,7 +157,7 @@ def _pointwise(
     plan = row_major_plan(W.pattern, geometry.positions, row, target, peels, images)
     product = spmm.prepare(
         plan, target, y_row_stride=row, batches=images, x_batch_stride=x_bytes, y_batch_stride=y_bytes,
-        activation=activation, label="conv 1x1",
+        activation=activation, label="conv", layout="NCHW",
     )  # fmt: skip
     return _Forward([_Part(None, product, None, 0, 0)], packed_values(W, plan.operator))
 
@@ -177,7 +177,7 @@ def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None,
         pack = pack_padded(plan.x, geometry.channels, count, x_bytes, x_plane, target)
         product = spmm.prepare(
             plan.spmm, target, y_row_stride=y_plane, batches=count, x_batch_stride=image_stride,
-            y_batch_stride=y_bytes, activation=activation, label="conv padded NCHW",
+            y_batch_stride=y_bytes, activation=activation, label="conv", layout="padded NCHW",
         )  # fmt: skip
         parts.append(_Part(pack, product, None, start * x_bytes, start * y_bytes))
     return _Forward(parts, packed_values(W, plan.spmm.operator), min(most, images) * image_stride + plan.x.slack)
@@ -301,9 +301,9 @@ def plan_between_blocked(
     pattern: Pattern, geometry: ConvGeometry, x: BlockedPlanes, y: BlockedPlanes, target: Target, sample_groups: int,
     tile_groups: int = 1,
 ) -> SpmmPlan:  # fmt: skip
-    """Convolution from given planes to given planes; x has at least the convolution's padding.
+    """Convolution between given planes; x has at least the convolution's padding.
 
-    With tile_groups > 1 a tile's vectors run over the positions of that many groups: for images of few positions.
+    With tile_groups > 1, a tile runs over the positions of several groups, for images of few positions.
     """
     h = target.heuristics
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
@@ -331,7 +331,7 @@ def plan_linear_between(
     tiles = tiles_between(here, here, x, y, width, tile_groups, target)
     rows, columns = pattern.shape
     positions = max(1, x.positions)
-    density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros that a row has in a channel
+    density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
     operator = window_operator(
@@ -364,7 +364,7 @@ def _blocked_operator(
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
-    """About what one channel's window of a tile brings to L1; the windows of neighbours overlap, or lie apart."""
+    """Estimated bytes that one channel's window of a tile takes in L1."""
     return math.prod(kernel[:-1]) * (width * kernel[-1] if apart else width + kernel[-1] - 1) * vector
 
 
@@ -387,7 +387,9 @@ def _transposed_structure(pattern: Pattern, geometry: ConvGeometry) -> Structure
     columns = absolute_columns(pattern, geometry)
     taps = math.prod(geometry.kernel)
     channel, tap = columns // taps, columns % taps
-    order = np.argsort(channel, kind="stable")  # rows already ascend, then taps: a stable sort by channel keeps that
+    order = np.argsort(
+        channel, kind="stable"
+    )  # rows and taps ascend already, and a stable sort by channel keeps their order
     return channel[order], pattern.rows()[order], tap[order], order
 
 
@@ -452,7 +454,7 @@ def _phase_plan(
     structure: Structure, geometry: ConvGeometry, target: Target, sample_groups: int, phase: Ints,
     axes: list[tuple[int, NDArray[Any], NDArray[Any]]], dy: BlockedPlanes, dx: BlockedPlanes,
 ) -> SpmmPlan:  # fmt: skip
-    """The SpMM that gives dX at the inputs of one phase: the transposed operator's taps that reach them."""
+    """SpMM for dX at the inputs of one phase, with the taps of the transposed operator that reach them."""
     h, (channel, row, tap, order) = target.heuristics, structure
     reach = np.ones(1, bool)
     shift_bytes = np.zeros(1, np.int64)
@@ -505,12 +507,12 @@ def plan_padded(
     h, size, axes = target.heuristics, target.size, len(geometry.kernel)
     extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
     if geometry.stride[-1] == 1:
-        # The zeros behind one row serve as those in front of the next.
+        # The zeros after one row are those before the next.
         extents[-1] = max(geometry.spatial[-1] + max(geometry.padding[-1]), geometry.out_spatial[-1])
     strides = row_major_strides(tuple(extents))
     taps = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
-    phases = [sorted({k * d % s for k in range(n)}) for n, s, d in taps]  # those that the windows read
-    # The last row's window may look past its end by the padding that the next row would have brought.
+    phases = [sorted({k * d % s for k in range(n)}) for n, s, d in taps]  # rows that windows read
+    # Windows of the last row reach past its end by the padding of a next row.
     plane = unaliased_stride(-(-(math.prod(extents) + max(geometry.padding[-1])) * size // 64) * 64, 64)
     phase_strides = row_major_strides(tuple(len(r) for r in phases))
     channel_stride = plane * math.prod(len(r) for r in phases)
@@ -543,7 +545,7 @@ def plan_padded(
 def _phase_row_offsets(
     geometry: ConvGeometry, phases: list[list[int]], strides: Ints, phase_strides: Ints, plane: int, size: int
 ) -> NDArray[np.int64]:
-    """Bytes from the channel to where every image row's phases begin; -1 where the window never looks."""
+    """Byte offset in a channel of each phase of every image row; -1 for rows that no window reads."""
     offset = np.zeros(1, np.int64)
     seen = np.ones(1, bool)
     for a, n in enumerate(geometry.spatial):
@@ -582,7 +584,7 @@ def plan_between_padded(
 
 
 def plan_identity(positions: int, target: Target) -> SpmmPlan:
-    """One channel of `positions` contiguous numbers as it is: for adding a residual to it, and for activations."""
+    """Identity on one channel of `positions` contiguous numbers, to add a residual or apply an activation."""
     h = target.heuristics
     start = np.arange(positions, dtype=np.int64)
     width = h.tile_width(-(-positions // target.lanes), h.window_tile_rate)

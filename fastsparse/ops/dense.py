@@ -1,4 +1,4 @@
-"""Dense products through NumPy's BLAS: what dense layers and dense twins of sparse networks run on.
+"""Dense products through NumPy's BLAS: for dense layers.
 
 A convolution is lowered to one product per group (im2col). Inside, images come last, (C, H, W, N): the copies into
 the column buffer are then long contiguous runs, and no product has to be transposed. The buffer belongs to the
@@ -43,7 +43,7 @@ class Geometry:
         )
 
     def windows(self, padded: Array, output: Sequence[int]) -> Iterator[tuple[tuple[int, ...], Array]]:
-        """Yield (kernel offset, the elements of padded (C, *spatial, N) that it meets)."""
+        """Yield (kernel offset, elements of padded (C, *spatial, N) at that offset of the windows)."""
         for offset in itertools.product(*(range(k) for k in self.kernel)):
             index: Any = (
                 slice(None),
@@ -140,7 +140,7 @@ def _columns(padded: Array, geometry: Geometry, output: Sequence[int]) -> Array:
 
 
 def _scattered(columns: Array, scratch: Array, geometry: Geometry, spatial: Sequence[int]) -> Array:
-    """Add the columns (C, *kernel, *output, N) up where they came from: (N, C, *spatial). Overwrites `scratch`."""
+    """Add columns (C, *kernel, *output, N) to the inputs of their windows: (N, C, *spatial). Overwrites `scratch`."""
     output = columns.shape[1 + len(spatial) : -1]
     scratch[...] = 0
     for offset, window in geometry.windows(scratch, output):

@@ -27,7 +27,7 @@ def row_major_strides(sizes: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """A convolution's sizes, one entry per spatial axis; what follows from them is computed once.
+    """Sizes of a convolution, one entry per spatial axis; derived sizes are computed once.
 
     Attributes
     ----------
@@ -62,5 +62,5 @@ class ConvGeometry:
 
     @property
     def unpadded(self) -> Padding:
-        """Padding of none."""
+        """No padding."""
         return ((0, 0),) * len(self.kernel)

@@ -1,19 +1,19 @@
 """Every tuned number and every choice, in one frozen record per target CPU.
 
 A choice is a pure function of sizes: tile width, block size, layout, serial or parallel, prefetch, how a batch is cut.
-Plans get the record with their `Target`; whoever wants other choices passes another record. All choices give the same
-bits (contract R3), so a wrong one costs time alone. The measurements behind the numbers are in kernels/LADDER.md.
+Plans get the record with their `Target`; tests and experiments pass another record. All choices give the same bits
+(contract R3), so a bad one costs time only. The measurements behind the numbers are in kernels/LADDER.md.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from fastsparse_kernels.sparse_operator import ROW_UNROLL
 
-Rates = tuple[float, ...]  # of tiles of 1, 2, ... vectors
+Rates = tuple[float, ...]  # relative speed of tiles of 1, 2, ... vectors
 
 WIDEST_TILE = 8
 ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 cache
@@ -23,8 +23,8 @@ ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 ca
 class Heuristics:
     """Choices for a CPU with vectors of `vector_bytes` and caches of these sizes. Compared by identity.
 
-    Rates are those of tiles of T vectors, useful work only, relative to the best: a nonzero's loads are shared by T
-    multiply-adds, few accumulators wait on their latency, and a wide tile's panel leaves room for fewer rows in L1.
+    A rate is the speed of tiles of T vectors relative to the best T, counting useful work only. Wide tiles share a
+    nonzero's loads among more multiply-adds and hide their latency; narrow tiles leave room for more rows in L1.
     """
 
     vector_bytes: int
@@ -32,84 +32,82 @@ class Heuristics:
     l3_bytes: int
 
     # --- serial or parallel
-    parallel_flops: float = 200_000  # below this a parallel region costs more than it brings
-    slice_flops: float = 1_000_000_000  # longest stretch without a look at signals: 0.2 s on a slow core
-    tasks_per_worker: int = 3  # enough that a slow core does not hold up the others
+    parallel_flops: float = 200_000  # least work that pays for a parallel region
+    slice_flops: float = 1_000_000_000  # work between two checks for signals: 0.2 s on a slow core
+    tasks_per_worker: int = 3  # several, so that a slow core does not delay the others
 
     # --- SpMM: tile width
     tile_rate: Rates = (0.40, 0.78, 0.94, 0.97, 1.00, 0.99, 0.99, 0.94)
     window_tile_rate: Rates = (0.40, 0.72, 0.85, 0.94, 0.95, 0.96, 1.00, 0.99)  # windows overlap in L1
-    row_crossing_rate: float = 0.93  # of that, for tiles that go from one row of an image to the next
+    row_crossing_rate: float = 0.93  # factor for tiles that cross from one image row to the next
     short_row_tile_rate: Rates = (0.40, 0.70, 0.84, 0.92, 0.97, 0.97, 0.97, 1.00)
-    short_row: float = 8  # nonzeros of a row in a block below which starting and ending it is most of the work
-    in_place_tile_rate: Rates = (0.33, 0.55, 0.70, 0.79, 0.81, 0.83, 0.91, 1.00)  # X read where it lies
+    short_row: float = 8  # nonzeros per entry below which starting and ending it dominates
+    in_place_tile_rate: Rates = (0.33, 0.55, 0.70, 0.79, 0.81, 0.83, 0.91, 1.00)  # X read in place
     dense_tile_rate: Rates = (0.45, 0.85, 1.00, 1.00, 1.00, 1.00)  # four rows of a dense W share loads of X
-    interleaved_width: int = 1  # widest tiles on which four rows are interleaved: one row's sums wait on their latency
+    interleaved_width: int = 1  # widest tile with four interleaved rows, which hide the latency of sums
 
     # --- SpMM: blocks, groups, stores
-    l1_block_bytes: int = 32 * 1024  # panel of one column block; the rest of L1 is the operator's and the output's
-    l2_block_bytes: int = 256 * 1024  # the same where rows would have few nonzeros in less: half of a small L2
-    beyond_l1: float = 1.2  # times as much as L1 holds, at least, is worth leaving it
-    one_block: float = 1.5  # times its size a block may be, if that makes it the only one
-    entry_nonzeros: float = 14  # of a row in a block, which pay for starting and ending it there
+    l1_block_bytes: int = 32 * 1024  # panel of one column block; operator and output need the rest of L1
+    l2_block_bytes: int = 256 * 1024  # larger blocks for very sparse rows: half of a small L2
+    beyond_l1: float = 1.2  # least size, relative to an L1 block, at which a larger block pays
+    one_block: float = 1.5  # a single block may be this much larger than the usual size
+    entry_nonzeros: float = 14  # nonzeros per entry that pay for starting and ending it
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
-    group_rows: int = 8  # of a row group, at least
-    near_bytes: int = 4 * 2**20  # arrays of this size or less stay in a cache that is near enough
-    far_share: float = 3 / 8  # of the L3 cache: see `leaves_cache`
-    rows_share: float = 3 / 8  # the same where rows of X are not contiguous
-    uses_in_place: float = 3.0  # nonzeros for each row of X, up to which packing it costs more than it brings
-    uses_in_l1: float = 8.0  # the same where L1 holds a tile's part of X
-    uses_aligned: float = 7.0  # the same on 64-byte vectors aligned to the lines of X; elsewhere each is two lines
-    many_vectors: int = 100  # of a row of Y: where one tile more is little against an alignment peel
+    group_rows: int = 8  # smallest row group
+    near_bytes: int = 4 * 2**20  # largest array that stays in a near cache
+    far_share: float = 3 / 8  # share of the L3 cache beyond which an array leaves it: see `leaves_cache`
+    rows_share: float = 3 / 8  # the same share where rows of X are not contiguous
+    uses_in_place: float = 3.0  # nonzeros per row of X up to which packing does not pay
+    uses_in_l1: float = 8.0  # the same where L1 holds the part of X that a tile reads
+    uses_aligned: float = 7.0  # the same for 64-byte vectors aligned to cache lines of X; unaligned ones read two lines
+    many_vectors: int = 100  # vectors per row of Y from which an alignment peel is worth one more tile
 
     # --- SDDMM
-    sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, long entries are worth more than L1
-    sddmm_pass_bytes: int = 512  # of each input row per pass: enough to pay for the horizontal sum
+    sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, since long entries are worth more than L1
+    sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
 
-    # --- SpMV by lookup in registers: cycles of a nonzero, of a row and chunk; of the other form
+    # --- SpMV: cycles per nonzero and per row, by lookup in registers (lookup_*) and by loads (spmv_*)
     lookup_cycles: float = 0.29
-    lookup_chunk_cycles: float = 0.95
+    lookup_chunk_cycles: float = 0.95  # per row and chunk
     spmv_cycles: float = 0.76
     spmv_row_cycles: float = 8.5
-    spmv_far_cycles: float = 1.4  # of a nonzero where x does not fit L1
-    lookup_nonzeros: int = 1_000  # with fewer, the call is most of the work
-    lookup_filled: float = 0.5  # nonzeros of a row and chunk, on average: each has an index in tables
-    lookup_row_limit: int = 2048  # of a group: longer ones fill vectors no better
-    lookup_sum_bytes: int = 256 * 1024  # of a group
+    spmv_far_cycles: float = 1.4  # per nonzero where x does not fit L1
+    lookup_nonzeros: int = 1_000  # fewest nonzeros: below, the call dominates
+    lookup_filled: float = 0.5  # least average of nonzeros per row and chunk: each pair has an entry in the tables
+    lookup_row_limit: int = 2048  # rows of a group: larger groups fill vectors no better
+    lookup_sum_bytes: int = 256 * 1024  # sums of a group
 
     # --- batches
-    few_vectors: int = 7  # images of fewer vectors leave too much of them empty
-    chunk_share: float = 1 / 4  # of the L3 cache: workspace of one pass over part of a batch
-    linear_chunk_groups: int = 8  # groups of VL samples of a linear layer in one part, at least: W is read for each
+    few_vectors: int = 7  # vectors per image below which too many lanes stay empty
+    chunk_share: float = 1 / 4  # share of the L3 cache for the workspace of one part of a batch
+    linear_chunk_groups: int = 8  # fewest groups of VL samples in a part of a linear layer: every part reads W again
 
     # --- operations without products: work per element, in units of multiply-adds
     activation_flops: float = 4.0
     pool_flops: float = 4.0
-    band_bytes: int = 256 * 1024  # vectors of a band of image rows should stay in the L2 cache
+    band_bytes: int = 256 * 1024  # vectors of a band of image rows, which should stay in the L2 cache
     bands_per_worker: int = 4
     row_flops: float = 8.0  # softmax, layer norm
     norm_flops: float = 6.0
-    optimizer_flops: float = 8.0  # memory, mostly
+    optimizer_flops: float = 8.0  # bound by memory
     pack_flops: float = 4.0
     gather_flops: float = 8.0
-    pack_chunk: int = 512  # positions that one packing task moves
-    row_chunk: int = 8192  # numbers of the rows of one task
-    norm_block_bytes: int = 1024  # of x that a task of batch norm reads contiguously
+    pack_chunk: int = 512  # positions per packing task
+    row_chunk: int = 8192  # elements per task of whole rows
+    norm_block_bytes: int = 1024  # contiguous bytes of x per read of a batch norm task
     norm_blocks_per_worker: int = 3
 
     # --- engines: how a batch is cut, which layout
-    few_positions: int = 4  # images smaller than this make their tiles over groups of samples
-    live_bytes: int = 1 << 20  # what two neighbouring layers of the first stage may hold: about the L2 cache
-    late_bytes: int = 1 << 20  # the same of the second stage
-    task_flops: float = 10e9  # of a worker's task at most, so that Ctrl-C is noticed
-    most_groups: int = 16  # of a task
-    step_cost: float = 2e5  # of a barrier of all workers, in multiplications and additions (2 us)
-    shared_rate: float = 0.85  # of shared steps: a core reads what others wrote
-    # In multiplications and additions: on padded planes vectors of windows are unaligned, and many are stored in
-    # pieces; what one number of a tile's halo costs.
-    planes_cost: float = 1.3
-    planes_store_flops: float = 10
-    halo_flops: float = 12
+    few_positions: int = 4  # positions per image below which tiles run over groups of samples
+    live_bytes: int = 1 << 20  # activations of two neighbouring layers in the first stage: about the L2 cache
+    late_bytes: int = 1 << 20  # the same in the second stage
+    task_flops: float = 10e9  # largest task of a worker, so that Ctrl-C is noticed
+    most_groups: int = 16  # groups of samples per task
+    step_cost: float = 2e5  # barrier of all workers, in multiplications and additions (2 us)
+    shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
+    planes_cost: float = 1.3  # relative cost of padded planes, where vectors of windows are unaligned
+    planes_store_flops: float = 10  # per output of padded planes: many vectors are stored in pieces
+    halo_flops: float = 12  # per element of a halo
 
     # Which layouts a convolution may take; tests and tuners narrow it.
     layouts: tuple[str, ...] = field(default=("batch-blocked", "planes", "spatial tiles"))
@@ -117,18 +115,18 @@ class Heuristics:
     # ------------------------------------------------------------------------------------------ tile width
 
     def tile_width(self, vectors: int, rates: Rates | None = None) -> int:
-        """T for a line of `vectors` vectors: the best useful rate, idle vectors of the last tile counted."""
+        """Tile width T with the best useful rate over `vectors` vectors, counting idle vectors of the last tile."""
         rates = rates or self.tile_rate
         return max(range(1, len(rates) + 1), key=lambda count: _useful(rates, count, vectors))
 
     def useful_rate(self, vectors: int) -> float:
-        """Useful rate of tiles over a line of `vectors` vectors."""
+        """Useful rate of the best tiles over `vectors` vectors."""
         return _useful(self.tile_rate, self.tile_width(vectors), vectors)
 
     def window_rates(self, row: int) -> Rates:
-        """Rates of tiles over windows in batch-blocked layout, of images whose rows have so many positions.
+        """Rates of tiles over windows in batch-blocked layout, for image rows of `row` positions.
 
-        Where tiles do not go from one row to the next, the windows of each are contiguous, and one address serves all.
+        A tile within one image row reads contiguous windows and needs one address.
         """
         return tuple(
             rate if row % count == 0 else self.row_crossing_rate * rate
@@ -137,16 +135,16 @@ class Heuristics:
 
     @property
     def dense_rates(self) -> Rates:
-        """Rates of tiles over rows of a dense W: of the widths whose sums, vectors of X and a weight fit registers."""
+        """Rates of tiles over rows of a dense W, for widths whose sums, vectors of X and weight fit the registers."""
         registers = 16 if self.vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
         widest = (registers - 1) // (ROW_UNROLL + 1)
         return self.dense_tile_rate[:widest]
 
     def row_major_rates(self, density: float, columns: int, y_stays_near: bool) -> Rates:
-        """Rates of tiles over row-major y, for W of so many columns.
+        """Rates of tiles over row-major y, for W with `columns` columns.
 
-        Where y leaves the near caches, if not by non-temporal stores, storing it in wide tiles costs more than it
-        brings, unless they spare rows many blocks.
+        Wide tiles for short rows pay where y stays in a near cache (or is stored non-temporally), or where they save
+        column blocks.
         """
         held = self.l1_block_bytes // (4 * self.vector_bytes)
         short = density * min(columns, held) < self.short_row
@@ -159,13 +157,13 @@ class Heuristics:
     # ------------------------------------------------------------------------------------------ blocks and groups
 
     def block_rows(self, row_bytes: int) -> int:
-        """Input rows per column block when each brings `row_bytes` bytes to L1."""
+        """Input rows per column block, for rows of `row_bytes` bytes in L1."""
         return max(1, self.l1_block_bytes // max(1, row_bytes))
 
     def even_block_rows(self, row_bytes: int, columns: int, density: float) -> int:
-        """The same for W of so many columns, in blocks of one size: what L1 holds, or more where W is very sparse.
+        """Input rows per column block of equal size: what L1 holds, or more where W is very sparse.
 
-        One block of half as much again is better than two: no sum is put aside.
+        One block half as large again is better than two, since no partial sums are stored.
         """
         held = self.block_rows(row_bytes)
         if columns <= held:
@@ -177,11 +175,11 @@ class Heuristics:
         return columns if columns <= self.one_block * size else -(-columns // -(-columns // size))
 
     def block_channels(self, window_bytes: int, overlap: bool = True) -> int:
-        """Channels per column block of a convolution when each one's window has `window_bytes` bytes.
+        """Channels per column block of a convolution, for windows of `window_bytes` bytes per channel.
 
-        With 32 KB of L1 cache (Zen 1) three quarters of it were best; with 48 KB (Zen 5) all of it on the whole, where
-        the windows of neighbouring tiles overlap (two thirds are up to 5% faster for many channels, a third more for
-        64), and more where they do not, for x comes from memory then.
+        With 32 KB of L1 (Zen 1) blocks of three quarters of it were best. With 48 KB (Zen 5) blocks of its whole size
+        were best on average where windows of neighbouring tiles overlap (two thirds of it is up to 5% faster for many
+        channels, a third more for 64), and larger blocks where they do not, because x then comes from memory.
         """
         block = 3 * self.l1_bytes // 4
         if self.l1_bytes > 32 * 1024:
@@ -189,7 +187,7 @@ class Heuristics:
         return max(1, block // max(1, window_bytes))
 
     def row_groups(self, rows: int, tiles: int, threads: int, tile_bytes: int) -> int:
-        """Row groups: more than one when tiles alone do not feed the workers, or partial sums would leave L2."""
+        """Number of row groups: several where tiles are too few for the workers, or partial sums would leave L2."""
         enough = self.tasks_per_worker * threads
         for_workers = 1 if threads == 1 or tiles >= enough else -(-enough // tiles)
         for_partials = -(-rows * tile_bytes // self.partial_bytes)
@@ -198,15 +196,15 @@ class Heuristics:
     # ------------------------------------------------------------------------------------------ memory
 
     def leaves_cache(self, nbytes: int) -> bool:
-        """Whether an array of so many bytes is in no cache, or on its way out of the last one, when it is read again.
+        """Whether an array of `nbytes` bytes will have left the last cache when it is read again.
 
-        Large outputs get non-temporal stores then: a line that is not there need not be read before it is written. Of
-        less, which the next layer would find in a cache, the two layers together gain nothing, and lose up to 8%.
+        Outputs of that size get non-temporal stores, which save reading a line before it is written. Smaller outputs do
+        not: the next layer finds them in a cache, and both layers together would lose up to 8%.
         """
         return nbytes > self.far_share * self.l3_bytes
 
     def reads_in_place(self, nonzeros: int, columns: int, x_row_stride: int, aligned: bool) -> bool:
-        """Whether W of so many columns has so few nonzeros that row-major X is not worth packing.
+        """Whether W has too few nonzeros per column for packing row-major X to pay.
 
         aligned : X is in a cache, and tiles are aligned to vectors of X
         """
@@ -225,26 +223,26 @@ class Heuristics:
         return max(1, self.sddmm_pass_bytes // self.vector_bytes)
 
     def sddmm_window_positions(self) -> int:
-        """The same where x is read in windows, which positions share: as many bytes were too few on 64-byte vectors."""
+        """Positions of one pass over windows of x, which positions share; more of them on 64-byte vectors."""
         return self.sddmm_positions() * (4 if self.vector_bytes == 64 else 1)
 
     def sddmm_run_positions(self, x_bytes: int) -> int:
-        """The same where windows can be read in runs of four, which end sums after two; 0 where they had better not be.
+        """Positions of one pass where windows form runs of four contiguous vectors; 0 where such runs do not pay.
 
-        What comes from memory likes long rows, and four vectors of 32 bytes are too few of its lines.
+        Reads from memory favour long rows; four vectors of 32 bytes cover too few cache lines.
         """
         if self.vector_bytes < 64:
             return 16 if x_bytes <= self.near_bytes else 0
         return 32 if self.leaves_cache(x_bytes) else 16
 
     def sddmm_row_part(self, row: int, positions: int) -> int:
-        """Positions of an image row that one run takes: the row in equal parts of at most twice `positions`."""
+        """Positions of a run: an image row in equal parts of at most twice `positions`."""
         return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * positions), row)
 
     def sddmm_block_rows(self, row_bytes: int) -> int:
-        """Input rows (or channels) of one SDDMM block when each brings `row_bytes`.
+        """Input rows (or channels) of one SDDMM block, for rows of `row_bytes` bytes.
 
-        With 48 KB of L1 cache what it holds was best, by 5%; with 32 KB that would be too few nonzeros of a row.
+        With 48 KB of L1, blocks of its size were best, by 5%; with 32 KB, entries would have too few nonzeros.
         """
         held = self.l1_bytes if self.l1_bytes > 32 * 1024 else self.sddmm_block_bytes
         return max(1, held // max(1, row_bytes))
@@ -252,7 +250,7 @@ class Heuristics:
     # ------------------------------------------------------------------------------------------ SpMV
 
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
-        """Whether SpMV looks x up in chunks of so many columns: not where most chunks of a row are empty."""
+        """Whether SpMV by lookup, in chunks of `chunk` columns, is estimated to be faster than by loads."""
         by_lookup = self.lookup_cycles * nonzeros + self.lookup_chunk_cycles * rows * -(-inputs // chunk)
         cycles = self.spmv_cycles if inputs <= 10_000 else self.spmv_far_cycles
         by_loads = cycles * nonzeros + self.spmv_row_cycles * rows
@@ -260,25 +258,26 @@ class Heuristics:
         return self.lookup_nonzeros <= nonzeros < 2**28 and filled > self.lookup_filled and by_lookup < by_loads
 
     def lookup_rows(self, chunks: int) -> int:
-        """Rows of a group, of which one sum is kept for every chunk."""
+        """Rows of a lookup group; each row has one sum per chunk."""
         return max(64, min(self.lookup_row_limit, self.lookup_sum_bytes // (4 * chunks)))
 
     # ------------------------------------------------------------------------------------------ batches and layouts
 
     def prefers_batch_blocks(self, samples: int, lanes: int) -> bool:
-        """Whether a batch fills vectors of samples well enough: aligned loads are worth about 1.4 unaligned ones."""
+        """Whether a batch fills vectors of samples well enough; aligned loads are about 1.4 times as fast."""
         return "batch-blocked" in self.layouts and (
             samples >= 0.7 * lanes * -(-samples // lanes) or self.layouts == ("batch-blocked",)
         )
 
     def fills_vectors(self, positions: int, lanes: int) -> bool:
-        """Whether a 1x1 layer takes each image as it lies: no windows, nothing to pack, half the time of packing."""
+        """Whether a 1x1 layer reads each image in place, without packing."""
         return "planes" in self.layouts and positions >= self.few_vectors * lanes
 
     def chunk_groups(self, groups: int, group_bytes: int, multiple: int = 1) -> int:
-        """Groups of samples in one part of a batch, whose workspace stays in the L3 cache; the last may have fewer.
+        """Groups of samples per part of a batch; the last part may have fewer.
 
-        What is packed, multiplied and unpacked is still there then: up to a quarter less time for batches of images.
+        The workspace of a part stays in the L3 cache between packing, multiplying and unpacking: up to a quarter less
+        time for batches of images.
         """
         most = max(1, int(self.chunk_share * self.l3_bytes) // max(1, group_bytes) // multiple) * multiple
         parts = max(1, -(-groups // most))
@@ -286,13 +285,17 @@ class Heuristics:
 
 
 def _useful(rates: Rates, width: int, vectors: int) -> float:
-    """Rate of tiles of so many vectors over a line, idle vectors of the last tile counted."""
+    """Rate of tiles of `width` vectors over `vectors` vectors, counting idle vectors of the last tile."""
     return rates[width - 1] * vectors / (-(-vectors // width) * width)
 
 
-def unaliased_stride(stride_bytes: int, vector_bytes: int) -> int:
-    """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
-    return stride_bytes + vector_bytes if stride_bytes % ALIASED_BYTES == 0 else stride_bytes
+def described(h: Heuristics) -> list[tuple[str, str]]:
+    """Names and values of a record's fields."""
+    return [(field.name, _text(getattr(h, field.name))) for field in fields(h)]
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,14 +1,14 @@
-"""Layouts of activations, and what packs into them and unpacks from them.
+"""Layouts of activations, with packing and unpacking.
 
-Two layouts serve the kernels beside the user's own NCHW (`PaddedPlanes` without padding):
+Besides the user's NCHW (`PaddedPlanes` without padding), kernels read two layouts:
 
 - *batch-blocked* (`BlockedPlanes`), written NCHW16n elsewhere: VL samples innermost, (groups, channels, positions, VL).
   Vectors of every window are aligned. With spatial tiles in place of samples (`spatial_tiles`) the same layout serves
   single images.
 - *padded NCHW* (`PaddedPlanes`): every channel a plane with zeros around it, a vector is VL consecutive positions.
 
-What lies behind an image, a panel or a plane is either never read or has been written by whoever writes the layout:
-the packing functions here, or the last step of the layer before.
+Memory after an image, a panel or a plane is either never read, or written by the same code that writes the layout: the
+packing functions here, or the last step of the previous layer (contract R7).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, grid, row_major_strides
-from fastsparse.ops.heuristics import WIDEST_TILE, unaliased_stride
+from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
@@ -46,7 +46,7 @@ class BlockedPlanes:
     spatial: Ints = ()
     strides: Ints = ()  # of the spatial axes
     corner: int = 0  # offset of position 0
-    panel_groups: int = 1  # groups that lie `group_stride` apart; of 1 each group is a panel
+    panel_groups: int = 1  # groups `group_stride` apart; with 1, each group is a panel
     panel_stride: int = 0  # bytes between panels of more groups
 
     def all_offsets(self) -> NDArray[np.int64]:
@@ -55,8 +55,7 @@ class BlockedPlanes:
 
 
 def blocked_planes(channels: int, spatial: Ints, padding: Padding, target: Target) -> BlockedPlanes:
-    """Batch-blocked planes for `spatial` images with so much padding. spatial () is for features: one position per
-    channel."""
+    """Batch-blocked planes of padded images. spatial () is for features: one position per channel."""
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
     strides = tuple(s * target.vector for s in row_major_strides(padded))
     total, positions = math.prod(padded), math.prod(spatial)
@@ -82,6 +81,11 @@ def feature_panels(features: int, width: int, target: Target) -> BlockedPlanes:
     return BlockedPlanes(1, features, offsets, _NONE, 0, target.vector, panel_groups=width, panel_stride=stride)
 
 
+def unaliased_stride(stride_bytes: int, vector_bytes: int) -> int:
+    """A stride that is no multiple of 4096 bytes, which would map every plane onto the same cache sets."""
+    return stride_bytes + vector_bytes if stride_bytes % ALIASED_BYTES == 0 else stride_bytes
+
+
 def panel_stride(features: int, width: int, target: Target) -> int:
     """Bytes from one panel (features, width, VL) of samples to the next."""
     return unaliased_stride(max(1, features) * width * target.vector, target.vector)
@@ -97,7 +101,7 @@ def pack_blocked(
 ) -> Launch:
     """user[sample, channel, position] -> batch-blocked. Strides in bytes, positions contiguous; operands user, blocked.
 
-    Padding is written, and zeros in the lanes behind the samples.
+    Writes the padding, and zeros in lanes without samples.
     """
     return _blocked(
         kernels.pack_batch_blocked_kernel, ("user", "blocked"), planes, samples, sample_stride, channel_stride, target
@@ -138,13 +142,13 @@ def _blocked(
     )
     groups = -(-samples // target.lanes)
     packs = kernel is kernels.pack_batch_blocked_kernel
-    if packs:  # panels are packed whole, with zeros behind the samples, for SDDMM
+    if packs:  # panels are packed whole, with zeros after the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
     return target.launch(
         kernel(target.bits, target.lanes), arguments, operands, tasks=groups * planes.channels * chunks, flops=flops,
         keep=planes,
-        label=f"{'pack' if packs else 'unpack'} batch-blocked,{samples}x{planes.channels}x{planes.positions}",
+        label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
 
 
@@ -153,8 +157,7 @@ def _blocked(
 
 @dataclass(frozen=True, eq=False)
 class PaddedPlanes:
-    """Planes of images that windows of stride 1 read; also what packing needs. Strides are in elements, the rest in
-    bytes.
+    """Planes of images that windows of stride 1 read, and how to pack them. Strides are in elements, all else in bytes.
 
     Without padding the planes are the user's own layout, channels `channel_stride` apart.
     """
@@ -165,15 +168,15 @@ class PaddedPlanes:
     strides: Ints
     corner: int  # offset of position 0
     channel_stride: int
-    slack: int  # behind the last plane, for vectors and tiles that look beyond it
-    row_offsets: NDArray[np.int64]  # [rows, 1], where every image row begins
+    slack: int  # bytes after the last plane, for vectors and tiles that reach beyond it
+    row_offsets: NDArray[np.int64]  # [rows, 1], offset of every image row
     size: int  # bytes of a number
     firsts: NDArray[np.int64]
     step: int = 1
 
     @property
     def contiguous(self) -> bool:
-        """Whether a plane is its image and nothing else, up to what lies between channels."""
+        """Whether a plane is its image without padding; channels may be apart."""
         return self.strides == row_major_strides(self.spatial) and not any(map(any, self.padding))
 
     @property
@@ -195,7 +198,7 @@ class PaddedPlanes:
 
 @dataclass(frozen=True, eq=False)
 class PhasePlanes:
-    """Planes of images that windows with strides read: every phase of the strides is a plane of its own.
+    """Planes of images that strided windows read: one plane for each phase of the strides.
 
     `row_offsets` [rows, phases] is -1 for rows that no window reads; `firsts` [phases] is each phase's first column.
     """
@@ -218,9 +221,9 @@ def user_planes(channels: int, spatial: Ints, target: Target) -> PaddedPlanes:
 
 
 def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], target: Target) -> PaddedPlanes:
-    """Planes with the padding that all the convolutions `readers`, of stride 1, ask for.
+    """Planes with enough padding for all convolutions `readers`, of stride 1.
 
-    Without any padding, rows follow one another as in the user's layout.
+    Without padding, rows are contiguous as in the user's layout.
     """
     axes = range(len(spatial))
     padding = tuple(
@@ -231,7 +234,7 @@ def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], tar
     extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
     strides = row_major_strides(tuple(extents))
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * target.size
-    # The last row's window may look past its end by the padding that the next row would have brought.
+    # Windows of the last row reach past its end by the padding of a next row.
     plane = -(-(math.prod(extents) + max(padding[-1])) * target.size // 64) * 64
     offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * target.size + corner
     return PaddedPlanes(
@@ -269,5 +272,5 @@ def pack_padded(
     kernel = kernels.pack_padded_kernel(target.bits, target.lanes)
     return target.launch(
         kernel, arguments, ("user", "planes"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
-        label=f"pack padded NCHW,{images}x{channels}x{planes.rows}x{planes.row_length}",
+        label=("pack", f"{images}x{channels}x{planes.rows}x{planes.row_length}", "", "padded NCHW"),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Linear layers: y = activation(x @ W.T + bias) on rows of samples, and their gradients.
 
-Samples are packed into panels, which SpMM and SDDMM read; a batch goes through in parts whose workspace stays in a
-cache. One sample is an SpMV.
+Samples are packed into panels for SpMM and SDDMM, in parts of a batch whose workspace stays in a cache. One sample is
+an SpMV.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, sddmm, spmm
 from fastsparse.ops.sparse_operator import packed_values
-from fastsparse.ops.spmm import Packing, Product, bias_address, blocked_group_bytes, panel_packing, panel_width
+from fastsparse.ops.spmm import Packing, Product, bias_address, panel_packing, panel_width
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 def as_rows(x: Array) -> Array:
-    """(..., features) as (samples, features) with contiguous rows; no copy where there need be none."""
+    """(..., features) as (samples, features) with contiguous rows, copied only where necessary."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim != 2 else x
     itemsize = rows.itemsize
     if rows.shape[1] and (rows.strides[1] != itemsize or rows.strides[0] < 0) and rows.size:
@@ -41,8 +41,8 @@ def forward(
 ) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
-    stride, (rows, features) = x.strides[0], W.shape
-    group_bytes = blocked_group_bytes(features, target) + blocked_group_bytes(rows, target)
+    stride, rows = x.strides[0], W.shape[0]
+    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in W.shape)
     for start, stop in spmm.sample_chunks(len(x), group_bytes, target):
         key = stop - start, stride, activation, target
         packing, product = W.cached(("linear", *key), _forward, W, *key)
@@ -83,7 +83,9 @@ def _panels_launch(
 ) -> tuple[spmm.SpmmPlan, Launch, Launch, int]:
     rows = pattern.shape[0]
     panels, plan = layouts.feature_panels(rows, width, target), spmm.panels_plan(pattern, samples, width, target)
-    launch = spmm.prepare(plan, target, y_row_stride=width * target.vector, activation=activation, label="linear")
+    launch = spmm.prepare(
+        plan, target, y_row_stride=width * target.vector, activation=activation, label="linear", layout="batch-blocked"
+    )
     unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
     return plan, launch, unpack, layouts.panel_bytes(samples, panels, target)
 
@@ -121,7 +123,7 @@ def _weight_gradient(
     grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)
     last: sddmm.SddmmPlan | None = None
-    group_bytes = blocked_group_bytes(pattern.shape[0], target) + blocked_group_bytes(features, target)
+    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in pattern.shape)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         count = stop - start
         width = panel_width(pattern, count, target, backward=True)
@@ -131,7 +133,7 @@ def _weight_gradient(
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             if last is None:
                 gradients = np.zeros(plan.order.size, grad.dtype)
-            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # another order
+            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of W_T
                 gradients = plan.order.pack(last.order.unpack(gradients))
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -13,9 +12,11 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import norm as kernels
 
 Array = NDArray[Any]
+_BLOCK_NUMBERS = 2**15  # of a layer norm's backward pass at a time, in float64
 
 
 # ------------------------------------------------------------------------------------------------- batch norm
@@ -72,7 +73,7 @@ def _per_channel(array: Array, channels: int, name: str) -> NDArray[np.float64]:
     return wide
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def _forward(shape: tuple[int, ...], eps: float, training: bool, target: Target) -> Launch:
     parts = -(-shape[0] // kernels.PARTS)
     first = max(1, min(parts, kernels.FIRST_NUMBERS // max(1, math.prod(shape[2:]))))
@@ -82,7 +83,7 @@ def _forward(shape: tuple[int, ...], eps: float, training: bool, target: Target)
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def _backward(shape: tuple[int, ...], eps: float, target: Target) -> Launch:
     operands = ("dy", "dx", "x", "gamma", "mean", "variance", "grad_gamma", "grad_beta")
     return _prepare(kernels.batch_norm_grad_kernel, kernels.BATCH_NORM_GRAD, operands, shape, eps, target)
@@ -114,7 +115,7 @@ def _prepare(
     return target.launch(
         kernel(target.bits, target.lanes, int(columns)), arguments, operands, tasks=-(-lines // block),
         flops=h.norm_flops * math.prod(shape), scratch=stride, keep=number,
-        label=f"batch norm,{'x'.join(map(str, shape))}",
+        label=("batch norm", "x".join(map(str, shape)), "", "NCHW"),
     )  # fmt: skip
 
 
@@ -133,14 +134,15 @@ def layer_norm(
     columns, scale, shift = x.shape[-1], readable(gamma, x.dtype), None if beta is None else readable(beta, x.dtype)
     y = in_place_out(out, x, scale, shift)
     if x.size:
-        launch = _layer_norm(x.size // columns, columns, eps, centred, target_for(x.dtype))
+        launch = prepare_layer_norm(x.size // columns, columns, eps, centred, target_for(x.dtype))
         shift_address = 0 if shift is None else read_address(shift, x.dtype, columns, "beta")
         launch.run(address(x), address(y), read_address(scale, x.dtype, columns, "gamma"), shift_address)
     return y
 
 
-@functools.lru_cache(maxsize=128)
-def _layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Target) -> Launch:
+@bounded_cache
+def prepare_layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Target) -> Launch:
+    """Layer norm of contiguous rows; operands x, y, gamma, beta (0 for none)."""
     number = np.array([eps], np.float64)
     kernel = kernels.layer_norm_kernel(target.bits, target.lanes)
     fields = {"eps": address(number), "centred": int(centred)}
@@ -149,15 +151,38 @@ def _layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Targ
     )
 
 
+def layer_norm_backward(dy: Array, x: Array, gamma: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`layer_norm` with x and dy (rows, columns): grad_x, grad_gamma and grad_beta (columns,).
+
+    Statistics, means and sums are float64, in blocks of rows that stay in a cache.
+    """
+    rows, columns = x.shape
+    grad_x, wide = buffers.array(x.shape, x.dtype), gamma.astype(np.float64)
+    grad_gamma, grad_beta = np.zeros(columns), np.zeros(columns)
+    block = max(1, _BLOCK_NUMBERS // max(1, columns))
+    for start in range(0, rows, block):
+        part = slice(start, start + block)
+        normal, grad = x[part].astype(np.float64), dy[part].astype(np.float64)
+        normal -= normal.mean(axis=1, keepdims=True)
+        inverse = 1 / np.sqrt((normal * normal).mean(axis=1, keepdims=True) + eps)
+        normal *= inverse
+        grad_beta += grad.sum(axis=0)
+        grad_gamma += (grad * normal).sum(axis=0)
+        grad *= wide
+        normal *= (grad * normal).mean(axis=1, keepdims=True)
+        grad_x[part] = inverse * (grad - grad.mean(axis=1, keepdims=True) - normal)
+    return grad_x, grad_gamma.astype(x.dtype), grad_beta.astype(x.dtype)
+
+
 def prepare_rows(
     kernel: Any, dtype: Any, operands: tuple[str, ...], rows: int, columns: int, target: Target, label: str,
     fields: dict[str, int] | None = None, keep: Any = None,
 ) -> Launch:  # fmt: skip
-    """A kernel on contiguous rows, some of them a task."""
+    """Launch of a kernel on contiguous rows, several rows per task."""
     h = target.heuristics
     chunk = max(1, h.row_chunk // columns)
     arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **(fields or {}))
     return target.launch(
         kernel, arguments, operands, tasks=-(-rows // chunk), flops=h.row_flops * rows * columns, keep=keep,
-        label=f"{label},{rows}x{columns}",
+        label=(label, f"{rows}x{columns}", "", "row-major"),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address, read_address, write_address
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import optimizers as kernels
 
 Array = NDArray[Any]
@@ -49,13 +49,13 @@ def adam_step(
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _sgd(kind: int, count: int, target: Target) -> Launch:
     kernel = kernels.sgd_kernel(kind, target.bits, target.lanes)
     return _prepare(kernel, kernels.SGD, ("value", "grad", "velocity", "numbers"), count, target, "sgd")
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache
 def _adam(count: int, target: Target) -> Launch:
     kernel = kernels.adam_kernel(target.bits, target.lanes)
     return _prepare(kernel, kernels.ADAM, ("value", "grad", "first", "second", "numbers"), count, target, "adam")
@@ -65,5 +65,5 @@ def _prepare(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, tar
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return target.launch(
         kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.optimizer_flops * count, label=f"{label},{count}",
+        flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
     )  # fmt: skip

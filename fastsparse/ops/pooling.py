@@ -1,12 +1,11 @@
 """Pooling: largest values and means of windows of images, forward and backward.
 
-Windows are tables per axis, so that fixed, adaptive and padded ones are the same; images are cut into bands of rows
-that fit the cache. Arrays are (N, C, H, W); the engine pools batch-blocked planes, too.
+Windows are tables per axis, which cover fixed, adaptive and padded windows alike. Images are cut into bands of rows
+that fit the cache. Arrays are (N, C, H, W); engines also pool batch-blocked planes.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import pooling as kernels
 
 Array = NDArray[Any]
@@ -28,6 +28,7 @@ Padding2d = tuple[tuple[int, int], tuple[int, int]]
 Table = NDArray[np.int64]
 
 _KINDS = {"max": kernels.MAX, "mean": kernels.MEAN}
+_NAMES = {kernels.MAX: "max", kernels.MAX_INDEX: "max", kernels.MEAN: "mean"}
 
 
 # ------------------------------------------------------------------------------------------------- on arrays
@@ -49,7 +50,7 @@ def max_pool2d(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> Ar
 def max_pool2d_with_index(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> tuple[Array, Index]:
     """As :func:`max_pool2d`, with the index (row * W + column in the image) of the element that won.
 
-    The first of equals wins. The index array has the output's shape; its integers are as long as x's numbers.
+    The first of equal elements wins. The index array has the output's shape; its integers have the size of x's numbers.
     """
     w = windows(_spatial(x), kernel, stride, padding)
     index = buffers.array((*x.shape[:2], *w.out_spatial), np.int32 if x.dtype.itemsize == 4 else np.int64)
@@ -142,14 +143,14 @@ def _axis(size: int, kernel: int, stride: int, padding: tuple[int, int], count_p
     return np.ascontiguousarray(np.stack([first, end, weight], 1))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def windows(spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d, *, count_padding: bool = True) -> Windows:
     """Windows of fixed size; their weights count the padding or leave it out."""
     rows, columns = (_axis(n, k, s, p, count_padding) for n, k, s, p in zip(spatial, kernel, stride, padding))
     return Windows(spatial, rows, columns)
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
     """Windows that split the image as evenly as possible: i goes from floor(i n / m) to ceil((i + 1) n / m)."""
 
@@ -162,7 +163,7 @@ def adaptive_windows(spatial: Sizes, output: Sizes) -> Windows:
 
 
 def _band_count(rows: int, row_bytes: int, tasks: int, target: Target) -> int:
-    """How many bands `rows` are cut into: small enough for the cache, enough for all workers."""
+    """Number of bands: small enough for the cache, and enough for all workers."""
     h, threads = target.heuristics, target.threads
     fitting = -(-rows * row_bytes // h.band_bytes)
     wanted = -(-h.bands_per_worker * threads // max(1, tasks)) if threads > 1 else 1
@@ -200,23 +201,23 @@ def _bands(table: Table) -> Bands:
 # ------------------------------------------------------------------------------------------------- launch
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare(
     kind: int | str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
 ) -> Launch:
-    """Pooling of so many planes, contiguous or at these strides in bytes; operands x, y, index."""
+    """Launch of pooling over `planes` planes, contiguous or at these strides in bytes; operands x, y, index."""
     code = kind if isinstance(kind, int) else _KINDS[kind]
     bands = forward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_kernel(code, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool", x_stride, y_stride)
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[code]} pool", x_stride, y_stride)
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Launch:
-    """Gradient of pooling of so many contiguous planes; operands dx, dy, index."""
+    """Launch of the gradient of pooling over contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_grad_kernel(kind, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, "pool gradient")
+    return _planes(kernel, w, bands, planes, target, f"{_NAMES[kind]} pool gradient")
 
 
 def _planes(
@@ -244,12 +245,12 @@ def _planes(
     return target.launch(
         kernel, arguments, ("x", "y", "index"), tasks=-(-planes // target.lanes) * len(bands.table),
         flops=target.heuristics.pool_flops * planes * math.prod(w.spatial), scratch=x_bytes + 2 * y_bytes,
-        keep=(w, bands), label=f"{label},{planes}x{w.spatial[0]}x{w.spatial[1]}",
+        keep=(w, bands), label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
     )  # fmt: skip
 
 
 def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, groups: int, target: Target) -> Launch:
-    """Pooling of `groups` groups of batch-blocked planes; the padding around y is left alone. Operands x, y."""
+    """Launch of pooling over `groups` groups of batch-blocked planes; does not write y's padding. Operands x, y."""
     bands = forward_bands(w, groups * x.channels, target)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
@@ -271,5 +272,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
         tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes, keep=(w, bands, x, y),
-        label=f"pool batch-blocked,{groups}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}",
+        label=(
+            f"{kind} pool", f"{groups * target.lanes}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}", "", "batch-blocked",
+        ),
     )  # fmt: skip

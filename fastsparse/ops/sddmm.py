@@ -32,10 +32,10 @@ from fastsparse_kernels.sparse_operator import RUN_VECTORS
 
 @dataclass(frozen=True, eq=False)
 class GradientOrder:
-    """Where the kernel keeps gradients: those of an operator's entry contiguous, in the entry's order.
+    """Order of gradients in the kernel: contiguous per entry of the operator.
 
-    `entries` as in `SparseOperator`, where each one's nonzeros end: it may begin behind a gap. `index[i]` is that of
-    gradient i of the CSR among `size` of the kernel; `longest` nonzeros has an entry.
+    `entries` as in `SparseOperator`, but giving the end of each entry's nonzeros, which may begin after a gap.
+    `index[i]` is the kernel's index, below `size`, of gradient i of the CSR; `longest` is the longest entry's length.
     """
 
     entries: NDArray[np.uint32]
@@ -88,7 +88,7 @@ class SddmmPlan:
     x_step: int
     y_runs: NDArray[np.int64]
     y_step: int
-    by_fours: bool  # runs are of four contiguous vectors: for the kernel of `fastsparse_kernels.sddmm`
+    by_fours: bool  # whether runs are of four contiguous vectors, which have a kernel of their own
     order: GradientOrder
 
 
@@ -100,7 +100,7 @@ def panels_plan(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
 def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run.
 
-    Panels of four vectors hold zeros behind the samples.
+    Panels of four vectors hold zeros after the samples.
     """
     h, (rows, columns) = target.heuristics, pattern.shape
     sample_groups, width = -(-samples // target.lanes), panel_width(pattern, samples, target, backward=True)
@@ -120,7 +120,7 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
 
 
 class Sddmm(NamedTuple):
-    """Launches that add up one SDDMM, each with where its x and y begin, in bytes."""
+    """Launches of one SDDMM, whose results add up, each with the byte offsets of its x and y."""
 
     parts: list[tuple[Launch, int, int]]
 
@@ -169,16 +169,20 @@ def prepare(
         launch = target.launch(
             kernel, arguments, ("x", "y", "gradients"), tasks=operator.groups, flops=flops * positions * count,
             scratch=scratch, keep=plan,
-            label=f"sddmm,rows {plan.operator.group_starts[-1]} nnz {operator.nnz},positions {positions * count}",
+            label=(
+                "sddmm",
+                f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",
+                f"nnz {operator.nnz}", "", f"run {plan.run_length}",
+            ),
         )  # fmt: skip
         launches.append((launch, batch * x_batch_stride, batch * y_batch_stride))
     return Sddmm(launches)
 
 
 def _parts(plan: SddmmPlan, batches: int, flops: float, target: Target) -> Iterator[tuple[int, int, int, int]]:
-    """Pieces of an SDDMM that row groups alone would not cut short enough, in the order of the whole.
+    """Pieces of an SDDMM whose row groups alone would take too long for a check for signals, in order.
 
-    First batch and number of batches, first run and number of positions of every piece.
+    Each is first batch, number of batches, first run, number of positions.
     """
     pieces = math.ceil(flops / (target.heuristics.slice_flops * max(1, plan.operator.groups)))
     batch_step = max(1, batches // max(1, pieces))

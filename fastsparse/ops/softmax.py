@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from fastsparse.ops.norm import prepare_rows
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address, in_place_out, readable
 from fastsparse.runtime.launch import Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import softmax as kernels
 
 Array = NDArray[Any]
@@ -25,7 +25,7 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     return y
 
 
-@functools.lru_cache(maxsize=128)
+@bounded_cache
 def prepare(rows: int, columns: int, target: Target) -> Launch:
     """Softmax of contiguous rows; operands x, y."""
     kernel = kernels.softmax_kernel(target.bits, target.lanes)

@@ -1,4 +1,4 @@
-"""Sparse operators: a pattern's structure packed in the order and with the byte offsets that a kernel reads."""
+"""Sparse operators: structure of a pattern, packed in the kernel's order and with byte offsets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX_LIMIT = 2**32
 
 @dataclass(frozen=True, eq=False)
 class ColumnBlocks:
-    """Where the kernel finds column k of an operator: block, and bytes from the block's base.
+    """Location of every column of an operator: its block, and bytes from the block's base.
 
     Attributes
     ----------
@@ -39,8 +39,9 @@ class ColumnBlocks:
 class SparseOperator:
     """A packed structure; see `fastsparse_kernels.sparse_operator` for the order of its entries.
 
-    An entry is a row's nonzeros in one column block. `entries` is [entries + 1, 2]: where each one's nonzeros begin,
-    and its row; the last one begins behind them all. `permutation[i]` is the index in the CSR's data of the operator's
+    An entry holds the nonzeros of one row in one column block. `entries` is [entries + 1, 2]: the index of an entry's
+    first nonzero, and its row; the last row marks the end.
+    `permutation[i]` is the index in the CSR's data of the operator's
     nonzero i.
     """
 
@@ -50,11 +51,11 @@ class SparseOperator:
     offsets: NDArray[np.uint32]
     permutation: NDArray[np.uint32]
     columns: ColumnBlocks
-    interleaved: bool = False  # nonzeros of four entries take turns
+    interleaved: bool = False  # nonzeros of four entries alternate
     groups: int = field(init=False)
     blocks: int = field(init=False)
     nnz: int = field(init=False)
-    dense: bool = field(init=False)  # all rows have all columns
+    dense: bool = field(init=False)  # every row has every column
 
     def __post_init__(self) -> None:
         nnz = len(self.offsets)
@@ -70,16 +71,16 @@ class SparseOperator:
 
     @property
     def row_ends(self) -> NDArray[np.uint32]:
-        """0, and where every entry's nonzeros end."""
+        """0, then the end of every entry's nonzeros."""
         return self.entries[:, 0]
 
     @property
     def widest_group(self) -> int:
-        """Rows of the largest group: the partial sums a worker must hold."""
+        """Rows of the largest group: a worker holds that many partial sums."""
         return int(np.diff(self.group_starts).max(initial=0))
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The values in the operator's order, aligned, with room for reading ahead: one gather."""
+        """The values in the operator's order, aligned, with room for reading ahead."""
         packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
@@ -87,7 +88,7 @@ class SparseOperator:
 
 def packed_values(W: CSR, operator: SparseOperator) -> NDArray[Any]:
     """W's values in the operator's order, kept with W: a layer packs once per optimizer step, never per call."""
-    # The operator is kept along with its id, so that the id is not given to another one.
+    # The operator is stored with its id, so that no other object gets that id.
     return W.cached(("values", id(operator)), lambda: (operator, operator.pack(W.data)))[1]
 
 
@@ -100,7 +101,7 @@ def build_operator(
 ) -> SparseOperator:  # fmt: skip
     """Pack a structure with sorted columns. O(nnz + M * blocks).
 
-    width : vectors of the tiles it is for: on few of them rows are interleaved
+    width : vectors per tile; narrow tiles have interleaved rows
 
     Raises
     ------
@@ -136,7 +137,7 @@ def build_operator(
 def linear_operator(
     pattern: Pattern, row_bytes: int, block_rows: int, groups: int, h: Heuristics, width: int = 0
 ) -> SparseOperator:
-    """The operator whose column k lies `row_bytes` behind column k - 1, cached on the pattern.
+    """Operator whose columns are `row_bytes` apart, cached on the pattern.
 
     width : as in `build_operator`
     """
@@ -152,9 +153,9 @@ def window_operator(
     pattern: Pattern, columns: Callable[[], NDArray[np.integer]], channels: int, channel_stride: int,
     window: NDArray[np.int64], per_block: int, groups: int, h: Heuristics, *, conv_groups: int = 1, width: int = 0,
 ) -> SparseOperator:  # fmt: skip
-    """The operator whose column (c, k) lies window[k] bytes into channel c, cached on the pattern.
+    """Operator whose column (c, k) is window[k] bytes into channel c, cached on the pattern.
 
-    columns : gives the columns of the nonzeros over all channels; of one pattern, `conv_groups` tells them apart
+    columns : returns the column of every nonzero over all channels, which depends on the pattern and on `conv_groups`
     """
     return pattern.cached(
         ("window operator", channels, channel_stride, window.tobytes(), per_block, groups, conv_groups, width, h),
@@ -165,7 +166,7 @@ def window_operator(
 
 
 def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
-    """Blocks of `block_rows` input rows that lie `row_bytes` apart."""
+    """Blocks of `block_rows` input rows, `row_bytes` apart."""
     block_rows = max(1, min(block_rows, rows, (INDEX_LIMIT - 1) // row_bytes))
     count = max(1, -(-rows // block_rows))
     column = np.arange(rows, dtype=np.int64)
@@ -176,7 +177,7 @@ def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
 
 
 def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
-    """Blocks of channels; column (c, k) lies at c * channel_stride + window[k] bytes.
+    """Blocks of channels; column (c, k) is at byte c * channel_stride + window[k].
 
     Raises
     ------
@@ -201,7 +202,7 @@ def channel_blocks(channels: int, per_block: int, channel_stride: int, window: N
 
 
 def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
-    """Bounds of contiguous row groups of about equal nonzeros (a row counts as one more, for its output)."""
+    """Bounds of contiguous row groups of about equal work: nonzeros plus one per row for its output."""
     rows = len(indptr) - 1
     groups = max(1, min(groups, rows))
     work = indptr + np.arange(rows + 1)
@@ -212,7 +213,7 @@ def split_rows(indptr: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
 
 
 def with_read_ahead(length: int, *rest: int) -> NDArray[np.uint32]:
-    """Zeros, with as many behind them as kernels may read ahead."""
+    """Zeros, followed by as many as kernels may read ahead."""
     return np.zeros((length + kernels.OVERREAD, *rest), np.uint32)[:length]
 
 

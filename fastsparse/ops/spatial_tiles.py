@@ -1,9 +1,9 @@
 """Spatial tiles: one image cut into VL tiles of equal shape, one per lane, so that one image fills aligned vectors.
 
-A tile carries a halo of what its neighbours begin with, as deep as the windows of its readers reach. All that the
-batch-blocked layout offers for VL samples then works for the VL tiles of an image: no unaligned loads, and no vectors
-stored in pieces. The price are the halos, exchanged after every layer whose readers have windows (as stencil codes
-on many nodes do it), and tiles that hang over the end of images that the grid does not divide.
+A tile has a halo with the edges of its neighbours, as deep as the windows of its readers reach. The VL tiles of an
+image are then computed as VL samples are in the batch-blocked layout: with aligned loads, and no vectors stored in
+pieces. The costs are the halos, exchanged after every layer whose readers have windows (as in distributed stencil
+codes), and tiles that extend past the end of images whose size the grid does not divide.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import layouts as kernels
 
-SPATIAL_TILES_LIMIT = 2**31  # bytes of a channel: what gathers address
+SPATIAL_TILES_LIMIT = 2**31  # bytes of a channel that gathers can address
 
 
 @dataclass(frozen=True)
 class Partition:
-    """VL tiles of `size`, in row-major order on a grid of `counts`; the last ones may hang over the image's end."""
+    """VL tiles of `size`, in row-major order on a grid of `counts`; the last ones may extend past the image's end."""
 
     counts: Ints
     size: Ints
@@ -40,10 +40,10 @@ class Partition:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a layer reads: tiles of this partition with a halo of `padding`.
+    """Input of a layer: tiles of this partition with a halo of `padding`.
 
-    outside : what its windows find outside the image, in the halo and in what hangs over the end; None when no window
-        of the image's own outputs looks there, so that anything may lie there
+    outside : value that its windows find outside the image, in the halo and past the image's end; None when no window
+        of an output inside the image reads there, so that the memory may stay undefined
     """
 
     partition: Partition
@@ -51,18 +51,18 @@ class Reading:
     outside: float | None
 
     def serves(self, wanted: Reading) -> bool:
-        """Whether tiles laid out like this hold all that `wanted` reads."""
+        """Whether tiles in this layout hold everything that `wanted` reads."""
         enough = all(h[0] >= w[0] and h[1] >= w[1] for h, w in zip(self.padding, wanted.padding, strict=True))
         return self.partition == wanted.partition and enough and wanted.outside in (None, self.outside)
 
     def exchanged(self, spatial: Ints) -> bool:
-        """Whether something must be filled once all tiles of an image are written."""
+        """Whether halos must be filled after all tiles of an image have been written."""
         return any(map(any, self.padding)) or (self.outside is not None and self.partition.hangs_over(spatial))
 
 
 @functools.lru_cache(maxsize=256)
 def partition(spatial: Ints, lanes: int) -> Partition:
-    """The partition with the fewest positions, and of those the one with the shortest halos and the longest rows."""
+    """The partition with the fewest positions; among equals, the shortest halos and the longest rows."""
 
     def cost(counts: Ints) -> tuple[int, int, int]:
         size = tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True))
@@ -84,7 +84,7 @@ def _grids(axes: int, lanes: int) -> Iterator[Ints]:
 
 
 def exact_padding(y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints) -> Padding:
-    """Padding that gives one tile exactly its outputs; behind strided tiles it may be less than nothing."""
+    """Padding with which one tile gives exactly its outputs; after strided tiles it may be negative."""
     return tuple(
         (b, (n - 1) * s + d * (k - 1) + 1 - b - n * s)
         for n, s, d, k, b in zip(y.size, stride, dilation, kernel, before, strict=True)
@@ -95,10 +95,10 @@ def reading(
     y: Partition, kernel: Ints, stride: Ints, dilation: Ints, before: Ints, spatial: Ints, outputs: Ints,
     outside: float = 0.0,
 ) -> Reading:  # fmt: skip
-    """What windows must find to write all of y's tiles, each tile for itself.
+    """Input that windows need to write all of y's tiles, each tile on its own.
 
     spatial, outputs : sizes of the image that is read, and of that which is written
-    outside : what lies around the image
+    outside : value around the image
     """
     size = tuple(n * s for n, s in zip(y.size, stride, strict=True))
     exact = exact_padding(y, kernel, stride, dilation, before)
@@ -109,7 +109,7 @@ def reading(
 
 
 def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints) -> NDArray[np.bool_]:
-    """Which positions of a tile and its halo some window reads, bool [padded positions]."""
+    """Positions of a tile and its halo that any window reads, bool [padded positions]."""
     total = np.ones((), bool)
     axes = zip(y.size, r.partition.size, r.padding, kernel, stride, dilation, strict=True)
     for outputs, inputs, (before, after), k, s, d in axes:
@@ -120,7 +120,7 @@ def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints
 
 
 def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
-    """Kernel size, stride and padding in front of pooling windows, or None where no such three give the table."""
+    """Kernel size, stride and leading padding of pooling windows; None where the table is not regular."""
     if not len(table):
         return None
     first, end = table[:, 0], table[:, 1]
@@ -138,7 +138,7 @@ def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Vectors to write, and the offset of each lane's number; see the arguments in `fastsparse_kernels.layouts`."""
+    """Vectors to write, and the source offset of every lane; see the arguments in `fastsparse_kernels.layouts`."""
 
     source_offsets: NDArray[np.int32]  # [vectors, VL]
     target_offsets: NDArray[np.uint32]  # [vectors]
@@ -174,14 +174,14 @@ def _image_positions(spatial: Ints, r: Reading) -> NDArray[np.int64]:
 def gather_tiles(
     source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target, only: NDArray[np.bool_] | None = None
 ) -> Gather:
-    """Fill tiles and their halos from an image whose positions lie at `source`; `only` those positions of a tile."""
+    """Fill tiles and their halos from an image with positions at offsets `source`; `only` those positions of a tile."""
     at = _image_positions(spatial, r)
     vectors = np.arange(len(at)) if only is None else np.flatnonzero(only)
     return _gather(np.where(at < 0, -1, source[at])[vectors], vectors * target.vector, r.outside, target)
 
 
 def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target) -> Gather:
-    """Fill halos, and what hangs over the image's end, from the tiles themselves, which lie at `source`."""
+    """Fill halos, and positions past the image's end, from the tiles themselves, at offsets `source`."""
     at = _image_positions(spatial, r)
     padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
     strides = row_major_strides(padded)
@@ -194,7 +194,7 @@ def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: 
 
 
 def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
-    """Write a contiguous image whose positions lie at `source`."""
+    """Write a contiguous image from positions at offsets `source`."""
     count = len(source)
     sources = np.concatenate([source, np.full(-count % target.lanes, -1)]).reshape(-1, target.lanes)
     gather = _gather(sources, np.arange(len(sources)) * target.vector, 0.0, target)
@@ -214,7 +214,7 @@ def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], outside: flo
 def prepare(
     plan: Gather, x_strides: tuple[int, int], y_strides: tuple[int, int], channels: int, images: int, target: Target
 ) -> Launch:
-    """Gather every channel of x into one of y; strides of images and channels in bytes. Operands x, y."""
+    """Launch that gathers every channel of x into one of y; strides in bytes. Operands x, y."""
     h, vectors = target.heuristics, len(plan.target_offsets)
     chunks = max(1, -(-vectors // h.pack_chunk))
     arguments = Arguments(
@@ -235,5 +235,5 @@ def prepare(
     return target.launch(
         kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"),
         tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
-        label=f"gather,{images}x{channels} vectors {vectors}",
+        label=("gather", f"{images}x{channels}x{vectors * target.lanes}", "", "spatial tiles"),
     )  # fmt: skip

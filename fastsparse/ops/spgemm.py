@@ -27,7 +27,7 @@ def forward(
     target, W_T = target or target_for(W.dtype), W.T
     indptr, indices, values = x
     samples = len(indptr) - 1
-    # At W's mean row length, what a sample costs; rows of y are cleared and finished as well.
+    # Cost of a sample at W's mean row length, plus clearing and finishing its row of y.
     flops = 2.0 * len(values) * W_T.nnz / max(1, W_T.shape[0]) + 4.0 * y.size
     chunk = max(1, min(16, samples // (4 * target.threads)))
     arguments = Arguments(
@@ -48,7 +48,8 @@ def forward(
     launch = target.launch(
         spgemm.forward_kernel(target.bits, target.lanes), arguments, ("y", "bias"), tasks=-(-samples // chunk),
         flops=flops, scratch=target.vector, keep=(x, W_T),
-        label=f"sparse linear,{samples}x{W.shape[1]} nnz {len(values)} by {W.shape[0]}x{W.shape[1]} nnz {W.nnz}",
+        label=("sparse linear", f"{W.shape[0]}x{W.shape[1]} by {samples}x{W.shape[1]} nnz {len(values)}",
+               f"nnz {W.nnz}", "row-major", f"chunk {chunk}", activation),
     )  # fmt: skip
     launch.run(address(y), 0 if bias is None else address(bias))
 
@@ -83,6 +84,7 @@ def _gradient(x: SparseRows, W_T: Pattern, gradients: Array, grad: Array, target
     launch = target.launch(
         spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), tasks=-(-inputs // chunk),
         flops=2.0 * len(values) * W_T.nnz / max(1, inputs), keep=(x, W_T),
-        label=f"sparse linear gradient,nnz {W_T.nnz}",
+        label=("sparse linear gradient", f"{W_T.shape[1]}x{W_T.shape[0]}", f"nnz {W_T.nnz}", "row-major",
+               f"chunk {chunk}"),
     )  # fmt: skip
     launch.run(address(gradients), address(grad))

@@ -1,12 +1,12 @@
 """SpMM: sparse W times dense X, from matrices in the user's layout or panels of samples.
 
-Plans say how W is cut into column blocks and row groups and X into tiles of T vectors (`Tiles`); the operator holds W's
-structure packed for them. One kernel runs them all (`fastsparse_kernels.spmm`), and convolutions too: see `conv`.
+A plan cuts W into column blocks and row groups, and X into tiles of T vectors (`Tiles`); its operator holds the
+structure of W packed accordingly. One kernel (`fastsparse_kernels.spmm`) runs all plans, also those of convolutions
+(see `conv`).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_f
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import spmm
 from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
 
@@ -53,7 +54,7 @@ def spmm_column_major(
     """Y (M, N) = activation(W @ X + bias) for X (K, N) with contiguous columns and contiguous row-major Y."""
     stride, (features, columns) = X.strides[1], X.shape
     target = narrowed(target or target_for(W.dtype), columns)
-    for start, stop in sample_chunks(columns, blocked_group_bytes(features, target), target):
+    for start, stop in sample_chunks(columns, layouts.panel_stride(features, 1, target), target):
         key = stop - start, stride, columns, activation, target
         packing, product = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
@@ -99,7 +100,7 @@ def _column_major(
     return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, packed_values(W, plan.operator))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache
 def panel_packing(samples: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
     """Packing of rows of samples, `row_stride` bytes apart, into panels of `width` groups."""
     panels = layouts.feature_panels(features, width, target)
@@ -108,25 +109,20 @@ def panel_packing(samples: int, features: int, row_stride: int, width: int, targ
 
 
 def bias_address(bias: Array | None) -> int:
-    """What a launch takes for a bias: its address, 0 for none."""
+    """The bias operand of a launch: its address, 0 for none."""
     return 0 if bias is None else address(bias)
 
 
 def chunks(samples: int, most: int) -> Iterator[tuple[int, int]]:
-    """Parts of a batch, of `most` samples and a rest."""
+    """Parts of a batch: of `most` samples each, and a remainder."""
     for start in range(0, samples, most):
         yield start, min(samples, start + most)
 
 
 def sample_chunks(samples: int, group_bytes: int, target: Target) -> Iterator[tuple[int, int]]:
-    """Parts of a batch of a linear layer, in whole vectors of samples, whose workspace stays in a cache."""
+    """Parts of a linear layer's batch, in whole vectors of samples, whose workspace stays in a cache."""
     h, groups = target.heuristics, -(-samples // target.lanes)
     return chunks(samples, target.lanes * h.chunk_groups(groups, group_bytes, h.linear_chunk_groups))
-
-
-def blocked_group_bytes(rows: int, target: Target) -> int:
-    """Bytes of a group of VL samples of so many features, batch-blocked."""
-    return layouts.panel_stride(rows, 1, target)
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -149,7 +145,7 @@ class SpmmPlan:
 class Peels(NamedTuple):
     """Alignment peels of row-major X and Y: columns in front of the first aligned vector.
 
-    None where there is no such vector in every row.
+    None where a row has no such vector.
     """
 
     x: int | None = None
@@ -160,12 +156,12 @@ UNALIGNED = Peels()
 
 
 def alignment_peel(start: int, row_bytes: int, target: Target) -> int | None:
-    """One of `Peels`: that of an array at address `start` whose rows are `row_bytes` apart."""
+    """Alignment peel of an array at address `start` whose rows are `row_bytes` apart."""
     return None if row_bytes % target.vector or start % target.size else -start % target.vector // target.size
 
 
 def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peels:
-    """What a plan depends on of where X, at address x, and contiguous Y (..., M, N) begin."""
+    """Alignment peels of X, at address x, and contiguous Y (..., M, N), on which plans depend."""
     h, columns = target.heuristics, Y.shape[-1]
     if not (columns >= h.many_vectors * target.lanes or h.leaves_cache(Y.nbytes)):
         return UNALIGNED
@@ -173,9 +169,9 @@ def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peel
 
 
 def tile_width(pattern: Pattern, vectors: int, h: Heuristics, rates: Rates | None = None, groups: int = 1) -> int:
-    """T for a line of `vectors` vectors: by `rates` (the CPU's), or by those of dense rows where W has no zeros.
+    """Tile width T for `vectors` vectors: by `rates` (default: the CPU's), or by dense rates where W has no zeros.
 
-    groups : of a convolution; with several the rows of W differ, whatever the pattern
+    groups : of a convolution; with several, rows of W read different channels and are not dense
     """
     if groups == 1 and pattern.nnz == math.prod(pattern.shape):
         rates = h.dense_rates
@@ -195,8 +191,8 @@ def plan_row_major(
 ) -> SpmmPlan:
     """Plan of row-major X (K, columns), rows `x_row_stride` bytes apart, -> row-major Y (M, columns), `batches` times.
 
-    X is packed into panels block by block, or read in place where few nonzeros read each row. Where there are many
-    tiles, or stores are non-temporal, tiles are aligned to vectors of Y, or of X that is read in place.
+    X is packed into panels block by block, or read in place where each of its rows has few nonzeros. Where there are
+    many tiles, or stores are non-temporal, tiles are aligned to vectors of Y, or of X that is read in place.
     """
     h, (rows, inputs) = target.heuristics, pattern.shape
     row_bytes = columns * target.size
@@ -223,9 +219,9 @@ def plan_row_major(
 def _plan_in_place(
     pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: bool
 ) -> SpmmPlan:
-    """The same without packing. Offsets count rows of X, so that every stride has an operator of its own."""
+    """Plan that reads X in place. Offsets count rows of X, so every stride has an operator of its own."""
     h, whole = target.heuristics, columns // target.lanes
-    # No rows are dense here: four with all columns would be four nonzeros for each row of X.
+    # No dense rows here: four full rows would be four nonzeros per row of X, which is packed.
     width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
     tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
     groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
@@ -234,8 +230,7 @@ def _plan_in_place(
 
 
 def panel_width(pattern: Pattern, samples: int, target: Target, backward: bool = False) -> int:
-    """Groups of VL samples that a panel holds: the width of a tile, or four where SDDMM reads it, too, and has as many
-    but for one."""
+    """Groups of VL samples per panel: the tile width; with `backward`, runs of SDDMM, or all if fewer."""
     groups = -(-samples // target.lanes)
     if backward:
         return RUN_VECTORS if groups >= RUN_VECTORS - 1 else groups
@@ -276,13 +271,13 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 def prepare(
     plan: SpmmPlan, target: Target, *, y_row_stride: int, batches: int = 1, x_batch_stride: int = 0,
     y_batch_stride: int = 0, residual: bool = False, activation: str | None = None, label: str = "spmm",
+    layout: str = "row-major",
 ) -> Launch:  # fmt: skip
     """SpMM over the plan's tiles, in each of `batches` batches; strides in bytes.
 
     Operands x, y, values, bias, residual: values are packed by the plan's operator; bias is 0 for none.
 
-    residual : whether the launch is run with the address of what is added before the activation, laid out as y is; y
-        itself is allowed
+    residual : whether the launch adds an array in y's layout before the activation; it may be y itself
     """
     h, operator, tiles = target.heuristics, plan.operator, plan.tiles
     width = tiles.width * target.vector
@@ -330,6 +325,9 @@ def prepare(
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,
         flops=flops, scratch=scratch, keep=plan,
-        label=f"{label},rows {rows} nnz {operator.nnz},tile {tiles.width} blocks {operator.blocks} "
-        f"groups {operator.groups} tiles {tiles.count}{' packed' if packed else ''}",
+        label=(
+            label, f"{rows}x{len(operator.columns.block)} by {tiles.count * tiles.width * target.lanes * batches}",
+            f"nnz {operator.nnz}", f"{layout} packed" if packed else layout,
+            f"tile {tiles.width} blocks {operator.blocks} groups {operator.groups} tiles {tiles.count}", activation,
+        ),
     )  # fmt: skip

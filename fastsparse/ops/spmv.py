@@ -1,8 +1,8 @@
 """SpMV: sparse W times one vector.
 
-W's bytes are the cost. Two forms: rows as they are, with column indices of 16 bits where they fit, and a lookup of x in
-registers (`SpmvLookupPlan`), where W fills its tables well enough. Bits depend on the form and the vector width, never
-on threads.
+The time is that of reading W. There are two forms: CSR rows with column indices of 16 bits where they fit, and a lookup
+of x in registers (`SpmvLookupPlan`) where W fills its tables well enough. Bits depend on the form and the vector
+length, never on threads.
 """
 
 from __future__ import annotations
@@ -64,11 +64,12 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
 
 @dataclass(frozen=True, eq=False)
 class SpmvPlan:
-    """Row groups of equal nonzeros, column indices of 16 bits where they fit."""
+    """SpMV by rows: row groups of equal nonzeros, column indices of 16 bits where they fit."""
 
+    inputs: int
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 behind the nonzeros
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros
 
     @property
     def column_bits(self) -> int:
@@ -79,7 +80,7 @@ class SpmvPlan:
         return int(self.indptr[-1])
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The values as they are."""
+        """The values in CSR order."""
         return values
 
 
@@ -139,7 +140,7 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
     columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.indptr, split_rows(pattern.indptr, groups), columns)
+    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns)
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
@@ -149,15 +150,15 @@ def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[An
 
 
 def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
-    """The tables of the lookup; None where they would be too large."""
+    """Tables of SpMV by lookup; None where they would be too large."""
     rows, inputs = pattern.shape
     chunks = max(1, -(-inputs // LOOKUP_CHUNK))
     row, chunk = pattern.rows(), pattern.indices // LOOKUP_CHUNK
     tall = -(-max(1, rows) // LOOKUP_LANES) * LOOKUP_LANES
     counts = np.bincount(row * chunks + chunk, minlength=tall * chunks).reshape(tall, chunks)
     group_starts = _slice_groups(pattern, target, chunks)
-    sorted_index = np.empty((tall, chunks), np.int64)  # of every row, in its group and chunk
-    first = np.empty((tall, chunks), np.int64)  # number of the first vector of a row's slice
+    sorted_index = np.empty((tall, chunks), np.int64)  # nonzeros of every row in its group and chunk
+    first = np.empty((tall, chunks), np.int64)  # index of the first vector of a row's slice
     slice_starts, vector_starts, vector_counts, sum_index, number = [0], [0], [], [], 0
     for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LOOKUP_LANES) * LOOKUP_LANES, strict=True):
         by_count = np.argsort(counts[begin:end], axis=0, kind="stable")
@@ -173,7 +174,7 @@ def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
         number += int(most.sum())
         slice_starts.append(slice_starts[-1] + most.size)
         vector_starts.append(number)
-    if number * LOOKUP_LANES >= INDEX_LIMIT:  # few long rows among short ones
+    if number * LOOKUP_LANES >= INDEX_LIMIT:  # a few long rows among short ones
         return None
     within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
     order = (first[row, chunk] + within) * LOOKUP_LANES + sorted_index[row, chunk] % LOOKUP_LANES
@@ -193,7 +194,7 @@ def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
 
 
 def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.int64]:
-    """Bounds of row groups of whole slices: their sums stay in a near cache, and every worker gets some."""
+    """Bounds of row groups, in whole slices: sums of a group stay in a near cache, and every worker has groups."""
     h, rows = target.heuristics, pattern.shape[0]
     most = h.lookup_rows(chunks) // LOOKUP_LANES * LOOKUP_LANES
     few = max(-(-rows // most), int(2 * pattern.nnz // h.slice_flops) + 1)
@@ -220,7 +221,8 @@ def prepare(plan: SpmvPlan | SpmvLookupPlan, target: Target, activation: str | N
     form = "lookup" if isinstance(plan, SpmvLookupPlan) else f"{plan.column_bits}-bit columns"
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros,
-        scratch=scratch, keep=plan, label=f"spmv,nnz {plan.nonzeros},{form}",
+        scratch=scratch, keep=plan,
+        label=("spmv", f"{plan.group_starts[-1]}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
     )  # fmt: skip
 
 

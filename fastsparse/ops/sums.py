@@ -1,4 +1,4 @@
-"""Sums over a batch that do not lose digits: bias gradients."""
+"""Accurate sums over a batch, for bias gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BLOCK_ROWS = 128
 
 
 def batch_sum(x: Array) -> Array:
-    """Sum of x (N, ...) over N, in blocks of 128 rows that are added up in float64.
+    """Sum of x (N, ...) over N, in blocks of 128 rows that are added in float64.
 
-    NumPy adds the rows up one after the other: in float32 the sum of a million positive numbers is 1% off.
+    NumPy adds rows sequentially: in float32, the sum of a million positive numbers is 1% off.
     """
     if len(x) <= _BLOCK_ROWS:
         return np.asarray(x.sum(axis=0))

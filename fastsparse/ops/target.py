@@ -1,4 +1,4 @@
-"""What a plan is made for: numbers of a type, vectors of a length, so many threads, and the heuristics of this CPU."""
+"""Targets of plans: dtype, vector length, number of threads, and the heuristics of this CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Label, Launch
 from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
@@ -23,13 +23,13 @@ _CACHES = cache_bytes(1), cache_bytes(3)
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan depends on besides the pattern.
+    """Everything a plan depends on besides pattern and geometry.
 
     Attributes
     ----------
-    bits : 32 or 64, of the numbers
-    lanes : numbers of a vector
-    threads : workers that share a call, at most
+    bits : of one number, 32 or 64
+    lanes : numbers per vector
+    threads : most workers that share a call
     heuristics : Heuristics
     size, vector : bytes of one number and of one vector
     """
@@ -58,9 +58,9 @@ class Target:
 
     def launch(
         self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float,
-        scratch: int = 0, keep: Any = None, label: str = "",
+        scratch: int = 0, keep: Any = None, label: Label = (),
     ) -> Launch:  # fmt: skip
-        """A `Launch` on this target's threads, or on one where sharing does not pay."""
+        """A `Launch` on this target's threads, or on one thread where sharing does not pay."""
         h = self.heuristics
         threads = self.threads if flops >= h.parallel_flops else 1
         return Launch(
@@ -72,8 +72,8 @@ class Target:
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:
     """The target of calls made here and now, for numbers of `dtype`.
 
-    threads : by default the current number; no more are taken than can run
-    heuristics : by default those of the `tuned` block around this code, else this CPU's
+    threads : default: the current number; never more than can run
+    heuristics : default: those of the surrounding `tuned` block, else this CPU's
 
     Raises
     ------
@@ -90,15 +90,20 @@ _block: ContextVar[Heuristics | None] = ContextVar("fastsparse heuristics", defa
 
 @contextlib.contextmanager
 def tuned(**changes: Any) -> Iterator[Heuristics]:
-    """Let the code inside a ``with`` block plan by this CPU's heuristics with some fields changed.
+    """Plan with some fields of this CPU's heuristics changed, inside a ``with`` block.
 
-    For tests and for measuring: every choice gives the same bits.
+    For tests and measurements: every choice gives the same bits.
     """
-    token = _block.set(replace(_block.get() or heuristics_for(compiler.vector_bytes(), *_CACHES), **changes))
+    token = _block.set(replace(heuristics_here(), **changes))
     try:
         yield _block.get()  # type: ignore[misc]
     finally:
         _block.reset(token)
+
+
+def heuristics_here() -> Heuristics:
+    """The record of the `tuned` block around the caller, else this CPU's."""
+    return _block.get() or heuristics_for(compiler.vector_bytes(), *_CACHES)
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,11 +113,13 @@ def _target(bits: int, threads: int, heuristics: Heuristics | None) -> Target:
 
 @functools.lru_cache(maxsize=256)
 def narrowed(target: Target, columns: int) -> Target:
-    """The target with vectors half as long where so many columns fit them: L1 holds more of X, a quarter less time."""
+    """The target with half-length vectors where `columns` fit them: L1 then holds more of X (a quarter less time)."""
     half, h = compiler.half_lanes(target.bits, target.lanes), target.heuristics
     if not half or columns > half:
         return target
     narrow = heuristics_for(h.vector_bytes // 2, h.l1_bytes, h.l3_bytes)
-    if h is not heuristics_for(h.vector_bytes, h.l1_bytes, h.l3_bytes):  # somebody's own record: keep its choices
+    if h is not heuristics_for(
+        h.vector_bytes, h.l1_bytes, h.l3_bytes
+    ):  # a record that the caller chose: keep its choices
         narrow = replace(h, vector_bytes=h.vector_bytes // 2)
     return replace(target, lanes=half, heuristics=narrow)

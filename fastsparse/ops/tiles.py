@@ -1,4 +1,4 @@
-"""Tables of a kernel's tiles: where each of its T vectors is read and written."""
+"""Tables of tiles: where each of the T vectors of a tile is read and written."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Tiles:
 
     @property
     def whole(self) -> NDArray[np.bool_]:
-        """Whether a tile's vectors are stored as they are."""
+        """Whether the tile's vectors are stored whole."""
         return self.tile_pieces[:, 0] == self.tile_pieces[:, 1]
 
     def contiguous(self, vector: int) -> bool:
-        """Whether every tile reads, and those that are stored whole write, contiguous vectors of `vector` bytes."""
+        """Whether every tile reads contiguous vectors of `vector` bytes, and writes them where it is stored whole."""
         reads = self.columns is not None or bool((np.diff(self.x_offsets, axis=1) == vector).all())
         return reads and bool((np.diff(self.y_offsets[self.whole], axis=1) == vector).all())
 
 
 def vectors_over(starts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """Where vectors of `lanes` positions begin that cover the ascending positions `starts`.
+    """First positions of vectors of `lanes` that cover the ascending positions `starts`.
 
-    They are contiguous, but for those that would hold none of the positions.
+    Vectors are contiguous, and those that would hold none of the positions are left out.
     """
     steps = np.unique((starts - starts[0]) // lanes)
     return starts[0] + steps * lanes
@@ -61,7 +61,7 @@ def tiles_over(
 def whole_vectors(
     x_offsets: NDArray[np.int64], y_offsets: NDArray[np.int64], width: int, lanes: int, size: int, step: int = 0
 ) -> Tiles:
-    """Tiles of vectors that are stored whole, each at its y offset. step : of x, see `_filled`."""
+    """Tiles of vectors that are stored whole, each at its y offset. step : see `_filled`."""
     rest = np.arange(len(y_offsets) % width)
     last = y_offsets[len(y_offsets) - len(rest) :]
     pieces = np.stack([rest * lanes * size, last, np.full_like(rest, lanes)], axis=1)
@@ -72,7 +72,7 @@ def whole_vectors(
 
 
 def first_tile(width: int, lanes: int, peel: int) -> int:
-    """Columns of the first tile, so that all others are aligned to vectors of y; `peel` is the alignment peel."""
+    """Columns of the first tile that align all others to vectors of y; `peel` is the alignment peel."""
     return (width - 1) * lanes + (peel or lanes)
 
 
@@ -87,9 +87,9 @@ def packed_tiles(columns: int, width: int, lanes: int, size: int, peel: int = 0)
 
 
 def overlapping_tiles(columns: int, width: int, lanes: int, size: int, peel: int = 0) -> Tiles:
-    """Tiles over the columns of row-major x, read in place, and y; at least a tile's columns.
+    """Tiles over the columns of row-major x, read in place, and y, which have at least one tile's columns.
 
-    The last tile begins early enough not to read behind x, and stores what the one before has not.
+    The last tile begins early enough not to read past x, and stores the columns that the previous one has not.
 
     peel : see `first_tile`
     """
@@ -99,7 +99,7 @@ def overlapping_tiles(columns: int, width: int, lanes: int, size: int, peel: int
 
 
 def _split(columns: int, width: int, lanes: int, peel: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First column of every tile, and how many it has."""
+    """First column and number of columns of every tile."""
     first = np.arange(first_tile(width, lanes, peel), columns, width * lanes, dtype=np.int64)
     first = np.concatenate([np.zeros(1, np.int64), first])
     return first, np.diff(first, append=columns)
@@ -114,9 +114,9 @@ def _row_major(
     size: int,
     skipped: NDArray[np.int64] | int = 0,
 ) -> Tiles:
-    """Tiles that read from `reads` on, in bytes, and write counts[i] numbers from column first[i] on.
+    """Tiles that read from byte `reads[i]` and write counts[i] numbers from column first[i].
 
-    skipped : bytes of the tile in front of those numbers
+    skipped : bytes of the tile before those numbers
     """
     vectors = np.arange(width, dtype=np.int64) * lanes * size
     partial = counts < width * lanes
@@ -139,7 +139,7 @@ def tiles_from_panels(columns: int, width: int, lanes: int, size: int, x_offsets
 
 
 def _filled(offsets: NDArray[np.int64], width: int, step: int) -> NDArray[np.int64]:
-    """[vectors] -> [tiles, width]. A last tile that has fewer repeats one, or runs on by `step` bytes a vector."""
+    """[vectors] -> [tiles, width]. An incomplete last tile repeats a vector, or goes on by `step` bytes."""
     missing = np.arange(1, -len(offsets) % width + 1, dtype=np.int64)
     return np.concatenate([offsets, offsets[-1:] + missing * step]).reshape(-1, width).astype(np.int64)
 
@@ -163,7 +163,7 @@ def _tiles(
     tile, at = vector // width, (vector % width * lanes + lane) * size
     breaks = np.ones(len(targets), bool)
     breaks[1:] = (np.diff(tile) != 0) | (np.diff(at) != size) | (np.diff(targets) != size)
-    # A tile is stored as it is when all lanes go somewhere, and within a vector each next to the one before.
+    # A tile is stored whole when every lane has a target, and the targets of each vector are contiguous.
     astray = np.bincount(tile, breaks & (lane > 0), len(read))
     whole = (astray == 0) & (np.bincount(tile, minlength=len(read)) == width * lanes)
     written = np.zeros(read.size, np.int64)

@@ -1,1 +1,1 @@
-"""What all operations share and none owns: threads, memory, launches, caches, the machine."""
+"""Shared by all operations: threads, memory, launches, caches, facts about the machine."""

@@ -1,10 +1,10 @@
-"""Replacing a file in one step: how everything here writes files (contracts F1 and F4).
+"""Atomic replacement of files, used by everything that writes files (contracts F1 and F4).
 
-Contents go to a temporary file beside the target, which is renamed when it is complete and on the disk. Whoever reads
-the target, or kills the writer, finds the old contents or the new, never a part of them.
+Contents go to a temporary file beside the target, which is renamed when it is complete and on the disk. A reader of the
+target finds the old contents or the new, never a part of them, even when the writer is killed.
 
 A writer holds a lock on its temporary file as long as it lives. The next writer of the same target removes temporary
-files that nobody holds: those of killed writers.
+files without a lock: those of killed writers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 
 PathLike = str | os.PathLike[str]
 
-# There is none on Windows, where an open file cannot be removed, so that no lock is needed.
+# Windows has no fcntl and needs no lock: open files cannot be removed there.
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
-_LONGEST_NAME = 200  # bytes of the target's name in that of its temporary file; 255 is the usual limit of both
+_LONGEST_NAME = 200  # bytes of the target's name kept in the temporary file's name; names have at most 255 bytes
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOSYS)
 
 
@@ -72,7 +72,7 @@ def replacing(path: PathLike, *, durable: bool = True, mode: int = 0o666) -> Ite
         if durable:
             os.fsync(file.fileno())
         if os.name == "nt":
-            file.close()  # an open file cannot be renamed there; elsewhere the lock is held until it is
+            file.close()  # Windows cannot rename an open file; elsewhere the lock is held until it is renamed
         os.replace(temporary, target)
     if durable and os.name == "posix":
         _sync_folder(os.path.dirname(target))
@@ -109,7 +109,7 @@ def _created(target: str, mode: int) -> tuple[BinaryIO, str]:
         temporary = f"{_prefix(target)}{secrets.token_hex(6)}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(temporary, flags, mode), "wb")
-        # Another writer may have taken the file for an abandoned one before it was locked.
+        # Before it was locked, another writer may have removed the file as an abandoned one.
         if _lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return file, temporary
         file.close()
@@ -138,7 +138,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _remove_abandoned(target: str) -> None:
-    """Remove temporary files that killed writers of `target` left. Trouble is no reason to complain."""
+    """Remove temporary files that killed writers of `target` left; errors are ignored."""
     folder, prefix = os.path.split(_prefix(target))
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -165,12 +165,12 @@ def _remove_unheld(entry: os.DirEntry[str]) -> None:
 
 
 def _open_special(path: PathLike, mode: int) -> BinaryIO:
-    """Open what is no regular file for writing, where that replaces and destroys nothing."""
+    """Open a device or FIFO for writing, which replaces nothing; refuse other special files."""
     if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         raise OSError(errno.EINVAL, "is no file, character device or FIFO", os.fspath(path))
-    waiting = os.O_NONBLOCK if stat.S_ISFIFO(mode) else 0  # a FIFO that nobody reads is an error, not a wait
+    waiting = os.O_NONBLOCK if stat.S_ISFIFO(mode) else 0  # a FIFO without a reader raises instead of waiting
     descriptor = os.open(path, os.O_WRONLY | waiting | getattr(os, "O_NOCTTY", 0))
     if waiting:
         os.set_blocking(descriptor, True)
@@ -189,7 +189,7 @@ def _keep_owner_and_mode(temporary: str, found: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def _naming(path: PathLike) -> Iterator[None]:
-    """Have the system's errors name the target: a full disk names no file, others the temporary one."""
+    """Make OSErrors name the target instead of the temporary file, or of no file (full disk)."""
     try:
         yield
     except OSError as error:
@@ -200,7 +200,7 @@ def _naming(path: PathLike) -> Iterator[None]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the renaming itself written to the disk, where the file system can be told to."""
+    """Write the renaming itself to the disk, where the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

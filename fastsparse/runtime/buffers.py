@@ -1,12 +1,12 @@
-"""Memory of arrays: what is kept between calls, and addresses for kernels.
+"""Memory kept between calls, and addresses of arrays for kernels.
 
 Scratch buffers and memory of results are kept per Python thread, and bounded.
 
-The C library gives large blocks back to the system at once, and a fresh one costs a page fault for every 4 KB that is
-written: in training, half of the time of a step. So the memory of large results is used again when nobody holds them.
+The C library returns large blocks to the system at once, and a new block costs a page fault per 4 KB written: half of
+the time of a training step. Therefore memory of large results is reused when nobody holds them any more.
 
-Kernels get bare addresses, so every array that a user can reach is checked once, where it enters: by the checks of
-`fastsparse.arguments`, or by `read_address` and `write_address` here. `address` alone is for arrays that are ours.
+Kernels get bare addresses, so every array that a user can reach is checked once, where it enters: by
+`fastsparse.arguments`, or by `read_address` and `write_address` here (contract I5). `address` is for our own arrays.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from fastsparse_kernels.compiler import aligned_empty
 
-KEEP_BYTES = 64 * 2**20  # a larger buffer is given back to the system after its call
+KEEP_BYTES = 64 * 2**20  # larger buffers are returned to the system after their call
 POOLED_BYTES = 2**17  # smaller arrays come from the C library's heap, without page faults
-POOL_BYTES = 64 * 2**20  # most that is kept for results, idle and in use together
+POOL_BYTES = 64 * 2**20  # bound of memory kept for results, idle and in use
 
 
 class _Own(threading.local):
-    """What one thread has: scratch buffers by purpose, and memory of results."""
+    """Buffers of one thread: scratch by purpose, and memory of results."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, NDArray[np.uint8]] = {}
@@ -56,7 +56,7 @@ def take(purpose: str, size: int) -> NDArray[np.uint8]:
 def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """A new C-contiguous array with unspecified contents, aligned to 64 bytes when it is large.
 
-    A large one lies in memory that this thread gets back, for another array, when no array shares it any more.
+    Memory of a large array is reused by this thread when no array shares it any more.
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
@@ -68,14 +68,14 @@ def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         owner = owners.pop(min(fitting, key=lambda i: len(owners[i])))
     else:
         owner = np.empty(size + 64, np.uint8)
-    owners.append(owner)  # the one used last comes last
+    owners.append(owner)  # most recently used last
     _shrink(owners)
     start = -owner.ctypes.data % 64
     return owner[start : start + size].view(kind).reshape(shape)
 
 
 def _shrink(owners: list[NDArray[np.uint8]]) -> None:
-    """Give up memory until the bound holds: what is idle first; all but the last may go."""
+    """Release memory until the bound holds, idle memory first; the last block always stays."""
     excess = sum(map(len, owners)) - POOL_BYTES
     for idle_only in (True, False):
         for i in range(len(owners) - 2, -1, -1):
@@ -87,9 +87,9 @@ def _references(owners: list[NDArray[np.uint8]], i: int) -> int:
     return sys.getrefcount(owners[i])
 
 
-# Without the GIL, reference counts of other threads come late.
+# Without the GIL, reference counts are updated late by other threads.
 _COUNTED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-# References to memory that only the list holds; every array in it, view or view of a view, is one more.
+# References to a block that only the list holds; every array or view in the block adds one.
 _UNUSED = _references([np.empty(1, np.uint8)], 0)
 
 
@@ -102,15 +102,21 @@ _HEAD = object.__basicsize__
 
 
 def address(buffer: NDArray[Any]) -> int:
-    """Address of the first element, in an eighth of the time that `ctypes.data` takes.
+    """Address of the first element, eight times faster than `ctypes.data`.
 
-    NumPy's binary interface, which all extensions are compiled for, has it in front of an array's other fields.
+    It is the first field of an array in NumPy's binary interface, for which all extensions are compiled.
     """
     return _word_at(id(buffer) + _HEAD).value
 
 
 if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
     raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
+
+
+def span(array: NDArray[Any]) -> tuple[int, int]:
+    """Addresses of a contiguous array's first byte and of the one behind its last."""
+    start = _word_at(id(array) + _HEAD).value
+    return start, start + array.nbytes
 
 
 def read_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: str) -> int:
@@ -140,7 +146,7 @@ def write_address(array: NDArray[Any], dtype: np.dtype[Any], size: int, name: st
 
 
 def check_writable(array: NDArray[Any], name: str) -> int:
-    """Address of an array of known type and size that a kernel writes to; otherwise as `write_address`."""
+    """As `write_address`, for an array whose dtype and size are known to be right."""
     if array.flags.carray:
         return _word_at(id(array) + _HEAD).value
     raise ValueError(f"{name} is read-only, unaligned or not C-contiguous, expected a writable C-contiguous array")
@@ -154,11 +160,11 @@ def _misfit(array: Any, dtype: np.dtype[Any], size: int, name: str) -> Exception
     return ValueError(f"{name} has {array.size} elements (shape {array.shape}), expected {size}")
 
 
-_EXACT_WORK = 10_000  # candidates that an exact comparison of two layouts may look at
+_EXACT_WORK = 10_000  # bound of the work of an exact comparison of two layouts
 
 
 def share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether two arrays have a byte in common; also True where finding out would take too long."""
+    """Whether two arrays share a byte; True as well where an exact answer would take too long."""
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -189,7 +195,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: A
 
 
 def in_place_out(out: Any, x: NDArray[Any], *inputs: Any) -> NDArray[Any]:
-    """`out` of a function whose result is like x, and which may be x itself; a new array when it is None.
+    """`out` of an elementwise function, which may be x itself; a new array when it is None.
 
     Raises
     ------

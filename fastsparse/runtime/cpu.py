@@ -1,4 +1,4 @@
-"""What CPUs this process may use: how many, by affinity and the quota of its control group, and their caches."""
+"""CPUs that this process may use (by affinity and control group quota), and the sizes of their caches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def available_cpus() -> int:
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
-DEFAULT_CACHES = {1: 32 * 1024, 3: 8 * 2**20}  # where the system does not tell
+DEFAULT_CACHES = {1: 32 * 1024, 3: 8 * 2**20}  # default where the system does not say
 
 
 def cache_bytes(level: int, root: Path = Path("/")) -> int:
-    """Size of the cache of level 1 (data) or 3 that a core uses, in bytes; a usual one where the system does not tell.
+    """Size of a core's level 1 (data) or level 3 cache in bytes; a common size where the system does not say.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def cache_bytes(level: int, root: Path = Path("/")) -> int:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time that the control groups of this process grant, or None without a limit.
+    """Quota of the control groups of this process, in CPUs; None without a limit.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 
 def _directories(memberships: list[str], mounts: list[str]) -> Iterator[tuple[PurePosixPath, int]]:
-    """Every directory that may limit this process, with the version of its control group: its own and those above."""
+    """Directories of the control groups that limit this process, its own and those above, with their version."""
     for membership in memberships:
         number, _, rest = membership.partition(":")
         controllers, _, path = rest.partition(":")
@@ -96,7 +96,7 @@ def _cgroup_mounts(mounts: list[str], version: int) -> Iterator[tuple[PurePosixP
 
 
 def _read_quota(directory: Path, version: int) -> float | None:
-    """CPUs' worth of time that one control group grants, or None."""
+    """Quota of one control group in CPUs, or None."""
     try:
         if version == 2:
             quota, period = (directory / "cpu.max").read_text().split()

@@ -1,7 +1,7 @@
-"""What a fork does to locks and to state that only the parent's threads keep up.
+"""Locks and state that survive a fork.
 
-A child of fork() has one thread, so a lock that another thread held would stay locked in it for good. Every lock of
-fastsparse is made here and held over the fork; state that is wrong in a child is mended by a registered function.
+A child of fork() has one thread, so a lock that another thread held would stay locked forever. Every lock of fastsparse
+is made here and is acquired during the fork; registered functions reset state that is wrong in a child.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import Any
 
 Repair = Callable[[], None]
 
-_locks: list[Any] = []  # of modules, so that none is ever given up
+_locks: list[Any] = []  # owned by modules, so the list only grows at import
 _repairs: list[Repair] = []
 
 
 def fork_safe_lock() -> Any:
     """Return a reentrant lock, for a module, that a child of fork() never inherits locked.
 
-    It is for short work only: never held while a kernel runs or compiles. One that is held may not be waited for by
-    who holds another one.
+    For short work only: never hold it while a kernel runs or compiles, nor wait for it while holding another one.
     """
     lock = threading.RLock()
     _locks.append(lock)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from typing import Any
+from typing import Any, TextIO
 
 from fastsparse._version import __version__
 from fastsparse.runtime import cpu, kernel_cache, threading_layer
 from fastsparse.runtime.threads import get_num_threads
+from fastsparse.text_table import text_facts
 
 
-def show_config(*, file: Any = None) -> dict[str, Any]:
+def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
     """Print what fastsparse found on this machine, and return it.
 
     Parameters
@@ -49,9 +50,7 @@ def show_config(*, file: Any = None) -> dict[str, Any]:
         "parallel": threading_layer.parallel_allowed(),
         "cache_directory": kernel_cache.cache_directory(),
     }
-    width = max(map(len, found))
-    for name, value in found.items():
-        print(f"{name:<{width}}  {value}", file=file)
+    print(text_facts((name, str(value)) for name, value in found.items()), file=file)
     return found
 
 
@@ -65,7 +64,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Model as the system tells it, and LLVM's name for it."""
+    """Model name of the CPU, and LLVM's name for it."""
     from llvmlite import binding
 
     model = platform.processor() or platform.machine()

@@ -1,8 +1,8 @@
 """Where compiled kernels are kept: a directory that belongs to this user alone (contract C3).
 
-Cached kernels are machine code, loaded by unpickling, so whoever can write there runs code as this user. A directory
-that is a link, belongs to somebody else or can be written by others is refused, and there is no falling back to a
-shared temporary folder: without a directory, kernels are compiled in every process.
+Cached kernels are machine code, loaded by unpickling, so whoever can write to the cache runs code as this user. A
+directory that is a link, belongs to somebody else or can be written by others is refused. There is no fallback to a
+shared temporary folder: without a private directory, every process compiles its kernels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from fastsparse.runtime import atomic_file
 
 _DAY = 86_400.0
-_KEPT_DAYS = 30.0  # a directory of other sources goes when nothing used it for so long,
-_KEPT_NEWEST = 8  # or after a day when there are more than these
+_KEPT_DAYS = 30.0  # unused caches of other kernel sources are removed after this time,
+_KEPT_NEWEST = 8  # or after a day where there are more than this many
 _NAME = re.compile(r"[0-9a-f]{20}")
 
 
 class UnusableDirectory(OSError):
-    """No private directory: the message is the reason."""
+    """There is no private directory; the message says why."""
 
 
 def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
@@ -47,7 +47,7 @@ def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def kernel_digest() -> str:
-    """20 hexadecimal digits that name everything compiled kernels depend on, the CPU excepted.
+    """Digest, 20 hexadecimal digits, of everything that compiled kernels depend on except the CPU.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def _make_private(directory: Path) -> bool:
 
 
 def _mark_used(directory: Path) -> None:
-    """Note at most once a day that the directory is in use."""
+    """Record, at most once a day, that the directory is in use."""
     try:
         if time.time() - directory.stat().st_mtime > _DAY:
             os.utime(directory)
@@ -128,7 +128,7 @@ def _mark_used(directory: Path) -> None:
 
 
 def _remove_old(base: Path, digest: str) -> None:
-    """Remove caches of other kernel sources that nothing has used for long. Trouble is no reason to complain."""
+    """Remove caches of other kernel sources that have long been unused; errors are ignored."""
     try:
         others = [
             (time.time() - path.stat().st_mtime, path)
@@ -161,5 +161,5 @@ def cache_directory() -> str | None:
 
 
 def write_cached(path: str, content: bytes) -> None:
-    """Write a private file of the kernel cache; a checksum in it tells when a failure of the system damaged it."""
+    """Write a private file of the kernel cache; its checksum reveals damage by a system failure."""
     atomic_file.write_bytes(path, content, durable=False, mode=0o600)

@@ -1,7 +1,7 @@
 """Launches: kernels with their arguments, prepared once per plan, bound to addresses, run.
 
-A kernel is a compiled function of an argument record, a block of int64 words. A `Launch` fills the record once with all
-that a plan fixes; what differs from call to call is the addresses of the operands, which `run` writes into a copy of
+A kernel is a compiled function of an argument record, a block of int64 words. A `Launch` fills the record once with
+everything that a plan fixes. Only the addresses of operands differ from call to call; `run` writes them into a copy of
 the record. An engine binds its launches once to the addresses of a workspace and runs them as a sequence.
 
 Nothing is validated here. Buffers are NumPy arrays that the caller keeps alive, or addresses inside such arrays.
@@ -25,6 +25,7 @@ from fastsparse_kernels import compiler, parallel
 
 compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
 
+Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
 
 
@@ -34,9 +35,9 @@ def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
 
 
 class Arguments:
-    """A kernel's argument record, filled by name: int64 words, and behind them the task counter on a line of its own.
+    """A kernel's argument record, filled by name: int64 words, then the task counter on a cache line of its own.
 
-    An `array` and not a NumPy record: setting a field costs 50 ns and its address 60, where NumPy's cost microseconds.
+    It is an `array.array`, because setting a field takes 50 ns and its address 60, but microseconds in a NumPy record.
     """
 
     __slots__ = ("_index", "words")
@@ -52,22 +53,22 @@ class Arguments:
             self.words[self._index[name]] = value
 
     def field_address(self, name: str) -> int:
-        """Address of a field; it stays the same as long as the record lives."""
+        """Address of a field, constant while the record lives."""
         return self.words.buffer_info()[0] + 8 * self._index[name]
 
     def word(self, name: str) -> int:
-        """Number of the field's word; that of a spare one when the record has no such field."""
+        """Index of the field's word; that of a spare word when the record has no such field."""
         return self._index.get(name, len(self._index))
 
     def copy(self) -> Arguments:
-        """A record of its own."""
+        """An independent copy."""
         twin = object.__new__(Arguments)
         twin._index, twin.words = self._index, self.words[:]
         return twin
 
 
 class BoundLaunch(NamedTuple):
-    """A kernel with a record that is complete. Whoever keeps it keeps alive what the record points to."""
+    """A kernel with a complete record. It does not keep alive the memory that the record points to."""
 
     kernel: int  # address of the compiled function
     arguments: Arguments
@@ -81,27 +82,27 @@ class BoundLaunch(NamedTuple):
 
 
 class Launch:
-    """A kernel with its arguments, to be run again and again, from any thread, with other addresses.
+    """A kernel with its arguments, to be run repeatedly with other addresses, from any thread.
 
-    Filling a whole record takes longer than a small kernel runs.
+    It exists because filling a whole record takes longer than a small kernel.
 
     Parameters
     ----------
     kernel : compiled kernel
     arguments : Arguments
         With all fields set but the operands and the scratch.
-    operands : names of the fields that `run` and `bind` take addresses for, in their order; those not given stay
+    operands : names of the fields whose addresses `run` and `bind` take, in this order; omitted ones stay as prepared
     tasks : int
     flops : float
         Estimate of the work, for choosing slices.
     threads : int
-        Workers that share the tasks, at most; 1 where sharing does not pay.
+        Most workers that share the tasks; 1 where sharing does not pay.
     slice_flops : float
-        The longest stretch of work without a look at signals, so that Ctrl-C is noticed.
+        Most work between two checks for signals, so that Ctrl-C is noticed.
     scratch : int
         Bytes of scratch per worker, which each run takes from its thread's buffers.
-    keep : whatever else the record points to
-    label : what FASTSPARSE_VERBOSE=1 prints: operation, sizes, layout, kernel
+    keep : objects that the record points to
+    label : printed by FASTSPARSE_VERBOSE=1: operation, sizes, layout, kernel
     """
 
     __slots__ = (
@@ -111,7 +112,7 @@ class Launch:
 
     def __init__(
         self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float, threads: int,
-        slice_flops: float, scratch: int = 0, keep: Any = None, label: str = "",
+        slice_flops: float, scratch: int = 0, keep: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel.address, arguments, tasks, flops
         self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
@@ -120,7 +121,7 @@ class Launch:
         self._scratch_word = arguments.word("scratch")
 
     def run(self, *addresses: int) -> None:
-        """Run all tasks on operands at these addresses. Operands that are left out keep what was prepared."""
+        """Run all tasks on operands at these addresses; omitted operands stay as prepared."""
         words = self.arguments.words[:]
         for word, operand in zip(self._words, addresses, strict=False):
             words[word] = operand
@@ -133,7 +134,7 @@ class Launch:
             _run(self.kernel, words, self.tasks, self.flops, self.threads, self.slice_flops)
 
     def fixed(self, keep: Any, **operands: int) -> Launch:
-        """The same with some operands fixed: `keep` holds what their addresses point to."""
+        """A launch with some operands fixed; `keep` holds the objects at their addresses."""
         twin = object.__new__(Launch)
         for name in Launch.__slots__:
             setattr(twin, name, getattr(self, name))
@@ -156,13 +157,13 @@ def _run(kernel: int, words: array[int], tasks: int, flops: float, threads: int,
         return
     workers = 1 if threads == 1 or tasks == 1 else min(tasks, available_workers(threads))
     slices = 1
-    if flops > slice_flops:  # a slice has a task for every worker at least
+    if flops > slice_flops:  # every slice has at least one task per worker
         slices = max(1, min(tasks // workers, int(flops / (slice_flops * workers))))
     run_slices(kernel, words, tasks, workers, slices)
 
 
 def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices: int) -> None:
-    """Run the tasks of a record in so many slices, each shared by so many workers."""
+    """Run the tasks of a record in slices, each shared by the workers."""
     record, length = words.buffer_info()
     if workers == 1:
         serial = parallel.run_serial()
@@ -181,6 +182,7 @@ def _run_and_report(launch: Launch, words: array[int]) -> None:
     report(launch.label, launch.threads, time.perf_counter() - start)
 
 
-def report(label: str, threads: int, seconds: float) -> None:
+def report(label: Label, threads: int, seconds: float) -> None:
     """Print a line of FASTSPARSE_VERBOSE=1."""
-    print(f"fastsparse,{label},threads {threads},{seconds * 1e3:.4g} ms", file=sys.stderr)
+    fields = filter(None, ("fastsparse", *label, f"threads {threads}", f"{seconds * 1e3:.4g} ms"))
+    print(",".join(fields), file=sys.stderr)

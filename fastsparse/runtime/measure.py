@@ -1,4 +1,4 @@
-"""Measuring: the time of a call, and what one core reaches at most."""
+"""Measurements: the time of a call, and the peak of one core."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def seconds(call: Callable[[], object]) -> float:
 
 @functools.cache
 def peak_flops(bits: int) -> float:
-    """Multiplications and additions per second that one core does at most, measured once per process."""
+    """Peak of one core in multiplications and additions per second, measured once per process."""
     return measured_peak(bits)
 
 
 def measured_peak(bits: int) -> float:
-    """The same as it is now: clocks rise and fall."""
+    """Peak of one core at this moment; clock rates vary."""
     lanes, rounds = compiler.lanes(bits), 50_000
     sink = compiler.aligned_empty((diagnostics.ACCUMULATORS * lanes * bits // 8,), np.uint8)
     arguments = Arguments(diagnostics.PEAK, rounds=rounds, sink=address(sink))

@@ -1,9 +1,10 @@
-"""A small store on an object, bounded by bytes, of what costs time to build: plans on patterns, packed values on
-matrices."""
+"""A cache on an object, bounded by bytes: plans on patterns, packed values on matrices."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -15,8 +16,8 @@ from fastsparse.runtime.fork import fork_safe_lock
 
 T = TypeVar("T")
 
-LEAST_BYTES = 64 * 2**20  # what a store may hold at least, whatever its owner's size
-MOST_ENTRIES = 256  # small ones, such as launches bound to a layout, are bounded by number
+LEAST_BYTES = 64 * 2**20  # least bound of a store, for small owners
+MOST_ENTRIES = 256  # bound for small entries, such as launches
 
 # One lock serves all stores: it is held for a dictionary access, never while something is built.
 _lock = fork_safe_lock()
@@ -25,27 +26,27 @@ _lock = fork_safe_lock()
 class Memoized:
     """Base of objects that keep what is built for them: a least-recently-used store, safe over threads and fork().
 
-    The store is bounded by the bytes of its arrays: the entry not asked for longest goes first, the one asked for last
-    stays whatever its size.
+    The store is bounded by the bytes of its arrays: the least recently used entry is removed first, and the most recent
+    one always stays.
     """
 
     __slots__ = ("_bytes", "_entries", "_latest", "_limit")
 
     def _start(self, limit_bytes: int) -> None:
-        """Begin with an empty store. limit_bytes : what the entries hold in arrays, at most."""
+        """Begin with an empty store. limit_bytes : bound of the bytes of all arrays in its entries."""
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._latest: tuple[Hashable, Any] | None = None  # read without the lock: one tuple, replaced as a whole
         self._limit = max(LEAST_BYTES, limit_bytes)
         self._bytes = 0
 
     def cached(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
-        """Return what was built under `key`, by `build(*arguments)` when there is nothing yet.
+        """Return the entry of `key`, made by `build(*arguments)` when there is none.
 
-        `build` runs outside of the lock. Threads that ask for the same missing key at once may each build it; all of
-        them get the one that was stored first. When `build` raises, nothing is stored.
+        `build` runs outside of the lock. Threads that miss the same key at once may each build an entry; all of them
+        get the one that was stored first. When `build` raises, nothing is stored.
         """
         latest = self._latest
-        if latest is not None and latest[0] == key:  # it is last in the order already
+        if latest is not None and latest[0] == key:  # already last in the order
             asked_again: T = latest[1]
             return asked_again
         with _lock:
@@ -64,31 +65,77 @@ class Memoized:
         return stored
 
     def _moved_to_end(self, key: Hashable) -> Any:
-        """The entry of `key`, which is now the one asked for last. To be called with the lock held."""
+        """The entry of `key`, made the most recent one. Call with the lock held."""
         self._entries.move_to_end(key)
         self._latest = key, self._entries[key][0]
         return self._latest[1]
 
 
-def array_bytes(value: Any) -> int:
-    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, each counted once."""
+def held_arrays(value: Any) -> dict[int, int]:
+    """Bytes of all arrays that a value holds, in dataclasses, tuples, lists and dictionaries, by the arrays' ids."""
+    found: dict[int, int] = {}
     seen: set[int] = set()
-
-    def count(item: Any) -> int:
-        if id(item) in seen:
-            return 0
+    items = [value]
+    while items:
+        item = items.pop()
+        if isinstance(item, _PLAIN) or id(item) in seen:
+            continue
         seen.add(id(item))
         if isinstance(item, np.ndarray):
-            return count(item.base) if isinstance(item.base, np.ndarray) else item.nbytes
-        if isinstance(item, array):
-            return item.itemsize * len(item)
-        if isinstance(item, tuple | list):
-            return sum(map(count, item))
-        if isinstance(item, dict):
-            return sum(map(count, item.values()))
-        if dataclasses.is_dataclass(item):
-            return sum(count(getattr(item, field.name)) for field in dataclasses.fields(item))
-        held = getattr(item, "keep", None)  # launches say what they keep alive
-        return 0 if held is None else count(held)
+            while isinstance(item.base, np.ndarray):
+                item = item.base
+            found[id(item)] = item.nbytes
+        elif isinstance(item, array):
+            found[id(item)] = item.itemsize * len(item)
+        elif isinstance(item, tuple | list):
+            items.extend(item)
+        elif isinstance(item, dict):
+            items.extend(item.values())
+        elif dataclasses.is_dataclass(item):
+            if type(item).__hash__ is object.__hash__:  # a plan, which many entries share
+                found.update(_arrays_of_plan(item))
+            else:
+                items.extend(_fields(item))
+        else:
+            items.append(getattr(item, "keep", None))  # launches say what they keep alive
+    return found
 
-    return count(value)
+
+def _arrays_of_plan(plan: Any) -> dict[int, int]:
+    """`held_arrays` of a frozen dataclass, walked once in its life: matrices with new values share their plans."""
+    known = _walked.get(plan)
+    if known is None:
+        known = _walked[plan] = held_arrays(_fields(plan))
+    return known
+
+
+def _fields(item: Any) -> list[Any]:
+    return [getattr(item, name) for name in item.__dataclass_fields__]
+
+
+_walked: weakref.WeakKeyDictionary[Any, dict[int, int]] = weakref.WeakKeyDictionary()
+_PLAIN = (int, float, str, type(None))
+
+
+def array_bytes(value: Any) -> int:
+    """Bytes of all arrays that a value holds, each counted once."""
+    return sum(held_arrays(value).values())
+
+
+def bounded_cache(build: Callable[..., T]) -> Callable[..., T]:
+    """Decorator as `functools.lru_cache`, bounded by the bytes of arrays, too: emptied when they are too many."""
+    held = 0
+
+    @functools.lru_cache(maxsize=MOST_ENTRIES)
+    def cached(*arguments: Any, **keywords: Any) -> T:
+        nonlocal held
+        built = build(*arguments, **keywords)
+        size = array_bytes(built)
+        with _lock:
+            if held + size > LEAST_BYTES:
+                cached.cache_clear()
+                held = 0
+            held += size
+        return built
+
+    return functools.update_wrapper(cached, build)

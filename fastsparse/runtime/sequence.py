@@ -16,7 +16,7 @@ Table = NDArray[np.int64]
 
 
 def step_table(launches: list[BoundLaunch], workers: int, parallel_flops: float) -> tuple[Table, Table]:
-    """Launches as the rows that the kernel reads, and memory that these point to; small ones are not shared."""
+    """Table of launches for the sequence kernel, and the memory it points to; small launches are not shared."""
     table = np.zeros((len(launches), sequence.STEP_WORDS), np.int64)
     words = max((len(bound.arguments.words) for bound in launches), default=0)
     copies = np.zeros((len(launches), workers, words), np.int64)
@@ -28,7 +28,7 @@ def step_table(launches: list[BoundLaunch], workers: int, parallel_flops: float)
 
 
 def sequence_launch(steps: Table, patches: Table, variables: Table, tasks: int, flops: float) -> BoundLaunch:
-    """The sequence kernel on its tables [slots, ...]: a worker that takes a task runs all steps on it."""
+    """Launch of the sequence kernel on its tables [slots, ...]: a worker runs all steps of a task."""
     arguments = Arguments(
         sequence.ARGUMENTS,
         steps=steps.shape[1],
@@ -44,7 +44,7 @@ def sequence_launch(steps: Table, patches: Table, variables: Table, tasks: int, 
 def run_steps(
     steps: int, first: int, last: int, patches: int, count: int, variables: int, task: int, workers: int
 ) -> None:
-    """Patch arguments for a task, then run the steps `first` to `last` one after the other, shared by the workers.
+    """Patch arguments for a task, then run steps `first` to `last` in order, each shared by the workers.
 
     steps, patches, variables : addresses of a step table, of a table of `count` patches, and of the variables
     """

@@ -1,7 +1,7 @@
-"""The threading layer of Numba: started once, with pip's TBB within reach, and never entered after a fork.
+"""Numba's threading layer: started once, with pip's TBB made available, and never entered after a fork.
 
-After fork() a child computes with the serial twins. GNU OpenMP does not survive a fork (Numba stops the child with
-SIGTERM), TBB does when the main thread forked, and one rule for all is easier to rely on than three.
+After fork() a child computes on one thread. GNU OpenMP does not survive a fork (Numba terminates the child), TBB does
+if the main thread forked; one rule for all layers is easier to rely on.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 
 from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
 
-_PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe when two Python threads call at once, so it is never used
+_PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe for concurrent calls from Python threads, so it is never used
 
 _layer_lock = fork_safe_lock()
-_layer: str | None = None  # what prepare_threading() found
-_numba_threads = 1  # how many that started
-_foreign = False  # Numba's threads were there before us, and may have been left behind by a fork
+_layer: str | None = None  # result of prepare_threading()
+_numba_threads = 1  # number of threads that it started
+_foreign = False  # Numba's threads were started before ours, perhaps in the parent of a fork
 _forked = False
 
 
 def available_workers(threads: int) -> int:
-    """Return how many of `threads` workers may share the next kernel call; 1 means the serial twin.
+    """Return how many of `threads` workers may share the next kernel call; 1 means no parallel region.
 
-    Starts Numba's threads when they are needed and not there yet.
+    Starts Numba's threads when they are needed for the first time.
     """
     if threads == 1 or not parallel_allowed():
         return 1
@@ -44,7 +44,7 @@ def parallel_allowed() -> bool:
 
 
 def prepare_threading() -> str:
-    """Start Numba's threads, with pip's TBB within reach, and return the name of the threading layer.
+    """Start Numba's threads, with pip's TBB made available, and return the name of the threading layer.
 
     To be called before the first parallel kernel is compiled, loaded or run; cheap afterwards. Must not be called in
     a forked child.
@@ -63,12 +63,12 @@ def prepare_threading() -> str:
                 _foreign = _running()
                 started = _start_threads(_foreign)
                 _numba_threads = int(config.NUMBA_NUM_THREADS)
-                _layer = started  # last: other threads look at it without the lock
+                _layer = started  # assigned last: other threads read it without the lock
     return _layer
 
 
 def _running() -> bool:
-    """Tell whether Numba's threads were started already, by somebody else."""
+    """Tell whether other code has started Numba's threads."""
     from fastsparse_kernels.numba_internals import threads_run
 
     return threads_run()
@@ -88,9 +88,9 @@ def _start_threads(running: bool) -> str:
 
 
 def _openmp_was_left_behind() -> bool:
-    """Tell whether OpenMP runs, but its threads are not here: a parent started it before a fork we did not see.
+    """Tell whether OpenMP was started by a parent process, before a fork that happened before our import.
 
-    Before its first parallel region a process looks the same, so the answer may be no later; only Linux tells at all.
+    A process before its first parallel region looks the same, so a later answer may differ. Linux only.
     """
     global _foreign
     from numba import config
@@ -105,14 +105,14 @@ def _openmp_was_left_behind() -> bool:
 def load_tbb() -> bool:
     """Load the TBB library that pip installed, so that Numba finds it; True when one is loaded.
 
-    pip puts it where the dynamic linker does not look. It is loaded by its full path, for this process only; a later
-    request for its bare name, as Numba makes, is then answered by the loaded one.
+    pip installs it where the dynamic linker does not search. It is loaded by its full path, for this process only;
+    Numba's later request by bare name then finds the loaded library.
     """
     name = {"linux": "libtbb.so.12", "win32": "tbb12.dll"}.get(sys.platform)
     if name is None:
         return False
     if hasattr(os, "RTLD_NOLOAD") and _loads(name, os.RTLD_NOLOAD):
-        return True  # another library brought one along: two would be one too many
+        return True  # another package has loaded its own TBB: do not load a second one
     return any(_loads(str(path)) for path in _installed_files("tbb") if path.name == name)
 
 

@@ -1,7 +1,6 @@
-"""How many threads a call may use: a process-wide default, and a number that holds inside a ``with`` block.
+"""Number of threads of a call: a process-wide default, overridden inside ``with`` blocks.
 
-The number is read once per public call and passed down from there; nothing below asks for it again. Numba's and BLAS's
-settings are never read for it nor changed by it.
+The number is read once per public call and passed down. Numba's and BLAS's settings are neither read nor changed.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ import operator
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 from fastsparse.runtime import cpu
 
 ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
-MOST_THREADS = 1024  # a larger number is taken for this one; files that name a larger one are refused
+MOST_THREADS = 1024  # larger numbers are capped to this one; files with a larger one are refused
 
-_process_default: int | None = None  # set_num_threads, once called
+_process_default: int | None = None  # set by set_num_threads
 _block: ContextVar[int | None] = ContextVar("fastsparse threads", default=None)
 
 
-def checked_threads(count: Any, name: str = "threads") -> int:
+def checked_threads(count: int, name: str = "threads") -> int:
     """`count` as a number of threads from 1 to `MOST_THREADS`.
 
     Raises
@@ -41,15 +39,15 @@ def checked_threads(count: Any, name: str = "threads") -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads that fastsparse's calls use, in every Python thread, those to come included.
+    """Set the number of threads that fastsparse's calls use, in all present and future Python threads.
 
-    Inside a ``with threads(...)`` block the number holds until the end of the block, and for its thread alone.
+    Inside a ``with threads(...)`` block the setting ends with the block and affects its thread only.
 
     Parameters
     ----------
     n : int
-        At least 1. More than Numba has threads (``numba.config.NUMBA_NUM_THREADS``, normally the number of CPUs)
-        is allowed and does not use more; more than 1024 counts as 1024.
+        At least 1. No more threads are used than Numba has (``numba.config.NUMBA_NUM_THREADS``, normally the
+        number of CPUs); numbers above 1024 count as 1024.
 
     Raises
     ------
@@ -65,11 +63,10 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that a call made here and now would use at most.
+    """Return the largest number of threads that a call at this place would use.
 
-    That of the innermost ``with threads(n)`` block around this code; else what `set_num_threads` said; else
-    FASTSPARSE_NUM_THREADS; else the number of CPUs this process may use, with regard to affinity and the quota of its
-    control group.
+    It is, in this order: that of the innermost ``with threads(n)`` block; that of `set_num_threads`;
+    FASTSPARSE_NUM_THREADS; the number of CPUs this process may use by affinity and control group quota.
 
     Raises
     ------
@@ -83,7 +80,7 @@ def get_num_threads() -> int:
 
 
 def usable_threads(threads: int | None = None) -> int:
-    """`threads`, by default the current number, but no more than can run: each worker has its own scratch."""
+    """`threads` (default: the current number), limited to those that can run, since every worker has scratch memory."""
     from numba import config
 
     return min(get_num_threads() if threads is None else threads, int(config.NUMBA_NUM_THREADS))

@@ -6,7 +6,7 @@ from fastsparse.runtime import kernel_cache, threading_layer
 
 
 def warmup(*, progress: bool = True) -> None:
-    """Compile the usual kernels, or load them from the cache, so that no later call has to wait for that.
+    """Compile the usual kernels, or load them from the cache, so that later calls do not wait for it.
 
     Takes up to a minute or two with an empty cache, a second with a full one.
 
@@ -20,7 +20,7 @@ def warmup(*, progress: bool = True) -> None:
     from fastsparse_kernels import compiler, registry
 
     compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
-    parallel = threading_layer.parallel_allowed()  # starts the threads that the parallel launch needs at loading
+    parallel = threading_layer.parallel_allowed()  # loading the parallel launch needs Numba's threads
     usual = [(name, prepare) for name, prepare in registry.usual() if parallel or prepare not in registry.PARALLEL]
     with tqdm(usual, desc="kernels", unit="kernel", disable=not progress) as bar:
         for name, prepare in bar:

@@ -1,4 +1,4 @@
-"""Which weights may be nonzero: patterns, pruning, patterns that evolve. Sees parameters, never layers."""
+"""Patterns, pruning, and patterns that change in training. Works on parameters, never on layers."""
 
 from fastsparse.sparsity.algorithms import SET, GradualPruning, RigL
 from fastsparse.sparsity.patterns import erdos_renyi, mask_pattern, nm_pattern, random_pattern

@@ -1,7 +1,8 @@
-"""What sparsity algorithms see of a model: parameters with patterns, found by name."""
+"""Interface of models to sparsity algorithms: parameters with patterns, found by name."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ Array = NDArray[Any]
 
 
 class SparseParameter(Protocol):
-    """What algorithms see of a parameter."""
+    """Interface of a parameter to sparsity algorithms."""
 
     @property
     def value(self) -> Array:
@@ -22,27 +23,34 @@ class SparseParameter(Protocol):
 
     @property
     def pattern(self) -> Pattern | None:
-        """Where they are; None for a dense parameter."""
+        """Structure of the matrix; None for a dense parameter."""
 
     @property
     def grad(self) -> Array | None:
         """Gradient at the nonzeros, (nnz,)."""
 
     def watch(self, wanted: bool) -> None:
-        """Have the next backward passes keep what `grow_scores` needs, or not."""
+        """Tell the next backward passes whether to keep data for `grow_scores`."""
 
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
-        """Places outside the pattern with the largest gradients, and their magnitudes."""
+        """Elements outside the pattern with the largest gradients, and their magnitudes."""
 
-    def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
+    def replace_pattern(self, pattern: Pattern, source: NDArray[np.integer[Any]] | None = None) -> None:
         """Move to another pattern, values and optimizer state with it."""
 
 
 class Model(Protocol):
-    """What algorithms see of a model."""
+    """What algorithms see of a model: fs.nn's, or of another library that has told `named_parameters` its way."""
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """Yield (name, parameter)."""
+
+
+@functools.singledispatch
+def named_parameters(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, parameter), the sparse ones as `SparseParameter`; `fastsparse.torch` registers torch's modules."""
+    found: Iterator[tuple[str, Any]] = model.named_parameters()
+    return found
 
 
 def pattern_of(parameter: SparseParameter) -> Pattern:
@@ -55,7 +63,7 @@ def pattern_of(parameter: SparseParameter) -> Pattern:
 def chosen_parameters(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
     """The sparse parameters that no name in `exclude` covers."""
     unwanted = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    named = list(model.named_parameters())
+    named = list(named_parameters(model))
     for name in unwanted:
         if not any(_covers(name, parameter) for parameter, _ in named):
             raise ValueError(f"exclude names {name!r}, expected layers or parameters of the model")

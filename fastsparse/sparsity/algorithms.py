@@ -1,18 +1,19 @@
 """Patterns that change while a model trains: gradual pruning, SET, RigL.
 
 An algorithm's `step(step)` is called after each step of the optimizer, with the number of steps made, from 1. `fit`
-does that, and tells the algorithm by `begin` which step will be the last. Optimizer state follows its nonzero; what
-leaves a pattern is forgotten, and what enters starts at zero, value and state.
+does that, and tells the algorithm the number of the last step by `begin`. Optimizer state follows its nonzero; nonzeros
+that leave a pattern are forgotten, and new ones start with value and state 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fastsparse.arguments import Seed
 from fastsparse.sparsity._model import Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.pruning import magnitude_prune
 from fastsparse.sparsity.schedules import SparsitySchedule
@@ -26,7 +27,7 @@ class GradualPruning:
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
     schedule : PolynomialDecay, ConstantSparsity
         Or anything with ``due(step) -> bool`` that gives a sparsity when called with a step.
     scope : {"layer", "global"}
@@ -65,16 +66,16 @@ class GradualPruning:
         """What a checkpoint keeps beside the patterns."""
         return {"type": type(self).__name__}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
 
 
 class _Evolving:
-    """What SET and RigL share: every so many steps, each layer exchanges its smallest weights for new ones.
+    """Base of SET and RigL: every `every` steps, each layer exchanges its smallest weights for new ones.
 
-    The share that is exchanged falls along half a cosine from `drop_fraction` to 0 (Evci et al., section 3). The number
-    of nonzeros of every layer stays.
+    The exchanged share falls along half a cosine from `drop_fraction` to 0 (Evci et al., section 3). The number of
+    nonzeros of every layer is constant.
     """
 
     _watches = False
@@ -88,7 +89,7 @@ class _Evolving:
         stop: float,
         steps: int | None,
         exclude: Iterable[str],
-        rng: Any,
+        rng: Seed,
     ) -> None:
         self.drop_fraction = _number(drop_fraction, "drop_fraction")
         self.stop = _number(stop, "stop")
@@ -132,7 +133,7 @@ class _Evolving:
         if count == 0:
             return
         grown = self._grown(name, parameter, count)
-        # Gradients that are not numbers are no reason to grow, so there may be fewer than asked for.
+        # NaN gradients are left out, so there may be fewer than requested.
         kept = largest(np.abs(parameter.value), pattern.nnz - len(grown))
         parameter.replace_pattern(*exchanged(pattern, kept, grown))
 
@@ -140,7 +141,7 @@ class _Evolving:
         raise NotImplementedError
 
     def _watch(self, step: int) -> None:
-        """Have layers keep what growing needs when `step`, the next one, ends with a change of patterns."""
+        """Make layers keep data for growing if `step`, the next one, ends with a change of patterns."""
         if self._watches:
             due = self.due(step)
             for _, parameter in self.parameters:
@@ -150,7 +151,7 @@ class _Evolving:
         """What a checkpoint keeps beside the patterns, in JSON types."""
         return {"type": type(self).__name__, "last": self._last, "rng": self.rng.bit_generator.state}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
         last = state["last"]
@@ -169,7 +170,7 @@ class SET(_Evolving):
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
         Its sparse layers take part, but for those in `exclude`.
     drop_fraction : float in [0, 1]
         Share of a layer's nonzeros that is exchanged, at first.
@@ -202,7 +203,7 @@ class SET(_Evolving):
         stop: float = 1.0,
         steps: int | None = None,
         exclude: Iterable[str] = (),
-        rng: Any = None,
+        rng: Seed = None,
     ) -> None:
         super().__init__(
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
@@ -221,7 +222,7 @@ class RigL(_Evolving):
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
         Its sparse layers take part, but for those in `exclude`.
     drop_fraction : float in [0, 1]
         Share of a layer's nonzeros that is exchanged, at first.

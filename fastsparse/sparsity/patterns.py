@@ -1,4 +1,4 @@
-"""Where nonzeros may be: random patterns, and how to share a number of nonzeros among layers."""
+"""Random, N:M and given patterns, and how to share a number of nonzeros among layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from fastsparse.arguments import Seed
 from fastsparse.csr import Pattern
 from fastsparse.sparsity.selection import distinct, from_places, largest_of_each
 
@@ -35,7 +37,7 @@ def count_nonzeros(size: int, sparsity: float) -> int:
     return math.floor(size * (1 - share) + 0.5)
 
 
-def random_pattern(shape: tuple[int, int], sparsity: float, *, rng: Any = None) -> Pattern:
+def random_pattern(shape: Sequence[int], sparsity: float, *, rng: Seed = None) -> Pattern:
     """A pattern drawn with equal chances from all those with the same number of nonzeros.
 
     Parameters
@@ -73,7 +75,7 @@ def _matrix_shape(shape: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def nm_pattern(shape: tuple[int, int], n: int, m: int, *, scores: Any = None, rng: Any = None) -> Pattern:
+def nm_pattern(shape: Sequence[int], n: int, m: int, *, scores: ArrayLike | None = None, rng: Seed = None) -> Pattern:
     """A pattern with `n` nonzeros in every `m` consecutive columns of a row (N:M sparsity).
 
     Parameters
@@ -117,7 +119,7 @@ def nm_pattern(shape: tuple[int, int], n: int, m: int, *, scores: Any = None, rn
     return from_places(np.flatnonzero(chosen), (rows, columns))
 
 
-def mask_pattern(mask: Any) -> Pattern:
+def mask_pattern(mask: ArrayLike) -> Pattern:
     """The pattern of the elements of `mask` that are not zero.
 
     Parameters

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse.arguments import Seed
 from fastsparse.csr import Pattern
 from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.patterns import count_nonzeros
@@ -22,7 +22,7 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
 
     Parameters
     ----------
-    model : fs.nn.Module
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
     sparsity : float in [0, 1)
         Share of elements that are not in the pattern afterwards: of each layer, or of all pruned layers together.
         What is sparser already stays as it is. The number of nonzeros is exact; of equal magnitudes the first stay.
@@ -40,7 +40,7 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
 
 
 def random_prune(
-    model: Model, sparsity: float, *, scope: str = "layer", exclude: Iterable[str] = (), rng: Any = None
+    model: Model, sparsity: float, *, scope: str = "layer", exclude: Iterable[str] = (), rng: Seed = None
 ) -> None:
     """Remove weights drawn at random from the sparse layers of `model`: what other criteria have to beat.
 

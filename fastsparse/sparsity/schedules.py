@@ -1,4 +1,4 @@
-"""How sparse a model shall be after how many steps."""
+"""Sparsity as a function of the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastsparse.sparsity.patterns import count_nonzeros
 
 
 class SparsitySchedule(Protocol):
-    """What gradual pruning sees of a schedule."""
+    """Interface of a schedule to gradual pruning."""
 
     def due(self, step: int) -> bool:
         """Whether to prune after step number `step`, counted from 1."""

@@ -1,6 +1,6 @@
-"""Choosing among nonzeros and among places for new ones, and patterns made of what was chosen.
+"""Selection of nonzeros to keep and of places for new ones, and patterns made of them.
 
-A place is the number of an element of the matrix, row * columns + column. Nothing here loops over nonzeros in Python.
+A place is the index of an element of the matrix, row * columns + column. Nothing here loops over nonzeros in Python.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Places = NDArray[np.int64]
 
 # Compress the candidates when there are this many times more of them than are wanted.
 _SLACK = 3
-# The first rows' elements say where the threshold will be about: that many times more pass than should be needed.
+# A threshold guessed from the first rows lets pass this many times more elements than should be needed.
 _MARGIN = 1.5
 
 
@@ -65,7 +65,7 @@ class TopK:
         return not self._guessed or self._held >= self._count
 
     def offer(self, block: Array, first: int) -> None:
-        """Let the rows from `first` on take part in the choice; block (rows, columns), contiguous, is overwritten.
+        """Add the rows from `first` on to the choice; block (rows, columns), contiguous, is overwritten.
 
         NaN is left out.
         """

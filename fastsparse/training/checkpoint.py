@@ -26,7 +26,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass
 class Snapshot:
-    """What a training run consists of.
+    """Everything that a checkpoint saves of a training run.
 
     `sparsity` may have state_dict() and load_state_dict() in JSON types, callbacks may have them for arrays.
     """
@@ -68,7 +68,7 @@ def save(path: PathLike, run: Snapshot) -> None:
 
 
 def restore(path: PathLike, run: Snapshot) -> None:
-    """Bring a run back to where the checkpoint was written.
+    """Restore a run to the state of the checkpoint.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def restore(path: PathLike, run: Snapshot) -> None:
     ValueError
         When it belongs to another model, optimizer or kind of run.
 
-    Nothing has been changed when an exception comes, from a callback's ``load_state_dict`` neither.
+    When an exception is raised, also by a callback's ``load_state_dict``, nothing has been changed.
     """
     arrays, metadata = files.read(path, "checkpoint")
     with files.damage(path):
@@ -116,7 +116,7 @@ def restore(path: PathLike, run: Snapshot) -> None:
 
 
 def _as_it_is(run: Snapshot, staged: Staged) -> Iterator[Callable[[], object]]:
-    """What brings each part of a run back to how it is now."""
+    """Functions that restore each part of a run to its present state."""
     for parameter, _, _ in staged.parameters:
         yield parameter._snapshot()
     for module, name, _ in staged.buffers:
@@ -131,7 +131,7 @@ def _as_it_is(run: Snapshot, staged: Staged) -> Iterator[Callable[[], object]]:
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    """Raise unless the metadata has the form in which :func:`save` writes it."""
+    """Raise unless the metadata has the form that :func:`save` writes."""
     optimizer, generators, history = metadata["optimizer"], metadata["generators"], metadata["history"]
     steps = optimizer["steps"]
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
@@ -150,7 +150,7 @@ def _is_record(record: Any) -> bool:
 
 
 def _check_generators(path: PathLike, generators: dict[str, np.random.Generator], states: dict[str, Any]) -> None:
-    """Raise unless there is a state for each generator that one of its kind takes."""
+    """Raise unless there is a valid state for each generator."""
     kinds = {name: type(rng.bit_generator).__name__ for name, rng in generators.items()}
     if {name: state.get("bit_generator") for name, state in states.items()} != kinds:
         raise ValueError(f"{os.fspath(path)} holds other random generators than this run")
@@ -160,7 +160,7 @@ def _check_generators(path: PathLike, generators: dict[str, np.random.Generator]
 
 
 def _stateful(run: Snapshot) -> list[tuple[int, Any]]:
-    """Callbacks that keep something in checkpoints, with their places."""
+    """Callbacks that keep state in checkpoints, with their indices."""
     return [(i, callback) for i, callback in enumerate(run.callbacks) if hasattr(callback, "load_state_dict")]
 
 
@@ -173,7 +173,7 @@ def _architecture(model: Module) -> Any:
 
 
 def _difference(written: Any, own: Any, prefix: str = "") -> str:
-    """Where two descriptions first differ, in words; empty when they do not or one is missing."""
+    """First difference of two descriptions, in words; empty when there is none or one is missing."""
     if written is None or own is None or written == own:
         return ""
     where = f"layer {prefix!r}" if prefix else "the model"
@@ -191,7 +191,7 @@ def _difference(written: Any, own: Any, prefix: str = "") -> str:
 
 
 def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:
-    """Raise unless `state` is of an algorithm of the same type, or there is none on both sides."""
+    """Raise unless `state` belongs to an algorithm of the same type, or both are None."""
     own = algorithm.state_dict() if hasattr(algorithm, "state_dict") else None
     written, expected = (s.get("type") if isinstance(s, dict) else None for s in (state, own))
     if written != expected:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
+from fastsparse.arguments import Samples
+
 Batch = tuple[Any, ...]  # x and y, or x, y and weights
+Data: TypeAlias = tuple[Samples, ArrayLike] | tuple[Samples, ArrayLike, ArrayLike] | Iterable[tuple[Any, ...]]
 
 
 class Arrays:
@@ -17,10 +21,12 @@ class Arrays:
 
     weights : one number for each sample, or None.
 
-    A last batch of one single sample joins the batch before it (one sample has no variance to normalise by).
+    A last batch of a single sample is joined to the previous batch, because one sample has no variance.
     """
 
-    def __init__(self, x: Any, y: Any, batch_size: int, name: str = "data", weights: Any = None) -> None:
+    def __init__(
+        self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data", weights: ArrayLike | None = None
+    ) -> None:
         self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
         self._y = np.asarray(y)
         self.samples = self._x.shape[0] if self._x.ndim else 0
@@ -96,7 +102,7 @@ class Stream:
             raise ValueError(f"{self._name} gives no batch, expected an iterable that starts anew for every epoch")
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """Yield the batches; their order is the iterable's business."""
+        """Yield the batches in the iterable's order."""
         return self.in_order()
 
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a model stopped being finite."""
+"""Search for the layer where the numbers of a model become NaN or infinite."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastsparse.nn.watching import watching
 
 
 def find_not_finite(model: Module, x: Any) -> str:
-    """Name the first thing that is NaN or Inf on x's way through the model, in its present mode.
+    """Name the first array with NaN or Inf when the model, in its present mode, runs on x.
 
-    Buffers (running statistics) are as before afterwards.
+    Buffers (running statistics) are restored.
     """
     if not _finite(x.data if sparse.issparse(x) else np.asarray(x)):
         return "the batch's x is not finite"

@@ -7,14 +7,15 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from fastsparse.arguments import Seed
 from fastsparse.nn.module import Array, Module
 from fastsparse.training import checkpoint as checkpoints
-from fastsparse.training.data import Arrays, Batch, Stream, batches
+from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
 from fastsparse.training.diagnosis import find_not_finite
 from fastsparse.training.history import History
 from fastsparse.training.losses import cross_entropy
@@ -22,6 +23,13 @@ from fastsparse.training.optimizers import Optimizer
 from fastsparse_kernels import compiler
 
 Loss = Callable[..., tuple[float, Array]]
+
+
+class SparsityAlgorithm(Protocol):
+    """Changes patterns while a model trains; `begin`, `state_dict` and `load_state_dict` are used where it has them."""
+
+    def step(self, step: int) -> object:
+        """Called after each step of the optimizer, with the number of steps made."""
 
 
 @dataclass
@@ -49,19 +57,19 @@ class Progress:
 
 def fit(
     model: Module,
-    data: Any,
+    data: Data,
     *,
     epochs: int,
     batch_size: int = 32,
     optimizer: Optimizer,
     loss: Loss = cross_entropy,
-    sparsity: Any = None,
-    validation: Any = None,
+    sparsity: SparsityAlgorithm | None = None,
+    validation: Data | None = None,
     callbacks: Iterable[Callable[[Progress], object]] = (),
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    rng: Any = None,
+    rng: Seed = None,
 ) -> History:
     """Train a model; it is in evaluation mode afterwards, ready to be used.
 
@@ -151,7 +159,7 @@ class _Totals:
 
 
 class _Clock:
-    """Seconds from now on: those of compiling kernels (or loading them), and all others."""
+    """Seconds since its creation: those of compiling or loading kernels, and all others."""
 
     def __init__(self) -> None:
         self._begin, self._compiled = time.perf_counter(), compiler.compile_seconds()
@@ -267,7 +275,7 @@ class _Run:
 
 
 def evaluate(model: Module, source: Arrays | Stream, loss: Loss) -> _Totals:
-    """Sums of loss and right answers over all batches, in evaluation mode, in which the model stays."""
+    """Sums of loss and correct answers over all batches; leaves the model in evaluation mode."""
     model.eval()
     totals = _Totals()
     for x, *wanted in source.in_order():

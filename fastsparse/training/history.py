@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class History:
@@ -35,7 +38,7 @@ class History:
     def __iter__(self) -> Iterator[dict[str, float]]:
         return iter(self.records)
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Draw loss and accuracy over the epochs; returns a matplotlib Figure.
 
         Raises

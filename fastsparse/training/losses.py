@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
 
-def cross_entropy(logits: Any, labels: Any, weights: Any = None) -> tuple[float, Array]:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of -log softmax(logits)[label].
 
     Parameters
@@ -64,7 +64,7 @@ def cross_entropy(logits: Any, labels: Any, weights: Any = None) -> tuple[float,
     return _mean(losses, grad, weights)
 
 
-def mse(prediction: Any, target: Any, weights: Any = None) -> tuple[float, Array]:
+def mse(prediction: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of (prediction - target)^2 over all elements.
 
     Parameters
@@ -83,7 +83,7 @@ def mse(prediction: Any, target: Any, weights: Any = None) -> tuple[float, Array
     return _mean(difference * difference, difference * difference.dtype.type(2), weights)
 
 
-def binary_cross_entropy(logits: Any, target: Any, weights: Any = None) -> tuple[float, Array]:
+def binary_cross_entropy(logits: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
     """Mean of -target log s - (1 - target) log(1 - s) over all elements, s = sigmoid(logits).
 
     Parameters
@@ -122,14 +122,14 @@ def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
     return float(np.mean(losses, dtype=np.float64)), grad
 
 
-def _output(value: Any, name: str) -> Array:
+def _output(value: ArrayLike, name: str) -> Array:
     array = np.asarray(value)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {array.dtype.name}, expected float32 or float64")
     return array
 
 
-def _target(value: Any, output: Array) -> Array:
+def _target(value: ArrayLike, output: Array) -> Array:
     array = np.asarray(value)
     if array.shape != output.shape or output.size == 0:
         raise ValueError(f"target has shape {array.shape}, expected {output.shape} like the output, not empty")

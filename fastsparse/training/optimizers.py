@@ -1,10 +1,10 @@
-"""Optimizers: they change parameters in place, only where a nonzero is.
+"""Optimizers, which change parameters in place, at nonzeros only.
 
-An optimizer's arrays follow their nonzeros when a pattern changes: each parameter knows the states of all optimizers
-that are alive (``parameter.state`` is that of the last one made).
+An optimizer's arrays follow their nonzeros when a pattern changes: each parameter refers to the states of all living
+optimizers (``parameter.state`` is that of the last one made).
 
-Kernels write into values and state, so a step first asks for all of them: memory of their own, writable, of one type
-and size. Nothing has been changed when it raises.
+Kernels write into values and state, so a step first checks all of them: writable, not sharing memory, of one dtype and
+size. When it raises, nothing has been changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import is_not
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from fastsparse.nn.parameter import OptimizerState, Parameter
 from fastsparse.ops import optimizers as kernels
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import span
 from fastsparse.training.schedules import Schedule, rate_at
 
 Array = NDArray[Any]
+Parameters: TypeAlias = Iterable[Parameter] | Iterable[tuple[str, Parameter]]
 
 _PART = 1 << 16
 
@@ -56,7 +57,7 @@ class Optimizer:
     # Names of the arrays in a parameter's state.
     state_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, parameters: Iterable[Any], lr: float | Schedule, max_norm: float | None = None) -> None:
+    def __init__(self, parameters: Parameters, lr: float | Schedule, max_norm: float | None = None) -> None:
         self.parameters = list(dict.fromkeys(_parameter(item) for item in parameters))
         if not self.parameters:
             raise ValueError("parameters is empty, expected at least one Parameter")
@@ -70,7 +71,7 @@ class Optimizer:
         values = [(f"parameters[{i}].value", parameter.value) for i, parameter in enumerate(self.parameters)]
         _spans([(name, value) for name, value in values if value.flags.c_contiguous])
         self._states = [parameter.new_state() for parameter in self.parameters]
-        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and where they lie
+        self._known: tuple[list[Array], list[tuple[int, int]]] = [], []  # arrays of the last step, and their addresses
 
     @property
     def rate(self) -> float:
@@ -126,7 +127,7 @@ class Optimizer:
     def _checked_spans(
         self, updated: list[int], values: list[Array], states: list[dict[str, Array]]
     ) -> list[tuple[int, int]]:
-        """Where a step writes, as `_spans`; found anew when there are other arrays than in the last step."""
+        """Memory that a step writes, as `_spans`; computed again when arrays have changed since the last step."""
         arrays = [*values, *(array for state in states for array in state.values())]
         known, spans = self._known
         if len(known) != len(arrays) or any(map(is_not, known, arrays)):
@@ -163,7 +164,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -193,7 +194,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -223,7 +224,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -278,7 +279,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
     ValueError
         Naming two arrays that share memory.
     """
-    spans = sorted((address(array), address(array) + array.nbytes, name) for name, array in arrays if array.size)
+    spans = sorted((*span(array), name) for name, array in arrays if array.size)
     for (_, end, one), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f"{other} shares memory with {one}, expected arrays of their own")
@@ -286,8 +287,8 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
 
 
 def _apart(grad: Array, spans: list[tuple[int, int]]) -> Array:
-    """The gradient, copied when some of its memory will be written to."""
-    start, end = address(grad), address(grad) + grad.nbytes
+    """The gradient, copied if a step writes to part of its memory."""
+    start, end = span(grad)
     last = bisect_left(spans, (end, 0)) - 1
     return grad.copy() if last >= 0 and spans[last][1] > start else grad
 

@@ -177,6 +177,27 @@ def _nothing(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     return nn.Sequential(nn.Dropout(0.3, rng=0), nn.Flatten())
 
 
+def _rows(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """Layers on rows between, before and behind those on other layouts, and as terms of sums."""
+    return nn.Sequential(
+        nn.LayerNorm((3, 9, 7), dtype=dtype),
+        nn.SparseConv2d(3, 5, 3, padding=1, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.LayerNorm(7, dtype=dtype),
+        nn.ReLU(),
+        nn.SparseConv2d(5, 5, 3, padding=1, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.Softmax(),
+        nn.Residual(nn.Sequential(nn.LayerNorm((9, 7), dtype=dtype), nn.Softmax()), None, "tanh"),
+        nn.Flatten(),
+        nn.SparseLinear(5 * 9 * 7, 33, sparsity=0.8, dtype=dtype, rng=rng),
+        nn.Residual(
+            nn.Sequential(nn.LayerNorm(33, dtype=dtype), nn.Linear(33, 33, dtype=dtype, rng=rng)), None, "gelu"
+        ),
+        nn.LayerNorm(33, dtype=dtype),
+        nn.SparseLinear(33, 6, sparsity=0.5, dtype=dtype, rng=rng),
+        nn.Softmax(),
+    )
+
+
 # Name -> (function that builds it, shape of a sample).
 NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], tuple[int, ...]]] = {
     "convolutions": (_convolutions, (3, 11, 9)),
@@ -189,6 +210,7 @@ NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], t
     "bottlenecks": (_bottlenecks, (3, 15, 12)),
     "sums": (_sums, (4, 8, 11)),
     "sum of input": (_sum_of_input, (3, 5, 7)),
+    "rows": (_rows, (3, 9, 7)),
     "nothing": (_nothing, (3, 4, 5)),
 }
 
@@ -230,6 +252,13 @@ def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Arra
         value, error = value.reshape(len(value), -1), error.reshape(len(value), -1)
     elif hasattr(layer, "running_mean"):
         value, error = _normalised(layer, value, error, u)
+    elif isinstance(layer, nn.Embedding):
+        value = layer.weight.value.astype(np.float64)[value.astype(np.int64)]
+        error = np.zeros(value.shape)
+    elif isinstance(layer, nn.LayerNorm):
+        value, error = _row_normalised(layer, value, error, u)
+    elif isinstance(layer, nn.Softmax):
+        value, error = _softmax(value, error, u)
     elif isinstance(layer, nn.MaxPool2d):
         window = (layer.kernel_size, layer.stride, layer.padding)
         value, error = layers.max_pool(value, *window), layers.max_pool(error, *window)
@@ -285,6 +314,36 @@ def _normalised(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Ar
     scale = gamma / np.sqrt(variance + layer.eps)
     value = (x - mean) * scale + beta
     return value, abs(scale) * error + 4 * u * (abs(scale) * (abs(x) + error + abs(mean)) + abs(beta))
+
+
+_ROUNDINGS = 8  # of a number's own type between what a row-wise layer reads and writes; its sums are float64
+
+
+def _row_normalised(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:
+    """The deviation of a row is a norm of its centred numbers, and changes by no more than their root mean square."""
+    shape = x.shape
+    gamma, beta = (p.value.astype(np.float64).reshape(-1) for p in (layer.weight, layer.bias))
+    x, error = x.reshape(-1, gamma.size), error.reshape(-1, gamma.size)
+    value = layers.layer_norm(x, gamma, beta, layer.eps).astype(np.float64)
+    centred = x - x.mean(axis=1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + layer.eps)
+    sums = (gamma.size + 2) * 2.0**-53 * (abs(x) + error).mean(axis=1, keepdims=True)
+    own = error + error.mean(axis=1, keepdims=True) + sums + 2 * u * (abs(x) + error + abs(x - centred))
+    moved = np.sqrt((own**2).mean(axis=1, keepdims=True))
+    least = np.maximum(deviation - moved, np.sqrt(layer.eps))
+    wrong = abs(gamma) * (own / least + abs(centred) * moved / (deviation * least))
+    relative = _ROUNDINGS * u + (gamma.size + 2) * 2.0**-53
+    wrong += relative * (abs(gamma) * (abs(centred) + own) / least + abs(beta))
+    return value.reshape(shape), wrong.reshape(shape)
+
+
+def _softmax(x: Array, error: Array, u: float) -> tuple[Array, Array]:
+    """A result changes by the factor exp(d), d at most twice the largest change of a number in its row."""
+    value = layers.softmax(x).astype(np.float64)
+    moved = 2 * error.max(axis=-1, keepdims=True) + 2 * u * (abs(x).max(axis=-1, keepdims=True) + error)
+    relative = np.expm1(np.minimum(moved, 1.0)) + _ROUNDINGS * u + (x.shape[-1] + 2) * 2.0**-53
+    tiny = float(np.finfo(np.float32 if u > 1e-10 else np.float64).tiny)
+    return value, np.where(moved > 1, 1.0, np.minimum(1.0, value * relative + tiny))
 
 
 def _averaged(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:

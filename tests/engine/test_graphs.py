@@ -184,6 +184,8 @@ def run(schedule: Schedule, inputs: list[Array], program: Program) -> list[Array
     return outputs
 
 
+@pytest.mark.R1
+@pytest.mark.R8
 @pytest.mark.parametrize("batch", [1, 2, 6, 19])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_graphs_give_what_their_nodes_give(name, batch):
@@ -204,6 +206,7 @@ def test_graphs_give_what_their_nodes_give(name, batch):
                 np.testing.assert_array_equal(y, z)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_layouts_give_the_same_bits(name):
     """Of numbers that do round; SpMV alone sums in another order, so there are two samples."""

@@ -18,7 +18,7 @@ from fastsparse.engine.passes import (
     optimised,
     scales_as_products,
 )
-from fastsparse.engine.program import Activate, Conv, Linear, Pool, Program, Reshape, Scale
+from fastsparse.engine.program import Activate, Conv, Linear, Pool, Program, Reshape, RowWise, Scale
 from fastsparse.engine.serial import to_plain
 from tests.engine.networks import NETWORKS, network
 from tests.engine.test_graphs import PROGRAMS, Graph
@@ -59,7 +59,7 @@ def test_batch_norm_behind_an_activation_stays():
     assert kinds(folded) == ["Conv", "Scale"]
 
 
-def test_batch_norms_in_a_row_all_fold():
+def test_successive_batch_norms_all_fold():
     assert kinds(fold_scales(program(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))) == ["Conv"]
 
 
@@ -92,7 +92,7 @@ def test_programs_end_with_what_can_be_run(name):
     model, shape = network(name)
     program = optimised(program_of(model, shape))
     for node in program.nodes:
-        assert isinstance(node.operator, Conv | Linear | Pool | Reshape)
+        assert isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise)
         assert not isinstance(node.operator, Scale)
     written = set(program.inputs)
     for node in program.nodes:

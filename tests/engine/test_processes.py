@@ -21,7 +21,7 @@ x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
 engine = fs.compile(model, x.shape, threads=2)
 expected = engine(x)
 fs.compile(model, x.shape, threads=2)  # an engine that is gone
-(pool,) = engine._plans.values()
+(pool,) = engine._plans.pools
 holders = [pool.workspace() for _ in range(8)]
 for holder in holders:
     holder.__enter__()  # eight calls in flight, in threads that the child does not have
@@ -65,12 +65,14 @@ assert resident() - before < 2**20, resident() - before
 """
 
 
+@pytest.mark.T2
 @needs_fork
 @pytest.mark.parametrize("batch", [1, 64])
 def test_children_compute_while_the_parent_has_calls_in_flight(run_python, batch):
     run_python(_FORK.format(batch=batch))
 
 
+@pytest.mark.T6
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat(run_python):
     run_python(_MEMORY)

@@ -13,6 +13,7 @@ from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.poison import live_buffers, poisoned
 from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
 from fastsparse.engine.workspace import Workspace
+from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.spatial_tiles import Reading
 from fastsparse.ops.target import target_for
 
@@ -22,6 +23,10 @@ SEED = 7
 BLOCK = 20
 
 
+@pytest.mark.R1
+@pytest.mark.R3
+@pytest.mark.R7
+@pytest.mark.R8
 @pytest.mark.parametrize("first", range(0, 120, BLOCK))
 def test_engines_of_random_layers_are_right_in_every_layout(first):
     """Contracts R1, R3, R7 and R8; a longer run is a command, `python -m bench.fuzz_networks`."""
@@ -31,6 +36,8 @@ def test_engines_of_random_layers_are_right_in_every_layout(first):
         assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
 
 
+@pytest.mark.R7
+@pytest.mark.R8
 @pytest.mark.parametrize("first", range(0, 200, 2 * BLOCK))
 def test_engines_of_random_onnx_models_are_right(first):
     pytest.importorskip("onnx")
@@ -64,6 +71,7 @@ BEHIND = {
 }  # fmt: skip
 
 
+@pytest.mark.R7
 def test_what_nobody_has_written_is_found(monkeypatch):
     assert not bench.failure(BEHIND, 0, 0, False)
     monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
@@ -84,6 +92,7 @@ def _ran_poisoned(schedule, x, y):
         Workspace(schedule).run(x, y)
 
 
+@pytest.mark.R7
 def test_padded_planes_need_their_zeros_and_keep_them(monkeypatch):
     conv = nn.SparseConv2d(2, 3, 3, padding=1, sparsity=0.2, rng=0)
     model = nn.Sequential(nn.SparseConv2d(2, 2, 1, sparsity=0, rng=1), conv)
@@ -112,6 +121,7 @@ def _spoiling(run_step):
     return spoilt
 
 
+@pytest.mark.R7
 def test_zeros_are_all_of_a_plane_but_its_image():
     zeros = Zeros(channel_stride=40, image_stride=100, spatial=(2, 1), strides=(12, 4), corner=8, position=4)
     mask = zeros.mask(210)
@@ -126,15 +136,17 @@ def _step(sources, target):
     return Step("s", "", None, tuple(sources), target, lambda *_: None)
 
 
+@pytest.mark.R7
 def test_buffers_live_from_their_writer_to_their_last_reader():
     steps = [
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (1, 0)), _step([(1, 0)], (1, 0)), _step([(1, 0)], (2, 0)),
         _step([(-1, 0)], (0, 0)), _step([(0, 0)], (2, 64)), _step([(2, 0)], (-2, 0)),
     ]  # fmt: skip
-    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True)
+    schedule = Schedule(steps, [Buffer(64, 0, 6)] * 3, 1, 1, True, heuristics_for(64))
     assert live_buffers(schedule) == [set(), {0}, {1}, {1}, {2}, {0, 2}, {2}]
 
 
+@pytest.mark.R7
 def test_a_user_of_one_pixel_gets_numbers_of_the_image_alone():
     """Parts of images smaller than a vector hang over their end in most lanes."""
     model = nn.Sequential(nn.SparseConv2d(1, 1, 1, padding=((0, 1), (0, 1)), sparsity=0, rng=0))

@@ -28,6 +28,7 @@ def saved(tmp_path: Path, name: str, dtype: str = "float32", batch: int = 17, **
     return engine, tmp_path / "engine.safetensors"
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in NETWORKS for d in ("float32", "float64")][:-1])
 def test_an_engine_comes_back_to_the_bit(name, dtype, tmp_path, rng):
     engine, path = saved(tmp_path, name, dtype, tune=False)
@@ -47,6 +48,7 @@ def test_programs_come_back_whole_before_passes_and_behind(name):
         _assert_round_trip(program)
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_graphs_come_back_whole(name):
     _assert_round_trip(PROGRAMS[name])
@@ -203,6 +205,8 @@ HOSTILE = {
 }
 
 
+@pytest.mark.F2
+@pytest.mark.F4
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused(name, tmp_path):
     _, path = saved(tmp_path, "demo", tune=False)
@@ -214,6 +218,7 @@ def test_hostile_files_are_refused(name, tmp_path):
         fs.load_engine(path)
 
 
+@pytest.mark.F2
 def test_other_files_are_refused(tmp_path):
     model, _ = network("demo")
     fs.save(model, tmp_path / "model")

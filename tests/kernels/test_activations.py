@@ -48,6 +48,7 @@ def inputs(dtype: str, rng: np.random.Generator) -> Array:
     return np.concatenate([*parts, kinks, np.linspace(-12, 12, 50001), *ends]).astype(dtype)
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_activation_adds_at_most_4u(name: str, dtype: str, rng: np.random.Generator) -> None:
@@ -72,6 +73,7 @@ def test_far_tails_keep_their_digits(name: str, dtype: str, rng: np.random.Gener
     assert np.all(np.abs(apply(name, z) - want) <= 8 * unit(dtype) * np.abs(want))
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_special_values(name: str, dtype: str) -> None:
@@ -89,6 +91,7 @@ def test_special_values(name: str, dtype: str) -> None:
         assert got[3] == (0 if name == "sigmoid" else -1)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_size_gives_the_same_bits(name: str, dtype: str, rng: np.random.Generator) -> None:
@@ -101,6 +104,8 @@ def test_every_size_gives_the_same_bits(name: str, dtype: str, rng: np.random.Ge
         np.testing.assert_array_equal(apply_grad(name, dy[:size], z[:size]), whole_grad[:size])
 
 
+@pytest.mark.R3
+@pytest.mark.C5
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["tanh", "gelu", "silu"])  # all functions of simd.math
 def test_every_vector_width_gives_the_same_bits(name: str, dtype: str, rng: np.random.Generator) -> None:
@@ -153,6 +158,7 @@ def test_gradients_are_the_oracles(name: str, dtype: str, rng: np.random.Generat
     assert np.all(error <= 8 * unit(dtype) * np.abs(dy))
 
 
+@pytest.mark.R6
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_slopes(name: str, rng: np.random.Generator) -> None:
     z = rng.uniform(-8, 8, 4000)
@@ -164,6 +170,7 @@ def test_gradients_are_slopes(name: str, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(apply_grad(name, np.ones_like(z), kept), slope, rtol=0, atol=2e-9)
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_travels_through_gradients(name: str, dtype: str) -> None:

@@ -123,6 +123,7 @@ def test_files_are_private(probe, tmp_path):
 DIGEST = "from fastsparse.runtime import kernel_cache; print(kernel_cache.kernel_digest())"
 
 
+@pytest.mark.C1
 def test_an_edited_helper_changes_the_directory(run_python, tree):
     first = run_python(DIGEST, root=tree).stdout
     assert run_python(DIGEST, root=tree).stdout == first
@@ -134,6 +135,7 @@ def test_an_edited_helper_changes_the_directory(run_python, tree):
     assert run_python(DIGEST, root=tree).stdout not in (first, second)
 
 
+@pytest.mark.C1
 def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path):
     """The whole way: directory by digest, as the kernels' builder uses it."""
     prelude = "import sys; from fastsparse.runtime import kernel_cache; sys.argv[1] = kernel_cache.cache_directory()\n"
@@ -145,6 +147,7 @@ def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path
     assert probe(prelude=prelude, **environment)[0] == changed
 
 
+@pytest.mark.C1
 def test_sources_edited_while_a_process_runs_are_not_saved_under_the_old_digest(probe, tree, tmp_path):
     helper = tree / "kernels/fastsparse_kernels/probe_helper.py"
     edit = f"import fastsparse_kernels.kernel_cache; open({str(helper)!r}, 'a').write('# edited')\n"
@@ -177,6 +180,7 @@ def sealed(payload):
     return cache._MAGIC + hashlib.sha256(payload).digest() + payload
 
 
+@pytest.mark.C2
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_means_compiling_again_and_one_warning(probe, tmp_path, damage):
     probe()
@@ -190,6 +194,7 @@ def test_a_damaged_cache_means_compiling_again_and_one_warning(probe, tmp_path, 
         assert probe() == (WARM, "")
 
 
+@pytest.mark.C2
 def test_a_read_only_directory_is_read_and_not_written(probe, tmp_path):
     probe()
     directory = tmp_path / "kernels"
@@ -205,6 +210,7 @@ atomic_file._created = denied
     assert len(files(directory)) == 2
 
 
+@pytest.mark.C2
 def test_a_file_in_the_place_of_the_directory(probe, tmp_path):
     (tmp_path / "kernels").write_text("not a directory")
     found, errors = probe()
@@ -212,6 +218,7 @@ def test_a_file_in_the_place_of_the_directory(probe, tmp_path):
     assert errors.count("RuntimeWarning") == 1
 
 
+@pytest.mark.C2
 def test_a_full_disk_leaves_no_half_file(probe, tmp_path):
     prelude = """
 import os
@@ -224,6 +231,7 @@ os.replace = full
     assert files(tmp_path / "kernels") == []
 
 
+@pytest.mark.C2
 def test_warnings_come_once_per_process(monkeypatch):
     monkeypatch.setattr(cache, "_warned", cache.threading.Event())
     with warnings.catch_warnings(record=True) as caught:
@@ -249,6 +257,7 @@ os.replace = meet
 """
 
 
+@pytest.mark.C4
 @pytest.mark.parametrize("orders", [("34", "43"), ("34", "34")])
 def test_writes_that_interleave_do_not_mix_variants(probe, tmp_path, orders):
     with ThreadPoolExecutor(2) as pool:
@@ -275,6 +284,7 @@ print(hashlib.sha256(Y).hexdigest())
 """
 
 
+@pytest.mark.C4
 def test_sixteen_cold_processes_at_once(run_python, tmp_path):
     with ThreadPoolExecutor(16) as pool:
         done = list(pool.map(lambda _: run_python(SPMV, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold")), range(16)))

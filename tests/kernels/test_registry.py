@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import warnings
 from pathlib import Path
@@ -47,3 +48,17 @@ def test_warmup_lists_every_family_once_per_variant():
     for family in registry.FAMILIES:
         if family.arguments(32, compiler.lanes(32)):
             assert any(name.startswith(family.name) for name in names)
+
+
+@pytest.mark.R5
+def test_no_kernel_is_compiled_with_fast_math():
+    """Such flags let LLVM assume that NaN, Inf and negative zeros do not occur, and change the order of sums."""
+    found = {
+        f"{path.name}:{node.lineno}"
+        for path in Path(compiler.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg in ("fastmath", "flags") and ast.unparse(keyword.value) not in ("False", "()")
+    }
+    assert not found

@@ -173,7 +173,7 @@ def test_weights_are_taken_one_by_one(rng, dtype, row, index):
     """Also from more numbers than a vector of 16 bytes has lanes."""
     bits, lanes = bits_of(dtype), row // np.dtype(dtype).itemsize
 
-    def in_a_row(weights, x, y):  # type: ignore[no-untyped-def]
+    def contiguous(weights, x, y):  # type: ignore[no-untyped-def]
         like = simd.zeros(3, lanes, bits)
         simd.store(simd.axpy_lane(like, simd.load_four_weights(like, weights), index, x, 3 * row), y)
 
@@ -185,7 +185,7 @@ def test_weights_are_taken_one_by_one(rng, dtype, row, index):
     weights = np.full(8, np.nan, dtype)
     weights[:4] = rng.standard_normal(4)
     x, y = rng.standard_normal((6, lanes)).astype(dtype), np.full((3, lanes), np.nan, dtype)
-    compiled(in_a_row, 3)(weights, x, y)
+    compiled(contiguous, 3)(weights, x, y)
     assert np.array_equal(y, weights[index] * x[3:])
     compiled(apart, 3)(weights, x, y)
     assert np.array_equal(y, weights[index] * x[2::-1])

@@ -106,6 +106,7 @@ CASES = [
 ]
 
 
+@pytest.mark.R6
 def test_every_layer_has_a_case() -> None:
     assert {type(case.make(np.random.default_rng(0))).__name__ for case in CASES} == set(LAYERS)
 
@@ -126,6 +127,7 @@ def _slopes(loss: Callable[[], float], array: Array, changed: Callable[[], None]
     return slopes
 
 
+@pytest.mark.R6
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_backward_is_the_derivative(case: Case, rng: np.random.Generator) -> None:
     layer = case.make(rng).train()

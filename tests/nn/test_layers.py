@@ -383,6 +383,30 @@ def test_bias_gradients_of_large_batches_are_right(layer: Any, shape: tuple[int,
     np.testing.assert_allclose(layer.bias.grad, exact, rtol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(40, 300), (3, 1), (2, 5, 70, 50)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_layer_norm_is_as_exact_as_its_kernel(rng: Any, shape: tuple[int, ...], dtype: str) -> None:
+    """The deviation of numbers about 1000 is lost in float32 sums; those of gradients are float64, too."""
+    layer, u = nn.LayerNorm(shape[-1], dtype=dtype), np.finfo(dtype).eps / 2
+    layer.weight.value, layer.bias.value = rng.uniform(0.5, 2, (2, shape[-1])).astype(dtype)
+    x, dy = (rng.normal(size=shape) + 1000).astype(dtype), rng.normal(size=shape).astype(dtype)
+    gamma, beta, wide, grad = (a.astype(np.longdouble) for a in (layer.weight.value, layer.bias.value, x, dy))
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + layer.eps)
+    normal, lost = centred * inverse, 1e-13 * inverse.max()  # what float64 sums of such numbers lose
+    size = abs(normal * gamma) + gamma + beta
+    assert (abs(layer(x) - (normal * gamma + beta)) <= (16 * u + 1000 * lost) * size).all()
+    dx = layer.backward(dy)
+    inner = grad * gamma
+    along = (inner * normal).mean(axis=-1, keepdims=True)
+    want = inverse * (inner - inner.mean(axis=-1, keepdims=True) - normal * along)
+    assert dx is not None
+    assert (abs(dx - want) <= (16 * u + 1000 * lost) * inverse * abs(inner).max(axis=-1, keepdims=True)).all()
+    rows = tuple(range(len(shape) - 1))
+    for parameter, terms in ((layer.weight, grad * normal), (layer.bias, grad)):
+        assert (abs(parameter.grad - terms.sum(axis=rows)) <= (4 * u + lost) * abs(terms).sum(axis=rows)).all()
+
+
 def test_batch_sums_are_right_for_every_length(rng: Any) -> None:
     for rows in (0, 1, 2, 127, 128, 129, 255, 256, 300, 1000):
         for shape in ((3,), (), (2, 5), (0,)):

@@ -27,6 +27,7 @@ def threads():
     put(before)
 
 
+@pytest.mark.T3
 @found
 def test_one_thread_inside_and_as_before_behind(threads):
     many = threads()
@@ -61,6 +62,7 @@ def test_the_last_of_many_callers_sets_it_back(threads):
     assert threads() == many
 
 
+@pytest.mark.T2
 @found
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is not of this system")
 def test_a_child_forked_meanwhile_has_as_many_threads_as_before(threads):

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto
 
 import fastsparse as fs
+from fastsparse.engine.workspace import MOST_WORKSPACES
 from fastsparse.onnx import engine as engines
-from fastsparse.onnx import executor
 from tests.onnx import models
 
 
@@ -65,6 +65,7 @@ def test_several_inputs_and_outputs(rng):
         engine(inputs[0])
 
 
+@pytest.mark.R4
 def test_out_is_written_in_place(rng, network):
     x = _image(rng)
     out = np.full((2, 10), np.nan, np.float32)
@@ -146,6 +147,7 @@ def test_other_models_are_refused():
         fs.compile(3, (1, 2))
 
 
+@pytest.mark.R3
 def test_bits_do_not_depend_on_threads_or_batch(rng):
     x = _image(rng, 9)
     engine = fs.compile(models.residual_network(), tune=False)
@@ -155,12 +157,18 @@ def test_bits_do_not_depend_on_threads_or_batch(rng):
     np.testing.assert_array_equal(engine(x[3:5]), whole[3:5])
 
 
+@pytest.mark.T6
 def test_plans_are_bounded(rng, network):
+    (step,) = network._plan().kernels
+    stores = network._frames, step._plans
     for batch in range(1, 14):
         network(_image(rng, batch))
-    assert len(network._frames) == engines._KEPT_FRAMES
-    (step,) = network._plan().kernels
-    assert len(step._plans) == executor._KEPT
+        if batch == 4:
+            for store in stores:
+                store.limit = store.nbytes
+    for store in stores:
+        assert 1 <= len(store) <= 4
+        assert len(store) == 1 or store.nbytes <= store.limit
 
 
 def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
@@ -177,6 +185,7 @@ def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
     assert asked == [False, True, False]
 
 
+@pytest.mark.T1
 def test_sixteen_threads_share_an_engine(rng):
     engine = models.on_kernels(models.encoder(), [(2, 8), (2, 8)])
     inputs = [(rng.integers(0, 50, (1 + i % 3, 8)), np.ones((1 + i % 3, 8), np.int64)) for i in range(16)]
@@ -195,7 +204,7 @@ def test_sixteen_threads_share_an_engine(rng):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert all(pool._made <= executor._WORKSPACES for pool in engine._frames.values())
+    assert all(pool._made <= MOST_WORKSPACES for pool in engine._frames.pools)
 
 
 @pytest.mark.parametrize("make", [fs.compile, models.on_kernels])
@@ -282,6 +291,7 @@ def test_indices_out_of_range_are_told(make):
     assert np.isfinite(engine.run([np.full((1, 8), 49), mask])[0]).all()
 
 
+@pytest.mark.T2
 @pytest.mark.parametrize("who", ["kernels", "library"])
 def test_runs_in_a_forked_child(who, run_python, tmp_path):
     path = models.saved(models.residual_network(), tmp_path / "model.onnx")
@@ -300,3 +310,29 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     run_python(code, path, who)
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "sizes"),
+    [((3, 3), (1, 1), (13, 17)), ((3, 1), (2, 3), (13, 17)), ((1, 4), (1, 2), (13, 17)), ((3, 3), (1, 1), ("H", "W"))],
+)
+def test_dilations_beside_auto_pad(auto_pad, kernel, stride, sizes, rng):
+    """onnxruntime refuses them, wherever a convolution is its own."""
+    dilation, image = (2, 3), (13, 17)
+    pads: list[list[int]] = [[], []]
+    for n, k, s, d in zip(image, kernel, stride, dilation, strict=True):
+        total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        small, large = total // 2, total - total // 2
+        for side, pad in zip(pads, (small, large) if auto_pad == "SAME_UPPER" else (large, small), strict=True):
+            side.append(pad)
+
+    def model(**how):
+        b = models.Builder(seed=1)
+        weight = b.weight(8, 3, *kernel, sparsity=0)
+        y = b.add("Conv", "x", weight, strides=stride, dilations=dilation, kernel_shape=kernel, **how)
+        return b.model({"x": ["N", 3, *sizes]}, [b.add("Relu", y)])
+
+    engine = fs.compile(model(auto_pad=auto_pad), (1, 3, *image), tune=False)
+    x = rng.standard_normal((2, 3, *image)).astype("float32")
+    assert max(models.shares(engine.run([x]), models.reference(model(pads=pads[0] + pads[1]), [x]))) < 1e-5

@@ -14,6 +14,8 @@ from fastsparse.onnx import reader
 from fastsparse.onnx.reader import read
 from tests.onnx import models
 
+pytestmark = pytest.mark.F3
+
 
 def _model(nodes, *, initializers=(), outputs=("y",), inputs=None, opset=17):
     sources = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (inputs or {"x": [2, 3]}).items()]

@@ -25,6 +25,7 @@ def _checked(make, inputs, dtype, tolerance=None, **kwargs):
     return engine
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 3, 19])
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_images(rng, make, size, batch, dtype):
     _checked(make, [_images(rng, batch, size, dtype)], dtype)
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("batch", "length"), [(1, 7), (3, 16)])
 def test_an_encoder(rng, batch, length, dtype):
@@ -46,6 +48,7 @@ def test_an_encoder(rng, batch, length, dtype):
     _checked(models.encoder, [ids, mask], dtype, tolerance, input_shape=shapes)
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("batch", [1, 2, 64])
 def test_a_perceptron(rng, batch):
     _checked(models.perceptron, [rng.standard_normal((batch, 64)).astype("float32")], "float32")

@@ -132,6 +132,7 @@ def wrong(seed: int) -> str | None:
     return None
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("first", range(0, 120, 30))
 def test_random_graphs(first):
     assert not [text for seed in range(first, first + 30) if (text := wrong(seed)) is not None]

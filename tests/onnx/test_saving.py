@@ -20,6 +20,7 @@ def compiled(name: str, **options: Any) -> Any:
     return models.on_kernels(getattr(models, name)(), shapes.get(name), **options)
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("name", ["residual_network", "mobile_network", "u_network", "encoder", "perceptron"])
 def test_engines_come_back_to_the_bit(name, tmp_path):
     engine = compiled(name, tune=False)
@@ -76,6 +77,8 @@ HOSTILE = {
 }
 
 
+@pytest.mark.F2
+@pytest.mark.F4
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused(name, tmp_path):
     compiled("residual_network").save(tmp_path / "engine")

@@ -16,6 +16,7 @@ _AT_LEAST = {
 }
 
 
+@pytest.mark.R8
 @pytest.mark.parametrize("kind", onnx_suite.KINDS)
 def test_everything_in_scope_passes(kind):
     every, least = _AT_LEAST[kind]

@@ -47,6 +47,7 @@ def batches(dtype: Any) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------------- R1
 
 
+@pytest.mark.R1
 @both_types
 @everywhere
 def test_error_bound_on_every_geometry(rng, name, dtype):
@@ -56,6 +57,7 @@ def test_error_bound_on_every_geometry(rng, name, dtype):
         assert_backward(TABLE[name].backward(grad, x, W), TABLE[name], grad, x, W)
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_error_bound_on_every_pattern(rng, pattern, dtype):
@@ -66,6 +68,7 @@ def test_error_bound_on_every_pattern(rng, pattern, dtype):
             assert_backward(TABLE[name].backward(grad, x, W), TABLE[name], grad, x, W)
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_bound_with_every_activation(rng, activation, dtype):
@@ -78,6 +81,7 @@ def test_error_bound_with_every_activation(rng, activation, dtype):
                 assert_forward(y, TABLE[name], x, W, b, activation)
 
 
+@pytest.mark.R1
 @given(
     geometries(), st.integers(1, 20), st.sampled_from(DTYPES), st.sampled_from(list(PATTERNS)), st.integers(0, 2**32)
 )
@@ -90,6 +94,7 @@ def test_error_bound_on_drawn_geometries(sizes, samples, dtype, pattern, seed):
 # ------------------------------------------------------------------------------------------------------------- R2
 
 
+@pytest.mark.R2
 @both_types
 @everywhere
 def test_small_integers_are_exact(rng, name, dtype):
@@ -108,6 +113,7 @@ def test_small_integers_are_exact(rng, name, dtype):
             assert np.array_equal(actual, wanted)
 
 
+@pytest.mark.R2
 @both_types
 @choose("planes")
 def test_small_integers_are_exact_around_row_ends(rng, dtype):
@@ -135,6 +141,7 @@ def im2col(x: Array, sizes: Sizes) -> Array:
     return np.array(rows, x.dtype).reshape(len(rows), -1)
 
 
+@pytest.mark.R3
 @both_types
 @everywhere
 def test_bits_are_those_of_a_product_with_im2col(rng, name, dtype):
@@ -153,6 +160,7 @@ def test_bits_are_those_of_a_product_with_im2col(rng, name, dtype):
         assert same_bits(y, np.concatenate(expected))
 
 
+@pytest.mark.R3
 @both_types
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
@@ -167,6 +175,7 @@ def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
                 assert same_bits(dx, expected[1]), (name, samples, threads)
 
 
+@pytest.mark.R3
 @both_types
 @everywhere
 def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, name, dtype):
@@ -178,6 +187,7 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, name, dtype):
         assert same_bits(TABLE[name].backward(grad[part], x[part], W)[0], dx[part])
 
 
+@pytest.mark.R3
 @both_types
 @pytest.mark.parametrize(("stride", "side"), [(1, 8), (1, 12), (2, 23), (1, 3)])
 def test_1x1_layers_of_a_batch_give_the_bits_of_the_batch_blocked_layout(rng, dtype, stride, side):
@@ -191,6 +201,7 @@ def test_1x1_layers_of_a_batch_give_the_bits_of_the_batch_blocked_layout(rng, dt
         assert same_bits(sizes.forward(x, W, bias, activation="relu"), y)
 
 
+@pytest.mark.R3
 @both_types
 @tuned(parallel_flops=0)
 def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, dtype):
@@ -208,6 +219,7 @@ def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, d
 # ------------------------------------------------------------------------------------------------------------- R4
 
 
+@pytest.mark.R4
 @both_types
 @everywhere
 def test_every_element_is_written(rng, name, dtype):
@@ -219,6 +231,7 @@ def test_every_element_is_written(rng, name, dtype):
         assert_forward(out, sizes, x, W, bias, None)
 
 
+@pytest.mark.R4
 @both_types
 @pytest.mark.parametrize(
     ("sizes", "samples"),
@@ -238,6 +251,7 @@ def test_sizes_of_zero(rng, sizes, samples, dtype):
         assert_backward(sizes.backward(grad, x, W), sizes, grad, x, W)
 
 
+@pytest.mark.R4
 @both_types
 def test_nothing_around_the_output_is_written(rng, dtype):
     for name in ("3x3", "stride 2", "rows wider than a vector", "pointwise", "padding above kernel"):
@@ -251,6 +265,7 @@ def test_nothing_around_the_output_is_written(rng, dtype):
             assert (memory[-1024:] == 7).all()
 
 
+@pytest.mark.R4
 def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
     """Buffers that the workspace does not keep live as long as a call: 64 images whose planes fill 100 KB each."""
     monkeypatch.setattr("fastsparse.runtime.buffers.KEEP_BYTES", 1000)
@@ -264,6 +279,7 @@ def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- R5
 
 
+@pytest.mark.R5
 @both_types
 @everywhere
 def test_nan_and_inf_travel(rng, name, dtype):
@@ -282,6 +298,7 @@ def test_nan_and_inf_travel(rng, name, dtype):
             assert_same_specials(sizes.forward(x, W, bias, activation=activation), expected, name)
 
 
+@pytest.mark.R5
 @both_types
 @everywhere
 def test_nan_and_inf_travel_backwards(rng, name, dtype):
@@ -301,6 +318,7 @@ def test_nan_and_inf_travel_backwards(rng, name, dtype):
 # ------------------------------------------------------------------------------------------------------------- R6
 
 
+@pytest.mark.R6
 @everywhere
 def test_gradients_are_finite_differences(rng, name):
     """The loss is linear in each of x, values and bias, so that a step of 1 has no truncation error."""
@@ -327,6 +345,7 @@ def test_gradients_are_finite_differences(rng, name):
             assert abs(slope({part: step}) - actual.flat[index]) < 1e-10 * (1 + abs(grad).sum())
 
 
+@pytest.mark.R6
 @both_types
 @everywhere
 def test_adjoint_identity(rng, name, dtype):

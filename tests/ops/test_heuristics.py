@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for, unaliased_stride
+from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for
+from fastsparse.ops.layouts import unaliased_stride
 from fastsparse.ops.target import narrowed, target_for, tuned
 from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES
 from tests.checking import fixed_width, target

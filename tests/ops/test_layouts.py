@@ -32,6 +32,7 @@ SHAPES: list[Any] = [
 ]
 
 
+@pytest.mark.R7
 @BOTH
 @THREADS
 @pytest.mark.parametrize(("channels", "spatial", "padding"), SHAPES)
@@ -123,6 +124,7 @@ def test_panels_there_and_back(rng, width, dtype):
         assert np.array_equal(back, rows)
 
 
+@pytest.mark.R7
 @BOTH
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3), (3, 1), (4, 5)])
 @pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 2), (3, 1))])

@@ -61,6 +61,7 @@ def assert_gradients(found: Any, grad: Array, x: Array, W: fs.CSR) -> None:
 # ------------------------------------------------------------------------------------------------------------- R1
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_error_bound_on_every_pattern(rng, pattern, dtype):
@@ -69,6 +70,7 @@ def test_error_bound_on_every_pattern(rng, pattern, dtype):
         assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
 
 
+@pytest.mark.R1
 @given(
     st.tuples(st.integers(0, 70), st.integers(0, 40), st.integers(0, 60)),
     st.sampled_from(list(PATTERNS)),
@@ -82,6 +84,7 @@ def test_error_bound_on_drawn_shapes(shape, pattern, dtype, seed):
     assert_product(fs.linear(x, W).T, W, x.T)
 
 
+@pytest.mark.R1
 @both_types
 def test_many_samples(rng, dtype):
     """Several blocks of positions, and several parts of a batch that take different plans."""
@@ -91,6 +94,7 @@ def test_many_samples(rng, dtype):
         assert_gradients(fs.linear_backward(grad, x, W), grad, x, W)
 
 
+@pytest.mark.R1
 @both_types
 def test_samples_in_any_number_of_axes(rng, dtype):
     x, W, grad = drawn(rng, 24, (9, 14), dtype)
@@ -110,6 +114,7 @@ def test_samples_in_any_number_of_axes(rng, dtype):
 # ------------------------------------------------------------------------------------------------------------- R2
 
 
+@pytest.mark.R2
 @both_types
 def test_small_integers_are_exact(rng, dtype):
     vector = lanes(dtype)
@@ -124,6 +129,7 @@ def test_small_integers_are_exact(rng, dtype):
 # ------------------------------------------------------------------------------------------------------------- R3
 
 
+@pytest.mark.R3
 @both_types
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bits_of_the_input_gradient_are_those_of_a_product(rng, setting, dtype):
@@ -136,6 +142,7 @@ def test_bits_of_the_input_gradient_are_those_of_a_product(rng, setting, dtype):
         assert_gradients((dx, dw, db), grad, x, W)
 
 
+@pytest.mark.R3
 @both_types
 def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, dtype):
     x, W, grad = drawn(rng, 3 * lanes(dtype), (20, 35), dtype)
@@ -144,6 +151,7 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, dtype):
         assert same_bits(fs.linear_backward(grad[part], x[part], W)[0], expected[part])
 
 
+@pytest.mark.R3
 @both_types
 @tuned(parallel_flops=0)
 def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, dtype):
@@ -157,6 +165,7 @@ def test_bits_of_all_gradients_do_not_depend_on_threads(rng, parallel_regions, d
             assert parallel_regions() > repeat or available_workers(2) == 1
 
 
+@pytest.mark.R3
 @both_types
 def test_without_input_gradient(rng, dtype):
     x, W, grad = drawn(rng, 20, (12, 16), dtype)
@@ -170,6 +179,7 @@ def test_without_input_gradient(rng, dtype):
 # ------------------------------------------------------------------------------------------------------------- R4
 
 
+@pytest.mark.R4
 @both_types
 @pytest.mark.parametrize(("samples", "rows", "columns"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (1, 0, 1)])
 def test_sizes_of_zero(rng, samples, rows, columns, dtype):
@@ -185,6 +195,7 @@ def test_sizes_of_zero(rng, samples, rows, columns, dtype):
     assert dw.shape == (W.nnz,)
 
 
+@pytest.mark.R4
 @tuned(chunk_share=0)
 def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
     monkeypatch.setattr("fastsparse.runtime.buffers.KEEP_BYTES", 1000)
@@ -197,6 +208,7 @@ def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- R5
 
 
+@pytest.mark.R5
 @both_types
 @pytest.mark.parametrize("samples", [1, 2, 21])
 def test_nan_and_inf_travel(rng, samples, dtype):
@@ -214,6 +226,7 @@ def test_nan_and_inf_travel(rng, samples, dtype):
 # ------------------------------------------------------------------------------------------------------------- R6
 
 
+@pytest.mark.R6
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_are_finite_differences(rng, pattern):
     """The loss is linear in each of x, values and bias, so that a step of 1 has no truncation error."""
@@ -238,6 +251,7 @@ def test_gradients_are_finite_differences(rng, pattern):
             assert abs((loss(*up) - loss(*down)) / 2 - found.flat[index]) < 1e-12 * (1 + abs(grad).sum())
 
 
+@pytest.mark.R6
 @both_types
 @pytest.mark.parametrize("samples", [1, 2, 40])
 def test_adjoint_identity(rng, samples, dtype):

@@ -121,6 +121,7 @@ def test_gradients(shape: Any, dtype: str, offset: float, rng: np.random.Generat
     assert np.all(np.abs(grad_beta - want_beta) <= 1e-13 * sums)
 
 
+@pytest.mark.R6
 def test_gradients_are_slopes(rng: np.random.Generator) -> None:
     case = Case(rng.normal(size=(3, 4, 3, 5)), rng)
     case.forward()
@@ -165,6 +166,7 @@ def test_constant_channels_have_no_variance(shape: Any, dtype: str, rng: np.rand
     assert np.all(error <= 64 * unit("float64") / np.sqrt(EPS) * case.like_x(np.abs(case.gamma)) + 4 * unit(dtype))
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("image", [0, 1])  # 0 is one of the first images
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,6 +189,7 @@ def test_what_is_not_finite_stays_in_its_channel(
     np.testing.assert_array_equal(got[:, others], want[:, others])
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 130), (20, 70, 7, 7), (8, 6, 30, 30)])
 def test_threads_do_not_change_a_bit(shape: Any, dtype: str, rng: np.random.Generator) -> None:

@@ -92,6 +92,7 @@ def check_max(x: Array, kernel: Any, stride: Any, padding: Any, rng: np.random.G
     np.testing.assert_array_equal(got, ref.max_pool_backward(dy, x, kernel, stride, padding))
 
 
+@pytest.mark.R4
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -117,6 +118,7 @@ def test_negative_zero_ties_with_zero() -> None:
     assert index.item() == 0
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("count_padding", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -154,6 +156,7 @@ def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, bands: An
     assert np.sum(dx * x) == np.sum(dy / areas * (y * areas).round())
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_inf_travel_through_means(dtype: str) -> None:
     x = np.ones((1, 1, 2, 8), dtype)
@@ -188,6 +191,7 @@ def test_drawn_geometries(images: int, channels: int, rows: Any, columns: Any, s
     check_max(x, kernel, stride, padding, rng)
 
 
+@pytest.mark.R6
 def test_gradients_are_slopes(rng: np.random.Generator) -> None:
     w = windows((6, 7), (3, 2), (2, 2), ((1, 1), (0, 1)))
     x = rng.permutation(2 * 3 * 6 * 7).reshape(2, 3, 6, 7).astype(np.float64)  # no ties within the step
@@ -202,6 +206,7 @@ def test_gradients_are_slopes(rng: np.random.Generator) -> None:
             assert np.sum(dy * (moved[0] - moved[1])) / 0.5 == pytest.approx(dx.ravel()[at], abs=1e-10)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_do_not_change_a_bit(dtype: str, rng: np.random.Generator) -> None:
     x = rng.normal(size=(3, 40, 14, 14)).astype(dtype)

@@ -46,6 +46,7 @@ def outside(planes: PaddedPlanes, count: int, length: int) -> NDArray[np.bool_]:
     return np.resize(mask, length)
 
 
+@pytest.mark.R7
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", range(1, 9))
 def test_residuals_in_padded_planes(rng, width, dtype):
@@ -84,6 +85,8 @@ def test_residuals_in_padded_planes(rng, width, dtype):
             np.testing.assert_array_equal(beside, inside)
 
 
+@pytest.mark.R3
+@pytest.mark.R7
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", range(1, 9))
 def test_batch_blocked_residuals_give_the_same_bits_for_every_tile(rng, width, dtype):

@@ -23,6 +23,7 @@ def assert_sampled(found: fs.CSR, pattern: fs.Pattern, A: np.ndarray, B: np.ndar
     assert_within(found.data, exact, A.shape[1], total)
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("name", PATTERNS)
 def test_error_bound_on_every_pattern(rng, name, dtype):
@@ -32,6 +33,7 @@ def test_error_bound_on_every_pattern(rng, name, dtype):
         assert_sampled(fs.sddmm(pattern, A, B), pattern, A, B)
 
 
+@pytest.mark.R1
 @given(
     st.tuples(st.integers(0, 30), st.integers(0, 40), st.integers(0, 70)),
     st.sampled_from(list(PATTERNS)),
@@ -46,6 +48,8 @@ def test_error_bound_on_drawn_shapes(shape, name, dtype, seed):
     assert_sampled(fs.sddmm(pattern, A, B), pattern, A, B)
 
 
+@pytest.mark.R2
+@pytest.mark.R4
 @both_types
 def test_small_integers_are_exact(rng, dtype):
     """Rows of 0 to 20 nonzeros, so that every remainder of the group of eight occurs; one and several blocks."""
@@ -61,6 +65,7 @@ def test_small_integers_are_exact(rng, dtype):
                 assert np.array_equal(fs.sddmm(pattern, A, B).data, expected)
 
 
+@pytest.mark.R3
 @both_types
 def test_layouts_of_both_arguments_give_the_same_bits(rng, dtype):
     pattern = matrix(rng, PATTERNS["scattered"](rng, (19, 45)), dtype).pattern
@@ -71,6 +76,7 @@ def test_layouts_of_both_arguments_give_the_same_bits(rng, dtype):
             assert same_bits(fs.sddmm(pattern, a, b).data, expected)
 
 
+@pytest.mark.R3
 @both_types
 @tuned(parallel_flops=0)
 def test_bits_do_not_depend_on_threads(rng, dtype):
@@ -83,6 +89,7 @@ def test_bits_do_not_depend_on_threads(rng, dtype):
             assert same_bits(fs.sddmm(pattern, A, B).data, expected)
 
 
+@pytest.mark.R5
 @both_types
 @pytest.mark.parametrize("inner", [1, 33])
 def test_nan_and_inf_travel(rng, inner, dtype):

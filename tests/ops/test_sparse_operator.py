@@ -183,6 +183,7 @@ def test_values_are_packed_once_per_matrix(rng, monkeypatch):
 # ------------------------------------------------------------------------------------------ I2: sizes past 2**31
 
 
+@pytest.mark.I2
 def test_blocks_of_rows_past_four_gigabytes():
     for row_bytes in (1, 4096 * 64, 2**31, 2**32 - 1, 2**32, 2**40):
         blocks = sparse_operator.even_blocks(5000, 10**9, row_bytes)
@@ -193,6 +194,7 @@ def test_blocks_of_rows_past_four_gigabytes():
         )
 
 
+@pytest.mark.I2
 def test_blocks_of_channels_past_four_gigabytes():
     for stride in (64, 2**30, 2**32 - 1, 2**32, 2**41):
         for farthest in (0, 5 * 64, 2**31, 2**32 - 1):
@@ -202,12 +204,14 @@ def test_blocks_of_channels_past_four_gigabytes():
             assert np.array_equal(found, np.add.outer(np.arange(70) * stride, window).ravel())
 
 
+@pytest.mark.I2
 def test_windows_past_four_gigabytes_are_refused():
     message = r"^the window of x spans 4294967296 bytes, expected fewer than 4294967296 in 32-bit offsets$"
     with pytest.raises(ValueError, match=message):
         sparse_operator.channel_blocks(3, 1, 64, np.array([0, 2**32]))
 
 
+@pytest.mark.I2
 def test_more_nonzeros_than_32_bits_count_are_refused():
     columns = np.broadcast_to(np.int32(0), 2**32)
     message = r"^W has 4294967296 nonzeros, expected fewer than 4294967296$"
@@ -215,6 +219,7 @@ def test_more_nonzeros_than_32_bits_count_are_refused():
         sparse_operator.build_operator(np.array([0, 2**32]), columns, sparse_operator.even_blocks(1, 1, 64), H)
 
 
+@pytest.mark.I2
 def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     pattern = fs.Pattern([0, 1], [2**32], (1, 2**32 + 1))
     with pytest.raises(ValueError, match=r"^W has 4294967297 columns, expected at most 4294967296$"):
@@ -223,17 +228,20 @@ def test_more_columns_than_32_bits_count_are_refused_by_spmv():
     assert spmv.plan_spmv(pattern, TARGETS[0]).columns.tolist() == [7, 2**32 - 1] + [0] * kernels.SPMV_ACCUMULATORS
 
 
+@pytest.mark.I2
 def test_rows_of_two_billion_nonzeros_are_split():
     indptr = np.array([0, 2**31, 2**32, 2**40, 2**41])
     assert sparse_operator.split_rows(indptr, 2).tolist() == [0, 3, 4]
 
 
+@pytest.mark.I2
 def test_columns_of_groups_past_two_billion():
     geometry = ConvGeometry(4 * 2**29, 4, (1, 1), (1, 2), (1, 1), ((0, 0), (0, 1)), (1, 1), 4)
     pattern = fs.Pattern([0, 1, 2, 3, 4], [2**30 - 1] * 4, (4, 2**30))
     assert conv.absolute_columns(pattern, geometry).tolist() == [2**30 * (g + 1) - 1 for g in range(4)]
 
 
+@pytest.mark.I2
 def test_places_of_planes_past_two_billion():
     geometry = ConvGeometry(1, 1, (2**10, 2), (1, 1), (1, 1), ((0, 0), (0, 2**20)), (1, 1), 1)
     cpu = target(32, 16)
@@ -245,6 +253,7 @@ def test_places_of_planes_past_two_billion():
     assert grid((2, 2, 3), (2**31, 2**16, 1), (2**20, 2**30, 4))[-1] == 2**51 + 2**46 + 8
 
 
+@pytest.mark.I2
 def test_tables_of_tiles_are_64_bit():
     starts = np.array([0, 2**40])
     found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
@@ -252,6 +261,7 @@ def test_tables_of_tiles_are_64_bit():
     assert found.y_offsets.tolist() == [[0, 2**41]]
 
 
+@pytest.mark.I2
 def test_panels_that_sddmm_reads(rng):
     """Four groups of samples, also where one of them is missing; fewer where that would be most of the work."""
     pattern = matrix(rng, np.ones((5, 7), bool), "float32").pattern

@@ -65,6 +65,7 @@ def assert_gradients(found: Any, grad: Array, x: fs.CSR, W: fs.CSR) -> None:
         assert_within(actual, wanted, k, bound, label=name)
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_error_bound_on_every_pattern(rng, pattern, dtype):
@@ -75,6 +76,7 @@ def test_error_bound_on_every_pattern(rng, pattern, dtype):
         assert_gradients(fs.linear_backward(grad, s, W), grad, x, W)
 
 
+@pytest.mark.R1
 @both_types
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_bound_with_every_activation(rng, activation, dtype):
@@ -85,6 +87,7 @@ def test_error_bound_with_every_activation(rng, activation, dtype):
         assert_forward(fs.linear(x.to_scipy(), W, b, activation=activation), x, W, b, activation)
 
 
+@pytest.mark.R1
 @given(
     st.tuples(st.integers(0, 50), st.integers(0, 40), st.integers(0, 60)),
     st.sampled_from(list(PATTERNS)),
@@ -98,6 +101,7 @@ def test_error_bound_on_drawn_shapes(shape, pattern, dtype, seed):
     assert_gradients(fs.linear_backward(grad, x.to_scipy(), W), grad, x, W)
 
 
+@pytest.mark.R2
 @both_types
 def test_small_integers_are_exact(rng, dtype):
     for samples in (0, 1, 15, 16, 17, 200):
@@ -110,6 +114,7 @@ def test_small_integers_are_exact(rng, dtype):
                 assert np.array_equal(actual, wanted)
 
 
+@pytest.mark.R3
 @both_types
 @tuned(parallel_flops=0)
 def test_bits_do_not_depend_on_threads_or_batch(rng, dtype):
@@ -125,6 +130,7 @@ def test_bits_do_not_depend_on_threads_or_batch(rng, dtype):
         assert same_bits(fs.linear(s[part], W, bias), expected[0][part])
 
 
+@pytest.mark.R3
 @both_types
 def test_bits_are_those_of_dense_samples(rng, dtype):
     """A product with an absent element adds nothing to a dense sample's sum either."""
@@ -132,6 +138,7 @@ def test_bits_are_those_of_dense_samples(rng, dtype):
     assert same_bits(fs.linear(x.to_scipy(), W, bias), fs.linear(x.toarray(), W, bias))
 
 
+@pytest.mark.R4
 @both_types
 def test_every_element_is_written(rng, dtype):
     for pattern in PATTERNS:
@@ -145,6 +152,7 @@ def test_every_element_is_written(rng, dtype):
         assert (memory[-1024:] == 7).all()
 
 
+@pytest.mark.R5
 @both_types
 def test_nan_and_inf_travel(rng, dtype):
     """Absent elements of x and W touch nothing; stored zeros do."""

@@ -37,6 +37,7 @@ from tests.checking import (
 # ------------------------------------------------------------------------------------------------------------- R1
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("columns", [1, 37])
@@ -47,6 +48,7 @@ def test_error_bound_on_every_pattern_and_way(rng, pattern, columns, dtype):
         assert_product(way(W, X, bias, None), W, X, bias, label=name)
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("columns", [1, 19])
@@ -58,6 +60,7 @@ def test_error_bound_with_every_activation(rng, activation, columns, dtype):
         assert_product(way(W, X, None, activation), W, X, None, activation, name)
 
 
+@pytest.mark.R1
 @given(
     st.tuples(st.integers(0, 40), st.integers(0, 80), st.integers(0, 70)),
     st.sampled_from(list(PATTERNS)),
@@ -74,6 +77,7 @@ def test_error_bound_on_drawn_shapes(shape, pattern, dtype, has_bias, way, seed)
     assert_product(WAYS[way](W, X, bias, None), W, X, bias)
 
 
+@pytest.mark.R1
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_rows(rng, dtype):
     """Thousands of products per row, over many column blocks."""
@@ -92,6 +96,7 @@ def edges(step: int) -> list[int]:
     return [step - 1, step, step + 1]
 
 
+@pytest.mark.R2
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [None, *range(1, 9)])
 def test_small_integers_are_exact_around_tile_edges(rng, width, dtype):
@@ -109,6 +114,7 @@ def test_small_integers_are_exact_around_tile_edges(rng, width, dtype):
                     assert np.array_equal(way(W, X, None, None), dense @ X.astype(np.int64)), (name, columns, setting)
 
 
+@pytest.mark.R2
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 65])
 def test_small_integers_are_exact_around_block_edges(rng, rows, dtype):
@@ -125,6 +131,7 @@ def test_small_integers_are_exact_around_block_edges(rng, rows, dtype):
                     assert np.array_equal(way(W, X, bias, "relu6"), expected.clip(0, 6)), (name, columns, setting)
 
 
+@pytest.mark.R2
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_spmv_small_integers_are_exact(rng, dtype):
     """Rows of 0 to 40 nonzeros cover every remainder of the running sums; 70 000 columns need 32-bit indices."""
@@ -144,6 +151,7 @@ def test_spmv_small_integers_are_exact(rng, dtype):
 # ------------------------------------------------------------------------------------------------------------- R3
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
     """Ascending columns, one FMA per nonzero, bias last: the bits are those of exact arithmetic rounded like that."""
@@ -160,6 +168,7 @@ def test_order_of_summation(rng, dtype):
         assert same_bits(np.ascontiguousarray(way(W, X, bias, None)), expected), name
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
@@ -173,6 +182,7 @@ def test_bits_do_not_depend_on_the_plan(rng, setting, dtype):
                 assert same_bits(np.ascontiguousarray(way(W, X, bias, "silu")), expected), (name, threads)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("packing", PACKING)
 def test_outputs_that_leave_the_caches_have_the_same_bits(rng, packing, dtype):
@@ -199,6 +209,7 @@ def test_outputs_that_leave_the_caches_have_the_same_bits(rng, packing, dtype):
             assert same_bits(np.ascontiguousarray(way(W, X, bias, "relu")), expected["relu"]), name
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [3, 9])
 @pytest.mark.parametrize("block_bytes", [2048, 2**20])
@@ -218,6 +229,7 @@ def test_dense_rows_have_the_bits_of_others(rng, rows, block_bytes, dtype):
                         assert same_bits(found, way(mixed, X, bias, activation)[:rows]), (name, columns, activation)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("setting", PACKING)
 def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, setting, dtype):
@@ -235,6 +247,7 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(rng, setting, dtype):
                 assert same_bits(found.copy(), expected[:, part].copy()), (name, part)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @tuned(parallel_flops=0)
 def test_bits_of_spmv_do_not_depend_on_threads(rng, dtype):
@@ -248,6 +261,7 @@ def test_bits_of_spmv_do_not_depend_on_threads(rng, dtype):
             assert same_bits(fs.linear(x, W, bias, activation="gelu"), expected)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @tuned(parallel_flops=0)
 def test_two_hundred_repeats_have_the_same_bits(rng, parallel_regions, dtype):
@@ -265,6 +279,7 @@ def test_two_hundred_repeats_have_the_same_bits(rng, parallel_regions, dtype):
 # ------------------------------------------------------------------------------------------------------------- R4
 
 
+@pytest.mark.R4
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 5, 4), (5, 0, 4), (5, 4, 0), (0, 0, 0), (5, 4, 1), (5, 0, 1), (7, 9, 40)])
 def test_every_element_is_written(rng, shape, dtype):
@@ -285,6 +300,7 @@ def test_every_element_is_written(rng, shape, dtype):
             assert_product(out, W, X[:, 0])
 
 
+@pytest.mark.R4
 @pytest.mark.parametrize("setting", PACKING)
 def test_nothing_around_the_output_is_written(rng, setting):
     """A guard of a page in front of and behind `out` stays as it is, whatever the tail."""
@@ -302,6 +318,7 @@ def test_nothing_around_the_output_is_written(rng, setting):
 # ------------------------------------------------------------------------------------------------------------- R5
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 21])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -320,6 +337,7 @@ def test_nan_and_inf_travel(rng, columns, activation, dtype):
         assert_same_specials(way(W, X, bias, activation), expected, name)
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_clamps_keep_nan(dtype, activation):
@@ -332,6 +350,7 @@ def test_clamps_keep_nan(dtype, activation):
             assert np.array_equal(way(W, X, None, activation), expected, equal_nan=True)
 
 
+@pytest.mark.R5
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_overflow_and_the_smallest_numbers(dtype):
     """Sums overflow to Inf; subnormal numbers are not flushed to zero."""

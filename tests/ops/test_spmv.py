@@ -31,6 +31,7 @@ def added_in_pairs(sums, dtype):
     return sums[0]
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_summation(rng, dtype):
     """The first n mod SPMV_ACCUMULATORS nonzeros go to the first sums, the others cyclically to all, each by one FMA.
@@ -52,6 +53,7 @@ def test_order_of_summation(rng, dtype):
     assert same_bits(fs.spmm(W, x, bias=bias), expected)
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_alone_has_the_bits_it_has_among_others(rng, dtype):
     """Rows are finished together; which ones, and how many are left over, makes no difference."""
@@ -70,6 +72,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others(rng, dtype):
                 assert same_bits(out, expected[first:last]), (first, last, activation)
 
 
+@pytest.mark.R7
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_what_other_rows_read_does_not_reach_a_row(rng, dtype, special):
@@ -114,6 +117,7 @@ print("read nothing behind the values")
 """
 
 
+@pytest.mark.R7
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes a page away by mprotect")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_behind_the_last_value_is_read(run_python, dtype):

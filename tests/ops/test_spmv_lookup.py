@@ -110,6 +110,7 @@ def test_other_targets_and_types_do_not_look_up(rng):
         assert isinstance(spmv.plan_spmv(pattern, other), spmv.SpmvPlan)
 
 
+@pytest.mark.R3
 @only_avx512
 def test_order_of_summation(rng):
     """Nonzeros of a chunk in ascending columns, by one FMA each; then the sums of the chunks, then the bias."""
@@ -133,6 +134,7 @@ def test_order_of_summation(rng):
             assert same_bits(out, expected), threads
 
 
+@pytest.mark.R1
 @only_avx512
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", [None, "relu6", "gelu"])
@@ -147,6 +149,7 @@ def test_error_bound(rng, shape, activation):
     assert np.isnan(memory[-LOOKUP_LANES:]).all()
 
 
+@pytest.mark.R1
 @only_avx512
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_error_bound_on_every_pattern(rng, pattern):
@@ -155,6 +158,8 @@ def test_error_bound_on_every_pattern(rng, pattern):
     assert_product(fs.spmm(W, x)[:, None], W, x[:, None], None)
 
 
+@pytest.mark.R5
+@pytest.mark.R7
 @only_avx512
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_what_a_row_does_not_have_does_not_reach_it(rng, special):
@@ -170,6 +175,7 @@ def test_what_a_row_does_not_have_does_not_reach_it(rng, special):
         assert found[row] == 2 * len(own)
 
 
+@pytest.mark.R5
 @only_avx512
 def test_stored_zeros_are_multiplied(rng):
     W = some(rng, 20, 40)

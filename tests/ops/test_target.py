@@ -9,6 +9,8 @@ from llvmlite import binding
 
 from bench.machine import AVX2
 
+pytestmark = [pytest.mark.R3, pytest.mark.C5]
+
 CODE = """
 import hashlib, sys
 import numpy as np

@@ -29,6 +29,7 @@ def _temporary(folder: Path, name: str = "target") -> Path:
     return found
 
 
+@pytest.mark.F1
 def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
     target = tmp_path / "target"
     write_text(target, "old")
@@ -40,6 +41,7 @@ def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
     assert os.listdir(tmp_path) == ["target"]
 
 
+@pytest.mark.F1
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_an_exception_leaves_the_old_file_and_nothing_else(error, tmp_path):
     target = tmp_path / "target"
@@ -56,6 +58,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(error, tmp_path):
     assert os.listdir(tmp_path) == ["target"]
 
 
+@pytest.mark.F4
 @posix
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
 def test_f4_a_replaced_file_keeps_its_mode_and_is_private_meanwhile(mode, tmp_path):
@@ -68,6 +71,7 @@ def test_f4_a_replaced_file_keeps_its_mode_and_is_private_meanwhile(mode, tmp_pa
     assert _mode(target) == mode
 
 
+@pytest.mark.F4
 @posix
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_f4_a_new_file_honours_the_umask(umask, tmp_path):
@@ -79,6 +83,7 @@ def test_f4_a_new_file_honours_the_umask(umask, tmp_path):
     assert _mode(tmp_path / "target") == 0o666 & ~umask
 
 
+@pytest.mark.F4
 @posix
 @pytest.mark.parametrize("there", [True, False])
 def test_f4_a_link_stays_and_its_target_is_replaced(there, tmp_path):
@@ -93,6 +98,7 @@ def test_f4_a_link_stays_and_its_target_is_replaced(there, tmp_path):
     assert os.listdir(tmp_path / "other") == ["real"]
 
 
+@pytest.mark.F4
 @posix
 def test_f4_a_fifo_is_written_to_when_somebody_reads_it(tmp_path):
     fifo, found = tmp_path / "fifo", []
@@ -112,6 +118,7 @@ def test_f4_a_fifo_is_written_to_when_somebody_reads_it(tmp_path):
     assert os.listdir(tmp_path) == ["fifo"]
 
 
+@pytest.mark.F4
 @posix
 def test_f4_a_device_is_written_to(tmp_path):
     master, slave = os.openpty()
@@ -127,6 +134,7 @@ def test_f4_a_device_is_written_to(tmp_path):
         os.close(slave)
 
 
+@pytest.mark.F4
 @posix
 def test_f4_directories_and_sockets_are_refused(tmp_path):
     with pytest.raises(IsADirectoryError):
@@ -139,6 +147,7 @@ def test_f4_directories_and_sockets_are_refused(tmp_path):
         assert stat.S_ISSOCK(path.stat().st_mode)
 
 
+@pytest.mark.F1
 def test_errors_name_the_file_that_was_asked_for(tmp_path):
     target = tmp_path / "nowhere" / "target"
     with pytest.raises(FileNotFoundError) as caught:
@@ -164,6 +173,7 @@ for write in (lambda path: write_bytes(path, bytes(60_000)), lambda path: fs.sav
 """
 
 
+@pytest.mark.F4
 @posix
 def test_f4_a_full_disk_is_an_oserror_and_leaves_the_old_file(run_python, tmp_path):
     target = tmp_path / "target"
@@ -171,6 +181,7 @@ def test_f4_a_full_disk_is_an_oserror_and_leaves_the_old_file(run_python, tmp_pa
     assert run_python(FULL, str(target)).stdout == "True old ['target']\n" * 3
 
 
+@pytest.mark.F1
 def test_names_of_any_length_that_files_can_have(tmp_path):
     for name in ("n" * 255, "\N{GREEK SMALL LETTER PI}" * 120):
         write_bytes(tmp_path / name, b"new")
@@ -180,6 +191,7 @@ def test_names_of_any_length_that_files_can_have(tmp_path):
 # ---------------------------------------------------------------- temporaries of killed writers
 
 
+@pytest.mark.F4
 def test_f4_the_next_writer_removes_what_killed_ones_left(tmp_path):
     for name in (".target.0123456789ab.tmp", ".target.ba9876543210.tmp"):
         (tmp_path / name).write_bytes(b"half")
@@ -191,6 +203,7 @@ def test_f4_the_next_writer_removes_what_killed_ones_left(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(["target", ".target.00000000000d.tmp", *others])
 
 
+@pytest.mark.F4
 def test_f4_the_temporary_file_of_a_writer_at_work_is_left_alone(tmp_path):
     target = tmp_path / "target"
     with replacing(target) as first:
@@ -202,6 +215,7 @@ def test_f4_the_temporary_file_of_a_writer_at_work_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["target"]
 
 
+@pytest.mark.F1
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):
     target, contents, failed = tmp_path / "target", [bytes([i]) * 100_000 for i in range(8)], []
 
@@ -227,6 +241,7 @@ def writers(tmp_path_factory) -> Any:
     return kill_writers.writers(tmp_path_factory.mktemp("writers"))
 
 
+@pytest.mark.F1
 @posix
 @pytest.mark.parametrize("name", kill_writers.NAMES)
 def test_f1_a_killed_writer_leaves_a_whole_file(name, writers, tmp_path):

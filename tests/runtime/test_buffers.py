@@ -54,6 +54,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.T6
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_over_many_calls(run_python):
     """18 000 calls in all. A plan kept by mistake is 20 KB, a byte of a call 18 KB."""
@@ -61,6 +62,7 @@ def test_memory_is_flat_over_many_calls(run_python):
     assert grown < 2_000_000
 
 
+@pytest.mark.T6
 def test_workspace_is_reused_and_bounded(monkeypatch):
     monkeypatch.undo()  # of the poison
     first = buffers.take("test", 1000)
@@ -78,6 +80,7 @@ def test_workspace_is_reused_and_bounded(monkeypatch):
     assert buffers.take("test", 3000) is larger
 
 
+@pytest.mark.T6
 def test_scratch_is_that_of_threads_that_can_run(rng):
     """A number of threads beyond all measure is allowed, and does not use more."""
     call = calls(rng)["spmm"][0]
@@ -86,6 +89,7 @@ def test_scratch_is_that_of_threads_that_can_run(rng):
         assert np.array_equal(call(), expected)
 
 
+@pytest.mark.T1
 def test_every_thread_has_its_own_workspace(monkeypatch):
     monkeypatch.undo()
     mine, found = buffers.take("test", 1000), []
@@ -121,6 +125,7 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     assert used or name == "sparse gradient"  # which needs no buffer
 
 
+@pytest.mark.T6
 def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     monkeypatch.undo()  # of the poison
     monkeypatch.setattr(buffers, "_own", buffers._Own())
@@ -148,6 +153,7 @@ def test_memory_of_a_result_is_used_again_when_nobody_holds_it(monkeypatch):
     assert small.base is None, "the C library serves small ones"
 
 
+@pytest.mark.T6
 def test_memory_of_results_is_bounded(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(buffers, "POOL_BYTES", 1_000_000)

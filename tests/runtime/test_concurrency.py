@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.T1
+
 # Four kinds of work, large enough for parallel regions. `regions` counts those entered.
 WORK = """
 import faulthandler, threading

@@ -63,16 +63,19 @@ SYSTEMS = {
 }
 
 
+@pytest.mark.T3
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_quota_of_control_groups(tmp_path, name):
     membership, mounts, files, expected = SYSTEMS[name]
     assert cpu.cgroup_quota(fake_system(tmp_path, membership, mounts, files)) == expected
 
 
+@pytest.mark.T3
 def test_no_quota_without_control_groups(tmp_path):
     assert cpu.cgroup_quota(tmp_path) is None
 
 
+@pytest.mark.T3
 @pytest.mark.parametrize(("quota", "expected"), [(0.2, 1), (1.0, 1), (1.5, 2), (2.0, 2), (100.0, 3), (None, 3)])
 def test_cpus_follow_the_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)

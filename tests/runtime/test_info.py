@@ -6,10 +6,12 @@ import io
 import re
 
 import numba
+import pytest
 
 import fastsparse as fs
 
 
+@pytest.mark.C5
 def test_show_config_prints_what_it_returns():
     text = io.StringIO()
     found = fs.show_config(file=text)

@@ -13,7 +13,7 @@ from fastsparse.ops.target import tuned
 from fastsparse_kernels import parallel
 from tests.checking import PATTERNS, matrix, numbers, same_bits
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.T4, pytest.mark.filterwarnings("error")]
 
 
 def calls(rng: np.random.Generator) -> dict[str, tuple[Any, float]]:

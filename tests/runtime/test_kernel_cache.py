@@ -12,6 +12,8 @@ import pytest
 
 from fastsparse.runtime import kernel_cache
 
+pytestmark = pytest.mark.C3
+
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's")
 
 DIGEST_NAME = "0123456789abcdef0123"

@@ -39,6 +39,7 @@ def layouts(rng: np.random.Generator, n: int, dtype: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.1, 0.3])  # X is read in place, and packed
 def test_calls_in_any_order_are_those_of_a_fresh_matrix(rng, density, dtype):
@@ -101,6 +102,7 @@ def test_what_was_forgotten_is_made_again(rng):
         gc.collect()
 
 
+@pytest.mark.T1
 @pytest.mark.parametrize("shape", [(COLUMNS,), (COLUMNS, 8), (COLUMNS, 49)])
 def test_threads_share_what_is_kept(rng, shape):
     """Eight threads repeat one call, each with an input, a bias and an output of its own."""
@@ -159,9 +161,9 @@ F = fs.csr(np.ones((6, 27), np.float32))
 images = np.ones((3, 3, 8, 9), np.float32)
 model = fs.nn.Sequential(fs.nn.SparseLinear(90, 40, pattern=W.pattern), fs.nn.ReLU())
 calls = {
-    "spmm": lambda: fs.spmm(W, np.ones((90, 33), np.float32)),
+    "spmm": lambda: fs.spmm(W, np.ones((90, 33), np.float32), activation="gelu"),
     "spmv": lambda: fs.spmm(W, np.ones(90, np.float32)),
-    "linear": lambda: fs.linear(np.ones((33, 90), np.float32), W),
+    "linear": lambda: fs.linear(np.ones((33, 90), np.float32), W, activation="relu"),
     "conv": lambda: fs.conv2d(images, F, kernel_size=3, padding=1),
     "sddmm": lambda: fs.sddmm(W.pattern, np.ones((40, 33), np.float32), np.ones((33, 90), np.float32)),
     "activation": lambda: fs.nn.ReLU()(images),
@@ -194,12 +196,21 @@ def test_verbose_prints_a_line_for_every_launch(run_python):
     operations = {name: [line.split(",")[1] for line in found] for name, found in lines.items()}
     assert operations["spmm"] == ["spmm"]
     assert operations["spmv"] == ["spmv"]
-    assert operations["linear"] == ["pack batch-blocked", "linear", "unpack batch-blocked"]
-    assert operations["conv"] == ["pack padded NCHW", "conv padded NCHW"]
-    assert operations["sddmm"] == ["pack batch-blocked", "pack batch-blocked", "sddmm"]
+    assert operations["linear"] == ["pack", "linear", "unpack"]
+    assert operations["conv"] == ["pack", "conv"]
+    assert operations["sddmm"] == ["pack", "pack", "sddmm"]
     assert operations["activation"] == ["activation"]
     for name in ("spmm", "spmv", "linear", "sddmm"):
         assert any(f"nnz {nonzeros}" in line for line in lines[name]), lines[name]
+    for name, fields in {
+        "spmm": ("40x90 by", "row-major", "tile", "gelu"),
+        "spmv": ("spmv,40x90,nnz",),
+        "linear": ("40x90 by", "batch-blocked", "relu"),
+        "conv": ("6x27 by", "padded NCHW", "tile"),
+        "sddmm": ("40x90 by 64", "run"),
+        "activation": ("648", "relu"),
+    }.items():
+        assert any(all(field in line for field in fields) for line in lines[name]), (name, lines[name])
     assert "3x3x8x9" in lines["conv"][0] or "3x3x8" in lines["conv"][0]
 
 
@@ -226,4 +237,4 @@ for batch, threads in ((1, 1), (40, 1), (40, 2)):
     operations = [[line.split(",")[1] for line in part.splitlines()] for part in done.stderr.split("##\n")[1:]]
     assert operations[0] == 2 * ["spmv"]
     for found in operations[1:]:
-        assert found in (2 * ["network"], 2 * ["pack batch-blocked", "spmm", "unpack batch-blocked"])
+        assert found in (2 * ["network"], 2 * ["pack", "spmm", "unpack"])

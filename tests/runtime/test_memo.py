@@ -12,8 +12,10 @@ import pytest
 import fastsparse as fs
 from fastsparse.ops import spmm
 from fastsparse.runtime import memo
-from fastsparse.runtime.memo import LEAST_BYTES, MOST_ENTRIES, Memoized, array_bytes
+from fastsparse.runtime.memo import LEAST_BYTES, MOST_ENTRIES, Memoized, array_bytes, bounded_cache
 from tests.checking import PATTERNS, matrix, target
+
+pytestmark = pytest.mark.T6
 
 
 class Store(Memoized):
@@ -92,6 +94,23 @@ def test_plans_of_a_matrix_are_bounded(rng):
     for store in (W, W.pattern):
         assert 0 < len(store._entries) <= MOST_ENTRIES
         assert held(store) == store._bytes <= store._limit
+
+
+def test_launches_are_bounded_by_bytes():
+    """A cache of a function forgets all when its arrays are too many, and by number what was not used longest."""
+    made = []
+    cached = bounded_cache(lambda key, size=LEAST_BYTES // 3: made.append(key) or np.zeros(size, np.uint8))
+    assert cached(0) is cached(0)
+    for key in range(1, 20):
+        cached(key)
+        assert cached.cache_info().currsize <= 3
+    assert made == list(range(20))
+    assert cached("huge", size=2 * LEAST_BYTES) is cached("huge", size=2 * LEAST_BYTES)
+    cached(20)
+    assert cached.cache_info().currsize == 1
+    for key in range(2 * MOST_ENTRIES):
+        cached(("small", key), size=1)
+    assert cached.cache_info().currsize <= MOST_ENTRIES
 
 
 def test_transposes_are_never_forgotten(rng):

@@ -10,6 +10,7 @@ print(threading_layer.prepare_threading(), threading_layer.parallel_allowed())
 """
 
 
+@pytest.mark.T1
 @pytest.mark.parametrize(("layer", "allowed"), [("tbb", True), ("omp", True), ("workqueue", False)])
 def test_layers(run_python, layer_environment, layer, allowed):
     done = run_python(LAYER, **layer_environment(layer))
@@ -17,6 +18,7 @@ def test_layers(run_python, layer_environment, layer, allowed):
     assert done.stderr == ""
 
 
+@pytest.mark.T1
 def test_a_layer_that_cannot_start_means_one_thread(run_python):
     code = (
         "import sys; sys.modules['numba.np.ufunc.tbbpool'] = None\n"
@@ -29,11 +31,13 @@ def test_a_layer_that_cannot_start_means_one_thread(run_python):
     assert done.stderr.count("RuntimeWarning: calls use one thread: No threading layer could be loaded.") == 1
 
 
+@pytest.mark.T3
 def test_workers_never_exceed_numbas_threads(run_python):
     code = "from fastsparse.runtime.threading_layer import available_workers; print(available_workers(64))"
     assert run_python(code, NUMBA_NUM_THREADS="3").stdout == "3\n"
 
 
+@pytest.mark.T3
 def test_one_thread_starts_no_threading_layer(run_python):
     code = """
 import fastsparse as fs

@@ -16,6 +16,8 @@ from fastsparse import nn
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime import threads as settings
 
+pytestmark = pytest.mark.T3
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
 
 

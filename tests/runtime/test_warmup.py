@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytestmark = pytest.mark.T5
+
 WARMUP = """
 import numpy as np
 import fastsparse as fs

@@ -11,8 +11,7 @@ from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.nn import parameter as parameters
-from fastsparse.sparsity import SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL, random_prune
+from fastsparse.sparsity import SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL, growth, random_prune
 from fastsparse.training import SGD, Adam, fit
 
 
@@ -115,7 +114,7 @@ def _grown(parameter: Any, full: Any, count: int) -> None:
 @pytest.mark.parametrize("block", [1, 50, 1 << 20])
 @pytest.mark.parametrize("kind", ["dense", "3-d", "sparse"])
 def test_growth_of_linear_layers(kind: str, block: int, rng: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(parameters, "_BLOCK", block)
+    monkeypatch.setattr(growth, "_BLOCK", block)
     layer = nn.SparseLinear(20, 12, sparsity=0.8, activation="tanh", dtype="float64", rng=0)
     layer.values.watch(True)
     full = np.zeros((12, 20))
@@ -146,7 +145,7 @@ CONVOLUTIONS: list[tuple[Any, tuple[int, ...]]] = [
 @pytest.mark.parametrize(("make", "shape"), CONVOLUTIONS)
 def test_growth_of_convolutions(make: Any, shape: Any, block: int, rng: Any, monkeypatch: Any) -> None:
     """The same layer with every weight stored gives the full gradient."""
-    monkeypatch.setattr(parameters, "_BLOCK", block)
+    monkeypatch.setattr(growth, "_BLOCK", block)
     layer = make()
     whole = make()
     whole.values = nn.Parameter(np.zeros(math.prod(layer.pattern.shape)), fs.csr(np.ones(layer.pattern.shape)).pattern)

@@ -210,6 +210,7 @@ def test_resume_without_a_file_starts_anew(tmp_path: Path) -> None:
     assert (tmp_path / "run").exists()
 
 
+@pytest.mark.F4
 def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     _run(1, checkpoint=path)

@@ -51,6 +51,7 @@ print(len(history), digest.hexdigest())
 """
 
 
+@pytest.mark.F1
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path, run_python: Any) -> None:
     whole = run_python(RUN, str(tmp_path / "whole")).stdout
@@ -261,6 +262,7 @@ def _mutations(arrays: dict[str, Any], metadata: dict[str, Any]) -> Iterator[tup
                 yield f"{name}.{key} = {value!r}", arrays, {**metadata, name: {**item, key: value}}
 
 
+@pytest.mark.F4
 def test_restoring_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run"
     whole = _snapshot(0, epochs=2)

@@ -24,6 +24,8 @@ from tests.layouts import (
     wrong_kinds,
 )
 
+pytestmark = pytest.mark.I5
+
 # ---------------------------------------------------------------- parameters, gradients, optimizer state
 
 OPTIMIZERS: dict[str, Callable[..., training.Optimizer]] = {

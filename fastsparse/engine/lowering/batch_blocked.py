@@ -1,4 +1,4 @@
-"""Programs on lanes layout: VL samples innermost from the first layer to the last.
+"""Programs on the batch-blocked layout: VL samples innermost from the first layer to the last.
 
 The user's arrays are packed once, into the zero-padded planes that their readers read; every layer writes the planes
 that the next one reads, padding included; flattening moves nothing; results are unpacked once. Tensors that are added
@@ -37,7 +37,7 @@ def schedule(program: Program, batch: int, target: Target, sizes: split.Split | 
 
 
 def assign_planes(program: Program, target: Target) -> dict[int, BlockedPlanes]:
-    """Planes of every tensor, with the padding that the readers of all tensors that lie like it need."""
+    """Planes of every tensor, with the padding that the readers of all tensors of its layout class need."""
     classes = program.layout_classes()
     padding = {t: [(0, 0)] * (len(program.shapes[t]) - 1) for t in classes.values()}
     for node in program.nodes:
@@ -153,7 +153,7 @@ class _Lowering:
         return buffers, index
 
     def _place(self, tensor: int, first: int) -> Place:
-        """Where group `first` of the task lies in the tensor's buffer."""
+        """Place of group `first` of the task in the tensor's buffer."""
         t = self.roots[tensor]
         return self.index[t], first * self.planes[t].group_stride if t in self.whole else 0
 

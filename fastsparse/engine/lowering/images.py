@@ -1,9 +1,9 @@
 """Programs on single images: what is common to all ways of laying out images.
 
-A tensor has one or more forms. "plain" is the user's own layout, which linear layers read, too. "batch-blocked" is for
-linear layers of a few samples. The third one is the subclass's, for convolutions and pools. Every layer writes the form
-that its readers like best; where they disagree, the tensor is copied into the other form once. Linear layers of one
-sample are SpMV.
+A tensor has one or more forms. "plain" is the user's own layout, which linear layers read, too, and which row-wise
+operators read and write. "batch-blocked" is for linear layers of a few samples. The third one is the subclass's, for
+convolutions and pools. Every layer writes the form that its readers like best; where they disagree, the tensor is
+copied into the other form once. Linear layers of one sample are SpMV.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from fastsparse.csr import Pattern
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.program import Conv, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
-from fastsparse.ops import layouts, pooling, spmm, spmv
+from fastsparse.ops import layouts, norm, pooling, softmax, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
@@ -48,7 +48,7 @@ def late_nodes(program: Program) -> set[int]:
 
 
 class Lowering:
-    """Steps and buffers are appended node by node; `forms` knows where a tensor lies in which form.
+    """Steps and buffers are appended node by node; `forms` has the place of every tensor in every form.
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
     layers read of them is kept for all of these, plain. Subclasses say in which form images go from layer to layer.
@@ -123,6 +123,8 @@ class Lowering:
             self._conv(node, op)
         elif isinstance(op, Pool):
             self._pool(node, op)
+        elif isinstance(op, RowWise):
+            self._rows(node, op)
         elif self.batch == 1:
             assert isinstance(op, Linear)
             self._spmv(node, op)
@@ -153,7 +155,7 @@ class Lowering:
     def _pool(self, node: Node, op: Pool) -> None:
         raise NotImplementedError
 
-    # --- where tensors lie ---------------------------------------------------------------------
+    # --- places of tensors ---------------------------------------------------------------------
 
     def _sample(self, t: int) -> int:
         """Bytes of one sample."""
@@ -256,6 +258,17 @@ class Lowering:
         count = self.images * x.channels
         launch = pooling.prepare(op.kind, op.windows, count, self.target, x.channel_stride, y.channel_stride)
         self._add(node.name, f"{op.kind} pool", node, (source,), target, launch)
+
+    def _rows(self, node: Node, op: RowWise) -> None:
+        """Append the step of an operator on rows, which the user's layout has contiguous."""
+        source, shape = self._get(self.roots[node.inputs[0]], "plain", node), self.program.shapes[node.output]
+        target, numbers = self._target(node.output, "plain"), self.images * math.prod(shape)
+        if isinstance(op, LayerNorm):
+            launch = norm.prepare_layer_norm(numbers // op.scale.size, op.scale.size, op.eps, True, self.target)
+            launch = launch.fixed((op.scale, op.shift), gamma=address(op.scale), beta=address(op.shift))
+        else:
+            launch = softmax.prepare(numbers // shape[-1], shape[-1], self.target)
+        self._add(node.name, "row by row", node, (source,), target, launch)
 
     def _spmv(self, node: Node, op: Linear) -> None:
         t, target_cpu, pattern = self.roots[node.inputs[0]], self.target, op.weight.pattern

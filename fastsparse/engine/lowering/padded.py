@@ -13,7 +13,7 @@ import numpy as np
 from fastsparse.engine import split
 from fastsparse.engine.lowering.images import Lowering, name_before
 from fastsparse.engine.lowering.weights import packed, planned
-from fastsparse.engine.program import Conv, Linear, Node, Pool, Program
+from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.ops.conv import plan_between_padded, plan_padded
 from fastsparse.ops.layouts import PaddedPlanes, PhasePlanes, pack_padded, padded_planes
@@ -27,10 +27,10 @@ class _PaddedLowering(Lowering):
         super().__init__(program, batch, sizes, target)
         self.planes: dict[int, PaddedPlanes] = {}
 
-    # --- where tensors lie ---------------------------------------------------------------------
+    # --- layouts of tensors ---------------------------------------------------------------------
 
     def _in_planes(self, t: int) -> PaddedPlanes:
-        """The planes of all tensors that lie like this one, for all convolutions of stride 1 on any of them."""
+        """The planes of this tensor's layout class, for all convolutions of stride 1 on any of them."""
         leader = self.classes[t]
         if leader not in self.planes:
             members = [other for other in self.readers if self.classes[other] == leader]
@@ -58,7 +58,7 @@ class _PaddedLowering(Lowering):
             return "planes"
         unread = not readers and t in self.results
         pooled = any(isinstance(reader.operator, Pool) for reader in readers) and not planes.contiguous
-        features = t in self.whole or any(isinstance(reader.operator, Linear) for reader in readers)
+        features = t in self.whole or any(isinstance(reader.operator, Linear | RowWise) for reader in readers)
         return "plain" if unread or pooled or features else "planes"
 
     def _memory_of(self, t: int) -> tuple[int, Zeros | None]:

@@ -32,14 +32,14 @@ _CONTIGUOUS = np.empty(0, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """How a tensor lies: what its readers read, and the planes that hold it."""
+    """Layout of a tensor: what its readers read, and the planes that hold it."""
 
     reading: tiles.Reading
     planes: BlockedPlanes
 
 
 def _regular(op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
-    """Per axis kernel, stride, padding in front and weight of a pool's windows, where all of them are alike."""
+    """Per axis kernel, stride, padding in front and weight of a pool's windows, where all windows have the same."""
     found = []
     for table, n in zip((op.windows.rows, op.windows.columns), op.windows.spatial, strict=True):
         axis = tiles.windows_of(table, n)
@@ -57,7 +57,7 @@ class _TilesLowering(Lowering):
         super().__init__(program, batch, sizes, target)
         self._known: dict[int, _Tiles] = {}
 
-    # --- where tensors lie ---------------------------------------------------------------------
+    # --- layouts of tensors ---------------------------------------------------------------------
 
     def _spatial(self, t: int) -> tuple[int, ...]:
         return tuple(self.program.shapes[t][1:])
@@ -80,13 +80,13 @@ class _TilesLowering(Lowering):
         return None
 
     def _pooled_in_tiles(self, node: Node, op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
-        """The windows of a pool that runs on parts: those of images, and not of a few numbers, most lanes empty."""
+        """The windows of a pool that runs on tiles: those of images, and not of a few numbers, most lanes empty."""
         images = self._spatial(node.inputs[0]) == op.windows.spatial
         enough = math.prod(op.windows.out_spatial) >= self.target.lanes
         return _regular(op) if images and enough else None
 
     def _natural(self, t: int) -> _Tiles:
-        """How the tensor, and all that must lie like it, lies from layer to layer."""
+        """Layout of the tensor, and of all of its layout class, from layer to layer."""
         leader = self.classes[t]
         if leader not in self._known:
             partition = self._partition(leader)
@@ -130,7 +130,7 @@ class _TilesLowering(Lowering):
         self, t: int, r: tiles.Reading, planes: BlockedPlanes, target: Place, node: Node,
         only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
-        """Step that gathers the image, or every step-th position of it, for `node`; `only` those places of a part."""
+        """Step that gathers the image, or every step-th position of it, for `node`; `only` those of a tile."""
         if (t, "tiles") not in self.forms:
             self._get(t, "plain", node)
         source, positions, strides = self._source(t)
@@ -149,7 +149,7 @@ class _TilesLowering(Lowering):
         self._add_gather(t, plan, source, strides, target, (plain.image_stride, plain.channel_stride), name, "plain")
 
     def _exchange(self, t: int, name: str) -> None:
-        """Step that fills what lies around the parts of a tensor that has just been written, where readers look."""
+        """Step that fills the halo of a tensor that has just been written, where readers look."""
         natural, spatial = self._natural(t), self._spatial(t)
         if natural.reading.exchanged(spatial):
             place, positions, strides = self._source(t)
@@ -164,7 +164,7 @@ class _TilesLowering(Lowering):
         self._add(name, f"gather {what}", None, (source,), target, launch)
 
     def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[Place, BlockedPlanes]:
-        """Every stride-th position of the node's first input, in parts as the node's output has them."""
+        """Every stride-th position of the node's first input, in tiles as the node's output has them."""
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
         planes = self._planes_of(t, r)

@@ -60,6 +60,7 @@ def _models() -> dict[str, tuple[nn.Sequential, tuple[int, ...]]]:
 MODELS = _models()
 
 
+@pytest.mark.R3
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", MODELS)

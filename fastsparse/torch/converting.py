@@ -1,0 +1,396 @@
+"""Between torch modules and fastsparse's own models and engines."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import fastsparse.nn as fnn
+from fastsparse.engine.engine import compile as compile_engine
+from fastsparse.nn.linear import SparseWeight
+from fastsparse.torch.layers import SparseConv1d, SparseConv2d, SparseConv3d, SparseLinear, _SparseConv
+from fastsparse.torch.pruning import densify
+
+Array = NDArray[Any]
+
+# ------------------------------------------------------------------------------------------------- engine
+
+
+def compile(module: nn.Module, example_inputs: Any, *, threads: int | None = None, tune: bool = True) -> Any:  # noqa: A001
+    """Compile a torch module for inference by fastsparse's engine.
+
+    The module is exported to ONNX in memory (extra ``onnx``; torch's exporter needs ``onnxscript``), with dense weights
+    whose zeros the engine finds again. The engine is a snapshot of the module in evaluation mode.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It is not changed.
+    example_inputs : Tensor or tuple of Tensors
+        Their shapes are those the engine is compiled for; the first axis of each may have other sizes later.
+    threads, tune
+        As for ``fastsparse.compile``.
+
+    Returns
+    -------
+    GraphEngine
+        Called with NumPy arrays: ``engine(x.numpy())``.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        When the graph has an operator that neither the engine nor NumPy can run.
+    """
+    import onnx
+
+    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    exported = densify(copy.deepcopy(module)).eval()
+    file = io.BytesIO()
+    names = [f"input_{i}" for i in range(len(arguments))]
+    with torch.no_grad():
+        program = torch.onnx.export(
+            exported, arguments, dynamo=True, input_names=names, verbose=False,
+            dynamic_shapes=[{0: torch.export.Dim.AUTO} if t.ndim else None for t in arguments],
+        )  # fmt: skip
+    assert program is not None
+    program.save(file)
+    proto = onnx.load_model_from_string(file.getvalue())
+    shapes = {name: tuple(t.shape) for name, t in zip(names, arguments)}
+    return compile_engine(proto, shapes if len(names) > 1 else shapes[names[0]], threads=threads, tune=tune)
+
+
+# ------------------------------------------------------------------------------------------------- to fs.nn
+
+
+def from_torch(module: nn.Module) -> fnn.Module:
+    """A model of ``fastsparse.nn`` with the same layers and copies of the weights.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A layer that both know, sparse or dense, or nn.Sequential of these, nested or not. Dense convolutions of one
+        and three axes become sparse ones of their nonzeros.
+
+    Raises
+    ------
+    TypeError
+        Naming the first layer that has no counterpart (``compile`` takes any module that torch can export).
+    """
+    found = _to_fastsparse(module, type(module).__name__)
+    if isinstance(found, list):
+        found = fnn.Sequential(*found)
+    for layer in (m for _, m in found.named_modules()):
+        layer.training = module.training
+    return found
+
+
+def _to_fastsparse(module: nn.Module, name: str) -> Any:
+    """The counterpart, or a list of them for a Sequential; None for a layer that does nothing."""
+    if isinstance(module, nn.Sequential):
+        found = []
+        for key, child in module.named_children():
+            layer = _to_fastsparse(child, key if name == "Sequential" else f"{name}.{key}")
+            if layer is not None:
+                found.append(fnn.Sequential(*layer) if isinstance(layer, list) else layer)
+        return found
+    if isinstance(module, nn.Identity):
+        return None
+    make = _FROM_TORCH.get(type(module))
+    if make is None:
+        raise TypeError(f"{name} is {type(module).__name__}, which fastsparse.nn does not have")
+    try:
+        return make(module)
+    except ValueError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def _array(tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy().copy()
+
+
+def _expect(name: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(f"{name} is {found!r}, expected {expected!r}")
+
+
+def _filled(layer: Any, **arrays: Tensor | None) -> Any:
+    """A layer with its parameters (or buffers) set."""
+    for name, tensor in arrays.items():
+        if tensor is not None:
+            target = getattr(layer, name)
+            if isinstance(target, fnn.Parameter):
+                target.value = _array(tensor)
+            else:
+                setattr(layer, name, _array(tensor))
+    return layer
+
+
+def _dtype(tensor: Tensor) -> str:
+    return "float64" if tensor.dtype == torch.float64 else "float32"
+
+
+def _from_sparse_linear(m: SparseLinear) -> Any:
+    layer = fnn.SparseLinear(
+        m.in_features, m.out_features, m.bias is not None, pattern=m.pattern, dtype=_dtype(m.values)
+    )
+    return _filled(layer, values=m.values, bias=m.bias)
+
+
+def _from_linear(m: nn.Linear) -> Any:
+    layer = fnn.Linear(m.in_features, m.out_features, m.bias is not None, dtype=_dtype(m.weight))
+    return _filled(layer, weight=m.weight, bias=m.bias)
+
+
+def _window(m: Any) -> dict[str, Any]:
+    _expect("padding_mode", m.padding_mode, "zeros")
+    around = m._reversed_padding_repeated_twice if hasattr(m, "_reversed_padding_repeated_twice") else m._around
+    pairs = tuple((around[i], around[i + 1]) for i in range(0, len(around), 2))[::-1]
+    return {
+        "in_channels": m.in_channels, "out_channels": m.out_channels, "kernel_size": m.kernel_size,
+        "stride": m.stride, "padding": pairs, "dilation": m.dilation, "groups": m.groups, "bias": m.bias is not None,
+    }  # fmt: skip
+
+
+def _from_sparse_conv(m: _SparseConv) -> Any:
+    kind = {1: fnn.SparseConv1d, 2: fnn.SparseConv2d, 3: fnn.SparseConv3d}[len(m.kernel_size)]
+    return _filled(kind(**_window(m), pattern=m.pattern, dtype=_dtype(m.values)), values=m.values, bias=m.bias)
+
+
+def _from_conv(m: Any) -> Any:
+    if isinstance(m, nn.Conv2d):
+        return _filled(fnn.Conv2d(**_window(m), dtype=_dtype(m.weight)), weight=m.weight, bias=m.bias)
+    sparse = SparseConv1d if isinstance(m, nn.Conv1d) else SparseConv3d
+    return _from_sparse_conv(sparse.from_dense(m))
+
+
+def _from_batch_norm(m: Any) -> Any:
+    if m.momentum is None or not m.track_running_stats:
+        raise ValueError("it keeps no running statistics with a momentum")
+    kind = fnn.BatchNorm1d if isinstance(m, nn.BatchNorm1d) else fnn.BatchNorm2d
+    layer = kind(m.num_features, m.eps, m.momentum, dtype=_dtype(m.running_mean))
+    return _filled(layer, weight=m.weight, bias=m.bias, running_mean=m.running_mean, running_var=m.running_var)
+
+
+def _from_layer_norm(m: nn.LayerNorm) -> Any:
+    dtype = "float32" if m.weight is None else _dtype(m.weight)
+    return _filled(fnn.LayerNorm(m.normalized_shape, m.eps, dtype=dtype), weight=m.weight, bias=m.bias)
+
+
+def _from_leaky_relu(m: nn.LeakyReLU) -> Any:
+    _expect("negative_slope", m.negative_slope, 0.01)
+    return fnn.LeakyReLU()
+
+
+def _from_flatten(m: nn.Flatten) -> Any:
+    _expect("(start_dim, end_dim)", (m.start_dim, m.end_dim), (1, -1))
+    return fnn.Flatten()
+
+
+def _from_max_pool(m: nn.MaxPool2d) -> Any:
+    _expect("(dilation, ceil_mode, return_indices)", (m.dilation, m.ceil_mode, m.return_indices), (1, False, False))
+    return fnn.MaxPool2d(m.kernel_size, m.stride, m.padding)
+
+
+def _from_avg_pool(m: nn.AvgPool2d) -> Any:
+    settings = m.ceil_mode, m.count_include_pad, m.divisor_override
+    _expect("(ceil_mode, count_include_pad, divisor_override)", settings, (False, True, None))
+    return fnn.AvgPool2d(m.kernel_size, m.stride, m.padding)
+
+
+def _from_embedding(m: nn.Embedding) -> Any:
+    layer = fnn.Embedding(m.num_embeddings, m.embedding_dim, dtype=_dtype(m.weight))
+    return _filled(layer, weight=m.weight)
+
+
+_FROM_TORCH: dict[type[nn.Module], Callable[[Any], Any]] = {
+    SparseLinear: _from_sparse_linear,
+    SparseConv1d: _from_sparse_conv,
+    SparseConv2d: _from_sparse_conv,
+    SparseConv3d: _from_sparse_conv,
+    nn.Linear: _from_linear,
+    nn.Conv1d: _from_conv,
+    nn.Conv2d: _from_conv,
+    nn.Conv3d: _from_conv,
+    nn.BatchNorm1d: _from_batch_norm,
+    nn.BatchNorm2d: _from_batch_norm,
+    nn.LayerNorm: _from_layer_norm,
+    nn.ReLU: lambda m: fnn.ReLU(),
+    nn.ReLU6: lambda m: fnn.ReLU6(),
+    nn.LeakyReLU: _from_leaky_relu,
+    nn.Sigmoid: lambda m: fnn.Sigmoid(),
+    nn.Tanh: lambda m: fnn.Tanh(),
+    nn.SiLU: lambda m: fnn.SiLU(),
+    nn.Hardswish: lambda m: fnn.Hardswish(),
+    nn.GELU: lambda m: fnn.GELU(m.approximate),
+    nn.Softmax: lambda m: fnn.Softmax(-1 if m.dim is None else m.dim),
+    nn.Dropout: lambda m: fnn.Dropout(m.p),
+    nn.Flatten: _from_flatten,
+    nn.MaxPool2d: _from_max_pool,
+    nn.AvgPool2d: _from_avg_pool,
+    nn.AdaptiveAvgPool2d: lambda m: fnn.AdaptiveAvgPool2d(m.output_size),
+    nn.Embedding: _from_embedding,
+}
+
+
+# ------------------------------------------------------------------------------------------------- to torch
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+}
+
+
+class Residual(nn.Module):
+    """activation(body(x) + shortcut(x)), as ``fastsparse.nn.Residual``."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.activation = body, shortcut, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x as body and shortcut take it."""
+        return self.activation(self.body(x) + self.shortcut(x))
+
+
+def to_torch(model: fnn.Module) -> nn.Module:
+    """A torch module with the same layers and copies of the weights; fused activations become layers of their own.
+
+    Raises
+    ------
+    TypeError
+        When the model has a layer that is not fastsparse's own.
+    """
+    if not isinstance(model, fnn.Module):
+        raise TypeError(f"model is {type(model).__name__}, expected a model of fastsparse.nn")
+    return _to_torch(model).train(model.training)
+
+
+def _to_torch(model: Any) -> nn.Module:
+    make = _TO_TORCH.get(type(model))
+    if make is None:
+        raise TypeError(f"the model has a {type(model).__name__}, which to_torch does not know")
+    found, fused = make(model), getattr(model, "activation", None)
+    fuses = isinstance(model, (fnn.Linear, fnn.Conv2d, SparseWeight))
+    return nn.Sequential(found, _ACTIVATIONS[fused]()) if fuses and fused is not None else found
+
+
+def _set(module: Any, source: Any, *names: str) -> Any:
+    """A torch module with copies of these arrays of a layer of ours."""
+    with torch.no_grad():
+        for name in names:
+            found = getattr(source, name)
+            if found is not None:
+                array = found.value if isinstance(found, fnn.Parameter) else np.asarray(found)
+                getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    return module
+
+
+def _type(parameter: fnn.Parameter) -> torch.dtype:
+    return torch.float64 if parameter.dtype == np.float64 else torch.float32
+
+
+def _symmetric(padding: Any) -> tuple[nn.Module | None, tuple[int, ...]]:
+    """Padding as torch takes it: one number per axis, or a layer of its own where the sides differ."""
+    if all(before == after for before, after in padding):
+        return None, tuple(before for before, _ in padding)
+    return nn.ZeroPad2d([n for pair in reversed(padding) for n in pair]), (0,) * len(padding)
+
+
+def _padded(pad: nn.Module | None, layer: nn.Module) -> nn.Module:
+    return layer if pad is None else nn.Sequential(pad, layer)
+
+
+def _to_linear(m: Any) -> nn.Module:
+    layer = nn.Linear(m.in_features, m.out_features, m.bias is not None, dtype=_type(m.weight))
+    return _set(layer, m, "weight", "bias")
+
+
+def _to_sparse_linear(m: Any) -> nn.Module:
+    layer = SparseLinear(m.in_features, m.out_features, m.bias is not None, pattern=m.pattern, dtype=_type(m.values))
+    return _set(layer, m, "values", "bias")
+
+
+def _to_conv(m: Any) -> nn.Module:
+    pad, padding = _symmetric(m.padding)
+    arguments = (
+        m.in_channels,
+        m.out_channels,
+        m.kernel_size,
+        m.stride,
+        padding,
+        m.dilation,
+        m.groups,
+        m.bias is not None,
+    )
+    if isinstance(m, fnn.Conv2d):
+        return _padded(pad, _set(nn.Conv2d(*arguments, dtype=_type(m.weight)), m, "weight", "bias"))
+    kinds: dict[int, Any] = {1: SparseConv1d, 2: SparseConv2d, 3: SparseConv3d}
+    layer = kinds[len(m.kernel_size)](*arguments, pattern=m.pattern, dtype=_type(m.values))
+    return _padded(pad, _set(layer, m, "values", "bias"))
+
+
+def _to_batch_norm(m: Any) -> nn.Module:
+    kind = nn.BatchNorm1d if isinstance(m, fnn.BatchNorm1d) else nn.BatchNorm2d
+    layer = kind(m.num_features, m.eps, m.momentum, dtype=_type(m.weight))
+    return _set(layer, m, "weight", "bias", "running_mean", "running_var")
+
+
+def _to_pool(kind: type[nn.Module]) -> Callable[[Any], nn.Module]:
+    def make(m: Any) -> nn.Module:
+        pad, padding = _symmetric(m.padding)
+        if pad is not None:
+            raise TypeError(f"the model has a {kind.__name__} with padding {m.padding}, expected equal sides")
+        return kind(m.kernel_size, m.stride, padding)
+
+    return make
+
+
+def _to_residual(m: Any) -> nn.Module:
+    shortcut = nn.Identity() if m.shortcut is None else _to_torch(m.shortcut)
+    return Residual(
+        _to_torch(m.body), shortcut, nn.Identity() if m.activation is None else _ACTIVATIONS[m.activation]()
+    )
+
+
+_TO_TORCH: dict[type[Any], Callable[[Any], nn.Module]] = {
+    fnn.Sequential: lambda m: nn.Sequential(*map(_to_torch, m)),
+    fnn.Residual: _to_residual,
+    fnn.SparseLinear: _to_sparse_linear,
+    fnn.Linear: _to_linear,
+    fnn.SparseConv1d: _to_conv,
+    fnn.SparseConv2d: _to_conv,
+    fnn.SparseConv3d: _to_conv,
+    fnn.Conv2d: _to_conv,
+    fnn.BatchNorm1d: _to_batch_norm,
+    fnn.BatchNorm2d: _to_batch_norm,
+    fnn.LayerNorm: lambda m: _set(nn.LayerNorm(m.normalized_shape, m.eps, dtype=_type(m.weight)), m, "weight", "bias"),
+    fnn.Embedding: lambda m: _set(nn.Embedding(m.num_embeddings, m.embedding_dim, dtype=_type(m.weight)), m, "weight"),
+    fnn.Softmax: lambda m: nn.Softmax(m.axis),
+    fnn.Dropout: lambda m: nn.Dropout(m.p),
+    fnn.Flatten: lambda m: nn.Flatten(),
+    fnn.MaxPool2d: _to_pool(nn.MaxPool2d),
+    fnn.AvgPool2d: _to_pool(nn.AvgPool2d),
+    fnn.AdaptiveAvgPool2d: lambda m: nn.AdaptiveAvgPool2d(m.output_size),
+    **dict.fromkeys(
+        (fnn.ReLU, fnn.ReLU6, fnn.LeakyReLU, fnn.Sigmoid, fnn.Tanh, fnn.GELU, fnn.SiLU, fnn.Hardswish),
+        lambda m: _ACTIVATIONS[m.activation](),
+    ),
+}

@@ -1,0 +1,465 @@
+"""The operators behind the layers: ``torch.ops.fastsparse.linear``, ``conv`` and their backward twins.
+
+An operator takes tensors alone: the values (nnz,), and the pattern as indptr and indices. What is built for a pattern
+(plans) and for its current values (packed values) is kept per storage of `indices`, so that it serves eager calls and
+compiled graphs alike, and is made anew when one of these tensors has changed.
+
+The operators are defined with ``torch.library.define`` and ``impl``, and differentiated by an ``autograd.Function``
+around them: a call costs half of what one by ``torch.library.custom_op`` does (pytorch#177109).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import Function
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fastsparse.csr import CSR, Pattern
+from fastsparse.functional import checked_geometry
+from fastsparse.ops import conv as conv_ops
+from fastsparse.ops import dense, spmv
+from fastsparse.ops import linear as linear_ops
+from fastsparse.ops.sums import batch_sum, channel_sums
+from fastsparse.ops.target import Target, target_for
+from fastsparse.runtime import buffers
+from fastsparse.runtime.threads import usable_threads
+from fastsparse.sparsity.growth import ConvolutionGradient, FullGradient, LinearGradient
+
+Array = NDArray[Any]
+
+_KERNEL_TYPES = torch.float32, torch.float64
+_CONVERTED = torch.float16, torch.bfloat16
+_SAMPLES = 32  # values that are compared to notice changes which torch does not count
+
+
+# ------------------------------------------------------------------------------------------------- patterns and values
+
+
+class Structure:
+    """What is kept for one pair of indptr and indices.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    watched : bool
+        Whether backward passes put what the full gradient can be computed from into `gradients`.
+    """
+
+    def __init__(self, indptr: Tensor, indices: Tensor, columns: int) -> None:
+        # Held, it keeps the storage's number from being given to another one.
+        self._storage = StorageWeakRef(indices.untyped_storage())
+        self._tensors = *_identity(indptr), *_identity(indices)
+        self.pattern = checked_pattern(indptr, indices, columns)
+        self.columns = columns
+        self.watched = False
+        self.gradients: list[FullGradient] = []
+        self._inference: tuple[Identity, Array, bytes, CSR] | None = None
+        self._training: tuple[Identity, Array, CSR] | None = None
+        self._bias: tuple[int, Array] | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody has the indices any more."""
+        return bool(self._storage.expired())
+
+    def current(self, indptr: Tensor, indices: Tensor, columns: int) -> bool:
+        """Whether the tensors still hold this pattern."""
+        tensors, pattern = (*_identity(indptr), *_identity(indices)), self.pattern
+        if tensors == self._tensors and columns == self.columns:
+            return True
+        # Written to, maybe with what was there: DistributedDataParallel does so at each step.
+        same = (
+            pattern.shape == (len(indptr) - 1, columns)
+            and np.array_equal(_array(indptr), pattern.indptr)
+            and np.array_equal(_array(indices), pattern.indices)
+        )
+        if same:
+            self._tensors = tensors
+        return same
+
+    def matrix(self, values: Tensor) -> CSR:
+        """The matrix for calls without gradient: made once per change of the values, whose memory it shares.
+
+        torch counts changes, but not those through ``.data`` or NumPy: these are noticed by some of the values.
+        """
+        known = self._inference
+        if known is not None and known[0] == _identity(values) and known[1].tobytes() == known[2]:
+            return known[3]
+        matrix, sample = self._built(values)
+        sample = sample[:: max(1, -(-len(sample) // _SAMPLES))]
+        self._inference = _identity(values), sample, sample.tobytes(), matrix
+        return matrix
+
+    def training_matrix(self, values: Tensor, fresh: bool) -> CSR:
+        """The matrix of a forward pass with gradient (`fresh`, whatever changed the values) and its backward pass."""
+        known = self._training
+        if fresh or known is None or known[0] != _identity(values):
+            matrix, original = self._built(values)
+            known = self._training = _identity(values), original, matrix
+        return known[2]
+
+    def bias(self, bias: Tensor | None, matrix: CSR) -> Array | None:
+        """A view of the bias, made once: it keeps the memory, so that no other tensor has its address."""
+        if bias is None:
+            return None
+        known = self._bias
+        if known is None or known[0] != bias.data_ptr() or known[1].shape != bias.shape:
+            array = _input(bias, matrix, "bias")
+            if array.shape != matrix.shape[:1]:
+                raise ValueError(f"bias has shape {array.shape}, expected ({matrix.shape[0]},)")
+            if not array.flags.c_contiguous:
+                return np.ascontiguousarray(array)
+            known = self._bias = bias.data_ptr(), array
+        return known[1]
+
+    def _built(self, values: Tensor) -> tuple[CSR, Array]:
+        """The matrix, and the values as torch has them: held, they keep other tensors from getting their address."""
+        if values.dtype in _CONVERTED:
+            array, original = _array(values.detach().to(torch.float32)), _array(values.detach().view(torch.int16))
+        else:
+            array = original = _array(values)
+        if array.shape != (self.pattern.nnz,):
+            raise ValueError(f"values has shape {array.shape}, expected ({self.pattern.nnz},), one for each nonzero")
+        return CSR._trusted(self.pattern, np.ascontiguousarray(array)), original
+
+
+Identity = tuple[int, int]
+
+
+def _identity(tensor: Tensor) -> Identity:
+    """Changes when a tensor has other memory, or has been written to in a way that torch counts."""
+    try:
+        return tensor.data_ptr(), tensor._version
+    except RuntimeError:  # made in inference mode: nothing is counted
+        return tensor.data_ptr(), 0
+
+
+def _array(tensor: Tensor) -> Array:
+    """A view of a tensor's memory."""
+    return tensor.detach().numpy()
+
+
+def checked_pattern(indptr: Tensor, indices: Tensor, columns: int) -> Pattern:
+    """The pattern in these tensors, copied.
+
+    Raises
+    ------
+    ValueError
+        When they contradict each other, or columns do not rise strictly in every row: values would change places.
+    """
+    pattern = Pattern(_array(indptr), _array(indices), (len(indptr) - 1, columns))
+    if not np.array_equal(pattern.indices, _array(indices)):
+        raise ValueError("indices is not sorted and unique in every row, expected columns that rise strictly")
+    return pattern
+
+
+_structures: dict[int, Structure] = {}
+
+
+def structure_of(indptr: Tensor, indices: Tensor, columns: int) -> Structure:
+    """What is kept for these tensors; made anew when they hold another pattern than before."""
+    key = indices.untyped_storage()._cdata
+    structure = _structures.get(key)
+    if structure is None or not structure.current(indptr, indices, columns):
+        for old in [k for k, s in list(_structures.items()) if s.expired]:
+            _structures.pop(old, None)
+        structure = _structures[key] = Structure(indptr, indices, columns)
+    return structure
+
+
+def _target(matrix: CSR) -> Target:
+    """As many threads as torch and fastsparse both allow: one inside of DataLoader workers, for example."""
+    return target_for(matrix.dtype, min(usable_threads(), torch.get_num_threads()))
+
+
+def _input(x: Tensor, matrix: CSR, name: str) -> Array:
+    array = x.detach().numpy() if x.requires_grad else x.numpy()
+    if array.dtype != matrix.dtype:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {matrix.dtype} to match values")
+    return array if array.flags.aligned else array.copy()
+
+
+# ------------------------------------------------------------------------------------------------- operators
+
+_library = torch.library.Library("fastsparse", "DEF")
+_library.define(
+    "linear(Tensor x, Tensor values, Tensor? bias, Tensor indptr, Tensor indices, int in_features, bool fresh) "
+    "-> Tensor"
+)
+_library.define(
+    "linear_backward(Tensor grad, Tensor x, Tensor values, Tensor indptr, Tensor indices, int in_features, "
+    "bool need_input) -> (Tensor, Tensor, Tensor)"
+)
+_WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
+_library.define(
+    f"conv(Tensor x, Tensor values, Tensor? bias, Tensor indptr, Tensor indices, {_WINDOW}, bool fresh) -> Tensor"
+)
+_library.define(
+    f"conv_backward(Tensor grad, Tensor x, Tensor values, Tensor indptr, Tensor indices, {_WINDOW}, bool need_input) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "linear", "CPU")
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int, fresh: bool
+) -> Tensor:
+    structure = structure_of(indptr, indices, in_features)
+    matrix = structure.training_matrix(values, True) if fresh else structure.matrix(values)
+    array = _samples(x, matrix)
+    rows = matrix.shape[0]
+    y = buffers.array((*array.shape[:-1], rows), matrix.dtype)
+    if y.size == rows:
+        spmv.multiply(matrix, array, y, structure.bias(bias, matrix), None, _target(matrix))
+    elif y.size:
+        linear_ops.forward(matrix, linear_ops.as_rows(array), y, structure.bias(bias, matrix), None, _target(matrix))
+    return torch.from_numpy(y)
+
+
+def _samples(x: Tensor, matrix: CSR) -> Array:
+    array = _input(x, matrix, "x")
+    if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
+        raise ValueError(f"x has shape {array.shape}, expected (..., {matrix.shape[1]})")
+    return array
+
+
+@torch.library.impl(_library, "linear_backward", "CPU")
+def _linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, in_features: int, need_input: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    structure = structure_of(indptr, indices, in_features)
+    matrix = structure.training_matrix(values, False)
+    array, dy = _samples(x, matrix), _input(grad, matrix, "grad")
+    if dy.shape != (*array.shape[:-1], matrix.shape[0]):
+        raise ValueError(f"grad has shape {dy.shape}, expected {(*array.shape[:-1], matrix.shape[0])}")
+    grad_rows, x_rows = linear_ops.as_rows(dy), linear_ops.as_rows(array)
+    if structure.watched:
+        structure.gradients.append(LinearGradient(grad_rows.copy(), x_rows.copy()))
+    grad_x, grad_values = linear_ops.backward(grad_rows, x_rows, matrix, need_input, _target(matrix))
+    return _results(None if grad_x is None else grad_x.reshape(array.shape), grad_values, batch_sum(grad_rows))
+
+
+def _results(grad_x: Array | None, grad_values: Array, grad_bias: Array) -> tuple[Tensor, Tensor, Tensor]:
+    """As tensors; an empty one for a gradient that nobody needs."""
+    grad_x = np.empty(0, grad_values.dtype) if grad_x is None else grad_x
+    return torch.from_numpy(grad_x), torch.from_numpy(grad_values), torch.from_numpy(grad_bias)
+
+
+def _geometry(
+    x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, kernel_size: list[int], stride: list[int],
+    padding: list[int], dilation: list[int], groups: int, fresh: bool | None,
+) -> tuple[Structure, CSR, Array, Any]:  # fmt: skip
+    """Checked operands of a convolution; `fresh` is None for the backward pass."""
+    if x.ndim != len(kernel_size) + 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected {len(kernel_size) + 2} axes (N, C, *spatial)")
+    structure = structure_of(indptr, indices, _columns(x, kernel_size, groups))
+    matrix = structure.matrix(values) if fresh is False else structure.training_matrix(values, bool(fresh))
+    array, geometry = checked_geometry(
+        len(kernel_size), _input(x, matrix, "x"), matrix, tuple(kernel_size), tuple(stride), tuple(_pairs(padding)),
+        tuple(dilation), groups,
+    )  # fmt: skip
+    return structure, matrix, array, geometry
+
+
+def _columns(x: Tensor, kernel_size: list[int], groups: int) -> int:
+    columns = x.shape[1] // groups
+    for size in kernel_size:
+        columns *= size
+    return columns
+
+
+def _pairs(padding: list[int]) -> list[tuple[int, int]]:
+    return list(zip(padding[::2], padding[1::2]))
+
+
+@torch.library.impl(_library, "conv", "CPU")
+def _conv(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, fresh: bool,
+) -> Tensor:  # fmt: skip
+    structure, matrix, array, geometry = _geometry(
+        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, fresh
+    )
+    y = buffers.array((len(array), geometry.out_channels, *geometry.out_spatial), matrix.dtype)
+    if y.size:
+        conv_ops.forward(array, matrix, geometry, structure.bias(bias, matrix), None, y, _target(matrix))
+    return torch.from_numpy(y)
+
+
+@torch.library.impl(_library, "conv_backward", "CPU")
+def _conv_backward(
+    grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, need_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    structure, matrix, array, geometry = _geometry(
+        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, None
+    )
+    dy, expected = _input(grad, matrix, "grad"), (len(array), geometry.out_channels, *geometry.out_spatial)
+    if dy.shape != expected:
+        raise ValueError(f"grad has shape {dy.shape}, expected {expected}")
+    dy = np.ascontiguousarray(dy)
+    if structure.watched:
+        window = dense.Geometry(tuple(kernel_size), tuple(stride), geometry.padding, tuple(dilation), groups)
+        structure.gradients.append(ConvolutionGradient(dy.copy(), array.copy(), window))
+    if not dy.size or not array.size:
+        grad_x, grad_values = np.zeros(array.shape, matrix.dtype), np.zeros(matrix.nnz, matrix.dtype)
+        return _results(grad_x if need_input else None, grad_values, channel_sums(dy))
+    found, grad_values = conv_ops.backward(dy, array, matrix, geometry, need_input, _target(matrix))
+    return _results(found, grad_values, channel_sums(dy))
+
+
+# ------------------------------------------------------------------------------------------------- fake kernels
+
+
+@torch.library.register_fake("fastsparse::linear", lib=_library)
+def _(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int, fresh: bool
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], indptr.shape[0] - 1))
+
+
+@torch.library.register_fake("fastsparse::linear_backward", lib=_library)
+def _(
+    grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, in_features: int, need_input: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, indptr, indices, need_input)
+
+
+def _fake_gradients(x: Tensor, indptr: Tensor, indices: Tensor, need_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape if need_input else 0), x.new_empty(indices.shape), x.new_empty(indptr.shape[0] - 1)
+
+
+@torch.library.register_fake("fastsparse::conv", lib=_library)
+def _(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, fresh: bool,
+) -> Tensor:  # fmt: skip
+    sizes = [
+        (n + before + after - d * (k - 1) - 1) // s + 1
+        for n, k, s, (before, after), d in zip(x.shape[2:], kernel_size, stride, _pairs(padding), dilation)
+    ]
+    return x.new_empty((x.shape[0], indptr.shape[0] - 1, *sizes))
+
+
+@torch.library.register_fake("fastsparse::conv_backward", lib=_library)
+def _(
+    grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, need_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _fake_gradients(x, indptr, indices, need_input)
+
+
+# ------------------------------------------------------------------------------------------------- autograd
+
+_ops = torch.ops.fastsparse
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int) -> Tensor:
+    """x @ W.T + bias for the matrix W of `values` at the pattern of `indptr` and `indices`; differentiable once.
+
+    Parameters
+    ----------
+    x : Tensor (..., in_features)
+        float32 or float64 like values; float16 and bfloat16 are converted once, and the result back.
+    values : Tensor (nnz,)
+    bias : Tensor (out,), optional
+    indptr : int64 Tensor (out + 1,)
+    indices : int32 Tensor (nnz,)
+        Rising strictly in every row.
+    in_features : int
+
+    Returns
+    -------
+    Tensor (..., out)
+        Of the type of x.
+    """
+    return _converted(_LinearFunction, _ops.linear.default, x, values, bias, indptr, indices, in_features)
+
+
+def conv(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Convolution over ``len(kernel_size)`` axes; see `linear`. `padding` is before and after, for one axis after the
+    other."""
+    window = kernel_size, stride, padding, dilation, groups
+    return _converted(_ConvFunction, _ops.conv.default, x, values, bias, indptr, indices, *window)
+
+
+def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """The operator on types that kernels know; through autograd where there is something to differentiate."""
+    kind = torch.float32 if values.dtype in _CONVERTED else values.dtype
+    given = x.dtype
+    if given != kind:
+        if given not in _CONVERTED or kind is not torch.float32:
+            raise TypeError(f"x has dtype {given}, expected {kind} to match the layer's values (use .to)")
+        x = x.to(kind)
+    if bias is not None and bias.dtype != kind:
+        bias = bias.to(kind)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        y = function.apply(x, values, bias, *rest)
+    else:
+        y = operator(x, values, bias, *rest, False)
+    return y if given == kind else y.to(given)
+
+
+class _LinearFunction(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        ctx.save_for_backward(x, values, *rest[:2])
+        ctx.rest = rest[2:]
+        return _ops.linear.default(x, values, bias, *rest, True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return _backward(_ops.linear_backward.default, ctx, grad)
+
+
+class _ConvFunction(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        ctx.save_for_backward(x, values, *rest[:2])
+        ctx.rest = rest[2:]
+        return _ops.conv.default(x, values, bias, *rest, True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return _backward(_ops.conv_backward.default, ctx, grad)
+
+
+def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Gradients of x, values and bias, and None for the rest."""
+    x, values, indptr, indices = ctx.saved_tensors
+    need_input, need_values, need_bias = ctx.needs_input_grad[:3]
+    arguments = grad, x, values, indptr, indices, *ctx.rest, need_input
+    if torch.is_grad_enabled():  # create_graph=True
+        grad_x, grad_values, grad_bias = _Gradients.apply(operator, *arguments)
+    else:
+        grad_x, grad_values, grad_bias = operator(*arguments)
+    return (
+        grad_x if need_input else None,
+        grad_values.to(values.dtype) if need_values else None,
+        grad_bias if need_bias else None,
+        *(None,) * (2 + len(ctx.rest)),
+    )
+
+
+class _Gradients(Function):
+    """The backward pass of an operator, where somebody may want its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, *arguments: Any) -> Any:
+        return operator(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(
+            "fastsparse's layers have no second derivatives: their gradients cannot be differentiated"
+        )

@@ -1,0 +1,532 @@
+"""Making pruned modules fast: dense layers are replaced by sparse ones where that is measured to be faster."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from fastsparse.sparsity.patterns import count_nonzeros
+from fastsparse.text_table import text_table
+from fastsparse.timing import interleaved
+from fastsparse.torch import scores
+from fastsparse.torch.attention import MultiheadAttention
+from fastsparse.torch.layers import (
+    SparseConv1d,
+    SparseConv2d,
+    SparseConv3d,
+    SparseLayer,
+    SparseLinear,
+    effective_weight,
+    is_transposed,
+    why_not_plain,
+)
+
+Array = NDArray[Any]
+Filter = Callable[[str, nn.Module], bool]
+
+_TWINS: dict[type[nn.Module], type[Any]] = {
+    nn.Linear: SparseLinear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+    nn.Conv3d: SparseConv3d,
+}
+_FAMILY = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+
+
+# ------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    name, kind : str
+    shape : tuple of int
+        Of its weight.
+    sparsity : float
+    sparse : bool
+        Whether it is a sparse layer now.
+    dense_seconds, sparse_seconds : float or None
+        Of a call at the batch given (forward and backward in training mode), where that was measured.
+    note : str
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    sparsity: float
+    sparse: bool
+    dense_seconds: float | None = None
+    sparse_seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `sparsify` did; prints as a table."""
+
+    layers: tuple[LayerReport, ...] = field(default=())
+
+    @property
+    def replaced(self) -> tuple[LayerReport, ...]:
+        """The layers that are sparse now."""
+        return tuple(layer for layer in self.layers if layer.sparse)
+
+    def __str__(self) -> str:
+        header = ("layer", "kind", "now", "note", "weight", "sparsity", "dense ms", "sparse ms", "faster")
+        rows = [
+            (
+                r.name, r.kind, "sparse" if r.sparse else "dense", r.note, "x".join(map(str, r.shape)),
+                f"{r.sparsity:.1%}", _milliseconds(r.dense_seconds), _milliseconds(r.sparse_seconds),
+                f"{r.dense_seconds / r.sparse_seconds:.2f}x" if r.dense_seconds and r.sparse_seconds else "",
+            )
+            for r in self.layers
+        ]  # fmt: skip
+        table = text_table(header, rows, text=4) if rows else "no layer to replace"
+        return f"{table}\n{len(self.replaced)} of {len(self.layers)} layers are sparse now"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+# ------------------------------------------------------------------------------------------------- sparsify
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """A dense layer that may be replaced."""
+
+    name: str
+    layer: nn.Module
+    weight: Tensor  # what it multiplies with, (out, ...)
+    mask: Array  # (out, columns), of the weights to keep
+    group: list[_Candidate] = field(default_factory=list)  # all that share its weight, itself included
+    input_shape: tuple[int, ...] | None = None
+    squares: Array | None = None  # of the input's features or channels, summed over all samples
+    seconds: tuple[float, float] | None = None
+    twin: SparseLayer | None = None
+    note: str = ""
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - float(np.count_nonzero(self.mask)) / max(1, self.mask.size)
+
+
+def sparsify(
+    module: nn.Module,
+    sparsity: float | None = None,
+    *,
+    threshold: float = 0.8,
+    method: str = "magnitude",
+    scope: str = "layer",
+    filter_fn: Filter | None = None,
+    example_inputs: Any = None,
+    measure: bool = True,
+) -> Report:
+    """Replace dense layers of a module by sparse ones, in place, where that makes it faster.
+
+    Linear, Conv1d, Conv2d, Conv3d, Hugging Face's Conv1D and the projections of nn.MultiheadAttention take part.
+    Masks of ``torch.nn.utils.prune`` (before ``remove``, too) and of parametrizations are understood; layers that share
+    a weight are replaced together, and stay when something else shares it. Optimizers are to be made afterwards.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On the CPU. In training mode forward and backward passes are measured, in evaluation mode forward ones.
+    sparsity : float in [0, 1), optional
+        Prune all layers that take part to this sparsity first. A layer that is not faster then stays dense, with zeros.
+        Without it, layers are taken as they are.
+    threshold : float
+        Without `sparsity`, the share of zeros from which on a layer takes part.
+    method : {"magnitude", "wanda", "random"}
+        What is kept; "wanda" (magnitude times norm of the input) needs `example_inputs`.
+    scope : {"layer", "global", "erk"}
+        Whether each layer has this sparsity, or all together: by one threshold, or by Erdos-Renyi densities.
+    filter_fn : function of (name, layer), optional
+        Whether a layer takes part; by default all do.
+    example_inputs : Tensor, tuple of arguments, dict of keywords, or list of these, optional
+        What the module will be called with: says at which sizes layers are measured. Without it, linear layers are
+        measured on one sample, and convolutions are not.
+    measure : bool
+        False replaces all layers that take part.
+
+    Returns
+    -------
+    Report
+        ``print(report)`` shows a line per layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument does not fit. Nothing has been changed then.
+
+    Examples
+    --------
+    >>> import torch, fastsparse.torch as fst
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).eval()
+    >>> report = fst.sparsify(model, 0.9, measure=False)
+    >>> model[0]
+    SparseLinear(in_features=64, out_features=64, bias=True, sparsity=0.9)
+    """
+    _check_arguments(module, sparsity, threshold, method, scope, filter_fn, example_inputs)
+    apart = _taken_apart(module, filter_fn)
+    try:
+        candidates, kept = _candidates(module, filter_fn)
+        _guard_encoders(module)
+        if example_inputs is not None and candidates:
+            _watch_inputs(module, candidates, example_inputs, method == "wanda")
+        if sparsity is not None and candidates:
+            _choose(candidates, sparsity, method, scope)
+        decided = _decided(candidates, sparsity is None, threshold, measure, module.training)
+    except BaseException:
+        _substitute(module, {new: old for old, new in apart.items()})
+        _guard_encoders(module)
+        raise
+    with torch.no_grad():
+        for candidate in candidates:
+            if candidate not in decided and sparsity is not None:
+                _write_zeros(candidate)
+    for candidate in decided:
+        _move_hooks(candidate.layer, candidate.twin)
+    _substitute(module, {c.layer: c.twin for c in decided})
+    unchanged = {new: old for old, new in apart.items() if not any(isinstance(m, SparseLayer) for m in new.modules())}
+    _substitute(module, unchanged)
+    _guard_encoders(module)
+    lines = [_line(c, c in decided) for c in candidates] + kept
+    order = {name: i for i, name in enumerate(_names(module))}
+    return Report(tuple(sorted(lines, key=lambda line: order.get(line.name, len(order)))))
+
+
+def _check_arguments(
+    module: Any, sparsity: Any, threshold: Any, method: Any, scope: Any, filter_fn: Any, example_inputs: Any
+) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}, expected torch.nn.Module")
+    if type(module) in _TWINS or is_transposed(module) or isinstance(module, nn.MultiheadAttention):
+        kind = type(module).__name__
+        raise ValueError(f"module is itself a {kind}, expected a module around it (torch.nn.Sequential, for example)")
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "cpu":
+            raise ValueError(f"{name} is on {parameter.device}, expected the CPU (use module.cpu())")
+    if sparsity is not None:
+        count_nonzeros(1, sparsity)
+    if isinstance(threshold, (bool, str)) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold!r}, expected a number from 0 to 1")
+    if method not in scores.METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, scores.METHODS))}")
+    if scope not in scores.SCOPES:
+        raise ValueError(f"scope is {scope!r}, expected one of {', '.join(map(repr, scores.SCOPES))}")
+    if method == "wanda" and scope == "global":
+        raise ValueError("scope is 'global', expected 'layer' or 'erk': Wanda compares weights within a row")
+    if method == "wanda" and example_inputs is None:
+        raise ValueError("example_inputs is None, expected inputs: Wanda weighs weights with them")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn is {type(filter_fn).__name__}, expected a function of (name, layer)")
+
+
+# ------------------------------------------------------------------------------------------------- finding layers
+
+
+def _taken_apart(module: nn.Module, filter_fn: Filter | None) -> dict[nn.Module, nn.Module]:
+    """Attention with layers for its projections, in place of torch's; what was there, and what is now."""
+    found: dict[nn.Module, nn.Module] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and MultiheadAttention.why_not(layer) is None:
+            new = MultiheadAttention.from_dense(layer)
+            parts = ("in_proj", new.in_proj), ("out_proj", new.out_proj)
+            if filter_fn is None or any(filter_fn(f"{name}.{part}", linear) for part, linear in parts):
+                found[layer] = new
+    _substitute(module, found)
+    return found
+
+
+def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Candidate], list[LayerReport]]:
+    """Layers that take part, and lines on those that cannot."""
+    inside = {part for m in module.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
+    names = {layer: name for name, layer in module.named_modules()}
+    holders: dict[int, set[nn.Module]] = defaultdict(set)
+    for layer in names:
+        for parameter in layer.parameters(recurse=False):
+            holders[id(parameter)].add(layer)
+    found: dict[int, list[_Candidate]] = defaultdict(list)
+    kept = []
+    for layer, name in names.items():
+        if isinstance(layer, nn.MultiheadAttention):
+            kept.append(_kept_line(name, layer, MultiheadAttention.why_not(layer) or "not chosen"))
+            continue
+        if not (isinstance(layer, _FAMILY) or is_transposed(layer)) or layer in inside:
+            continue
+        if filter_fn is not None and not filter_fn(name, layer):
+            continue
+        reason = why_not_plain(layer)
+        if type(layer) not in _TWINS and not is_transposed(layer) and not getattr(layer, "parametrizations", None):
+            reason = "a class of its own"
+        if reason:
+            kept.append(_kept_line(name, layer, reason))
+            continue
+        weight, mask = effective_weight(layer)
+        array = (weight if mask is None else mask).reshape(len(weight), -1) != 0
+        found[id(_parameter(layer))].append(_Candidate(name, layer, weight, array.numpy()))
+    candidates = []
+    for key, group in found.items():
+        own = {part for c in group for part in (c.layer, *c.layer.modules())}  # of parametrizations, too
+        others = sorted(names[holder] for holder in holders[key] - own)
+        if others or len({(type(c.layer), c.weight.shape) for c in group}) > 1:
+            others = others or [c.name for c in group]
+            kept += [_kept_line(c.name, c.layer, f"shares its weight with {', '.join(others)}") for c in group]
+            continue
+        for candidate in group:
+            candidate.group = group
+        candidates += group
+    return candidates, kept
+
+
+def _parameter(layer: nn.Module) -> Any:
+    """The parameter behind a layer's weight."""
+    known = getattr(layer, "parametrizations", None)
+    if known is not None and "weight" in known:
+        return known["weight"].original
+    return getattr(layer, "weight_orig", None) if hasattr(layer, "weight_mask") else layer.weight
+
+
+def _kept_line(name: str, layer: nn.Module, reason: str) -> LayerReport:
+    weight = getattr(layer, "in_proj_weight", None) if isinstance(layer, nn.MultiheadAttention) else layer.weight
+    if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter):
+        weight = torch.empty(0)
+    zeros = 1 - float(torch.count_nonzero(weight)) / max(1, weight.numel()) if weight.device.type == "cpu" else 0.0
+    return LayerReport(name, type(layer).__name__, tuple(weight.shape), zeros, False, note=reason)
+
+
+def _names(module: nn.Module) -> Iterable[str]:
+    return (name for name, _ in module.named_modules(remove_duplicate=False))
+
+
+# ------------------------------------------------------------------------------------------------- choosing weights
+
+
+def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_inputs: Any, norms: bool) -> None:
+    """Run the module and note the sizes of what the layers get, and its squares for `norms`."""
+
+    def note(candidate: _Candidate) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if not inputs:
+                return
+            x = inputs[0].detach()
+            if candidate.input_shape is None or x.numel() > math.prod(candidate.input_shape):
+                candidate.input_shape = tuple(x.shape)
+            if not norms:
+                return
+            axis = _features_axis(layer)
+            squares = x.double().square().sum([a for a in range(x.ndim) if a != axis % x.ndim]).numpy()
+            candidate.squares = squares if candidate.squares is None else candidate.squares + squares
+
+        return hook
+
+    handles = [c.layer.register_forward_pre_hook(note(c)) for c in candidates]
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            for batch in example_inputs if isinstance(example_inputs, list) else [example_inputs]:
+                _call(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, mode in training.items():
+            m.training = mode
+
+
+def _call(module: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict) or hasattr(inputs, "keys"):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def _features_axis(layer: nn.Module) -> int:
+    """Axis of the features, or of the channels."""
+    return -len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else -1
+
+
+def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: str) -> None:
+    """Masks at the sparsity wanted; of layers that share a weight the first decides."""
+    firsts = [c for c in candidates if c.group[0] is c]
+    for candidate in firsts:
+        if torch.isnan(candidate.weight).any():
+            raise ValueError(f"{candidate.name}: a weight is NaN, expected numbers")
+    norms = [_column_norms(c) if method == "wanda" else None for c in firsts]
+    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ()))) if method == "random" else np.random.default_rng(0)
+    masks = scores.chosen_masks(
+        [c.weight for c in firsts], [c.mask for c in firsts], norms, sparsity, method, scope, rng
+    )
+    for first, mask in zip(firsts, masks):
+        for candidate in first.group:
+            candidate.mask = mask
+
+
+def _column_norms(candidate: _Candidate) -> Array:
+    """Norm of the input that each column of the weight meets, or of every row: (columns,) or (out, columns)."""
+    squares = [c.squares for c in candidate.group if c.squares is not None]
+    if not squares:
+        raise ValueError(f"{candidate.name} gets no input from example_inputs, expected inputs for all layers")
+    norms = np.sqrt(sum(squares)).astype(np.float32)
+    layer: Any = candidate.layer
+    if not hasattr(layer, "kernel_size"):
+        return norms
+    by_group = np.repeat(norms, math.prod(layer.kernel_size)).reshape(layer.groups, -1)
+    return np.repeat(by_group, layer.out_channels // layer.groups, axis=0)
+
+
+# ------------------------------------------------------------------------------------------------- deciding
+
+
+def _decided(
+    candidates: list[_Candidate], as_they_are: bool, threshold: float, measure: bool, training: bool
+) -> set[_Candidate]:
+    """The candidates to replace, each with its twin; layers that share a weight together."""
+    decided: set[_Candidate] = set()
+    for candidate in candidates:
+        group = candidate.group
+        if group[0] is not candidate:
+            continue
+        if as_they_are and candidate.sparsity < threshold:
+            for c in group:
+                c.note = f"below the threshold of {threshold:.0%}"
+            continue
+        for c in group:
+            c.twin = _twin(c)
+            if measure:
+                _measure(c, training)
+        times = [c.seconds for c in group if c.seconds is not None]
+        if times and sum(t[0] for t in times) <= sum(t[1] for t in times):
+            for c in group:
+                c.note, c.twin = "not faster", None
+            continue
+        for c in group[1:]:
+            _share(group[0].twin, c.twin)
+        decided |= set(group)
+    return decided
+
+
+def _twin(candidate: _Candidate) -> SparseLayer:
+    layer = candidate.layer
+    kind = next((twin for dense, twin in _TWINS.items() if isinstance(layer, dense)), SparseLinear)
+    twin: SparseLayer = kind.from_dense(layer, torch.from_numpy(candidate.mask.reshape(candidate.weight.shape)))
+    return twin
+
+
+def _move_hooks(layer: nn.Module, twin: nn.Module) -> None:
+    """Users' hooks go with the layer, and their handles stay good; those that prune it have done their work."""
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if isinstance(hook, BasePruningMethod):
+            del layer._forward_pre_hooks[key]
+    for name, hooks in vars(layer).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and "state_dict" not in name:
+            setattr(twin, name, hooks)
+
+
+def _share(first: Any, other: Any) -> None:
+    """Have two layers of equal weight share it, as the dense ones did."""
+    other.values, other.indptr, other.indices = first.values, first.indptr, first.indices
+
+
+def _measure(candidate: _Candidate, training: bool) -> None:
+    """Time the dense and the sparse layer at the sizes seen."""
+    layer, twin, shape = candidate.layer, candidate.twin, candidate.input_shape
+    if shape is None and not hasattr(layer, "kernel_size"):
+        shape = (1, candidate.mask.shape[1])
+    if shape is None or twin is None:
+        candidate.note = "not measured: no example_inputs"
+        return
+    x = torch.randn(shape).to(candidate.weight.dtype).requires_grad_(training)
+    dense: nn.Module = twin.to_dense()  # as the layer is, without masks and hooks
+    with torch.set_grad_enabled(training):
+        calls = {"dense": _step(dense, x, training), "sparse": _step(twin, x, training)}
+        times = interleaved(calls, rounds=(3, 9), seconds=0.1, block=0.001)
+    twin.zero_grad()
+    candidate.seconds = min(times["dense"]), min(times["sparse"])  # what others do on the machine only adds to it
+
+
+def _step(layer: nn.Module, x: Tensor, training: bool) -> Callable[[], object]:
+    if not training:
+        return lambda: layer(x)
+    grad = torch.ones_like(layer(x))
+    return lambda: layer(x).backward(grad)
+
+
+# ------------------------------------------------------------------------------------------------- changing the module
+
+
+def _substitute(module: nn.Module, new: dict[Any, Any]) -> None:
+    """Put layers in the places of others, wherever these stand."""
+    if not new:
+        return
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in new:
+                parent._modules[name] = new[child]
+
+
+def _write_zeros(candidate: _Candidate) -> None:
+    """Prune a layer that stays dense."""
+    parameter = _parameter(candidate.layer)
+    mask = torch.from_numpy(candidate.mask.reshape(candidate.weight.shape))
+    parameter.mul_(mask.T if is_transposed(candidate.layer) else mask)
+
+
+def _guard_encoders(module: nn.Module) -> None:
+    """Have torch's encoders call their layers, instead of reading the dense weights of these."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            apart = any(isinstance(m, (SparseLayer, MultiheadAttention)) for m in layer.modules())
+            switch = "activation_relu_or_gelu" if isinstance(layer, nn.TransformerEncoderLayer) else "use_nested_tensor"
+            usual = layer.__dict__.setdefault(f"_usual_{switch}", getattr(layer, switch, 0))
+            setattr(layer, switch, type(usual)(0) if apart else usual)
+
+
+def _line(candidate: _Candidate, replaced: bool) -> LayerReport:
+    dense, sparse = candidate.seconds or (None, None)
+    return LayerReport(
+        candidate.name, type(candidate.layer).__name__, tuple(candidate.weight.shape), candidate.sparsity, replaced,
+        dense, sparse, candidate.note,
+    )  # fmt: skip
+
+
+def densify(module: nn.Module) -> nn.Module:
+    """Put dense layers, with zeros, in the places of all sparse ones; the way back from `sparsify`.
+
+    Weights that layers share stay shared. Hugging Face's Conv1D comes back as nn.Linear.
+
+    Returns
+    -------
+    torch.nn.Module
+        `module` itself, or the dense layer where it is itself a sparse one.
+    """
+    if isinstance(module, SparseLayer):
+        return module.to_dense()
+    shared: dict[int, Any] = {}
+    new: dict[nn.Module, nn.Module] = {}
+    for layer in module.modules():
+        if isinstance(layer, SparseLayer):
+            dense: Any = layer.to_dense()
+            dense.weight = shared.setdefault(id(layer.values), dense.weight)
+            new[layer] = dense
+    _substitute(module, new)
+    apart = {m: m.to_dense() for m in module.modules() if isinstance(m, MultiheadAttention)}
+    if module in apart:
+        return apart[module]
+    _substitute(module, apart)
+    _guard_encoders(module)
+    return module

@@ -1,0 +1,122 @@
+"""Layers on rows in engines: layer norm, softmax, and embeddings, whose input is integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse import nn
+from tests.engine.networks import exact
+
+ROWS, LENGTH, DIMENSIONS = 11, 5, 6
+
+
+def model(dtype: str = "float32") -> nn.Sequential:
+    table = nn.Embedding(ROWS, DIMENSIONS, dtype=dtype, rng=0)
+    features = LENGTH * DIMENSIONS
+    return nn.Sequential(
+        nn.Sequential(table, nn.Dropout(0.5, rng=0)),
+        nn.LayerNorm(DIMENSIONS, dtype=dtype),
+        nn.Flatten(),
+        nn.SparseLinear(features, 20, sparsity=0.5, activation="relu", dtype=dtype, rng=0),
+        nn.LayerNorm(20, dtype=dtype),
+        nn.Linear(20, 3, dtype=dtype, rng=0),
+        nn.Softmax(),
+    ).eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 4, 40])
+def test_integers_go_in(dtype: str, batch: int, rng: Any, tmp_path: Any) -> None:
+    network = model(dtype)
+    engine = fs.compile(network, (batch, LENGTH))
+    engine.save(tmp_path / "engine.safetensors")
+    again = fs.load_engine(tmp_path / "engine.safetensors")
+    assert (engine.input_shape, engine.output_shape) == ((batch, LENGTH), (batch, 3)) == (again.input_shape, (batch, 3))
+    for kind in ("int64", "uint8", ">i4"):
+        x = rng.integers(0, ROWS, (batch, LENGTH)).astype(kind)
+        want, bound = exact(network, x, np.dtype(dtype))
+        y = engine(x)
+        assert y.dtype == dtype
+        assert (abs(y - want) <= bound).all()
+        assert (abs(network(x) - want) <= bound).all()
+        np.testing.assert_array_equal(again(x), y)
+
+
+def test_one_integer_a_sample(rng: Any) -> None:
+    network = nn.Sequential(nn.Embedding(7, 9, rng=0), nn.SparseLinear(9, 4, sparsity=0.3, rng=0))
+    x = rng.integers(0, 7, 6)
+    np.testing.assert_allclose(fs.compile(network, (6,))(x), network(x), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"input_shape is \(\), expected at least \(batch,\)"):
+        fs.compile(network, ())
+
+
+def test_an_embedding_alone_gives_its_rows(rng: Any) -> None:
+    network = nn.Sequential(nn.Embedding(7, 9, rng=0))
+    x = rng.integers(0, 7, (6, 4))
+    np.testing.assert_array_equal(fs.compile(network, (6, 4))(x), network(x))
+
+
+def test_the_engine_keeps_a_table_of_its_own(rng: Any) -> None:
+    network = model()
+    engine = fs.compile(network, (4, LENGTH))
+    x = rng.integers(0, ROWS, (4, LENGTH))
+    before = engine(x)
+    next(iter(network.named_parameters()))[1].value = np.zeros((ROWS, DIMENSIONS), "f4")
+    np.testing.assert_array_equal(engine(x), before)
+
+
+def test_bad_integers_are_refused() -> None:
+    engine = fs.compile(model(), (4, LENGTH))
+    with pytest.raises(TypeError, match=r"^x has dtype float32, expected integers$"):
+        engine(np.zeros((4, LENGTH), "f4"))
+    for value in (-1, ROWS):
+        with pytest.raises(ValueError, match=rf"^x goes from .*, expected 0 to {ROWS - 1}$"):
+            engine(np.full((4, LENGTH), value))
+    with pytest.raises(ValueError, match=rf"^x has shape \(4, 3\), expected \(N, {LENGTH}\) as compiled$"):
+        engine(np.zeros((4, 3), int))
+
+
+def test_the_report_has_every_layer() -> None:
+    report = fs.compile(model(), (4, LENGTH)).report()
+    found = [(row.operator, row.kernel) for row in report.rows if row.operator]
+    assert [operator for operator, _ in found] == [
+        "Embedding", "LayerNorm", "SparseLinear", "LayerNorm", "Linear", "Softmax",
+    ]  # fmt: skip
+    assert found[0][1] == "rows of a table"
+    assert found[-1][1] == "row by row"
+    assert fs.compile(model(), (4, LENGTH)).benchmark(0.01).calls >= 3
+
+
+def test_what_cannot_be_compiled_is_named() -> None:
+    late = nn.Sequential(nn.ReLU(), nn.Embedding(3, 2, rng=0))
+    with pytest.raises(fs.UnsupportedOperatorError, match=r"layer 1 is an Embedding, .* as the first layer"):
+        fs.compile(late, (1, 4))
+    inside = nn.Sequential(nn.Residual(nn.Embedding(3, 2, rng=0)))
+    with pytest.raises(fs.UnsupportedOperatorError, match=r"layer 0\.body is an Embedding"):
+        fs.compile(inside, (1, 4))
+    with pytest.raises(fs.UnsupportedOperatorError, match="a Softmax is along axis 1 of 4, expected the last one"):
+        fs.compile(nn.Sequential(nn.Softmax(1)), (1, 3, 4, 5))
+    with pytest.raises(ValueError, match=r"layer 0 \(LayerNorm\) an x of \(N, 3, 4\), expected \(N, ..., 5\)"):
+        fs.compile(nn.Sequential(nn.LayerNorm(5)), (1, 3, 4))
+
+
+@pytest.mark.parametrize("field", ["embedding", "scale", "eps"])
+def test_damaged_descriptions_are_refused(field: str) -> None:
+    from fastsparse.engine import serial
+
+    arrays: dict[str, Any] = {}
+    plain = serial.to_plain(fs.compile(model(), (4, LENGTH))._program, arrays)
+    if field == "embedding":
+        arrays[plain["embedding"]] = np.ones((3, 7), "f4")
+    else:
+        norm = next(node["operator"] for node in plain["nodes"] if node["operator"]["type"] == "LayerNorm")
+        if field == "eps":
+            norm["eps"] = -1.0
+        else:
+            arrays[norm["scale"]] = arrays[norm["shift"]] = np.ones(4, "f4")
+    with pytest.raises(ValueError, match=r"embedding|gives shape|eps"):
+        serial.from_plain(plain, arrays)

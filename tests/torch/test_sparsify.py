@@ -1,0 +1,442 @@
+"""sparsify and densify: which layers of which modules become sparse, and that what they compute stays."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+import fastsparse.torch as fst
+from fastsparse.torch import pruning
+from fastsparse.torch.layers import SparseLayer
+
+
+def masked(module: nn.Module, sparsity: float = 0.9) -> nn.Module:
+    """The module with zeros in all its weights."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter[torch.rand(parameter.shape) < sparsity] = 0
+    return module
+
+
+def kinds(module: nn.Module) -> dict[str, str]:
+    return {name: type(layer).__name__ for name, layer in module.named_modules() if not list(layer.children())}
+
+
+def assert_close(y: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    y, expected = y.detach(), expected.detach()
+    assert float((y - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Have all dense layers measured as so many times slower than sparse ones."""
+
+    def times(factor: float) -> None:
+        def measured(calls, **_):
+            for call in calls.values():
+                call()
+            return {"dense": [factor], "sparse": [1.0]}
+
+        monkeypatch.setattr(pruning, "interleaved", measured)
+
+    return times
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2, stride=2, padding_mode="reflect", padding=1),
+        nn.Flatten(2), nn.Conv1d(8, 6, 3), nn.Flatten(), nn.Linear(84, 20), nn.Linear(20, 5, bias=False),
+    )  # fmt: skip
+
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_pruned_layers_become_sparse_and_back():
+    module = masked(network()).eval()
+    expected = module(X)
+    dense = copy.deepcopy(module)
+    report = fst.sparsify(module, example_inputs=X, measure=False, threshold=0.5)
+    assert set(kinds(module).values()) >= {"SparseConv1d", "SparseConv2d", "SparseLinear"}
+    assert len(report.replaced) == len(report.layers) == 5
+    assert_close(module(X), expected)
+    assert not any(layer.training for layer in module.modules())
+    assert fst.densify(module) is module
+    assert kinds(module) == kinds(dense)
+    for name, parameter in dense.named_parameters():
+        assert torch.equal(module.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_decides(timed, training):
+    timed(0.9)
+    module = masked(network()).train(training)
+    report = fst.sparsify(module, threshold=0.5, example_inputs=X)
+    assert not report.replaced
+    assert {layer.note for layer in report.layers} == {"not faster"}
+    timed(1.1)
+    report = fst.sparsify(module, threshold=0.5, example_inputs=X)
+    assert len(report.replaced) == 5
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert [r.dense_seconds / r.sparse_seconds for r in report.layers] == pytest.approx([1.1] * 5)
+    assert "1.10x" in str(report)
+    assert str(report).endswith("5 of 5 layers are sparse now")
+
+
+def test_layers_below_the_threshold_stay():
+    module = nn.Sequential(masked(nn.Linear(50, 50), 0.9), masked(nn.Linear(50, 50), 0.5)).eval()
+    report = fst.sparsify(module, measure=False)
+    assert kinds(module) == {"0": "SparseLinear", "1": "Linear"}
+    assert report.layers[1].note == "below the threshold of 80%"
+    assert report.layers[1].sparsity == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_inputs_linear_layers_are_measured_on_a_sample(timed):
+    timed(2.0)
+    module = masked(network()).eval()
+    report = fst.sparsify(module, threshold=0.5)
+    notes = {layer.kind: layer.note for layer in report.layers}
+    assert notes == {
+        "Conv2d": "not measured: no example_inputs",
+        "Conv1d": "not measured: no example_inputs",
+        "Linear": "",
+    }
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+def test_pruning_to_a_sparsity(method, scope):
+    if (method, scope) == ("wanda", "global"):
+        with pytest.raises(ValueError, match="scope is 'global'"):
+            fst.sparsify(network(), 0.8, method=method, scope=scope, example_inputs=X)
+        return
+    module = network()
+    sizes = {name: m.weight.numel() for name, m in module.named_modules() if hasattr(m, "weight")}
+    report = fst.sparsify(module, 0.8, method=method, scope=scope, example_inputs=X, measure=False)
+    found = {r.name: r.sparsity for r in report.layers}
+    if scope == "layer":
+        assert all(s == pytest.approx(0.8, abs=0.05) for s in found.values())
+    else:
+        assert max(found.values()) - min(found.values()) > 0.02 or method == "random"
+        assert sum(s * sizes[n] for n, s in found.items()) / sum(sizes.values()) == pytest.approx(0.8, abs=0.02)
+    assert module(X).shape == (4, 5)
+
+
+def test_magnitude_keeps_the_largest_and_wanda_minds_the_input():
+    linear = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [-5.0, 4.0, 3.0, 2.0]]))
+    x = torch.tensor([[100.0, 100.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    module = nn.Sequential(copy.deepcopy(linear))
+    fst.sparsify(module, 0.5, measure=False)
+    assert module[0].to_dense().weight.tolist() == [[0, 0, 3, 4], [-5, 4, 0, 0]]
+    module = nn.Sequential(copy.deepcopy(linear))
+    fst.sparsify(module, 0.5, method="wanda", example_inputs=x, measure=False)
+    assert module[0].to_dense().weight.tolist() == [[1, 2, 0, 0], [-5, 4, 0, 0]]
+
+
+def test_wanda_on_convolutions_sees_channels_of_the_group():
+    conv = nn.Conv2d(4, 2, 2, groups=2, bias=False)
+    nn.init.ones_(conv.weight)
+    x = torch.ones(2, 4, 3, 3) * torch.tensor([1.0, 9.0, 9.0, 1.0]).reshape(1, 4, 1, 1)
+    module = nn.Sequential(conv)
+    fst.sparsify(module, 0.5, method="wanda", example_inputs=x, measure=False)
+    kept = module[0].to_dense().weight.detach()
+    assert kept[0, 1].all()
+    assert kept[1, 0].all()
+    assert kept.count_nonzero() == 8
+
+
+def test_slow_layers_stay_dense_with_zeros(timed):
+    timed(0.5)
+    module = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5)).eval()
+    report = fst.sparsify(module, 0.9)
+    assert kinds(module)["0"] == "Linear"
+    assert int(module[0].weight.count_nonzero()) == 40
+    assert report.layers[0].sparsity == pytest.approx(0.9)
+
+
+def test_a_filter_chooses():
+    module = network()
+    fst.sparsify(module, 0.9, filter_fn=lambda name, layer: name == "6", measure=False)
+    assert [n for n, k in kinds(module).items() if k.startswith("Sparse")] == ["6"]
+
+
+# ------------------------------------------------------------------------------------------------- ways of pruning
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_masks_of_torch_prune(removed):
+    module = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 8)).eval()
+    for layer in (module[0], module[2]):
+        prune.l1_unstructured(layer, "weight", 0.9)
+        if removed:
+            prune.remove(layer, "weight")
+    x = torch.randn(5, 40)
+    expected = module(x)
+    report = fst.sparsify(module, measure=False)
+    assert len(report.replaced) == 2
+    assert_close(module(x), expected)
+    assert module[0].pattern.nnz == 120
+    assert not module[0]._forward_pre_hooks
+
+
+def test_a_mask_keeps_weights_that_happen_to_be_zero():
+    layer = nn.Linear(10, 10)
+    mask = torch.zeros(10, 10)
+    mask[0] = 1
+    prune.custom_from_mask(layer, "weight", mask)
+    with torch.no_grad():
+        layer.weight_orig[0, :5] = 0
+    module = nn.Sequential(layer)
+    fst.sparsify(module, measure=False)
+    assert module[0].pattern.nnz == 10
+
+
+def test_pruning_further_what_is_being_pruned(timed):
+    timed(0.5)
+    layer = nn.Linear(10, 10)
+    prune.random_unstructured(layer, "weight", 0.5)
+    module = nn.Sequential(layer).eval()
+    before = layer.weight.detach().clone()
+    fst.sparsify(module, 0.8)
+    y = module(torch.eye(10)) - layer.bias
+    assert int((y != 0).sum()) == 20
+    assert torch.allclose(y.T[y.T != 0], before[y.T != 0], atol=1e-6)
+
+
+class Mask(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+def test_parametrizations_with_a_mask_and_others():
+    module = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)).eval()
+    mask = (torch.rand(20, 20) > 0.9).float()
+    parametrize.register_parametrization(module[0], "weight", Mask(mask))
+    nn.utils.parametrizations.weight_norm(module[1])
+    x = torch.randn(3, 20)
+    expected = module(x)
+    report = fst.sparsify(module, measure=False, threshold=0.5)
+    assert type(module[0]) is fst.SparseLinear
+    assert module[0].pattern.nnz == int(mask.sum())
+    assert "parametrization (_WeightNorm)" in report.layers[1].note
+    assert_close(module(x), expected)
+
+
+def test_frozen_weights_stay_frozen():
+    module = nn.Sequential(nn.Linear(20, 20))
+    module[0].weight.requires_grad_(False)
+    fst.sparsify(module, 0.8, measure=False)
+    assert not module[0].values.requires_grad
+    assert module[0].bias.requires_grad
+    module(torch.randn(2, 20)).sum().backward()
+    assert module[0].values.grad is None
+    fst.densify(module)
+    assert not module[0].weight.requires_grad
+
+
+def test_hooks_go_with_the_layer():
+    module, seen = nn.Sequential(nn.Linear(20, 20)), []
+    handle = module[0].register_forward_hook(lambda layer, x, y: seen.append(type(layer).__name__))
+    fst.sparsify(module, 0.8, measure=False)
+    module(torch.randn(2, 20))
+    assert seen == ["SparseLinear"]
+    handle.remove()
+    module(torch.randn(2, 20))
+    assert len(seen) == 1
+
+
+# ------------------------------------------------------------------------------------------------- shared weights
+
+
+def test_layers_that_share_a_weight_are_replaced_together():
+    module = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)).eval()
+    module[2].weight = module[0].weight
+    masked(module)
+    x = torch.randn(3, 20)
+    expected = module(x)
+    report = fst.sparsify(module, measure=False, threshold=0.5)
+    assert len(report.replaced) == 2
+    assert module[0].values is module[2].values
+    assert module[0].indices is module[2].indices
+    assert module[0].bias is not module[2].bias
+    assert_close(module(x), expected)
+    fst.densify(module)
+    assert module[0].weight is module[2].weight
+    assert_close(module(x), expected)
+
+
+def test_a_weight_that_an_embedding_shares_stays():
+    module = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "head": nn.Linear(8, 20, bias=False)})
+    module["head"].weight = module["embedding"].weight
+    report = fst.sparsify(module, 0.9, measure=False)
+    assert kinds(module) == {"embedding": "Embedding", "head": "Linear"}
+    assert report.layers[0].note == "shares its weight with embedding"
+    assert module["embedding"].weight.count_nonzero() == 160
+
+
+def test_a_layer_at_several_places_stays_one():
+    layer = nn.Linear(20, 20)
+    module = nn.Sequential(layer, nn.Sequential(layer, nn.ReLU()))
+    fst.sparsify(module, 0.9, measure=False)
+    assert type(module[0]) is fst.SparseLinear
+    assert module[0] is module[1][0]
+
+
+# ------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_as_torch_computes_it(batch_first):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 4, batch_first=batch_first).eval()
+    nn.init.normal_(attention.in_proj_bias)
+    ours = fst.MultiheadAttention.from_dense(attention)
+    x, memory = torch.randn(3, 5, 16), torch.randn(3, 7, 16)
+    if not batch_first:
+        x, memory = x.transpose(0, 1), memory.transpose(0, 1)
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[:, 5:] = True
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    calls = [
+        ((x, x, x), {}),
+        ((x, memory, memory), {"key_padding_mask": padding}),
+        ((x, memory, memory), {"key_padding_mask": padding, "need_weights": False}),
+        ((x, x, x), {"attn_mask": causal, "average_attn_weights": False}),
+        ((x, x, x), {"attn_mask": causal.float() * -5, "need_weights": False}),
+        ((x, x, x), {"attn_mask": causal, "is_causal": True, "need_weights": False}),
+        ((x, x, x), {"attn_mask": torch.randn(12, 5, 5)}),
+        ((x[0], memory[0], memory[0]), {}),
+    ]
+    for arguments, keywords in calls:
+        (y, weights), (expected, expected_weights) = ours(*arguments, **keywords), attention(*arguments, **keywords)
+        assert_close(y, expected)
+        assert (weights is None) == (expected_weights is None)
+        if weights is not None:
+            assert_close(weights, expected_weights)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("only", ["", "self_attn", "linear1"])
+def test_encoders_of_torch(mode, only):
+    """In evaluation mode they read their layers' dense weights, unless told otherwise."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    module = masked(nn.TransformerEncoder(layer, 2, enable_nested_tensor=True))
+    getattr(module, mode)()
+    x, padding = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+    padding[:, 3:] = True
+    with torch.no_grad():
+        expected = module(x, src_key_padding_mask=padding)[:, :3]
+        report = fst.sparsify(
+            module, measure=False, threshold=0.5, example_inputs=x, filter_fn=lambda name, layer: only in name
+        )
+        assert report.replaced
+        assert any(isinstance(m, SparseLayer) for m in module.modules())
+        assert_close(module(x, src_key_padding_mask=padding)[:, :3], expected)
+        fst.densify(module)
+        assert type(module.layers[0].self_attn) is nn.MultiheadAttention
+        assert_close(module(x, src_key_padding_mask=padding)[:, :3], expected)
+
+
+def test_attention_that_stays_dense_is_torchs_own(timed):
+    timed(0.5)
+    attention = nn.MultiheadAttention(16, 4)
+    module = nn.ModuleDict({"a": attention})
+    fst.sparsify(module, 0.9)
+    assert module["a"] is attention
+    assert int(attention.in_proj_weight.count_nonzero()) == pytest.approx(77, abs=1)
+
+
+def test_attention_of_other_kinds_is_left_alone():
+    module = nn.ModuleDict(
+        {"other": nn.MultiheadAttention(16, 4, kdim=8), "more": nn.MultiheadAttention(16, 4, add_bias_kv=True)}
+    )
+    report = fst.sparsify(module, 0.9, measure=False)
+    assert {r.name: r.note for r in report.layers} == {
+        "other": "keys or values have a size of their own", "more": "it adds keys",
+    }  # fmt: skip
+
+
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer of GPT-2, which keeps its weight transposed."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.weight, self.bias = nf, nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_the_linear_layer_of_gpt2(timed, factor):
+    timed(factor)
+    module = nn.Sequential(Conv1D(12, 20)).eval()
+    x = torch.randn(3, 20)
+    weight = module[0].weight.detach().clone()
+    fst.sparsify(module, 0.75, example_inputs=x)
+    y = module(x) - module[0].bias
+    threshold = weight.abs().flatten().topk(60).values[-1]
+    assert_close(y, x @ (weight * (weight.abs() >= threshold)))
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(("keywords", "kind", "text"), [
+    ({"sparsity": 1.0}, ValueError, "sparsity is 1.0"),
+    ({"sparsity": "0.9"}, TypeError, "sparsity is '0.9'"),
+    ({"threshold": 2}, ValueError, "threshold is 2, expected a number from 0 to 1"),
+    ({"sparsity": 0.9, "method": "best"}, ValueError, "method is 'best', expected one of 'magnitude'"),
+    ({"sparsity": 0.9, "scope": "all"}, ValueError, "scope is 'all', expected one of 'layer', 'global', 'erk'"),
+    ({"sparsity": 0.9, "method": "wanda"}, ValueError, "example_inputs is None, expected inputs"),
+    ({"filter_fn": 3}, TypeError, "filter_fn is int"),
+    ({"sparsity": 0.9, "example_inputs": torch.zeros(2, 7)}, RuntimeError, "shapes cannot be multiplied"),
+])  # fmt: skip
+def test_bad_arguments_change_nothing(keywords, kind, text):
+    module = nn.Sequential(nn.Linear(20, 20), nn.ModuleDict({"a": nn.MultiheadAttention(16, 4)}))
+    before, state = kinds(module), copy.deepcopy(module.state_dict())
+    with pytest.raises(kind, match=text):
+        fst.sparsify(module, **keywords)
+    assert kinds(module) == before
+    assert all(torch.equal(a, state[name]) for name, a in module.state_dict().items())
+
+
+def test_nan_and_devices_are_refused():
+    module = nn.Sequential(nn.Linear(20, 20))
+    with torch.no_grad():
+        module[0].weight[3, 4] = np.nan
+    with pytest.raises(ValueError, match="0: a weight is NaN"):
+        fst.sparsify(module, 0.9)
+    with pytest.raises(ValueError, match=r"0.weight is on meta, expected the CPU"):
+        fst.sparsify(nn.Sequential(nn.Linear(3, 3, device="meta")))
+    with pytest.raises(ValueError, match="module is itself a Linear, expected a module around it"):
+        fst.sparsify(nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="module is int"):
+        fst.sparsify(3)
+
+
+def test_subclasses_are_left_alone():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    module = nn.Sequential(Own(20, 20), nn.Linear(20, 20))
+    report = fst.sparsify(module, 0.9, measure=False)
+    assert kinds(module) == {"0": "Own", "1": "SparseLinear"}
+    assert report.layers[0].note == "a class of its own"
