@@ -270,7 +270,9 @@ class Engine:
         """The first layer, and what comes behind it."""
         program = self._program
         node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
-        alone = node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        alone = (
+            program.embedding is None and node is not None and node.inputs == (source,) and program.uses()[source] == 1
+        )
         if node is None or not alone or not isinstance(node.operator, Linear) or len(self.input_shape) != 2:
             kind = "no layer" if node is None else node.name
             raise TypeError(

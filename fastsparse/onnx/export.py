@@ -13,7 +13,18 @@ import numpy as np
 from fastsparse import nn
 from fastsparse.csr import CSR
 from fastsparse.engine.engine import Engine
-from fastsparse.engine.program import Activate, Add, Conv, Linear, Pool, Reshape, Scale, UnsupportedOperatorError
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Conv,
+    LayerNorm,
+    Linear,
+    Pool,
+    Reshape,
+    Scale,
+    Softmax,
+    UnsupportedOperatorError,
+)
 from fastsparse.onnx.dtypes import FLOATS
 from fastsparse.onnx.engine import GraphEngine
 from fastsparse.onnx.model import Array
@@ -65,16 +76,16 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     True
     """
     import_onnx()
-    if isinstance(model, GraphEngine):
-        proto = _of_graph(model, sparse)
-    elif isinstance(model, Engine):
-        proto = _of_program(model, sparse)
-    elif isinstance(model, nn.Module):
-        proto = _of_module(model, sparse)
+    given: Any = model
+    if isinstance(given, GraphEngine):
+        proto = _of_graph(given, sparse)
+    elif isinstance(given, Engine):
+        proto = _of_program(given, sparse)
+    elif isinstance(given, nn.Module):
+        proto = _of_module(given, sparse)
     else:
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected a model of fastsparse.nn or an engine of fastsparse.compile"
-        )
+        kind = type(given).__name__
+        raise TypeError(f"model is a {kind}, expected a model of fastsparse.nn or an engine of fastsparse.compile")
     write_model(proto, Path(os.fspath(path)), None)
 
 
@@ -225,6 +236,8 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
     program = engine._program
     graph = _Graph(program.dtype, sparse)
     names = {program.inputs[0]: "x"}
+    if program.embedding is not None:
+        names[program.inputs[0]] = graph.node("Gather", [graph.constant(program.embedding, "embedding"), "x"])
     for node in program.nodes:
         x, shape = names[node.inputs[0]], program.shapes[node.inputs[0]]
         operator, name = node.operator, node.name.partition(" ")[0]
@@ -247,13 +260,19 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
             y = _pool(graph, x, operator, node.name)
         elif isinstance(operator, Add):
             y = graph.activation(operator.activation, graph.node("Add", [names[t] for t in node.inputs]))
+        elif isinstance(operator, LayerNorm):
+            parts = [graph.constant(part, name) for part in (operator.scale, operator.shift)]
+            axis = -operator.scale.ndim
+            y = graph.node("LayerNormalization", [x, *parts], axis=axis, epsilon=float(operator.eps))
+        elif isinstance(operator, Softmax):
+            y = graph.node("Softmax", [x], axis=-1)
         else:
             assert isinstance(operator, Reshape)
             y = _reshaped(graph, x, program.shapes[node.output])
         names[node.output] = y
-    shapes = [program.shapes[t] for t in (program.inputs[0], program.outputs[0])]
-    y = _reshaped(graph, names[program.outputs[0]], shapes[1])
-    return graph.proto(("N", *shapes[0]), y, ("N", *shapes[1]), False)
+    shape = program.shapes[program.outputs[0]]
+    y = _reshaped(graph, names[program.outputs[0]], shape)
+    return graph.proto(("N", *program.user_shape), y, ("N", *shape), program.embedding is not None)
 
 
 def _reshaped(graph: _Graph, x: str, shape: Sequence[int]) -> str:

@@ -117,3 +117,11 @@ def test_what_cannot_be_written(tmp_path):
     assert not path.exists()
     with pytest.raises(OSError, match="nowhere"):
         fs.to_onnx(nn.Linear(2, 2), tmp_path / "nowhere" / "m.onnx")
+
+
+def test_engines_that_begin_with_an_embedding(tmp_path):
+    model = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.Flatten(), nn.SparseLinear(20, 3, sparsity=0.5, rng=1))
+    engine = fs.compile(model, (2, 5), tune=False)
+    fs.to_onnx(engine, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).integers(0, 9, (4, 5))
+    close(by_onnxruntime(tmp_path / "m.onnx", x), engine(x))
