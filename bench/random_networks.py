@@ -475,7 +475,7 @@ class _Writer:
             window = (options["out"], shape[0] // options["groups"], *options["kernel"])
             pads = [side for sides in zip(*options["padding"], strict=True) for side in sides]
             how: dict[str, Any] = {"pads": pads}
-            if pads == same_upper(shape[1:], options):
+            if pads == same_upper(shape[1:], options) and set(options["dilation"]) == {1}:  # as onnxruntime has it
                 how = {"auto_pad": "SAME_UPPER"}
             y = self.add(
                 "Conv", x, self.constant(dense.reshape(window)), *biases, strides=options["stride"],

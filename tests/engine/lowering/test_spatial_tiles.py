@@ -108,7 +108,8 @@ def test_large_images_go_in_spatial_tiles_and_tiny_ones_do_not():
         return choosing.choices(fs.compile(model, (1, *shape), tune=False)._program, 1, 1, False)[0].layout
 
     rng = np.random.default_rng(0)
-    large = nn.Sequential(nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=rng))
-    assert first(large, (64, 56, 56)) == "spatial tiles"
+    convs = [nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=rng) for _ in range(3)]
+    assert first(nn.Sequential(*convs), (64, 56, 56)) == "spatial tiles"
+    assert first(nn.Sequential(convs[0]), (64, 56, 56)) == "padded", "one layer does not pay for going in and out"
     tiny = nn.Sequential(nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=rng))
     assert first(tiny, (64, 2, 2)) == "padded"
