@@ -215,7 +215,8 @@ class Lowering:
         """Of any slope and offset: that of the kernels on a scaled operand."""
         slope, offset = node.get("alpha", 0.2), node.get("beta", 0.5)
         lowered = Lowered(Activate("hardsigmoid"), form, form, x, ("activate", "hardsigmoid", slope, offset))
-        if abs(slope - _SLOPE) < 1e-7 and offset == 0.5:
+        precision = np.finfo(self.kernel_dtype(node.inputs[0])).eps  # files hold slopes as float32
+        if abs(slope - _SLOPE) <= precision * _SLOPE and offset == 0.5:
             return lowered
         ones = np.ones(form.shape[0])
         return replace(lowered, before=Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE)))
