@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from fastsparse.engine.from_model import program_of
 from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
-from fastsparse.ops import activations, norm, optimizers, pooling, softmax, spmv
-from fastsparse.ops.target import target_for
+from fastsparse.ops import activations, gates, norm, optimizers, pooling, softmax, spmv
+from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.registry import FAMILIES
@@ -100,6 +101,31 @@ def _sddmm(c: Case) -> Iterator[Comparison]:
     total = ref.sddmm(W.indptr, W.indices, abs(A), abs(B))
     got = functional.sddmm(W.pattern, A, B).data
     yield Comparison(got, ref.sddmm(W.indptr, W.indices, A, B), ref.bound(SAMPLES, total, c.dtype))
+
+
+def _streamed_spmm(c: Case) -> Iterator[Comparison]:
+    with tuned(stream_margin=math.inf, stream_small_bytes=-1):
+        for columns in (3, 17, 100, 333):
+            X = c.normal(61, columns)
+            yield c.product(functional.spmm(csr(c.W), X), c.W, X)
+
+
+def _streamed_sddmm(c: Case) -> Iterator[Comparison]:
+    W, A, B = c.W, c.grad.T.copy(), c.x
+    total = ref.sddmm(W.indptr, W.indices, abs(A), abs(B))
+    with tuned(stream_margin=math.inf, stream_small_bytes=-1):
+        got = functional.sddmm(W.pattern, A, B).data
+    yield Comparison(got, ref.sddmm(W.indptr, W.indices, A, B), ref.bound(SAMPLES, total, c.dtype))
+
+
+def _gate(c: Case) -> Iterator[Comparison]:
+    target, y, factors = target_for(c.dtype, 1), np.empty_like(c.images), c.normal(1, 3)
+    channel = 9 * 11 * y.itemsize
+    image = gates.Image((9, 11), (11 * y.itemsize, y.itemsize), 0, channel, 3 * channel)
+    strides = factors.strides[0], factors.strides[1]
+    launch = gates.prepare(image, strides, image, 3, 1, target, by_lane=False)
+    launch.run(address(c.images), address(factors), address(y))
+    yield c.near(y, c.images * factors[:, :, None, None])
 
 
 def _conv(c: Case) -> Iterator[Comparison]:
@@ -241,12 +267,13 @@ def _adam(c: Case) -> Iterator[Comparison]:
 
 CHECKS: dict[str, Check] = {
     "spmm": _spmm, "spmv": _spmv, "spmv by register lookup": _lookup, "sddmm": _conv_gradient,
-    "sddmm on contiguous runs": _sddmm, "sparse input": _sparse_input,
+    "sddmm on contiguous runs": _sddmm, "streaming spmm": _streamed_spmm, "streaming sddmm": _streamed_sddmm,
+    "sparse input": _sparse_input,
     "sparse input gradient": _sparse_input_gradient, "pack batch-blocked": _linear, "unpack batch-blocked": _linear,
     "pack padded NCHW": _conv, "gather vectors": _gather, "activation of a tile": _tile_activation,
     "activation": _activation, "activation gradient": _activation_gradient, "pooling": _pooling,
     "pooling gradient": _pooling_gradient, "pooling of batch-blocked arrays": _blocked_pooling,
-    "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
+    "gate": _gate, "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip
 

@@ -39,6 +39,8 @@ ENGINE_INPUT = np.ones((3, 18), np.float32)
 WITH_OUT: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "functional.spmm": (fs.spmm, (W, np.ones((18, 5), np.float32)), {"bias": np.ones(4, np.float32)}),
     "functional.linear": (fs.linear, (np.ones((3, 18), np.float32), W), {"bias": np.ones(4, np.float32)}),
+    "functional.matmul": (functional.matmul, (W, np.ones((18, 5), np.float32)), {}),
+    "functional.product": (functional.product, (W, np.ones((18, 5), np.float32)), {"names": ("A", "X")}),
     "functional.conv1d": (fs.conv1d, (np.ones((3, 2, 12), np.float32), W), {"kernel_size": 9}),
     "functional.conv2d": (fs.conv2d, (X, W), {"kernel_size": 3}),
     "functional.conv3d": (fs.conv3d, (X[:, :, None], W), {"kernel_size": (1, 3, 3)}),

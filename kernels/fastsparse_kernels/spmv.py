@@ -164,7 +164,7 @@ def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Calla
 
 
 @compiled_once
-def spmv_kernel(bits: int, lanes: int, column_bits: int, short_rows: int = 0) -> Any:
+def spmv_kernel(bits: int, lanes: int, column_bits: int, short_rows: int) -> Any:
     """The compiled variant."""
     name = f"spmv_f{bits}_v{lanes}_c{column_bits}" + ("_short" if short_rows else "")
     return compile_kernel(make_spmv(bits, lanes, column_bits, short_rows), name)
