@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from numba import config
+
 from fastsparse.runtime import cpu
 
 ENVIRONMENT = "FASTSPARSE_NUM_THREADS"
@@ -81,8 +83,6 @@ def get_num_threads() -> int:
 
 def usable_threads(threads: int | None = None) -> int:
     """`threads` (default: the current number), limited to those that can run, since every worker has scratch memory."""
-    from numba import config
-
     return min(get_num_threads() if threads is None else threads, int(config.NUMBA_NUM_THREADS))
 
 
