@@ -28,7 +28,8 @@ PathLike = str | os.PathLike[str]
 class Snapshot:
     """Everything that a checkpoint saves of a training run.
 
-    `sparsity` may have state_dict() and load_state_dict() in JSON types, callbacks may have them for arrays.
+    `sparsity` may have state_dict() and load_state_dict() in JSON types, where "last" is the step that it saw last;
+    callbacks may have them for arrays.
     """
 
     model: Module
@@ -100,6 +101,7 @@ def restore(path: PathLike, run: Snapshot) -> None:
             undo.callback(take_back)
         if hasattr(run.sparsity, "load_state_dict"):
             with files.damage(path):
+                _check_last_step(metadata)
                 run.sparsity.load_state_dict(metadata["sparsity"])
         for name, rng in generators.items():
             rng.bit_generator.state = metadata["generators"][name]
@@ -136,6 +138,8 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     steps = optimizer["steps"]
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"steps of the optimizer is {steps!r}, expected an integer of at least 0")
+    if not isinstance(optimizer.get("type"), str):
+        raise ValueError(f"the optimizer's type is {optimizer.get('type')!r}, expected its name")
     if not isinstance(generators, dict) or not all(isinstance(state, dict) for state in generators.values()):
         raise ValueError("generators are no states by name")
     if not isinstance(history, list) or not all(map(_is_record, history)):
@@ -188,6 +192,14 @@ def _difference(written: Any, own: Any, prefix: str = "") -> str:
         if difference:
             return difference
     return f"{where} had {len(others)} layers inside, expected {len(children)}"
+
+
+def _check_last_step(metadata: dict[str, Any]) -> None:
+    """Raise unless the sparsity algorithm, where it counts, saw the optimizer's last step: it prepares for the next."""
+    steps = metadata["optimizer"]["steps"]
+    last = (metadata["sparsity"] or {}).get("last", steps)
+    if last != steps:
+        raise ValueError(f"the sparsity algorithm has seen step {last!r} last, expected {steps} as the optimizer")
 
 
 def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:

@@ -256,6 +256,9 @@ def _mutations(arrays: dict[str, Any], metadata: dict[str, Any]) -> Iterator[tup
     values: list[Any] = [None, -1, 1.5, "x", True, [], {}, [1], {"type": "SET"}, {"type": "SET", "last": 1}]
     for name, item in metadata.items():
         yield f"{name} gone", arrays, {key: value for key, value in metadata.items() if key != name}
+        for key in item if isinstance(item, dict) else ():
+            rest = {other: value for other, value in item.items() if other != key}
+            yield f"{name}.{key} gone", arrays, {**metadata, name: rest}
         for value in values:
             yield f"{name} = {value!r}", arrays, {**metadata, name: value}
             for key in item if isinstance(item, dict) else ():
@@ -296,3 +299,17 @@ def test_restoring_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _everything(failing) == before
     checkpoint.restore(path, run)
     assert _everything(run) == _everything(whole)
+
+
+@pytest.mark.F2
+@pytest.mark.parametrize("more", [-1, 1, 1000])
+def test_steps_of_optimizer_and_sparsity_algorithm_must_agree(more: int, tmp_path: Path) -> None:
+    """RigL prepares for the step that comes next: training would stop at the first one that it did not expect."""
+    path = tmp_path / "run"
+    checkpoint.save(path, _snapshot(0, epochs=2))
+    arrays, metadata = files.read(path, "checkpoint")
+    metadata = {name: item for name, item in metadata.items() if not name.startswith("format")}
+    metadata["sparsity"]["last"] += more
+    files.write(path, "checkpoint", arrays, metadata)
+    with pytest.raises(files.FileFormatError, match="damaged"):
+        checkpoint.restore(path, _snapshot(1, epochs=1))
