@@ -352,7 +352,7 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         class_weight: dict[Any, float] | str | None = None,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(

@@ -45,7 +45,7 @@ class Image:
 def prepare(
     x: Image, gate: tuple[int, int], y: Image, channels: int, images: int, target: Target, *, by_lane: bool
 ) -> Launch:
-    """y = x * gate; operands x, gate, y. What lies around the images is left alone.
+    """y = x * gate; operands x, gate, y. The memory around the images is left alone.
 
     gate : bytes between images, and between channels
     by_lane : a gate is a vector of VL samples' numbers

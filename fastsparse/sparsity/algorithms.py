@@ -151,6 +151,11 @@ class _Evolving:
         """What a checkpoint keeps beside the patterns, in JSON types."""
         return {"type": type(self).__name__, "last": self._last, "rng": self.rng.bit_generator.state}
 
+    def check_steps(self, state: Mapping[str, Any], steps: int) -> None:
+        """Raise ValueError unless `state` has seen the optimizer's last step: layers are prepared for the next one."""
+        if state["last"] != steps:
+            raise ValueError(f"last is {state['last']!r}, expected {steps}, the steps of the optimizer")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)

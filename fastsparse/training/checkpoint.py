@@ -28,8 +28,9 @@ PathLike = str | os.PathLike[str]
 class Snapshot:
     """Everything that a checkpoint saves of a training run.
 
-    `sparsity` may have state_dict() and load_state_dict() in JSON types, where "last" is the step that it saw last;
-    callbacks may have them for arrays.
+    `sparsity` may have state_dict() and load_state_dict() in JSON types, and check_steps(state, steps), which raises
+    ValueError when the state does not belong to so many steps of the optimizer; callbacks may have the first two for
+    arrays.
     """
 
     model: Module
@@ -101,7 +102,8 @@ def restore(path: PathLike, run: Snapshot) -> None:
             undo.callback(take_back)
         if hasattr(run.sparsity, "load_state_dict"):
             with files.damage(path):
-                _check_last_step(metadata)
+                if hasattr(run.sparsity, "check_steps"):
+                    run.sparsity.check_steps(metadata["sparsity"], metadata["optimizer"]["steps"])
                 run.sparsity.load_state_dict(metadata["sparsity"])
         for name, rng in generators.items():
             rng.bit_generator.state = metadata["generators"][name]
@@ -192,14 +194,6 @@ def _difference(written: Any, own: Any, prefix: str = "") -> str:
         if difference:
             return difference
     return f"{where} had {len(others)} layers inside, expected {len(children)}"
-
-
-def _check_last_step(metadata: dict[str, Any]) -> None:
-    """Raise unless the sparsity algorithm, where it counts, saw the optimizer's last step: it prepares for the next."""
-    steps = metadata["optimizer"]["steps"]
-    last = (metadata["sparsity"] or {}).get("last", steps)
-    if last != steps:
-        raise ValueError(f"the sparsity algorithm has seen step {last!r} last, expected {steps} as the optimizer")
 
 
 def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:
