@@ -224,7 +224,3 @@ def _one_line(error: Exception) -> str:
 
 def _say(message: str) -> None:
     print(f"fastsparse: {message}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

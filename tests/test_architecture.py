@@ -39,6 +39,7 @@ LEVELS = {
     "fastsparse.sklearn": 9,
     "fastsparse.kernel_check": 9,
     "fastsparse.cli": 10,
+    "fastsparse.__main__": 11,
 }
 
 # What others than ops and runtime may use of the kernels: compiling, the table and its oracles, building structures.

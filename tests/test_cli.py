@@ -95,7 +95,7 @@ def test_interrupt(monkeypatch, capsys):
 
 
 def test_info_as_a_process():
-    command = [sys.executable, "-m", "fastsparse.cli", "info"]
+    command = [sys.executable, "-m", "fastsparse", "info"]
     paths = f"{_ROOT}:{_ROOT / 'kernels'}"
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths, "HOME": str(_ROOT)})
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = "bench", "docs", "examples", "fastsparse", "kernels", "tests"
-PAGES = sorted([*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))])
+GENERATED = tuple(ROOT / "docs" / name for name in ("_build", "api", "gallery"))
+FOUND = [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
+PAGES = sorted(path for path in FOUND if not path.is_relative_to(GENERATED[0]) and path.parent not in GENERATED)
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
 
