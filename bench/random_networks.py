@@ -54,6 +54,12 @@ def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
             shape[1:], options["kernel"], options["stride"], options["padding"], options["dilation"], strict=True
         )
         return (options["out"], *(windows_out(*axis) for axis in axes))
+    if kind == "transpose":
+        sides = zip(*(options[name] for name in ("kernel", "stride", "padding", "more", "dilation")), strict=True)
+        return (options["out"], *((n - 1) * s + d * (k - 1) + 1 - sum(p) + m
+                                  for n, (k, s, p, m, d) in zip(shape[1:], sides, strict=True)))  # fmt: skip
+    if kind == "upsample":
+        return (shape[0], *(n * s for n, s in zip(shape[1:], options["scale"], strict=True)))
     if kind in ("max", "mean"):
         axes = zip(shape[1:], options["kernel"], options["stride"], options["padding"], strict=True)
         return (shape[0], *(windows_out(*axis, ceil=options.get("ceil", False)) for axis in axes))
@@ -121,12 +127,12 @@ def _size(rng: Rng, axes: int) -> int:
 
 
 def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
-    rows = [] if onnx else ["row"]  # which the library runs in ONNX models
+    rows = [] if onnx else ["row", "concat"]  # which the library runs in ONNX models
     if len(shape) == 1:
         kind = _one(rng, ["linear"] * 4 + ["norm", "activation", "residual"] + rows)
     elif len(shape) == 3:
         kinds = ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"] + rows
-        kind = _one(rng, kinds + ["gate"] * 3 + ["concat"] if onnx else kinds)
+        kind = _one(rng, kinds + (["gate"] * 3 + ["concat"] if onnx else ["transpose", "upsample"] * 2))
     else:
         kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"] + rows)
     if kind == "activation":
@@ -139,6 +145,14 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
         squeezed = int(rng.integers(1, 5))
         gate = _one(rng, ["sigmoid", "hardsigmoid", "relu", None])
         return ["gate", {"squeezed": squeezed, "activation": gate, "first": bool(rng.random() < 0.5)}]
+    if kind == "upsample":
+        mode = _one(rng, ["nearest", "bilinear"])
+        return ["upsample", {"scale": [int(_one(rng, [1, 2, 2, 3])) for _ in shape[1:]], "mode": mode}]
+    if kind == "transpose":
+        return _transpose(rng, shape)
+    if kind == "concat" and len(shape) == 1:
+        others = [_linear(rng, int(rng.integers(1, 9))) for _ in range(int(rng.integers(0, 3)))]
+        return ["concat", {"others": others}]
     if kind == "concat":
         ones = [1] * (len(shape) - 1)
         count, none = int(rng.integers(1, 3)), [[0, 0] for _ in ones]
@@ -199,6 +213,21 @@ def _conv(rng: Rng, shape: tuple[int, ...]) -> Layer:
     groups = 1 if rng.random() < 0.65 else int(_one(rng, [*divisors, channels]))
     out = groups * int(rng.integers(1, 4 if groups > 1 else 13))
     return _convolution(rng, out, kernel, stride, padding, dilation, groups)
+
+
+def _transpose(rng: Rng, shape: tuple[int, ...]) -> Layer:
+    kernel, stride, padding, more, dilation = [], [], [], [], []
+    for n in shape[1:]:
+        k, s, d = int(rng.integers(1, 5)), int(_one(rng, [1, 1, 2, 2, 3])), int(_one(rng, [1, 1, 1, 2]))
+        m, p = int(rng.integers(0, s)), _padding(rng, 3)
+        while (n - 1) * s + d * (k - 1) + 1 - sum(p) + m < 1:
+            p = [max(0, side - 1) for side in p]
+        kernel.append(k), stride.append(s), padding.append(p), more.append(m), dilation.append(d)
+    groups = int(_one(rng, [1, 1, *(g for g in range(1, shape[0] + 1) if shape[0] % g == 0)]))
+    return ["transpose", {
+        "out": groups * int(rng.integers(1, 5)), "kernel": kernel, "stride": stride, "padding": padding, "more": more,
+        "dilation": dilation, "groups": groups, **_weights(rng),
+    }]  # fmt: skip
 
 
 def _convolution(
@@ -320,7 +349,12 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
         layer_norm.weight.value = rng.uniform(-1.5, 1.5, sizes).astype(dtype)
         layer_norm.bias.value = rng.standard_normal(sizes).astype(dtype)
         return layer_norm
-    if kind in ("gate", "concat"):
+    if kind == "upsample":
+        return nn.Upsample(tuple(options["scale"]), options["mode"])
+    if kind == "concat":
+        others = [_module(inner, shape, dtype, (*place, i)) for i, inner in enumerate(options["others"])]
+        return nn.Concat(None, *others)
+    if kind == "gate":
         raise ValueError(f"layer {layer} is of ONNX alone")
     if kind == "adaptive":
         return nn.AdaptiveAvgPool2d(tuple(options["output"]))
@@ -342,6 +376,11 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
     made: Any
     if kind == "linear":
         kinds, arguments = (nn.Linear, nn.SparseLinear), (shape[0], options["out"])
+    elif kind == "transpose":
+        sides = (tuple(options[name]) for name in ("kernel", "stride", "padding", "more"))
+        kinds = (nn.SparseConvTranspose2d, nn.SparseConvTranspose2d)
+        arguments = (shape[0], options["out"], *sides, options["groups"])
+        common["dilation"] = tuple(options["dilation"])
     else:
         axes = len(shape) - 1
         kinds = nn.Conv2d, CONVS[axes]
@@ -349,7 +388,7 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
             shape[0], options["out"], tuple(options["kernel"]), tuple(options["stride"]),
             tuple(map(tuple, options["padding"])), tuple(options["dilation"]), options["groups"],
         )  # fmt: skip
-    if options["dense"] and (kind == "linear" or len(shape) == 3):
+    if options["dense"] and (kind == "linear" or (kind == "conv" and len(shape) == 3)):
         made = kinds[0](*arguments, **common)
     else:
         made = kinds[1](*arguments, **common, sparsity=options["sparsity"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         conv2d_backward,
         conv3d,
         conv3d_backward,
+        conv_transpose2d,
         linear,
         linear_backward,
         matmul,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
 _MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
 _HOMES = {
-    **dict.fromkeys(("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d"), "functional"),
+    **dict.fromkeys(
+        ("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d"), "functional"
+    ),
     **dict.fromkeys(("linear_backward", "conv1d_backward", "conv2d_backward", "conv3d_backward"), "functional"),
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
@@ -55,6 +58,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose2d",
     "linear_backward",
     "conv1d_backward",
     "conv2d_backward",

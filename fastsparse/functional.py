@@ -7,7 +7,6 @@ stored nonzeros are multiplied: an absent weight never meets an Inf or NaN, a st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +23,15 @@ from fastsparse.arguments import (
     as_float,
     check_activation,
     check_matrix,
+    checked_geometry,
     is_sparse,
-    padding_pairs,
-    per_axis,
+    transposed_geometry,
 )
 from fastsparse.csr import CSR, INT32_MAX, MatrixLike, Pattern, csr
 from fastsparse.ops import conv as conv_ops
 from fastsparse.ops import linear as linear_ops
 from fastsparse.ops import spgemm, spmv
 from fastsparse.ops.activations import ACTIVATIONS
-from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.spmm import spmm_column_major, spmm_row_major
 from fastsparse.ops.sums import batch_sum, channel_sums
 from fastsparse.runtime.buffers import check_out
@@ -49,6 +47,7 @@ __all__ = [
     "conv3d",
     "conv3d_backward",
     "conv_backward",
+    "conv_transpose2d",
     "linear",
     "linear_backward",
     "matmul",
@@ -58,8 +57,6 @@ __all__ = [
 
 Array = NDArray[Any]
 Gradients = tuple[Array | None, Array, Array]
-
-_MOST_NUMBERS = 2**53  # elements in the planes of an image, so that bytes of a vector of images stay below 2**63
 
 
 # ------------------------------------------------------------------------------------------------- matrices
@@ -471,6 +468,56 @@ def conv3d(
     return _conv(3, x, W, bias, kernel_size, stride, padding, dilation, groups, activation, out)
 
 
+def conv_transpose2d(
+    x: ArrayLike,
+    W: CSR,
+    bias: ArrayLike | None = None,
+    *,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    padding: Padding = 0,
+    output_padding: Axes = 0,
+    dilation: Axes = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Sparse transposed convolution: the gradient of `conv2d` at its input, as torch.nn.ConvTranspose2d computes it.
+
+    Parameters
+    ----------
+    x : array_like (N, C, H, W)
+    W : CSR (C, out/groups * kh * kw)
+        Rows in the order of a weight (C, out/groups, kh, kw).
+    bias : array_like (out,), optional
+    kernel_size, stride, dilation, groups
+        Of the convolution that is transposed: a stride of 2 doubles height and width.
+    padding : int, (int, int) or ((top, bottom), (left, right))
+        What is cut off the result's edges.
+    output_padding : int or (int, int)
+        Rows and columns added behind the result, fewer than `stride`: of the sizes whose convolution gives that of x.
+    activation : str, optional
+    out : ndarray (N, out, OH, OW), optional
+        Where to write the result: C-contiguous, of W's dtype, apart from x.
+
+    Returns
+    -------
+    ndarray (N, out, OH, OW) with OH = (H - 1) stride + dilation (kh - 1) + 1 - top - bottom + output_padding
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a shape, dtype or size does not fit; nothing has been computed or changed then.
+    """
+    check_activation(activation)
+    x, geometry = transposed_geometry(x, W, kernel_size, stride, padding, output_padding, dilation, groups)
+    bias = as_bias(bias, x.dtype, geometry.channels)
+    y = check_out(out, (len(x), geometry.channels, *geometry.spatial), x.dtype, x, bias, W.data)
+    if y.size:
+        conv_ops.transposed(x, W, geometry, bias, activation, y)
+    return y
+
+
 def _conv_backward(
     axes: int, grad: Any, x: Any, W: CSR, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     need_input: bool,
@@ -567,73 +614,3 @@ def conv_backward(
     if len(shape) not in (3, 4, 5):
         raise ValueError(f"x has shape {shape}, expected (N, C, ...) with one, two or three spatial axes")
     return _conv_backward(len(shape) - 2, grad, x, W, kernel_size, stride, padding, dilation, groups, need_input)
-
-
-def checked_geometry(
-    axes: int, x: Any, W: CSR, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> tuple[Array, ConvGeometry]:
-    """x as a contiguous array, and the convolution's sizes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When something does not fit; the message names it.
-    """
-    check_matrix(W)
-    x = as_float(x, W.dtype, "x")
-    if x.ndim != axes + 2:
-        names = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[axes]
-        raise ValueError(f"x has shape {x.shape}, expected {names}")
-    x = np.ascontiguousarray(x)
-    sizes = kernel_size, stride, padding, dilation, groups
-    # Keys are the text of arguments, because 1.0 and np.True_ equal 1 but are refused.
-    weight = W.shape
-    key = axes, x.shape, weight, str(sizes)
-    geometry = _known_geometries.get(key)
-    if geometry is None:
-        geometry = _geometry(axes, x.shape, weight, *sizes)
-        if len(_known_geometries) >= _MOST_GEOMETRIES:
-            _known_geometries.clear()
-        _known_geometries[key] = geometry
-    return x, geometry
-
-
-_known_geometries: dict[tuple[Any, ...], ConvGeometry] = {}
-_MOST_GEOMETRIES = 256
-
-
-def _geometry(
-    axes: int, shape: tuple[int, ...], weight: tuple[int, int], kernel_size: Any, stride: Any, padding: Any,
-    dilation: Any, groups: Any,
-) -> ConvGeometry:  # fmt: skip
-    kernel = per_axis(kernel_size, axes, "kernel_size", 1)
-    (groups,) = per_axis(groups, 1, "groups", 1)
-    channels, rows = shape[1], weight[0]
-    for name, count in (("input channels of x", channels), ("rows of W", rows)):
-        if count % groups:
-            raise ValueError(f"groups is {groups}, expected a divisor of the {count} {name}")
-    columns = channels // groups * math.prod(kernel)
-    if weight[1] != columns:
-        raise ValueError(
-            f"W has shape {weight}, expected (out, {columns}) = (out, C / groups * kernel) "
-            f"to match x of shape {shape}, kernel_size {kernel} and groups {groups}"
-        )
-    geometry = ConvGeometry(
-        channels, rows, shape[2:], kernel,
-        per_axis(stride, axes, "stride", 1),
-        padding_pairs(padding, axes),
-        per_axis(dilation, axes, "dilation", 1),
-        groups,
-    )  # fmt: skip
-    if min(geometry.out_spatial) < 1:
-        raise ValueError(
-            f"x has shape {shape}, expected at least the window of kernel_size {kernel} "
-            f"with dilation {geometry.dilation} inside the padding {geometry.padding}"
-        )
-    largest = max(channels * math.prod(geometry.padded), rows * geometry.positions)
-    if largest >= _MOST_NUMBERS:
-        raise ValueError(
-            f"x has shape {shape}, expected fewer than {_MOST_NUMBERS} numbers per image with the padding "
-            f"{geometry.padding} and in the result"
-        )
-    return geometry

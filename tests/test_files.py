@@ -86,7 +86,10 @@ def test_a_model_comes_back_to_the_bit(tmp_path: Path, rng: Any) -> None:
 
 
 def test_every_layer_can_be_saved(tmp_path: Path) -> None:
-    others = nn.Sequential(nn.SparseConv1d(2, 3, 2, rng=0), nn.SparseConv3d(2, 3, 2, rng=0), nn.Embedding(4, 3, rng=0))
+    joined = nn.Concat(None, nn.Upsample((1, 2), "bilinear"), None)
+    grown = nn.SparseConvTranspose2d(2, 4, (3, 2), 3, 1, (2, 0), 2, False, rng=0)
+    convs = nn.SparseConv1d(2, 3, 2, rng=0), nn.SparseConv3d(2, 3, 2, rng=0)
+    others = nn.Sequential(*convs, joined, grown, nn.Embedding(4, 3, rng=0))
     saved: set[str] = set()
     for model in (_everything(), others):
         fs.save(model, tmp_path / "m")
@@ -264,6 +267,8 @@ for n in (2**20, 2**31, 2**40, 2**62, 2**63, 10**30):
     attempt("SparseLinear", {"in_features": 4, "out_features": n}, small)
     attempt("SparseLinear", {"in_features": n, "out_features": n}, small)
     attempt("SparseConv2d", {"in_channels": 4, "out_channels": n, "kernel_size": 3}, small)
+    attempt("SparseConvTranspose2d", {"in_channels": 4, "out_channels": n, "kernel_size": 3}, small)
+    attempt("Concat", {"count": n}, {})
 deep = {"type": "ReLU", "arguments": {}}
 for _ in range(200):
     deep = {"type": "Sequential", "arguments": {}, "children": {"0": deep}}

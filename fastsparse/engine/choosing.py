@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.lowering.images import work_of_images
-from fastsparse.engine.program import Conv, Linear, Pool, Program
+from fastsparse.engine.program import Conv, Gather, Linear, Pool, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
@@ -153,7 +153,7 @@ def _costs(program: Program, target: Target) -> tuple[float, float]:
                 stride = tuple(-(-n // max(1, o)) for n, o in zip(spatial, op.windows.out_spatial, strict=True))
                 tiles = _Tiled(tuple(spatial), op.windows.out_spatial, stride, stride, lanes)
                 gather(t, tiles.name, channels * lanes * tiles.gathered)
-        elif isinstance(op, Linear):
+        elif isinstance(op, Linear | Gather):
             gather(t, "plain", channels * math.prod(spatial) if spatial else 0)
     return padded_cost, tiles_cost + h.gathered_flops * sum(gathered.values())
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import nn
+from fastsparse.arguments import transposed_geometry
 from fastsparse.csr import CSR, csr
+from fastsparse.engine import resampling
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Concat,
     Conv,
     LayerNorm,
     Linear,
@@ -35,12 +38,12 @@ from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
 Array = NDArray[Any]
-# An operator and the shape it gives, or None for a layer that changes nothing.
-Translated = tuple[Operator, Shape] | None
+# Operators one after the other with the shapes that they give; none for a layer that changes nothing.
+Translated = list[tuple[Operator, Shape]]
 
 
 def program_of(model: nn.Module, shape: Shape) -> Program:
-    """The program of a network of Sequentials and Residuals for samples of `shape`, layer by layer as it stands.
+    """The program of a network of Sequentials, Residuals and Concats for samples of `shape`, layer by layer.
 
     Raises
     ------
@@ -55,12 +58,12 @@ def program_of(model: nn.Module, shape: Shape) -> Program:
     table = None
     if isinstance(first, nn.Embedding):
         table, shape = first.weight.value.copy(), (*shape, first.embedding_dim)
-    build = _Building([shape], [], first)
-    output = build.layer("", model, 0)
     dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
     if len(dtypes) > 1:
         raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
     dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
+    build = _Building([shape], [], first, dtype)
+    output = build.layer("", model, 0)
     return Program(tuple(build.shapes), (0,), (output,), tuple(build.nodes), dtype, table)
 
 
@@ -81,6 +84,7 @@ class _Building:
     shapes: list[Shape]
     nodes: list[Node]
     first: nn.Module | None
+    dtype: np.dtype[Any]
 
     def layer(self, name: str, layer: nn.Module, x: int) -> int:
         """Add a layer that reads tensor x, and give the tensor that it writes."""
@@ -90,14 +94,29 @@ class _Building:
             return x
         if isinstance(layer, nn.Residual):
             return self._residual(name, layer, x)
+        if isinstance(layer, nn.Concat):
+            return self._concat(name, layer, x)
         if isinstance(layer, nn.Embedding):
             if layer is self.first and x == 0 and not self.nodes:
                 return x  # its table is the program's
             raise UnsupportedOperatorError(
                 f"layer {name} is an Embedding, which fs.compile supports as the first layer"
             )
-        translated = _translated(name or "model", layer, self.shapes[x])
-        return x if translated is None else self._node(name or "model", layer, *translated, (x,))
+        for operator, shape in _translated(name or "model", layer, self.shapes[x], self.dtype):
+            x = self._node(name or "model", layer, operator, shape, (x,))
+        return x
+
+    def _concat(self, name: str, layer: nn.Concat, x: int) -> int:
+        ends = []
+        for i, branch in enumerate(layer.branches):
+            ends.append(x if branch is None else self.layer(f"{name}.{i}" if name else str(i), branch, x))
+        shapes = [self.shapes[t] for t in ends]
+        if any(shape[1:] != shapes[0][1:] for shape in shapes):
+            told = " and ".join(str(("N", *shape)).replace("'", "") for shape in shapes)
+            where = f"layer {name or 'model'} (Concat)"
+            raise ValueError(f"{where} joins {told}, expected equal shapes but for the second axis")
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return self._node(name or "model", layer, Concat(), shape, tuple(ends))
 
     def _residual(self, name: str, layer: nn.Residual, x: int) -> int:
         children = dict(layer.children())
@@ -115,11 +134,12 @@ class _Building:
         return output
 
 
-def _translated(name: str, layer: nn.Module, shape: Shape) -> Translated:
+def _translated(name: str, layer: nn.Module, shape: Shape, dtype: np.dtype[Any]) -> Translated:
     for kinds, translate in _TABLE:
         if isinstance(layer, kinds):
             try:
-                return translate(layer, shape)
+                steps = translate(layer, shape)
+                return [(_in_type(operator, dtype), after) for operator, after in steps]
             except _ShapeError as error:
                 got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
                 kind = type(layer).__name__
@@ -146,7 +166,7 @@ def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
 def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     if shape != (layer.in_features,):
         raise _ShapeError(f"(N, {layer.in_features})")
-    return Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,)
+    return [(Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,))]
 
 
 def _sparse_conv(layer: Any, shape: Shape) -> Translated:
@@ -168,7 +188,34 @@ def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     if min(geometry.out_spatial) < 1:
         raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     operator = Conv(weight, _bias(layer), geometry, layer.activation, dense)
-    return operator, (layer.out_channels, *geometry.out_spatial)
+    return [(operator, (layer.out_channels, *geometry.out_spatial))]
+
+
+def _conv_transpose(layer: nn.SparseConvTranspose2d, shape: Shape) -> Translated:
+    if len(shape) != 3 or shape[0] != layer.in_channels:
+        raise _ShapeError(f"(N, {layer.in_channels}, H, W)")
+    weight, probe = layer.weight, np.empty((1, *shape), np.bool_)
+    window = layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups
+    try:
+        _, geometry = transposed_geometry(probe, weight, *window)
+    except ValueError:
+        raise _ShapeError(f"an image that is larger than the padding {layer.padding} cuts off") from None
+    return resampling.transposed(weight, _bias(layer), geometry, layer.activation)
+
+
+def _upsample(layer: nn.Upsample, shape: Shape) -> Translated:
+    if len(shape) != 3:
+        raise _ShapeError("(N, C, H, W)")
+    make = resampling.repeated if layer.mode == "nearest" else resampling.interpolated
+    return make(shape, layer.scale_factor)
+
+
+def _in_type(operator: Operator, dtype: np.dtype[Any]) -> Operator:
+    """The operator with weights of the program's type, which those of layers without parameters are not yet."""
+    if not isinstance(operator, Conv) or operator.weight.dtype == dtype:
+        return operator
+    w = operator.weight
+    return replace(operator, weight=CSR(w.indptr, w.indices, w.data.astype(dtype), w.shape))
 
 
 def _batch_norm(layer: Any, shape: Shape) -> Translated:
@@ -177,18 +224,18 @@ def _batch_norm(layer: Any, shape: Shape) -> Translated:
         raise _ShapeError(f"{layer.num_features} channels and {' or '.join(str(n - 1) for n in axes)} spatial axes")
     wide = np.float64
     scale = layer.weight.value.astype(wide) / np.sqrt(layer.running_var.astype(wide) + layer.eps)
-    return Scale(scale, layer.bias.value.astype(wide) - layer.running_mean.astype(wide) * scale), shape
+    return [(Scale(scale, layer.bias.value.astype(wide) - layer.running_mean.astype(wide) * scale), shape)]
 
 
 def _activation(layer: Any, shape: Shape) -> Translated:
-    return Activate(layer.activation), shape
+    return [(Activate(layer.activation), shape)]
 
 
 def _layer_norm(layer: nn.LayerNorm, shape: Shape) -> Translated:
     sizes = layer.normalized_shape
     if len(shape) < len(sizes) or shape[-len(sizes) :] != sizes:
         raise _ShapeError("(N, ..., " + ", ".join(map(str, sizes)) + ")")
-    return LayerNorm(layer.weight.value.copy(), layer.bias.value.copy(), float(layer.eps)), shape
+    return [(LayerNorm(layer.weight.value.copy(), layer.bias.value.copy(), float(layer.eps)), shape)]
 
 
 def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
@@ -196,7 +243,7 @@ def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
         raise UnsupportedOperatorError(
             f"a Softmax is along axis {layer.axis} of {len(shape) + 1}, expected the last one, as fs.compile supports"
         )
-    return Softmax(), shape
+    return [(Softmax(), shape)]
 
 
 def _window_pool(layer: Any, shape: Shape) -> Translated:
@@ -206,22 +253,22 @@ def _window_pool(layer: Any, shape: Shape) -> Translated:
     if min(tables.out_spatial) < 1:
         raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
     kind = "max" if isinstance(layer, nn.MaxPool2d) else "mean"
-    return Pool(kind, tables), (shape[0], *tables.out_spatial)
+    return [(Pool(kind, tables), (shape[0], *tables.out_spatial))]
 
 
 def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
     if len(shape) != 3:
         raise _ShapeError("(N, C, H, W)")
     tables = adaptive_windows((shape[1], shape[2]), layer.output_size)
-    return Pool("mean", tables), (shape[0], *tables.out_spatial)
+    return [(Pool("mean", tables), (shape[0], *tables.out_spatial))]
 
 
 def _flatten(layer: nn.Flatten, shape: Shape) -> Translated:
-    return None if len(shape) == 1 else (Reshape(), (math.prod(shape),))
+    return [] if len(shape) == 1 else [(Reshape(), (math.prod(shape),))]
 
 
 def _nothing(layer: nn.Module, shape: Shape) -> Translated:
-    return None
+    return []
 
 
 _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translated]]] = [
@@ -229,6 +276,8 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.Linear,), _dense_linear),
     ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d), _sparse_conv),
     ((nn.Conv2d,), _dense_conv),
+    ((nn.SparseConvTranspose2d,), _conv_transpose),
+    ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
     (
         (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.csr import CSR, Pattern
+from fastsparse.csr import CSR
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Concat,
     Conv,
     Gate,
+    Gather,
     Linear,
     Node,
     Pool,
@@ -49,7 +51,7 @@ def check_optimised(program: Program) -> None:
     """
     roots = program.roots()
     for node in program.nodes:
-        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gate):
+        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gate | Gather):
             raise ValueError(f"node {node.name!r} is a {type(node.operator).__name__}, expected a part of a product")
         if node.residual is not None and program.shapes[roots[node.residual]] != program.shapes[node.output]:
             raise ValueError(f"node {node.name!r} adds a tensor that has another shape in memory")
@@ -70,6 +72,29 @@ def move_activations_before_max(program: Program) -> Program:
             nodes[i] = replace(second, inputs=first.inputs, output=first.output)
             nodes[i + 1] = replace(first, inputs=(first.output,), output=second.output)
     return replace(program, nodes=tuple(nodes))
+
+
+def move_before_gathers(program: Program) -> Program:
+    """Batch norms and activations behind a gather within channels go in front of it, where products take them in."""
+    nodes, shapes = list(program.nodes), list(program.shapes)
+    uses, again = program.uses(), True
+    while again:
+        again = False
+        for i in range(len(nodes) - 1):
+            first, second, gather = nodes[i], nodes[i + 1], nodes[i].operator
+            if second.inputs != (first.output,) or uses[first.output] != 1 or not isinstance(gather, Gather):
+                continue
+            x, moved = first.inputs[0], second.operator
+            if isinstance(moved, Scale) and gather.blocks == gather.shape[0]:
+                each = shapes[x][0] // gather.blocks
+                moved = Scale(np.repeat(moved.scale, each), np.repeat(moved.shift, each))
+            elif not isinstance(moved, Activate):
+                continue
+            shapes[first.output] = shapes[x]
+            nodes[i] = replace(second, operator=moved, inputs=(x,), output=first.output)
+            nodes[i + 1] = replace(first, inputs=(first.output,), output=second.output)
+            again = True
+    return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
 
 
 def fold_scales(program: Program) -> Program:
@@ -95,6 +120,86 @@ def fuse_activations(program: Program) -> Program:
         return replace(product, operator=replace(product.operator, activation=activation.operator.name))
 
     return _merge_pairs(program, merged)
+
+
+def split_products_of_concats(program: Program) -> Program:
+    """A product of a concatenation becomes the sum of products of its parts: nothing is copied."""
+    producers = program.producers()
+    shapes, nodes = list(program.shapes), list[Node]()
+    for node in program.nodes:
+        op, source = node.operator, producers.get(node.inputs[0])
+        whole = isinstance(op, Linear) or (isinstance(op, Conv) and op.geometry.groups == 1)
+        if not whole or node.residual is not None or source is None or not isinstance(source.operator, Concat):
+            nodes.append(node)
+            continue
+        assert isinstance(op, Conv | Linear)
+        first, sums = 0, list[int]()
+        for part in source.inputs:
+            channels = shapes[part][0]
+            weight = _columns_between(op.weight, *(n * op.weight.shape[1] // shapes[source.output][0] for n in
+                                                   (first, first + channels)))  # fmt: skip
+            last = first + channels == shapes[source.output][0]
+            product = replace(op, weight=weight, bias=op.bias if last else None, activation=None)
+            if isinstance(product, Conv):
+                product = replace(product, geometry=replace(product.geometry, channels=channels))
+            first += channels
+            sums.append(_appended(nodes, shapes, node.name, product, (part,), shapes[node.output]))
+        _sum(nodes, shapes, node.name, sums, op.activation, node.output)
+    return _without_unread(replace(program, shapes=tuple(shapes), nodes=tuple(nodes)))
+
+
+def concats_as_products(program: Program) -> Program:
+    """What is left of concatenations becomes a sum of products that put each part into its place."""
+    shapes, nodes = list(program.shapes), list[Node]()
+    for node in program.nodes:
+        if not isinstance(node.operator, Concat):
+            nodes.append(node)
+            continue
+        channels, first, sums = shapes[node.output][0], 0, list[int]()
+        for part in node.inputs:
+            placed = _placed(shapes[part], first, channels, program.dtype)
+            sums.append(_appended(nodes, shapes, node.name, placed, (part,), shapes[node.output]))
+            first += shapes[part][0]
+        _sum(nodes, shapes, node.name, sums, None, node.output)
+    return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
+
+
+def _appended(
+    nodes: list[Node], shapes: list[Shape], name: str, operator: Any, inputs: tuple[int, ...], shape: Shape
+) -> int:  # fmt: skip
+    """Number of the tensor that a new node writes."""
+    shapes.append(shape)
+    nodes.append(Node(name, operator, inputs, len(shapes) - 1))
+    return len(shapes) - 1
+
+
+def _sum(
+    nodes: list[Node], shapes: list[Shape], name: str, terms: list[int], activation: str | None, output: int
+) -> None:  # fmt: skip
+    """Add the terms one by one into `output`."""
+    total = terms[0]
+    if len(terms) == 1:  # the product itself writes it
+        product = nodes[-1].operator
+        assert isinstance(product, Conv | Linear)
+        nodes[-1] = replace(nodes[-1], operator=replace(product, activation=activation), output=output)
+        return
+    for term in terms[1:-1]:
+        total = _appended(nodes, shapes, name, Add(), (total, term), shapes[output])
+    nodes.append(Node(name, Add(activation), (total, terms[-1]), output))
+
+
+def _without_unread(program: Program) -> Program:
+    """The program without concatenations that nothing reads."""
+    uses = program.uses()
+    kept = [node for node in program.nodes if not isinstance(node.operator, Concat) or uses[node.output]]
+    return replace(program, nodes=tuple(kept))
+
+
+def _columns_between(weight: CSR, first: int, stop: int) -> CSR:
+    """Columns `first` to `stop` of a matrix."""
+    kept = (weight.indices >= first) & (weight.indices < stop)
+    indptr = np.concatenate([[0], np.cumsum(kept)])[weight.indptr]
+    return CSR(indptr, weight.indices[kept] - first, weight.data[kept], (weight.shape[0], stop - first))
 
 
 def fuse_adds(program: Program) -> Program:
@@ -198,20 +303,29 @@ def _scaled(product: Conv | Linear, scale: Scale) -> Conv | Linear:
 
 
 def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: Shape) -> Conv | Linear:
-    channels, spatial = shape[0], shape[1:]
-    pattern = Pattern(np.arange(channels + 1), np.arange(channels), (channels, channels))
-    weight = CSR(pattern.indptr, pattern.indices, scale, pattern.shape)
+    product = _placed(shape, 0, shape[0], scale.dtype)
+    return replace(product, weight=product.weight.with_data(scale), bias=shift, activation=activation)
+
+
+def _placed(shape: Shape, first: int, channels: int, dtype: np.dtype[Any]) -> Conv | Linear:
+    """The product that puts a tensor of `shape` into `channels` channels, from `first` on."""
+    count, *spatial = shape
+    indptr = np.arange(channels + 1).clip(first, first + count) - first
+    weight = CSR(indptr, np.arange(count), np.ones(count, dtype), (channels, count))
     if not spatial:
-        return Linear(weight, shift, activation)
+        return Linear(weight, None)
     ones, none = (1,) * len(spatial), ((0, 0),) * len(spatial)
-    return Conv(weight, shift, ConvGeometry(channels, channels, spatial, ones, ones, none, ones, 1), activation)
+    return Conv(weight, None, ConvGeometry(count, channels, tuple(spatial), ones, ones, none, ones, 1))
 
 
 _PASSES = (
     complete_dense_layers,
     move_activations_before_max,
+    move_before_gathers,
     fold_scales,
     fuse_activations,
+    split_products_of_concats,
+    concats_as_products,
     fuse_adds,
     scales_as_products,
     fuse_activations,

@@ -117,8 +117,23 @@ class Gate:
     """x * g, with x (C, *spatial) and a number g for each channel: squeeze and excitation. Two inputs: x, g."""
 
 
+@dataclass(frozen=True)
+class Concat:
+    """Its inputs side by side along the first axis. Passes turn it into products."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Numbers of x in other places: x and y, of `shape`, are cut into `blocks` along the first axis, and number i of a
+    block of y is number index[i] of that block of x."""
+
+    index: NDArray[np.int64]
+    blocks: int
+    shape: Shape
+
+
 RowWise = LayerNorm | Softmax  # operators on contiguous rows, in the user's layout
-Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate
+Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate | Concat | Gather
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,10 @@ from fastsparse.csr import CSR
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Concat,
     Conv,
     Gate,
+    Gather,
     LayerNorm,
     Linear,
     Node,
@@ -99,6 +101,8 @@ def _described(
         fields.update(kind=op.kind, spatial=list(op.windows.spatial), **tables)
     elif isinstance(op, Add):
         fields["activation"] = op.activation
+    elif isinstance(op, Gather):
+        fields.update(index=kept(op.index), blocks=op.blocks, shape=list(op.shape))
     return fields
 
 
@@ -196,6 +200,11 @@ class _Reader:
             return Reshape()
         if kind == "Gate":
             return Gate()
+        if kind == "Concat":
+            return Concat()
+        if kind == "Gather":
+            (blocks,) = _ints([entry["blocks"]], 1)
+            return Gather(self.array(entry["index"], np.int64), blocks, _ints(entry["shape"], 1))
         raise ValueError(f"an operator has the type {kind!r}")
 
     def _layer_norm(self, entry: Any) -> LayerNorm:
@@ -260,6 +269,9 @@ def _activation(name: Any, optional: bool = True) -> Any:
 def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     """The shape that an operator gives, None where the shapes do not fit it."""
     x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear)
+    if isinstance(op, Concat):
+        fits = bool(shapes) and len({shape[1:] for shape in shapes}) == 1
+        return (sum(shape[0] for shape in shapes), *x[1:]) if fits else None
     if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add | Gate)))):
         return None
     found: Shape | None = x
@@ -281,6 +293,10 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         found = x if 0 < axes <= len(x) and x[-axes:] == op.scale.shape else None
     elif isinstance(op, Add):
         found = x if len(shapes) == 2 and shapes[1] == x else None
+    elif isinstance(op, Gather):
+        fits = not (x[0] % op.blocks or op.shape[0] % op.blocks) and size(op.shape) == op.blocks * op.index.size
+        inside = fits and op.index.ndim == 1 and op.index.min() >= 0 and op.index.max() < size(x) // op.blocks
+        found = op.shape if inside else None
     elif isinstance(op, Gate):
         found = x if len(shapes) == 2 and len(x) > 1 and size(shapes[1]) == shapes[1][0] == x[0] else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from textwrap import indent
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import functional
@@ -71,8 +73,7 @@ class Sequential(Module):
         return {}
 
     def __repr__(self) -> str:
-        inside = "".join(f"\n  {name}: {layer!r}".replace("\n", "\n  ") for name, layer in self.children())
-        return f"Sequential({inside.replace(chr(10) + '    ', chr(10) + '  ')}\n)" if inside else "Sequential()"
+        return _listing("Sequential", self.layers)
 
 
 class Residual(Module):
@@ -117,3 +118,73 @@ class Residual(Module):
 
     def config(self) -> dict[str, Any]:
         return {"activation": self.activation}
+
+
+class Concat(Module):
+    """Outputs of several branches side by side, along the second axis: channels of images, or features.
+
+    With None as a branch it is a skip connection by concatenation, as U-Nets and DenseNets have them. Ronneberger et
+    al., U-Net, MICCAI 2015; Huang et al., Densely connected convolutional networks, CVPR 2017.
+
+    Parameters
+    ----------
+    *branches : Module or None
+        None passes x on.
+
+    Examples
+    --------
+    >>> import numpy as np, fastsparse as fs
+    >>> block = fs.nn.Concat(None, fs.nn.SparseConv2d(8, 4, 3, padding=1, rng=0))
+    >>> block(np.zeros((2, 8, 5, 5), np.float32)).shape
+    (2, 12, 5, 5)
+    """
+
+    def __init__(self, *branches: Module | None) -> None:
+        if not branches:
+            raise ValueError("branches is empty, expected at least one layer or None")
+        given: tuple[object, ...] = branches
+        for position, branch in enumerate(given):
+            if branch is not None and not isinstance(branch, Module):
+                kind = type(branch).__name__
+                raise TypeError(f"branches[{position}] is a {kind}, expected a layer of fastsparse.nn or None")
+        distinct([branch for branch in branches if branch is not None], "Concat")
+        self.branches = branches
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        return ((str(position), branch) for position, branch in enumerate(self.branches) if branch is not None)
+
+    def forward(self, x: Samples) -> Array:
+        """x -> (N, sum of the branches' second axes, ...)."""
+        parts = [np.asarray(x) if branch is None else branch(x) for branch in self.branches]
+        first = parts[0].shape
+        for part in parts:
+            if part.ndim < 2 or part.shape[:1] + part.shape[2:] != first[:1] + first[2:]:
+                shapes = " and ".join(str(p.shape) for p in parts)
+                raise ValueError(f"the branches give shapes {shapes}, expected equal ones but for the second axis")
+        y = np.concatenate(parts, 1)
+        self._keep(([part.shape[1] for part in parts], y.shape, y.dtype))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        sizes, shape, dtype = self._taken()
+        parts = np.split(check_gradient(dy, shape, dtype), np.cumsum(sizes)[:-1], 1)
+        total: Array | None = None
+        complete = True
+        for branch, part in zip(self.branches, parts):
+            own = np.ascontiguousarray(part)
+            grad = own if branch is None else branch.backward(own, need_input=need_input)
+            complete = complete and grad is not None
+            total = grad if total is None else total if grad is None else total + grad
+        return total if need_input and complete else None
+
+    def config(self) -> dict[str, Any]:
+        return {"count": len(self.branches)}
+
+    def __repr__(self) -> str:
+        return _listing("Concat", self.branches)
+
+
+def _listing(name: str, layers: Sequence[Module | None]) -> str:
+    """A container as text, one layer per line, those inside it indented."""
+    lines = "".join(indent(f"{position}: {layer!r}\n", "  ") for position, layer in enumerate(layers))
+    return f"{name}(\n{lines})" if lines else f"{name}()"

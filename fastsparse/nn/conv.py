@@ -18,6 +18,7 @@ from fastsparse.nn.linear import PatternMaker, SparseWeight
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations, dense
+from fastsparse.ops.sums import channel_sums
 from fastsparse.sparsity.growth import ConvolutionGradient
 
 Array = NDArray[Any]
@@ -257,6 +258,150 @@ class SparseConv2d(_SparseConv):
 class SparseConv3d(_SparseConv):
     __doc__ = _SparseConv.__doc__
     _axes = 3
+
+
+class SparseConvTranspose2d(_Convolution, SparseWeight):
+    """Transposed convolution whose weight is sparse: with a stride it makes images larger, as decoders do.
+
+    Its forward pass is the gradient of a `SparseConv2d` at its input. Dumoulin and Visin, A guide to convolution
+    arithmetic for deep learning, arXiv:1603.07285, section 4.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, dilation : int or (height, width)
+    padding : int, (height, width), or ((top, bottom), (left, right))
+        What is cut off the result's edges.
+    output_padding : int or (height, width)
+        Rows and columns added behind the result, fewer than `stride`.
+    groups : int
+        A divisor of both channel counts.
+    bias : bool
+    sparsity : float in [0, 1)
+        Share of weights that do not exist; they are chosen at random.
+    pattern : Pattern (in_channels, out_channels / groups * kernel area), or a function of that shape, optional
+        Where the weights are, instead of `sparsity`; columns run (output channel, kernel offsets).
+    activation : str, optional
+        Applied while the output is still in registers; see ``fastsparse.functional.ACTIVATIONS``.
+    dtype : float32 or float64
+    rng : None, int or Generator
+        For the pattern and the initial values, which are normal with variance 2 / (mean number of nonzeros that an
+        output adds up).
+    """
+
+    _axes = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        padding: Padding = 0,
+        output_padding: Axes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Axes = 1,
+        *,
+        sparsity: float = 0.9,
+        pattern: Pattern | PatternMaker | None = None,
+        activation: str | None = None,
+        dtype: DTypeLike = "float32",
+        rng: Seed = None,
+    ) -> None:
+        # The window of the convolution that is transposed: from the layer's output to its input.
+        self._window = _Window(2, out_channels, in_channels, kernel_size, stride, padding, dilation, groups)
+        self.output_padding = per_axis(output_padding, 2, "output_padding", 0)
+        if any(more >= s for more, s in zip(self.output_padding, self.stride)):
+            raise ValueError(f"output_padding is {output_padding!r}, expected less than the stride {self.stride}")
+        rows, *rest = self._window.weight_shape
+        shape = (rows, math.prod(rest))
+        self._set_weight(shape, bias, sparsity, pattern, activation, dtype, rng, self.out_channels)
+        added = self.values.value.size / (self.out_channels * math.prod(self.stride))
+        row = self.values.value.size / rows
+        initial.scale(self.values.value, math.sqrt(row / added) if added else 1.0)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self._window.out_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self._window.in_channels
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: ArrayLike,
+        bias: ArrayLike | None = None,
+        *,
+        stride: Axes = 1,
+        padding: Padding = 0,
+        output_padding: Axes = 0,
+        groups: int = 1,
+        dilation: Axes = 1,
+        activation: str | None = None,
+    ) -> SparseConvTranspose2d:
+        """Make a layer of the nonzeros of `weight`.
+
+        Parameters
+        ----------
+        weight : array (in, out / groups, height, width), as torch.nn.ConvTranspose2d has it
+            float64 stays, other types become float32.
+        bias : array (out,), optional
+        stride, padding, output_padding, groups, dilation, activation
+            As for the constructor.
+        """
+        full = np.asarray(weight)
+        if full.ndim != 4:
+            raise ValueError(f"weight has shape {full.shape}, expected 4 axes (in, out / groups, height, width)")
+        matrix = csr(full.reshape(len(full), -1))
+        layer = cls(
+            len(full),
+            full.shape[1] * groups,
+            full.shape[2:],
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias is not None,
+            dilation,
+            pattern=matrix.pattern,
+            activation=activation,
+            dtype=matrix.dtype,
+        )
+        layer._take_weight(matrix, bias)
+        return layer
+
+    def forward(self, x: ArrayLike) -> Array:
+        """x (N, in_channels, H, W) -> (N, out_channels, output H, output W)."""
+        matrix, bias, keywords = self.values.matrix(), self._bias(), self._window.keywords()
+        x = as_cast(x, self.values.dtype, "x", "the layer")
+        y, kept = run_fused(
+            lambda activation: functional.conv_transpose2d(
+                x, matrix, bias, **keywords, output_padding=self.output_padding, activation=activation
+            ),
+            self.activation,
+            self.training,
+        )
+        self._keep((x, kept, y.shape))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        x, kept, shape = self._taken()
+        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
+        matrix, keywords = self.values.matrix(), self._window.keywords()
+        if self.values.watched:
+            self.values.keep(ConvolutionGradient(x, grad, self._window.geometry()))
+        _, grad_values, _ = functional.conv2d_backward(x, grad, matrix, **keywords, need_input=False)
+        self._gather(grad_values, channel_sums(grad))
+        return functional.conv2d(grad, matrix, **keywords) if need_input else None
+
+    def config(self) -> dict[str, Any]:
+        window = {**self._window.config(), "in_channels": self.in_channels, "out_channels": self.out_channels}
+        return {**window, "output_padding": list(self.output_padding), **self._common_config()}
 
 
 class Conv2d(_Convolution):

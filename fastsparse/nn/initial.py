@@ -64,6 +64,12 @@ def sparse_kaiming(pattern: Pattern, dtype: np.dtype[Any], rng: np.random.Genera
     return values
 
 
+def scale(values: Array, factor: float) -> None:
+    """Multiply initial values, in place."""
+    if not _shells.get():
+        values *= values.dtype.type(factor)
+
+
 def _shell(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array of any shape in the memory of one element."""
     return np.broadcast_to(np.zeros((), dtype), shape)

@@ -57,7 +57,9 @@ class SparseWeight(Module):
         activation: str | None,
         dtype: DTypeLike,
         rng: Seed,
+        outputs: int | None = None,
     ) -> None:
+        """outputs : size of the bias, by default the rows of the weight."""
         functional.check_activation(activation)
         kind = check.dtype(dtype)
         generator = check.generator(rng)
@@ -71,7 +73,8 @@ class SparseWeight(Module):
             raise ValueError(f"pattern has shape {pattern.shape}, expected {shape} to match the layer")
         self.activation = activation
         self.values = Parameter(initial.sparse_kaiming(pattern, kind, generator), pattern)
-        self.bias = Parameter(initial.constant(shape[0], 0.0, kind)) if check.flag(bias, "bias") else None
+        size = shape[0] if outputs is None else outputs
+        self.bias = Parameter(initial.constant(size, 0.0, kind)) if check.flag(bias, "bias") else None
 
     @property
     def weight(self) -> CSR:

@@ -1,4 +1,4 @@
-"""Layers that move or drop numbers: Flatten, Dropout, Embedding."""
+"""Layers that move or drop numbers: Flatten, Upsample, Dropout, Embedding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import Seed
+from fastsparse.arguments import Axes, Seed, per_axis
 from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import floating
@@ -34,6 +34,87 @@ class Flatten(Module):
 
     def config(self) -> dict[str, Any]:
         return {}
+
+
+class Upsample(Module):
+    """Larger images: every pixel repeated, or interpolated between its neighbours.
+
+    Parameters
+    ----------
+    scale_factor : int or (height, width)
+    mode : {"nearest", "bilinear"}
+        "bilinear" takes pixels as squares (torch's ``align_corners=False``); edges are continued outside the image.
+    """
+
+    def __init__(self, scale_factor: Axes, mode: str = "nearest") -> None:
+        height, width = per_axis(scale_factor, 2, "scale_factor", 1)
+        self.scale_factor = (height, width)
+        if mode not in ("nearest", "bilinear"):
+            raise ValueError(f"mode is {mode!r}, expected 'nearest' or 'bilinear'")
+        self.mode = mode
+
+    def forward(self, x: ArrayLike) -> Array:
+        """x (N, C, H, W) -> (N, C, H * height, W * width)."""
+        y = floating(x)
+        if y.ndim != 4 or min(y.shape[2:]) < 1:
+            raise ValueError(f"x has shape {y.shape}, expected (N, C, H, W) with H and W at least 1")
+        for axis, scale in zip((3, 2), self.scale_factor[::-1]):
+            y = np.repeat(y, scale, axis) if self.mode == "nearest" else _stretched(y, scale, axis)
+        self._keep((y.shape, y.dtype))
+        return y
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        grad = check_gradient(dy, *self._taken())
+        if not need_input:
+            return None
+        for axis, scale in zip((2, 3), self.scale_factor):
+            if self.mode == "bilinear":
+                grad = _stretched_backward(grad, scale, axis)
+            else:
+                shape = *grad.shape[:axis], grad.shape[axis] // scale, scale, *grad.shape[axis + 1 :]
+                grad = grad.reshape(shape).sum(axis=axis + 1)
+        return grad
+
+    def config(self) -> dict[str, Any]:
+        return {"scale_factor": list(self.scale_factor), "mode": self.mode}
+
+
+def interpolation_weights(scale: int) -> NDArray[np.float64]:
+    """Weights of the pixel before, the own one and the next for each of the `scale` pixels made of one, (scale, 3)."""
+    shift = (np.arange(scale) + 0.5) / scale - 0.5
+    return np.stack([np.maximum(-shift, 0), 1 - abs(shift), np.maximum(shift, 0)], 1)
+
+
+def _neighbours(x: Array, axis: int) -> list[Array]:
+    """For every pixel along an axis the one before, itself and the next; itself where there is none."""
+    at = np.arange(x.shape[axis])
+    return [x.take((at - 1).clip(0), axis), x, x.take((at + 1).clip(max=at[-1]), axis)]
+
+
+def _stretched(x: Array, scale: int, axis: int) -> Array:
+    """Interpolate along an axis."""
+    near, made = _neighbours(x, axis), []
+    for weights in interpolation_weights(scale).astype(x.dtype):
+        terms = [w * part for w, part in zip(weights, near) if w]
+        made.append(sum(terms[1:], terms[0]))
+    shape = *x.shape[:axis], x.shape[axis] * scale, *x.shape[axis + 1 :]
+    return np.stack(made, axis + 1).reshape(shape)
+
+
+def _stretched_backward(dy: Array, scale: int, axis: int) -> Array:
+    """The transpose of `_stretched`."""
+    shape = *dy.shape[:axis], dy.shape[axis] // scale, scale, *dy.shape[axis + 1 :]
+    parts = np.moveaxis(dy.reshape(shape), axis + 1, 0)
+    before, own, after = (
+        np.tensordot(w, parts, 1) for w in interpolation_weights(scale).astype(dy.dtype).T
+    )  # fmt: skip
+    before, own, after = (np.moveaxis(part, axis, 0) for part in (before, own, after))
+    grad = own.copy()
+    grad[:-1] += before[1:]
+    grad[0] += before[0]
+    grad[1:] += after[:-1]
+    grad[-1] += after[-1]
+    return np.ascontiguousarray(np.moveaxis(grad, 0, axis))
 
 
 class Dropout(Module):

@@ -26,12 +26,14 @@ LAYERS: dict[str, type[Module]] = {
         activations.Sigmoid,
         activations.Softmax,
         activations.Tanh,
+        containers.Concat,
         containers.Residual,
         containers.Sequential,
         conv.Conv2d,
         conv.SparseConv1d,
         conv.SparseConv2d,
         conv.SparseConv3d,
+        conv.SparseConvTranspose2d,
         linear.Linear,
         linear.SparseLinear,
         norm.BatchNorm1d,
@@ -43,10 +45,12 @@ LAYERS: dict[str, type[Module]] = {
         shape.Dropout,
         shape.Embedding,
         shape.Flatten,
+        shape.Upsample,
     )
 }
 
 _DEEPEST = 64
+_MOST_BRANCHES = 2**16
 
 
 def to_spec(model: Module) -> dict[str, Any]:
@@ -113,11 +117,20 @@ def _made(
     made: Module
     if layer is containers.Sequential:
         made = layer(*modules.values(), **arguments)
+    elif layer is containers.Concat:
+        made = layer(*_branches(arguments, modules))
     elif issubclass(layer, linear.SparseWeight):
         made = layer(**arguments, **modules, pattern=_pattern_maker(arrays, dot))
     else:
         made = layer(**arguments, **modules)
     return made
+
+
+def _branches(arguments: dict[str, Any], modules: dict[str, Module]) -> list[Module | None]:
+    count = arguments.get("count")
+    if set(arguments) != {"count"} or type(count) is not int or not len(modules) <= count <= _MOST_BRANCHES:
+        raise ValueError(f"the arguments of a Concat are {arguments!r}, expected its count of branches")
+    return [modules.get(str(position)) for position in range(count)]
 
 
 def _pattern_maker(arrays: Mapping[str, NDArray[Any]], dot: str) -> linear.PatternMaker:

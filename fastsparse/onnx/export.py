@@ -17,6 +17,7 @@ from fastsparse.engine.program import (
     Activate,
     Add,
     Conv,
+    Gather,
     LayerNorm,
     Linear,
     Pool,
@@ -98,12 +99,12 @@ class _Graph:
         self.tensors: list[Any] = []
         self.sparse_tensors: list[Any] = []
 
-    def constant(self, array: Any, name: str) -> str:
-        """Name of a constant; floats get the model's type."""
+    def constant(self, array: Any, name: str, dtype: Any = None) -> str:
+        """Name of a constant; floats get the model's type, or `dtype`."""
         from onnx import numpy_helper
 
         held = np.asarray(array)
-        held = held.astype(self.dtype) if held.dtype.kind == "f" else held
+        held = held.astype(dtype or self.dtype) if held.dtype.kind == "f" else held
         name = f"{name}.{len(self.tensors) + len(self.sparse_tensors)}"
         self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(held).reshape(held.shape), name))
         return name
@@ -264,6 +265,10 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
             parts = [graph.constant(part, name) for part in (operator.scale, operator.shift)]
             axis = -operator.scale.ndim
             y = graph.node("LayerNormalization", [x, *parts], axis=axis, epsilon=float(operator.eps))
+        elif isinstance(operator, Gather):
+            flat = _reshaped(graph, x, (operator.blocks, math.prod(shape) // operator.blocks))
+            y = graph.node("Gather", [flat, graph.constant(operator.index, name)], axis=2)
+            y = _reshaped(graph, y, operator.shape)
         elif isinstance(operator, Softmax):
             y = graph.node("Softmax", [x], axis=-1)
         else:
@@ -368,6 +373,10 @@ def _layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
         children = dict(layer.children())
         ends = [_layer(graph, inner, x, f"{name}.{child}" if name else child) for child, inner in children.items()]
         return graph.activation(layer.activation, graph.node("Add", [ends[0], ends[1] if len(ends) > 1 else x]))
+    if isinstance(layer, nn.Concat):
+        branches = ((f"{name}.{i}" if name else str(i), branch) for i, branch in enumerate(layer.branches))
+        ends = [x if branch is None else _layer(graph, branch, x, child) for child, branch in branches]
+        return graph.node("Concat", ends, axis=1)
     for kinds, write in _LAYERS:
         if isinstance(layer, kinds):
             return write(graph, layer, x, name or "model")
@@ -383,6 +392,28 @@ def _bias(layer: Any) -> Array | None:
 def _conv_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
     weight = layer.weight.value if isinstance(layer, nn.Conv2d) else layer.weight
     return graph.activation(layer.activation, graph.conv(x, weight, _bias(layer), layer, name))
+
+
+def _conv_transpose(graph: _Graph, layer: Any, x: str, name: str) -> str:
+    shape = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size)
+    held = graph.weight(layer.weight, shape, f"{name}.weight")
+    bias = _bias(layer)
+    y = graph.node(
+        "ConvTranspose", [x, held, *([] if bias is None else [graph.constant(bias, f"{name}.bias")])],
+        kernel_shape=layer.kernel_size, strides=layer.stride, output_padding=layer.output_padding,
+        pads=[pair[0] for pair in layer.padding] + [pair[1] for pair in layer.padding], dilations=layer.dilation,
+        group=layer.groups,
+    )  # fmt: skip
+    return graph.activation(layer.activation, y)
+
+
+def _upsample(graph: _Graph, layer: Any, x: str, name: str) -> str:
+    scales = graph.constant(np.array([1.0, 1.0, *layer.scale_factor]), name, np.float32)
+    if layer.mode == "nearest":
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    else:
+        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return graph.node("Resize", [x, "", scales], **how)
 
 
 def _linear_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -426,6 +457,8 @@ _Write = Callable[[_Graph, Any, str, str], str]
 _LAYERS: list[tuple[tuple[type[nn.Module], ...], _Write]] = [
     ((nn.SparseLinear, nn.Linear), _linear_layer),
     ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d, nn.Conv2d), _conv_layer),
+    ((nn.SparseConvTranspose2d,), _conv_transpose),
+    ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
     ((nn.LayerNorm,), _layer_norm),
     ((nn.MaxPool2d, nn.AvgPool2d), _pool_layer),

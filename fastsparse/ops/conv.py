@@ -228,8 +228,7 @@ def _backward(
     pattern: Pattern, geometry: ConvGeometry, images: int, need_input: bool, target: Target
 ) -> tuple[BackwardPlan, list[_BackwardPart]]:
     sample_groups = _parts_at_once(images, geometry, target)
-    plan = pattern.cached(("conv backward", geometry, target, sample_groups), plan_backward, pattern, geometry, target,
-                          sample_groups)  # fmt: skip
+    plan = _backward_plan(pattern, geometry, target, sample_groups)
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
     parts = []
@@ -239,31 +238,85 @@ def _backward(
             plan.dw, target, y_row_stride=plan.dy.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
             y_batch_stride=plan.dy.group_stride,
         )  # fmt: skip
-        dx = [
-            spmm.prepare(
-                phase,
-                target,
-                y_row_stride=plan.dx.channel_stride,
-                batches=groups,
-                x_batch_stride=plan.dy.group_stride,
-                y_batch_stride=plan.dx.group_stride,
-                label="conv dX",
-            )
-            for phase in plan.dx_phases
-            if need_input
-        ]
         parts.append(
             _BackwardPart(
                 groups,
                 pack_blocked(plan.dy, count, y_bytes, y_plane, target),
                 pack_blocked(plan.x, count, x_bytes, x_plane, target),
                 dw,
-                dx,
+                _dx_launches(plan, groups, None, target, "conv dX") if need_input else [],
                 unpack_blocked(plan.dx, count, x_bytes, x_plane, target),
                 start * x_bytes,
                 start * y_bytes,
             )
         )
+    return plan, parts
+
+
+def _backward_plan(pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int) -> BackwardPlan:
+    """`plan_backward`, kept with the pattern."""
+    key = "conv backward", geometry, target, sample_groups
+    return pattern.cached(key, plan_backward, pattern, geometry, target, sample_groups)
+
+
+def _dx_launches(plan: BackwardPlan, groups: int, activation: str | None, target: Target, label: str) -> list[Launch]:
+    """Launches for dX, one per phase of the stride; every input is written by one of them."""
+    return [
+        spmm.prepare(
+            phase, target, y_row_stride=plan.dx.channel_stride, batches=groups, x_batch_stride=plan.dy.group_stride,
+            y_batch_stride=plan.dx.group_stride, activation=activation, label=label,
+        )
+        for phase in plan.dx_phases
+    ]  # fmt: skip
+
+
+def transposed(
+    x: Array, W: CSR, geometry: ConvGeometry, bias: Array | None, activation: str | None, y: Array,
+    target: Target | None = None,
+) -> None:  # fmt: skip
+    """y = activation(dX + bias), where dX is the gradient at the input of the convolution `geometry` for a gradient x.
+
+    bias : one number per channel of y
+    """
+    target, images = target or target_for(x.dtype), len(x)
+    key = geometry, images, activation, target
+    plan, parts = W.pattern.cached(("conv transposed launches", *key), _transposed, W.pattern, *key)
+    values = [address(packed_values(W, phase.operator)) for phase in plan.dx_phases]
+    groups = min(parts[0].groups, -(-images // target.lanes))
+    packed_x = address(buffers.take("x", groups * plan.dy.group_stride))
+    packed_y = address(buffers.take("y", groups * plan.dx.group_stride))
+    for part in parts:
+        part.pack.run(address(x) + part.x_offset, packed_x)
+        for phase, packed in zip(part.phases, values, strict=True):
+            phase.run(packed_x, packed_y, packed, bias_address(bias))
+        part.unpack.run(packed_y, address(y) + part.y_offset)
+
+
+class _TransposedPart(NamedTuple):
+    """Some images of a batch: launches on them, and where their x and y begin, in bytes."""
+
+    groups: int
+    pack: Launch
+    phases: list[Launch]
+    unpack: Launch
+    x_offset: int
+    y_offset: int
+
+
+def _transposed(
+    pattern: Pattern, geometry: ConvGeometry, images: int, activation: str | None, target: Target
+) -> tuple[BackwardPlan, list[_TransposedPart]]:
+    sample_groups = _parts_at_once(images, geometry, target)
+    plan = _backward_plan(pattern, geometry, target, sample_groups)
+    y_bytes, x_bytes = _image_bytes(geometry, target.size)
+    y_plane, x_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
+    parts = []
+    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
+        count, groups = stop - start, -(-(stop - start) // target.lanes)
+        pack = pack_blocked(plan.dy, count, x_bytes, x_plane, target)
+        phases = _dx_launches(plan, groups, activation, target, "conv transposed")
+        unpack = unpack_blocked(plan.dx, count, y_bytes, y_plane, target)
+        parts.append(_TransposedPart(groups, pack, phases, unpack, start * x_bytes, start * y_bytes))
     return plan, parts
 
 

@@ -201,6 +201,11 @@ def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
     return Gather(gather.source_offsets, gather.target_offsets, gather.fill, (count - 1) % target.lanes + 1)
 
 
+def gather_vectors(source: NDArray[np.int64], targets: NDArray[np.int64], target: Target) -> Gather:
+    """Move whole vectors from offsets `source` to offsets `targets`."""
+    return _gather(np.add.outer(source, np.arange(target.lanes) * target.size), targets, 0.0, target)
+
+
 def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], outside: float | None, target: Target) -> Gather:
     farthest = max(int(sources.max(initial=0)), int(targets.max(initial=0)))
     if farthest >= SPATIAL_TILES_LIMIT:

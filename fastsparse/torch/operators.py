@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fastsparse.arguments import checked_geometry
 from fastsparse.csr import CSR, Pattern
-from fastsparse.functional import checked_geometry
 from fastsparse.ops import conv as conv_ops
 from fastsparse.ops import dense, spmv
 from fastsparse.ops import linear as linear_ops

@@ -173,6 +173,39 @@ def _sum_of_input(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     return nn.Sequential(nn.Residual(conv, None, "relu"))
 
 
+def _decoder(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """A small U-Net: what gathers, and joins of images, of features, of what cannot be split."""
+
+    def conv(channels: int, out: int, **rest: Any) -> nn.SparseConv2d:
+        return nn.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6, dtype=dtype, rng=rng, **rest)
+
+    inner = nn.Sequential(
+        nn.MaxPool2d(2),
+        conv(6, 10, activation="relu"),
+        nn.SparseConvTranspose2d(10, 6, 3, 2, 1, 1, groups=2, sparsity=0.4, bias=False, dtype=dtype, rng=rng),
+        nn.BatchNorm2d(6, dtype=dtype),
+        nn.ReLU(),
+    )
+    return nn.Sequential(
+        conv(3, 6),
+        nn.BatchNorm2d(6, dtype=dtype),
+        nn.ReLU(),
+        nn.Concat(inner, None),
+        conv(12, 5, bias=False),
+        nn.BatchNorm2d(5, dtype=dtype),
+        nn.ReLU(),
+        nn.Concat(nn.Upsample((2, 1)), nn.Upsample((2, 1), "bilinear")),
+        nn.BatchNorm2d(10, dtype=dtype),
+        nn.SparseConvTranspose2d(10, 4, (2, 3), dilation=(2, 1), sparsity=0.5, dtype=dtype, rng=rng),
+        nn.AvgPool2d(3),
+        nn.Flatten(),
+        nn.SparseLinear(4 * 6 * 3, 12, sparsity=0.6, dtype=dtype, rng=rng),
+        nn.Concat(None, nn.SparseLinear(12, 5, sparsity=0.5, dtype=dtype, rng=rng)),
+        nn.Tanh(),
+        nn.Concat(None, nn.ReLU(), None),
+    )
+
+
 def _nothing(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     return nn.Sequential(nn.Dropout(0.3, rng=0), nn.Flatten())
 
@@ -211,6 +244,7 @@ NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], t
     "sums": (_sums, (4, 8, 11)),
     "sum of input": (_sum_of_input, (3, 5, 7)),
     "rows": (_rows, (3, 9, 7)),
+    "decoder": (_decoder, (3, 8, 8)),
     "nothing": (_nothing, (3, 4, 5)),
 }
 
@@ -248,6 +282,11 @@ def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Arra
             value, error = _run(inner, value, error, dtype)
     elif isinstance(layer, nn.Residual):
         value, error = _summed(layer, value, error, dtype)
+    elif isinstance(layer, nn.Concat):
+        ends = [(value, error) if b is None else _run(b, value, error, dtype) for b in layer.branches]
+        value, error = (np.concatenate(parts, 1) for parts in zip(*ends, strict=True))
+    elif isinstance(layer, nn.Upsample):
+        value, error = _upsampled(layer, value, error, u)
     elif isinstance(layer, nn.Flatten):
         value, error = value.reshape(len(value), -1), error.reshape(len(value), -1)
     elif hasattr(layer, "running_mean"):
@@ -293,10 +332,13 @@ def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Arr
     bias = None if layer.bias is None else layer.bias.value
 
     def apply(data: Array, x: Array, bias: Array | None) -> Array:
-        if hasattr(layer, "kernel_size"):
-            geometry = {
-                name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")
-            }
+        names = ("kernel_size", "stride", "padding", "dilation", "groups")
+        geometry = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+        if isinstance(layer, nn.SparseConvTranspose2d):
+            sizes = layer.eval()(np.zeros(x.shape, layer.values.dtype)).shape
+            y, _, _ = ref.conv_backward(x, W.indptr, W.indices, data, W.shape, np.zeros(sizes), **geometry)
+            return y if bias is None else y + bias.reshape(-1, 1, 1)
+        if geometry:
             return ref.conv(W.indptr, W.indices, data, W.shape, x, bias=bias, **geometry)
         return ref.linear(x, W.indptr, W.indices, data, W.shape, bias)
 
@@ -304,8 +346,26 @@ def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Arr
     size = abs(W.data)
     abs_sum = apply(size, abs(x) + error, None if bias is None else abs(bias))
     # Folding a batch norm rounds values and bias once more.
-    own = ref.bound(int(np.diff(W.indptr).max(initial=0)) + 2, abs_sum, dtype)
+    terms = W.nnz if isinstance(layer, nn.SparseConvTranspose2d) else int(np.diff(W.indptr).max(initial=0))
+    own = ref.bound(terms + 2, abs_sum, dtype)
     return _activated(layer.activation, value, apply(size, error, None) + own, float(np.finfo(dtype).eps) / 2)
+
+
+def _upsampled(layer: nn.Upsample, x: Array, error: Array, u: float) -> tuple[Array, Array]:
+    """By matrices of the weights of every pixel, which are not negative."""
+    matrices = []
+    for n, scale in zip(x.shape[2:], layer.scale_factor, strict=True):
+        at = (np.arange(n * scale) + 0.5) / scale - 0.5
+        if layer.mode == "nearest":
+            at = np.arange(n * scale) // scale
+        at = np.clip(at, 0, n - 1)
+        matrices.append(np.maximum(0, 1 - abs(np.subtract.outer(at, np.arange(n)))))
+
+    def apply(x: Array) -> Array:
+        return np.asarray(matrices[0] @ x @ matrices[1].T)
+
+    own = 0.0 if layer.mode == "nearest" else 8 * u * apply(abs(x) + error)
+    return apply(x), apply(error) + own
 
 
 def _normalised(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from fastsparse.engine.passes import (
     optimised,
     scales_as_products,
 )
-from fastsparse.engine.program import Activate, Conv, Linear, Pool, Program, Reshape, RowWise, Scale
+from fastsparse.engine.program import Activate, Conv, Gather, Linear, Pool, Program, Reshape, RowWise, Scale
 from fastsparse.engine.serial import to_plain
 from tests.engine.networks import NETWORKS, network
 from tests.engine.test_graphs import PROGRAMS, Graph
@@ -92,7 +92,7 @@ def test_programs_end_with_what_can_be_run(name):
     model, shape = network(name)
     program = optimised(program_of(model, shape))
     for node in program.nodes:
-        assert isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise)
+        assert isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gather)
         assert not isinstance(node.operator, Scale)
     written = set(program.inputs)
     for node in program.nodes:
@@ -149,3 +149,22 @@ def test_what_passes_would_rewrite_is_refused():
     nodes = [*g.nodes[:-1], replace(g.nodes[-1], inputs=(flat, flat))]
     with pytest.raises(ValueError, match="node 'n1' adds a tensor that has another shape in memory"):
         check_optimised(replace(g.program(last), nodes=tuple(nodes)))
+
+
+def test_a_product_of_joined_images_copies_nothing():
+    block = nn.Concat(None, nn.SparseConv2d(4, 3, 1, sparsity=0.5, rng=0))
+    read = nn.SparseConv2d(7, 5, 3, padding=1, sparsity=0.5, activation="relu", rng=1)
+    found = optimised(program(block, read))
+    assert [node.operator.weight.shape for node in found.nodes] == [(3, 4), (5, 36), (5, 27)]
+    assert [node.operator.activation for node in found.nodes] == [None, None, "relu"]
+    np.testing.assert_array_equal(
+        np.hstack([node.operator.weight.toarray() for node in found.nodes[1:]]), read.weight.toarray()
+    )
+
+
+def test_norms_and_activations_go_in_front_of_gathers_into_the_product():
+    grown = nn.SparseConvTranspose2d(4, 4, 3, 2, sparsity=0.5, rng=0)
+    found = optimised(program(grown, nn.BatchNorm2d(4), nn.ReLU(), nn.Upsample(2), nn.Tanh()))
+    assert kinds(found) == ["Conv", "Conv", "Gather", "Gather"]
+    assert found.nodes[0].operator.activation == "relu"
+    assert kinds(optimised(program(nn.Upsample(2), nn.LayerNorm(12)))) == ["Gather", "LayerNorm"]

@@ -154,6 +154,18 @@ def _operator(operator: dict[str, Any], twice: bool = False) -> Any:
     return change
 
 
+def _gather(**fields: Any) -> Any:
+    """Put a gather, with one field wrong, behind the last node, which gives seven features."""
+    right = {"type": "Gather", "index": "index", "blocks": 1, "shape": [7]}
+    behind = _operator({**right, **{k: v for k, v in fields.items() if k != "index"}})
+
+    def change(found: Any, arrays: Any) -> None:
+        arrays["index"] = fields.get("index", np.arange(7)[::-1].copy())
+        behind(found, arrays)
+
+    return change
+
+
 NODE = ("program", "nodes", 0)
 CONV = (*NODE, "operator")
 HOSTILE = {
@@ -180,6 +192,13 @@ HOSTILE = {
     "array that nobody reads": lambda found, arrays: arrays.update(another=np.ones(3)),
     "sum that passes would have fused": _operator({"type": "Add", "activation": None}, twice=True),
     "activation that passes would have fused": _operator({"type": "Activate", "name": "tanh"}),
+    "join that passes would have made a product": _operator({"type": "Concat"}),
+    "gather from outside": _gather(index=np.arange(1, 8)),
+    "gather from in front": _gather(index=np.arange(-1, 6)),
+    "gather of other numbers": _gather(index=np.arange(7.0)),
+    "gather of other sizes": _gather(shape=[6]),
+    "gather in blocks of other sizes": _gather(blocks=2),
+    "gather in no blocks": _gather(blocks=0),
     "values of another type": _array(("Conv", "data"), lambda a: a.astype(np.float64)),
     "unsorted columns": _array(("Conv", "indices"), lambda a: a[::-1].copy()),
     "too many threads": _set("threads", to=1025),
@@ -203,6 +222,16 @@ HOSTILE = {
     "input shape": _set("input_shape", to=[1, 2, 3]),
     "batch": _set("input_shape", to=[0, 3, 8, 10]),
 }
+
+
+def test_a_gather_comes_back(tmp_path):
+    engine, path = saved(tmp_path, "demo", tune=False)
+    arrays, found = files.read(path, "engine")
+    found = copy.deepcopy({k: v for k, v in found.items() if k not in ("format", "format_version")})
+    _gather()(found, arrays)
+    files.write(path, "engine", arrays, found)
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 10)).astype("f")
+    np.testing.assert_array_equal(fs.load_engine(path)(x), engine(x)[:, ::-1])
 
 
 @pytest.mark.F2

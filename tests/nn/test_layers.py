@@ -65,6 +65,63 @@ def test_sparse_convolutions_are_the_oracle(layer_type: Any, spatial: Any, optio
     assert np.all(abs(layer.eval()(x) - want) <= ref.bound(layer.weight.shape[1], abs_sum, dtype))
 
 
+@pytest.mark.R1
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 3, 33])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_transposed_convolution_is_the_gradient_of_a_convolution(dtype: str, batch: int, activation: Any) -> None:
+    """At sizes around a stride, with taps that reach no phase, and outputs that no tap reaches."""
+    rng = np.random.default_rng(batch)
+    for kernel, stride, padding, more, dilation, groups in (
+        ((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 0), (1, 1), 1),
+        ((2, 3), (3, 1), ((0, 1), (2, 0)), (2, 0), (2, 1), 2),
+        ((1, 1), (3, 2), ((0, 0), (0, 0)), (0, 1), (1, 1), 4),
+        ((4, 2), (1, 2), ((3, 2), (0, 0)), (0, 0), (1, 3), 1),
+    ):
+        layer = nn.SparseConvTranspose2d(
+            4, 8, kernel, stride, padding, more, groups, dilation=dilation, sparsity=0.4, activation=activation,
+            dtype=dtype, rng=rng,
+        ).eval()  # fmt: skip
+        assert layer.bias is not None
+        layer.bias.value = rng.standard_normal(8).astype(dtype)
+        x = rng.standard_normal((batch, 4, 5, 4)).astype(dtype)
+        y, W = layer(x), layer.weight
+        window = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+        structure, zeros, bias = (W.indptr, W.indices), np.zeros(y.shape), layer.bias.value.reshape(-1, 1, 1)
+        want = ref.conv_backward(x, *structure, W.data, W.shape, zeros, **window)[0] + bias
+        total = ref.conv_backward(abs(x), *structure, abs(W.data), W.shape, zeros, **window)[0] + abs(bias)
+        bound = ref.bound(W.nnz, total, dtype)
+        if activation:
+            bound = 1.1 * bound + 4 * np.finfo(dtype).eps / 2 * np.maximum(1, abs(want))
+            want = ref.apply_activation(activation, want)
+        assert y.dtype == dtype
+        assert (abs(y - want) <= bound).all()
+        again = np.empty_like(y)
+        keywords = {**window, "output_padding": more, "activation": activation}
+        fs.conv_transpose2d(x, W, layer.bias.value, **keywords, out=again)
+        np.testing.assert_array_equal(again, y)
+        with fs.threads(1):
+            np.testing.assert_array_equal(layer(x[-1:]), y[-1:])  # R3: of any batch, on any number of threads
+
+
+def test_bilinear_upsampling_keeps_constants_and_slopes() -> None:
+    x = np.arange(5.0).reshape(1, 1, 1, 5) + np.zeros((1, 1, 4, 1))
+    y = nn.Upsample((2, 4), "bilinear")(x)
+    assert y.shape == (1, 1, 8, 20)
+    np.testing.assert_allclose(y[0, 0, 3, 2:-2], np.arange(16) / 4 + 0.125)
+    np.testing.assert_array_equal(y[0, 0, :, :2], 0)
+    x[0, 0, 1, 1] = np.inf
+    assert not np.isnan(nn.Upsample(3, "bilinear")(x)).any()  # a weight of zero never meets it
+
+
+def test_a_branch_without_a_gradient_leaves_none_at_the_input() -> None:
+    model = nn.Concat(None, nn.SparseLinear(4, 2, rng=0))
+    y = model(np.ones((3, 4), "f"))
+    assert model.backward(np.ones_like(y), need_input=False) is None
+    assert model.branches[1].values.grad is not None  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_from_dense_computes_what_the_dense_layer_computes(dtype: str, rng: Any) -> None:
     dense = nn.Conv2d(4, 6, (3, 2), (2, 1), ((1, 0), (0, 2)), (1, 2), 2, dtype=dtype, rng=rng)
@@ -243,6 +300,45 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         lambda: nn.SparseLinear.from_dense(np.ones((2, 3)), np.ones(3)),
         ValueError,
         "bias has shape (3,), expected (2,) to match weight",
+    ),
+    (
+        lambda: nn.SparseConvTranspose2d(4, 6, 3, 2, output_padding=2),
+        ValueError,
+        "output_padding is 2, expected less than the stride (2, 2)",
+    ),
+    (
+        lambda: nn.SparseConvTranspose2d(4, 6, 3, padding=3)(np.ones((1, 4, 2, 2), "f")),
+        ValueError,
+        "x has shape (1, 4, 2, 2), expected an image that is larger than the padding ((3, 3), (3, 3)) cuts off",
+    ),
+    (
+        lambda: nn.SparseConvTranspose2d(4, 6, 3)(np.ones((1, 6, 5, 5), "f")),
+        ValueError,
+        "x has shape (1, 6, 5, 5), expected (N, 4, H, W) to match W of shape (4, 54)",
+    ),
+    (
+        lambda: nn.SparseConvTranspose2d(4, 6, 3)(np.ones((1, 4, 5, 5), complex)),
+        TypeError,
+        "x has dtype complex128, expected float32, float16, integers or bool",
+    ),
+    (
+        lambda: nn.SparseConvTranspose2d.from_dense(np.ones((2, 3))),
+        ValueError,
+        "weight has shape (2, 3), expected 4 axes (in, out / groups, height, width)",
+    ),
+    (lambda: nn.Upsample(2, "cubic"), ValueError, "mode is 'cubic', expected 'nearest' or 'bilinear'"),
+    (lambda: nn.Upsample(0), ValueError, "scale_factor is 0, expected an integer or 2 integers, each from 1 to 2147483647"),
+    (
+        lambda: nn.Upsample(2)(np.ones((3, 4), "f")),
+        ValueError,
+        "x has shape (3, 4), expected (N, C, H, W) with H and W at least 1",
+    ),
+    (lambda: nn.Concat(), ValueError, "branches is empty, expected at least one layer or None"),
+    (lambda: nn.Concat(3), TypeError, "branches[0] is a int, expected a layer of fastsparse.nn or None"),
+    (
+        lambda: nn.Concat(None, nn.MaxPool2d(2))(np.ones((1, 2, 4, 4), "f")),
+        ValueError,
+        "the branches give shapes (1, 2, 4, 4) and (1, 2, 2, 2), expected equal ones but for the second axis",
     ),
     (lambda: nn.Dropout(1.0), ValueError, "p is 1.0, expected a number from 0 to below 1"),
     (lambda: nn.BatchNorm2d(3, eps=-1), ValueError, "eps is -1, expected a number of at least 0.0"),

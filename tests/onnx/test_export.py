@@ -71,6 +71,14 @@ def test_models_of_every_layer(tmp_path, sparse):
         (nn.Sequential(nn.SparseConv1d(2, 4, 3, padding=1, rng=0)), np.ones((2, 2, 9), "f")),
         (nn.Sequential(nn.SparseConv3d(2, 4, 2, rng=0)), np.ones((2, 2, 4, 5, 3), "f")),
         (nn.Sequential(nn.Embedding(9, 4, rng=0), nn.SparseLinear(4, 3, rng=1)), np.array([[1, 2, 8], [0, 0, 3]])),
+        (
+            nn.Sequential(
+                nn.Concat(nn.SparseConvTranspose2d(2, 4, 3, 2, 1, 1, 2, activation="tanh", rng=0), nn.Upsample(2)),
+                nn.Upsample((1, 3), "bilinear"),
+                nn.Concat(None, nn.ReLU()),
+            ),
+            np.random.default_rng(1).normal(size=(2, 2, 4, 3)).astype("f"),
+        ),
         (nn.SparseLinear(6, 4, bias=False, rng=0), np.ones((3, 6), "f")),
         (nn.Sequential(nn.SparseLinear(6, 4, rng=0, dtype="float64"), nn.LayerNorm(4, dtype="float64")), np.eye(6)),
     ],

@@ -14,16 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Gate, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.program import Conv, Gate, Gather, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
-from fastsparse.ops import gates, pooling
+from fastsparse.ops import gates, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
 from fastsparse.ops.target import Target
+from fastsparse.runtime.launch import Launch
 
 _UNPADDED = np.empty(0, np.int64)
 
@@ -223,6 +225,9 @@ class _Lowering:
         if isinstance(op, Pool):
             launch = pooling.prepare_blocked(op.kind, op.windows, x, y, count, self.target)
             return Step(node.name, f"{op.kind} pool batch-blocked", node, sources, result, launch)
+        if isinstance(op, Gather):
+            launch = self._gather(op, self.planes[self.roots[node.inputs[0]]], y, count)
+            return Step(node.name, "gather batch-blocked", node, sources, result, launch)
         if isinstance(op, Gate):
             g = self.planes[node.inputs[1]]
             strides, at = (g.group_stride, g.channel_stride), (sources[1][0], sources[1][1] + g.corner)
@@ -240,3 +245,17 @@ class _Lowering:
         kernel = f"spmm batch-blocked, tile {weight.plan.tiles.width}"
         operands = ("x", "residual", "y") if len(sources) > 1 else ("x", "y")
         return Step(node.name, kernel, node, sources, result, launch, operands)
+
+    def _gather(self, op: Gather, x: BlockedPlanes, y: BlockedPlanes, count: int) -> Launch:
+        """Vectors of samples in other places."""
+
+        def places(planes: BlockedPlanes) -> tuple[NDArray[np.int64], int]:
+            """Of the numbers of a block, and from one block to the next."""
+            channels = planes.channels // op.blocks
+            at = np.add.outer(np.arange(channels) * planes.channel_stride, planes.all_offsets()).ravel()
+            return at, channels * planes.channel_stride
+
+        (source, x_stride), (target, y_stride) = places(x), places(y)
+        plan = spatial_tiles.gather_vectors(source[op.index], target, self.target)
+        strides = (x.group_stride, x_stride), (y.group_stride, y_stride)
+        return spatial_tiles.prepare(plan, *strides, op.blocks, count, self.target)

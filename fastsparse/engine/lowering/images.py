@@ -16,9 +16,9 @@ import numpy as np
 from fastsparse.csr import Pattern
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Gate, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
+from fastsparse.engine.program import Conv, Gate, Gather, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
-from fastsparse.ops import gates, layouts, norm, pooling, softmax, spmm, spmv
+from fastsparse.ops import gates, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
@@ -132,6 +132,8 @@ class Lowering:
             self._rows(node, op)
         elif isinstance(op, Gate):
             self._gate(node)
+        elif isinstance(op, Gather):
+            self._rearrange(node, op)
         elif self.batch == 1:
             assert isinstance(op, Linear)
             self._spmv(node, op)
@@ -279,6 +281,17 @@ class Lowering:
         else:
             launch = softmax.prepare(numbers // shape[-1], shape[-1], self.target)
         self._add(node.name, "row by row", node, (source,), target, launch)
+
+    def _rearrange(self, node: Node, op: Gather) -> None:
+        """Append the step of a gather, in the user's layout."""
+        t, size = self.roots[node.inputs[0]], self.target.size
+        x, y = math.prod(self.program.shapes[t]) * size, math.prod(op.shape) * size
+        plan = spatial_tiles.gather_image(op.index * size, self.target)
+        launch = spatial_tiles.prepare(
+            plan, (x, x // op.blocks), (y, y // op.blocks), op.blocks, self.images, self.target
+        )
+        source = self._get(t, "plain", node)
+        self._add(node.name, "gather", node, (source,), self._target(node.output, "plain"), launch)
 
     def _add_gate(
         self, node: Node, where: str, x: gates.Image, source: Place, gate: gates.Image, gate_source: Place,

@@ -13,7 +13,7 @@ import numpy as np
 from fastsparse.engine import split
 from fastsparse.engine.lowering.images import Lowering, name_before
 from fastsparse.engine.lowering.weights import packed, planned
-from fastsparse.engine.program import Conv, Linear, Node, Pool, Program, RowWise
+from fastsparse.engine.program import Conv, Gather, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.ops.conv import plan_between_padded, plan_padded
 from fastsparse.ops.gates import Image
@@ -59,7 +59,7 @@ class _PaddedLowering(Lowering):
             return "planes"
         unread = not readers and t in self.results
         pooled = any(isinstance(reader.operator, Pool) for reader in readers) and not planes.contiguous
-        features = t in self.whole or any(isinstance(reader.operator, Linear | RowWise) for reader in readers)
+        features = t in self.whole or any(isinstance(reader.operator, Linear | RowWise | Gather) for reader in readers)
         return "plain" if unread or pooled or features else "planes"
 
     def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
