@@ -327,7 +327,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         "weight has shape (2, 3), expected 4 axes (in, out / groups, height, width)",
     ),
     (lambda: nn.Upsample(2, "cubic"), ValueError, "mode is 'cubic', expected 'nearest' or 'bilinear'"),
-    (lambda: nn.Upsample(0), ValueError, "scale_factor is 0, expected an integer or 2 integers, each from 1 to 2147483647"),
+    (
+        lambda: nn.Upsample(0),
+        ValueError,
+        "scale_factor is 0, expected an integer or 2 integers, each from 1 to 2147483647",
+    ),
     (
         lambda: nn.Upsample(2)(np.ones((3, 4), "f")),
         ValueError,
