@@ -106,7 +106,7 @@ class _Panels:
 
     def __call__(self) -> None:
         """The product alone."""
-        self._product.product.run(address(self._x), address(self._panels), 0)
+        self._product.launch.run(address(self._x), address(self._panels), 0)
 
     def result(self) -> np.ndarray:
         """The product, and unpacking."""

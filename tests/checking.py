@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -16,7 +18,7 @@ import fastsparse as fs
 from fastsparse import functional
 from fastsparse.ops.heuristics import WIDEST_TILE, Heuristics, heuristics_for
 from fastsparse.ops.target import Target, tuned
-from fastsparse_kernels import compiler
+from fastsparse_kernels import compiler, parallel
 from fastsparse_kernels import reference as ref
 
 Array = NDArray[Any]
@@ -297,3 +299,17 @@ def assert_same_specials(actual: Array, expected: Array, label: Any = "") -> Non
     """NaN where NaN is expected, Inf of the same sign where Inf is, finite numbers elsewhere."""
     for kind in (np.isnan, np.isposinf, np.isneginf):
         assert np.array_equal(kind(actual), kind(expected)), (label, kind.__name__)
+
+
+def watch_launches(monkeypatch: pytest.MonkeyPatch, look: Callable[[int, list[int]], None]) -> None:
+    """Have `look` called with the kernel and the words of the arguments before each launch."""
+
+    def watched(region: Callable[..., None]) -> Callable[[], Callable[..., None]]:
+        def run(kernel: int, arguments: int, words: int, *rest: int) -> None:
+            look(kernel, list((ctypes.c_int64 * words).from_address(arguments)))
+            region(kernel, arguments, words, *rest)
+
+        return lambda: run
+
+    for name in ("run_serial", "run_parallel"):
+        monkeypatch.setattr(parallel, name, watched(getattr(parallel, name)()))

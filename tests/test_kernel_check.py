@@ -13,8 +13,9 @@ from fastsparse.kernel_check import CHECKS, DTYPES, Case, check_kernels
 from fastsparse.ops import softmax
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.target import target_for
-from fastsparse.runtime import launch, sequence
+from fastsparse.runtime import sequence
 from fastsparse_kernels.registry import FAMILIES
+from tests.checking import watch_launches
 
 
 def test_every_family_has_a_check_and_all_are_right() -> None:
@@ -33,12 +34,8 @@ def test_a_check_runs_kernels_of_its_family(monkeypatch: pytest.MonkeyPatch, fam
         return  # no kernel of this CPU
     run: list[int] = []
 
-    def noted(kernel: int, words: Any, *rest: Any) -> None:
-        run.extend([kernel, *words])  # epilogues are fields of the arguments
-        original(kernel, words, *rest)
-
-    original, table = launch._run, sequence.step_table
-    monkeypatch.setattr(launch, "_run", noted)
+    watch_launches(monkeypatch, lambda kernel, words: run.extend([kernel, *words]))  # epilogues are among the words
+    table = sequence.step_table
     monkeypatch.setattr(
         sequence, "step_table", lambda bound, *rest: run.extend(b.kernel for b in bound) or table(bound, *rest)
     )

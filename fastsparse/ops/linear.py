@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, sddmm, spmm, stream
-from fastsparse.ops.spmm import Packing, Product, bias_address, panel_packing, panel_width
+from fastsparse.ops.spmm import Packing, bias_address, panel_packing, panel_width, with_values
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
@@ -40,41 +40,50 @@ def forward(
 ) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
-    stride, rows = x.strides[0], W.shape[0]
-    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in W.shape)
-    for start, stop in spmm.sample_chunks(len(x), group_bytes, target):
-        key = stop - start, stride, activation, target
-        packing, product = W.cached(("linear", *key), _forward, W, *key)
-        panels = packing.run(address(x) + start * stride, "x")
-        product.run(address(panels), address(y) + start * rows * target.size, bias_address(bias), "y")
+    key = len(x), x.strides[0], activation, target
+    for part in W.cached(("linear", *key), _forward, W, *key):
+        panels = part.packing.run(address(x) + part.x_offset, "x")
+        part.product.run(address(panels), address(y) + part.y_offset, bias_address(bias), "y")
+
+
+class _Part(NamedTuple):
+    """A part of a batch: how it is packed and multiplied, and the bytes in x and y before it."""
+
+    packing: Packing
+    product: _PanelsProduct
+    x_offset: int
+    y_offset: int
 
 
 class _PanelsProduct(NamedTuple):
     """y (samples, out) = activation(x @ W.T + bias), from x in panels by way of panels of y."""
 
-    product: Product
+    launch: Launch
     unpack: Launch
     panel_bytes: int
 
     def run(self, x: int, y: int, bias: int, purpose: str) -> None:
         """Compute y at its address from panels at address x, through the buffer `purpose`."""
         panels = buffers.take(purpose, self.panel_bytes)
-        self.product.run(x, address(panels), bias)
+        self.launch.run(x, address(panels), bias)
         self.unpack.run(address(panels), y)
 
 
-def _forward(
-    W: CSR, samples: int, stride: int, activation: str | None, target: Target
-) -> tuple[Packing, _PanelsProduct]:
-    width = panel_width(W.pattern, samples, target)
-    packing = panel_packing(samples, W.shape[1], stride, width, target)
-    return packing, _panels_product(W, samples, width, activation, target)
+def _forward(W: CSR, samples: int, stride: int, activation: str | None, target: Target) -> list[_Part]:
+    (rows, features), parts = W.shape, []
+    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in W.shape)
+    for start, stop in spmm.sample_chunks(samples, group_bytes, target):
+        width = panel_width(W.pattern, stop - start, target)
+        packing = panel_packing(stop - start, features, stride, width, target)
+        product = _panels_product(W, stop - start, width, activation, target)
+        parts.append(_Part(packing, product, start * stride, start * rows * target.size))
+    return parts
 
 
 def _panels_product(W: CSR, samples: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
     key = samples, width, activation, target
     plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
-    return _PanelsProduct(Product(launch, plan.values(W)), unpack, size)
+    return _PanelsProduct(with_values(launch, plan.values(W)), unpack, size)
 
 
 def _panels_launch(

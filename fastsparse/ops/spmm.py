@@ -42,11 +42,9 @@ def spmm_row_major(
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
     target = narrowed(target or target_for(W.dtype), X.shape[1])
-    peels = alignment_peels(address(X), X.strides[0], Y, target)
-    y_alignment = stream.row_alignment(address(Y), Y.strides[0], Y.nbytes, target)
-    key = X.shape[1], X.strides[0], activation, target, peels, y_alignment
-    product = W.cached(("row-major", *key), _row_major, W, *key)
-    product.run(address(X), address(Y), bias_address(bias))
+    x, y, row_stride = address(X), address(Y), X.strides[0]
+    key = X.shape[1], row_stride, activation, target, *alignments(x, row_stride, y, Y, target)
+    W.cached(("row-major", *key), _row_major, W, *key).run(x, y, bias_address(bias))
 
 
 def spmm_column_major(
@@ -59,20 +57,9 @@ def spmm_column_major(
         y = address(Y) + start * target.size
         y_alignment = stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
         key = stop - start, stride, columns, activation, target, y_alignment
-        packing, product = W.cached(("column-major", *key), _column_major, W, *key)
+        packing, launch = W.cached(("column-major", *key), _column_major, W, *key)
         panels = packing.run(address(X) + start * stride, "x")
-        product.run(address(panels), y, bias_address(bias))
-
-
-class Product(NamedTuple):
-    """A prepared SpMM with W's values."""
-
-    launch: Launch
-    values: Array
-
-    def run(self, x: int, y: int, bias: int = 0) -> None:
-        """Compute the result at address y from that at x."""
-        self.launch.run(x, y, address(self.values), bias)
+        launch.run(address(panels), y, bias_address(bias))
 
 
 class Packing(NamedTuple):
@@ -90,25 +77,30 @@ class Packing(NamedTuple):
 
 def _row_major(
     W: CSR, columns: int, row_stride: int, activation: str | None, target: Target, peels: Peels, y_alignment: int
-) -> Product:
+) -> Launch:
     y_row_stride = columns * target.size
     if stream.pays(W.pattern, columns, target, row_stride):
         return _streamed(W, columns, row_stride, y_row_stride, activation, target, y_alignment)
     plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
-    return Product(prepare(plan, target, y_row_stride=y_row_stride, activation=activation), plan.values(W))
+    return with_values(prepare(plan, target, y_row_stride=y_row_stride, activation=activation), plan.values(W))
 
 
 def _streamed(
     W: CSR, columns: int, x_row_stride: int, y_row_stride: int, activation: str | None, target: Target, y_alignment: int
-) -> Product:
+) -> Launch:
     plan = stream.plan(W.pattern, columns, target, y_alignment)
     launch = stream.prepare(plan, target, x_row_stride=x_row_stride, y_row_stride=y_row_stride, activation=activation)
-    return Product(launch, plan.values(W))
+    return with_values(launch, plan.values(W))
+
+
+def with_values(launch: Launch, values: Array) -> Launch:
+    """The launch with W's values, packed as it reads them."""
+    return launch.fixed(values, values=address(values))
 
 
 def _column_major(
     W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target, y_alignment: int
-) -> tuple[Packing, Product]:
+) -> tuple[Packing, Launch]:
     y_row_stride = columns * target.size
     if stream.pays(W.pattern, samples, target):
         width = -(-samples // target.lanes)  # one panel: its rows are those of row-major X
@@ -117,7 +109,7 @@ def _column_major(
     width = panel_width(W.pattern, samples, target)
     plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
     launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
-    return panel_packing(samples, W.shape[1], stride, width, target), Product(launch, plan.values(W))
+    return panel_packing(samples, W.shape[1], stride, width, target), with_values(launch, plan.values(W))
 
 
 @bounded_cache
@@ -183,6 +175,14 @@ UNALIGNED = Peels()
 def alignment_peel(start: int, row_bytes: int, target: Target) -> int | None:
     """Alignment peel of an array at address `start` whose rows are `row_bytes` apart."""
     return None if row_bytes % target.vector or start % target.size else -start % target.vector // target.size
+
+
+def alignments(x: int, x_row_stride: int, y: int, Y: Array, target: Target) -> tuple[Peels, int]:
+    """`alignment_peels` and `stream.row_alignment` of X and Y at addresses x and y, on which plans depend."""
+    h = target.heuristics
+    if Y.shape[1] < h.many_vectors * target.lanes and not h.leaves_cache(Y.nbytes):
+        return UNALIGNED, 0
+    return alignment_peels(x, x_row_stride, Y, target), stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
 
 
 def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peels:

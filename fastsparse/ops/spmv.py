@@ -9,7 +9,7 @@ threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,27 +44,21 @@ def multiply(
     target = target or target_for(W.dtype)
     if not x.flags.c_contiguous:
         x = np.ascontiguousarray(x)
-    product = W.cached(("spmv", activation, target), _prepared, W, activation, target)
-    product.launch.run(address(x), address(y), product.values_address, 0 if bias is None else address(bias))
+    launch = W.cached(("spmv", activation, target), _prepared, W, activation, target)
+    launch.run(address(x), address(y), 0 if bias is None else address(bias))
 
 
-class _Product(NamedTuple):
-    launch: Launch
-    values_address: int
-    values: Array
-
-
-def _prepared(W: CSR, activation: str | None, target: Target) -> _Product:
+def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
     if W.shape[1] > INDEX_LIMIT:  # columns of plans have 32 bits
         rows = stream.plan(W.pattern, 1, target)
         launch = stream.prepare(
             rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
         )
-        return _Product(launch, address(W.data), W.data)
+        return launch.fixed(W.data, values=address(W.data))
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
     values = plan.pack(W.data)
-    return _Product(launch, address(values), values)
+    return launch.fixed(values, values=address(values))
 
 
 # ------------------------------------------------------------------------------------------------- plans

@@ -163,9 +163,12 @@ def _misfit(array: Any, dtype: np.dtype[Any], size: int, name: str) -> Exception
 _EXACT_WORK = 10_000  # bound of the work of an exact comparison of two layouts
 
 
+_bounds_overlap = np.may_share_memory
+
+
 def share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether two arrays share a byte; True as well where an exact answer would take too long."""
-    if not np.may_share_memory(a, b):
+    if not _bounds_overlap(a, b):
         return False
     try:
         return bool(np.shares_memory(a, b, max_work=_EXACT_WORK))  # type: ignore[arg-type]
@@ -187,9 +190,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: A
         raise TypeError(f"out is {type(out).__name__}, expected a NumPy array")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {dtype}")
-    check_writable(out, "out")
+    if not out.flags.carray:
+        check_writable(out, "out")
     for given in inputs:
-        if isinstance(given, np.ndarray) and share_memory(out, given):
+        if isinstance(given, np.ndarray) and _bounds_overlap(out, given) and share_memory(out, given):
             raise ValueError("out shares memory with an input, expected memory of its own")
     return out
 

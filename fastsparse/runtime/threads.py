@@ -83,7 +83,8 @@ def get_num_threads() -> int:
 
 def usable_threads(threads: int | None = None) -> int:
     """`threads` (default: the current number), limited to those that can run, since every worker has scratch memory."""
-    return min(get_num_threads() if threads is None else threads, int(config.NUMBA_NUM_THREADS))
+    count, most = get_num_threads() if threads is None else threads, config.NUMBA_NUM_THREADS
+    return count if count <= most else int(most)
 
 
 @functools.cache

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import weakref
-from array import array
 from threading import Thread
-from typing import Any
 
 import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.runtime import buffers, launch
+from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels.compiler import aligned_empty
+from tests.checking import watch_launches
 from tests.runtime.test_interrupt import NAMES, calls
 
 CALLS = """
@@ -103,7 +102,7 @@ def test_every_thread_has_its_own_workspace(monkeypatch):
 def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
     """What the workspace does not keep is freed when the last reference goes, whoever has its address."""
     lent: list[tuple[int, int, weakref.ref[np.ndarray], np.ndarray]] = []
-    used, run = [], launch._run
+    used: list[int] = []
 
     def take(purpose: str, size: int) -> np.ndarray:
         memory = aligned_empty((max(size, 64),), np.uint8)
@@ -111,16 +110,15 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
         lent.append((memory.ctypes.data, memory.ctypes.data + len(memory), weakref.ref(view), memory))
         return view
 
-    def checked(kernel: int, words: array[int], *rest: Any) -> None:
+    def check(kernel: int, words: list[int]) -> None:
         for word in words:
             for start, end, held, _ in lent:
                 if start <= word < end:
                     assert held() is not None, "the buffer was given back"
                     used.append(word)
-        run(kernel, words, *rest)
 
     monkeypatch.setattr(buffers, "take", take)
-    monkeypatch.setattr(launch, "_run", checked)
+    watch_launches(monkeypatch, check)
     calls(rng)[name][0]()
     assert used or name == "sparse gradient"  # which needs no buffer
 
