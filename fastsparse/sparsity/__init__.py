@@ -1,8 +1,8 @@
 """Patterns, pruning, and patterns that change in training. Works on parameters, never on layers."""
 
-from fastsparse.sparsity.algorithms import SET, GradualPruning, RigL
+from fastsparse.sparsity.algorithms import CHT, SET, GradualPruning, RigL
 from fastsparse.sparsity.patterns import erdos_renyi, mask_pattern, nm_pattern, random_pattern
-from fastsparse.sparsity.pruning import magnitude_prune, random_prune
+from fastsparse.sparsity.pruning import magnitude_prune, random_prune, snip_prune
 from fastsparse.sparsity.schedules import ConstantSparsity, PolynomialDecay
 
 __all__ = [
@@ -14,10 +14,12 @@ __all__ = [
     # pruning
     "magnitude_prune",
     "random_prune",
+    "snip_prune",
     "GradualPruning",
     "ConstantSparsity",
     "PolynomialDecay",
     # evolving patterns
     "SET",
     "RigL",
+    "CHT",
 ]

@@ -1,4 +1,4 @@
-"""Patterns that change while a model trains: gradual pruning, SET, RigL.
+"""Patterns that change while a model trains: gradual pruning, SET, RigL, CHT.
 
 An algorithm's `step(step)` is called after each step of the optimizer, with the number of steps made, from 1. `fit`
 does that, and tells the algorithm the number of the last step by `begin`. Optimizer state follows its nonzero; nonzeros
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from fastsparse.arguments import Seed
-from fastsparse.sparsity._model import Model, SparseParameter, chosen_parameters, pattern_of
+from fastsparse.csr import Pattern
+from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
+from fastsparse.sparsity.growth import PathScores, offered
 from fastsparse.sparsity.pruning import magnitude_prune
 from fastsparse.sparsity.schedules import SparsitySchedule
-from fastsparse.sparsity.selection import Places, exchanged, free_places, largest
+from fastsparse.sparsity.selection import Places, TopK, exchanged, free_places, largest, places_of
 
 
 class GradualPruning:
@@ -72,7 +74,7 @@ class GradualPruning:
 
 
 class _Evolving:
-    """Base of SET and RigL: every `every` steps, each layer exchanges its smallest weights for new ones.
+    """Base of SET, RigL and CHT: every `every` steps, each layer exchanges its smallest weights for new ones.
 
     The exchanged share falls along half a cosine from `drop_fraction` to 0 (Evci et al., section 3). The number of
     nonzeros of every layer is constant.
@@ -122,11 +124,11 @@ class _Evolving:
         if self.due(step):
             fraction = self.fraction(step)
             for name, parameter in self.parameters:
-                self._exchange(name, parameter, fraction)
+                self._exchange(name, parameter, fraction, step)
         self._last = step
         self._watch(step + 1)
 
-    def _exchange(self, name: str, parameter: SparseParameter, fraction: float) -> None:
+    def _exchange(self, name: str, parameter: SparseParameter, fraction: float, step: int) -> None:
         pattern = pattern_of(parameter)
         free = pattern.shape[0] * pattern.shape[1] - pattern.nnz
         count = min(int(fraction * pattern.nnz), free)
@@ -262,6 +264,96 @@ class RigL(_Evolving):
             return parameter.grow_scores(count)[0]
         except RuntimeError as error:
             raise RuntimeError(f"{name}: {error}") from None
+
+
+class CHT(_Evolving):
+    """The smallest weights make room for links that the pattern itself predicts: no gradient is looked at.
+
+    Cannistraci-Hebb training: what is left of a layer after the smallest weights were dropped is a bipartite graph, in
+    which elements at the ends of paths of length 3 score by the CH3-L3 rule of link prediction, more when the nodes
+    between them have few links elsewhere. The highest scores become nonzeros; a weight that was dropped and is
+    predicted stays as it was. Where fewer elements than are wanted are at the ends of such paths, the rest is drawn at
+    random.
+
+    Zhang, Zhao, Wu, Muscoloni, Cannistraci, Epitopological learning and Cannistraci-Hebb network shape intelligence,
+    ICLR 2024; the soft rule: Zhang et al., Brain network science modelling of sparse neural networks, arXiv 2501.19107.
+    Here with a drop fraction that falls along a cosine, and without their initialisation by correlated inputs and
+    their removal of neurons that lost all inputs or outputs.
+
+    Parameters
+    ----------
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
+        Its sparse layers take part, but for those in `exclude`.
+    drop_fraction : float in [0, 1]
+        Share of a layer's nonzeros that is dropped, at first.
+    every : int
+        Steps between changes. The time of one grows with the number of paths: rows times the cube of the nonzeros in
+        a row and column. At densities of a few percent it is that of a few training steps.
+    stop : float in [0, 1]
+        Share of all steps after which patterns stay.
+    steps : int, optional
+        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
+        as it is and changes do not stop.
+    soft : bool
+        Draw what stays with chances in proportion to |weight|^t, t rising from 1 to 3 in the course of the changes, and
+        what is new in proportion to the scores, instead of taking the largest (CHTs).
+    exclude : names of layers or parameters
+    rng : None, int or Generator
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(100, 50, sparsity=0.9, rng=0))
+    >>> before = model[0].pattern
+    >>> fs.sparsity.CHT(model, every=1, rng=0).step(1)  # after optimizer.step()
+    >>> model[0].pattern == before, model[0].pattern.nnz
+    (False, 500)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        drop_fraction: float = 0.3,
+        every: int = 100,
+        stop: float = 1.0,
+        steps: int | None = None,
+        soft: bool = False,
+        exclude: Iterable[str] = (),
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(
+            model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
+        )
+        if not isinstance(soft, bool):
+            raise TypeError(f"soft is {soft!r}, expected True or False")
+        self.soft = soft
+
+    def _exchange(self, name: str, parameter: SparseParameter, fraction: float, step: int) -> None:
+        pattern = pattern_of(parameter)
+        count = int(fraction * pattern.nnz)
+        if count == 0:
+            return
+        kept = largest(self._strengths(np.abs(parameter.value), step), pattern.nnz - count)
+        predicted = self._predicted(exchanged(pattern, kept, np.empty(0, np.int64))[0], count)
+        places = places_of(pattern)
+        kept |= np.isin(places, predicted)
+        parameter.replace_pattern(*exchanged(pattern, kept, np.setdiff1d(predicted, places)))
+
+    def _strengths(self, magnitudes: Array, step: int) -> Array:
+        """What decides which weights stay; with the soft rule, the largest of it are a sample without replacement."""
+        if not self.soft:
+            return magnitudes
+        done = 0.0 if self.steps is None else step / (self.stop * self.steps)
+        return np.asarray(magnitudes ** (1 + 2 * done) / self.rng.standard_exponential(len(magnitudes)))
+
+    def _predicted(self, pattern: Pattern, count: int) -> Places:
+        scores = PathScores(pattern, self.rng if self.soft else None)
+        places = offered(TopK(pattern, count, above=0.0), pattern, [scores]).result()[0]
+        if len(places) < count:
+            both = exchanged(pattern, np.ones(pattern.nnz, np.bool_), places)[0]
+            places = np.union1d(places, free_places(both, count - len(places), self.rng))
+        return places
 
 
 def _check_type(algorithm: Any, state: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pruning: weights leave the pattern, the smallest or random ones, and cannot come back."""
+"""Pruning: weights leave the pattern, the smallest, the least sensitive or random ones, and cannot come back."""
 
 from __future__ import annotations
 
@@ -57,6 +57,45 @@ def random_prune(
     """
     generator = np.random.default_rng(rng)
     _prune(model, sparsity, scope, exclude, lambda name, parameter: generator.random(len(parameter.value)))
+
+
+def snip_prune(model: Model, sparsity: float, *, scope: str = "global", exclude: Iterable[str] = ()) -> None:
+    """Remove the weights to which the loss is least sensitive, by the gradients that `model` holds: before training.
+
+    Lee, Ajanthan, Torr, SNIP: Single-shot network pruning based on connection sensitivity, ICLR 2019: the sensitivity
+    is |gradient * weight|, the change of the loss, to first order, when the weight is removed. Start from layers with
+    ``sparsity=0.0`` and one backward pass over a batch or several.
+
+    Parameters
+    ----------
+    model, sparsity, scope, exclude
+        As for :func:`magnitude_prune`, but that all layers together are compared by default.
+
+    Raises
+    ------
+    ValueError
+        As :func:`magnitude_prune`, and when a layer has no gradient. Nothing has been changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(100, 50, sparsity=0.0, rng=0))
+    >>> x, labels = np.ones((8, 100), np.float32), np.arange(8)
+    >>> loss, grad = fs.training.cross_entropy(model(x), labels)
+    >>> model.backward(grad, need_input=False)
+    >>> fs.sparsity.snip_prune(model, 0.9)
+    >>> model[0].pattern.nnz
+    500
+    """
+    _prune(model, sparsity, scope, exclude, _sensitivities)
+
+
+def _sensitivities(name: str, parameter: SparseParameter) -> Array:
+    grad = parameter.grad
+    if grad is None:
+        raise ValueError(f"{name} has no gradient, expected that of a backward pass over a batch")
+    return _magnitudes(f"{name} or its gradient", parameter.value * grad)
 
 
 def _magnitudes(name: str, value: Array) -> Array:

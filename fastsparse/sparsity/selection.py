@@ -49,11 +49,12 @@ class TopK:
 
     Memory follows `count` and the block. With `guess`, the first block tells the threshold that candidates have to
     pass; it may turn out too high, and :attr:`complete` says so: then the blocks are to be offered once more, without.
+    Only magnitudes larger than `above` are found.
     """
 
-    def __init__(self, pattern: Pattern, count: int, *, guess: bool = False) -> None:
+    def __init__(self, pattern: Pattern, count: int, *, guess: bool = False, above: float = -1.0) -> None:
         self._pattern, self._count, self._guess = pattern, count, guess
-        self._threshold = -1.0
+        self._threshold = above
         self._found: list[tuple[Places, Array]] = []
         self._held = 0
         self._guessed = False
@@ -149,6 +150,11 @@ def distinct(size: int, count: int, rng: np.random.Generator) -> Places:
         kept[rng.choice(len(places), surplus, replace=False)] = False
         places = places[kept]
     return places
+
+
+def places_of(pattern: Pattern) -> Places:
+    """Places of the nonzeros, in rising order."""
+    return np.asarray(pattern.rows().astype(np.int64) * pattern.shape[1] + pattern.indices)
 
 
 def from_places(places: Places, shape: tuple[int, int]) -> Pattern:

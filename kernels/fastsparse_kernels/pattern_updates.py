@@ -1,5 +1,7 @@
 """Updates of patterns: candidates for new nonzeros, and merging them with those that are kept, in O(nnz + new).
 
+`path_scores` rates the elements outside a pattern by the paths of the pattern that would become cycles.
+
 The index of an element of the matrix is row * columns + column. Columns in a row and indices are ascending.
 """
 
@@ -98,6 +100,42 @@ def make_merge() -> Callable[..., None]:
     return merge
 
 
+def make_path_scores() -> Callable[..., None]:
+    """CH3-L3 scores of rows of a pattern, read as a bipartite graph of rows and columns.
+
+    scores[i, v] is the sum over paths row - a - b - v (a column, b another row) of root[outer a] * root[outer b], where
+    root[k] = 1 / sqrt(k). With `outer` = degree - links within the paths' nodes, one plus the links that lead outside:
+    those of b lead inside when they go to columns of the row, those of a when they go to rows of v. What stands at
+    elements of the pattern means nothing. O(number of such paths), twice.
+    """
+
+    def path_scores(first, indptr, columns, column_indptr, rows, root, shared, visits, scores):  # type: ignore[no-untyped-def]
+        for i in range(scores.shape[0]):
+            row, out = first + i, scores[i]
+            out[:] = 0
+            for p in range(indptr[row], indptr[row + 1]):
+                for q in range(column_indptr[columns[p]], column_indptr[columns[p] + 1]):
+                    shared[rows[q]] += 1
+            for p in range(indptr[row], indptr[row + 1]):
+                start, stop = column_indptr[columns[p]], column_indptr[columns[p] + 1]
+                for q in range(start, stop):
+                    for r in range(indptr[rows[q]], indptr[rows[q] + 1]):
+                        visits[columns[r]] += 1
+                for q in range(start, stop):
+                    b = rows[q]
+                    outer = root[indptr[b + 1] - indptr[b] - shared[b]]
+                    for r in range(indptr[b], indptr[b + 1]):
+                        out[columns[r]] += outer * root[stop - start - visits[columns[r]]]
+                for q in range(start, stop):
+                    for r in range(indptr[rows[q]], indptr[rows[q] + 1]):
+                        visits[columns[r]] = 0
+            for p in range(indptr[row], indptr[row + 1]):
+                for q in range(column_indptr[columns[p]], column_indptr[columns[p] + 1]):
+                    shared[rows[q]] = 0
+
+    return path_scores
+
+
 def _array(kind: Any, axes: int = 1) -> Any:
     return types.Array(kind, axes, "C")
 
@@ -143,3 +181,18 @@ def merge(column_bits: int) -> Callable[..., None]:
         _array(i64),
     )  # fmt: skip
     return _compiled(make_merge(), f"merge_{column_bits}", signature)
+
+
+@compiled_once
+def path_scores(column_bits: int) -> Callable[..., None]:
+    """(first row, indptr, columns, column_indptr, rows, root float64, shared, visits, scores float64 [n, columns]).
+
+    `shared` (rows,) and `visits` (columns,) are zero before and after. root[0] is 0, and root reaches to the largest
+    degree.
+    """
+    i64, f64 = types.int64, types.float64
+    signature = types.void(
+        i64, _structure(64), _structure(column_bits), _array(i64), _array(i64), _array(f64), _array(i64), _array(i64),
+        _array(f64, 2),
+    )  # fmt: skip
+    return _compiled(make_path_scores(), f"path_scores_{column_bits}", signature)

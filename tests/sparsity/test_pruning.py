@@ -10,7 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.sparsity import magnitude_prune
+from fastsparse.sparsity import magnitude_prune, snip_prune
 from fastsparse.training import SGD
 
 
@@ -86,6 +86,37 @@ def test_pruned_weights_do_not_come_back_by_momentum(rng: Any) -> None:
         step()
     assert model[0].pattern is pattern
     assert np.count_nonzero(model[0].weight.toarray()) <= 60
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_snip_keeps_the_most_sensitive(scope: str, rng: Any) -> None:
+    """Sensitivity is what the loss loses, to first order, with a weight: checked by taking each one away."""
+    model = _model()
+    x = rng.normal(size=(16, 20)).astype("f")
+    with pytest.raises(ValueError, match=r"^0.values has no gradient, expected that of a backward pass over a batch$"):
+        snip_prune(model, 0.9, scope=scope)
+    for part in (x[:8], x[8:]):  # gradients are gathered over batches
+        model.backward(np.ones_like(model(part)), need_input=False)
+    effect = [abs(layer.values.value * layer.values.grad) for layer in (model[0], model[2])]
+    i = int(effect[0].argmax())
+    before = model(x).sum(dtype="f8")
+    weight, model[0].values.value[i] = model[0].values.value[i], 0.99 * model[0].values.value[i]
+    model[0].values.updated()
+    assert abs(abs(model(x).sum(dtype="f8") - before) / 0.01 / effect[0][i] - 1) < 0.3
+    model[0].values.value[i] = weight
+    model[0].values.updated()
+    old = _matrices(model)
+    snip_prune(model, 0.9, scope=scope)
+    kept = [m[m != 0] for m in _matrices(model)]
+    assert sum(map(len, kept)) == 90
+    chosen = [np.isin(m.ravel(), k) for m, k in zip(old, kept)]
+    if scope == "layer":
+        assert [c.sum() for c in chosen] == [60, 30]
+        groups = list(zip(effect, chosen))
+    else:
+        groups = [(np.concatenate(effect), np.concatenate(chosen))]
+    for scores, choice in groups:
+        assert scores[choice].min() >= scores[~choice].max()
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -13,7 +13,7 @@ from torch import nn
 
 import fastsparse as fs
 import fastsparse.torch as fst
-from fastsparse.sparsity import SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL
+from fastsparse.sparsity import CHT, SET, ConstantSparsity, GradualPruning, PolynomialDecay, RigL
 from fastsparse.torch import pruning
 from fastsparse.training import SGD, Adam, cross_entropy
 
@@ -36,6 +36,7 @@ def patterns(network) -> list[fs.Pattern]:
 ALGORITHMS = {
     "SET": lambda m: SET(m, every=2, drop_fraction=0.4, steps=12, rng=5),
     "RigL": lambda m: RigL(m, every=2, drop_fraction=0.4, steps=12),
+    "CHT": lambda m: CHT(m, every=2, drop_fraction=0.4, steps=12, soft=True, rng=5),
     "gradual": lambda m: GradualPruning(m, PolynomialDecay(0.5, 0.95, 0, 8, frequency=2)),
     "global": lambda m: GradualPruning(m, ConstantSparsity(0.9, frequency=3), scope="global"),
 }
