@@ -14,7 +14,7 @@ from fastsparse.runtime.threads import get_num_threads, set_num_threads, threads
 from fastsparse.runtime.warmup import warmup
 
 if TYPE_CHECKING:
-    from fastsparse import engine, files, functional, nn, sparsity, training
+    from fastsparse import engine, files, functional, nn, representations, sparsity, training
     from fastsparse.engine import UnsupportedOperatorError, compile, load_engine  # noqa: A004
     from fastsparse.files import FileFormatError, load, save
     from fastsparse.functional import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastsparse.onnx.export import to_onnx
     from fastsparse.weights_files import load_weights
 
-_MODULES = ("engine", "files", "functional", "nn", "sparsity", "training")
+_MODULES = ("engine", "files", "functional", "nn", "representations", "sparsity", "training")
 _HOMES = {
     **dict.fromkeys(
         ("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d"), "functional"
@@ -67,6 +67,7 @@ __all__ = [
     "nn",
     "sparsity",
     "training",
+    "representations",
     "save",
     "load",
     "load_weights",

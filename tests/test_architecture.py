@@ -26,6 +26,7 @@ LEVELS = {
     "fastsparse.arguments": 4,
     "fastsparse.functional": 5,
     "fastsparse.sparsity": 5,
+    "fastsparse.representations": 6,
     "fastsparse.nn": 6,
     "fastsparse.files": 7,
     "fastsparse.weights_files": 8,
