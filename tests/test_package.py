@@ -75,7 +75,9 @@ def _public_functions(module: Any) -> Iterator[tuple[str, Any]]:
                     yield f"{name}.{method}", function
 
 
-@pytest.mark.parametrize("module", [fs, fs.nn, fs.representations, fs.sparsity, fs.training], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [fs, fs.nn, fs.representations, fs.sparsity, fs.training], ids=lambda module: module.__name__
+)
 def test_public_arguments_have_types(module):
     """Any says nothing; what is built for matrices (`cached`) takes whatever its builder takes."""
     untyped = [
