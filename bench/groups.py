@@ -176,6 +176,9 @@ GROUPS = [
     ),
     Group("scaling", "threads", "More threads against one", _threaded, products.THREADS, expected_any),
     Group("scaling", "sizes", "One size at a time", workloads.SIZES, products.DLMC, checks.expected_spmm),
+    Group(
+        "crossover", "crossover", "Sparsity against columns", workloads.CROSSOVER, products.SPMM, checks.expected_spmm
+    ),
     Group("startup", "startup", "New processes", cold_start.STARTS, measure=cold_start.start),
     Group("demo", "demo", "The whole demo", cold_start.DEMOS, measure=cold_start.start),
     Group(

@@ -411,3 +411,6 @@ SIZES = [
     *[Spmm(1024, k, 512) for k in (64, 256, 4096)],
     *[Spmm(1024, 1024, 512, sparsity=s) for s in (0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99)],
 ]
+
+# Sparsity against the number of columns, which is the batch of a linear layer: who is fastest where.
+CROSSOVER = [Spmm(1024, 1024, n, sparsity=s) for s in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98) for n in (1, 8, 64, 512)]
