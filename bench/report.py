@@ -16,9 +16,10 @@ from tabulate import tabulate
 
 from bench import targets
 from bench.baselines import OURS
-from bench.results import SPARSE_BASELINES, Entry, Results, geometric_mean, read
+from bench.results import SPARSE_BASELINES, Entry, Results, compact, geometric_mean, read
 from fastsparse import html_page
 from fastsparse.html_page import Cell
+from fastsparse.runtime.atomic_file import write_text
 
 _SHORT = 24  # groups of at most so many workloads are printed whole
 _NOTE = (
@@ -27,6 +28,7 @@ _NOTE = (
     "User arrays go in and come out, preallocated wherever a library takes them; groups that say so keep activations "
     "in the kernels' layouts."
 )
+_PICTURES = "means", "ratios", "roofline", "threads", "sizes", "crossover", "over_sparsity"
 _STYLES = {"met": "good", "missed": "bad", "not measured": "note"}
 
 
@@ -80,12 +82,33 @@ def page(results: Results) -> str:
         section("Against others", drawn("means"), *(table.html() for table in _means(results))),
         section("The slowest", *(table.html() for table in _slowest(results))),
         section("Every product", drawn("ratios")),
+        section("Sparsity against columns", drawn("over_sparsity"), drawn("crossover")),
         section("How near to what the core can do", drawn("roofline"), note=roofline),
         section("More threads", drawn("threads")),
         section("Over size", drawn("sizes")),
         section("Failed or wrong, so not measured", html_page.bullets(results.machine["problems"])),
         section("All measurements", *groups, note=_NOTE),
     )
+
+
+def markdown(results: Results) -> str:
+    """A page of the documentation: the machine, and every table."""
+    tables = [*_means(results), *_losses(results), *(t for t in _groups(results) if len(t.rows) <= 2 * _SHORT)]
+    head = "\n".join(f"- {line}" for line in _header(results))
+    texts = ["## " + table.plain() for table in tables if table.rows]
+    command = "python -m bench.report docs/performance/measured.json --docs docs/performance"
+    return "\n\n".join(["# Measurements", f"Written by `{command}`.", head, _NOTE, *texts]) + "\n"
+
+
+def write_docs(results: Results, folder: Path) -> None:
+    """Write the page of the documentation and its pictures."""
+    from bench import pictures
+
+    write_text(folder / "measured.md", markdown(results))
+    for name in _PICTURES:
+        figure = getattr(pictures, name)(results)
+        if figure is not None:
+            pictures.save_svg(figure, folder / f"{name}.svg")
 
 
 def write(results: Results, path: Path) -> None:
@@ -158,6 +181,17 @@ def _slowest(results: Results) -> Iterator[Table]:
         yield Table(f"The slowest against the best of {', '.join(baselines)}", header, rows, 2)
 
 
+def _losses(results: Results) -> Iterator[Table]:
+    """Where another library is faster, dense ones included, the largest difference first."""
+    everybody = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
+    rows = [
+        (entry.label, name, _ratio(value), _span(entry.seconds[name]), _span(entry.seconds[OURS]))
+        for value, name, entry in results.slowest(len(results.entries), everybody)
+        if value < 1
+    ]
+    yield Table("Where another library is faster", ["workload", "fastest", "fastsparse is", "its time", OURS], rows, 2)
+
+
 def _groups(results: Results) -> Iterator[Table]:
     """All measurements, group by group."""
     for group, title in dict.fromkeys((entry.group, entry.title) for entry in results.entries):
@@ -198,12 +232,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=main.__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="what python -m bench --json wrote")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to one small file")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="write tables (measured.md) and pictures (SVG)")
     args = parser.parse_args(argv)
     try:
         found = read(args.results)
         print(text(found))
         if args.html:
             write(found, args.html)
+        if args.json:
+            write_text(args.json, compact(found))
+        if args.docs:
+            write_docs(found, args.docs)
     except (OSError, ValueError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from fastsparse.timing import ratio
 
 # Baselines on the same sparse matrix: no workload may be slower than the best of them.
 SPARSE_BASELINES = ("scipy", "MKL sparse", "torch.sparse")
+DENSE_BASELINES = ("numpy dense", "torch dense")
 
 
 @dataclass
@@ -120,6 +121,24 @@ def read(paths: Sequence[Path]) -> Results:
         latest |= {entry.label: entry for entry in run.entries}
     problems = list(dict.fromkeys(problem for run in runs for problem in run.machine["problems"]))
     return Results(list(latest.values()), {**first.machine, "problems": problems}, first.date, first.clock)
+
+
+def compact(results: Results) -> str:
+    """JSON that `read` takes: what it reads of pytest-benchmark's, and no more; times to four digits."""
+    measured = [
+        {
+            "extra_info": {
+                "kind": entry.group, "title": entry.title, "workload": entry.name, "fields": entry.fields,
+                "flops": entry.flops, "bytes": entry.bytes, "facts": entry.facts, "baseline": name,
+            },
+            "stats": {"data": [float(f"{value:.4g}") for value in seconds]},
+            "options": {"timer": results.clock},
+        }
+        for entry in results.entries
+        for name, seconds in entry.seconds.items()
+    ]  # fmt: skip
+    head = json.dumps({"fastsparse": results.machine, "datetime": results.date})[:-1]
+    return f'{head}, "benchmarks": [\n' + ",\n".join(map(json.dumps, measured)) + "\n]}\n"
 
 
 def _one(path: Path) -> Results:

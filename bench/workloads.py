@@ -413,4 +413,8 @@ SIZES = [
 ]
 
 # Sparsity against the number of columns, which is the batch of a linear layer: who is fastest where.
-CROSSOVER = [Spmm(1024, 1024, n, sparsity=s) for s in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98) for n in (1, 8, 64, 512)]
+CROSSOVER = [
+    Spmm(1024, 1024, n, sparsity=s)
+    for n in (1, 8, 64, 512)
+    for s in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+]
