@@ -28,7 +28,7 @@ _NOTE = (
     "User arrays go in and come out, preallocated wherever a library takes them; groups that say so keep activations "
     "in the kernels' layouts."
 )
-_PICTURES = "means", "ratios", "roofline", "threads", "sizes", "crossover", "over_sparsity"
+_PICTURES = "over_sparsity", "crossover", "roofline", "threads", "sizes"  # of the documentation
 _STYLES = {"met": "good", "missed": "bad", "not measured": "note"}
 
 

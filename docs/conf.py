@@ -57,6 +57,7 @@ extensions = [
     "sphinx_copybutton",
     "repository_pages",
     "docstrings",
+    "matrices",
     "reference",
 ]
 templates_path = ["_templates"]
@@ -102,6 +103,10 @@ sphinx_gallery_conf = {
     "min_reported_time": 0,
     "matplotlib_animations": False,
 }
+
+for page in (ROOT / "docs" / "gallery").glob("*/plot_*.rst"):  # of scripts that are gone
+    if not (GALLERY / page.parent.name / f"{page.stem}.py").exists():
+        page.unlink()
 
 # ---------------------------------------------------------------------------------------------------------------- HTML
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from bench import pictures, report, targets
 from bench.baselines import OURS
 from bench.baselines.products import ONE_THREAD
-from bench.results import SPARSE_BASELINES, Results, geometric_mean, read
+from bench.results import SPARSE_BASELINES, Results, compact, geometric_mean, read
 
 
 def _entries(group: str, name: str, seconds: dict[str, list[float]], **more: Any) -> list[dict[str, Any]]:
@@ -202,3 +203,41 @@ def test_report_of_several_runs(data, tmp_path, capsys):
         paths[1].write_text(text)
         assert report.main([str(paths[1])]) == 1
         assert "b.json is not a results file of python -m bench" in capsys.readouterr().err
+
+
+def test_pictures_of_sparsity_name_the_winner(data, tmp_path):
+    for n in (1, 8, 64):
+        for sparsity, ours in ((0.5, 4e-3), (0.9, 1e-3)):
+            data["benchmarks"] += _entries(
+                "crossover", f"{n}-{sparsity}", {OURS: [ours], "scipy": [3e-3], "numpy dense": [2e-3]},
+                fields={"n": n, "m": 1024, "k": 1024, "sparsity": sparsity},
+            )  # fmt: skip
+    found = _read(data, tmp_path)
+    grid = pictures.crossover(found)
+    words = [text.get_text() for text in grid.axes[0].texts]
+    assert words == 3 * ["0.50x", "numpy dense", "2.00x", "next: numpy dense"]
+    left, right = pictures.over_sparsity(found).axes
+    assert (left.get_title(), right.get_title()) == ("batch 8", "batch 64")
+    lines = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    assert lines[OURS] == pytest.approx([0.5, 2.0])
+    assert lines["scipy"] == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_compact_files_say_the_same(results, tmp_path):
+    path = tmp_path / "compact.json"
+    path.write_text(compact(results), "utf-8")
+    again = read([path])
+    assert again.machine == results.machine
+    assert report.text(again) == report.text(results)
+
+
+def test_the_documentation_shows_its_measurements():
+    folder = Path(__file__).parents[1] / "docs" / "performance"
+    assert (folder / "measured.md").read_text("utf-8") == report.markdown(read([folder / "measured.json"]))
+
+
+def test_losses_are_listed_with_the_winner(results):
+    text = report.markdown(results)
+    table = text[text.index("## Where another library is faster") :].split("\n## ")[1]
+    assert "torch.sparse" in table
+    assert "0.50x" in table
