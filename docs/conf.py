@@ -104,9 +104,9 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
 }
 
-for page in (ROOT / "docs" / "gallery").glob("*/plot_*.rst"):  # of scripts that are gone
-    if not (GALLERY / page.parent.name / f"{page.stem}.py").exists():
-        page.unlink()
+for path in (ROOT / "docs" / "gallery").glob("*/plot_*.*"):  # what was made of scripts that are gone
+    if not any(GALLERY.glob(f"{path.parent.name}/{path.name.partition('.')[0].removesuffix('_codeobj')}.py")):
+        path.unlink()
 
 # ---------------------------------------------------------------------------------------------------------------- HTML
 
@@ -127,4 +127,4 @@ html_theme_options: dict[str, Any] = {
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
-html_sidebars = {"index": []}
+html_sidebars = {name: [] for name in ("index", "getting-started", "concepts", "performance", "more")}

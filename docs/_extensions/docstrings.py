@@ -17,14 +17,22 @@ from sphinx.ext.napoleon import NumpyDocstring
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-# The star of `*axes`, in a shape or alone, is no emphasis.
-_STARRED = re.compile(r"(?<=[(,] )\*(?=\w)|(?<=\()\*(?=\w)|(?<![\w*`\\])\*(?=\w)(?![^*\n]*\*)")
+# Of prose outside of backticks: the star of `*axes`, in a shape or alone, and the bar of |x| and `a_` are themselves.
+_MARKUP = re.compile(r"(?<=[(,] )\*(?=\w)|(?<=\()\*(?=\w)|(?<![\w*`\\])\*(?=\w)(?![^*\n]*\*)|\|(?=\S)|(?<=\w)_(?=\W|$)")
 Documented = ast.ClassDef | ast.FunctionDef
 
 
-def escape_stars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep reST from reading the star of `*axes` in prose as the start of emphasis."""
-    lines[:] = [_STARRED.sub(r"\\*", line) for line in lines]
+def plain(line: str) -> str:
+    """A line of a docstring in which reST sees the markup that we use, and no other."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
+    parts = re.split(r"(`+[^`]*`+)", line)
+    return "".join(part if i % 2 else _MARKUP.sub(r"\\\g<0>", part) for i, part in enumerate(parts))
+
+
+def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """What autodoc calls."""
+    lines[:] = map(plain, lines)
 
 
 def definitions(package: str) -> dict[str, Documented]:
@@ -74,12 +82,12 @@ class SourceReference(SphinxDirective):
         return lines
 
     def _text(self, node: Documented) -> list[str]:
-        text = _STARRED.sub(r"\\*", ast.get_docstring(node) or "")
-        return [*NumpyDocstring(text, self.config).lines(), ""]
+        lines = [plain(line) for line in (ast.get_docstring(node) or "").splitlines()]
+        return [*NumpyDocstring(lines, self.config).lines(), ""]
 
 
 def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls."""
-    app.connect("autodoc-process-docstring", escape_stars, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.add_directive("source-reference", SourceReference)
     return {"parallel_read_safe": True}
