@@ -16,7 +16,7 @@ from fastsparse.engine.from_model import program_of
 from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
-from fastsparse.ops import activations, gates, norm, optimizers, pooling, softmax, spmv
+from fastsparse.ops import activations, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference as ref
@@ -126,6 +126,18 @@ def _gate(c: Case) -> Iterator[Comparison]:
     launch = gates.prepare(image, strides, image, 3, 1, target, by_lane=False)
     launch.run(address(c.images), address(factors), address(y))
     yield c.near(y, c.images * factors[:, :, None, None])
+
+
+def _recurrent_cell(c: Case) -> Iterator[Comparison]:
+    for kind in recurrent.KINDS:
+        x, u, before = (c.normal(*shape) for shape in ((recurrent.gates(kind), 37), (recurrent.gates(kind), 37), (37,)))
+        after, h = np.empty_like(before), np.empty_like(before)
+        launch = recurrent.prepare(kind, 37, 1, (0, 0), target_for(c.dtype, 1))
+        launch.run(*map(address, (x, u, before, after)), 0, address(h))
+        want, state = ref.cell(kind, x, u, before)
+        yield c.near(h, want)
+        if kind == "lstm":
+            yield c.near(after, state)
 
 
 def _conv(c: Case) -> Iterator[Comparison]:
@@ -273,6 +285,7 @@ CHECKS: dict[str, Check] = {
     "pack padded NCHW": _conv, "gather vectors": _gather, "activation of a tile": _tile_activation,
     "activation": _activation, "activation gradient": _activation_gradient, "pooling": _pooling,
     "pooling gradient": _pooling_gradient, "pooling of batch-blocked arrays": _blocked_pooling,
+    "recurrent cell": _recurrent_cell,
     "gate": _gate, "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip

@@ -9,9 +9,9 @@ import math
 from typing import Any, NamedTuple
 
 from fastsparse.engine import split
-from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
+from fastsparse.engine.lowering import batch_blocked, padded, recurrent, spatial_tiles
 from fastsparse.engine.lowering.images import work_of_images
-from fastsparse.engine.program import Conv, Gather, Linear, Pool, Program
+from fastsparse.engine.program import Conv, Gather, Linear, Pool, Program, Recurrent
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
@@ -20,7 +20,8 @@ from fastsparse.ops.target import Target, narrowed, target_for
 
 
 class Choice(NamedTuple):
-    """A layout, "batch-blocked", "padded" or "spatial tiles", and how the batch is cut."""
+    """A layout, "batch-blocked", "padded" or "spatial tiles", and how the batch is cut; "recurrent" has a way of its
+    own."""
 
     layout: str
     cut: split.Split
@@ -28,6 +29,8 @@ class Choice(NamedTuple):
 
 def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choice]:
     """What can be taken, the one by estimate first; that one alone without `tune`."""
+    if any(isinstance(node.operator, Recurrent) for node in program.nodes):
+        return [Choice("recurrent", split.Split(False, 1, 1))]
     target, on_images = _target(program, batch, workers), _on_images(program)
     if (
         batch == 1
@@ -55,6 +58,7 @@ def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Sch
         "padded": padded.schedule,
         "spatial tiles": spatial_tiles.schedule,
         "batch-blocked": batch_blocked.schedule,
+        "recurrent": recurrent.schedule,
     }
     return make[choice.layout](program, batch, _target(program, batch, workers), choice.cut)
 

@@ -41,11 +41,11 @@ def poisoned() -> Iterator[None]:
             if a.tobytes() != b.tobytes():
                 raise AssertionError("a schedule gives other numbers step by step than in one call")
 
-    Workspace.run = both  # type: ignore[method-assign]
+    Workspace.run, Workspace.by_arrays = both, True  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Workspace.run = plain  # type: ignore[method-assign]
+        Workspace.run, Workspace.by_arrays = plain, False  # type: ignore[method-assign]
 
 
 def _run(space: Workspace, x: Arrays, y: Arrays) -> None:

@@ -132,8 +132,47 @@ class Gather:
     shape: Shape
 
 
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One direction of a recurrent layer, W x + R h + biases, with gates in ONNX's order.
+
+    W, R : CSR (gates * hidden, features) and (gates * hidden, hidden)
+    recurrent_bias : of GRU, what R h gets; that of the others is in `bias`, which W x gets
+    """
+
+    W: CSR
+    R: CSR
+    bias: Array
+    recurrent_bias: Array
+    reverse: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent:
+    """A recurrent layer, alone in its program, with ONNX's shapes: x (times, samples, features) and states
+    (directions, samples, hidden) come in, Y (times, directions, samples, hidden) and the last states go out.
+
+    kind : "lstm", "gru", "rnn_tanh" or "rnn_relu"
+    states : what the program's inputs behind x are, of "h", "c"; others begin with zeros
+    results : what its outputs are, of "Y", "Y_h", "Y_c"; the node writes all of them
+    """
+
+    kind: str
+    directions: tuple[Direction, ...]
+    states: tuple[str, ...]
+    results: tuple[str, ...]
+    times: int
+
+    @property
+    def useful_flops(self) -> float:
+        """Multiplications and additions of a sequence."""
+        return 2.0 * self.times * sum(d.W.nnz + d.R.nnz for d in self.directions)
+
+
 RowWise = LayerNorm | Softmax  # operators on contiguous rows, in the user's layout
-Operator = Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate | Concat | Gather
+Operator = (
+    Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate | Concat | Gather | Recurrent
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +258,8 @@ class Program:
 
     def useful_flops(self) -> float:
         """Multiplications and additions of all products, per sample."""
-        return sum(n.operator.useful_flops for n in self.nodes if isinstance(n.operator, Conv | Linear))
+        products = Conv | Linear | Recurrent
+        return sum(n.operator.useful_flops for n in self.nodes if isinstance(n.operator, products))
 
 
 def size(shape: Shape) -> int:

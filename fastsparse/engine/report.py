@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse import html_page
-from fastsparse.engine.program import Conv, Linear, Program
+from fastsparse.engine.program import Conv, Linear, Program, Recurrent
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
 from fastsparse.runtime import measure
@@ -153,7 +153,10 @@ def _row(program: Program, step: Step, spent: float, batch: int, cores: int) -> 
     op, layer = node.operator, name.partition(" ")[0]
     words = " ".join(word for word in name.split(" ") if not word.replace(".", "").isdigit())
     sparsity, gflops, kernel, why = None, None, step.kernel, ""
-    if isinstance(op, Conv | Linear):
+    if isinstance(op, Recurrent):
+        weights = [w for d in op.directions for w in (d.W, d.R)]
+        sparsity = 1 - sum(w.nnz for w in weights) / max(1, sum(math.prod(w.shape) for w in weights))
+    elif isinstance(op, Conv | Linear):
         rows, columns = op.weight.shape
         sparsity = 1 - op.weight.nnz / max(1, rows * columns)
         gflops = op.useful_flops * batch / max(spent, 1e-12) / cores / 1e9

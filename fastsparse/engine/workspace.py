@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,7 +39,12 @@ _lock = fork_safe_lock()
 
 
 class Workspace:
-    """Memory and bound launches of one schedule."""
+    """Memory and bound launches of one schedule.
+
+    by_arrays : whether every call has to go through `run`, which `engine.poison` replaces
+    """
+
+    by_arrays = False
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.heuristics = schedule, schedule.heuristics
@@ -81,8 +86,25 @@ class Workspace:
 
     def run(self, x: Arrays, y: Arrays) -> None:
         """y = network(x); all contiguous, of the schedule's batch size."""
-        schedule = self.schedule
         self.set_arrays(x, y)
+        self._run()
+
+    def bound(self, samples: int, places: Sequence[int]) -> tuple[Callable[[], None], NDArray[np.int64]]:
+        """A call on arrays at these addresses, inputs before outputs; and the addresses, which may be changed."""
+        addresses = self._variables[1:]
+        self._variables[SAMPLES], addresses[:] = samples, places[: len(addresses)]
+        first, schedule = self.launches[0][0], self.schedule
+        alone = schedule.workers == schedule.tasks == len(self._spans) == 1 and not schedule.per_worker
+        if launch.VERBOSE or not alone or (len(schedule.steps) == 1 and first.flops > self.heuristics.slice_flops):
+            return self._run, addresses
+        steps, patches, variables = self._addresses
+        return sequence.serial_run(
+            steps, len(schedule.steps), patches, self._patch_table.shape[1], variables
+        ), addresses
+
+    def _run(self) -> None:
+        """Run on the arrays that are set."""
+        schedule = self.schedule
         if launch.VERBOSE:
             self._run_and_report()
             return
@@ -180,19 +202,24 @@ class Pool:
     @contextmanager
     def workspace(self) -> Iterator[Workspace]:
         """A workspace for one call; waits for one when all are in use."""
-        taken = self._take()
+        taken = self.take()
         try:
             yield taken
         finally:
-            with self._changed:
-                self._free.append(taken)
-                self._changed.notify()
+            self.give(taken)
 
     def make(self) -> Workspace:
         """A new workspace."""
         return Workspace(self.schedule)
 
-    def _take(self) -> Workspace:
+    def give(self, taken: Any) -> None:
+        """Hand back a workspace."""
+        with self._changed:
+            self._free.append(taken)
+            self._changed.notify()
+
+    def take(self) -> Any:
+        """A workspace that the caller has to give back; waits for one when all are in use."""
         with self._changed:
             while not self._free:
                 if self._made < self._limit:

@@ -21,16 +21,20 @@ from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import PoolStore
 from fastsparse.onnx import choosing, sessions
 from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
+from fastsparse.onnx.cases import Cases
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, ProgramCache, make_plan
-from fastsparse.onnx.inference import Constants, check_sizes, inferred
+from fastsparse.onnx.folding import folded
+from fastsparse.onnx.inference import Constants, check_sizes
 from fastsparse.onnx.lowering import Lowering
 from fastsparse.onnx.model import Array, Model, Shape
-from fastsparse.onnx.partition import Cut, Region
+from fastsparse.onnx.partition import Cut
 from fastsparse.onnx.patterns import simplified
 from fastsparse.onnx.reader import read
+from fastsparse.onnx.region import Region
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.serial import to_plain
+from fastsparse.runtime.buffers import array
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
 
@@ -50,7 +54,12 @@ def compile_onnx(
     model = read(source, allow_external_data=allow_external_data)
     threads = None if threads is None else checked_threads(threads)
     engine = GraphEngine(model, checked_shapes(model.inputs, input_shape), threads, costs or Costs())
-    engine._choose(tune)
+    cases = engine._cases
+    engine._choose(tune and (cases is None or not cases.by_shapes))
+    if cases is not None:
+        cases.tune = tune
+        if cases.by_shapes:
+            engine.prepare()
     return engine
 
 
@@ -80,8 +89,8 @@ class GraphEngine:
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
         self._fitting: dict[str, Shape | None] = dict.fromkeys(self.input_names)  # shapes that were checked last
-        self._infos = inferred(model)
-        known = inferred(model, shapes)
+        model, self._infos = folded(model)
+        known = folded(model, shapes)[1]
         check_sizes(model, known)
         self._shapes = {name: info.fixed for name, info in known.items() if info.fixed is not None}
         self._constants = Constants(model, known)
@@ -95,6 +104,7 @@ class GraphEngine:
         self._budget = 0.0  # seconds of tuning that are left
         self._tune_again = False  # measure at the first call
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
+        self._cases = Cases(self, model) if any(node.op == "If" for node in model.nodes) else None
         self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
 
@@ -159,6 +169,9 @@ class GraphEngine:
             When an array does not fit, or a node cannot be computed; nothing has been written then.
         """
         values = self._checked(inputs)
+        return self._for(values)._run(values, out)
+
+    def _run(self, values: dict[str, Any], out: Sequence[Array] | None) -> list[Any]:
         plan, workers = self._plan(), self._workers()
         if plan.whole is not None and out is None:
             if len(values) != len(plan.whole.inputs):  # some of them are read by nothing
@@ -175,7 +188,8 @@ class GraphEngine:
                 step.forget()
             self._frames.clear()
         try:
-            self.run(self._random(shapes))
+            values = self._checked(self._random(shapes))
+            self._for(values, now=True)._run(values, None)
         finally:
             self._budget = 0.0
 
@@ -192,7 +206,7 @@ class GraphEngine:
         described: dict[str, Any] = {
             "model": to_plain(self._model, arrays),
             "input_shapes": shapes,
-            "library": list(self._library),
+            "library": sorted({*self._library, *(self._cases.library if self._cases is not None else ())}),
         }
         described["kernels_first"] = self._costs == KERNELS_FIRST
         save_engine(path, self, described, arrays)
@@ -214,7 +228,8 @@ class GraphEngine:
             To be printed.
         """
         values = self._checked(self._random(self._with_batch(batch)))
-        return measured(self._plan(), values, self._workers(), self._reasons)
+        engine = self._for(values, now=True)
+        return measured(engine._plan(), values, self._workers(), engine._reasons)
 
     def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
         """Call the engine for some seconds.
@@ -273,6 +288,17 @@ class GraphEngine:
                 check_fit(value, array.shape, "the shape")
                 fitting[name] = array.shape
         return values
+
+    def _for(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
+        """The engine that runs these inputs: another one where branches follow from them."""
+        return self if self._cases is None else self._cases.engine(values, now)
+
+    def _case(self, model: Model, shapes: Mapping[str, Shape], tune: bool) -> GraphEngine:
+        """An engine for the model with some branches taken."""
+        made = GraphEngine(model, {**self.input_shapes, **shapes}, self._threads, self._costs)
+        made._library, made._choices, made._cases = self._library, self._choices, None
+        made._choose(tune)
+        return made
 
     def _workers(self) -> int:
         return usable_threads(self._threads)
@@ -337,8 +363,8 @@ class GraphEngine:
     # ------------------------------------------------------------------------------------------
 
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
-        key = (*(np.shape(v) for v in values.values()), workers, sessions.generation[0], id(plan))
         given = list(values.values())
+        key = (*map(np.shape, given), workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
         if pool is None:
             seen = key in self._frames
@@ -348,18 +374,27 @@ class GraphEngine:
                 self._keep(key, None if frame is None else Pool(frame, workers))
             results = _distinct(results, [*given, *plan.given.values()])
             return results if out is None else written(out, self.output_names, results, given)
-        targets = self._targets(pool.frame, out, given, values, plan)
+        frame = pool.frame
+        if out is None and frame.complete:
+            targets = [array(*frame.shapes[name]) for name in self.output_names]
+        else:
+            targets = self._targets(frame, out, given, values, plan)
+        space = pool.take()
         try:
-            with pool.workspace() as workspace:
-                workspace.run({**values, **plan.given}, {n: targets[k] for n, k in pool.frame.results.items()})
+            space.run(
+                {**values, **plan.given} if plan.given else values, {n: targets[k] for n, k in frame.results.items()}
+            )
         except Exception:
             results = plan.run(dict(values), workers)  # raises what is wrong
             self._keep(key, None)  # sizes that depend on numbers
             return results if out is None else written(out, self.output_names, results, given)
-        for k, name in enumerate(self.output_names):
-            first = pool.frame.results.get(name, k)
-            if first != k:
-                np.copyto(targets[k], targets[first])
+        finally:
+            pool.give(space)
+        if not frame.complete:
+            for k, name in enumerate(self.output_names):
+                first = frame.results.get(name, k)
+                if first != k:
+                    np.copyto(targets[k], targets[first])
         return targets
 
     def _targets(

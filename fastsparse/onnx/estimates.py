@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Recurrent, Scale, Shape
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Costs:
         An operation of a depthwise convolution: of the library, and of the kernels.
     few : int
         Samples below which reading the weights decides.
+    vectors : float
+        How many times longer an operation takes in a recurrent layer on few samples.
     read, read_sparse : float
         Reading a weight: a dense one, and one of those that are there.
     elementwise : float
@@ -43,6 +45,7 @@ class Costs:
     full: float = 2.2
     depthwise: tuple[float, float] = (4.0, 4.5)
     few: int = 8
+    vectors: float = 3.0
     read: float = 32.0
     read_sparse: float = 64.0
     elementwise: float = 8.0
@@ -67,6 +70,10 @@ class Costs:
                 library = max(library, rows * columns * self.read)
                 kernels = max(kernels, operator.weight.nnz * self.read_sparse)
             return library - kernels
+        if isinstance(operator, Recurrent):
+            every = 2.0 * operator.times * sum(math.prod(w.shape) for d in operator.directions for w in (d.W, d.R))
+            slower = shape[1] * (self.vectors if shape[1] < self.few else 1.0)
+            return (every * self.dense - operator.useful_flops * self.sparse) * slower
         if isinstance(operator, Scale | Add | Activate | Pool | Gate):
             return self.elementwise * math.prod(shape) * samples
         return 0.0

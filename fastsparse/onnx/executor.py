@@ -7,10 +7,11 @@ step by step.
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,11 +22,13 @@ from fastsparse.engine import workspace as programs
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
 from fastsparse.onnx import sessions
-from fastsparse.onnx.dtypes import FLOATS, TYPES
+from fastsparse.onnx.dtypes import FLOATS, TYPES, code_of
 from fastsparse.onnx.inference import Constants, Info
 from fastsparse.onnx.model import Array, Model, Node, Shape
-from fastsparse.onnx.partition import Region, Specialised, arranged, host_outputs
-from fastsparse.onnx.sessions import Session, bind
+from fastsparse.onnx.partition import arranged, host_outputs
+from fastsparse.onnx.region import Region, Specialised
+from fastsparse.onnx.sessions import Session
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels.compiler import aligned_empty
 
 _MOST_THREADS = os.cpu_count() or 1  # of a session: more would wait for one another
@@ -33,7 +36,11 @@ _NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
 ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
 Values = dict[str, Any]
-Call = Callable[[Mapping[str, Array]], None]  # of arrays by name
+Places = Mapping[str, int]  # addresses of tensors
+Tensors = dict[str, tuple[Shape, np.dtype[Any]]]  # their shapes and types
+Call = Callable[[Places], None]
+# Nodes whose result has the numbers of their first input in the same order; of Transpose where it moves sizes of 1.
+_SAME_NUMBERS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose")
 
 
 class Host:
@@ -73,6 +80,29 @@ class Host:
         found = self.session(workers).run({name: values[name] for name in self.inputs})
         values.update(zip(self.outputs, found))
 
+    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int] | None:
+        """See `bound`; None where the library cannot be told addresses."""
+        session = self.session(workers)
+        binding = session.binding()
+        if binding is None:
+            return None
+        late: list[tuple[Any, ...]] = []
+        for method, names in ((binding.bind_input, session.inputs), (binding.bind_output, session.outputs)):
+            for name in names:
+                end = name, sessions.device(), code_of(tensors[name][1]), tensors[name][0]
+                if name in places:
+                    method(*end, places[name])
+                else:
+                    late.append((method, *end))
+        run = session.bound_run(binding)
+
+        def call(places: Places) -> None:
+            for method, name, *rest in late:
+                method(name, *rest, places[name])
+            run()
+
+        return call if late else lambda places: run(), 0
+
     def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
         """Run on arrays, and write the results to those that are there for them."""
         made = dict(arrays)
@@ -108,6 +138,10 @@ class Kernels:
         """Plan anew when it is next called."""
         self._plans.clear()
 
+    def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
+        """Run on arrays, and write the results to those that are there for them."""
+        self.run(dict(arrays), workers, arrays)
+
     def run(self, values: Values, workers: int, targets: Mapping[str, Array] | None = None) -> None:
         """Run on what is in `values`, and add the results, or write them to `targets`."""
         arrays = [values[name] for name in self.inputs]
@@ -138,20 +172,24 @@ class Kernels:
                 with np.errstate(over="ignore"):
                     values[name] = result if narrow is None else result.astype(narrow)
 
-    def bound(
-        self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[Shape, Any]], workers: int
-    ) -> tuple[Call, int]:
-        """A call for tensors of these shapes and types, and bytes of its own memory; `arrays` have fixed places."""
-        plan = self.plan([shapes[name][0] for name in self.inputs], workers)
-        dtypes = {shapes[name][1] for name in (*self.inputs, *self.outputs)}
-        if plan is None or dtypes != {plan[0].program.dtype}:
-            return lambda arrays: self.run(dict(arrays), workers, arrays), 0
-        found, space, samples = plan[0], plan[1].make(), plan[0].samples
-        flat = {n: arrays[n].reshape(samples, -1) for n in (*self.inputs, *self.outputs) if n in arrays}
+    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int] | None:
+        """See `bound`; None where it has to convert, or the library runs it."""
+        plan = self.plan([tensors[name][0] for name in self.inputs], workers)
+        if plan is None or {tensors[name][1] for name in (*self.inputs, *self.outputs)} != {plan[0].program.dtype}:
+            return None
+        found, space = plan[0], plan[1].make()
+        names = (*found.inputs, *self.outputs)
+        run, addresses = space.bound(found.samples, [places.get(name, 0) for name in names])
+        late = [(i, name) for i, name in enumerate(names[: len(addresses)]) if name not in places]
+        fixed = dict(places)
 
-        def call(late: Mapping[str, Array]) -> None:
-            x = [flat[n] if n in flat else late[n].reshape(samples, -1) for n in found.inputs]
-            space.run(x, [flat[n] if n in flat else late[n].reshape(samples, -1) for n in self.outputs])
+        def call(places: Places) -> None:
+            if space.by_arrays:
+                self.run_into(_arrays({**fixed, **places}, (*self.inputs, *self.outputs), tensors), workers)
+                return
+            for i, name in late:
+                addresses[i] = places[name]
+            run()
 
         return call, space.nbytes
 
@@ -233,22 +271,40 @@ def make_plan(
 # ---------------------------------------------------------------- fixed places
 
 
+def bound(step: Step, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
+    """A call of a step for tensors of these shapes and types, and bytes of its own memory.
+
+    places : addresses of tensors that stay where they are; a call gets those of the others
+    """
+    found = step.bound(places, tensors, workers)
+    if found is not None:
+        return found
+    names, fixed = (*step.inputs, *step.outputs), dict(places)
+    return lambda places: step.run_into(_arrays({**fixed, **places}, names, tensors), workers), 0
+
+
 class Frame:
     """Places of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
         self.plan = plan
+        self.views: dict[str, str] = {}  # tensors that are others in another shape
+        self.steps: list[Step] = []
         lives: dict[str, tuple[int, int]] = {}
         ends = {*plan.inputs, *plan.given}
         for i, step in enumerate(plan.steps):
-            for name in step.outputs:
-                lives[name] = i, i
-            for name in step.inputs:
-                if name not in ends:
-                    lives[name] = lives[name][0], i
+            read = {self.views.get(name, name) for name in step.inputs}
+            lives.update((name, (lives[name][0], i)) for name in read if name not in ends)
+            views = {} if isinstance(step, Kernels) else _views(step, values, plan.outputs)
+            self.views |= {name: self.views.get(source, source) for name, source in views.items()}
+            if not views:
+                self.steps.append(step)
+                lives.update((name, (i, i)) for name in step.outputs)
         self.results = {name: plan.outputs.index(name) for name in plan.outputs if name in lives}
+        self.complete = len(self.results) == len(plan.outputs)  # whether a step writes each of the results
         inner = [name for name in lives if name not in self.results]
-        self.shapes = {name: (values[name].shape, values[name].dtype) for name in (*lives, *plan.inputs)}
+        names = (*lives, *self.views, *ends)
+        self.shapes: Tensors = {name: (values[name].shape, values[name].dtype) for name in names}
         offsets, self.nbytes = assign_memory([Buffer(values[name].nbytes, *lives[name]) for name in inner])
         self.offsets = dict(zip(inner, offsets))
 
@@ -259,52 +315,56 @@ class Frame:
         return all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
 
 
+def _views(step: Host, values: Mapping[str, Any], results: Sequence[str]) -> dict[str, str]:
+    """What the results of a step that makes no new numbers are views of; nothing where it makes some."""
+    found: dict[str, str] = {}
+    for node in step.nodes:
+        if node.op not in _SAME_NUMBERS or not isinstance(values.get(source := node.inputs[0]), np.ndarray):
+            return {}
+        if node.op == "Transpose":
+            shape = values[source].shape
+            moved = [axis for axis in node.get("perm", range(len(shape))[::-1]) if shape[axis] != 1]
+            if moved != sorted(moved):
+                return {}
+        found[node.outputs[0]] = found.get(source, source)
+    wanted = {name: found[name] for name in step.outputs}
+    return {} if set(results).intersection(wanted) else wanted
+
+
 class Workspace:
-    """Memory of one call, with the library's sessions bound to it."""
+    """Memory of one call, with the kernels and the library's sessions bound to it."""
 
     def __init__(self, frame: Frame, workers: int) -> None:
         self.frame, self.workers = frame, workers
         self.memory = aligned_empty((frame.nbytes + 64,), np.uint8)
-        self.arrays: dict[str, Array] = {}
-        for name, offset in frame.offsets.items():
-            shape, dtype = frame.shapes[name]
-            size = int(np.prod(shape)) * dtype.itemsize
-            self.arrays[name] = self.memory[offset : offset + size].view(dtype).reshape(shape)
-        plan = frame.plan
-        self._late = {*plan.inputs, *frame.results}  # the user's arrays
         self.nbytes = self.memory.nbytes
-        self._calls: list[Call] = []
-        for step in plan.steps:
-            if isinstance(step, Kernels):
-                call, size = step.bound(self.arrays, frame.shapes, workers)
-                self.nbytes += size
-            else:
-                call = self._host(step)
-            self._calls.append(call)
-
-    def _host(self, step: Host) -> Call:
-        session = step.session(self.workers)
-        binding = session.binding()
-        if binding is None:
-            return lambda arrays: step.run_into(arrays, self.workers)
-        ends = [(name, False) for name in step.inputs] + [(name, True) for name in step.outputs]
-        late = [(name, output) for name, output in ends if name in self._late]
-        for name, output in ends:
-            if name not in self._late:
-                bind(binding, name, self.arrays[name], output=output)
-
-        def call(arrays: Mapping[str, Array]) -> None:
-            for name, output in late:
-                bind(binding, name, arrays[name], output=output)
-            session.run_bound(binding)
-
-        return call
+        start = address(self.memory)
+        self._places = {name: start + offset for name, offset in frame.offsets.items()}
+        self._late_views = [(n, source) for n, source in frame.views.items() if source not in self._places]
+        self._places |= {n: self._places[source] for n, source in frame.views.items() if source in self._places}
+        calls = [bound(step, self._places, frame.shapes, workers) for step in frame.steps]
+        self._calls = [call for call, _ in calls]
+        self.nbytes += sum(size for _, size in calls)
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
-        arrays = {**self.arrays, **values, **results}
+        places = {name: address(array) for name, array in values.items()}
+        for name, array in results.items():
+            places[name] = address(array)
+        for name, source in self._late_views:
+            places[name] = places[source]
         for call in self._calls:
-            call(arrays)
+            call(places)
+
+
+def _arrays(places: Places, names: Sequence[str], tensors: Tensors) -> dict[str, Array]:
+    """The tensors at these places."""
+    found = {}
+    for name in names:
+        shape, dtype = tensors[name]
+        memory: Any = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(places[name])
+        found[name] = np.frombuffer(memory, dtype).reshape(shape)
+    return found
 
 
 class Pool(programs.Pool):
@@ -314,16 +374,10 @@ class Pool(programs.Pool):
         self.frame, self.workers, self.generation = frame, workers, sessions.generation[0]
         super().__init__(frame, limit)  # type: ignore[arg-type]
 
-    @contextmanager
-    def workspace(self) -> Iterator[Workspace]:  # type: ignore[override]
-        """A workspace for one call; waits for one when all are in use."""
-        with super().workspace() as found:
-            yield found  # type: ignore[misc]
-
     @property
     def steps(self) -> int:
         """Their number."""
-        return len(self.frame.plan.steps)
+        return len(self.frame.steps)
 
     def arrays(self) -> dict[int, int]:
         """None but those of the workspaces."""

@@ -8,108 +8,14 @@ Regions are then trimmed to what the kernels are estimated to run faster, packin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from fastsparse.engine.program import Node as ProgramNode
-from fastsparse.engine.program import Program, Reshape, Shape
+from fastsparse.engine.program import Reshape, Shape
 from fastsparse.onnx.estimates import Costs
-from fastsparse.onnx.lowering import Form, Lowered, Lowering
+from fastsparse.onnx.lowering import Form, Lowering
 from fastsparse.onnx.model import Node, wanted_outside
-
-
-@dataclass(eq=False)
-class Member:
-    """A node of a region; `inside` are those of the tensors it reads that the region makes itself."""
-
-    node: Node
-    lowered: Lowered
-    tensors: tuple[str, ...]
-    inside: tuple[bool, ...]
-    level: int
-
-    @property
-    def output(self) -> str:
-        return self.node.outputs[0]
-
-
-@dataclass(eq=False)
-class Region:
-    """Nodes that run as one program: tensors that it reads and writes."""
-
-    members: list[Member]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    lowering: Lowering
-
-    @property
-    def nodes(self) -> list[Node]:
-        return [member.node for member in self.members]
-
-    @property
-    def key(self) -> object:
-        """What tells it from other regions of the graph."""
-        return self.inputs, self.outputs, tuple(id(member.node) for member in self.members)
-
-    def specialised(self, shapes: Mapping[str, Shape]) -> Specialised | None:
-        """The program for inputs of these shapes; None where they do not fit what the kernels can run."""
-        known, forms, made = dict(shapes), dict[str, Form](), dict[str, int]()
-        tensors: list[Shape] = []
-        sources: dict[tuple[str, Form], int] = {}
-        nodes: list[ProgramNode] = []
-        keys: list[object] = []
-
-        def number(shape: Shape) -> int:
-            tensors.append(shape)
-            return len(tensors) - 1
-
-        for member in self.members:
-            node = member.node
-            held = [forms[name] if within else None for name, within in zip(member.tensors, member.inside)]
-            lowered = self.lowering.lowered(node, held, [known[name] for name in member.tensors])
-            if lowered is None or any(h not in (None, form) for h, form in zip(held, lowered.sources)):
-                return None
-            reads = []
-            for name, within, form in zip(member.tensors, member.inside, lowered.sources):
-                if math.prod(known[name]) != form.samples * math.prod(form.shape):
-                    return None
-                key = name, form
-                if not within and key not in sources:
-                    sources[key] = number(form.shape)
-                reads.append(made[name] if within else sources[key])
-            known[member.output], forms[member.output] = lowered.shape, lowered.target
-            if lowered.operator is None:
-                made[member.output] = reads[0]
-                continue
-            name = f"{node.name.replace(' ', '_')} {node.op.rpartition('.')[2]}"
-            if lowered.before is not None:
-                scaled = number(lowered.source.shape)
-                nodes.append(ProgramNode(f"{name} operand", lowered.before, tuple(reads), scaled))
-                reads = [scaled]
-            made[member.output] = target = number(lowered.target.shape)
-            nodes.append(ProgramNode(name, lowered.operator, tuple(reads[::-1] if lowered.swapped else reads), target))
-            keys.append((lowered.key, tuple(form.shape for form in lowered.sources), tuple(reads)))
-        samples = {form.samples for _, form in sources} | {forms[name].samples for name in self.outputs}
-        if len(samples) != 1:
-            return None
-        ends = tuple(sources.values()), tuple(made[name] for name in self.outputs)
-        dtype = self.lowering.kernel_dtype(self.inputs[0])
-        program = Program(tuple(tensors), *ends, tuple(nodes), dtype)
-        results = [known[name] for name in self.outputs]
-        return Specialised(program, samples.pop(), [name for name, _ in sources], results, (dtype.str, *ends, *keys))
-
-
-@dataclass(eq=False)
-class Specialised:
-    """A region's program for certain shapes: `inputs` are the names that it reads, `outputs` the results' shapes."""
-
-    program: Program
-    samples: int
-    inputs: list[str]
-    outputs: list[Shape]
-    key: object
-
+from fastsparse.onnx.recurrent import recurrent_region
+from fastsparse.onnx.region import Member, Region
 
 Part = Region | list[Node]
 
@@ -134,8 +40,25 @@ class Cut:
             found = self._groups(excluded)
             losers = [member for group in found for member in self._lost(group)]
             if not losers:
-                return [self._region(group) for group in found]
+                return [*map(self._region, found), *self._recurrent(excluded)]
             excluded.update(id(member.node) for member in losers)
+
+    def _recurrent(self, excluded: set[int]) -> list[Region]:
+        """Recurrent layers, each a region."""
+        found: list[Region] = []
+        densest = 1.0 if self.costs.always else self.costs.densest
+        for node in self.nodes:
+            region = None if id(node) in excluded else recurrent_region(node, self.lowering, densest)
+            if region is None or any(name not in self.shapes for name in region.inputs):
+                continue
+            specialised = region.specialised({name: self.shapes[name] for name in region.inputs})
+            if specialised is None:
+                continue
+            (layer,), shapes = specialised.program.nodes, specialised.program.shapes
+            ends = sum(map(self.costs.crossed, shapes)) + self.costs.region
+            if self.costs.saving(layer.operator, shapes[0], 1, True) > ends:
+                found.append(region)
+        return found
 
     # --- levels ----------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ _FILE_LIMIT = 2**31 - 1  # of protocol buffers
 # Where operators have weights; and what hands a weight on as it is, to another type or in another shape.
 _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2),
             "RNN": (1, 2)}  # fmt: skip
-_HANDED_ON = ("Identity", "Cast", "CastLike", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten")
+_HANDED_ON = ("Identity", "Cast", "CastLike", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice",
+              "Concat", "Split")  # fmt: skip
 _QUANTISED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DequantizeLinear")
 _FAMILIAR = ("Gather", "Add", "Mul", "Sub", "Div")  # operators of constants that are no products
 
@@ -166,30 +167,25 @@ class _Weights:
         for position, name in enumerate(node.input):
             if not name:
                 continue
-            tensor, behind = known.get(name), list[str]()
-            source = name
-            while tensor is None and source in makers and makers[source].op_type in (*_HANDED_ON, *_QUANTISED):
-                behind.append(makers[source].op_type)
-                source = makers[source].input[0] if makers[source].input else ""
-                tensor = known.get(source)
-            weight = ours and position in _WEIGHTS[node.op_type]
-            if tensor is None:
-                if weight and position == 1 and node.op_type not in ("MatMul", "Gemm"):
-                    self.skipped.append(SkippedWeight(layer, name, "it is computed when the model runs"))
-                continue
-            if not weight:
-                self._other(node, layer, source, tensor)
-                continue
-            if not hasattr(tensor, "data_type"):
-                self.skipped.append(SkippedWeight(layer, source, "it is sparse in the model"))
-                continue
-            if len(tensor.dims) < 2 or id(tensor) in self.seen:
-                continue
+            weight, sources = ours and position in _WEIGHTS[node.op_type], _sources(name, known, makers)
+            if weight and not sources and position == 1 and node.op_type not in ("MatMul", "Gemm"):
+                self.skipped.append(SkippedWeight(layer, name, "it is computed when the model runs"))
+            for source, behind in sources.items():
+                if weight:
+                    yield from self._weight(layer, source, known[source], behind)
+                else:
+                    self._other(node, layer, source, known[source])
+
+    def _weight(self, layer: str, name: str, tensor: Any, behind: set[str]) -> Iterator[_Found]:
+        """A weight, where it is one that can be pruned and was not met before."""
+        if not hasattr(tensor, "data_type"):
+            self.skipped.append(SkippedWeight(layer, name, "it is sparse in the model"))
+        elif len(tensor.dims) >= 2 and id(tensor) not in self.seen:
             self.seen.add(id(tensor))
-            if tensor.data_type not in _FLOATS or set(behind) & set(_QUANTISED):
-                self.skipped.append(SkippedWeight(layer, source, "it is quantised, or no floating-point numbers"))
-                continue
-            yield _Found(layer, tensor, self._array(tensor, f"weight {source!r}"), source)
+            if tensor.data_type not in _FLOATS or behind.intersection(_QUANTISED):
+                self.skipped.append(SkippedWeight(layer, name, "it is quantised, or no floating-point numbers"))
+            else:
+                yield _Found(layer, tensor, self._array(tensor, f"weight {name!r}"), name)
 
     def _other(self, node: Any, layer: str, name: str, tensor: Any) -> None:
         """Matrices of operators that are no products that are known here."""
@@ -204,6 +200,24 @@ class _Weights:
         if tensor.data_location == _EXTERNAL:
             return numpy_helper.to_array(inline(tensor, external(tensor, what, self.folder)))
         return numpy_helper.to_array(tensor)
+
+
+def _sources(name: str, known: dict[str, Any], makers: dict[str, Any]) -> dict[str, set[str]]:
+    """The constants that a tensor's numbers are, and the operators between; nothing where others are among them."""
+    found, behind = dict[str, set[str]](), {name: set[str]()}
+    waiting = [name]
+    while waiting:
+        name = waiting.pop(0)
+        maker = makers.get(name)
+        if name in known:
+            found[name] = behind[name]
+        elif maker is None or maker.op_type not in (*_HANDED_ON, *_QUANTISED) or not maker.input:
+            return {}
+        else:
+            inputs = maker.input if maker.op_type == "Concat" else maker.input[:1]
+            waiting += [source for source in dict.fromkeys(inputs) if source not in behind]
+            behind.update({source: {*behind[name], maker.op_type} for source in inputs if source not in behind})
+    return found
 
 
 def _chosen(found: list[_Found], exclude: set[str]) -> list[_Found]:

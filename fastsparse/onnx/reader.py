@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,28 +115,30 @@ def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | No
     proto = _inlined(proto)
     _check_count(proto)
     graph = proto.graph
-    constants = {**(known or {}), **dict(_constants(graph, known or {}, folder))}
+    constants = {**(known or {}), **dict(constants_of(graph, known or {}, folder))}
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     version = int(versions.get("", versions.get("ai.onnx", 1)))
-    nodes = []
-    names = _unique_names(graph.node)
-    for i, found in enumerate(graph.node):
-        node = _node(found, names[i], version, folder)
-        constant = _constant_of(node)
-        if constant is None:
-            nodes.append(node)
-            continue
-        if node.outputs[0] in constants:
-            raise FileFormatError(f"tensor {node.outputs[0]!r} is written twice")
-        constants[node.outputs[0]] = constant
+    nodes, names = list[Node](), _unique_names(graph.node)
+    for found, name in zip(graph.node, names):
+        add_node(node_of(found, name, version, folder), nodes, constants)
     inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
     outputs = tuple(_value(v, output=True) for v in graph.output)
     header = type(proto)()
     header.CopyFrom(proto)
     header.ClearField("graph")
-    model = Model(tuple(nodes), constants, inputs, outputs, header)
+    return checked(Model(tuple(nodes), constants, inputs, outputs, header))
+
+
+def checked(model: Model) -> Model:
+    """The model with its nodes in an order in which they can run.
+
+    Raises
+    ------
+    FileFormatError
+        When there is none, or a name is written twice or never.
+    """
     _check_names(model)
-    return Model(tuple(_sorted(model)), constants, inputs, outputs, header)
+    return replace(model, nodes=tuple(_sorted(model)))
 
 
 def _check_count(proto: Any) -> None:
@@ -204,7 +207,19 @@ def _unique_names(nodes: Any) -> list[str]:
     return names
 
 
-def _node(source: Any, name: str, version: int, folder: Folder | None) -> Node:
+def add_node(node: Node, nodes: list[Node], constants: dict[str, Constant]) -> None:
+    """Put a node to the others, or its numbers to the constants."""
+    constant = _constant_of(node)
+    if constant is None:
+        nodes.append(node)
+        return
+    if node.outputs[0] in constants:
+        raise FileFormatError(f"tensor {node.outputs[0]!r} is written twice")
+    constants[node.outputs[0]] = constant
+
+
+def node_of(source: Any, name: str, version: int, folder: Folder | None = None) -> Node:
+    """The node of a message."""
     proto = type(source)()
     proto.CopyFrom(source)  # which is the user's
     proto.name = name
@@ -220,6 +235,8 @@ def _node(source: Any, name: str, version: int, folder: Folder | None) -> Node:
             found = getattr(attribute, _ATTRIBUTES[attribute.type])
             if attribute.type == 3:
                 found = found.decode("utf-8", "replace")
+            if attribute.type == 8:
+                found = [text.decode("utf-8", "replace") for text in found]
             attributes[attribute.name] = list(found) if attribute.type in (6, 7, 8) else found
         for graph in (attribute.g, *attribute.graphs):
             captured += _captured(graph)
@@ -260,7 +277,10 @@ def _constant_of(node: Node) -> Constant | None:
 # ---------------------------------------------------------------- tensors
 
 
-def _constants(graph: Any, known: dict[str, Constant], folder: Folder | None) -> Iterator[tuple[str, Constant]]:
+def constants_of(
+    graph: Any, known: Mapping[str, Constant], folder: Folder | None = None
+) -> Iterator[tuple[str, Constant]]:
+    """The initializers of a graph."""
     seen = set(known)
     named = [(t.name, t, "initializer", constant_of) for t in graph.initializer]
     named += [(t.values.name, t, "sparse_initializer", sparse_of) for t in graph.sparse_initializer]

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -143,24 +143,17 @@ class Session:
         """An onnxruntime binding: inputs and outputs at fixed addresses. None where there is no onnxruntime."""
         return None if self.library is None else self.native.io_binding()._iobinding
 
-    def run_bound(self, binding: Any) -> None:
-        """Run on what was bound."""
-        self.native._sess.run_with_iobinding(binding, None)
+    def bound_run(self, binding: Any) -> Callable[[], None]:
+        """A call that runs on what was bound."""
+        return functools.partial(self.native._sess.run_with_iobinding, binding, None)
 
 
 @functools.cache
-def _device() -> Any:
-    library = onnxruntime()
-    assert library is not None
+def device() -> Any:
+    """The CPU, as bindings name it."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return state.OrtDevice(state.OrtDevice.cpu(), state.OrtDevice.default_memory(), 0)
-
-
-def bind(binding: Any, name: str, array: Array, *, output: bool) -> None:
-    """Say where an input or output is."""
-    method = binding.bind_output if output else binding.bind_input
-    method(name, _device(), code_of(array.dtype), array.shape, array.__array_interface__["data"][0])
 
 
 # ---------------------------------------------------------------- errors

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastsparse.csr import CSR, csr
 from fastsparse.onnx.dtypes import FLOATS
-from fastsparse.onnx.model import Array, Constant, SparseWeight
+from fastsparse.onnx.model import Array, Constant, SparseWeight, dense
 
 
 def density(weight: Constant) -> float:
@@ -23,6 +23,7 @@ class Weights:
     def __init__(self, densest: float, least: int) -> None:
         self._densest, self._least = densest, least
         self._made: dict[tuple[int, bool, float], tuple[Constant, CSR]] = {}
+        self._stacks: dict[int, tuple[Constant, list[CSR]]] = {}
         self._density: dict[int, tuple[Constant, float]] = {}
 
     def rows(self, weight: Constant, factor: float = 1.0) -> CSR:
@@ -33,12 +34,23 @@ class Weights:
         """CSR (shape[-1], shape[-2]) of a matrix, times a factor."""
         return self._get(weight, True, factor)
 
+    def stack(self, weight: Constant) -> list[CSR]:
+        """The matrices of a weight of three axes."""
+        found = self._stacks.get(id(weight))
+        if found is None:
+            found = self._stacks[id(weight)] = weight, [csr(wide(matrix)) for matrix in dense(weight)]
+        return found[1]
+
     def is_sparse(self, weight: Constant) -> bool:
         """Whether the sparse kernels are made for it."""
+        return self.density(weight) <= self._densest and int(np.prod(weight.shape)) >= self._least
+
+    def density(self, weight: Constant) -> float:
+        """Share of elements that are not zero."""
         found = self._density.get(id(weight))
         if found is None:
             found = self._density[id(weight)] = weight, density(weight)
-        return found[1] <= self._densest and int(np.prod(weight.shape)) >= self._least
+        return found[1]
 
     def _get(self, weight: Constant, transposed: bool, factor: float) -> CSR:
         key = id(weight), transposed, factor

@@ -5,6 +5,9 @@ See `fastsparse_kernels.sequence` for the tables.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,3 +53,8 @@ def run_steps(
     """
     run = sequence.run_steps() if workers > 1 else sequence.run_steps_serial()
     run(steps, first, last, patches, count, variables, task)
+
+
+def serial_run(steps: int, count: int, patches: int, patched: int, variables: int) -> Callable[[], None]:
+    """A call of `run_steps` that runs all `count` steps of the first task on the calling thread."""
+    return functools.partial(sequence.run_steps_serial(), steps, 0, count, patches, patched, variables, 0)

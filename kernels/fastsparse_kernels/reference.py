@@ -35,6 +35,7 @@ __all__ = [
     "batch_norm_eval",
     "batch_norm_eval_backward",
     "bound",
+    "cell",
     "conv",
     "conv_backward",
     "layer_norm",
@@ -562,6 +563,28 @@ def conv(
     if residual is not None:
         out = out + residual
     return apply_activation(activation, out)
+
+
+@_quiet
+def cell(kind: str, x: Array, u: Array, before: Array) -> tuple[Array, Array]:
+    """A step of a recurrent layer: h, and what "lstm" has as c, from sums of gates (gates, count).
+
+    u : of "gru", the sums of the recurrent product
+    before : c of "lstm", h of "gru" (count,)
+    """
+
+    def sigmoid(z: Array) -> Array:
+        return apply_activation("sigmoid", z)
+
+    x, u, state = wide(x, u, before)
+    if kind == "lstm":
+        i, o, f, g = x
+        state = sigmoid(f) * state + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(state), state
+    if kind == "gru":
+        z, r = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
+        return z * state + (1 - z) * np.tanh(x[2] + r * u[2]), state
+    return np.tanh(x[0]) if kind == "rnn_tanh" else apply_activation("relu", x[0]), state
 
 
 @_quiet

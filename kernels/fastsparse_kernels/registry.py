@@ -20,6 +20,7 @@ from . import (
     optimizers,
     parallel,
     pooling,
+    recurrent,
     sddmm,
     sequence,
     softmax,
@@ -123,6 +124,11 @@ FAMILIES = (
         lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.BATCH_BLOCKED_KINDS],
     ),
     Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),
+    Family(
+        "recurrent cell",
+        recurrent.cell_kernel,
+        lambda bits, lanes: [(kind, bits, each) for kind in recurrent.KINDS for each in (lanes, *_half(bits, lanes))],
+    ),
     Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
     Family(
         "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]

@@ -84,16 +84,19 @@ def test_prune_finds_weights_behind_nodes(tmp_path):
     x = b.add("MatMul", x, b.add("Cast", half, to=1))
     head = b.add("MatMul", x, b.add("Transpose", embedding, perm=[1, 0]))
     recurrent = [b.weight(1, 4 * 8, 24, sparsity=0), b.weight(1, 4 * 8, 8, sparsity=0)]
-    state = b.add("LSTM", x, *recurrent, hidden_size=8)
+    parts = [
+        b.add("Slice", recurrent[1], *(b.constant(n, "int64") for n in ([i], [i + 8], [1]))) for i in (0, 24, 8, 16)
+    ]
+    state = b.add("LSTM", x, recurrent[0], b.add("Concat", *parts, axis=1), hidden_size=8)
     image = b.add("Reshape", head, b.constant([1, 4, 5, -1], "int64"))
-    up = b.add("ConvTranspose", image, b.weight(4, 4, 2, 2, sparsity=0))
+    up = b.add("ConvTranspose", image, up_weight := b.weight(4, 4, 2, 2, sparsity=0))
     quantised = b.constant(np.arange(64).reshape(8, 8), "int8")
     scaled = b.add("DequantizeLinear", quantised, b.constant(0.1))
     y = b.add("MatMul", b.add("Reshape", state, b.constant([-1, 8], "int64")), scaled)
     model = b.model({"ids": [2, 4]}, [head, up, y], opset=11, dtypes={"ids": onnx.TensorProto.INT64})
     path = models.saved(model, tmp_path / "m.onnx")
     found = pruning.prune_onnx(path, tmp_path / "o.onnx", 0.9)
-    assert {w.weight for w in found.weights} == {embedding, half, *recurrent, "c2", "c6"}
+    assert {w.weight for w in found.weights} == {embedding, half, *recurrent, "c2", up_weight}
     assert [s.weight for s in found.skipped] == [quantised]
     arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "o.onnx").graph.initializer}
     for weight in found.weights:

@@ -1,0 +1,88 @@
+"""What follows from constants, from shapes that are known, and from branches that are then decided.
+
+ONNX's inference knows what comes behind a Pad, a Reshape or an If when numbers are there that nodes compute from
+constants or from shapes. So both are done in turns, until nothing new is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fastsparse.onnx.branches import with_branches
+from fastsparse.onnx.inference import Constants, Info, inferred
+from fastsparse.onnx.model import Array, Constant, Model, Node, Shape
+from fastsparse.onnx.sessions import Session
+
+_SMALL = 1024  # numbers up to which shapes and conditions may depend on a constant
+_MOST_TURNS = 32
+
+
+def folded(
+    model: Model, shapes: Mapping[str, Shape] | None = None, decided: dict[str, bool] | None = None
+) -> tuple[Model, dict[str, Info]]:
+    """The model with small constants in place of what gives them, and what is known of its tensors.
+
+    Without `shapes` of the inputs it holds for all that the model allows. Branches that are taken are added to
+    `decided`, by the names of the nodes.
+    """
+    for _ in range(_MOST_TURNS):
+        infos = inferred(model, shapes)
+        found = {**_small(model, infos), **_sizes(model, infos)}
+        taken = {n.name: bool(np.all(c)) for n in model.nodes if (c := _condition(n, model, found)) is not None}
+        if not found and not taken:
+            break
+        nodes = tuple(n for n in model.nodes if not n.writes or not found.keys() >= set(n.writes))
+        model = with_branches(replace(model, nodes=nodes, constants={**model.constants, **found}), taken)
+        if decided is not None:
+            decided |= taken
+    return model, infos
+
+
+def _condition(node: Node, model: Model, found: Mapping[str, Constant]) -> Array | None:
+    """What decides an If, where it is known."""
+    if node.op != "If":
+        return None
+    condition = found.get(node.inputs[0], model.constants.get(node.inputs[0]))
+    return condition if isinstance(condition, np.ndarray) and condition.size == 1 else None
+
+
+def _small(model: Model, infos: Mapping[str, Info]) -> dict[str, Array]:
+    """Small constants, of nodes all of whose results are such."""
+    constants = Constants(model, infos)
+    outputs = {value.name for value in model.outputs}
+    nodes = [
+        n
+        for n in constants.nodes
+        if not outputs.intersection(n.writes) and all(_is_small(infos.get(w)) for w in n.writes)
+    ]
+    names = [name for node in nodes for name in node.writes]
+    if not names:
+        return {}
+    try:
+        session = Session(model, constants.before([], names), [], names, {}, optimised=False)
+        results = session.run({})
+    except (ValueError, NotImplementedError):  # what cannot be computed is said when the model runs
+        return {}
+    return dict(zip(names, results)) if all(isinstance(r, np.ndarray) for r in results) else {}
+
+
+def _is_small(info: Info | None) -> bool:
+    if info is None or info.dtype is None or info.dtype == object or info.fixed is None:
+        return False
+    return int(np.prod(info.fixed)) <= _SMALL
+
+
+def _sizes(model: Model, infos: Mapping[str, Info]) -> dict[str, Array]:
+    """Results of Shape and Size, where shapes are known."""
+    outputs, found = {value.name for value in model.outputs}, {}
+    for node in model.nodes:
+        info = infos.get(node.inputs[0]) if node.op in ("Shape", "Size") else None
+        if info is None or info.fixed is None or outputs.intersection(node.writes):
+            continue
+        sizes = np.array(info.fixed, np.int64)
+        part = sizes[node.get("start", 0) : node.get("end")]
+        found[node.outputs[0]] = np.asarray(sizes.prod(dtype=np.int64)) if node.op == "Size" else part
+    return found
