@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,22 +28,22 @@ def families() -> list[list[str]]:
 def layers() -> list[list[str]]:
     """A row for each layer of `fs.nn`: whether its weight is sparse, and whether engines take it."""
     from fastsparse import nn
-    from fastsparse.engine.from_model import _TABLE
+    from fastsparse.engine import from_model
 
-    known = {kind for kinds, _ in _TABLE for kind in kinds} | {nn.Sequential, nn.Residual, nn.Embedding}
+    known = set(re.findall(r"\bnn\.(\w+)", inspect.getsource(from_model)))
     found = [getattr(nn, name) for name in nn.__all__ if name not in ("Module", "Parameter")]
     return [
         [
-            f"``{layer.__name__}``",
+            f"`{layer.__name__}`",
             (layer.__doc__ or "").strip().partition("\n")[0].rstrip("."),
-            "yes" if any(issubclass(layer, kind) for kind in known) else "made of layers that are, or no",
+            "yes" if any(base.__name__ in known - {"Module"} for base in layer.__mro__) else "no",
         ]
         for layer in found
     ]
 
 
 class _Table(SphinxDirective):
-    """A table of rows that a function returns."""
+    """A table of rows that a function returns, in a Markdown page."""
 
     header: Sequence[str] = ()
 
@@ -51,9 +53,8 @@ class _Table(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table."""
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for row in [list(self.header), *self.rows()]:
-            lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
+        rows = [self.header, ["---"] * len(self.header), *self.rows()]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
         parsed: list[nodes.Node] = self.parse_text_to_nodes(StringList(lines, source=self.env.docname))
         return parsed
 
