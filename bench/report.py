@@ -165,7 +165,8 @@ def _means(results: Results) -> Iterator[Table]:
             cells = [_ratio(geometric_mean(entry.ratio(other) for entry in members)) for other in baselines]
             rows.append([name, str(len(members)), *_speed(rate, results.peak()), *cells])
         header = ["class", "count", "GF/s", "of peak", *(f"faster than {name}" for name in baselines)]
-        yield Table("Geometric means", header, rows)
+        groups = ", ".join(dict.fromkeys(entry.group for entry in entries))
+        yield Table(f"Geometric means: {groups}", header, rows)
 
 
 def _slowest(results: Results) -> Iterator[Table]:

@@ -64,7 +64,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "_extensions"]
 nitpicky = False
 default_role = "literal"
-suppress_warnings = ["config.cache"]  # sorting of the gallery is a class, which Sphinx cannot pickle
+# Words of types such as (out_channels, in_channels) are attributes of several classes.
+suppress_warnings = ["config.cache", "ref.python"]
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 

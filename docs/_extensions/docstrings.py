@@ -42,6 +42,25 @@ def definitions(package: str) -> dict[str, Documented]:
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, Documented)}
 
 
+def ancestors(node: ast.ClassDef, known: dict[str, Documented]) -> list[ast.ClassDef]:
+    """A class and its bases in the package, nearest first."""
+    bases = [known[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in known]
+    return [node, *(each for base in bases if isinstance(base, ast.ClassDef) for each in ancestors(base, known))]
+
+
+def whole(node: Documented, known: dict[str, Documented]) -> Documented:
+    """A class with the docstring and the `__init__` that it inherits from the package, where it has none."""
+    if isinstance(node, ast.ClassDef):
+        family = ancestors(node, known)
+        documented = next((each.body[:1] for each in family if ast.get_docstring(each)), [])
+        made = [part for each in family for part in each.body if getattr(part, "name", "") == "__init__"][:1]
+        if not ast.get_docstring(node):
+            node.body[:0] = documented
+        if made and made[0] not in node.body:
+            node.body += made
+    return node
+
+
 def signature(node: Documented) -> str:
     """Arguments as they are written, without types; of a class those of `__init__`."""
     if isinstance(node, ast.ClassDef):
@@ -62,11 +81,12 @@ class SourceReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Nodes of all entries."""
+        self.env.note_reread()  # the source may have changed
         package = self.arguments[0]
         found = definitions(package)
         lines: list[str] = [f".. py:module:: {package}", "   :no-index:", ""]
         for name in filter(None, map(str.strip, self.content)):
-            lines += self._entry(package, found[name])
+            lines += self._entry(package, whole(found[name], found))
         return self.parse_text_to_nodes(StringList(lines, source=package), allow_section_headings=False)
 
     def _entry(self, package: str, node: Documented) -> list[str]:

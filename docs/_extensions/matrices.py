@@ -53,6 +53,7 @@ class _Table(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table."""
+        self.env.note_reread()  # the code may have changed
         rows = [self.header, ["---"] * len(self.header), *self.rows()]
         lines = [f"| {' | '.join(row)} |" for row in rows]
         parsed: list[nodes.Node] = self.parse_text_to_nodes(StringList(lines, source=self.env.docname))
