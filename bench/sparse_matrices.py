@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cpu-time", action="store_true", help="of the calling thread, for a busy machine")
     parser.add_argument("--panels", action="store_true", help="never stream: the path of layers, for comparison")
     options = parser.parse_args(arguments)
-    choice = {"stream_margin": 0.0, "short_row_nonzeros": -1.0} if options.panels else {}
+    choice = {"stream_margin": 0.0, "slice_nonzeros": -1.0} if options.panels else {}
     with fs.threads(options.threads), tuned(**choice):
         _measure(options)
 

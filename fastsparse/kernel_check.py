@@ -83,7 +83,15 @@ def _spmm(c: Case) -> Iterator[Comparison]:
 
 def _spmv(c: Case) -> Iterator[Comparison]:
     x = c.normal(61)
-    yield c.product(functional.spmm(c.W, x), c.W, x)
+    with tuned(lookup_nonzeros=2**40, slice_nonzeros=-1.0):
+        yield c.product(functional.spmm(c.W, x), c.W, x)
+
+
+def _slices(c: Case) -> Iterator[Comparison]:
+    x = c.normal(61)
+    for W in (c.matrix((130, 61), 0.05), c.matrix((16, 61), 1.0)):  # rows of any length, and of one
+        with tuned(lookup_nonzeros=2**40, slice_nonzeros=math.inf, slice_room=math.inf):
+            yield c.product(functional.spmm(W, x), W, x)
 
 
 def _lookup(c: Case) -> Iterator[Comparison]:
@@ -278,15 +286,14 @@ def _adam(c: Case) -> Iterator[Comparison]:
 
 
 CHECKS: dict[str, Check] = {
-    "spmm": _spmm, "spmv": _spmv, "spmv by register lookup": _lookup, "sddmm": _conv_gradient,
-    "sddmm on contiguous runs": _sddmm, "streaming spmm": _streamed_spmm, "streaming sddmm": _streamed_sddmm,
-    "sparse input": _sparse_input,
-    "sparse input gradient": _sparse_input_gradient, "pack batch-blocked": _linear, "unpack batch-blocked": _linear,
-    "pack padded NCHW": _conv, "gather vectors": _gather, "activation of a tile": _tile_activation,
-    "activation": _activation, "activation gradient": _activation_gradient, "pooling": _pooling,
-    "pooling gradient": _pooling_gradient, "pooling of batch-blocked arrays": _blocked_pooling,
-    "recurrent cell": _recurrent_cell,
-    "gate": _gate, "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
+    "spmm": _spmm, "spmv": _spmv, "spmv by slices": _slices, "spmv by register lookup": _lookup,
+    "sddmm": _conv_gradient, "sddmm on contiguous runs": _sddmm, "streaming spmm": _streamed_spmm,
+    "streaming sddmm": _streamed_sddmm, "sparse input": _sparse_input, "sparse input gradient": _sparse_input_gradient,
+    "pack batch-blocked": _linear, "unpack batch-blocked": _linear, "pack padded NCHW": _conv,
+    "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
+    "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
+    "pooling of batch-blocked arrays": _blocked_pooling, "recurrent cell": _recurrent_cell, "gate": _gate,
+    "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip
 

@@ -90,7 +90,9 @@ class Heuristics:
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
 
     # --- SpMV by loads of few nonzeros
-    short_row_nonzeros: float = 6  # most nonzeros per row, on average, for the form for short rows
+    slice_nonzeros: float = 16  # most nonzeros per row, on average, for slices
+    slice_filling: float = 1.1  # items of slices per nonzero above which rows are sorted by length
+    slice_room: float = 1.5  # most items of slices per nonzero
 
     # --- SpMV: cycles per nonzero and per row, by lookup in registers (lookup_*) and by loads (spmv_*)
     lookup_cycles: float = 0.29
@@ -323,9 +325,9 @@ class Heuristics:
 
     # ------------------------------------------------------------------------------------------ SpMV
 
-    def spmv_by_short_rows(self, rows: int, nonzeros: int) -> bool:
-        """Whether most rows of W are shorter than the eight nonzeros that SpMV reads at once."""
-        return nonzeros <= self.short_row_nonzeros * rows
+    def spmv_by_slices(self, rows: int, nonzeros: int) -> bool:
+        """Whether rows of W are so short that SpMV takes one nonzero of many rows at once."""
+        return self.slice_nonzeros * rows >= nonzeros < 2**28
 
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
         """Whether SpMV by lookup, in chunks of `chunk` columns, is estimated to be faster than by loads."""

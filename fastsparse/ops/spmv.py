@@ -1,15 +1,15 @@
 """SpMV: sparse W times one vector.
 
-The time is that of reading W. There are two forms: CSR rows with column indices of 16 bits where they fit, and a lookup
-of x in registers (`SpmvLookupPlan`) where W fills its tables well enough. Where rows are short, the kernel of the first
-form multiplies before it looks at rows, with the same bits. Bits depend on the form and the vector length, never on
+The time is that of reading W. There are three forms: CSR rows with column indices of 16 bits where they fit; slices of
+as many rows as a vector has lanes, where rows are short (`SpmvSlicePlan`); and a lookup of x in registers
+(`SpmvLookupPlan`) where W fills its tables well enough. Bits depend on the form and the vector length, never on
 threads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from fastsparse_kernels.sparse_operator import (
     LOOKUP_CHUNK,
     LOOKUP_EMPTY,
     LOOKUP_LANES,
+    SLICE_ORDER_ROWS,
     SPMV_ACCUMULATORS,
 )
 
@@ -71,12 +72,15 @@ class SpmvPlan:
     inputs: int
     indptr: NDArray[np.int64]
     group_starts: NDArray[np.int64]
-    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros; of short rows [nnz]
-    short_rows: bool = False  # for the form of that name, which reads the pattern's own columns
+    columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros
 
     @property
     def column_bits(self) -> int:
         return self.columns.dtype.itemsize * 8
+
+    @property
+    def rows(self) -> int:
+        return len(self.indptr) - 1
 
     @property
     def nonzeros(self) -> int:
@@ -85,6 +89,39 @@ class SpmvPlan:
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The values in CSR order."""
         return values
+
+
+@dataclass(frozen=True, eq=False)
+class SpmvSlicePlan:
+    """SpMV by slices; see the arguments in `fastsparse_kernels.spmv` for the arrays.
+
+    row_starts : index of each row's first nonzero in columns and values
+    """
+
+    inputs: int
+    indptr: NDArray[np.int64]
+    lanes: int
+    row_starts: NDArray[np.int64]
+    group_starts: NDArray[np.int64]
+    slice_starts: NDArray[np.int64]
+    columns: NDArray[np.uint32]
+    masks: NDArray[np.uint16]
+    sum_index: NDArray[np.uint16] | None  # None: rows have their own order
+
+    @property
+    def rows(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def nonzeros(self) -> int:
+        return int(self.indptr[-1])
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values in the order of vectors and lanes, 0 in empty ones."""
+        packed = aligned_empty((len(self.columns),), values.dtype)
+        packed[...] = 0
+        sparse_operator.slice_values(values.itemsize * 8)(self.indptr, values, self.row_starts, self.lanes, packed)
+        return packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +137,10 @@ class SpmvLookupPlan:
     columns: NDArray[np.uint8]
     sum_index: NDArray[np.uint16]
     order: NDArray[np.uint32]  # [nnz], index of each nonzero's value
+
+    @property
+    def rows(self) -> int:
+        return int(self.group_starts[-1])
 
     @property
     def nonzeros(self) -> int:
@@ -118,7 +159,10 @@ class SpmvLookupPlan:
         return packed
 
 
-def plan_spmv(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
+Plan: TypeAlias = SpmvPlan | SpmvSlicePlan | SpmvLookupPlan
+
+
+def plan_spmv(pattern: Pattern, target: Target) -> Plan:
     """Plan of W @ x for one column, kept with the pattern.
 
     Raises
@@ -136,7 +180,7 @@ def takes_lookup(pattern: Pattern, target: Target) -> bool:
     )
 
 
-def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
+def _plan(pattern: Pattern, target: Target) -> Plan:
     h = target.heuristics
     if pattern.shape[1] > INDEX_LIMIT:
         raise ValueError(f"W has {pattern.shape[1]} columns, expected at most {INDEX_LIMIT}")
@@ -144,18 +188,52 @@ def _plan(pattern: Pattern, target: Target) -> SpmvPlan | SpmvLookupPlan:
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
-    short_rows = pattern.indices.itemsize == 4 and h.spmv_by_short_rows(pattern.shape[0], pattern.nnz)
+    if pattern.indices.itemsize == 4 and h.spmv_by_slices(pattern.shape[0], pattern.nnz):
+        by_slices = plan_slices(pattern, target)
+        if by_slices is not None:
+            return by_slices
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
-    columns = pattern.indices if short_rows else pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
+    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns, short_rows)
+    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns)
 
 
 def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
     padded = np.zeros(len(indices) + SPMV_ACCUMULATORS, dtype)
     padded[: len(indices)] = indices
     return padded
+
+
+def plan_slices(pattern: Pattern, target: Target) -> SpmvSlicePlan | None:
+    """Slices of rows in their own order, or sorted by length where that saves vectors; None where they are too many."""
+    h, lanes, (rows, inputs) = target.heuristics, target.lanes, pattern.shape
+    slices, window = -(-rows // lanes), SLICE_ORDER_ROWS // lanes
+    counts = np.zeros(slices * lanes, np.int64)
+    np.subtract(pattern.indptr[1:], pattern.indptr[:-1], out=counts[:rows])
+    longest = counts.reshape(slices, lanes).max(axis=1)
+    order = sum_index = None
+    if longest.sum() * lanes > h.slice_filling * pattern.nnz:
+        # A stable sort by window and falling length: windows are sorted together.
+        key = np.arange(slices * lanes) // SLICE_ORDER_ROWS * (int(counts.max()) + 1) - counts
+        key[rows:] = np.iinfo(np.int64).max  # rows that do not exist stay the last ones
+        order = np.argsort(key, kind="stable")
+        longest = counts[order].reshape(slices, lanes).max(axis=1)
+        place = np.empty_like(order)
+        place[order] = np.arange(slices * lanes)
+        sum_index = (place % SLICE_ORDER_ROWS).astype(np.uint16)
+    slice_starts = np.concatenate([[0], np.cumsum(longest)])
+    vectors = int(slice_starts[-1])
+    if vectors * lanes > h.slice_room * pattern.nnz:  # a few long rows among short ones
+        return None
+    place = np.arange(rows) if order is None else place[:rows]
+    row_starts = slice_starts[place // lanes] * lanes + place % lanes
+    columns, masks = np.zeros(vectors * lanes, np.uint32), np.zeros(vectors, np.uint16)
+    sparse_operator.slice_columns()(pattern.indptr, pattern.indices, row_starts, lanes, columns, masks)
+    return SpmvSlicePlan(
+        inputs, pattern.indptr, lanes, row_starts, np.append(np.arange(0, slices, window), slices), slice_starts,
+        columns, masks, sum_index,
+    )  # fmt: skip
 
 
 def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
@@ -219,19 +297,20 @@ def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.i
 # ------------------------------------------------------------------------------------------------- launch
 
 
-def prepare(plan: SpmvPlan | SpmvLookupPlan, target: Target, activation: str | None = None) -> Launch:
+def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch:
     """y (M,) = activation(W @ x (K,) + bias), all contiguous; operands x, y, values (packed by the plan), bias (0 for
     none)."""
     if isinstance(plan, SpmvLookupPlan):
-        arguments, kernel, scratch = _lookup_arguments(plan, target)
+        form, (arguments, kernel, scratch) = "lookup", _lookup_arguments(plan, target)
+    elif isinstance(plan, SpmvSlicePlan):
+        form, (arguments, kernel, scratch) = "slices", _slice_arguments(plan, target)
     else:
-        arguments, kernel, scratch = _row_arguments(plan, activation, target)
+        form, (arguments, kernel, scratch) = f"{plan.column_bits}-bit columns", _row_arguments(plan, activation, target)
     set_epilogue(arguments, activation, target)
-    form = "lookup" if isinstance(plan, SpmvLookupPlan) else f"{plan.column_bits}-bit columns"
     return target.launch(
         kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros,
         scratch=scratch, keep=plan,
-        label=("spmv", f"{plan.group_starts[-1]}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
+        label=("spmv", f"{plan.rows}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
     )  # fmt: skip
 
 
@@ -253,6 +332,21 @@ def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, 
     return arguments, spmv.lookup_kernel(), scratch
 
 
+def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, Any, int]:
+    scratch = (1 + SLICE_ORDER_ROWS // target.lanes) * target.vector
+    arguments = Arguments(
+        spmv.SLICE_ARGUMENTS,
+        group_starts=address(plan.group_starts),
+        rows=plan.rows,
+        slice_starts=address(plan.slice_starts),
+        columns=address(plan.columns),
+        masks=address(plan.masks),
+        sum_index=0 if plan.sum_index is None else address(plan.sum_index),
+        scratch_stride=scratch,
+    )
+    return arguments, spmv.slices_kernel(target.bits, target.lanes), scratch
+
+
 def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tuple[Arguments, Any, int]:
     scratch = spmv.scratch_bytes(target.bits, target.lanes)
     arguments = Arguments(
@@ -263,5 +357,5 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         nonzeros=plan.nonzeros,
         scratch_stride=scratch,
     )
-    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits, int(plan.short_rows))
+    kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)
     return arguments, kernel, 0 if activation in CLAMPS else scratch  # clamps work in registers

@@ -32,7 +32,6 @@ from . import (
 )
 
 TILE_WIDTHS = range(1, 9)
-SPMV_FORMS = (16, 0), (32, 0), (32, 1)  # bits of columns, short rows
 DENSE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
 Arguments = tuple[int, ...]
 
@@ -83,9 +82,8 @@ def _stream(bits: int, lanes: int) -> list[Arguments]:
 
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
-    Family(
-        "spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, *kind) for kind in ((16, 0), (32, 0), (32, 1))]
-    ),
+    Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
+    Family("spmv by slices", spmv.slices_kernel, _once),
     Family("spmv by register lookup", spmv.lookup_kernel, _lookup),
     Family("sddmm", sddmm.sddmm_kernel, _once),
     Family("sddmm on contiguous runs", sddmm.sddmm_runs_kernel, _once),

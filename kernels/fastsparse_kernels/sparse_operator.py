@@ -16,10 +16,12 @@ For narrow tiles the nonzeros of every four entries of a kind are interleaved.
 
 Nonzeros of a row keep ascending column order inside and across blocks, so the sum's bits do not depend on blocking.
 
+SpMV of short rows has slices of as many rows as a vector has lanes: row i of a slice has lane i, and the slice's vector
+n holds nonzero n of each of its rows. Rows are sorted by length where that saves vectors (SELL-C-sigma, Kreutzer et al.
+2014). Bit i of a vector's mask says whether lane i has a nonzero; others have column and value 0.
+
 SpMV by register lookup has a format of its own. Columns are cut into chunks of `LOOKUP_CHUNK`, which eight vector
-registers hold. Within each chunk the rows of a group are sorted by their nonzeros there and cut into slices of 16: row
-i of a slice has lane i, and the slice's vector n holds nonzero n of each of its rows. Rows of a slice have about as
-many nonzeros, so few lanes are empty (SELL-C-sigma, Kreutzer et al. 2014; here rows are sorted for every chunk). A
+registers hold. Within each chunk the rows of a group are sorted by their nonzeros there and cut into slices of 16. A
 column is one byte, counted within the chunk; an empty lane has column `LOOKUP_EMPTY` and value 0. As each chunk has its
 own order of rows, `sum_index` gives the index of each row's sum in it.
 """
@@ -42,6 +44,8 @@ SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
 RUN_VECTORS = 4  # vectors of a contiguous SDDMM run, and nonzeros that are reduced at once there
 
 WHOLE, QUARTERS = 1, 2  # non-temporal stores: of vector-aligned vectors, or of 16-byte-aligned quarters of them
+
+SLICE_ORDER_ROWS = 2048  # rows of SpMV by slices that are sorted together
 
 LOOKUP_BITS, LOOKUP_LANES = 32, 16
 LOOKUP_TABLES = 8  # vector registers that hold a chunk
@@ -180,6 +184,34 @@ def make_scatter() -> Callable[..., None]:
     return scatter
 
 
+def make_slice_columns() -> Callable[..., None]:
+    """Write columns and masks of slices: nonzero n of a row goes to index starts[row] + n * lanes."""
+
+    def slice_columns(indptr, columns, starts, lanes, out, masks):  # type: ignore[no-untyped-def]
+        for row in range(starts.shape[0]):
+            at = starts[row]
+            bit = np.uint16(1 << (at % lanes))
+            for p in range(indptr[row], indptr[row + 1]):
+                out[at] = columns[p]
+                masks[at // lanes] |= bit
+                at += lanes
+
+    return slice_columns
+
+
+def make_slice_values() -> Callable[..., None]:
+    """Write values of slices, as `make_slice_columns` does columns."""
+
+    def slice_values(indptr, values, starts, lanes, out):  # type: ignore[no-untyped-def]
+        for row in range(starts.shape[0]):
+            at = starts[row]
+            for p in range(indptr[row], indptr[row + 1]):
+                out[at] = values[p]
+                at += lanes
+
+    return slice_values
+
+
 def _array(kind: Any, axes: int = 1) -> Any:
     return types.Array(kind, axes, "C")
 
@@ -239,6 +271,25 @@ def gather(bits: int) -> Callable[..., None]:
 def scatter(bits: int) -> Callable[..., None]:
     """(values float, indices uint32, out float): see `make_scatter`."""
     return _compiled_move(make_scatter(), f"scatter_f{bits}", bits)
+
+
+@compiled_once
+def slice_columns() -> Callable[..., None]:
+    """(indptr int64, columns int32, starts int64, lanes, out uint32, masks uint16): see `make_slice_columns`."""
+    i64, u32 = types.int64, _array(types.uint32)
+    signature = types.void(_structure(i64), _structure(types.int32), _array(i64), i64, u32, _array(types.uint16))
+    return compile_function(make_slice_columns(), signature)
+
+
+@compiled_once
+def slice_values(bits: int) -> Callable[..., None]:
+    """(indptr int64, values float, starts int64, lanes, out float): see `make_slice_values`."""
+    number, function = types.float32 if bits == 32 else types.float64, make_slice_values()
+    function.__qualname__ = f"slice_values_f{bits}"
+    signature = types.void(
+        _structure(types.int64), _structure(number), _array(types.int64), types.int64, _array(number)
+    )  # fmt: skip
+    return compile_function(function, signature)
 
 
 def _compiled_move(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost. Two forms.
+"""SpMV: y = epilogue(W @ x) for one column, where the operator's bytes are the cost. Three forms.
 
 CSR: the accumulators of a row are the `SPMV_ACCUMULATORS` lanes of one vector. Of a row of n nonzeros the first
 n mod SPMV_ACCUMULATORS go to the first lanes, one each, the others round-robin to all, and the lanes are summed in
@@ -7,9 +7,9 @@ slow on many CPUs; with scalars throughout the loop would be bound by three load
 masked vector: a branch on their number would be mispredicted half the time, and after the loop they would wait for its
 end. The sums of four rows are reduced and finished at once.
 
-The same for short rows, most of which have fewer nonzeros than accumulators: the products of a window of nonzeros,
-whatever their rows, go to a buffer, from which a short row is one masked vector. Only what rows have is gathered, no
-branch depends on a row's length, and the pattern's own columns are read. Longer rows as above. The bits are the same.
+Slices, for short rows: a vector holds one nonzero of each of its rows, so nothing is reduced, and no branch depends on
+a row's length; see `sparse_operator.py` for the format. Order of summation: the nonzeros of a row in ascending columns,
+one FMA each; then the bias.
 
 Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in eight vector registers, and one
 permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
@@ -27,14 +27,13 @@ from .compiler import compile_kernel, compiled_once, inlined_function, kernel_ar
 from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
 
 ROWS = 4  # rows finished at once
-WINDOW = 512  # products in the buffer of short rows
 PREFETCH_DISTANCE = 8192  # bytes of values: a quarter less time from memory, some per cent more from caches
 
 ARGUMENTS = kernel_arguments(
     # tasks are row groups
     "group_starts",  # int64 [groups + 1]
     "indptr",  # int64 [M + 1]
-    "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has; of short rows [nnz]
+    "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has
     "nonzeros",
     "values",  # float [nnz]
     "x",  # float [K]
@@ -53,12 +52,11 @@ def scratch_bytes(bits: int, lanes: int) -> int:
     return max(ROWS, lanes) * bits // 8
 
 
-def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Callable[..., None]:
-    """Kernel for column indices of `column_bits` (16 or 32) bits; short_rows: 1 for that loop."""
+def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
+    """Kernel for column indices of `column_bits` (16 or 32) bits."""
     size = bits // 8
     column_size = column_bits // 8
     activated = scratch_bytes(bits, lanes) // size
-    window_bytes = (WINDOW if short_rows else 1) * size
 
     @inlined_function
     def row_sums(a, row, last):  # type: ignore[no-untyped-def]
@@ -81,57 +79,6 @@ def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Calla
         return sums
 
     @kernel_function
-    def multiply_window(a, p, buffer):  # type: ignore[no-untyped-def]
-        """Write the products from nonzero p on to the buffer; returns the end of the window."""
-        end = min(p + WINDOW, a.nonzeros)
-        while p + SPMV_ACCUMULATORS <= end:
-            none = simd.zeros(1, SPMV_ACCUMULATORS, bits)
-            simd.store(
-                simd.gather_fma(none, a.values + p * size, a.x, a.columns + p * column_size, column_bits), buffer
-            )
-            buffer += SPMV_ACCUMULATORS * size
-            p += SPMV_ACCUMULATORS
-        while p < end:
-            x = simd.load_float(bits, a.x + load_column(a.columns + p * column_size) * size)
-            simd.store_float(simd.fma(simd.load_float(bits, a.values + p * size), x, simd.zero(bits)), buffer)
-            buffer += size
-            p += 1
-        return end
-
-    load_column = simd.load_u16 if column_bits == 16 else simd.load_u32
-
-    if short_rows:
-
-        @inlined_function
-        def window_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
-            """The accumulators of a row, and the window of nonzeros `base` to `window_end` whose products are ready."""
-            sums = simd.zeros(1, SPMV_ACCUMULATORS, bits)
-            if row >= last:
-                return sums, base, window_end
-            p, end = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + row * 8 + 8)
-            if end - p > SPMV_ACCUMULATORS:
-                return row_sums(a, row, last), base, window_end
-            if end > window_end:
-                base, window_end = p, multiply_window(a, p, buffer)
-            return simd.load_first(sums, buffer + (p - base) * size, end - p), base, window_end
-
-        @inlined_function
-        def four_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
-            s0, base, window_end = window_sums(a, row, last, buffer, base, window_end)
-            s1, base, window_end = window_sums(a, row + 1, last, buffer, base, window_end)
-            s2, base, window_end = window_sums(a, row + 2, last, buffer, base, window_end)
-            s3, base, window_end = window_sums(a, row + 3, last, buffer, base, window_end)
-            return simd.reduce_four(s0, s1, s2, s3), base, window_end
-
-    else:
-
-        @inlined_function
-        def four_sums(a, row, last, buffer, base, window_end):  # type: ignore[no-untyped-def]
-            s0, s1 = row_sums(a, row, last), row_sums(a, row + 1, last)
-            s2, s3 = row_sums(a, row + 2, last), row_sums(a, row + 3, last)
-            return simd.reduce_four(s0, s1, s2, s3), base, window_end
-
-    @kernel_function
     def activate(a, acc, scratch):  # type: ignore[no-untyped-def]
         for i in range(0, activated, ROWS):
             simd.store(acc, scratch + i * size)
@@ -141,13 +88,13 @@ def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Calla
     def spmv(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
-        buffer, base, window_end = simd.stack_buffer(window_bytes), 0, 0
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
-            window_end = 0
             while row < last:
-                acc, base, window_end = four_sums(a, row, last, buffer, base, window_end)
+                s0, s1 = row_sums(a, row, last), row_sums(a, row + 1, last)
+                s2, s3 = row_sums(a, row + 2, last), row_sums(a, row + 3, last)
+                acc = simd.reduce_four(s0, s1, s2, s3)
                 if a.bias != 0:
                     acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
                 acc = simd.clamp(acc, low, high)
@@ -164,10 +111,89 @@ def make_spmv(bits: int, lanes: int, column_bits: int, short_rows: int) -> Calla
 
 
 @compiled_once
-def spmv_kernel(bits: int, lanes: int, column_bits: int, short_rows: int) -> Any:
+def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
     """The compiled variant."""
-    name = f"spmv_f{bits}_v{lanes}_c{column_bits}" + ("_short" if short_rows else "")
-    return compile_kernel(make_spmv(bits, lanes, column_bits, short_rows), name)
+    return compile_kernel(make_spmv(bits, lanes, column_bits), f"spmv_f{bits}_v{lanes}_c{column_bits}")
+
+
+# ---------------------------------------------------------------- slices
+
+SLICE_ARGUMENTS = kernel_arguments(
+    # tasks are groups of slices
+    "group_starts",  # int64 [groups + 1], slices
+    "rows",  # M
+    "slice_starts",  # int64 [slices + 1], vectors of slices before
+    "columns",  # uint32 [vectors, VL]
+    "masks",  # uint16 [vectors]
+    "values",  # float [vectors, VL]
+    "sum_index",  # uint16 [slices, VL]: index of a row's sum in its group; 0 where rows have their own order
+    "x",  # float [K]
+    "y",  # float [M]
+    "bias",  # float [M] or 0
+    "limits",  # float [2]
+    "activation",  # as in spmm
+    "scratch",  # a vector, then sums of the widest group
+    "scratch_stride",
+)
+_slice_arguments = simd.arguments_view(SLICE_ARGUMENTS)
+
+
+def make_slices(bits: int, lanes: int) -> Callable[..., None]:
+    """The kernel for slices."""
+    size = bits // 8
+    vector = lanes * size
+
+    @inlined_function
+    def slice_sums(a, i):  # type: ignore[no-untyped-def]
+        acc = simd.zeros(1, lanes, bits)
+        v, end = simd.load_i64(a.slice_starts + i * 8), simd.load_i64(a.slice_starts + i * 8 + 8)
+        while v < end:
+            mask = simd.load_u16(a.masks + v * 2)
+            acc = simd.gather_fma_masked(acc, a.values + v * vector, a.x, a.columns + v * lanes * 4, 32, mask)
+            v += 1
+        return acc
+
+    @inlined_function
+    def finish(a, i, acc, low, high, scratch):  # type: ignore[no-untyped-def]
+        row = i * lanes
+        if a.bias != 0:
+            acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, a.rows - row))
+        acc = simd.clamp(acc, low, high)
+        if a.activation != 0:
+            simd.store(acc, scratch)
+            simd.call(a.activation, scratch, 1)
+            acc = simd.load(acc, scratch)
+        if row + lanes <= a.rows:
+            simd.store(acc, a.y + row * size)
+        else:
+            simd.store_first(acc, a.y + row * size, a.rows - row)
+
+    def slices(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _slice_arguments(arguments)
+        low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        scratch = a.scratch + slot * a.scratch_stride
+        sums = scratch + vector
+        group = simd.fetch_add(a.counter, 1)
+        while group < a.stop:
+            first, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
+            if a.sum_index == 0:
+                for i in range(first, last):
+                    finish(a, i, slice_sums(a, i), low, high, scratch)
+            else:
+                for i in range(first, last):
+                    simd.store(slice_sums(a, i), sums + (i - first) * vector)
+                for i in range(first, last):
+                    acc = simd.gather(simd.zeros(1, lanes, bits), sums, a.sum_index + i * lanes * 2, 16)
+                    finish(a, i, acc, low, high, scratch)
+            group = simd.fetch_add(a.counter, 1)
+
+    return slices
+
+
+@compiled_once
+def slices_kernel(bits: int, lanes: int) -> Any:
+    """The compiled variant."""
+    return compile_kernel(make_slices(bits, lanes), f"spmv_slices_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- register lookup

@@ -1,4 +1,4 @@
-"""SpMV alone: its order of summation, and what it reads beside a row without taking it into account."""
+"""SpMV alone: its orders of summation, and what it reads beside a row without taking it into account."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse.ops import spmv
 from fastsparse.ops.target import tuned
 from fastsparse_kernels.sparse_operator import SPMV_ACCUMULATORS
 from fastsparse_kernels.spmv import ROWS
-from tests.checking import DTYPES, fresh, matrix, numbers, rounded, same_bits
+from tests.checking import DTYPES, fresh, lanes, matrix, numbers, rounded, same_bits, target
 
 LENGTHS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 3, 5]
 
 
-@pytest.fixture(params=[-1.0, math.inf], ids=["rows", "short rows"], autouse=True)
-def loop(request):
-    """Both loops of the form without lookup."""
-    with tuned(short_row_nonzeros=request.param, lookup_nonzeros=2**40):
-        yield
+ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
+SLICES = {"slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
+FORMS = {
+    "rows": ROWS_FORM,
+    "slices": {**SLICES, "slice_filling": math.inf},
+    "sorted slices": {**SLICES, "slice_filling": 0.0},
+}
+
+
+@pytest.fixture(params=FORMS, autouse=True)
+def form(request):
+    """The forms without lookup."""
+    with tuned(**FORMS[request.param]):
+        yield request.param
 
 
 def rows_of(rng, lengths, columns, dtype) -> fs.CSR:
@@ -42,10 +52,10 @@ def added_in_pairs(sums, dtype):
 
 @pytest.mark.R3
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_order_of_summation(rng, dtype):
+def test_order_of_summation(rng, form, dtype):
     """The first n mod SPMV_ACCUMULATORS nonzeros go to the first sums, the others cyclically to all, each by one FMA.
 
-    Neighbouring sums are added, the bias comes last.
+    Neighbouring sums are added, the bias comes last. In slices a row has one sum.
     """
     W = rows_of(rng, LENGTHS, 40, dtype)
     x, bias = numbers(rng, 40, dtype), numbers(rng, len(LENGTHS), dtype)
@@ -55,7 +65,7 @@ def test_order_of_summation(rng, dtype):
         end = W.indptr[row + 1]
         rest = (end - start) % SPMV_ACCUMULATORS
         for i, p in enumerate(range(start, end)):
-            chain = i if i < rest else (i - rest) % SPMV_ACCUMULATORS
+            chain = 0 if form != "rows" else i if i < rest else (i - rest) % SPMV_ACCUMULATORS
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chain] = rounded(sums[chain] + product, dtype)
         expected[row] = float(rounded(added_in_pairs(sums, dtype) + Fraction(float(bias[row])), dtype))
@@ -135,14 +145,46 @@ def test_nothing_behind_the_last_value_is_read(run_python, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_windows_of_products_have_the_bits_of_rows(rng, threads, dtype):
-    """Windows end inside rows, long rows leave them, and workers begin anywhere."""
-    lengths = rng.integers(0, 10, 3000)
-    lengths[rng.integers(0, 3000, 5)] = [9, 100, 700, 1500, 0]
+def test_rows_of_a_large_matrix_are_summed_alone(rng, threads, dtype, form):
+    """Rows of any length side by side, in several groups, with numbers that spread where a lane is not masked."""
+    lengths = rng.integers(0, 10, 5000)
+    lengths[rng.integers(0, 5000, 5)] = [9, 100, 700, 1500, 0]
     W = rows_of(rng, lengths, 2000, dtype)
     x = numbers(rng, 2000, dtype)
     x[rng.integers(0, 2000, 40)] = np.repeat([0.0, -0.0, np.inf, np.nan], 10)
-    with tuned(short_row_nonzeros=-1.0, lookup_nonzeros=2**40):
-        expected = fs.spmm(W, x)
+    x[0] = np.nan  # the column of empty lanes
     with tuned(parallel_flops=0), fs.threads(threads):
-        assert same_bits(fs.spmm(fresh(W), x), expected)
+        found = fs.spmm(fresh(W), x)
+    for row in rng.integers(0, 5000, 100):
+        at = slice(W.indptr[row], W.indptr[row + 1])
+        alone = fs.CSR(np.array([0, lengths[row]]), W.indices[at], W.data[at], (1, 2000))
+        assert same_bits(fs.spmm(alone, x), found[row : row + 1])
+    W_dense = W.toarray()
+    finite = np.isfinite(found)
+    touched = (W_dense != 0) & ~np.isfinite(x)
+    assert (finite == ~touched.any(axis=1)).all()
+    assert np.allclose(found[finite], np.where(touched, 0, W_dense)[finite] @ np.where(np.isfinite(x), x, 0), atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 2047, 2048, 2049, 4096 + 5])
+def test_sizes_around_slices_and_groups(rng, rows, form):
+    lengths = rng.integers(0, 4, rows)
+    W, bias = rows_of(rng, lengths, 50, "float32"), numbers(rng, rows, "float32")
+    x = numbers(rng, 50, "float32")
+    out = np.full(rows, np.nan, np.float32)
+    fs.spmm(W, x, bias=bias, activation="relu", out=out)
+    want = np.maximum(W.toarray().astype(float) @ x + bias, 0)
+    assert np.allclose(out, want, rtol=1e-5, atol=1e-5)
+
+
+def test_slices_are_taken_for_short_rows_and_left_for_skewed_ones(rng):
+    here = target(32, lanes("float32"), lookup_nonzeros=2**40)
+    even = rows_of(rng, np.full(1000, 5), 2000, "float32")
+    uneven = rows_of(rng, rng.integers(0, 9, 1000), 2000, "float32")
+    skewed = rows_of(rng, np.where(np.arange(1000) % 100, 1, 1500), 2000, "float32")
+    long = rows_of(rng, np.full(1000, 20), 2000, "float32")
+    plans = [spmv.plan_spmv(W.pattern, here) for W in (even, uneven, skewed, long)]
+    assert [type(plan) for plan in plans] == [spmv.SpmvSlicePlan] * 2 + [spmv.SpmvPlan] * 2
+    assert plans[0].sum_index is None
+    assert plans[1].sum_index is not None
+    assert len(plans[1].columns) < 1.2 * uneven.nnz

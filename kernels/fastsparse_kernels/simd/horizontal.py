@@ -292,6 +292,22 @@ def gather_fma_first(
     return tile(tile, i64, i64, i64, column_bits, i64, masked), codegen
 
 
+@intrinsic(prefer_literal=True)
+def gather_fma_masked(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any, mask: Any) -> Any:
+    """The same in the lanes whose bits are set in the mask. All VL columns, weights and their x are read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
+        w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
+        bits = builder.trunc(args[5], ir.IntType(tile.lanes))
+        lanes = builder.bitcast(bits, ir.VectorType(ir.IntType(1), tile.lanes))
+        sums = builder.select(lanes, fma_function(builder, tile)(w, numbers, before), before)
+        return pack(builder, tile.vector, [sums])
+
+    i64 = types.int64
+    return tile(tile, i64, i64, i64, column_bits, i64), codegen
+
+
 @intrinsic
 def reduce_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """A tile of one vector of 4 lanes: the sum of the lanes of each of four vectors, by the same tree."""
