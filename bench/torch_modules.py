@@ -1,13 +1,17 @@
 """fastsparse.torch against dense torch, with equal threads: ``python -m bench.torch_modules``.
 
 Every workload is checked first: sparse and dense modules hold the same weights and must agree. Then they are timed in
-interleaved rounds. Needs torch (a build for CPUs is enough), and transformers for the decoder and the encoder.
+interleaved rounds. Needs torch (a build for CPUs is enough), and transformers for the decoder and the encoder. Training
+is also compared with the modules of SparseLab (``pip install sparselab``) and SparseProp (``pip install sparseprop``,
+which compiles C++ and needs pybind11) where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
+import importlib.util
 import itertools
 import os
 import statistics
@@ -60,6 +64,52 @@ def pruned_pair(module: nn.Module, sparsity: float, example: Any, **keywords: An
     return module, fst.densify(copy.deepcopy(module)), report
 
 
+# ------------------------------------------------------------------------------------------------- other libraries
+
+
+def _sparselab(linear: nn.Linear) -> nn.Module:
+    import sparselab
+
+    layer = sparselab.SparseLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    layer._csr = sparselab.layout.from_dense(linear.weight.detach())
+    layer._values = nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))  # as its constructor does
+    layer.bias = linear.bias
+    return layer
+
+
+def _sparseprop(linear: nn.Linear) -> nn.Module:
+    from sparseprop.modules.linear import SparseLinear
+
+    return SparseLinear.from_dense(linear)
+
+
+def of_others(dense: nn.Module) -> dict[str, nn.Module]:
+    """The module with the layers of other libraries in the places of linear ones with zeros."""
+    found: dict[str, nn.Module] = {}
+    for library, make in (("sparselab", _sparselab), ("sparseprop", _sparseprop)):
+        if importlib.util.find_spec(library) is None:
+            continue
+        module = copy.deepcopy(dense)
+        for parent in list(module.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.Linear) and torch.count_nonzero(child.weight) < 0.5 * child.weight.numel():
+                    setattr(parent, name, make(child))
+        found[f"{library} {importlib.metadata.version(library)}"] = module
+    return found
+
+
+def training_step(network: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Forward pass, loss, backward pass, SGD with momentum."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-6, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x).flatten(0, -2), y).backward()
+        optimizer.step()
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------- workloads
 
 
@@ -83,18 +133,10 @@ def mlp(options: argparse.Namespace) -> list[Row]:
     module = nn.Sequential(*layers[:-1])
     dense = fst.densify(copy.deepcopy(module))
     x, y = torch.randn(128, 3072), torch.randint(10, (128,))
-    agree(module(x), dense(x))
+    networks = {"ours": module, "torch dense": dense, **of_others(dense)}
+    for other in networks.values():
+        agree(other(x), dense(x))
     bare = [(m.matrix(), m.bias.detach().numpy(), m.in_features == 3072) for m in layers if hasattr(m, "values")]
-
-    def step(network: nn.Module) -> Callable[[], object]:
-        optimizer = torch.optim.SGD(network.parameters(), 1e-6, momentum=0.9)
-
-        def run() -> None:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), y).backward()
-            optimizer.step()
-
-        return run
 
     inputs = [torch.randn(128, w.shape[1]).numpy() for w, _, _ in bare]
     grads = [torch.randn(128, w.shape[0]).numpy() for w, _, _ in bare]
@@ -105,7 +147,48 @@ def mlp(options: argparse.Namespace) -> list[Row]:
             fs.linear(given, fresh, bias)
             fs.linear_backward(grad, given, fresh, need_input=not first)
 
-    return race("MLP step", {"ours": step(module), "torch dense": step(dense), "bare kernels": kernels}, options)
+    steps: Calls = {name: training_step(network, x, y) for name, network in networks.items()}
+    return race("MLP step", {**steps, "bare kernels": kernels}, options)
+
+
+class Attention(nn.Module):
+    """A block of a small GPT: attention, then two linear layers."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = (
+            nn.LayerNorm(features),
+            nn.Linear(features, 3 * features),
+            nn.Linear(features, features),
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, features)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, tokens, features)."""
+        q, k, v = (t.unflatten(-1, (-1, 64)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+
+def gpt(options: argparse.Namespace) -> list[Row]:
+    """A step of training of a GPT of 40 million weights, whose two linear layers of each block are 90% sparse.
+
+    The network of SparseLab's README (8 blocks of 640 features, 2560 hidden); a batch of 4 x 128 tokens.
+    """
+    blocks = [Attention(640, 2560) for _ in range(2 if options.quick else 8)]
+    module = nn.Sequential(nn.Embedding(128, 640), *blocks, nn.LayerNorm(640), nn.Linear(640, 128))
+    x = torch.randint(128, (4, 128))
+    fst.sparsify(module, 0.9, filter_fn=lambda name, _: ".mlp." in name, measure=False)
+    dense = fst.densify(copy.deepcopy(module))
+    networks = {"ours": module, "torch dense": dense, **of_others(dense)}
+    with torch.no_grad():
+        for other in networks.values():
+            agree(other(x), dense(x))
+    steps: Calls = {name: training_step(network, x, x.flatten()) for name, network in networks.items()}
+    return race(f"GPT step, {len(blocks)} blocks", steps, options)
 
 
 class Block(nn.Module):
@@ -197,7 +280,7 @@ def encoder(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-WORKLOADS = {f.__name__: f for f in (call, mlp, resnet, decoder, encoder)}
+WORKLOADS = {f.__name__: f for f in (call, mlp, gpt, resnet, decoder, encoder)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -367,12 +367,6 @@ class Pattern(Memoized):
     def __reduce__(self) -> tuple[Any, ...]:
         return Pattern, (self._indptr, self._indices, self._shape)
 
-    def __copy__(self) -> Pattern:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
-        return self
-
 
 # --------------------------------------------------------------------------------------------------- values
 
@@ -436,7 +430,7 @@ class CSR(Memoized):
            [0., 3., 0., 0.]])
     """
 
-    __slots__ = ("__weakref__", "_data", "_pattern", "_transposed")
+    __slots__ = ("__weakref__", "_changes", "_data", "_pattern", "_transposed")
     __array_ufunc__ = None  # makes ndarray @ CSR call CSR.__rmatmul__
 
     def __init__(self, indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, shape: Sequence[int]) -> None:
@@ -448,17 +442,24 @@ class CSR(Memoized):
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
         self._pattern, self._data = pattern, data
         self._start(_PLAN_BYTES * data.nbytes)
-        self._transposed: CSR | None = None
+        self._transposed: tuple[CSR, NDArray[Any], int] | None = None
+        self._changes: list[int] | None = None
 
     @classmethod
-    def _trusted(cls, pattern: Pattern, data: NDArray[Any]) -> CSR:
+    def _trusted(cls, pattern: Pattern, data: NDArray[Any], changing: bool = False) -> CSR:
         """Make a matrix of a pattern and a float32 or float64 array (nnz,), without a check or a copy.
 
-        The matrix holds a read-only view; whoever writes to `data` later must not use the matrix any more.
+        The matrix holds a read-only view. If `changing`, whoever writes to `data` later calls `_values_changed`.
         """
         matrix = cls.__new__(cls)
         matrix._set(pattern, frozen(data.view()))
+        matrix._changes = [0] if changing else None  # shared with packed values, which do not keep the matrix
         return matrix
+
+    def _values_changed(self) -> None:
+        """Have what was made of the values, packed ones and the transposed, made again in its place before use."""
+        assert self._changes is not None
+        self._changes[0] += 1
 
     pattern: Pattern = _field("_pattern", """Structure without values.""")
     data: NDArray[Any] = _field("_data", """Values, float32 or float64 (nnz,), read-only.""")
@@ -485,19 +486,24 @@ class CSR(Memoized):
     @property
     def T(self) -> CSR:
         """The transposed matrix, built once."""
-        if self._transposed is None:
-            self._transposed = self._transpose()
-        return self._transposed
+        known, changes = self._transposed, 0 if self._changes is None else self._changes[0]
+        if known is None or known[2] != changes:
+            pattern, permutation = self._pattern.transpose()
+            values = np.empty_like(self._data) if known is None else known[1]
+            if permutation.dtype == np.uint32:
+                from fastsparse_kernels import sparse_operator  # imports Numba, deferred until something is computed
 
-    def _transpose(self) -> CSR:
-        pattern, permutation = self._pattern.transpose()
-        if permutation.dtype != np.uint32:
-            return CSR._trusted(pattern, frozen(self._data[permutation]))
-        values = np.empty_like(self._data)
-        from fastsparse_kernels import sparse_operator  # imports Numba, which is deferred until something is computed
-
-        sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
-        return CSR._trusted(pattern, frozen(values))
+                sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
+            else:
+                np.take(self._data, permutation, out=values)
+            if known is None:
+                changing = self._changes is not None
+                matrix = CSR._trusted(pattern, values if changing else frozen(values), changing)
+            else:
+                matrix = known[0]
+                matrix._values_changed()
+            known = self._transposed = matrix, values, changes
+        return known[0]
 
     def with_data(self, values: ArrayLike) -> CSR:
         """Return a matrix of the same pattern with other values.
@@ -600,12 +606,6 @@ class CSR(Memoized):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _with_data, (self._pattern, self._data)
-
-    def __copy__(self) -> CSR:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CSR:
-        return self
 
 
 def csr(obj: MatrixLike, dtype: DTypeLike | None = None) -> CSR:

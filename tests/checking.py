@@ -196,13 +196,13 @@ def fixed_blocks(inputs: int, width: int, dtype: Any) -> dict[str, Any]:
     block = inputs * width * lanes(dtype) * np.dtype(dtype).itemsize
     return {
         **fixed_width(width), "l1_block_bytes": block, "l2_block_bytes": 0, "one_block": 1.0,
-        "l1_bytes": -(-4 * block // 3), "sddmm_block_bytes": block,
+        "l1_bytes": -(-4 * block // 3), "sddmm_block_bytes": block, "sddmm_panel_bytes": block,
     }  # fmt: skip
 
 
 _TINY = {"l1_block_bytes": 0, "l2_block_bytes": 0, "one_block": 1.0, "l1_bytes": 0, "sddmm_block_bytes": 0}
 _SMALL = {"l1_block_bytes": 768, "l2_block_bytes": 0, "one_block": 1.0, "l1_bytes": 1024, "sddmm_block_bytes": 768}
-_HUGE = dict.fromkeys(("l1_block_bytes", "l2_block_bytes", "l1_bytes", "sddmm_block_bytes"), 2**50)
+_HUGE = dict.fromkeys(("l1_block_bytes", "l2_block_bytes", "l1_bytes", "sddmm_block_bytes", "sddmm_panel_bytes"), 2**50)
 _USES = ("uses_in_place", "uses_in_l1", "uses_aligned")
 EVERYWHERE, NOWHERE = -1.0, 1e30  # shares of a cache that every array exceeds, or none
 

@@ -199,7 +199,7 @@ class Parameter:
         self._full = []
 
     def matrix(self) -> CSR:
-        """The matrix of current values, built once per version; it sees later changes, so use it at once.
+        """The matrix of current values, which shares their memory and follows them at each call of this method.
 
         Raises
         ------
@@ -209,11 +209,13 @@ class Parameter:
         if self._pattern is None:
             raise TypeError("a dense parameter has no sparse matrix")
         version, known = self.version, self._matrix
-        if known is None or known[0] != version:
+        if known is None:
             if not self._value.flags.c_contiguous:
                 self._make_own()
-            known = (version, CSR._trusted(self._pattern, self._value))
-            self._matrix = known
+            known = self._matrix = (version, CSR._trusted(self._pattern, self._value, changing=True))
+        elif known[0] != version:
+            known[1]._values_changed()
+            known = self._matrix = (version, known[1])
         return known[1]
 
     def watch(self, wanted: bool) -> None:

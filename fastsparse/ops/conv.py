@@ -33,6 +33,7 @@ from fastsparse.ops.layouts import (
 )
 from fastsparse.ops.sddmm import SddmmPlan, gradient_order
 from fastsparse.ops.sparse_operator import (
+    PackedValues,
     SparseOperator,
     build_operator,
     channel_blocks,
@@ -96,13 +97,13 @@ class _Forward(NamedTuple):
     """A prepared convolution: its parts, W's values, and bytes of the packed x and y of the largest part."""
 
     parts: list[_Part]
-    values: Array
+    values: PackedValues
     x_bytes: int = 0
     y_bytes: int = 0
 
     def run(self, x: int, y: int, bias: int) -> None:
         """Compute y from x, both by address."""
-        values = address(self.values)
+        values = self.values.current()
         packed_x = buffers.take("x", self.x_bytes) if self.x_bytes else None
         packed_y = buffers.take("y", self.y_bytes) if self.y_bytes else None
         for pack, product, unpack, x_offset, y_offset in self.parts:
@@ -193,9 +194,9 @@ def backward(
     target, images = target or target_for(W.dtype), len(x)
     key = geometry, images, need_input, target
     plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
-    values = [address(packed_values(W, phase.operator)) for phase in plan.dx_phases] if need_input else []
+    values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases] if need_input else []
     grad_x = buffers.array(x.shape, x.dtype) if need_input else None
-    gradients: Array = np.zeros(plan.dw.order.size, W.dtype)
+    gradients = buffers.take_zeros("gradients", plan.dw.order.size, W.dtype)
     groups = parts[0].groups
     y_buffer = buffers.take("y", groups * plan.dy.group_stride)
     x_buffer = buffers.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
@@ -281,7 +282,7 @@ def transposed(
     target, images = target or target_for(x.dtype), len(x)
     key = geometry, images, activation, target
     plan, parts = W.pattern.cached(("conv transposed launches", *key), _transposed, W.pattern, *key)
-    values = [address(packed_values(W, phase.operator)) for phase in plan.dx_phases]
+    values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases]
     groups = min(parts[0].groups, -(-images // target.lanes))
     packed_x = address(buffers.take("x", groups * plan.dy.group_stride))
     packed_y = address(buffers.take("y", groups * plan.dx.group_stride))

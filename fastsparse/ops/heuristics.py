@@ -87,6 +87,7 @@ class Heuristics:
 
     # --- SDDMM
     sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, since long entries are worth more than L1
+    sddmm_panel_bytes: int = 48 * 1024  # the same of panels of samples in 64-byte vectors
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
 
     # --- SpMV by loads of few nonzeros
@@ -315,12 +316,14 @@ class Heuristics:
         """Positions of a run: an image row in equal parts of at most twice `positions`."""
         return next((row // n for n in range(1, row) if row % n == 0 and row // n <= 2 * positions), row)
 
-    def sddmm_block_rows(self, row_bytes: int) -> int:
-        """Input rows (or channels) of one SDDMM block, for rows of `row_bytes` bytes.
+    def sddmm_block_rows(self, row_bytes: int, panels: bool = False) -> int:
+        """Input rows (or channels) of one SDDMM block, for rows of `row_bytes` bytes, in panels of samples or not.
 
         With 48 KB of L1, blocks of its size were best, by 5%; with 32 KB, entries would have too few nonzeros.
         """
         held = self.l1_bytes if self.l1_bytes > 32 * 1024 else self.sddmm_block_bytes
+        if panels and self.vector_bytes == 64:
+            held = min(held, self.sddmm_panel_bytes)
         return max(1, held // max(1, row_bytes))
 
     # ------------------------------------------------------------------------------------------ SpMV

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, sddmm, spmm, stream
-from fastsparse.ops.spmm import Packing, bias_address, panel_packing, panel_width, with_values
+from fastsparse.ops.spmm import Packing, bias_address, panel_packing, panel_width
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
@@ -83,7 +83,7 @@ def _forward(W: CSR, samples: int, stride: int, activation: str | None, target: 
 def _panels_product(W: CSR, samples: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
     key = samples, width, activation, target
     plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
-    return _PanelsProduct(with_values(launch, plan.values(W)), unpack, size)
+    return _PanelsProduct(plan.values(W).fixed(launch), unpack, size)
 
 
 def _panels_launch(
@@ -166,7 +166,7 @@ def _weight_gradient(
     target = target or target_for(grad.dtype)
     samples, features = x.shape
     grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
-    gradients: Array = np.zeros(pattern.nnz, grad.dtype)
+    gradients: Array = np.zeros(pattern.nnz, grad.dtype)  # takes no memory before it is written to
     last: sddmm.SddmmPlan | None = None
     group_bytes = sum(layouts.panel_stride(n, 1, target) for n in pattern.shape)
     streamed = stream.pays(pattern, samples, target)
@@ -185,7 +185,7 @@ def _weight_gradient(
         elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             if last is None:
-                gradients = np.zeros(plan.order.size, grad.dtype)
+                gradients = buffers.take_zeros("gradients", plan.order.size, grad.dtype)
             elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of W_T
                 gradients = plan.order.pack(last.order.unpack(gradients))
             last = plan

@@ -21,6 +21,7 @@ from fastsparse.ops.sparse_operator import (
 )
 from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
+from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sddmm
@@ -46,7 +47,7 @@ class GradientOrder:
 
     def unpack(self, gradients: NDArray[Any]) -> NDArray[Any]:
         """From the kernel's order into the CSR's."""
-        values = np.empty(len(self.index), gradients.dtype)
+        values = buffers.array(self.index.shape, gradients.dtype)
         kernels.gather(gradients.itemsize * 8)(gradients, self.index, values)
         return values
 
@@ -106,7 +107,7 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     sample_groups, width = -(-samples // target.lanes), panel_width(pattern, samples, target, backward=True)
     run = np.arange(-(-sample_groups // width), dtype=np.int64)
     runs_per_block = max(1, h.sddmm_positions() // width)
-    block_rows = h.sddmm_block_rows(runs_per_block * width * target.vector)
+    block_rows = h.sddmm_block_rows(runs_per_block * width * target.vector, panels=True)
     groups = h.row_groups(rows, 1, target.threads, 0)
     operator = linear_operator(pattern, width * target.vector, block_rows, groups, h)
     x_runs, y_runs = (run * panel_stride(features, width, target) for features in (columns, rows))

@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.heuristics import Heuristics
+from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import sparse_operator as kernels
 from fastsparse_kernels.compiler import aligned_empty
+
+Array = NDArray[Any]
 
 INDEX_LIMIT = 2**32
 
@@ -79,17 +83,51 @@ class SparseOperator:
         """Rows of the largest group: a worker holds that many partial sums."""
         return int(np.diff(self.group_starts).max(initial=0))
 
-    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+    def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the operator's order, aligned, with room for reading ahead."""
-        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
+        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz] if out is None else out
         kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
         return packed
 
 
-def packed_values(W: CSR, operator: SparseOperator) -> NDArray[Any]:
+class PackedValues:
+    """Values of a matrix in the order in which a kernel reads them, at one address.
+
+    Parameters
+    ----------
+    W : CSR
+        Not kept, as it keeps what is packed of it.
+    pack : function of values and of the array they were packed into before, or None
+    """
+
+    __slots__ = ("_changes", "_pack", "_seen", "_values", "keep")
+
+    def __init__(self, W: CSR, pack: Callable[[Array, Array | None], Array]) -> None:
+        self._values, self._pack, self._changes = W.data, pack, W._changes
+        self._seen = 0 if W._changes is None else W._changes[0]
+        self.keep = pack(self._values, None)
+
+    def update(self) -> None:
+        """Pack them again if they have changed."""
+        if self._changes is not None and self._changes[0] != self._seen:
+            seen = self._changes[0]
+            self._pack(self._values, self.keep)
+            self._seen = seen
+
+    def current(self) -> int:
+        """Address of the values, after an update."""
+        self.update()
+        return address(self.keep)
+
+    def fixed(self, launch: Launch) -> Launch:
+        """The launch with these values, which it brings up to date before it runs."""
+        return launch.fixed(self, None if self._changes is None else self.update, values=address(self.keep))
+
+
+def packed_values(W: CSR, operator: SparseOperator) -> PackedValues:
     """W's values in the operator's order, kept with W: a layer packs once per optimizer step, never per call."""
-    # The operator is stored with its id, so that no other object gets that id.
-    return W.cached(("values", id(operator)), lambda: (operator, operator.pack(W.data)))[1]
+    # They hold the operator, so that no other object gets its id.
+    return W.cached(("values", id(operator)), PackedValues, W, operator.pack)
 
 
 # ------------------------------------------------------------------------------------------------- building

@@ -19,7 +19,7 @@ from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, stream
 from fastsparse.ops.activations import set_epilogue
 from fastsparse.ops.heuristics import Heuristics, Rates
-from fastsparse.ops.sparse_operator import SparseOperator, linear_operator, packed_values
+from fastsparse.ops.sparse_operator import PackedValues, SparseOperator, linear_operator, packed_values
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 from fastsparse.runtime import buffers
@@ -82,7 +82,7 @@ def _row_major(
     if stream.pays(W.pattern, columns, target, row_stride):
         return _streamed(W, columns, row_stride, y_row_stride, activation, target, y_alignment)
     plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
-    return with_values(prepare(plan, target, y_row_stride=y_row_stride, activation=activation), plan.values(W))
+    return plan.values(W).fixed(prepare(plan, target, y_row_stride=y_row_stride, activation=activation))
 
 
 def _streamed(
@@ -90,12 +90,7 @@ def _streamed(
 ) -> Launch:
     plan = stream.plan(W.pattern, columns, target, y_alignment)
     launch = stream.prepare(plan, target, x_row_stride=x_row_stride, y_row_stride=y_row_stride, activation=activation)
-    return with_values(launch, plan.values(W))
-
-
-def with_values(launch: Launch, values: Array) -> Launch:
-    """The launch with W's values, packed as it reads them."""
-    return launch.fixed(values, values=address(values))
+    return plan.values(W).fixed(launch)
 
 
 def _column_major(
@@ -109,7 +104,7 @@ def _column_major(
     width = panel_width(W.pattern, samples, target)
     plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
     launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
-    return panel_packing(samples, W.shape[1], stride, width, target), with_values(launch, plan.values(W))
+    return panel_packing(samples, W.shape[1], stride, width, target), plan.values(W).fixed(launch)
 
 
 @bounded_cache
@@ -154,7 +149,7 @@ class SpmmPlan:
     x_row_stride: int = 0
     nontemporal: int = 0
 
-    def values(self, W: CSR) -> Array:
+    def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them."""
         return packed_values(W, self.operator)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import stream
 from fastsparse.ops.activations import CLAMPS, set_epilogue
-from fastsparse.ops.sparse_operator import INDEX_LIMIT, split_rows
+from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, split_rows
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
@@ -55,11 +55,10 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
         launch = stream.prepare(
             rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
         )
-        return launch.fixed(W.data, values=address(W.data))
+        return rows.values(W).fixed(launch)
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
-    values = plan.pack(W.data)
-    return launch.fixed(values, values=address(values))
+    return PackedValues(W, plan.pack).fixed(launch)
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -86,7 +85,7 @@ class SpmvPlan:
     def nonzeros(self) -> int:
         return int(self.indptr[-1])
 
-    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+    def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in CSR order."""
         return values
 
@@ -151,10 +150,11 @@ class SpmvLookupPlan:
         """Slices of the largest group."""
         return int(-(-np.diff(self.group_starts).max(initial=0) // LOOKUP_LANES))
 
-    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+    def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the order of vectors and lanes, 0 in empty ones."""
-        packed = aligned_empty((len(self.columns),), values.dtype)
-        packed[...] = 0
+        packed = aligned_empty((len(self.columns),), values.dtype) if out is None else out
+        if out is None:
+            packed[...] = 0
         sparse_operator.scatter(LOOKUP_BITS)(values, self.order, packed)
         return packed
 

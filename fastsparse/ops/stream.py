@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.activations import CLAMPS, set_epilogue
 from fastsparse.ops.heuristics import Heuristics
-from fastsparse.ops.sparse_operator import INDEX_LIMIT
+from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
@@ -86,9 +86,9 @@ class StreamPlan:
     distance: int
     nontemporal: int
 
-    def values(self, W: CSR) -> Array:
+    def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them: as they are."""
-        return W.data
+        return PackedValues(W, lambda values, _: values)
 
 
 def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:

@@ -71,8 +71,16 @@ def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         owner = np.empty(size + 64, np.uint8)
     owners.append(owner)  # most recently used last
     _shrink(owners)
-    start = -owner.ctypes.data % 64
+    start = -address(owner) % 64
     return owner[start : start + size].view(kind).reshape(shape)
+
+
+def take_zeros(purpose: str, length: int, dtype: Any) -> NDArray[Any]:
+    """`take` of so many numbers, zeros."""
+    kind = np.dtype(dtype)
+    cleared: NDArray[Any] = take(purpose, length * kind.itemsize)[: length * kind.itemsize].view(kind)
+    cleared.fill(0)
+    return cleared
 
 
 def _shrink(owners: list[NDArray[np.uint8]]) -> None:

@@ -8,11 +8,14 @@ import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fastsparse.runtime.fork import fork_safe_lock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 T = TypeVar("T")
 
@@ -25,6 +28,8 @@ _lock = fork_safe_lock()
 
 class Memoized:
     """Base of objects that keep what is built for them: a least-recently-used store, safe over threads and fork().
+
+    Copying such an object gives the object itself.
 
     The store is bounded by the bytes of its arrays: the least recently used entry is removed first, and the most recent
     one always stays.
@@ -69,6 +74,12 @@ class Memoized:
         self._entries.move_to_end(key)
         self._latest = key, self._entries[key][0]
         return self._latest[1]
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
 
 def held_arrays(value: Any) -> dict[int, int]:

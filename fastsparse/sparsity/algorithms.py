@@ -1,8 +1,9 @@
 """Patterns that change while a model trains: gradual pruning, SET, RigL, CHT.
 
 An algorithm's `step(step)` is called after each step of the optimizer, with the number of steps made, from 1. `fit`
-does that, and tells the algorithm the number of the last step by `begin`. Optimizer state follows its nonzero; nonzeros
-that leave a pattern are forgotten, and new ones start with value and state 0.
+does that, and tells the algorithm before by `begin` how many there are; a loop of your own calls it where the optimizer
+has made steps without the algorithm. Optimizer state follows its nonzero; nonzeros that leave a pattern are forgotten,
+and new ones start with value and state 0.
 """
 
 from __future__ import annotations
@@ -103,9 +104,18 @@ class _Evolving:
         self._last = 0
         self._watch(1)
 
-    def begin(self, steps: int | None) -> None:
-        """Learn which step of the optimizer will be the last; `fit` calls this. ``steps=`` goes before it."""
+    def begin(self, steps: int | None, made: int | None = None) -> None:
+        """Learn about the steps of the optimizer, before a training; `fit` calls this.
+
+        Parameters
+        ----------
+        steps : int or None
+            Which will be the last; ``steps=`` goes before it.
+        made : int, optional
+            How many it has made: layers are prepared for the next one. Default: as many as `step` was told.
+        """
         self.steps = self._given if self._given is not None else steps
+        self._last = self._last if made is None else made
         self._watch(self._last + 1)
 
     def fraction(self, step: int) -> float:

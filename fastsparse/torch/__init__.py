@@ -16,8 +16,9 @@ step was seen to take four to ten times as long for that; ``OMP_WAIT_POLICY=pass
 prevents it. On an idle machine it made no difference.
 
 DistributedDataParallel: only values and biases are reduced. ``forward_sync_buffers=False`` (``broadcast_buffers=False``
-before torch 2.13) saves sending the patterns at each step. A change of the number of nonzeros (gradual pruning) needs a
-new wrapper, as any change of sizes does.
+before torch 2.13) saves sending the patterns at each step. RigL decides on the sum of all ranks' gradients, and every
+change of patterns is compared by a hash; SET needs the same ``rng`` on all ranks. A change of the number of nonzeros
+(gradual pruning) needs a new wrapper, as any change of sizes does.
 """
 
 from fastsparse.torch.attention import MultiheadAttention

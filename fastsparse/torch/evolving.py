@@ -2,16 +2,21 @@
 
 They see a sparse layer's values as a parameter of fastsparse: values, pattern, gradient. A new pattern goes into the
 layer's own tensors, which the optimizer keeps, and the optimizer's state (momentum, moments) follows its nonzeros.
+
+In a process group, full gradients are summed over all ranks, block by block, and new patterns are compared by a hash:
+all ranks call the algorithms at the same steps, and end with the same patterns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
@@ -70,11 +75,13 @@ class LayerParameter:
 
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
         """Places outside the pattern with the largest gradients, and their magnitudes; see `growth.grow_scores`."""
-        return growth.grow_scores(self.pattern, self._structure().gradients, k)
+        gradients = self._structure().gradients
+        return growth.grow_scores(self.pattern, [_Summed(gradients)] if gradients and _ranks() > 1 else gradients, k)
 
     def replace_pattern(self, pattern: Pattern, source: Any = None) -> None:
         """Move to another pattern; values and the state of optimizers follow their nonzeros, new ones are zero."""
         layer, old = self._layer, self.pattern
+        _check_same_everywhere(pattern)
         where = growth.checked_source(old, pattern, source)
         fresh = np.flatnonzero(where < 0)
         states = [o.state[layer.values] for o in list(_optimizers) if layer.values in o.state]
@@ -85,6 +92,41 @@ class LayerParameter:
                     state[name] = torch.from_numpy(moved).to(tensor.dtype)
         self.watch(False)
         layer._adopt(pattern, growth.carried(self.value, where, fresh))
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Summed:
+    """The full gradient over all ranks."""
+
+    def __init__(self, gradients: Sequence[growth.FullGradient]) -> None:
+        self._gradients = gradients
+
+    def rows(self, first: int, stop: int) -> Array:
+        """Rows `first` to `stop`; every rank gets the same bits."""
+        block = np.ascontiguousarray(self._gradients[0].rows(first, stop))
+        for gradient in self._gradients[1:]:
+            block += gradient.rows(first, stop)
+        dist.all_reduce(torch.from_numpy(block))
+        return block
+
+
+def _check_same_everywhere(pattern: Pattern) -> None:
+    """Raise RuntimeError when the ranks of a process group have decided on different patterns."""
+    if _ranks() == 1:
+        return
+    digest = hashlib.blake2b(pattern.indptr.data, digest_size=8)
+    digest.update(pattern.indices.data)
+    ours = torch.tensor([int.from_bytes(digest.digest(), "little", signed=True)])
+    hashes = [torch.empty_like(ours) for _ in range(_ranks())]
+    dist.all_gather(hashes, ours)
+    if len(set(map(int, hashes))) > 1:
+        raise RuntimeError(
+            "the ranks decided on different patterns, expected the same values on all of them (DistributedDataParallel "
+            "sees to it) and, for SET, the same rng"
+        )
 
 
 class _DenseParameter(NamedTuple):

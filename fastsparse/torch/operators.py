@@ -27,7 +27,7 @@ from fastsparse.ops import linear as linear_ops
 from fastsparse.ops.sums import batch_sum, channel_sums
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.threads import usable_threads
+from fastsparse.runtime.threads import get_num_threads
 from fastsparse.sparsity.growth import ConvolutionGradient, FullGradient, LinearGradient
 
 Array = NDArray[Any]
@@ -58,8 +58,7 @@ class Structure:
         self.columns = columns
         self.watched = False
         self.gradients: list[FullGradient] = []
-        self._inference: tuple[Identity, Array, bytes, CSR] | None = None
-        self._training: tuple[Identity, Array, CSR] | None = None
+        self._values: _Values | None = None
         self._bias: tuple[int, Array] | None = None
 
     @property
@@ -82,33 +81,25 @@ class Structure:
             self._tensors = tensors
         return same
 
-    def matrix(self, values: Tensor) -> CSR:
-        """The matrix for calls without gradient: made once per change of the values, whose memory it shares.
+    def matrix(self, values: Tensor, fresh: bool) -> CSR:
+        """The matrix, which shares the memory of the values; what is packed of them follows their changes.
 
-        torch counts changes, but not those through ``.data`` or NumPy: these are noticed by some of the values.
+        fresh : in a forward pass with gradient, whatever may have changed the values. Else changes are those that torch
+            counts, and of the others (through ``.data`` or NumPy) those that some of the values show.
         """
-        known = self._inference
-        if known is not None and known[0] == _identity(values) and known[1].tobytes() == known[2]:
-            return known[3]
-        matrix, sample = self._built(values)
-        sample = sample[:: max(1, -(-len(sample) // _SAMPLES))]
-        self._inference = _identity(values), sample, sample.tobytes(), matrix
-        return matrix
-
-    def training_matrix(self, values: Tensor, fresh: bool) -> CSR:
-        """The matrix of a forward pass with gradient (`fresh`, whatever changed the values) and its backward pass."""
-        known = self._training
-        if fresh or known is None or known[0] != _identity(values):
-            matrix, original = self._built(values)
-            known = self._training = _identity(values), original, matrix
-        return known[2]
+        known = self._values
+        if known is None or not known.hold(values):
+            known = self._values = _Values(values, self.pattern)
+        elif fresh or known.state != known.state_of(values):
+            known.update(values)
+        return known.matrix
 
     def bias(self, bias: Tensor | None, matrix: CSR) -> Array | None:
         """A view of the bias, made once: it keeps the memory, so that no other tensor has its address."""
         if bias is None:
             return None
         known = self._bias
-        if known is None or known[0] != bias.data_ptr() or known[1].shape != bias.shape:
+        if known is None or known[0] != bias.data_ptr() or len(known[1]) != bias.numel():
             array = _input(bias, matrix, "bias")
             if array.shape != matrix.shape[:1]:
                 raise ValueError(f"bias has shape {array.shape}, expected ({matrix.shape[0]},)")
@@ -117,15 +108,44 @@ class Structure:
             known = self._bias = bias.data_ptr(), array
         return known[1]
 
-    def _built(self, values: Tensor) -> tuple[CSR, Array]:
-        """The matrix, and the values as torch has them: held, they keep other tensors from getting their address."""
-        if values.dtype in _CONVERTED:
-            array, original = _array(values.detach().to(torch.float32)), _array(values.detach().view(torch.int16))
-        else:
-            array = original = _array(values)
-        if array.shape != (self.pattern.nnz,):
-            raise ValueError(f"values has shape {array.shape}, expected ({self.pattern.nnz},), one for each nonzero")
-        return CSR._trusted(self.pattern, np.ascontiguousarray(array)), original
+
+class _Values:
+    """The memory of a layer's values, held so that no other tensor gets its address, and the matrix over it."""
+
+    def __init__(self, values: Tensor, pattern: Pattern) -> None:
+        self.dtype, self.array = values.dtype, _array(_storable(values))
+        if self.array.shape != (pattern.nnz,):
+            raise ValueError(f"values has shape {self.array.shape}, expected ({pattern.nnz},), one for each nonzero")
+        self.given = np.ascontiguousarray(_array(_computable(values)))
+        self.matrix = CSR._trusted(pattern, self.given, changing=True)
+        self._sample = self.array[:: max(1, -(-len(self.array) // _SAMPLES))]
+        self.state = self.state_of(values)
+
+    def hold(self, values: Tensor) -> bool:
+        """Whether `values` is this memory."""
+        same = values.data_ptr() == self.state[0] and values.dtype is self.dtype
+        return same and values.numel() == len(self.array)
+
+    def state_of(self, values: Tensor) -> tuple[int, int, bytes]:
+        """Differs when the memory was written to."""
+        return *_identity(values), self._sample.tobytes()
+
+    def update(self, values: Tensor) -> None:
+        """Take over what was written."""
+        if self.given is not self.array:
+            np.copyto(self.given, _array(_computable(values)))
+        self.state = self.state_of(values)
+        self.matrix._values_changed()
+
+
+def _computable(values: Tensor) -> Tensor:
+    """In a type that kernels compute in."""
+    return values.detach().float() if values.dtype in _CONVERTED else values.detach()
+
+
+def _storable(values: Tensor) -> Tensor:
+    """The same memory in a type that NumPy has."""
+    return values.detach().view(torch.int16) if values.dtype in _CONVERTED else values.detach()
 
 
 Identity = tuple[int, int]
@@ -174,7 +194,7 @@ def structure_of(indptr: Tensor, indices: Tensor, columns: int) -> Structure:
 
 def _target(matrix: CSR) -> Target:
     """As many threads as torch and fastsparse both allow: one inside of DataLoader workers, for example."""
-    return target_for(matrix.dtype, min(usable_threads(), torch.get_num_threads()))
+    return target_for(matrix.dtype, min(get_num_threads(), torch.get_num_threads()))
 
 
 def _input(x: Tensor, matrix: CSR, name: str) -> Array:
@@ -210,7 +230,7 @@ def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int, fresh: bool
 ) -> Tensor:
     structure = structure_of(indptr, indices, in_features)
-    matrix = structure.training_matrix(values, True) if fresh else structure.matrix(values)
+    matrix = structure.matrix(values, fresh)
     array = _samples(x, matrix)
     rows = matrix.shape[0]
     y = buffers.array((*array.shape[:-1], rows), matrix.dtype)
@@ -233,7 +253,7 @@ def _linear_backward(
     grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, in_features: int, need_input: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     structure = structure_of(indptr, indices, in_features)
-    matrix = structure.training_matrix(values, False)
+    matrix = structure.matrix(values, False)
     array, dy = _samples(x, matrix), _input(grad, matrix, "grad")
     if dy.shape != (*array.shape[:-1], matrix.shape[0]):
         raise ValueError(f"grad has shape {dy.shape}, expected {(*array.shape[:-1], matrix.shape[0])}")
@@ -252,13 +272,13 @@ def _results(grad_x: Array | None, grad_values: Array, grad_bias: Array) -> tupl
 
 def _geometry(
     x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, fresh: bool | None,
+    padding: list[int], dilation: list[int], groups: int, fresh: bool,
 ) -> tuple[Structure, CSR, Array, Any]:  # fmt: skip
-    """Checked operands of a convolution; `fresh` is None for the backward pass."""
+    """Checked operands of a convolution."""
     if x.ndim != len(kernel_size) + 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected {len(kernel_size) + 2} axes (N, C, *spatial)")
     structure = structure_of(indptr, indices, _columns(x, kernel_size, groups))
-    matrix = structure.matrix(values) if fresh is False else structure.training_matrix(values, bool(fresh))
+    matrix = structure.matrix(values, fresh)
     array, geometry = checked_geometry(
         len(kernel_size), _input(x, matrix, "x"), matrix, tuple(kernel_size), tuple(stride), tuple(_pairs(padding)),
         tuple(dilation), groups,
@@ -297,7 +317,7 @@ def _conv_backward(
     stride: list[int], padding: list[int], dilation: list[int], groups: int, need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     structure, matrix, array, geometry = _geometry(
-        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, None
+        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, False
     )
     dy, expected = _input(grad, matrix, "grad"), (len(array), geometry.out_channels, *geometry.out_spatial)
     if dy.shape != expected:

@@ -87,7 +87,8 @@ def fit(
         (output, y) -> (loss, gradient at the output); (output, y, weights) where the data have weights.
     sparsity : object with a method ``step(step)``, optional
         Changes the patterns, for example ``fs.sparsity.RigL(model)``; called after each step of the optimizer with
-        the number of steps made. ``begin(steps)``, when it has that, is called first with the number of the last step.
+        the number of steps made. ``begin(steps, made)``, when it has that, is called first with the number of the last
+        step and that of the steps which the optimizer has made.
     validation : like data, optional
         Evaluated after each epoch.
     callbacks : iterable of callables
@@ -202,7 +203,7 @@ class _Run:
         total = len(source) * epochs or None
         if callable(getattr(self.sparsity, "begin", None)):
             before = self.optimizer.steps - len(source) * state.epoch  # steps of other runs
-            self.sparsity.begin(None if total is None else before + total)
+            self.sparsity.begin(None if total is None else before + total, self.optimizer.steps)
         for callback in self.callbacks:
             if callable(getattr(callback, "begin", None)):
                 callback.begin(state)  # type: ignore[attr-defined]

@@ -58,11 +58,15 @@ def test_assigning_copies_checks_and_counts() -> None:
     np.testing.assert_array_equal(array, [0, 1, 2])
 
 
-def test_the_matrix_is_built_once_per_version() -> None:
+def test_the_matrix_is_built_once_and_follows_the_values() -> None:
     parameter = Parameter(np.array([1.0, 2.0]), fs.Pattern([0, 2], [0, 2], (1, 4)))
-    assert parameter.matrix() is parameter.matrix()
-    before = parameter.matrix()
-    parameter.updated()
-    assert parameter.matrix() is not before
+    matrix = parameter.matrix()
+    for columns in (1, 5, 40):
+        assert (parameter.matrix() @ np.ones((4, columns)))[0, 0] == 3
+    parameter.value = [3.0, 4.0]
+    assert parameter.matrix() is matrix
+    for columns in (1, 5, 40):
+        assert (matrix @ np.ones((4, columns)))[0, 0] == 7
+    np.testing.assert_array_equal(matrix.T.toarray(), [[3], [0], [4], [0]])
     with pytest.raises(TypeError, match=r"^a dense parameter has no sparse matrix$"):
         Parameter(np.zeros(3)).matrix()

@@ -70,6 +70,7 @@ def test_blocks_fit_the_cache(row_bytes):
         (small.block_channels, 24 * 1024),
         (large.sddmm_block_rows, 48 * 1024),
         (small.sddmm_block_rows, small.sddmm_block_bytes),
+        (lambda row: small.sddmm_block_rows(row, panels=True), small.sddmm_panel_bytes),
     ):
         found = rows(row_bytes)
         assert found >= 1

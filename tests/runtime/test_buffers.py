@@ -106,7 +106,7 @@ def test_buffers_are_held_while_kernels_use_them(rng, monkeypatch, name):
 
     def take(purpose: str, size: int) -> np.ndarray:
         memory = aligned_empty((max(size, 64),), np.uint8)
-        view = memory.view()
+        view = np.asarray(memoryview(memory))  # what is cut from it holds it
         lent.append((memory.ctypes.data, memory.ctypes.data + len(memory), weakref.ref(view), memory))
         return view
 

@@ -245,6 +245,20 @@ def test_rigl_holds_inputs_only_before_a_change(rng: Any) -> None:
         algorithm.step(9)
 
 
+@pytest.mark.parametrize("algorithm", [RigL, SET])
+def test_a_new_algorithm_beside_an_optimizer_that_has_made_steps(algorithm: Any, rng: Any) -> None:
+    """The first step of the second training is due."""
+    model, data = _model(), (rng.normal(size=(16, 20)), rng.integers(0, 10, 16))
+    optimizer = SGD(model.parameters(), 0.01)
+    fit(model, data, epochs=3, batch_size=16, optimizer=optimizer, progress=False)
+    before = model[0].pattern
+    changing = algorithm(model, every=4, drop_fraction=0.5)
+    fit(model, data, epochs=4, batch_size=16, optimizer=optimizer, sparsity=changing, progress=False)
+    assert optimizer.steps == 7
+    assert model[0].pattern != before
+    assert changing.state_dict()["last"] == 7
+
+
 def test_excluded_and_full_layers_stay(rng: Any) -> None:
     model = nn.Sequential(*_model().layers, nn.SparseLinear(10, 4, sparsity=0.0, dtype="float64", rng=2))
     patterns = [layer.pattern for layer in model]

@@ -124,6 +124,15 @@ def test_growing_in_compiled_modules():
     assert patterns(module) == patterns(twin)
 
 
+def test_an_algorithm_that_begins_in_the_midst_of_a_training():
+    layer = fst.SparseLinear(24, 12, sparsity=0.7)
+    before, algorithm = layer.pattern, RigL(layer, every=8)
+    algorithm.begin(None, made=7)
+    layer(torch.randn(6, 24)).square().sum().backward()
+    algorithm.step(8)
+    assert layer.pattern != before
+
+
 def test_growing_without_a_backward_pass_says_so():
     layer = fst.SparseLinear(24, 12, sparsity=0.7)
     with pytest.raises(RuntimeError, match="values: no backward pass was kept for growing"):

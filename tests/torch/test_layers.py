@@ -212,7 +212,7 @@ def test_calls_use_no_more_threads_than_torch_has(monkeypatch):
     found = []
     make = operators._target
     monkeypatch.setattr(operators, "_target", lambda matrix: found.append(make(matrix).threads) or make(matrix))
-    monkeypatch.setattr(operators, "usable_threads", lambda: 2)
+    monkeypatch.setattr(operators, "get_num_threads", lambda: 2)
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
