@@ -121,7 +121,9 @@ class PackedValues:
 
     def fixed(self, launch: Launch) -> Launch:
         """The launch with these values, which it brings up to date before it runs."""
-        return launch.fixed(self, None if self._changes is None else self.update, values=address(self.keep))
+        fixed = launch.fixed(self, values=address(self.keep))
+        fixed.before = None if self._changes is None else self.update
+        return fixed
 
 
 def packed_values(W: CSR, operator: SparseOperator) -> PackedValues:

@@ -107,7 +107,7 @@ class Launch:
     """
 
     __slots__ = (
-        "_at_once", "_before", "_scratch_word", "_words", "arguments", "flops", "keep", "kernel", "label", "operands",
+        "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label", "operands",
         "scratch", "slice_flops", "tasks", "threads",
     )  # fmt: skip
 
@@ -120,14 +120,14 @@ class Launch:
         self.keep = (kernel, keep)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
-        self._before: Callable[[], None] | None = None
+        self.before: Callable[[], None] | None = None  # called before each run, to bring operands up to date
         # One worker takes all tasks in one slice: small launches, whose time is mostly that of the call.
         self._at_once = tasks > 0 and (threads == 1 or tasks == 1) and flops <= slice_flops and not VERBOSE
 
     def run(self, *addresses: int) -> None:
         """Run all tasks on operands at these addresses; omitted operands stay as prepared."""
-        if self._before is not None:
-            self._before()
+        if self.before is not None:
+            self.before()
         words, indices = self.arguments.words[:], self._words
         for i, operand in enumerate(addresses):  # faster than zip
             words[indices[i]] = operand
@@ -142,9 +142,8 @@ class Launch:
         else:
             _run(self.kernel, words, self.tasks, self.flops, self.threads, self.slice_flops)
 
-    def fixed(self, keep: Any, before: Callable[[], None] | None = None, **operands: int) -> Launch:
-        """A launch with some operands fixed, which `run` no longer takes; `keep` holds what is at their addresses, and
-        `before` brings it up to date before each run."""
+    def fixed(self, keep: Any, **operands: int) -> Launch:
+        """A launch with some operands fixed, which `run` no longer takes; `keep` holds what is at their addresses."""
         twin = object.__new__(Launch)  # a tenth of copy.copy's time
         for name in Launch.__slots__:
             setattr(twin, name, getattr(self, name))
@@ -152,7 +151,7 @@ class Launch:
         twin.arguments.set(**operands)
         twin.operands = tuple(name for name in self.operands if name not in operands)
         twin._words = tuple(map(twin.arguments.word, twin.operands))
-        twin.keep, twin._before = (self.keep, keep), before
+        twin.keep = (self.keep, keep)
         return twin
 
     def bind(self, scratch: int = 0, **operands: int) -> BoundLaunch:
