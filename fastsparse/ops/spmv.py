@@ -115,10 +115,11 @@ class SpmvSlicePlan:
     def nonzeros(self) -> int:
         return int(self.indptr[-1])
 
-    def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+    def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the order of vectors and lanes, 0 in empty ones."""
-        packed = aligned_empty((len(self.columns),), values.dtype)
-        packed[...] = 0
+        packed = aligned_empty((len(self.columns),), values.dtype) if out is None else out
+        if out is None:
+            packed[...] = 0
         sparse_operator.slice_values(values.itemsize * 8)(self.indptr, values, self.row_starts, self.lanes, packed)
         return packed
 

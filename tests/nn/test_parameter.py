@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,15 +60,25 @@ def test_assigning_copies_checks_and_counts() -> None:
     np.testing.assert_array_equal(array, [0, 1, 2])
 
 
-def test_the_matrix_is_built_once_and_follows_the_values() -> None:
-    parameter = Parameter(np.array([1.0, 2.0]), fs.Pattern([0, 2], [0, 2], (1, 4)))
-    matrix = parameter.matrix()
-    for columns in (1, 5, 40):
-        assert (parameter.matrix() @ np.ones((4, columns)))[0, 0] == 3
-    parameter.value = [3.0, 4.0]
+@pytest.mark.parametrize("density", [0.01, 0.05, 0.3])
+def test_the_matrix_is_built_once_and_follows_the_values(density: float, rng: Any) -> None:
+    """Whatever form the product with so many columns takes."""
+    mask = rng.random((200, 300)) < density
+    pattern = _pattern(mask)
+    parameter = Parameter(rng.normal(size=pattern.nnz).astype(np.float32), pattern)
+    matrix, X = parameter.matrix(), rng.normal(size=(300, 40)).astype(np.float32)
     assert parameter.matrix() is matrix
-    for columns in (1, 5, 40):
-        assert (matrix @ np.ones((4, columns)))[0, 0] == 7
-    np.testing.assert_array_equal(matrix.T.toarray(), [[3], [0], [4], [0]])
+    for _ in range(2):
+        dense = np.zeros(mask.shape, np.float32)
+        dense[mask] = parameter.value
+        for columns in (1, 5, 40):
+            np.testing.assert_allclose(parameter.matrix() @ X[:, :columns], dense @ X[:, :columns], atol=1e-4)
+        np.testing.assert_array_equal(parameter.matrix().T.toarray(), dense.T)
+        np.testing.assert_allclose(X.T @ parameter.matrix().T, X.T @ dense.T, atol=1e-4)
+        parameter.value = rng.normal(size=pattern.nnz)
+    assert parameter.matrix() is matrix
+
+
+def test_a_dense_parameter_has_no_matrix() -> None:
     with pytest.raises(TypeError, match=r"^a dense parameter has no sparse matrix$"):
         Parameter(np.zeros(3)).matrix()
