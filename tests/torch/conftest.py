@@ -1,0 +1,3 @@
+"""What pytest must not collect here."""
+
+collect_ignore = ["two_processes.py"]  # a program of its own, which needs PyTorch
