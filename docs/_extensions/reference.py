@@ -11,8 +11,10 @@ from typing import Any
 
 from docstrings import ROOT
 
-MODULES = ("fastsparse", "fastsparse.nn", "fastsparse.sparsity", "fastsparse.training", "fastsparse.engine",
-           "fastsparse.sklearn")  # fmt: skip
+import fastsparse
+
+HOMES = "files", "functional"  # their names are fastsparse's own
+MODULES = "fastsparse", *(f"fastsparse.{each}" for each in (*fastsparse._MODULES, "sklearn") if each not in HOMES)
 FROM_SOURCE = ("fastsparse.torch",)
 
 
