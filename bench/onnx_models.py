@@ -76,15 +76,15 @@ def inputs_for(found: Any) -> dict[str, Any]:
 
 def compared(path: Path, threads: int, tune: bool = True) -> Result:
     """Compile a file, and compare with onnxruntime."""
-    rival = session(path, threads)
-    feeds = inputs_for(rival)
+    baseline = session(path, threads)
+    feeds = inputs_for(baseline)
     begin = time.perf_counter()
     engine: GraphEngine = fs.compile(path, {n: x.shape for n, x in feeds.items()}, threads=threads, tune=tune)
     compiled = time.perf_counter() - begin
-    wanted = rival.run(None, feeds)
+    wanted = baseline.run(None, feeds)
     for _ in range(2):  # as it comes, and on memory that is shared
         difference = max((relative(a, b) for a, b in zip(engine.run(feeds), wanted)), default=0.0)
-    ours, theirs = interleaved(lambda: engine.run(feeds), lambda: rival.run(None, feeds))
+    ours, theirs = interleaved(lambda: engine.run(feeds), lambda: baseline.run(None, feeds))
     kernels = len(engine._for(engine._checked(feeds))._plan().kernels)
     return Result(path.stem, difference, ours * 1e3, theirs * 1e3, compiled, kernels)
 
