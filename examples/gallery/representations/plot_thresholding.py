@@ -3,8 +3,8 @@ Photographs and a heartbeat in few coefficients
 ===============================================
 
 A photograph has as many numbers as pixels, and nearly all of its energy is in a few coefficients of the right
-transform. ``fastsparse.representations`` computes wavelets, cosines and Fourier series, keeps the large coefficients in a sparse
-matrix, and tells by Parseval's identity what was lost, without going back to pixels.
+transform. ``fastsparse.representations`` computes wavelets, cosines and Fourier series, keeps the large coefficients in
+a sparse matrix, and tells by Parseval's identity what was lost, without going back to pixels.
 
 Method: S. Mallat, *A theory for multiresolution signal decomposition*, 1989; D. Donoho, *De-noising by
 soft-thresholding*, 1995; block cosine transform as in JPEG. Data: two photographs that ship with scikit-image
@@ -90,8 +90,8 @@ for axis in axes.flat:
 # %%
 # Where the coefficients are
 # --------------------------
-# Black are the 5% that are kept, at their places in the arrays of coefficients: low frequencies are at the top left, and
-# every scale of the wavelets repeats the outline of the photograph.
+# Black are the 5% that are kept, at their places in the arrays of coefficients: low frequencies are at the top left,
+# and every scale of the wavelets repeats the outline of the photograph.
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
 for axis, name in zip(axes, ["wavelet sym4", "cosine, whole image"]):

@@ -6,9 +6,9 @@ A small network of 1-D convolutions, 80% of its inner weights left out, learns f
 and is tried on a third. Wavelet thresholding is tuned on the same two beats.
 
 Method: residual denoising as K. Zhang et al., *Beyond a Gaussian denoiser*, 2017, on one axis; D. Donoho, *De-noising
-by soft-thresholding*, 1995. Data: the electrocardiogram that ships with PyWavelets (1,024 samples, three beats). Real is
-the recording; the noise is added by us (white, 6 dB below the signal). One recording of one heart shows how the method
-works, not how it would do on another heart.
+by soft-thresholding*, 1995. Data: the electrocardiogram that ships with PyWavelets (1,024 samples, three beats). Real
+is the recording; the noise is added by us (white, 6 dB below the signal). One recording of one heart shows how the
+method works, not how it would do on another heart.
 """
 
 import os
