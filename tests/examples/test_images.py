@@ -14,3 +14,22 @@ def test_denoising_by_coding(monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_example("images/plot_denoising_coding.py", monkeypatch)
     assert names["result"]["holds"]
     assert names["quality"]["learned"] > names["quality"]["noisy"] + 5
+
+
+def test_compression(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_example("images/plot_compression.py", monkeypatch)
+    assert names["result"]["holds"]
+    assert names["result"]["baseline"] > 14, "the autoencoder has learned something"
+
+
+def test_inpainting(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_example("images/plot_inpainting.py", monkeypatch)
+    assert names["result"]["holds"]
+    assert names["quality"]["brick"][0] > names["quality"]["brick"][1] + 1
+
+
+def test_recognition(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_example("images/plot_recognition.py", monkeypatch)
+    assert names["result"]["holds"]
+    nonzeros = {pattern.nnz for _, patterns, _ in names["runs"].values() for pattern in patterns}
+    assert len(nonzeros) == 1, "as many connections at all times"
