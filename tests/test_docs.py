@@ -24,7 +24,7 @@ PAGES = sorted(path for path in FOUND if not path.is_relative_to(GENERATED[0]) a
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 TODAY = [name for name in NAMES if name != "CHANGELOG.md"]  # what it says of the past need not be so any more
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-OPTIONAL = "torch", "fastapi", "litert", "dask", "distributed"  # extras that `dev` does not bring
+OPTIONAL = "torch", "fastapi", "litert", "dask"  # extras that `dev` does not bring
 
 
 def text_of(name: str) -> str:

@@ -14,7 +14,7 @@ sklearn = pytest.importorskip("sklearn", "1.6")
 from scipy import sparse  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
-from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split  # noqa: E402
 from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -22,6 +22,8 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 import fastsparse as fs  # noqa: E402
+from fastsparse.runtime.cpu import available_cpus  # noqa: E402
+from fastsparse.runtime.threads import usable_threads  # noqa: E402
 from fastsparse.sklearn import SparseMLPClassifier, SparseMLPRegressor  # noqa: E402
 
 # Trainings here are short on purpose; the tests of the warning ask for it.
@@ -212,3 +214,33 @@ def test_defaults_learn_as_fast_as_those_of_dense_networks(sparsity: float) -> N
 def test_learning_rates_that_are_no_numbers() -> None:
     with pytest.raises(ValueError, match="learning_rate_init is 'adaptive', expected 'auto' or a number above 0"):
         SparseMLPClassifier(learning_rate_init="adaptive").fit(*load_iris(return_X_y=True))
+
+
+def threads_here(estimator: Any, X: Any, y: Any) -> float:
+    """A score: threads that a call in this process uses."""
+    return float(usable_threads())
+
+
+def test_a_search_over_texts_in_two_processes_shares_the_cores(monkeypatch):
+    for name in ("NUMBA_NUM_THREADS", "FASTSPARSE_NUM_THREADS"):  # joblib sets the first, where nobody has
+        monkeypatch.delenv(name, raising=False)
+    texts = ["sun and rain", "rain and snow", "goal and match", "match and team"] * 4
+    pipeline = make_pipeline(TfidfVectorizer(), SparseMLPClassifier((8,), sparsity=0.5, max_iter=2, random_state=0))
+    search = GridSearchCV(pipeline, {"sparsemlpclassifier__sparsity": [0.5, 0.8]}, cv=2, n_jobs=2, scoring=threads_here)
+    search.fit(texts, [0, 0, 1, 1] * 4)
+    assert max(search.cv_results_["mean_test_score"]) <= max(1, available_cpus() // 2)
+
+
+def test_weights_are_routed_through_pipelines_and_searches(rng):
+    X, y, weights = rng.normal(size=(40, 6)), rng.integers(0, 2, 40), rng.random(40) + 0.5
+    with sklearn.config_context(enable_metadata_routing=True):
+        asked = SparseMLPClassifier((8,), max_iter=2, random_state=0).set_fit_request(sample_weight=True)
+        asked.set_score_request(sample_weight=False)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        search = GridSearchCV(make_pipeline(scaler, asked), {"sparsemlpclassifier__alpha": [0.1]}, cv=2)
+        routed = search.fit(X, y, sample_weight=weights).best_estimator_[-1]
+        scaled = StandardScaler().fit_transform(X)
+        expected = SparseMLPClassifier((8,), alpha=0.1, max_iter=2, random_state=0).fit(scaled, y, weights)
+        np.testing.assert_array_equal(routed.predict_proba(scaled), expected.predict_proba(scaled))
+        with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError):
+            GridSearchCV(SparseMLPClassifier((8,)), {"alpha": [0.1]}, cv=2).fit(X, y, sample_weight=weights)
