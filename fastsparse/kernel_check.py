@@ -292,7 +292,7 @@ CHECKS: dict[str, Check] = {
     "pack batch-blocked": _linear, "unpack batch-blocked": _linear, "pack padded NCHW": _conv,
     "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
     "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
-    "pooling of batch-blocked arrays": _blocked_pooling, "recurrent cell": _recurrent_cell, "gate": _gate,
+    "pooling of batch-blocked arrays": _blocked_pooling, "gate": _gate, "recurrent cell": _recurrent_cell,
     "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip

@@ -44,6 +44,7 @@ WITH_OUT: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] 
     "functional.conv1d": (fs.conv1d, (np.ones((3, 2, 12), np.float32), W), {"kernel_size": 9}),
     "functional.conv2d": (fs.conv2d, (X, W), {"kernel_size": 3}),
     "functional.conv3d": (fs.conv3d, (X[:, :, None], W), {"kernel_size": (1, 3, 3)}),
+    "functional.conv_transpose2d": (fs.conv_transpose2d, (np.ones((3, 4, 3, 3), np.float32), W), {"kernel_size": 3}),
     "activations.activate": (activations.activate, ("gelu", np.ones((3, 18), np.float32)), {}),
     "softmax.softmax": (softmax.softmax, (np.ones((3, 18), np.float32),), {}),
     "norm.layer_norm": (

@@ -169,7 +169,7 @@ def test_values_are_packed_once_per_matrix(rng, monkeypatch):
     packed = []
     pack = sparse_operator.SparseOperator.pack
     monkeypatch.setattr(
-        sparse_operator.SparseOperator, "pack", lambda self, values: packed.append(1) or pack(self, values)
+        sparse_operator.SparseOperator, "pack", lambda self, *arrays: packed.append(1) or pack(self, *arrays)
     )
     W = matrix(rng, PATTERNS["scattered"](rng, (9, 30)), "float32")
     X = np.ones((30, 40), np.float32)
