@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastsparse.files import FileFormatError
 from fastsparse.onnx.branches import with_branches
 from fastsparse.onnx.folding import folded
 from fastsparse.onnx.model import Model
@@ -70,7 +71,10 @@ class Cases:
         key = tuple(sorted(taken.items()))
         found = self._engines.get(key)
         if found is None:
-            found = self._engine._case(with_branches(self._model, taken), shapes, self.tune)
+            try:
+                found = self._engine._case(with_branches(self._model, taken), shapes, self.tune)
+            except FileFormatError:  # the library may refuse behind an If what it runs in its branches
+                found = self._engine
             with _lock:
                 self._engines[key] = found
                 _shrink(self._engines, _ENGINES)

@@ -28,6 +28,7 @@ def folded(
     Without `shapes` of the inputs it holds for all that the model allows. Branches that are taken are added to
     `decided`, by the names of the nodes.
     """
+    given, branches = model, any(node.op == "If" for node in model.nodes)
     for _ in range(_MOST_TURNS):
         infos = inferred(model, shapes)
         found = {**_small(model, infos), **_sizes(model, infos)}
@@ -38,7 +39,21 @@ def folded(
         model = with_branches(replace(model, nodes=nodes, constants={**model.constants, **found}), taken)
         if decided is not None:
             decided |= taken
+    # More shapes are known where an If was than in its branches: the library may refuse there what it runs here.
+    if branches and model is not given and not _is_accepted(model) and _is_accepted(given):
+        if decided is not None:
+            decided.clear()
+        return given, inferred(given, shapes)
     return model, infos
+
+
+def _is_accepted(model: Model) -> bool:
+    """Whether the library takes the model."""
+    try:
+        Session(model, model.nodes, [v.name for v in model.inputs], [v.name for v in model.outputs], {})
+    except (ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def _condition(node: Node, model: Model, found: Mapping[str, Constant]) -> Array | None:
