@@ -65,7 +65,7 @@ exclude_patterns = ["_build", "_templates", "_extensions"]
 nitpicky = False
 default_role = "literal"
 # Words of types such as (out_channels, in_channels) are attributes of several classes.
-suppress_warnings = ["config.cache", "ref.python", "toc.empty_glob"]
+suppress_warnings = ["config.cache", "ref.python"]
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
