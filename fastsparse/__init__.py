@@ -11,11 +11,11 @@ from fastsparse._version import __version__
 from fastsparse.csr import CSR, Pattern, csr, define_products
 from fastsparse.runtime.info import show_config
 from fastsparse.runtime.threads import get_num_threads, set_num_threads, threads
-from fastsparse.runtime.warmup import warmup
 
 if TYPE_CHECKING:
     from fastsparse import engine, files, functional, nn, representations, sparsity, training
     from fastsparse.engine import UnsupportedOperatorError, compile, load_engine  # noqa: A004
+    from fastsparse.engine.warmup import warmup
     from fastsparse.files import FileFormatError, load, save
     from fastsparse.functional import (
         conv1d,
@@ -43,6 +43,7 @@ _HOMES = {
     **dict.fromkeys(("compile", "load_engine", "UnsupportedOperatorError"), "engine"),
     **dict.fromkeys(("save", "load", "FileFormatError"), "files"),
     "load_weights": "weights_files",
+    "warmup": "engine.warmup",
     "to_onnx": "onnx.export",
 }
 

@@ -54,7 +54,7 @@ from fastsparse_kernels import compiler, registry
 for family in reversed(registry.FAMILIES):
     for bits in (64, 32):
         for key in reversed(family.arguments(bits, compiler.lanes(bits))):
-            family.get(*key)
+            family.get(*key).address
 """
 
 

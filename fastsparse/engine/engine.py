@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -39,18 +39,23 @@ _KEPT_CHOICES = 256
 
 @overload
 def compile(  # noqa: A001
-    model: nn.Sequential, input_shape: Sequence[int], *, threads: int | None = ..., tune: bool = ...
+    model: nn.Sequential,
+    input_shape: Sequence[int],
+    *,
+    threads: int | None = ...,
+    tune: bool = ...,
+    batch_sizes: Sequence[int] = ...,
 ) -> Engine: ...
 @overload
 def compile(  # noqa: A001
     model: str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = ..., *,
-    threads: int | None = ..., tune: bool = ..., allow_external_data: bool = ...,
+    threads: int | None = ..., tune: bool = ..., batch_sizes: Sequence[int] = ..., allow_external_data: bool = ...,
 ) -> GraphEngine: ...  # fmt: skip
 
 
 def compile(  # noqa: A001 - the public name of api.md
     model: nn.Sequential | str | os.PathLike[str] | ModelProto, input_shape: InputShapes | None = None, *,
-    threads: int | None = None, tune: bool = True, allow_external_data: bool = True,
+    threads: int | None = None, tune: bool = True, batch_sizes: Sequence[int] = (), allow_external_data: bool = True,
 ) -> Engine | GraphEngine:  # fmt: skip
     """Compile a network for inference.
 
@@ -64,13 +69,16 @@ def compile(  # noqa: A001 - the public name of api.md
         ".tflite"; reading them needs the extras ``onnx`` and ``tflite``. Inputs and outputs of TFLite models are as in
         the file (images NHWC), and their activations are float32: weights may be sparse, float16 or quantised.
     input_shape : tuple of int, or for ONNX models of several inputs a list or a dict of them
-        Batch first; other batch sizes are planned when they are first used. ONNX models that say their shapes need
+        Batch first; see `batch_sizes` for others. ONNX models that say their shapes need
         none: a batch of no fixed size is 1 then.
     threads : int, optional
         Threads of every call; by default what `fastsparse.get_num_threads()` says when a call is made.
     tune : bool
         Measure once how to cut batches of the size in `input_shape`, instead of estimating it. The results are the
         same bits either way.
+    batch_sizes : sequence of int
+        Batch sizes, besides that of `input_shape`, to be ready for: they are planned and their kernels compiled now.
+        Others are when they are first used.
     allow_external_data : bool
         Read weights of an ONNX model from other files in its folder, too, also through links as Hugging Face's cache
         has them; other places are always refused.
@@ -96,10 +104,13 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
+    sizes = checked_batch_sizes(batch_sizes)
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
         model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
-        return compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
+        graph = compile_onnx(model, input_shape, threads=threads, tune=tune, allow_external_data=allow_external_data)
+        make_ready(graph, sizes)
+        return graph
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX or TFLite file")
@@ -108,7 +119,25 @@ def compile(  # noqa: A001 - the public name of api.md
     program = optimised(program_of(model, shape[1:]))
     engine = Engine(program, shape, threads)
     engine.prepare(shape[0], tune=tune)
+    make_ready(engine, sizes)
     return engine
+
+
+def checked_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Batch sizes as integers of at least 1."""
+    try:
+        sizes = tuple(operator.index(n) for n in batch_sizes)
+    except TypeError:
+        raise TypeError(f"batch_sizes is {batch_sizes!r}, expected a sequence of integers") from None
+    if min(sizes, default=1) < 1:
+        raise ValueError(f"batch_sizes is {batch_sizes!r}, expected integers of at least 1")
+    return sizes
+
+
+def make_ready(engine: Engine | GraphEngine, batch_sizes: Iterable[int]) -> None:
+    """Run an engine on made-up numbers: it then has plan, memory and kernels for these batch sizes."""
+    for batch in batch_sizes:
+        engine.run(engine.random_inputs(batch))
 
 
 def _checked_shape(input_shape: Any, axes: int) -> tuple[int, ...]:
@@ -223,6 +252,10 @@ class Engine:
             row = Row("input", "Embedding", x.shape[1:], None, "rows of a table", spent, None)
             report = replace(report, rows=[row, *report.rows])
         return report
+
+    def random_inputs(self, batch: int | None = None) -> list[Array]:
+        """An input to try the network on: normally distributed numbers, or integers where it begins with Embedding."""
+        return [self._random(batch)]
 
     def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
         """Call the engine for some seconds.

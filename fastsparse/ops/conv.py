@@ -371,6 +371,7 @@ def plan_between_blocked(
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
+    spmm.expect_kernel(pattern, tiles, target)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
@@ -388,6 +389,7 @@ def plan_linear_between(
     density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
+    spmm.expect_kernel(pattern, tiles, target)
     operator = window_operator(
         pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
         width=width,
@@ -534,7 +536,8 @@ def _phase_plan(
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector))
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
-    operator = build_operator(indptr, columns.astype(np.int64), blocks, h, groups, width)
+    number = np.int32 if geometry.out_channels * len(shift_bytes) < 2**31 else np.int64
+    operator = build_operator(indptr, columns.astype(number), blocks, h, groups, width)
     # The permutation points through `order` into the CSR's data.
     permutation = order[kept][operator.permutation].astype(np.uint32)
     return SpmmPlan(replace(operator, permutation=permutation), tiles)
@@ -588,6 +591,7 @@ def plan_padded(
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
+    spmm.expect_kernel(pattern, tiles, target)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     planes = PhasePlanes(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
@@ -630,6 +634,7 @@ def plan_between_padded(
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
+    spmm.expect_kernel(pattern, tiles, target)
     operator = window_operator(
         pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
         h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,

@@ -137,10 +137,11 @@ def prepare(
 ) -> Sddmm:  # fmt: skip
     """SDDMM over all positions of `batches` batches. Strides in bytes."""
     operator, order = plan.operator, plan.order
-    kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
     if plan.by_fours:
         kernel = sddmm.sddmm_runs_kernel(target.bits, target.lanes)
         scratch = sddmm.scratch_bytes(target.lanes, target.bits, order.longest)
+    else:
+        kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
     shared = Arguments(
         sddmm.ARGUMENTS,
         blocks=operator.blocks,

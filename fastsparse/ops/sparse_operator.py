@@ -14,7 +14,7 @@ from fastsparse.ops.heuristics import Heuristics
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import sparse_operator as kernels
-from fastsparse_kernels.compiler import aligned_empty
+from fastsparse_kernels.compiler import aligned_empty, expect
 
 Array = NDArray[Any]
 
@@ -152,6 +152,12 @@ def build_operator(
     if nnz >= INDEX_LIMIT:
         raise ValueError(f"W has {nnz} nonzeros, expected fewer than {INDEX_LIMIT}")
     bits = 64 if columns.dtype.itemsize == 8 else 32
+    for function, key in (
+        (kernels.count_blocks, (bits,)),
+        (kernels.order_entries, ()),
+        (kernels.place_nonzeros, (bits,)),
+    ):
+        expect(function, *key)
     counts = np.zeros((rows, count), np.int32)
     first, last = np.empty(rows, np.int32), np.empty(rows, np.int32)
     kernels.count_blocks(bits)(indptr, columns, blocks.block, counts, first, last)

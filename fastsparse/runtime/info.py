@@ -7,7 +7,7 @@ import platform
 from typing import Any, TextIO
 
 from fastsparse._version import __version__
-from fastsparse.runtime import cpu, kernel_cache, threading_layer
+from fastsparse.runtime import cpu, threading_layer
 from fastsparse.runtime.threads import get_num_threads
 from fastsparse.text_table import text_facts
 
@@ -24,15 +24,18 @@ def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
     -------
     dict
         "fastsparse", "python", "numba", "llvmlite", "numpy", "scipy" (versions), "cpu", "cpus", "vector_bits",
-        "threads", "threading_layer", "tbb" (version or None), "parallel", "cache_directory".
+        "threads", "threading_layer", "tbb" (version or None), "parallel", "level" (of CPUs that kernels are compiled
+        for), "cache_directory", "other_caches" (that are read), "prebuilt_kernels" (directory or None).
     """
     import llvmlite
     import numba
     import numpy
     import scipy
 
-    from fastsparse_kernels import compiler
+    from fastsparse.runtime import kernel_cache
+    from fastsparse_kernels import codegen
 
+    directories = kernel_cache.cache_directories()
     layer = "none" if threading_layer.forked() else threading_layer.prepare_threading()
     found: dict[str, Any] = {
         "fastsparse": __version__,
@@ -43,12 +46,15 @@ def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
         "scipy": scipy.__version__,
         "cpu": _cpu_name(),
         "cpus": cpu.available_cpus(),
-        "vector_bits": 8 * compiler.vector_bytes(),
+        "vector_bits": 8 * codegen.vector_bytes(),
         "threads": get_num_threads(),
         "threading_layer": layer,
         "tbb": _version("tbb"),
         "parallel": threading_layer.parallel_allowed(),
-        "cache_directory": kernel_cache.cache_directory(),
+        "level": codegen.level(),
+        "cache_directory": directories.write,
+        "other_caches": [name for name in directories.private if name != directories.write],
+        "prebuilt_kernels": directories.package,
     }
     print(text_facts((name, str(value)) for name, value in found.items()), file=file)
     return found

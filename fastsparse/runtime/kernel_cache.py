@@ -1,25 +1,27 @@
-"""Where compiled kernels are kept: a directory that belongs to this user alone (contract C3).
+"""Where compiled kernels are kept: directories that nobody but a trusted owner can write (contract C3).
 
-Cached kernels are machine code, loaded by unpickling, so whoever can write to the cache runs code as this user. A
-directory that is a link, belongs to somebody else or can be written by others is refused. There is no fallback to a
-shared temporary folder: without a private directory, every process compiles its kernels.
+Cached kernels are machine code, loaded by unpickling, so whoever can write to a cache runs code as its readers. This
+user's own directories are read and written, root's are read: one cache in an image, or on a cluster's file system,
+serves everybody. A directory that is a link or can be written by others is refused. There is no fallback to a shared
+temporary folder: without a directory, every process compiles its kernels.
+
+A wheel brings kernels inside the package, for the versions of Numba, llvmlite and Python it was built with.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import shutil
 import stat
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from fastsparse.runtime import atomic_file
+from fastsparse_kernels.kernel_cache import PACKAGE, Directories, cache_digest
 
 _DAY = 86_400.0
 _KEPT_DAYS = 30.0  # unused caches of other kernel sources are removed after this time,
@@ -28,94 +30,131 @@ _NAME = re.compile(r"[0-9a-f]{20}")
 
 
 class UnusableDirectory(OSError):
-    """There is no private directory; the message says why."""
+    """A directory is not to be used; the message says why."""
 
 
-def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Directory that holds the caches of all versions; it may not exist.
+def base_directories(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Directories that hold the caches of all versions; they may not exist.
 
-    FASTSPARSE_CACHE_DIR, or ``fastsparse`` in the user's cache directory ($XDG_CACHE_HOME, ~/.cache; %LOCALAPPDATA%
-    on Windows).
+    Those of FASTSPARSE_CACHE_DIR (several are separated as in PATH), or ``fastsparse`` in the user's cache directory
+    ($XDG_CACHE_HOME, ~/.cache; %LOCALAPPDATA% on Windows).
     """
-    given = environment.get("FASTSPARSE_CACHE_DIR")
+    given = [name for name in environment.get("FASTSPARSE_CACHE_DIR", "").split(os.pathsep) if name]
     if given:
-        return Path(given).expanduser().absolute()
+        return [Path(name).expanduser().absolute() for name in given]
     if sys.platform == "win32":
-        return Path(environment.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fastsparse" / "cache"
+        return [Path(environment.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fastsparse" / "cache"]
     xdg = environment.get("XDG_CACHE_HOME", "")
-    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fastsparse"
+    return [(Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fastsparse"]
 
 
 def kernel_digest() -> str:
-    """Digest, 20 hexadecimal digits, of everything that compiled kernels depend on except the CPU.
+    """`cache_digest` of the kernels, whose caches have it as their name.
 
     Raises
     ------
     UnusableDirectory
         When the kernel sources cannot be read.
     """
-    import llvmlite
-    import numba
-
-    from fastsparse_kernels.kernel_cache import source_digest
-
-    sources = source_digest()
-    if not sources:
+    digest = cache_digest()
+    if not digest:
         raise UnusableDirectory("the kernel sources cannot be read, so nothing can be told about their age")
-    versions = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sys.version_info[:3])
-    return hashlib.sha256(repr((sources, versions)).encode()).hexdigest()[:20]
+    return digest
 
 
-def open_directory(base: Path, digest: str) -> Path:
-    """Make or check the private directory `base`/`digest`; when it is new, remove old ones beside it.
+def open_directory(base: Path, digest: str, named: bool = False) -> tuple[Path, bool]:
+    """Directory `base`/`digest`, and whether new kernels can be written to it.
+
+    This user's is made where there is none, and then old ones beside it are removed. Another owner's is only read.
+
+    named : whether a user named `base`: it is made readable for all, and may belong to another user than root if
+        nobody but that user, and root, could have put it there
 
     Raises
     ------
     OSError
-        When it cannot be made or is not private.
+        When there is none, or it is not trusted.
     """
-    directory = base / digest
+    directory, mode = base / digest, 0o755 if named else 0o700
     base.parent.mkdir(parents=True, exist_ok=True)
-    _make_private(base)
-    if _make_private(directory):
+    _make(base, mode)
+    _check(base, named)
+    own = sys.platform == "win32" or base.stat().st_uid == os.geteuid()
+    if not own or not os.access(base, os.W_OK):
+        _check(directory, named)
+        return directory, False
+    created = _make(directory, mode)
+    _check(directory, named)
+    if created:
         _remove_old(base, digest)
     else:
         _mark_used(directory)
-    return directory
+    return directory, os.access(directory, os.W_OK)
 
 
-def find_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """As `open_directory` for this process; None, with a warning that tells why, when there is none."""
+def find_directories(environment: Mapping[str, str] = os.environ) -> Directories:
+    """The directories of this process: all that can be read, and the first that can be written."""
+    read, write, reasons = [], None, []
+    package = None
     try:
-        return open_directory(base_directory(environment), kernel_digest())
+        digest = kernel_digest()
+        package = str(PACKAGE / digest) if (PACKAGE / digest).is_dir() else None
+        named = bool(environment.get("FASTSPARSE_CACHE_DIR"))
+        for base in base_directories(environment):
+            try:
+                directory, writable = open_directory(base, digest, named)
+            except OSError as error:
+                reasons.append(_reason(error))
+                continue
+            read.append(str(directory))
+            if writable:
+                write = write or str(directory)
+            else:
+                reasons.append(f"{directory} is read-only")
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        reason = error if isinstance(error, UnusableDirectory) else f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"compiled kernels are not kept: {reason}; set FASTSPARSE_CACHE_DIR to a directory of your own",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+        reasons.append(_reason(error))
+    why = f"compiled kernels are not kept: {'; '.join(reasons)}; set FASTSPARSE_CACHE_DIR to a directory of your own"
+    return Directories(tuple(read), write, package, "" if write else why)
 
 
-def _make_private(directory: Path) -> bool:
-    """Make the directory (0700) or check it; True when it is new."""
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UnusableDirectory) else f"{type(error).__name__}: {error}"
+
+
+def _make(directory: Path, mode: int) -> bool:
+    """Make the directory, unless something has its name; True when it is new."""
     try:
-        directory.mkdir(mode=0o700)
-        created = True
+        directory.mkdir(mode=mode)
     except FileExistsError:
-        created = False
+        return False
+    except OSError:
+        if not directory.exists():
+            raise
+        return False  # in a read-only file system, say
+    return True
+
+
+def _check(directory: Path, named: bool) -> None:
+    """Raise unless nobody but a trusted owner can write the directory: this user, root, or the owner of a named one."""
     found = directory.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise UnusableDirectory(f"{directory} is a symbolic link")
     if not stat.S_ISDIR(found.st_mode):
         raise UnusableDirectory(f"{directory} is not a directory")
-    if sys.platform != "win32":
-        if found.st_uid != os.geteuid():
-            raise UnusableDirectory(f"{directory} belongs to user {found.st_uid}, not to user {os.geteuid()}")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UnusableDirectory(f"{directory} can be written by others (mode {stat.S_IMODE(found.st_mode):04o})")
-    return created
+    if sys.platform == "win32":
+        return
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnusableDirectory(f"{directory} can be written by others (mode {stat.S_IMODE(found.st_mode):04o})")
+    me = os.geteuid()
+    if found.st_uid in (0, me) or (named and me != 0 and _only_by(found.st_uid, directory)):
+        return
+    raise UnusableDirectory(f"{directory} belongs to user {found.st_uid}, not to user {me}")
+
+
+def _only_by(user: int, directory: Path) -> bool:
+    """Whether nobody but the user and root could have put the directory where it is."""
+    above = [parent.stat() for parent in directory.parents]
+    return all(at.st_uid in (0, user) and not at.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for at in above)
 
 
 def _mark_used(directory: Path) -> None:
@@ -143,23 +182,19 @@ def _remove_old(base: Path, digest: str) -> None:
 
 
 @functools.cache
-def cache_directory() -> str | None:
-    """Return the private directory of compiled kernels, made when there is none yet.
+def cache_directories() -> Directories:
+    """The directories of compiled kernels of this process, found once.
 
-    ``fastsparse`` in the user's cache directory, or FASTSPARSE_CACHE_DIR; below that, one directory for each state
-    of the kernel sources and each version of Numba, llvmlite and Python. Directories of other states are removed
-    when nothing has used them for 30 days.
-
-    Returns
-    -------
-    str or None
-        None, after one warning, when it cannot be made or is not private: a link, somebody else's, or writable by
-        others. Kernels are then compiled in every process.
+    Below each of `base_directories` there is one directory for each state of the kernel sources and each version of
+    Numba, llvmlite and Python. Directories of other states are removed when nothing has used them for 30 days.
     """
-    directory = find_directory()
-    return None if directory is None else str(directory)
+    return find_directories()
 
 
 def write_cached(path: str, content: bytes) -> None:
-    """Write a private file of the kernel cache; its checksum reveals damage by a system failure."""
-    atomic_file.write_bytes(path, content, durable=False, mode=0o600)
+    """Write a file of the kernel cache, readable by those who can read its directory; its checksum reveals damage by a
+    system failure."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    open_to_all = os.stat(directory).st_mode & stat.S_IROTH
+    atomic_file.write_bytes(path, content, durable=False, mode=0o644 if open_to_all else 0o600)

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsparse.runtime import buffers, kernel_cache
+from fastsparse.runtime import buffers, compiling, kernel_cache
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import compiler, parallel
 
-compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
+compiler.set_cache_directories(kernel_cache.cache_directories, kernel_cache.write_cached)
+compiler.set_processes(compiling.compile_ahead)
 
 Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
@@ -107,17 +108,19 @@ class Launch:
     """
 
     __slots__ = (
-        "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label", "operands",
-        "scratch", "slice_flops", "tasks", "threads",
+        "_address", "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label",
+        "operands", "scratch", "slice_flops", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(
         self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float, threads: int,
         slice_flops: float, scratch: int = 0, keep: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
-        self.kernel, self.arguments, self.tasks, self.flops = kernel.address, arguments, tasks, flops
+        self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
         self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
-        self.keep = (kernel, keep)
+        self.keep = keep
+        self._address = 0  # that of the kernel, which is compiled when it first runs
+        compiler.expect(parallel.run_parallel if available_workers(threads) > 1 else parallel.run_serial)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
         self.before: Callable[[], None] | None = None  # called before each run, to bring operands up to date
@@ -136,11 +139,17 @@ class Launch:
             words[self._scratch_word] = address(held)
         if self._at_once:
             record, length = words.buffer_info()
-            parallel.run_serial()(self.kernel, record, length, 0, self.tasks)
+            parallel.run_serial()(self._address or self.address, record, length, 0, self.tasks)
         elif VERBOSE:
             _run_and_report(self, words)
         else:
-            _run(self.kernel, words, self.tasks, self.flops, self.threads, self.slice_flops)
+            _run(self._address or self.address, words, self.tasks, self.flops, self.threads, self.slice_flops)
+
+    @property
+    def address(self) -> int:
+        """Address of the kernel's machine code."""
+        self._address = self.kernel.address
+        return self._address
 
     def fixed(self, keep: Any, **operands: int) -> Launch:
         """A launch with some operands fixed, which `run` no longer takes; `keep` holds what is at their addresses."""
@@ -160,7 +169,7 @@ class Launch:
         bound.set(**operands)
         if self.scratch:
             bound.set(scratch=scratch)
-        return BoundLaunch(self.kernel, bound, self.tasks, self.flops, self)
+        return BoundLaunch(self._address or self.address, bound, self.tasks, self.flops, self)
 
 
 def _run(kernel: int, words: array[int], tasks: int, flops: float, threads: int, slice_flops: float) -> None:
@@ -189,7 +198,7 @@ def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices:
 
 def _run_and_report(launch: Launch, words: array[int]) -> None:
     start = time.perf_counter()
-    _run(launch.kernel, words, launch.tasks, launch.flops, launch.threads, launch.slice_flops)
+    _run(launch.address, words, launch.tasks, launch.flops, launch.threads, launch.slice_flops)
     report(launch.label, launch.threads, time.perf_counter() - start)
 
 

@@ -6,38 +6,42 @@ atomic counter in the arguments until `stop`; a task's result does not depend on
 region, in `parallel.py`, serves all kernels: a variant costs one serial compilation, and serial and parallel calls run
 the same machine code.
 
-Each variant has a `__qualname__` and one explicit signature of its own: variants that share a name in a cache could
-answer one another.
+A kernel is compiled when its address is first asked for, together with all that were built until then: what a plan
+needs is compiled at once, in several processes where that pays (`set_processes`). Each variant has a
+`__qualname__` and one explicit signature of its own, which its file in the cache is named by.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, types
 from numba.extending import register_jitable
 
-from .kernel_cache import KernelCache
-from .numba_internals import CFunc, global_compiler_lock, set_cache, target_features
+from .codegen import kernel_codegen
+from .codegen import vector_bytes as vector_bytes
+from .kernel_cache import Directories, KernelCache
+from .numba_internals import CFunc, KernelCompiler, global_compiler_lock, set_cache
 
-_KERNEL_SIGNATURE = ((types.int64, types.int64), types.void)
+_KERNEL_SIGNATURE = types.void(types.int64, types.int64)
 _lock = threading.RLock()
 
 
-def _no_directory() -> None:
-    """The cache directory until `set_cache_directory` is called."""
+def _nowhere() -> Directories:
+    """The cache directories until `set_cache_directories` is called."""
+    return Directories()
 
 
-_cache_directory: Callable[[], str | os.PathLike[str] | None] = _no_directory
+_cache_directories: Callable[[], Directories] = _nowhere
 
 
 def _before_fork() -> None:
@@ -62,24 +66,15 @@ def _write_nothing(path: str, content: bytes) -> None:
 _write_file: Callable[[str, bytes], None] = _write_nothing
 
 
-def set_cache_directory(
-    source: Callable[[], str | os.PathLike[str] | None], write: Callable[[str, bytes], None] = _write_nothing
+def set_cache_directories(
+    source: Callable[[], Directories] = _nowhere, write: Callable[[str, bytes], None] = _write_nothing
 ) -> None:
-    """Say where compiled kernels are kept: `source` is called when a kernel is compiled; None means nowhere.
+    """Say where compiled kernels are kept: `source` is called when a kernel is compiled. Default: nowhere.
 
     `write` replaces a file in one step.
     """
-    global _cache_directory, _write_file
-    _cache_directory, _write_file = source, write
-
-
-@functools.cache
-def vector_bytes() -> int:
-    """Width of the widest vector register Numba compiles for: 64 (AVX-512), 32 (AVX2), 16 (NEON, SSE)."""
-    features = target_features()
-    if "+avx512f" in features and "+avx512vl" in features:
-        return 64
-    return 32 if "+avx2" in features else 16
+    global _cache_directories, _write_file
+    _cache_directories, _write_file = source, write
 
 
 def lanes(bits: int) -> int:
@@ -98,38 +93,109 @@ def kernel_arguments(*fields: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in ("counter", "stop", *fields)])
 
 
-def _qualify_names(part: Any, owner: str, counter: Iterator[int]) -> None:
-    """Give every function in a kernel's closures a qualified name of its own, derived from the variant's.
-
-    Inner functions of two variants of a builder have the same name and types, and Numba tells them apart by a number
-    that counts compilations in this process. Code cached by two processes and loaded into a third can then define one
-    symbol twice, and the linker resolves one variant's calls to the other's function (seen, as corrupted memory).
-    """
-    if isinstance(part, (tuple, list)):
-        for item in part:
-            _qualify_names(item, owner, counter)
-    elif isinstance(part, FunctionType):
-        if "<locals>" in part.__qualname__:
-            part.__qualname__ = f"{owner}.part{next(counter)}.{part.__name__}"
-        elif not part.__qualname__.startswith(owner):
-            return
-        for cell in part.__closure__ or ():
-            _qualify_names(cell.cell_contents, owner, counter)
-
-
 def kernel_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of functions that kernels call: compiled into each kernel that uses them, callable from Python, too.
-
-    Without the C wrapper that Numba would add, a second copy of the function and an eighth of the compile time.
-    """
-    wrapped: Callable[..., Any] = register_jitable(no_cfunc_wrapper=True)(function)
-    return wrapped
+    """Decorator of functions that kernels call: compiled into each kernel that uses them, callable from Python, too."""
+    return _jitable(function)
 
 
 def inlined_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `kernel_function`, always inlined: inside a loop over rows, a call would save and reload vector registers."""
-    wrapped: Callable[..., Any] = register_jitable(no_cfunc_wrapper=True, forceinline=True)(function)
+    return _jitable(function, forceinline=True)
+
+
+def _jitable(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
+    wrapped: Callable[..., Any] = register_jitable(
+        no_cfunc_wrapper=True, pipeline_class=KernelCompiler, _nrt=False, **options
+    )(function)
     return wrapped
+
+
+# ---------------------------------------------------------------- what is compiled, when, and who hears of it
+
+
+class Variant(NamedTuple):
+    """A variant by name: `getattr(module, builder)(*key)` builds it, in this process or another."""
+
+    module: str
+    builder: str
+    key: tuple[Any, ...]
+
+
+class Unit:
+    """A function that has yet to be compiled, or loaded.
+
+    Attributes
+    ----------
+    function : Numba's dispatcher or C callback
+    variant : Variant or None
+        None for functions that no builder knows: they are compiled in this process.
+    bytecodes : int
+        Bytes of Python code, with all closures: seconds of compiling are proportional to it.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], compiled: Any, cache: KernelCache, run: Callable[[], None]
+    ) -> None:
+        set_cache(compiled, cache)
+        self.function, self.variant, self._cache, self._run = compiled, _building, cache, run
+        self.bytecodes = _bytecodes(function, set())
+        self.is_compiled = False
+
+    def is_cached(self) -> bool:
+        """Whether there is a file of it in a cache directory."""
+        return self._cache.has_file()
+
+    def compile(self) -> None:
+        """Compile it, or load it from the cache, unless that was done."""
+        if not self.is_compiled:
+            with kernel_codegen(), _without_collector():
+                self._run()
+            self.is_compiled = True
+
+
+def _bytecodes(function: Any, seen: set[int]) -> int:
+    if isinstance(function, (tuple, list)):
+        return sum(_bytecodes(item, seen) for item in function)
+    if not isinstance(function, FunctionType) or id(function) in seen:
+        return 0
+    seen.add(id(function))
+    inner = [cell.cell_contents for cell in function.__closure__ or ()]
+    return len(function.__code__.co_code) + _bytecodes(inner, seen)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Without Python's collector of cycles: a tenth of the time, as Numba makes many objects that live on."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+_building: Variant | None = None  # by the thread that holds the lock
+_waiting: dict[Unit, None] = {}  # built, and not compiled yet
+
+
+class Kernel:
+    """A kernel, compiled when its address is asked for. The address is a C function's: void(int64, int64)."""
+
+    def __init__(self, unit: Unit, name: str) -> None:
+        self._unit, self.name = unit, name
+
+    @property
+    def compiled(self) -> Any:
+        """Numba's C callback."""
+        if not self._unit.is_compiled:
+            _compile(self._unit)
+        return self._unit.function
+
+    @property
+    def address(self) -> int:
+        """Address of the machine code."""
+        return int(self.compiled.address)
 
 
 class _Compiling:
@@ -171,49 +237,122 @@ def on_compile(listener: Callable[[], object]) -> Iterator[None]:
         _compiling.listeners = tuple(other for other in _compiling.listeners if other is not listener)
 
 
-class _Cache(KernelCache):
-    """A cache that tells of what it does not have."""
+def is_heard() -> bool:
+    """Whether anybody listens to compiling."""
+    return bool(_compiling.listeners)
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        found = super().load_overload(sig, target_context)
-        if found is None:
+
+Done = Callable[[Unit], object]
+_ahead: Callable[[Sequence[Unit], Done], None] | None = None
+
+
+def set_processes(ahead: Callable[[Sequence[Unit], Done], None] | None) -> None:
+    """Say who compiles units that are not in the cache: `ahead(units, done)` may compile them, here and elsewhere.
+
+    It calls `done` with each of them; whatever it leaves is compiled after it.
+    """
+    global _ahead
+    _ahead = ahead
+
+
+def expect(builder: Callable[..., Any], *key: int) -> None:
+    """Say that a variant will be needed: it is compiled with the next one that is, unless it is known."""
+    builder.build(*key)  # type: ignore[attr-defined]
+
+
+def waiting() -> int:
+    """How much was built or expected and is not compiled."""
+    return len(_waiting)
+
+
+def compile_waiting(done: Callable[[], object] | None = None) -> None:
+    """Compile, or load, all that waits; call `done` after each of it, from any thread."""
+    _compile(done=done)
+
+
+def _compile(*asked: Unit, done: Callable[[], object] | None = None) -> None:
+    """Compile what was asked for, and with it what waits."""
+    finished: set[Unit] = set()
+
+    def finish(unit: Unit) -> None:
+        if done is not None and unit not in finished:
+            finished.add(unit)
+            done()
+
+    with _compiling.counted():
+        units = [unit for unit in dict.fromkeys((*asked, *_waiting)) if not unit.is_compiled]
+        missing = [unit for unit in units if not unit.is_cached()]
+        if missing:
             for listener in _compiling.listeners:
                 listener()
-        return found
+            if _ahead is not None:
+                _ahead(missing, finish)
+        for unit in units:
+            unit.compile()
+            _waiting.pop(unit, None)
+            finish(unit)
 
 
-def compile_kernel(function: Callable[..., Any], name: str) -> CFunc:
-    """Compile `function(arguments, slot)` under a name of its own, or load it from the cache."""
+def compile_kernel(function: Callable[..., Any], name: str) -> Kernel:
+    """A kernel of `function(arguments, slot)` under a name of its own."""
     function.__name__ = function.__qualname__ = name
-    _qualify_names(function, name, itertools.count())
-    with _compiling.counted():
-        compiled = CFunc(function, _KERNEL_SIGNATURE, {}, {"error_model": "numpy", "boundscheck": False})
-        set_cache(compiled, _Cache(function, _cache_directory(), _write_file))
-        compiled.compile()
-    return compiled
+    options = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
+    compiled = CFunc(function, (_KERNEL_SIGNATURE.args, types.void), {}, options, KernelCompiler)
+    return Kernel(_wait_for(function, _KERNEL_SIGNATURE, compiled, compiled.compile), name)
 
 
 def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls (packing structures, launching) with one explicit signature."""
-    with _compiling.counted():
-        dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-        set_cache(dispatcher, _Cache(function, _cache_directory(), _write_file))
+    if not options.get("parallel"):
+        options["pipeline_class"] = KernelCompiler
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+
+    def compile_one_signature() -> None:
         dispatcher.compile(signature)
         dispatcher.disable_compile()
+
+    unit = _wait_for(function, signature, dispatcher, compile_one_signature)
+    if _building is None:
+        _compile(unit)
     return dispatcher
 
 
+def _wait_for(function: Callable[..., Any], signature: Any, compiled: Any, run: Callable[[], None]) -> Unit:
+    cache = KernelCache(function, signature, _cache_directories(), _write_file)
+    with _lock:
+        unit = Unit(function, compiled, cache, run)
+        _waiting[unit] = None
+    return unit
+
+
 def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Memoise `build(*ints)`: each variant is compiled once per process, by the first thread that needs it."""
+    """Memoise `build(*ints)`: each variant is built once per process, by the first thread that needs it.
+
+    A kernel is compiled when its address is asked for, a function before it is returned.
+    """
     known: dict[tuple[Any, ...], Any] = {}
 
     def build_once(*key: Any) -> Any:
+        global _building
         with _lock:  # which other threads wait for
             if key not in known:
-                known[key] = build(*key)
+                outer, _building = _building, Variant(build.__module__, build.__qualname__, key)
+                try:
+                    known[key] = build(*key)
+                finally:
+                    _building = outer
             return known[key]
 
-    return functools.update_wrapper(functools.cache(build_once), build)  # no Python call for what is known
+    def get(*key: Any) -> Any:
+        with _lock:
+            built = build_once(*key)
+            if not isinstance(built, Kernel):
+                compile_waiting()
+            return built
+
+    once = functools.update_wrapper(functools.cache(get), build)  # no Python call for what is known
+    once.build = build_once  # type: ignore[attr-defined]
+    return once
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import sddmm, simd, spmm, spmv
-from .compiler import compile_kernel, compiled_once, kernel_arguments, set_cache_directory
+from .compiler import compile_kernel, compiled_once, kernel_arguments, set_cache_directories
 from .simd.math import fma, lanewise
 
 ACCUMULATORS = 12  # independent sums: more than latency times FMAs per cycle
@@ -88,8 +88,8 @@ def assembly_of(name: str, *arguments: int) -> str:
     """Compile a variant anew, without the cache, and return its assembly."""
     from .compiler import compile_kernel
 
-    set_cache_directory(lambda: None)
-    return str(compile_kernel(KERNELS[name](*arguments), f"{name}_inspected")._library.get_asm_str())
+    set_cache_directories()
+    return str(compile_kernel(KERNELS[name](*arguments), f"{name}_inspected").compiled._library.get_asm_str())
 
 
 def main(arguments: list[str]) -> int:

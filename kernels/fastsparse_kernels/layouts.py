@@ -96,14 +96,13 @@ def make_copy_numbers(bits: int, lanes: int) -> Callable[..., None]:
     shorter vectors in the same way. Before AVX-512, masked loads and stores take several times as long.
     """
     size = bits // 8
-    copy_few = _make_copy_few(bits, lanes // 2)
 
     @kernel_function
     def copy(source, target, count):  # type: ignore[no-untyped-def]
-        if count < lanes:
-            copy_few(source, target, count)
-            return
         like = simd.zeros(1, lanes, bits)
+        if count < lanes:
+            simd.copy_few(like, source, target, count)
+            return
         last, at = (count - lanes) * size, 0
         while at < last:  # `range` with a step would divide to count its iterations
             simd.store(simd.load(like, source + at), target + at)
@@ -111,30 +110,6 @@ def make_copy_numbers(bits: int, lanes: int) -> Callable[..., None]:
         simd.store(simd.load(like, source + last), target + last)
 
     return copy
-
-
-def _make_copy_few(bits: int, lanes: int) -> Callable[..., None]:
-    """The same for `count` < 2 * `lanes`: two overlapping vectors, or a shorter one."""
-    if lanes == 1:
-
-        @kernel_function
-        def copy_one(source, target, count):  # type: ignore[no-untyped-def]
-            simd.store_float(simd.load_float(bits, source), target)
-
-        return copy_one
-
-    copy_fewer = _make_copy_few(bits, lanes // 2)
-
-    @kernel_function
-    def copy_few(source, target, count):  # type: ignore[no-untyped-def]
-        if count < lanes:
-            copy_fewer(source, target, count)
-        else:
-            like, last = simd.zeros(1, lanes, bits), (count - lanes) * (bits // 8)
-            simd.store(simd.load(like, source), target)
-            simd.store(simd.load(like, source + last), target + last)
-
-    return copy_few
 
 
 # ---------------------------------------------------------------- kernels

@@ -1,13 +1,16 @@
 """Numba's private interfaces, all of them, and the versions they were tested with.
 
-Numba has no public interface for what kernels need of it: an explicit on-disk cache, C callbacks that use it, the
-vector features of the compilation target, assembly of a compiled function, whether its threads run. Nothing else of
-this project imports them from Numba; another version of Numba is checked, and adapted to, here.
+Numba has no public interface for what kernels need of it: an explicit on-disk cache, C callbacks that use it, code
+generation for another target than this CPU (`codegen.py`), a shorter pipeline, assembly of a compiled function, whether
+its threads run. Nothing else of this project imports them from Numba; another version of Numba is checked, and adapted
+to, here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -32,18 +35,25 @@ def _check_version() -> None:
 
 _check_version()
 try:
-    from numba.core import config, sigutils
+    from numba.core import config, sigutils, typed_passes, untyped_passes
     from numba.core.caching import _Cache as Cache
     from numba.core.ccallback import CFunc
-    from numba.core.compiler import CompileResult
+    from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+    from numba.core.compiler import CompilerBase, CompileResult
     from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.compiler_machinery import PassManager
     from numba.core.registry import cpu_target
     from numba.core.runtime.nrt import rtsys
     from numba.core.serialize import dumps
 
     _missing = [
         f"{owner.__name__}.{name}"
-        for owner, names in ((CompileResult, ("_reduce", "_rebuild")), (CFunc, ("compile", "address")))
+        for owner, names in (
+            (CompileResult, ("_reduce", "_rebuild")),
+            (CFunc, ("compile", "address")),
+            (JITCodeLibrary, ("_optimize_functions", "_ensure_finalized", "_finalize_final_module")),
+            (JITCPUCodegen, ("_module_pass_manager", "_get_host_cpu_name", "_get_host_cpu_features")),
+        )
         for name in names
         if not hasattr(owner, name)
     ]
@@ -59,15 +69,20 @@ __all__ = [
     "CFunc",
     "Cache",
     "CompileResult",
+    "JITCPUCodegen",
+    "JITCodeLibrary",
+    "KernelCompiler",
     "assembly",
     "code_identity",
+    "config",
     "dumps",
+    "generating_with",
     "global_compiler_lock",
     "llvm_ir",
+    "optimize",
     "rebuild",
     "register_implementations",
     "set_cache",
-    "target_features",
     "threads_run",
 ]
 
@@ -75,16 +90,57 @@ __all__ = [
 _CODE_SETTINGS = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
 
 
-def target_features() -> list[str]:
-    """Features of the CPU that Numba compiles for, in LLVM's notation: "+avx2", "-avx512f", ..."""
-    return str(cpu_target.target_context.codegen()._tm_features).split(",")
+class KernelCompiler(CompilerBase):
+    """Numba's pipeline without the passes for closures, comprehensions and array expressions, which kernels lack."""
+
+    def define_pipelines(self) -> list[Any]:
+        passes = PassManager("kernel")
+        if self.state.func_ir is None:
+            passes.add_pass(untyped_passes.TranslateByteCode, "bytecode")
+            passes.add_pass(untyped_passes.FixupArgs, "arguments")
+        for each in (
+            untyped_passes.IRProcessing,
+            untyped_passes.DeadBranchPrune,
+            untyped_passes.GenericRewrites,
+            untyped_passes.ReconstructSSA,
+            typed_passes.NopythonTypeInference,
+            typed_passes.PreLowerStripPhis,
+            typed_passes.IRLegalization,
+            typed_passes.NativeLowering,
+            typed_passes.NoPythonBackend,
+        ):
+            passes.add_pass(each, each.__name__)
+        passes.finalize()
+        return [passes]
 
 
-def code_identity(signature: Any, codegen: Any) -> tuple[Any, ...]:
-    """Everything that decides on the machine code of one function but the function: types, target, settings."""
+@contextlib.contextmanager
+def generating_with(codegen: Any) -> Iterator[None]:
+    """Within the block, which holds Numba's compiler lock, `codegen` generates the code of Numba's CPU target."""
+    with global_compiler_lock:
+        context = cpu_target.target_context
+        rtsys.initialize(context)  # with Numba's own code generator, as it serves all other users of Numba
+        own, context._internal_codegen = context._internal_codegen, codegen
+        try:
+            yield
+        finally:
+            context._internal_codegen = own
+
+
+def optimize(codegen: Any, module: Any) -> None:
+    """Run LLVM's passes on a module, once."""
+    passes = codegen._module_pass_manager()
+    if isinstance(passes, tuple):  # LLVM's new pass manager: numba 0.62 and later
+        passes[0].run(module, passes[1])
+    else:
+        passes.run(module)
+
+
+def code_identity(signature: Any) -> tuple[Any, ...]:
+    """What decides on the machine code of one function besides the function and the target: types and settings."""
     args, result = sigutils.normalize_signature(signature)
     settings = [(name, str(getattr(config, name, None))) for name in _CODE_SETTINGS]
-    return [str(arg) for arg in args], str(result), codegen.magic_tuple(), settings
+    return [str(arg) for arg in args], str(result), settings
 
 
 def set_cache(compiled: Any, cache: Any) -> None:
@@ -107,14 +163,14 @@ def register_implementations() -> None:
     cpu_target.target_context.refresh()
 
 
-def assembly(compiled: Any) -> str:
-    """Machine code of a compiled `CFunc` as text; empty when it was loaded from the cache."""
-    return str(compiled._library.get_asm_str())
+def assembly(kernel: Any) -> str:
+    """Machine code of a `Kernel` as text; empty when it was loaded from the cache."""
+    return str(kernel.compiled._library.get_asm_str())
 
 
-def llvm_ir(compiled: Any) -> str:
-    """LLVM IR of a compiled `CFunc`; empty when it was loaded from the cache."""
-    return str(compiled._library.get_llvm_str())
+def llvm_ir(kernel: Any) -> str:
+    """LLVM IR of a `Kernel`; empty when it was loaded from the cache."""
+    return str(kernel.compiled._library.get_llvm_str())
 
 
 def threads_run() -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from . import (
@@ -19,6 +18,7 @@ from . import (
     norm,
     optimizers,
     parallel,
+    pattern_updates,
     pooling,
     recurrent,
     sddmm,
@@ -137,26 +137,42 @@ FAMILIES = (
     Family("adam", optimizers.adam_kernel, _once),
 )
 
+# Functions that Python calls: launchers, and what builds operators and changes patterns.
+FUNCTIONS: tuple[tuple[Callable[..., Any], Arguments], ...] = (
+    (parallel.run_serial, ()),
+    (parallel.run_parallel, ()),
+    (sequence.run_steps_serial, ()),
+    (sequence.run_steps, ()),
+    (sparse_operator.order_entries, ()),
+    (sparse_operator.interleave, ()),
+    (sparse_operator.slice_columns, ()),
+    *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
+    *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),
+    *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.count_blocks, sparse_operator.place_nonzeros)),
+    *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.gather, sparse_operator.scatter)),
+    *((get, (bits,)) for bits in (32, 64) for get in (pattern_updates.zero_indices, pattern_updates.merge)),
+    *((pattern_updates.candidates, (bits, column_bits)) for bits in (32, 64) for column_bits in (32, 64)),
+)
 PARALLEL = (parallel.run_parallel, sequence.run_steps)  # usable only where parallel regions may be entered
+_LARGE = (64,), (32, 64), (64, 32), (64, 64)  # keys of functions for float64, or for matrices of 2**31 columns and more
 
 
-def usual() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, function that compiles or loads it) of the variants that most float32 programs use."""
-    yield "serial launch", parallel.run_serial
-    yield "parallel launch", parallel.run_parallel
-    yield "sequence of steps", sequence.sequence_kernel
-    yield "serial steps", sequence.run_steps_serial
-    yield "parallel steps", sequence.run_steps
-    for name, get in (
-        ("count blocks", sparse_operator.count_blocks),
-        ("place nonzeros", sparse_operator.place_nonzeros),
-    ):
-        yield name, partial(get, 32)
-    yield "order entries", sparse_operator.order_entries
+def usual() -> Iterator[tuple[Callable[..., Any], Arguments]]:
+    """(builder, key) of the variants that most float32 programs use."""
+    for get, key in FUNCTIONS:
+        if key not in _LARGE and get.__module__ != pattern_updates.__name__:
+            yield get, key
+    yield sequence.sequence_kernel, ()
     for family in FAMILIES:
-        arguments = family.arguments(32, compiler.lanes(32))
-        if family.name.startswith("activation"):
-            relu = activations.ACTIVATION_CODES["relu"]
-            arguments = [key for key in arguments if key[0] == relu]
-        for key in arguments:
-            yield f"{family.name} {key}", partial(family.get, *key)
+        for key in family.arguments(32, compiler.lanes(32)):
+            if not family.name.startswith("activation") or key[0] == activations.ACTIVATION_CODES["relu"]:
+                yield family.get, key
+
+
+def every() -> Iterator[tuple[Callable[..., Any], Arguments]]:
+    """(builder, key) of all variants in the table."""
+    yield from FUNCTIONS
+    yield sequence.sequence_kernel, ()
+    for family in FAMILIES:
+        for bits in (32, 64):
+            yield from ((family.get, key) for key in family.arguments(bits, compiler.lanes(bits)))

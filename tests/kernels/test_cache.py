@@ -27,7 +27,7 @@ import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
 from fastsparse.runtime.kernel_cache import write_cached
-from fastsparse_kernels.kernel_cache import KernelCache
+from fastsparse_kernels.kernel_cache import Directories, KernelCache
 from fastsparse_kernels.probe_helper import scale
 
 def variant(T):
@@ -39,14 +39,15 @@ def variant(T):
 def callback(x):
     return scale(x)
 
-directory, found = sys.argv[1] or None, {}
+directories, found = Directories((sys.argv[1],), sys.argv[1]) if sys.argv[1] else Directories(), {}
+signature = types.float64(types.float64)
 for T in map(int, sys.argv[2]):
     dispatcher = njit(variant(T))
-    dispatcher._cache = KernelCache(dispatcher.py_func, directory, write_cached)
-    dispatcher.compile(types.float64(types.float64))
+    dispatcher._cache = KernelCache(dispatcher.py_func, signature, directories, write_cached)
+    dispatcher.compile(signature)
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
 compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
-compiled._cache = KernelCache(callback, directory, write_cached)
+compiled._cache = KernelCache(callback, signature, directories, write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))
@@ -138,7 +139,8 @@ def test_an_edited_helper_changes_the_directory(run_python, tree):
 @pytest.mark.C1
 def test_an_edited_helper_is_never_answered_from_the_cache(probe, tree, tmp_path):
     """The whole way: directory by digest, as the kernels' builder uses it."""
-    prelude = "import sys; from fastsparse.runtime import kernel_cache; sys.argv[1] = kernel_cache.cache_directory()\n"
+    prelude = "import sys; from fastsparse.runtime.kernel_cache import cache_directories as find\n"
+    prelude += "sys.argv[1] = find().write\n"
     environment = {"FASTSPARSE_CACHE_DIR": str(tmp_path / "base")}
     assert probe(prelude=prelude, **environment)[0] == COLD
     assert probe(prelude=prelude, **environment)[0] == WARM
@@ -238,7 +240,7 @@ def test_warnings_come_once_per_process(monkeypatch):
         warnings.simplefilter("always")
         cache._warn_once("first")
         cache._warn_once("second")
-    assert [str(warning.message) for warning in caught] == ["first; kernels are compiled anew instead"]
+    assert [str(warning.message) for warning in caught] == ["first"]
 
 
 # ------------------------------------------------------------------------------------------- C4: many cold processes
@@ -286,9 +288,10 @@ print(hashlib.sha256(Y).hexdigest())
 
 @pytest.mark.C4
 def test_sixteen_cold_processes_at_once(run_python, tmp_path):
+    environment = {"FASTSPARSE_CACHE_DIR": str(tmp_path / "cold"), "FASTSPARSE_VERBOSE": "0"}
     with ThreadPoolExecutor(16) as pool:
-        done = list(pool.map(lambda _: run_python(SPMV, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold")), range(16)))
-    warm = run_python(SPMV, FASTSPARSE_CACHE_DIR=str(tmp_path / "cold"))
+        done = list(pool.map(lambda _: run_python(SPMV, **environment), range(16)))
+    warm = run_python(SPMV, **environment)
     uncached = run_python(SPMV, FASTSPARSE_CACHE_DIR="/dev/null/none")
     assert {process.stdout for process in done} == {warm.stdout} == {uncached.stdout}
     assert {process.stderr for process in (*done, warm)} == {""}

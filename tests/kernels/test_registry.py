@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from fastsparse_kernels import compiler, registry
-from fastsparse_kernels.numba_internals import llvm_ir
+from fastsparse_kernels import codegen, compiler, diagnostics, registry
+
+FOLDER = Path(compiler.__file__).parent
 
 
-def defined_symbols(compiled) -> set[str]:
-    """Names of a variant's functions, without the compilation's number: in its code, or in the file it came from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        code = llvm_ir(compiled)  # nothing, when it was loaded
-    names = re.findall(r'^define[^@]*@"?([^"(]+)', code, re.MULTILINE)
-    if not names:
-        file = next(Path(compiler._cache_directory()).glob(f"{compiled._pyfunc.__qualname__}.*.kernel"))
-        names = [name.decode() for name in re.findall(rb"_ZN18fastsparse_kernels[\w$.]+", file.read_bytes())]
+def public_symbols(kernel) -> set[str]:
+    """Names that a variant defines for other code, without the compilation's number."""
+    library = kernel.compiled._library
+    module = library._shared_module or library._final_module  # the first where it was loaded
+    names = (item.name for item in codegen.public((*module.functions, *module.global_variables)))
     return {re.sub(r"B\d+v\d+", "", name) for name in names}
 
 
@@ -34,20 +31,28 @@ def test_no_two_variants_define_the_same_symbol(family):
         if not found:
             continue
         key = found[0]
-        symbols = defined_symbols(family.get(*key))
+        symbols = public_symbols(family.get(*key))
         assert symbols, "no function found"
-        assert not [name for name in symbols if "locals" in name]
+        assert not [name for name in symbols if "make" in name or "part" in name], "functions it calls are private"
         for name in symbols:
             assert name not in seen, f"{name} is defined by {seen[name]} and {key}"
             seen[name] = key
 
 
 def test_warmup_lists_every_family_once_per_variant():
-    names = [name for name, _ in registry.usual()]
-    assert len(names) == len(set(names))
+    variants = list(registry.usual())
+    assert len(variants) == len(set(variants))
     for family in registry.FAMILIES:
         if family.arguments(32, compiler.lanes(32)):
-            assert any(name.startswith(family.name) for name in names)
+            assert any(builder is family.get for builder, _ in variants)
+
+
+def test_every_builder_of_the_package_is_in_the_table():
+    """What is not there is in no wheel, and a user's first call compiles it."""
+    builders = set()
+    for module in map(import_module, (f"fastsparse_kernels.{path.stem}" for path in FOLDER.glob("*.py"))):
+        builders |= {value for value in vars(module).values() if hasattr(value, "build")}
+    assert builders - {builder for builder, _ in registry.every()} == {diagnostics.peak_kernel}
 
 
 @pytest.mark.R5

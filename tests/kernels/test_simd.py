@@ -284,12 +284,12 @@ def test_memory_order_is_explicit():
         simd.store_nontemporal(simd.load(simd.zeros(1, lanes, 32), buffer), target)
         simd.store_fence()
 
-    compiler.set_cache_directory(lambda: None)
+    compiler.set_cache_directories()
     try:
         kernel = compiler.compile_kernel(ordered, "test_memory_order")
+        code = llvm_ir(kernel)
     finally:
-        compiler.set_cache_directory(kernel_cache.cache_directory, kernel_cache.write_cached)
-    code = llvm_ir(kernel)
+        compiler.set_cache_directories(kernel_cache.cache_directories, kernel_cache.write_cached)
     x86 = platform.machine() in ("x86_64", "AMD64")
     assert re.search(rf"atomicrmw add .* {'monotonic' if x86 else 'acq_rel'}", code)
     assert "zeroinitializer" not in code

@@ -17,6 +17,7 @@ import fastsparse as fs
 from fastsparse import nn
 from fastsparse.training import SGD, Adam, CosineDecay, History, cross_entropy, fit, mse
 from fastsparse_kernels import compiler
+from fastsparse_kernels.kernel_cache import Directories
 
 
 def _data(n: int = 120) -> tuple[Any, Any]:
@@ -141,7 +142,7 @@ def test_sparsity_algorithms_are_called_after_each_step() -> None:
 
 def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
     """A loss that has a function compiled: its time stands apart, and the progress bar says what is waited for."""
-    monkeypatch.setattr(compiler, "_cache_directory", lambda: None)
+    monkeypatch.setattr(compiler, "_cache_directories", Directories)
     compiled: list[float] = []
 
     def loss(output: Any, y: Any) -> tuple[float, Any]:

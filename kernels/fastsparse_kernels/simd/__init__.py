@@ -39,6 +39,7 @@ from .horizontal import (
 from .memory import (
     arguments_view,
     call,
+    copy_few,
     fetch_add,
     gather_addresses,
     gather_addresses_u32,
@@ -89,6 +90,7 @@ __all__ = [
     "axpy_overlapping",
     "axpy_tile",
     "call",
+    "copy_few",
     "clamp",
     "dot",
     "dot_first",

@@ -427,6 +427,36 @@ def store_first_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) 
     return types.void(tile, bases, types.int64, types.int64), codegen
 
 
+@intrinsic
+def copy_few(typing: Any, like: Any, source: Any, target: Any, count: Any) -> Any:
+    """Copy `count` numbers, from 1 to one less than `like` has lanes: two overlapping vectors, the longest that fit."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, target, count = args
+
+        def copy(lanes: int) -> None:
+            vector = ir.VectorType(like.element, lanes) if lanes > 1 else like.element
+            last = builder.mul(builder.sub(count, ir.Constant(I64, lanes)), ir.Constant(I64, like.size))
+            for offset in (ir.Constant(I64, 0), last) if lanes > 1 else (last,):
+                value = load_value(builder, builder.add(source, offset), vector, like.size)
+                builder.store(value, at(builder, builder.add(target, offset), vector), align=like.size)
+
+        def choose(lanes: int) -> None:
+            if lanes == 1:
+                copy(1)
+                return
+            with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(I64, lanes))) as (fits, shorter):
+                with fits:
+                    copy(lanes)
+                with shorter:
+                    choose(lanes // 2)
+
+        choose(max(1, like.lanes // 2))
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64, types.int64), codegen
+
+
 # ---------------------------------------------------------------- tasks and arguments
 
 

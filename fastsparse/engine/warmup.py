@@ -1,0 +1,109 @@
+"""Compiling kernels before they are needed: the usual ones, or those of one network."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastsparse import nn
+from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
+from fastsparse.engine.from_model import first_layer
+from fastsparse.onnx.engine import GraphEngine
+from fastsparse.runtime import threading_layer
+from fastsparse_kernels import compiler, registry
+
+Network: TypeAlias = nn.Module | Engine | GraphEngine
+
+
+def warmup(
+    model_or_engine: Network | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    progress: bool = True,
+) -> None:
+    """Compile kernels, or load them from the cache, so that later calls do not wait for it.
+
+    Parameters
+    ----------
+    model_or_engine : nn.Module, Engine or GraphEngine, optional
+        The network whose kernels are wanted, no others: an engine's for inference; a model's, in training mode, for
+        forward and backward, too. It is run on made-up numbers once for each batch size, a model as a copy. Default:
+        the usual kernels in float32, which takes half a minute with an empty cache, a second with a full one.
+    batch_sizes : sequence of int, optional
+        Batch sizes the network will be called with. Default: the one of `input_shape`.
+    input_shape : tuple of int, optional
+        Batch first. Engines know theirs, and so do models whose first layer is linear.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument does not fit the others.
+
+    Examples
+    --------
+    >>> import fastsparse as fs
+    >>> model = fs.nn.Sequential(fs.nn.SparseLinear(64, 32, activation="relu", rng=0), fs.nn.Linear(32, 10, rng=1))
+    >>> fs.warmup(model, batch_sizes=(1, 8), progress=False)
+    """
+    from tqdm import tqdm
+
+    if model_or_engine is None:
+        if batch_sizes is not None or input_shape is not None:
+            raise TypeError("batch_sizes and input_shape belong to a model or an engine, and there is none")
+        parallel = threading_layer.parallel_allowed()  # loading the parallel launch needs Numba's threads
+        for builder, key in registry.usual():
+            if parallel or builder not in registry.PARALLEL:
+                compiler.expect(builder, *key)
+        with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress) as bar:
+            compiler.compile_waiting(bar.update)
+        return
+    network: Any = model_or_engine
+    if not isinstance(network, (nn.Module, Engine, GraphEngine)):
+        kind = type(network).__name__
+        raise TypeError(
+            f"model_or_engine is a {kind}, expected a fastsparse.nn.Module or what fastsparse.compile gives"
+        )
+    shape = _shape(network, input_shape)
+    sizes = checked_batch_sizes(shape[:1] if batch_sizes is None else batch_sizes)
+    twin, trains = network, False
+    if isinstance(network, nn.Module):
+        twin, trains = copy.deepcopy(network), network.training
+    with compiler.on_compile(lambda: None) if progress else nullcontext():  # the bar says enough
+        for batch in tqdm(sizes, desc="kernels", unit="batch size", disable=not progress):
+            if isinstance(twin, nn.Module):
+                _run_model(twin, (batch, *shape[1:]), backward=trains)
+            else:
+                make_ready(twin, (batch,))
+
+
+def _shape(network: Network, input_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """The input shape of a network, batch first."""
+    if not isinstance(network, nn.Module):
+        if input_shape is not None:
+            raise TypeError("input_shape belongs to models: an engine knows its own")
+        return network.input_shape
+    if input_shape is not None:
+        return tuple(operator.index(n) for n in input_shape)
+    first = first_layer(network)
+    if isinstance(first, (nn.Linear, nn.SparseLinear)):
+        return (1, first.in_features)
+    kind = "nothing" if first is None else type(first).__name__
+    raise ValueError(f"the model begins with {kind}, which takes inputs of many shapes: pass input_shape, batch first")
+
+
+def _run_model(model: nn.Module, shape: tuple[int, ...], backward: bool) -> None:
+    dtype = next((p.dtype for _, p in model.named_parameters()), np.dtype(np.float32))
+    whole = isinstance(first_layer(model), nn.Embedding)
+    x = np.zeros(shape, np.int64 if whole else dtype)
+    model.eval()(x)
+    if backward:
+        y = model.train()(x)
+        model.backward(np.zeros_like(y), need_input=False)

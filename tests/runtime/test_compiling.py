@@ -1,0 +1,163 @@
+"""Compiling in several processes: what a program must not notice of it, and what it is told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fastsparse.runtime import compiling, kernel_cache
+
+# A script as users write them, without `if __name__ == "__main__"`. It has four functions compiled at once, with a
+# helper, and tells what came of it.
+SCRIPT = """
+print("main")
+import sys
+import numpy as np
+from fastsparse.runtime import compiling, launch
+from fastsparse_kernels import compiler, sparse_operator
+
+compiling._helpers_worth = lambda units: 1
+{prelude}
+for bits in (32, 64):
+    compiler.expect(sparse_operator.gather, bits)
+scatter = sparse_operator.scatter(32)
+out = np.zeros(2, np.float32)
+scatter(np.array([3, 4], np.float32), np.array([1, 0], np.uint32), out)
+print(out, len(compiling._idle))
+{epilogue}
+"""
+COUNT = """
+loaded = []
+load = compiler.KernelCache.load_overload
+def counted(self, *args):
+    found = load(self, *args)
+    loaded.append(found is not None)
+    return found
+compiler.KernelCache.load_overload = counted
+"""
+FORK = """
+import os
+if hasattr(os, "fork"):
+    child = os.fork()
+    if not child:
+        os._exit(len(compiling._idle))
+    assert os.waitpid(child, 0)[1] == 0, "a child of fork() has its parent's helper"
+"""
+PRELUDES = {
+    "cannot be started": "def refused(*args, **kwargs): raise OSError('no more processes')\n"
+    "compiling.subprocess.Popen = refused",
+    "dies while it compiles": "compiling._PROGRAM = 'import sys; [sys.stdin.readline() for _ in range(3)]'",
+    "has other sources": "compiling.source_digest = lambda: 'other'",
+}
+
+
+def run(tmp_path, run_python, prelude="", epilogue="", **environment):
+    code = SCRIPT.format(prelude=prelude, epilogue=epilogue)
+    return run_python(code, FASTSPARSE_CACHE_DIR=str(tmp_path / "cache"), **environment)
+
+
+def kernels(tmp_path):
+    return sorted(path.name.partition(".")[0] for path in tmp_path.glob("cache/*/*.kernel"))
+
+
+def test_a_helper_compiles_into_the_cache(tmp_path, run_python):
+    done = run(tmp_path, run_python, COUNT, FORK + "print(sum(loaded))", FASTSPARSE_VERBOSE="0")
+    assert done.stdout.splitlines()[:2] == ["main", "[4. 3.] 1"], "the program runs once"
+    assert int(done.stdout.splitlines()[2]) > 0, "the helper was of no use"
+    assert done.stderr == ""
+    assert kernels(tmp_path) == ["gather_f32", "gather_f64", "scatter_f32"]
+
+
+@pytest.mark.parametrize("trouble", PRELUDES)
+def test_without_helpers_all_is_compiled_here(tmp_path, run_python, trouble):
+    done = run(tmp_path, run_python, PRELUDES[trouble], FASTSPARSE_VERBOSE="0")
+    assert done.stdout.splitlines() == ["main", "[4. 3.] 0"]
+    assert done.stderr == ""
+    assert kernels(tmp_path) == ["gather_f32", "gather_f64", "scatter_f32"]
+
+
+class Unit:
+    bytecodes = 10**6
+
+
+def test_where_no_helper_is_started(monkeypatch, tmp_path):
+    found = kernel_cache.Directories(write=str(tmp_path))
+    monkeypatch.setattr(kernel_cache, "cache_directories", lambda: found)
+    monkeypatch.setattr(compiling.cpu, "available_cpus", lambda: 4)
+    units = [Unit()] * 9
+    assert compiling._helpers_worth(units) == 3
+    assert compiling._helpers_worth(units[:2]) == 1
+    assert compiling._helpers_worth(units[:1]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "bytecodes", 100)
+        assert compiling._helpers_worth(units) == 0, "little work"
+    for name in ("/opt/blender/blender", None, ""):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", name)
+            assert compiling._helpers_worth(units) == 0, "starting the program again would be a surprise"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "frozen", True, raising=False)
+        assert compiling._helpers_worth(units) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling.threading_layer, "forked", lambda: True)
+        assert compiling._helpers_worth(units) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling.multiprocessing, "parent_process", lambda: object())
+        assert compiling._helpers_worth(units) == 0, "there may be as many children as CPUs"
+    monkeypatch.setattr(kernel_cache, "cache_directories", kernel_cache.Directories)
+    assert compiling._helpers_worth(units) == 0, "nowhere to put what they compile"
+
+
+# ------------------------------------------------------------------------------------------------- saying so
+
+
+def announced(seconds_late, times=1):
+    """Blocks of compiling, each longer than `seconds_late`."""
+    for _ in range(times):
+        with compiling._announced():
+            if not seconds_late:
+                compiling.time.sleep(0.1)
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Nothing was said, and it is said at once."""
+    monkeypatch.setattr(compiling, "_LATE", 0.0)
+    monkeypatch.setattr(compiling, "SILENT", False)
+    for name in ("spent", "ended", "said"):
+        monkeypatch.setattr(compiling._Said, name, 0.0 if name == "spent" else -compiling._PAUSE)
+
+
+def test_compiling_is_announced_once_on_stderr(anew, capsys):
+    announced(0, times=2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "fastsparse: compiling kernels (once per machine)\n"
+
+
+def test_short_compiling_is_not_announced_but_adds_up(anew, capsys, monkeypatch):
+    monkeypatch.setattr(compiling, "_LATE", 3600.0)
+    announced(0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(compiling._Said, "spent", 3600.0)
+    announced(0)
+    assert "compiling kernels" in capsys.readouterr().err
+
+
+def test_silence(anew, capsys, monkeypatch):
+    with compiling.compiler.on_compile(lambda: None):  # a progress bar
+        announced(0)
+    monkeypatch.setattr(compiling, "SILENT", True)
+    announced(0)
+    monkeypatch.setattr(compiling, "SILENT", False)
+    monkeypatch.setattr(sys, "stderr", None)
+    announced(0)
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_cache_it_is_not_once(anew, capsys, monkeypatch):
+    monkeypatch.setattr(kernel_cache, "cache_directories", kernel_cache.Directories)
+    announced(0)
+    assert capsys.readouterr().err == "fastsparse: compiling kernels (in every process: they cannot be kept)\n"
