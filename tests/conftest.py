@@ -137,7 +137,8 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         code: str, *arguments: str, check: bool = True, root: Path = ROOT, **environment: str | None
     ) -> subprocess.CompletedProcess[str]:
-        merged = {**os.environ, "PYTHONPATH": _import_path(root), **environment}
+        # Without the line that says that kernels are compiled, which depends on the cache and on the machine's speed.
+        merged = {**os.environ, "PYTHONPATH": _import_path(root), "FASTSPARSE_VERBOSE": "0", **environment}
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             env={name: value for name, value in merged.items() if value is not None},

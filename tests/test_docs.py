@@ -83,7 +83,8 @@ def test_paths_names_and_modules_exist(name):
     modules = re.findall(r"python\s+-m\s+((?:bench|examples|fastsparse)[\w.]*)", text)
     assert not [module for module in modules if find_spec(module.rstrip(".")) is None]
     variables = set(re.findall(r"\bFASTSPARSE_[A-Z_]+[A-Z]\b", text))
-    known = [path.read_text("utf-8") for where in ("fastsparse", "docs") for path in (ROOT / where).rglob("*.py")]
+    sources = [*ROOT.glob("*.py"), *(path for where in ("fastsparse", "docs") for path in (ROOT / where).rglob("*.py"))]
+    known = [path.read_text("utf-8") for path in sources]
     assert not [variable for variable in variables if not any(variable in source for source in known)]
 
 

@@ -61,7 +61,7 @@ def warmup(
         parallel = threading_layer.parallel_allowed()  # loading the parallel launch needs Numba's threads
         for builder, key in registry.usual():
             if parallel or builder not in registry.PARALLEL:
-                compiler.expect(builder, *key)
+                builder.expect(*key)
         with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress) as bar:
             compiler.compile_waiting(bar.update)
         return
@@ -101,9 +101,9 @@ def _shape(network: Network, input_shape: Sequence[int] | None) -> tuple[int, ..
 
 def _run_model(model: nn.Module, shape: tuple[int, ...], backward: bool) -> None:
     dtype = next((p.dtype for _, p in model.named_parameters()), np.dtype(np.float32))
-    whole = isinstance(first_layer(model), nn.Embedding)
-    x = np.zeros(shape, np.int64 if whole else dtype)
+    integers = isinstance(first_layer(model), nn.Embedding)
+    x = np.zeros(shape, np.int64 if integers else dtype)
     model.eval()(x)
     if backward:
         y = model.train()(x)
-        model.backward(np.zeros_like(y), need_input=False)
+        model.backward(np.zeros_like(y), need_input=not integers)

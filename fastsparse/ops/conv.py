@@ -371,7 +371,6 @@ def plan_between_blocked(
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
-    spmm.expect_kernel(pattern, tiles, target)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
@@ -389,7 +388,6 @@ def plan_linear_between(
     density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
-    spmm.expect_kernel(pattern, tiles, target)
     operator = window_operator(
         pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
         width=width,
@@ -591,7 +589,6 @@ def plan_padded(
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
-    spmm.expect_kernel(pattern, tiles, target)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     planes = PhasePlanes(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
@@ -634,7 +631,6 @@ def plan_between_padded(
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
-    spmm.expect_kernel(pattern, tiles, target)
     operator = window_operator(
         pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
         h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,

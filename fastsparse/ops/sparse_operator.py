@@ -14,7 +14,7 @@ from fastsparse.ops.heuristics import Heuristics
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import sparse_operator as kernels
-from fastsparse_kernels.compiler import aligned_empty, expect
+from fastsparse_kernels.compiler import aligned_empty
 
 Array = NDArray[Any]
 
@@ -152,12 +152,8 @@ def build_operator(
     if nnz >= INDEX_LIMIT:
         raise ValueError(f"W has {nnz} nonzeros, expected fewer than {INDEX_LIMIT}")
     bits = 64 if columns.dtype.itemsize == 8 else 32
-    for function, key in (
-        (kernels.count_blocks, (bits,)),
-        (kernels.order_entries, ()),
-        (kernels.place_nonzeros, (bits,)),
-    ):
-        expect(function, *key)
+    kernels.order_entries.expect()  # compiled with the one that is needed first
+    kernels.place_nonzeros.expect(bits)
     counts = np.zeros((rows, count), np.int32)
     first, last = np.empty(rows, np.int32), np.empty(rows, np.int32)
     kernels.count_blocks(bits)(indptr, columns, blocks.block, counts, first, last)

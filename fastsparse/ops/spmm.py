@@ -233,7 +233,6 @@ def plan_row_major(
     width = tile_width(pattern, -(-columns // target.lanes), h, h.row_major_rates(density, inputs, y_stays_near))
     peel = (peels.y if many or nontemporal else None) or 0
     tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
-    expect_kernel(pattern, tiles, target)
     panel_row = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
     block_rows = h.even_block_rows(panel_row, inputs, density)
@@ -249,7 +248,6 @@ def _plan_in_place(
     # No dense rows here: four full rows would be four nonzeros per row of X, which is packed.
     width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
     tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
-    expect_kernel(pattern, tiles, target)
     groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, h, width)
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
@@ -283,7 +281,6 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     else:
         y_offsets = np.add.outer(panel * layouts.panel_stride(rows, width, target), vector).ravel()
         tiles = whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size, target.vector)
-    expect_kernel(pattern, tiles, target)
     row_bytes = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
@@ -293,19 +290,6 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 
 
 # ------------------------------------------------------------------------------------------------- launch
-
-
-def expect_kernel(pattern: Pattern, tiles: Tiles, target: Target) -> None:
-    """Have the kernel of these tiles compiled together with the functions that build an operator of the pattern."""
-    h, dense = target.heuristics, pattern.nnz == math.prod(pattern.shape)
-    row_unroll = _row_unroll(tiles, dense, not dense and h.interleaves_rows(tiles.width), h)
-    spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(tiles.contiguous(target.vector)), row_unroll)
-
-
-def _row_unroll(tiles: Tiles, dense: bool, interleaved: bool, h: Heuristics) -> int:
-    if dense and tiles.width <= len(h.dense_rates):
-        return spmm.DENSE
-    return spmm.INTERLEAVED if interleaved else 0
 
 
 def prepare(
@@ -325,7 +309,11 @@ def prepare(
     packed, contiguous = tiles.columns is not None, tiles.contiguous(target.vector)
     assert contiguous or not packed
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    row_unroll = _row_unroll(tiles, operator.dense, operator.interleaved, h)
+    row_unroll = 0
+    if operator.dense and tiles.width <= len(h.dense_rates):
+        row_unroll = spmm.DENSE
+    elif operator.interleaved:
+        row_unroll = spmm.INTERLEAVED
     finished = width * (2 + ROW_UNROLL if row_unroll else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     arguments = Arguments(

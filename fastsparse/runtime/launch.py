@@ -36,6 +36,14 @@ def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
     return {name: i for i, name in enumerate(dtype.names or ())}
 
 
+@functools.cache  # no Python call when it is known
+def _expect_launcher(shared: bool) -> None:
+    (_run_parallel if shared and available_workers(2) > 1 else _run_serial).expect()
+
+
+_run_serial, _run_parallel = parallel.run_serial, parallel.run_parallel
+
+
 class Arguments:
     """A kernel's argument record, filled by name: int64 words, then the task counter on a cache line of its own.
 
@@ -90,7 +98,8 @@ class Launch:
 
     Parameters
     ----------
-    kernel : compiled kernel
+    kernel : Kernel
+        Compiled when the launch first runs, or is bound.
     arguments : Arguments
         With all fields set but the operands and the scratch.
     operands : names of the fields whose addresses `run` and `bind` take, in this order; omitted ones stay as prepared
@@ -108,7 +117,7 @@ class Launch:
     """
 
     __slots__ = (
-        "_address", "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label",
+        "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label",
         "operands", "scratch", "slice_flops", "tasks", "threads",
     )  # fmt: skip
 
@@ -119,8 +128,7 @@ class Launch:
         self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
         self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
         self.keep = keep
-        self._address = 0  # that of the kernel, which is compiled when it first runs
-        compiler.expect(parallel.run_parallel if available_workers(threads) > 1 else parallel.run_serial)
+        _expect_launcher(threads > 1)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
         self.before: Callable[[], None] | None = None  # called before each run, to bring operands up to date
@@ -139,17 +147,11 @@ class Launch:
             words[self._scratch_word] = address(held)
         if self._at_once:
             record, length = words.buffer_info()
-            parallel.run_serial()(self._address or self.address, record, length, 0, self.tasks)
+            parallel.run_serial()(self.kernel.address, record, length, 0, self.tasks)
         elif VERBOSE:
             _run_and_report(self, words)
         else:
-            _run(self._address or self.address, words, self.tasks, self.flops, self.threads, self.slice_flops)
-
-    @property
-    def address(self) -> int:
-        """Address of the kernel's machine code."""
-        self._address = self.kernel.address
-        return self._address
+            _run(self.kernel.address, words, self.tasks, self.flops, self.threads, self.slice_flops)
 
     def fixed(self, keep: Any, **operands: int) -> Launch:
         """A launch with some operands fixed, which `run` no longer takes; `keep` holds what is at their addresses."""
@@ -169,7 +171,7 @@ class Launch:
         bound.set(**operands)
         if self.scratch:
             bound.set(scratch=scratch)
-        return BoundLaunch(self._address or self.address, bound, self.tasks, self.flops, self)
+        return BoundLaunch(self.kernel.address, bound, self.tasks, self.flops, self)
 
 
 def _run(kernel: int, words: array[int], tasks: int, flops: float, threads: int, slice_flops: float) -> None:
@@ -198,7 +200,7 @@ def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices:
 
 def _run_and_report(launch: Launch, words: array[int]) -> None:
     start = time.perf_counter()
-    _run(launch.address, words, launch.tasks, launch.flops, launch.threads, launch.slice_flops)
+    _run(launch.kernel.address, words, launch.tasks, launch.flops, launch.threads, launch.slice_flops)
     report(launch.label, launch.threads, time.perf_counter() - start)
 
 

@@ -180,7 +180,9 @@ _waiting: dict[Unit, None] = {}  # built, and not compiled yet
 
 
 class Kernel:
-    """A kernel, compiled when its address is asked for. The address is a C function's: void(int64, int64)."""
+    """A kernel, compiled when its `address` is asked for: that of a C function void(int64, int64)."""
+
+    address: int
 
     def __init__(self, unit: Unit, name: str) -> None:
         self._unit, self.name = unit, name
@@ -192,10 +194,11 @@ class Kernel:
             _compile(self._unit)
         return self._unit.function
 
-    @property
-    def address(self) -> int:
-        """Address of the machine code."""
-        return int(self.compiled.address)
+    def __getattr__(self, name: str) -> int:
+        if name != "address":
+            raise AttributeError(f"a kernel has no {name!r}")
+        self.address = int(self.compiled.address)  # from here on an attribute like others
+        return self.address
 
 
 class _Compiling:
@@ -253,11 +256,6 @@ def set_processes(ahead: Callable[[Sequence[Unit], Done], None] | None) -> None:
     """
     global _ahead
     _ahead = ahead
-
-
-def expect(builder: Callable[..., Any], *key: int) -> None:
-    """Say that a variant will be needed: it is compiled with the next one that is, unless it is known."""
-    builder.build(*key)  # type: ignore[attr-defined]
 
 
 def waiting() -> int:
@@ -325,10 +323,11 @@ def _wait_for(function: Callable[..., Any], signature: Any, compiled: Any, run: 
     return unit
 
 
-def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
+def compiled_once(build: Callable[..., Any]) -> Any:
     """Memoise `build(*ints)`: each variant is built once per process, by the first thread that needs it.
 
-    A kernel is compiled when its address is asked for, a function before it is returned.
+    A kernel is compiled when its address is asked for, a function before it is returned. `expect(*ints)` of the result
+    says that a variant will be needed: it is compiled with the next one that is.
     """
     known: dict[tuple[Any, ...], Any] = {}
 
@@ -350,8 +349,8 @@ def compiled_once(build: Callable[..., Any]) -> Callable[..., Any]:
                 compile_waiting()
             return built
 
-    once = functools.update_wrapper(functools.cache(get), build)  # no Python call for what is known
-    once.build = build_once  # type: ignore[attr-defined]
+    once: Any = functools.update_wrapper(functools.cache(get), build)  # no Python call for what is known
+    once.expect = functools.cache(build_once)
     return once
 
 

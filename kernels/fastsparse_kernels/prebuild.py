@@ -29,7 +29,7 @@ def compile_variants(directory: Path, level: str, variants: Iterable[tuple[Any, 
     directory.mkdir(parents=True, exist_ok=True)
     compiler.set_cache_directories(lambda: Directories(write=str(directory)), _write)
     for builder, key in variants:
-        compiler.expect(builder, *key)
+        builder.expect(*key)
         compiler.compile_waiting()
 
 

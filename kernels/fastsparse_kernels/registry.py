@@ -138,7 +138,7 @@ FAMILIES = (
 )
 
 # Functions that Python calls: launchers, and what builds operators and changes patterns.
-FUNCTIONS: tuple[tuple[Callable[..., Any], Arguments], ...] = (
+FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     (parallel.run_serial, ()),
     (parallel.run_parallel, ()),
     (sequence.run_steps_serial, ()),
@@ -157,7 +157,7 @@ PARALLEL = (parallel.run_parallel, sequence.run_steps)  # usable only where para
 _LARGE = (64,), (32, 64), (64, 32), (64, 64)  # keys of functions for float64, or for matrices of 2**31 columns and more
 
 
-def usual() -> Iterator[tuple[Callable[..., Any], Arguments]]:
+def usual() -> Iterator[tuple[Any, Arguments]]:
     """(builder, key) of the variants that most float32 programs use."""
     for get, key in FUNCTIONS:
         if key not in _LARGE and get.__module__ != pattern_updates.__name__:
@@ -169,7 +169,7 @@ def usual() -> Iterator[tuple[Callable[..., Any], Arguments]]:
                 yield family.get, key
 
 
-def every() -> Iterator[tuple[Callable[..., Any], Arguments]]:
+def every() -> Iterator[tuple[Any, Arguments]]:
     """(builder, key) of all variants in the table."""
     yield from FUNCTIONS
     yield sequence.sequence_kernel, ()

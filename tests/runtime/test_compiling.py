@@ -20,7 +20,7 @@ from fastsparse_kernels import compiler, sparse_operator
 compiling._helpers_worth = lambda units: 1
 {prelude}
 for bits in (32, 64):
-    compiler.expect(sparse_operator.gather, bits)
+    sparse_operator.gather.expect(bits)
 scatter = sparse_operator.scatter(32)
 out = np.zeros(2, np.float32)
 scatter(np.array([3, 4], np.float32), np.array([1, 0], np.uint32), out)
