@@ -3,9 +3,9 @@ Google's sparse detectors
 =========================
 
 MediaPipe ships TFLite files whose convolutions were pruned: two thirds of the weights of a face detector and of a pose
-detector are zero. They find faces and people in photographs. ``fs.compile``
-reads such a file, sparse weights included, and runs it on this library's kernels. What comes out are numbers for a grid
-of anchors, which a few lines of NumPy turn into boxes.
+detector are zero. They find faces and people in photographs. ``fs.compile`` reads such a file, sparse weights included,
+and runs it on this library's kernels. What comes out are numbers for a grid of anchors, which a few lines of NumPy turn
+into boxes.
 
 The networks: Bazarevsky et al., BlazeFace: sub-millisecond neural face detection on mobile GPUs, 2019; Bazarevsky et
 al., BlazePose: on-device real-time body pose tracking, 2020. The files come with the package ``mediapipe`` (``pip
@@ -13,7 +13,6 @@ install mediapipe``), or set ``FASTSPARSE_MEDIAPIPE`` to a folder with its ``mod
 ``tflite``. The photographs are ``astronaut`` (NASA) and ``camera`` of scikit-image.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -26,10 +25,9 @@ import fastsparse as fs
 SMALL = os.environ.get("FASTSPARSE_EXAMPLES") == "small"
 folder = os.environ.get("FASTSPARSE_MEDIAPIPE")
 if folder is None:
-    package = importlib.util.find_spec("mediapipe")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("pip install mediapipe, or set FASTSPARSE_MEDIAPIPE to its folder", name="mediapipe")
-    folder = Path(package.origin).parent
+    import mediapipe
+
+    folder = mediapipe.__path__[0]
 modules = Path(folder) / "modules"
 
 # %%
