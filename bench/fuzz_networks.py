@@ -182,14 +182,17 @@ def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[t
                 settings = list(SETTINGS)[int(rng.integers(len(SETTINGS)))]
             elif workers > 1:
                 settings = "parallel"
-            label = f"{name}, {cut}, {workers} workers"
+            expanded = int(rng.choice([0, 2000, 2**40]))
+            label = f"{name}, {cut}, {workers} workers, expanded_bytes={expanded}"
 
             def scheduled(
-                workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make
-            ) -> Schedule:
+                workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make,
+                expanded: int = expanded,
+            ) -> Schedule:  # fmt: skip
                 """Under the heuristics of the block around it."""
-                here = replace(target_for(program.dtype, workers), lanes=width)
-                return make(program, batch, here, cut)  # type: ignore[no-any-return]
+                here = target_for(program.dtype, workers)
+                h = replace(here.heuristics, expanded_bytes=expanded)
+                return make(program, batch, replace(here, lanes=width, heuristics=h), cut)  # type: ignore[no-any-return]
 
             yield label, settings, scheduled
 

@@ -68,19 +68,32 @@ def _run(space: Workspace, x: Arrays, y: Arrays) -> None:
 def live_buffers(schedule: Schedule) -> list[set[int]]:
     """Before every step the buffers whose contents it or a later step reads."""
     steps = schedule.steps
-    in_pieces = {buffer for step in steps for buffer, offset in (*step.sources, step.target) if offset}
     reads = [{buffer for buffer, _ in step.sources} for step in steps]
+    begins = _beginnings(schedule)
     found: list[set[int]] = []
     live: set[int] = set()
-    for step, read in zip(reversed(steps), reversed(reads), strict=True):
-        live = (live - {step.target[0]}) | read
+    for step, read, begin in zip(reversed(steps), reversed(reads), reversed(begins), strict=True):
+        live = (live - {step.target[0]} if begin else live) | read
         found.append({buffer for buffer in live if buffer >= 0})
-    found.reverse()
-    for buffer in in_pieces:  # written bit by bit, by several steps
-        first = min(i for i, step in enumerate(steps) if step.target[0] == buffer)
-        last = max((i for i, read in enumerate(reads) if buffer in read), default=-1)
-        for i, here in enumerate(found):
-            (here.add if first < i <= last else here.discard)(buffer)
+    return found[::-1]
+
+
+def _beginnings(schedule: Schedule) -> list[bool]:
+    """Whether a step's target holds nothing before it. What steps write bit by bit, at several offsets, holds what the
+    others wrote, until one of them comes again behind a reader."""
+    found = []
+    written: dict[int, set[int]] = {}
+    was_read: set[int] = set()
+    for step in schedule.steps:
+        was_read |= {buffer for buffer, _ in step.sources}
+        buffer, offset = step.target
+        before = written.setdefault(buffer, set())
+        begins = not before or (offset in before and buffer in was_read)
+        if begins:
+            before.clear()
+        before.add(offset)
+        was_read.discard(buffer)
+        found.append(begins)
     return found
 
 

@@ -55,6 +55,7 @@ class Heuristics:
     entry_nonzeros: float = 14  # nonzeros per entry that pay for starting and ending it
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
     group_rows: int = 8  # smallest row group
+    expanded_bytes: int = 256 * 1024  # of channels between a product and a depthwise convolution: a part of L2
     near_bytes: int = 4 * 2**20  # largest array that stays in a near cache
     far_share: float = 3 / 8  # share of the L3 cache beyond which an array leaves it: see `leaves_cache`
     rows_share: float = 3 / 8  # the same share where rows of X are not contiguous

@@ -214,12 +214,34 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
 
     # ------------------------------------------------------------ epilogue and store, of the tiles that need more
 
+    if contiguous:
+
+        @inlined_function
+        def finishing_place(buffer, out, target, aside):  # type: ignore[no-untyped-def]
+            """Where a tile gets its activation: in y, or in the buffer."""
+            return buffer if aside else out + target
+
+        @inlined_function
+        def not_in_place(buffer, out, target):  # type: ignore[no-untyped-def]
+            return buffer != out + target
+
+    else:
+
+        @inlined_function
+        def finishing_place(buffer, out, target, aside):  # type: ignore[no-untyped-def]
+            return buffer
+
+        @inlined_function
+        def not_in_place(buffer, out, target):  # type: ignore[no-untyped-def]
+            return True
+
     @kernel_function
     def activate(a, buffer, low, high):  # type: ignore[no-untyped-def]
-        """Clamp and activate the tile in `buffer`."""
-        simd.store(simd.clamp(simd.load(simd.zeros(width, lanes, bits), buffer), low, high), buffer)
+        """Clamp or activate the tile in `buffer`."""
         if a.activation != 0:
             simd.call(a.activation, buffer, width)
+        else:
+            simd.store(simd.clamp(simd.load(simd.zeros(width, lanes, bits), buffer), low, high), buffer)
 
     @kernel_function
     def store_pieces(buffer, y, piece, pieces_end):  # type: ignore[no-untyped-def]
@@ -231,7 +253,8 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
 
     @kernel_function
     def finish_in_memory(a, row, buffer, y, out, piece, pieces_end, low, high):  # type: ignore[no-untyped-def]
-        """Epilogue after the bias, and store, of the tile in `buffer`: with an activation, or in pieces.
+        """Epilogue after the bias, and store, of the tile in `buffer`: with an activation, or in pieces. A whole tile
+        without a residual may be where it belongs.
 
         A function of its own, which keeps rare code out of the loop over rows.
         """
@@ -242,7 +265,8 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                 acc = simd.add(simd.load(like, buffer), load_tile(like, out, target + a.residual - a.y))
                 simd.store(acc, buffer)
             activate(a, buffer, low, high)
-            store_tile(simd.load(like, buffer), out, target)
+            if not_in_place(buffer, out, target):
+                store_tile(simd.load(like, buffer), out, target)
             return
         if a.residual != 0:
             added, source, at = buffer + tile_bytes, y + target + a.residual - a.y, piece
@@ -323,8 +347,9 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                         simd.store(acc, buffer)
                         store_pieces(buffer, y + row * y_row_stride, piece, pieces_end)
                     else:
-                        simd.store(acc, buffer)
-                        finish_in_memory(a, row, buffer, y, out, piece, pieces_end, low, high)
+                        place = finishing_place(buffer, out, row * y_row_stride, residual != 0 or piece != pieces_end)
+                        simd.store(acc, place)
+                        finish_in_memory(a, row, place, y, out, piece, pieces_end, low, high)
                 else:
                     simd.store(acc, to + row * to_stride)
                 cursor, row = cursor + 8, next_row

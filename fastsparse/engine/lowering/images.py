@@ -303,7 +303,7 @@ class Lowering:
         sources = source, (gate_source[0], gate_source[1] + gate.corner)
         self._add(node.name, f"gate {where}", node, sources, target, launch, ("x", "gate", "y"))
 
-    def _spmv(self, node: Node, op: Linear) -> None:
+    def _spmv(self, node: Node, op: Conv | Linear) -> None:
         t, target_cpu, pattern = self.roots[node.inputs[0]], self.target, op.weight.pattern
         source = self._get(t, "plain", node)
         plan = spmv.plan_spmv(Pattern._trusted(pattern.indptr, pattern.indices, pattern.shape), target_cpu)
@@ -319,7 +319,7 @@ class Lowering:
         if node.residual is not None:
             self._sum(node, op, target, residual)
 
-    def _sum(self, node: Node, op: Linear, x: Place, residual: Place) -> None:
+    def _sum(self, node: Node, op: Conv | Linear, x: Place, residual: Place) -> None:
         """activation(x + residual): the identity of one channel, whose positions are the features."""
         plan = plan_identity(op.weight.shape[0], self.target)
         values = plan.operator.pack(np.ones(1, self.program.dtype))

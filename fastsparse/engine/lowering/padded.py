@@ -7,12 +7,14 @@ added to one another. Convolutions of other strides have their input split into 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
+from fastsparse.csr import CSR
 from fastsparse.engine import split
 from fastsparse.engine.lowering.images import Lowering, name_before
-from fastsparse.engine.lowering.weights import packed, planned
+from fastsparse.engine.lowering.weights import PackedWeight, packed, planned
 from fastsparse.engine.program import Conv, Gather, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.ops.conv import plan_between_padded, plan_padded
@@ -21,12 +23,23 @@ from fastsparse.ops.layouts import PaddedPlanes, PhasePlanes, pack_padded, padde
 from fastsparse.ops.target import Target
 
 
+class _Product(NamedTuple):
+    """A packed weight, where it runs, its input, and bytes between images of this."""
+
+    weight: PackedWeight
+    where: str
+    source: Place
+    image_stride: int
+
+
 class _PaddedLowering(Lowering):
     """As `Lowering`, with images on padded planes."""
 
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self.planes: dict[int, PaddedPlanes] = {}
+        self.expansions = self._expansions() if self.inner == 1 else {}
+        self.by_channels = {node.output for node in self.expansions.values()}
 
     # --- layouts of tensors ---------------------------------------------------------------------
 
@@ -59,8 +72,14 @@ class _PaddedLowering(Lowering):
             return "planes"
         unread = not readers and t in self.results
         pooled = any(isinstance(reader.operator, Pool) for reader in readers) and not planes.contiguous
-        features = t in self.whole or any(isinstance(reader.operator, Linear | RowWise | Gather) for reader in readers)
-        return "plain" if unread or pooled or features else "planes"
+        features = any(isinstance(r.operator, Linear | RowWise | Gather) or self._on_vectors(r) for r in readers)
+        return "plain" if unread or pooled or features or t in self.whole else "planes"
+
+    def _on_vectors(self, node: Node) -> bool:
+        """Whether a node is a convolution of one image of one position, which is an SpMV."""
+        geometry = node.operator.geometry if isinstance(node.operator, Conv) else None
+        alone = geometry is not None and geometry.groups == 1 and not {*geometry.spatial, *geometry.kernel} - {1}
+        return alone and self.images == 1 and geometry is not None and geometry.positions == 1
 
     def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
         planes, images = self._in_planes(t), self.images
@@ -83,46 +102,105 @@ class _PaddedLowering(Lowering):
 
     def _copy(self, t: int, source: str, form: str, target: Place, name: str) -> None:
         """Step that copies an image from form to form; the padding of planes is zero already."""
-        rows = _rows_of(self._planes(t, form), self.target)
-        self._pack(t, source, rows, target, name, "copy" if form == "plain" else "pack into planes")
+        rows, place = _rows_of(self._planes(t, form), self.target), self.forms[t, source]
+        kernel = "copy" if form == "plain" else "pack into planes"
+        self._pack(self._planes(t, source), place, rows, target, name, kernel)
 
     def _pack(
-        self, t: int, form: str, planes: PaddedPlanes | PhasePlanes, target: Place, name: str, kernel: str
-    ) -> None:
-        x = self._planes(t, form)
+        self, x: PaddedPlanes, source: Place, planes: PaddedPlanes | PhasePlanes, target: Place, name: str, kernel: str
+    ) -> None:  # fmt: skip
         rows = None if x.contiguous else x.row_offsets.ravel()
         # The padding of planes in a buffer of its layout class is zero already.
         launch = pack_padded(
             planes, x.channels, self.images, x.image_stride, x.channel_stride, self.target, rows,
             clear=isinstance(planes, PhasePlanes),
         )  # fmt: skip
-        self._add(name, kernel, None, (self.forms[t, form],), target, launch, ("user", "planes"))
+        self._add(name, kernel, None, (source,), target, launch, ("user", "planes"))
 
     # --- nodes on images -------------------------------------------------------------------------
 
     def _conv(self, node: Node, op: Conv) -> None:
-        t, geometry, images = self.roots[node.inputs[0]], op.geometry, self.images
+        if node.output in self.by_channels:
+            return  # its reader adds it
+        if self._on_vectors(node):
+            self._spmv(node, op)
+            return
+        if node.output in self.expansions:
+            self._depthwise(self.expansions[node.output], node, op)
+            return
+        t = self.roots[node.inputs[0]]
         residual = None if node.residual is None else self._get(self.roots[node.residual], "planes", node)
         form = self._written(node)
-        y = self._planes(node.output, form)
         if _steps_by_one(node):
-            x, where = self._in_planes(t), "on padded planes"
-            source = self._get(t, "planes", node)
-            weight = planned(op.weight, lambda p: plan_between_padded(p, geometry, x, y, self.target, images))
-            image_stride = x.image_stride
-        else:
-            phases = plan_padded(op.weight.pattern, geometry, self.target, images, y.all_offsets())
-            image_stride, where = geometry.channels * phases.x.channel_stride, "on phase planes"
-            weight = packed(op.weight, phases.spmm)
-            have = "planes" if (t, "planes") in self.forms else "plain"
-            source = self._buffer(images * image_stride + phases.x.slack)
-            self._pack(t, have, phases.x, source, name_before(node), "pack into phase planes")
+            self._get(t, "planes", node)
+        have = "planes" if (t, "planes") in self.forms else "plain"
+        x, y = self._planes(t, have), self._planes(node.output, form)
         fresh = self.roots[node.residual] != t if node.residual is not None else False
-        target = self._target(node.output, form, residual if fresh else None)
+        product = self._product(node, op, x, self.forms[t, have], y)
+        self._add_product(node, op, product, y, residual, self._target(node.output, form, residual if fresh else None))
+
+    def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes) -> _Product:
+        """The product of a convolution from planes to planes; its input is split into phases now if need be."""
+        geometry, images = op.geometry, self.images
+        if _steps_by_one(node):
+            weight = planned(op.weight, lambda p: plan_between_padded(p, geometry, x, y, self.target, images))
+            return _Product(weight, "on padded planes", source, x.image_stride)
+        phases = plan_padded(op.weight.pattern, geometry, self.target, images, y.all_offsets())
+        image_stride = geometry.channels * phases.x.channel_stride
+        place = self._buffer(images * image_stride + phases.x.slack)
+        self._pack(x, source, phases.x, place, name_before(node), "pack into phase planes")
+        return _Product(packed(op.weight, phases.spmm), "on phase planes", place, image_stride)
+
+    def _add_product(
+        self, node: Node, op: Conv, product: _Product, y: PaddedPlanes, residual: Place | None, target: Place
+    ) -> None:  # fmt: skip
+        weight, where, source, image_stride = product
         self._add_weighted(
-            node, op, weight, where, source, residual, target, y_row_stride=y.channel_stride, batches=images,
+            node, op, weight, where, source, residual, target, y_row_stride=y.channel_stride, batches=self.images,
             x_batch_stride=image_stride, y_batch_stride=y.image_stride,
         )  # fmt: skip
+
+    # --- some channels at a time -----------------------------------------------------------------
+
+    def _expansions(self) -> dict[int, Node]:
+        """Products that a depthwise convolution alone reads, and that would leave a near cache, by its output."""
+        h, found = self.target.heuristics, dict[int, Node]()
+        products = {node.output: node for node in self.early if _steps_by_one(node) and node.residual is None}
+        for node in self.early:
+            op, first = node.operator, products.get(self.roots[node.inputs[0]])
+            if first is None or not isinstance(op, Conv) or node.residual is not None:
+                continue
+            t, u, geometry = first.output, node.output, op.geometry
+            assert isinstance(first.operator, Conv)
+            each = geometry.groups == geometry.channels == geometry.out_channels
+            alone = len(self.readers[t]) == 1 and not {t, u} & set(self.results) and t not in self.added
+            if each and alone and first.operator.geometry.groups == 1 and self._sample(t) > h.expanded_bytes:
+                found[u] = first
+        return found
+
+    def _depthwise(self, first: Node, node: Node, op: Conv) -> None:
+        """A product and the depthwise convolution that reads it, some channels at a time: what is between them stays in
+        a near cache, and takes no more memory than that."""
+        assert isinstance(first.operator, Conv)
+        t, channels = first.output, op.geometry.channels
+        x, source = (
+            self._in_planes(self.roots[first.inputs[0]]),
+            self._get(self.roots[first.inputs[0]], "planes", first),
+        )
+        between, y = self._in_planes(t), self._planes(node.output, self._written(node))
+        count = max(1, self.target.heuristics.expanded_bytes // between.channel_stride)
+        _, zeros = self._memory_of(t)
+        place = self._buffer(min(count, channels) * between.channel_stride + between.slack, zeros)
+        target = self._target(node.output, self._written(node))
+        for start in range(0, channels, count):
+            stop = min(channels, start + count)
+            part, expanded, depthwise = replace(between, channels=stop - start), *(
+                _channels(o, start, stop) for o in (first.operator, op)
+            )  # fmt: skip
+            self._add_product(first, expanded, self._product(first, expanded, x, source, part), part, None, place)
+            product = self._product(node, depthwise, part, place, y)
+            to = target[0], target[1] + start * y.channel_stride
+            self._add_product(node, depthwise, product, replace(y, channels=stop - start), None, to)
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, form = self.roots[node.inputs[0]], self._written(node)
@@ -138,6 +216,20 @@ class _PaddedLowering(Lowering):
         x, gate, y = (Image.padded(self._planes(s, f)) for s, f in ((t, have), (g, gate_form), (node.output, form)))
         target = self._target(node.output, form, source if x == y else None)
         self._add_gate(node, "on padded planes", x, source, gate, gate_source, y, target)
+
+
+def _channels(op: Conv, start: int, stop: int) -> Conv:
+    """Some output channels of a convolution, and of a depthwise one the input channels that they read."""
+    indptr, geometry, count = op.weight.indptr, op.geometry, stop - start
+    kept = slice(int(indptr[start]), int(indptr[stop]))
+    weight = CSR(
+        indptr[start : stop + 1] - indptr[start], op.weight.indices[kept], op.weight.data[kept],
+        (count, op.weight.shape[1]),
+    )  # fmt: skip
+    read, groups = (geometry.channels, 1) if geometry.groups == 1 else (count, count)
+    geometry = replace(geometry, channels=read, out_channels=count, groups=groups)
+    bias = None if op.bias is None else op.bias[start:stop].copy()
+    return replace(op, weight=weight, bias=bias, geometry=geometry)
 
 
 def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:
