@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Recurrent, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Concat, Conv, Gate, Linear, Operator, Pool, Recurrent, Scale, Shape
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Costs:
             every = 2.0 * operator.times * sum(math.prod(w.shape) for d in operator.directions for w in (d.W, d.R))
             slower = shape[1] * (self.vectors if shape[1] < self.few else 1.0)
             return (every * self.dense - operator.useful_flops * self.sparse) * slower
-        if isinstance(operator, Scale | Add | Activate | Pool | Gate):
+        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Concat):
             return self.elementwise * math.prod(shape) * samples
         return 0.0
 

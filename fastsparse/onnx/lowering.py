@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Operator, Pool, Reshape, Scale, Shape
+from fastsparse.engine.program import Activate, Add, Concat, Conv, Gate, Linear, Operator, Pool, Reshape, Scale, Shape
 from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.inference import Constants, Info
@@ -82,7 +82,9 @@ class Lowering:
         return node.inputs[0] if node.inputs else ""
 
     def joins(self, node: Node) -> bool:
-        """Whether it adds or multiplies two tensors that are no constants."""
+        """Whether it adds or multiplies two tensors that are no constants, or joins some."""
+        if node.op == "Concat" and node.version >= 4:
+            return 1 < len(node.inputs) == len({*node.inputs} - self.constants.names)
         return (
             ((node.op in ("Add", "Mul") and node.version >= 7) or node.op == "Sum")
             and len(node.inputs) == 2
@@ -120,10 +122,24 @@ class Lowering:
         dtypes = {self._dtype(name) for name in (*node.inputs, *node.outputs)}
         if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
             return None
+        if node.op == "Concat":
+            return self._concat(node, shapes)
         if node.op == "Mul":
             return self._gate(forms, shapes)
         form = next(form for form in forms if form is not None)
         return Lowered(Add(), form, form, shapes[0], ("add",), others=(form,)) if shapes[0] == shapes[1] else None
+
+    def _concat(self, node: Node, shapes: Sequence[Shape]) -> Lowered | None:
+        """Channels of images, or features of rows."""
+        first, rank = shapes[0], len(shapes[0])
+        axis = int(node.get("axis", 1)) % rank if rank else 0
+        around = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        if len(around) != 1 or any(len(shape) != rank for shape in shapes) or axis not in (1, rank - 1) or rank < 2:
+            return None
+        forms = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
+        y = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+        target = Form(forms[0].samples, y[axis:])
+        return Lowered(Concat(), forms[0], target, y, ("concat", len(forms)), others=tuple(forms[1:]))
 
     def _gate(self, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """A number per channel times an image."""

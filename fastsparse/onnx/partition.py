@@ -105,7 +105,8 @@ class Cut:
         if not found or None in shapes:
             return None
         first = max(found, key=lambda above: above.level)
-        forms = [above.lowered.target if above is first or (above and node.op == "Mul") else None for above in makers]
+        every = node.op in ("Mul", "Concat")
+        forms = [above.lowered.target if above is first or (above and every) else None for above in makers]
         lowered = self.lowering.lowered(node, forms, shapes)  # type: ignore[arg-type]
         if lowered is None:
             return None

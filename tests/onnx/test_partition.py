@@ -299,3 +299,30 @@ def test_graphs_in_nodes_read_what_is_outside(rng):
         data = sign * np.abs(rng.standard_normal((3, 16))).astype("float32")
         found = models.on_kernels(model, (3, 16)).run([data])
         assert max(models.shares(found, models.reference(model, [data]))) < 2e-6
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_joined_channels_stay_in_one_region(batch, rng):
+    """Of images, with readers besides; of rows; with a term from outside; a result that is joined."""
+    b = models.Builder()
+    first = b.add("Relu", b.conv("x", 3, 8))
+    second = b.add("Sigmoid", b.conv(first, 8, 5))
+    joined = b.add("Concat", first, second, "x", axis=1)
+    y = b.add("Relu", b.conv(joined, 16, 4))
+    pooled = b.add("Flatten", b.add("GlobalAveragePool", joined))
+    rows = b.add("Concat", b.linear(pooled, 16, 6), pooled, axis=-1)
+    model = b.model({"x": [batch, 3, 9, 7]}, [b.add("Concat", y, second, axis=1), b.linear(rows, 22, 5)])
+    segments, _ = _cut(model, x=(batch, 3, 9, 7))
+    assert len(segments) == 1
+    _same(model, rng, (batch, 3, 9, 7))
+
+
+def test_what_is_joined_along_other_axes_is_the_librarys(rng):
+    b = models.Builder()
+    x = b.conv("x", 3, 4)
+    joined = b.add("Concat", x, b.add("Relu", x), axis=2)
+    model = b.model({"x": [2, 3, 5, 6]}, [b.conv(joined, 4, 4)])
+    regions, library = _cut(model, x=(2, 3, 5, 6))
+    assert len(regions) == 2
+    assert library == ["n2"]
+    _same(model, rng, (2, 3, 5, 6))
