@@ -243,7 +243,11 @@ class SparseLinear(SparseLayer):
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features)."""
+        """x (..., in_features) -> (..., out_features).
+
+        x may be a sparse tensor (batch, in_features), of bags of words for example: as an nn.EmbeddingBag that sums,
+        weighted by the values of x. Then time follows the nonzeros of both, and x has no gradient.
+        """
         weight = self._weight_of(x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {self.in_features})")

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fastsparse import functional
 from fastsparse.arguments import checked_geometry
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import conv as conv_ops
@@ -27,7 +30,7 @@ from fastsparse.ops import linear as linear_ops
 from fastsparse.ops.sums import batch_sum, channel_sums
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.threads import get_num_threads
+from fastsparse.runtime.threads import get_num_threads, threads
 from fastsparse.sparsity.growth import ConvolutionGradient, FullGradient, LinearGradient
 
 Array = NDArray[Any]
@@ -384,7 +387,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indic
 
     Parameters
     ----------
-    x : Tensor (..., in_features)
+    x : Tensor (..., in_features), or a sparse one (batch, in_features), which has no gradient
         float32 or float64 like values; float16 and bfloat16 are converted once, and the result back.
     values : Tensor (nnz,)
     bias : Tensor (out,), optional
@@ -398,7 +401,11 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indic
     Tensor (..., out)
         Of the type of x.
     """
-    return _converted(_LinearFunction, _ops.linear.default, x, values, bias, indptr, indices, in_features)
+    dense = x.layout is torch.strided
+    if not dense and x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("x is sparse and requires a gradient, expected one that does not, or a dense x")
+    function, operator = (_LinearFunction, _ops.linear.default) if dense else (_SparseInputFunction, _linear_of_sparse)
+    return _converted(function, operator, x, values, bias, indptr, indices, in_features)
 
 
 def conv(
@@ -428,6 +435,40 @@ def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Te
     else:
         y = operator(x, values, bias, *rest, False)
     return y if given == kind else y.to(given)
+
+
+def _linear_of_sparse(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """The operator's result for sparse x; no operator of torch's, whose compiler knows no sparse tensors."""
+    return _SparseInputFunction.apply(x, values, bias, *rest[:-1])
+
+
+class _SparseInputFunction(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int
+    ) -> Tensor:
+        rows = x.detach().to_sparse_csr()
+        arrays = (rows.values(), rows.col_indices(), rows.crow_indices())
+        ctx.x = sparse.csr_array(tuple(map(_array, arrays)), shape=tuple(x.shape))
+        ctx.save_for_backward(values, indptr, indices)
+        structure = structure_of(indptr, indices, in_features)
+        matrix = structure.matrix(values, bool(ctx.needs_input_grad[1]))
+        with threads(_target(matrix).threads):
+            return torch.from_numpy(functional.linear(ctx.x, matrix, structure.bias(bias, matrix)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        values, indptr, indices = ctx.saved_tensors
+        structure = structure_of(indptr, indices, ctx.x.shape[1])
+        matrix = structure.matrix(values, False)
+        dy = _input(grad, matrix, "grad")
+        if structure.watched:
+            structure.gradients.append(LinearGradient(dy.copy(), ctx.x))
+        with threads(_target(matrix).threads):
+            _, grad_values, grad_bias = functional.linear_backward(dy, ctx.x, matrix, need_input=False)
+        found = torch.from_numpy(grad_values).to(values.dtype)
+        return None, found, torch.from_numpy(grad_bias) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class _LinearFunction(Function):

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 import fastsparse as fs
 import fastsparse.torch as fst
+from fastsparse.sparsity import RigL
 from fastsparse.torch import operators
 
 CONVS = {1: fst.SparseConv1d, 2: fst.SparseConv2d, 3: fst.SparseConv3d}
@@ -468,3 +469,45 @@ def test_the_bare_operator_checks_what_it_reads(spoil):
     arguments = torch.randn(3, 8), layer.values.detach(), layer.bias.detach(), layer.indptr, layer.indices, 8, False
     with pytest.raises((TypeError, ValueError)):
         torch.ops.fastsparse.linear(*spoil(arguments))
+
+
+# ------------------------------------------------------------------------------------------------- sparse inputs
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo, torch.sparse_csc])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_sparse_input_gives_what_a_dense_one_gives(layout, dtype):
+    torch.manual_seed(0)
+    layer = fst.SparseLinear(50, 20, sparsity=0.7, dtype=dtype)
+    x = (torch.randn(9, 50) * (torch.rand(9, 50) < 0.2)).to(dtype)
+    found, expected = [], []
+    for given, results in ((x.to_sparse(layout=layout), found), (x, expected)):
+        layer.zero_grad()
+        y = layer(given)
+        y.float().square().sum().backward()
+        results += [y, layer.values.grad, layer.bias.grad]
+        with torch.no_grad():
+            assert torch.equal(layer(given), y)
+    for ours, theirs in zip(found, expected):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
+def test_rigl_grows_from_sparse_inputs():
+    torch.manual_seed(0)
+    layer = fst.SparseLinear(50, 20, sparsity=0.9)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(9, 50) * (torch.rand(9, 50) < 0.2)
+    for module, given in ((layer, x.to_sparse_csr()), (twin, x)):
+        algorithm = RigL(module, every=1)
+        module(given).square().sum().backward()
+        algorithm.step(1)
+    assert layer.pattern == twin.pattern
+
+
+def test_a_sparse_input_has_no_gradient():
+    layer, x = fst.SparseLinear(5, 4), torch.eye(5).to_sparse_csr()
+    with pytest.raises(ValueError, match="x is sparse and requires a gradient"):
+        layer(x.requires_grad_())
+    with pytest.raises(ValueError, match=r"x has shape \(5, 5\), expected \(\.\.\., 6\)"):
+        fst.SparseLinear(6, 4)(torch.eye(5).to_sparse_csr())
