@@ -6,6 +6,7 @@ All choices for a batch give the same bits, so the choice is one of time alone.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastsparse.engine import split
@@ -44,7 +45,7 @@ def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choi
         return [Choice("batch-blocked", cut) for cut in cuts]
     by_image = _by_image(program, batch, target)
     first = [Choice("batch-blocked", split.choose(work, groups, target)), by_image[0]]
-    if _leaves_caches(program, target):
+    if min(_costs(program, target)) < _blocked_cost(program, target):
         first.reverse()
     if not tune:
         return first[:1]
@@ -74,14 +75,18 @@ def _target(program: Program, batch: int, workers: int) -> Target:
 
 
 def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice | None = None) -> Choice:
-    """The choice that is taken: `known` where it can be, else by estimate or, with `tune`, by measuring."""
+    """The choice that is taken: `known` where it can be, else by estimate or, with `tune`, by measuring.
+
+    A known choice is measured against the estimate alone, which takes its place where it is clearly faster.
+    """
     found = choices(program, batch, workers, tune or known is not None)
     if known in found:
         assert known is not None
-        return known
+        found = [known] if known == found[0] else [known, found[0]]
     if not tune or len(found) == 1:
         return found[0]
-    return found[fastest(program, [lambda c=c: scheduled(program, batch, workers, c) for c in found], batch)]  # type: ignore[misc]
+    candidates = [partial(scheduled, program, batch, workers, choice) for choice in found]
+    return found[fastest(program, candidates, batch, workers)]
 
 
 def to_json(choice: Choice) -> list[Any]:
@@ -175,17 +180,17 @@ class _Tiled:
         self.name = "halo" if self.own else f"tiles of {y.counts}, {size}"
 
 
-def _leaves_caches(program: Program, target: Target) -> bool:
-    """Whether most of the work is in layers that read and write more than the L3 cache holds for a vector of samples.
+def _blocked_cost(program: Program, target: Target) -> float:
+    """What one image costs batch-blocked, in multiplications and additions.
 
-    In those, an image at a time is faster, though its vectors are unaligned.
+    Vectors are aligned and hold no halo, but a group of samples is processed layer by layer: what most layers of large
+    images write has left the caches when the next one reads it, where single images run from first layer to last.
     """
-    planes, within, beyond = batch_blocked.assign_planes(program, target), 0.0, 0.0
+    h, planes, cost = target.heuristics, batch_blocked.assign_planes(program, target), 0.0
     for node in program.nodes:
-        if isinstance(node.operator, Conv | Linear):
+        op = node.operator
+        if isinstance(op, Conv | Linear):
             live = sum(planes[t].group_stride for t in (*node.inputs, node.output))
-            if live > target.heuristics.l3_bytes:
-                beyond += node.operator.useful_flops
-            else:
-                within += node.operator.useful_flops
-    return beyond > within
+            cost += op.useful_flops + h.tiles_store_flops * math.prod(program.shapes[node.output])
+            cost += h.far_flops * live / target.lanes if h.leaves_cache(live) else 0.0
+    return cost

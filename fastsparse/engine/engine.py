@@ -173,6 +173,7 @@ class Engine:
         self.output_shape = (input_shape[0], *self._sample_shape)
         self._plans = PoolStore()  # by batch and workers
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
+        self._measured: set[tuple[int, int]] = set()  # choices that were measured here, not only read from a file
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
@@ -213,7 +214,10 @@ class Engine:
         return [self(inputs[0], out=None if out is None else out[0])]
 
     def prepare(self, batch: int, *, tune: bool = False) -> None:
-        """Plan for a batch size now, instead of at its first call; with `tune` by measuring, unless that was done."""
+        """Plan for a batch size now, instead of at its first call; with `tune` by measuring, unless that was done.
+
+        What a file says was chosen is measured against the estimate, and dropped where that is clearly faster.
+        """
         with self._pool(batch, tune).workspace():
             pass
 
@@ -330,12 +334,13 @@ class Engine:
         workers = usable_threads(self._threads)
         key = (batch, workers)
         pool: Pool | None = self._plans.get(key)
-        if pool is not None and (not tune or key in self._choices):
+        if pool is not None and (not tune or key in self._measured):
             return pool
         tune = tune or (self._tune_again and batch == self.input_shape[0])
         choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
         made = Pool(scheduled(self._program, batch, workers, choice))
-        if tune and len(self._choices) < _KEPT_CHOICES:
+        if tune and (key in self._choices or len(self._choices) < _KEPT_CHOICES):
             self._choices[key] = choice
+            self._measured.add(key)
         kept: Pool = self._plans.put(key, made, made, replace=tune)
         return kept

@@ -1,10 +1,17 @@
-"""Choosing a schedule by measuring: candidates give the same bits, so only time is at stake."""
+"""Choosing a schedule by measuring: candidates give the same bits, so only time is at stake.
+
+A machine changes its state while it is measured: clocks, other programs, cores that share a cache or do not. So all
+candidates are compared with one incumbent, the estimate, within rounds, and the incumbent stays unless it is beaten
+clearly and repeatedly. Where workers share the work, what they send each other counts, which changes most from state to
+state: who wins with several workers must not lose on one, either.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,35 +24,59 @@ from fastsparse.runtime.measure import seconds
 
 SECONDS = 0.5  # for comparing the best candidates, about
 MOST_SECONDS = 10.0  # after this no other candidate is tried
-GAIN = 0.95  # a candidate must take less than this part of the estimate's time, or noise would decide
+GAIN = 0.95  # a candidate must take less than this part of the incumbent's time
+WINS = 0.8  # in this share of the rounds it must be faster
+ALONE = 1.03  # and on one worker it may take this part of the incumbent's time at most
 CLOSE = 1.15  # candidates this near to the best one are compared again
 KEPT = 3  # candidates that are compared again, at most
+ROUNDS = 4, 20  # least and most
 
 
-def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batch: int) -> int:
-    """The candidate that runs fastest, by its position; the first one, which is the estimate, unless another is
-    clearly faster. Progress is shown on a terminal when it takes more than a second."""
+def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batch: int, workers: int = 1) -> int:
+    """The candidate that runs fastest, by its position; the first one, the incumbent, unless another beats it clearly
+    and repeatedly. Progress is shown on a terminal when it takes more than a second."""
     if len(candidates) == 1:
         return 0
     rng = np.random.default_rng(0)
     x = [rng.standard_normal((batch, *program.shapes[t])).astype(program.dtype) for t in program.inputs]
     y = [np.empty((batch, *program.shapes[t]), program.dtype) for t in program.outputs]
     begin = time.perf_counter()
-    times: dict[int, float] = {}
+
+    def measured(space: Any) -> float:
+        return seconds(partial(space.run, x, y))
+
+    def compared(space: Any) -> float:
+        incumbent = measured(first)
+        return measured(space) / incumbent
+
+    first = Workspace(candidates[0]())
+    measured(first)
     spaces: dict[int, Any] = {}
-    for i, make in enumerate(tqdm(candidates, "tune", delay=1, disable=None, leave=False)):
-        if i and time.perf_counter() - begin > MOST_SECONDS:
+    ratios: dict[int, list[float]] = {}
+    for i, make in enumerate(tqdm(candidates[1:], "tune", delay=1, disable=None, leave=False), 1):
+        if time.perf_counter() - begin > MOST_SECONDS:
             break
         spaces[i] = Workspace(make())
-        spaces[i].run(x, y)
-        times[i] = seconds(partial(spaces[i].run, x, y))
-        # The estimate stays: it is what others are measured against.
-        near = sorted((j for j in spaces if times[j] < CLOSE * min(times.values())), key=times.__getitem__)[:KEPT]
-        spaces = {j: spaces[j] for j in sorted({0, *near})}
-    once = sum(times[i] for i in spaces)
-    # In turn, so that a machine that slows down slows all of them.
-    for _ in range(max(2, min(20, int(SECONDS / max(once, 1e-9))))):
+        measured(spaces[i])
+        ratios[i] = [compared(spaces[i]), compared(spaces[i])]  # two, in case the machine changes during one of them
+        limit = CLOSE * min(1.0, *(max(ratios[j]) for j in spaces))
+        near = sorted((j for j in spaces if min(ratios[j]) < limit), key=lambda j: min(ratios[j]))[:KEPT]
+        spaces = {j: spaces[j] for j in near}
+    least, most = ROUNDS
+    once = measured(first) * (1 + len(spaces))
+    for _ in range(max(least, min(most, int(SECONDS / max(once, 1e-9))))):
+        incumbent = measured(first)
         for i, space in spaces.items():
-            times[i] = min(times[i], seconds(partial(space.run, x, y)))
-    best = min(spaces, key=times.__getitem__)
-    return best if times[best] < GAIN * times[0] else 0
+            ratios[i].append(measured(space) / incumbent)
+    for i in sorted(spaces, key=lambda i: median(ratios[i])):
+        wins = sum(ratio < 1 for ratio in ratios[i]) / len(ratios[i])
+        if median(ratios[i]) >= GAIN or wins < WINS:
+            continue
+        if workers == 1 or _alone(spaces[i], x, y) <= ALONE * _alone(first, x, y):
+            return i
+    return 0
+
+
+def _alone(space: Any, x: Any, y: Any) -> float:
+    """Seconds on one worker."""
+    return min(seconds(partial(space.run_alone, x, y)) for _ in range(ROUNDS[0]))

@@ -104,15 +104,22 @@ class Workspace:
 
     def _run(self) -> None:
         """Run on the arrays that are set."""
-        schedule = self.schedule
         if launch.VERBOSE:
             self._run_and_report()
+        else:
+            self._run_tasks(self.schedule.workers)
+
+    def run_alone(self, x: Arrays, y: Arrays) -> None:
+        """The same as `run`, on the calling thread."""
+        self.set_arrays(x, y)
+        self._run_tasks(1)
+
+    def _run_tasks(self, workers: int) -> None:
+        if self.schedule.per_worker:
+            self._sequence.run(workers, self.heuristics.slice_flops)
             return
-        if schedule.per_worker:
-            self._sequence.run(schedule.workers, self.heuristics.slice_flops)
-            return
-        workers = available_workers(schedule.workers)
-        for task in range(schedule.tasks):
+        workers = available_workers(workers)
+        for task in range(self.schedule.tasks):
             for first, last in self._spans:
                 self._run_steps(first, last, workers, task)
 

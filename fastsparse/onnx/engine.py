@@ -104,6 +104,7 @@ class GraphEngine:
         self._budget = 0.0  # seconds of tuning that are left
         self._tune_again = False  # measure at the first call
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
+        self._measured: set[Hashable] = set()  # choices that were measured here, not only read from a file
         self._cases = Cases(self, model) if any(node.op == "If" for node in model.nodes) else None
         self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
@@ -350,14 +351,15 @@ class GraphEngine:
         key = (samples, workers, program.shapes, round(program.useful_flops() / 1e5))
         with _lock:
             known = self._choices.get(key)
-            tune = known is None and self._budget > 0
+            tune = key not in self._measured and self._budget > 0
         choice, spent = choosing.timed(lambda: chosen(program, samples, workers, tune, known))
         with _lock:
             if tune:
                 self._budget -= spent
                 self._choices[key] = choice
+                self._measured.add(key)
             while len(self._choices) > _KEPT_CHOICES:
-                self._choices.popitem(last=False)
+                self._measured.discard(self._choices.popitem(last=False)[0])
         return scheduled(program, samples, workers, choice)
 
     # ------------------------------------------------------------------------------------------

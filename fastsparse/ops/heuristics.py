@@ -141,6 +141,7 @@ class Heuristics:
     phase_flops: float = 11  # per number of x that is packed for strides
     tiles_store_flops: float = 6  # per output
     gathered_flops: float = 28  # per number of a halo, of other tiles, or of an image that is gathered from tiles
+    far_flops: float = 4  # per byte of what a layer reads and writes batch-blocked, where it leaves the caches
 
     # Which layouts a convolution may take; tests and tuners narrow it.
     layouts: tuple[str, ...] = field(default=("batch-blocked", "planes", "spatial tiles"))

@@ -374,7 +374,7 @@ def test_a_planned_batch_is_measured_when_asked_to(monkeypatch):
     offered = choosing.choices(engine._program, 20, 1, True)
     measured = []
 
-    def last(program, candidates, batch):
+    def last(program, candidates, batch, workers):
         measured.append(batch)
         return len(candidates) - 1
 

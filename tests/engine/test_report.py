@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,35 +62,82 @@ def test_benchmark():
     assert str(found).startswith("batch 4: p50 ")
 
 
-def test_tuning_takes_the_fastest_and_the_estimate_when_in_doubt(monkeypatch):
+class _Machine:
+    """Stands for workspaces and clock: `times[name]` is what a call takes, with all workers and alone, or a function of
+    the number of calls before."""
+
+    def __init__(self, times: dict[str, Any], alone: dict[str, float] | None = None) -> None:
+        self.times, self.alone, self.calls = times, alone or {}, 0
+        self.last = 0.0
+
+    def space(self, name: str) -> Any:
+        machine = self
+
+        class Space:
+            def run(self, x: Any, y: Any) -> None:
+                machine.calls += 1
+                taken = machine.times[name]
+                machine.last = taken(machine.calls) if callable(taken) else taken
+
+            def run_alone(self, x: Any, y: Any) -> None:
+                machine.last = machine.alone[name]
+
+        return Space()
+
+    def seconds(self, call: Any) -> float:
+        call()
+        return self.last
+
+
+@pytest.fixture
+def chosen_of(monkeypatch):
+    """Which of some candidates is taken on a machine, the estimate first."""
     model, shape = network("demo")
     program = fs.compile(model, (2, *shape), tune=False)._program
-    names = ["estimate", "slower", "faster"]
-    costs = dict(zip(names, (1.0, 2.0, 0.5)))
 
-    ran = []
+    def chosen(machine: _Machine, workers: int = 1) -> str:
+        monkeypatch.setattr(tuning, "Workspace", machine.space)
+        monkeypatch.setattr(tuning, "seconds", machine.seconds)
+        names = list(machine.times)
+        return names[tuning.fastest(program, [lambda name=name: name for name in names], 2, workers)]
 
-    class Space:
-        def __init__(self, schedule):
-            self.name = schedule
+    return chosen
 
-        def run(self, x, y):
-            ran.append(self.name)
 
-    def seconds(call):
-        call()
-        return costs[ran[-1]]
-
-    monkeypatch.setattr(tuning, "Workspace", Space)
-    monkeypatch.setattr(tuning, "seconds", seconds)
-    candidates = [lambda name=name: name for name in names]
-    assert names[tuning.fastest(program, candidates, 2)] == "faster"
-    costs["faster"] = 0.97
-    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
-    assert names[tuning.fastest(program, candidates[:1], 2)] == "estimate"
-    costs["faster"] = 0.5
+def test_tuning_takes_the_fastest_and_the_estimate_when_in_doubt(chosen_of, monkeypatch):
+    times = {"estimate": 1.0, "slower": 2.0, "faster": 0.5, "second": 0.6}
+    assert chosen_of(_Machine(times)) == "faster"
+    assert chosen_of(_Machine({**times, "faster": 0.97, "second": 0.97})) == "estimate"
+    assert chosen_of(_Machine({"estimate": 1.0})) == "estimate"
     monkeypatch.setattr(tuning, "MOST_SECONDS", 0)
-    assert names[tuning.fastest(program, candidates, 2)] == "estimate"
+    assert chosen_of(_Machine(times)) == "estimate"
+
+
+def test_tuning_compares_within_rounds(chosen_of):
+    """A machine that becomes three times as fast, or as slow, while it is measured changes no choice."""
+    for change in (3.0, 1 / 3):
+        for when in range(1, 40):
+
+            def at(cost, change=change, when=when):
+                return lambda calls: cost * (change if calls > when else 1.0)
+
+            assert chosen_of(_Machine({"estimate": at(1.0), "slower": at(1.1), "faster": at(0.8)})) == "faster"
+            assert chosen_of(_Machine({"estimate": at(1.0), "slower": at(1.1), "equal": at(0.98)})) == "estimate"
+
+
+def test_tuning_wants_repeated_wins(chosen_of):
+    """Faster in two rounds of three is not enough."""
+    assert (
+        chosen_of(_Machine({"estimate": 1.0, "other": lambda calls: 1.1 if calls // 2 % 3 == 0 else 0.5})) == "estimate"
+    )
+
+
+def test_with_workers_a_choice_must_hold_without_what_they_send(chosen_of):
+    """Slow transfers between cores make `flat` win with two workers, but alone it loses."""
+    times = {"estimate": 1.0, "flat": 0.8}
+    assert chosen_of(_Machine(times, {"estimate": 1.5, "flat": 1.7}), workers=2) == "estimate"
+    assert chosen_of(_Machine(times, {"estimate": 1.5, "flat": 1.4}), workers=2) == "flat"
+    assert chosen_of(_Machine({**times, "third": 0.85}, {"estimate": 1.5, "flat": 1.7, "third": 1.5}), 2) == "third"
 
 
 def test_the_measured_peak_is_plausible():

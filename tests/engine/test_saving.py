@@ -70,7 +70,29 @@ def test_what_tuning_chose_is_kept(tmp_path, monkeypatch):
     again = fs.load_engine(path)
     assert again._choices == engine._choices != {}
     monkeypatch.setattr("fastsparse.engine.choosing.fastest", lambda *_: pytest.fail("it measured"))
-    again.prepare(40, tune=True)
+    again.prepare(40)
+    engine.prepare(40, tune=True)  # measured before
+
+
+def test_a_choice_of_a_file_that_is_contradicted_is_dropped(tmp_path, monkeypatch):
+    engine, path = saved(tmp_path, "demo", batch=40, threads=1)
+    first, other = choices(engine._program, 40, 1, True)[:2]
+    compared = []
+
+    def second(program, candidates, batch, workers):
+        compared.append(len(candidates))
+        return 1
+
+    monkeypatch.setattr("fastsparse.engine.choosing.fastest", second)
+    for choice, kept, measured in ((other, first, [2]), (first, first, [])):
+        engine._choices[40, 1] = choice
+        engine.save(path)
+        again = fs.load_engine(path)
+        compared.clear()
+        for _ in range(2):
+            again.prepare(40, tune=True)
+            assert again._choices == {(40, 1): kept}
+            assert compared == measured, "once, and against the estimate alone"
 
 
 def test_a_choice_for_another_cpu_is_made_again_with_a_notice(tmp_path, monkeypatch):
