@@ -83,7 +83,7 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
     program, first = engine._program, None
     for label, settings, make in _schedules(program, len(x), rng, lanes):
         with tuned(**SETTINGS[settings]) if settings else contextlib.nullcontext():
-            y = _run(make(), engine._checked(x), want.shape)
+            y = _run(make(), engine._checked(x)[0], want.shape)
         label = f"{label} with {settings or 'usual choices'}"
         if first is None:
             _assert_within(y, want, bound, label)

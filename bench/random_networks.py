@@ -68,7 +68,7 @@ def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if kind == "flatten":
         return (math.prod(shape),)
     if kind == "linear":
-        return (options["out"],)
+        return (*shape[:-1], options["out"])
     if kind == "concat":
         return (shape[0] + sum(shape_after(inner, shape)[0] for inner in options["others"]), *shape[1:])
     if kind == "residual":
@@ -134,7 +134,8 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
         kinds = ["conv"] * 6 + ["pool"] * 4 + ["residual"] * 3 + ["adaptive", "norm", "activation"] + rows
         kind = _one(rng, kinds + (["gate"] * 3 + ["concat"] if onnx else ["transpose", "upsample"] * 2))
     else:
-        kind = _one(rng, ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"] + rows)
+        kinds = ["conv"] * 4 + ["residual", "norm" if len(shape) == 2 else "conv", "activation"] + rows
+        kind = _one(rng, kinds if onnx else [*kinds, "linear", "row"])
     if kind == "activation":
         return [_one(rng, list(ACTIVATIONS)), {}]
     if kind == "norm":
@@ -170,8 +171,13 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
 
 
 def _row_wise(rng: Rng, shape: tuple[int, ...]) -> Layer:
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         return ["softmax", {}]
+    if len(shape) == 2 and rng.random() < 0.6:
+        heads = int(_one(rng, [n for n in range(1, shape[1] + 1) if shape[1] % n == 0]))
+        return ["attention", {"heads": heads, "causal": bool(rng.random() < 0.5), **_weights(rng)}]
+    if rng.random() < 0.3:
+        return ["rms_norm", {"axes": int(rng.integers(1, len(shape) + 1))}]
     return ["layer_norm", {"axes": int(rng.integers(1, len(shape) + 1))}]
 
 
@@ -332,23 +338,29 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
     if kind == "flatten":
         return nn.Flatten()
     if kind == "norm":
-        norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0], dtype=dtype)
+        batch_norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0], dtype=dtype)
         for name, numbers in _norm_numbers(rng, shape[0]).items():
             if name in ("weight", "bias"):
-                getattr(norm, name).value = numbers.astype(dtype)
+                getattr(batch_norm, name).value = numbers.astype(dtype)
             else:
-                setattr(norm, name, numbers.astype(dtype))
-        return norm
+                setattr(batch_norm, name, numbers.astype(dtype))
+        return batch_norm
     if kind == "softmax":
         return nn.Softmax()
-    if kind == "layer_norm":
+    if kind == "attention":
+        weights = {"sparsity": options["sparsity"], "dtype": dtype, "rng": rng}
+        return nn.MultiheadAttention(
+            shape[1], options["heads"], options["bias"], causal=options["causal"], **weights
+        )  # fmt: skip
+    if kind in ("layer_norm", "rms_norm"):
         sizes = shape[len(shape) - options["axes"] :]
         if len(sizes) != options["axes"]:
             raise ValueError(f"layer {layer} has too many axes for {shape}")
-        layer_norm = nn.LayerNorm(sizes, dtype=dtype)
-        layer_norm.weight.value = rng.uniform(-1.5, 1.5, sizes).astype(dtype)
-        layer_norm.bias.value = rng.standard_normal(sizes).astype(dtype)
-        return layer_norm
+        norm = (nn.LayerNorm if kind == "layer_norm" else nn.RMSNorm)(sizes, dtype=dtype)
+        norm.weight.value = rng.uniform(-1.5, 1.5, sizes).astype(dtype)
+        if norm.bias is not None:
+            norm.bias.value = rng.standard_normal(sizes).astype(dtype)
+        return norm
     if kind == "upsample":
         return nn.Upsample(tuple(options["scale"]), options["mode"])
     if kind == "concat":
@@ -375,7 +387,7 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
     common = {"bias": options["bias"], "activation": options["activation"], "dtype": dtype, "rng": rng}
     made: Any
     if kind == "linear":
-        kinds, arguments = (nn.Linear, nn.SparseLinear), (shape[0], options["out"])
+        kinds, arguments = (nn.Linear, nn.SparseLinear), (shape[-1], options["out"])
     elif kind == "transpose":
         sides = (tuple(options[name]) for name in ("kernel", "stride", "padding", "more"))
         kinds = (nn.SparseConvTranspose2d, nn.SparseConvTranspose2d)

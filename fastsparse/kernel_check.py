@@ -16,7 +16,7 @@ from fastsparse.engine.from_model import program_of
 from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
-from fastsparse.ops import activations, gates, norm, optimizers, pooling, recurrent, softmax, spmv
+from fastsparse.ops import activations, attention, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference as ref
@@ -259,6 +259,14 @@ def _softmax(c: Case) -> Iterator[Comparison]:
     yield c.near(softmax.softmax(c.x), ref.softmax(c.x))
 
 
+def _attention(c: Case) -> Iterator[Comparison]:
+    q, k, v = (c.normal(2, rows, 3 * 21) for rows in (5, 19, 19))
+    for causal in (False, True):
+        y = np.empty_like(q)
+        attention.attend(q, k, v, 3, causal, y)
+        yield c.near(y, ref.attention(q, k, v, 3, causal=causal), 1000)
+
+
 def _layer_norm(c: Case) -> Iterator[Comparison]:
     gamma, beta = c.normal(61), c.normal(61)
     yield c.near(norm.layer_norm(c.x, gamma, beta, 1e-5), ref.layer_norm(c.x, gamma, beta, 1e-5))
@@ -294,7 +302,7 @@ CHECKS: dict[str, Check] = {
     "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
     "pooling of batch-blocked arrays": _blocked_pooling, "gate": _gate, "recurrent cell": _recurrent_cell,
     "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
-    "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
+    "attention": _attention, "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip
 
 

@@ -89,7 +89,10 @@ def test_every_layer_can_be_saved(tmp_path: Path) -> None:
     joined = nn.Concat(None, nn.Upsample((1, 2), "bilinear"), None)
     grown = nn.SparseConvTranspose2d(2, 4, (3, 2), 3, 1, (2, 0), 2, False, rng=0)
     convs = nn.SparseConv1d(2, 3, 2, rng=0), nn.SparseConv3d(2, 3, 2, rng=0)
-    others = nn.Sequential(*convs, joined, grown, nn.Embedding(4, 3, rng=0))
+    table = nn.Embedding(4, 3, positions=5, sparse=True, rng=0)
+    attention = nn.MultiheadAttention(4, 2, causal=True, output=nn.Linear(4, 4, rng=0), rng=0)
+    encoder = nn.TransformerEncoderLayer(4, 2, 6, rng=0)
+    others = nn.Sequential(*convs, joined, grown, table, attention, encoder, nn.RMSNorm(4))
     saved: set[str] = set()
     for model in (_everything(), others):
         fs.save(model, tmp_path / "m")
@@ -269,6 +272,7 @@ for n in (2**20, 2**31, 2**40, 2**62, 2**63, 10**30):
     attempt("SparseConv2d", {"in_channels": 4, "out_channels": n, "kernel_size": 3}, small)
     attempt("SparseConvTranspose2d", {"in_channels": 4, "out_channels": n, "kernel_size": 3}, small)
     attempt("Concat", {"count": n}, {})
+    attempt("MultiheadAttention", {"embed_dim": n, "num_heads": 1, "causal": False}, {})
 deep = {"type": "ReLU", "arguments": {}}
 for _ in range(200):
     deep = {"type": "Sequential", "arguments": {}, "children": {"0": deep}}

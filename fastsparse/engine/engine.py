@@ -40,7 +40,7 @@ _KEPT_CHOICES = 256
 @overload
 def compile(  # noqa: A001
     model: nn.Sequential,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | Sequence[Sequence[int]],
     *,
     threads: int | None = ...,
     tune: bool = ...,
@@ -68,7 +68,7 @@ def compile(  # noqa: A001 - the public name of api.md
         A Sequential may be nested. A path is that of an ONNX file, or of a TFLite file when its name ends in
         ".tflite"; reading them needs the extras ``onnx`` and ``tflite``. Inputs and outputs of TFLite models are as in
         the file (images NHWC), and their activations are float32: weights may be sparse, float16 or quantised.
-    input_shape : tuple of int, or for ONNX models of several inputs a list or a dict of them
+    input_shape : tuple of int, or for models of several inputs a list of them, for ONNX models also a dict
         Batch first; see `batch_sizes` for others. ONNX models that say their shapes need
         none: a batch of no fixed size is 1 then.
     threads : int, optional
@@ -114,13 +114,23 @@ def compile(  # noqa: A001 - the public name of api.md
     if not isinstance(model, nn.Sequential):
         kind = type(model).__name__
         raise TypeError(f"model is a {kind}, expected a fastsparse.nn.Sequential, or a path of an ONNX or TFLite file")
-    shape = _checked_shape(input_shape, 1 if isinstance(first_layer(model), nn.Embedding) else 2)
+    shapes = _checked_shapes(input_shape, 1 if isinstance(first_layer(model), nn.Embedding) else 2)
     threads = None if threads is None else checked_threads(threads, "threads")
-    program = optimised(program_of(model, shape[1:]))
-    engine = Engine(program, shape, threads)
-    engine.prepare(shape[0], tune=tune)
+    program = optimised(program_of(model, *(shape[1:] for shape in shapes)))
+    engine = Engine(program, shapes[0][0], threads)
+    engine.prepare(shapes[0][0], tune=tune)
     make_ready(engine, sizes)
     return engine
+
+
+def _checked_shapes(input_shape: Any, axes: int) -> list[tuple[int, ...]]:
+    several = isinstance(input_shape, Sequence) and input_shape and all(isinstance(s, Sequence) for s in input_shape)
+    if not several:
+        return [_checked_shape(input_shape, axes)]
+    shapes = [_checked_shape(shape, 1) for shape in input_shape]
+    if len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"input_shape is {input_shape!r}, expected one batch size for all inputs")
+    return shapes
 
 
 def checked_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -156,28 +166,35 @@ class Engine:
 
     Attributes
     ----------
-    input_shape, output_shape : tuple of int
+    input_shapes : tuple of tuple of int
         For the batch size it was compiled for.
+    input_shape : tuple of int
+        The first of them.
+    output_shape : tuple of int
     dtype : numpy.dtype
     """
 
-    def __init__(self, program: Program, input_shape: tuple[int, ...], threads: int | None) -> None:
-        if len(program.inputs) != 1 or len(program.outputs) != 1:
-            found = f"{len(program.inputs)} inputs and {len(program.outputs)} outputs"
-            raise ValueError(f"the program has {found}, expected one of each")
+    def __init__(self, program: Program, batch: int, threads: int | None) -> None:
+        if len(program.outputs) != 1:
+            raise ValueError(f"the program has {len(program.outputs)} outputs, expected one")
         self._program = program
         self._threads = threads
-        self.input_shape = input_shape
+        self.input_shapes = tuple((batch, *shape) for shape in program.user_shapes)
         self.dtype = program.dtype
         self._sample_shape = program.shapes[program.outputs[0]]
-        self.output_shape = (input_shape[0], *self._sample_shape)
+        self.output_shape = (batch, *self._sample_shape)
         self._plans = PoolStore()  # by batch and workers
         self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
         self._measured: set[tuple[int, int]] = set()  # choices that were measured here, not only read from a file
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
-    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first input, as compiled."""
+        return self.input_shapes[0]
+
+    def __call__(self, x: ArrayLike | tuple[ArrayLike, ...], *, out: Array | None = None) -> Array:
         """Run the network.
 
         Parameters
@@ -185,7 +202,7 @@ class Engine:
         x : array_like (N, ...), or scipy.sparse (N, features) where the first layer is linear
             Any N; the other sizes as in `input_shape`. float64 is cast to float32 where that is the engine's type, and
             the other way round. A sparse x stays sparse: work follows the matching nonzeros of x and the first weight.
-            Integers where the first layer is an Embedding.
+            Integers where the first layer is an Embedding. For a model of several inputs a tuple of arrays.
         out : ndarray (N, ...), optional
             Where to write the result: C-contiguous, of the engine's dtype, apart from x.
 
@@ -200,18 +217,21 @@ class Engine:
         """
         if is_sparse(x):
             return self._run_sparse(x, out)
-        array = self._checked(x)
-        y = self._output(out, array)
-        if len(array):
-            with self._pool(len(array)).workspace() as workspace:
-                workspace.run(array, y)
+        arrays = self._checked(x)
+        y = self._output(out, arrays)
+        if len(y):
+            with self._pool(len(y)).workspace() as workspace:
+                workspace.run(arrays, y)
         return y
 
     def run(self, inputs: Sequence[ArrayLike], *, out: Sequence[Array] | None = None) -> list[Array]:
-        """Run on a list of inputs and give a list of outputs: one of each."""
-        if len(inputs) != 1 or (out is not None and len(out) != 1):
-            raise ValueError(f"inputs has {len(inputs)} arrays, expected 1 (and as many in out)")
-        return [self(inputs[0], out=None if out is None else out[0])]
+        """Run on a list of inputs and give a list of outputs, of which there is one."""
+        count = len(self.input_shapes)
+        if len(inputs) != count:
+            raise ValueError(f"inputs has {len(inputs)} arrays, expected {count}")
+        if out is not None and len(out) != 1:
+            raise ValueError(f"out has {len(out)} arrays, expected 1")
+        return [self(inputs[0] if count == 1 else tuple(inputs), out=None if out is None else out[0])]
 
     def prepare(self, batch: int, *, tune: bool = False) -> None:
         """Plan for a batch size now, instead of at its first call; with `tune` by measuring, unless that was done.
@@ -230,7 +250,7 @@ class Engine:
             Replaced in one step when it exists.
         """
         arrays: dict[str, Any] = {}
-        described = {"program": to_plain(self._program, arrays), "input_shape": list(self.input_shape)}
+        described = {"program": to_plain(self._program, arrays), "batch": self.input_shape[0]}
         save_engine(path, self, described, arrays)
 
     def report(self, batch: int | None = None) -> Report:
@@ -246,20 +266,30 @@ class Engine:
         Report
             To be printed.
         """
-        user = self._random(batch)
+        inputs = self.random_inputs(batch)
+        user = inputs[0] if len(inputs) == 1 else tuple(inputs)
         x = self._checked(user)
-        y = np.empty((len(x), *self._sample_shape), self.dtype)
-        with self._pool(len(x)).workspace() as workspace:
+        y = np.empty((len(x[0]), *self._sample_shape), self.dtype)
+        with self._pool(len(y)).workspace() as workspace:
             report = measured(self._program, workspace, x, y)
-        if self._program.embedding is not None:
+        if any(self._program.lookups):
             spent = fastest_seconds(lambda: self._checked(user)) * 1e3
-            row = Row("input", "Embedding", x.shape[1:], None, "rows of a table", spent, None)
+            row = Row("input", "Embedding", x[0].shape[1:], None, "rows of a table", spent, None)
             report = replace(report, rows=[row, *report.rows])
         return report
 
     def random_inputs(self, batch: int | None = None) -> list[Array]:
-        """An input to try the network on: normally distributed numbers, or integers where it begins with Embedding."""
-        return [self._random(batch)]
+        """Inputs to try the network on: normally distributed numbers, or integers where it begins with Embedding."""
+        count = self.input_shape[0] if batch is None else operator.index(batch)
+        if count < 1:
+            raise ValueError(f"batch is {batch}, expected a positive integer")
+        rng, found = np.random.default_rng(0), []
+        for shape, (_, lookup) in zip(self._program.user_shapes, self._program.user_inputs(), strict=True):
+            if lookup is None:
+                found.append(rng.standard_normal((count, *shape)).astype(self.dtype))
+            else:
+                found.append(rng.integers(0, len(lookup.table), (count, *shape)))
+        return found
 
     def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
         """Call the engine for some seconds.
@@ -269,27 +299,26 @@ class Engine:
         Benchmark
             p50, p95, p99 (milliseconds per call) and throughput (samples per second), to be printed.
         """
-        x = self._random(batch)
-        return timed_calls(lambda: self(x), len(x), seconds)
-
-    def _random(self, batch: int | None) -> Array:
-        count = self.input_shape[0] if batch is None else operator.index(batch)
-        if count < 1:
-            raise ValueError(f"batch is {batch}, expected a positive integer")
-        rng, shape = np.random.default_rng(0), (count, *self.input_shape[1:])
-        if self._program.embedding is not None:
-            return rng.integers(0, len(self._program.embedding), shape)
-        return rng.standard_normal(shape).astype(self.dtype)
+        inputs = self.random_inputs(batch)
+        return timed_calls(lambda: self.run(inputs), len(inputs[0]), seconds)
 
     # ------------------------------------------------------------------------------------------
 
-    def _checked(self, x: ArrayLike) -> Array:
-        table = self._program.embedding
-        array = as_cast(x, self.dtype, "x", "the engine") if table is None else np.asarray(x)
-        if array.ndim != len(self.input_shape) or array.shape[1:] != self.input_shape[1:]:
-            expected = ", ".join(map(str, ("N", *self.input_shape[1:])))
-            raise ValueError(f"x has shape {array.shape}, expected ({expected}) as compiled")
-        return np.ascontiguousarray(array) if table is None else embedded(table, array)
+    def _checked(self, x: ArrayLike | tuple[ArrayLike, ...]) -> list[Array]:
+        """The inputs as the program reads them."""
+        count, found = len(self.input_shapes), list[Array]()
+        given = x if isinstance(x, tuple) and count > 1 else (x,)
+        if len(given) != count:
+            raise ValueError(f"x is one array, expected a tuple of {count}, the inputs of the model")
+        for i, (one, shape, (_, lookup)) in enumerate(zip(given, self.input_shapes, self._program.user_inputs())):
+            name = "x" if count == 1 else f"x[{i}]"
+            array = as_cast(one, self.dtype, name, "the engine") if lookup is None else np.asarray(one)
+            if array.ndim != len(shape) or array.shape[1:] != shape[1:] or (found and len(array) != len(found[0])):
+                expected = ", ".join(map(str, (len(found[0]) if found else "N", *shape[1:])))
+                raise ValueError(f"{name} has shape {array.shape}, expected ({expected}) as compiled")
+            array = array if lookup is None else embedded(lookup.table, array, lookup.positions)
+            found.append(np.ascontiguousarray(array))
+        return found
 
     def _run_sparse(self, x: Any, out: Array | None) -> Array:
         """The first layer on sparse x, and the others as an engine of their own."""
@@ -308,9 +337,10 @@ class Engine:
         program = self._program
         node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
         alone = (
-            program.embedding is None and node is not None and node.inputs == (source,) and program.uses()[source] == 1
+            not any(program.lookups) and node is not None and node.inputs == (source,) and program.uses()[source] == 1
         )
-        if node is None or not alone or not isinstance(node.operator, Linear) or len(self.input_shape) != 2:
+        flat = len(self.input_shapes) == 1 and len(self.input_shape) == 2
+        if node is None or not alone or not isinstance(node.operator, Linear) or not flat:
             kind = "no layer" if node is None else node.name
             raise TypeError(
                 f"x is sparse, expected a dense array (x.toarray()): the first layer is {kind}, and only a linear one "
@@ -319,16 +349,16 @@ class Engine:
         if program.nodes[1:] == () and program.outputs == (node.output,):
             return node.operator, None
         others = replace(program, inputs=(node.output,), nodes=program.nodes[1:])
-        return node.operator, Engine(others, (self.input_shape[0], *program.shapes[node.output]), self._threads)
+        return node.operator, Engine(others, self.input_shape[0], self._threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickled(self)
 
-    def _output(self, out: Array | None, x: Array) -> Array:
-        shape = (len(x), *self._sample_shape)
+    def _output(self, out: Array | None, x: Sequence[Array]) -> Array:
+        shape = (len(x[0]), *self._sample_shape)
         if out is None:
             return np.empty(shape, self.dtype)
-        return check_out(out, shape, self.dtype, x)
+        return check_out(out, shape, self.dtype, *x)
 
     def _pool(self, batch: int, tune: bool = False) -> Pool:
         workers = usable_threads(self._threads)

@@ -20,10 +20,12 @@ from fastsparse.engine import resampling
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Attention,
     Concat,
     Conv,
     LayerNorm,
     Linear,
+    Lookup,
     Node,
     Operator,
     Pool,
@@ -42,8 +44,12 @@ Array = NDArray[Any]
 Translated = list[tuple[Operator, Shape]]
 
 
-def program_of(model: nn.Module, shape: Shape) -> Program:
-    """The program of a network of Sequentials, Residuals and Concats for samples of `shape`, layer by layer.
+def program_of(model: nn.Module, *inputs: Shape) -> Program:
+    """The program of a network of Sequentials, Residuals and Concats, layer by layer.
+
+    Parameters
+    ----------
+    *inputs : shapes of a sample of each input
 
     Raises
     ------
@@ -54,17 +60,14 @@ def program_of(model: nn.Module, shape: Shape) -> Program:
     TypeError
         When layers have different dtypes.
     """
-    first = first_layer(model)
-    table = None
-    if isinstance(first, nn.Embedding):
-        table, shape = first.weight.value.copy(), (*shape, first.embedding_dim)
     dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
     if len(dtypes) > 1:
         raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
     dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
-    build = _Building([shape], [], first, dtype)
-    output = build.layer("", model, 0)
-    return Program(tuple(build.shapes), (0,), (output,), tuple(build.nodes), dtype, table)
+    build = _Building(list(inputs), [], dtype, [None] * len(inputs), set())
+    sources = tuple(range(len(inputs)))
+    output = build.layer("", model, sources[0] if len(sources) == 1 else sources)
+    return Program(tuple(build.shapes), sources, (output,), tuple(build.nodes), dtype, tuple(build.lookups))
 
 
 def first_layer(model: nn.Module) -> nn.Module | None:
@@ -83,33 +86,76 @@ class _Building:
 
     shapes: list[Shape]
     nodes: list[Node]
-    first: nn.Module | None
     dtype: np.dtype[Any]
+    lookups: list[Lookup | None]  # of each input
+    shared: set[int]  # tensors that several branches read
 
-    def layer(self, name: str, layer: nn.Module, x: int) -> int:
-        """Add a layer that reads tensor x, and give the tensor that it writes."""
-        if isinstance(layer, nn.Sequential):
+    def layer(self, name: str, layer: nn.Module, x: int | tuple[int, ...]) -> int:
+        """Add a layer that reads tensor x, or several, and give the tensor that it writes."""
+        if isinstance(layer, nn.Sequential) and len(layer):
             for child, inner in layer.children():
                 x = self.layer(f"{name}.{child}" if name else child, inner, x)
+            assert isinstance(x, int)
             return x
         if isinstance(layer, nn.Residual):
             return self._residual(name, layer, x)
         if isinstance(layer, nn.Concat):
             return self._concat(name, layer, x)
+        if isinstance(layer, nn.MultiheadAttention):
+            return self._attention(name, layer, x)
+        if not isinstance(x, int):
+            if isinstance(layer, nn.Sequential):
+                raise ValueError("an empty Sequential has several inputs, expected one")
+            kind = type(layer).__name__
+            raise ValueError(f"layer {name or 'model'} ({kind}) has {len(x)} inputs by input_shape, expected one")
+        if isinstance(layer, nn.Sequential):
+            return x
         if isinstance(layer, nn.Embedding):
-            if layer is self.first and x == 0 and not self.nodes:
-                return x  # its table is the program's
-            raise UnsupportedOperatorError(
-                f"layer {name} is an Embedding, which fs.compile supports as the first layer"
-            )
+            return self._embedding(name, layer, x)
         for operator, shape in _translated(name or "model", layer, self.shapes[x], self.dtype):
             x = self._node(name or "model", layer, operator, shape, (x,))
         return x
 
-    def _concat(self, name: str, layer: nn.Concat, x: int) -> int:
+    def _embedding(self, name: str, layer: nn.Embedding, x: int) -> int:
+        """Its table becomes the program's: integers are only what the user gives."""
+        if x >= len(self.lookups) or self.lookups[x] is not None or x in self.shared:
+            raise UnsupportedOperatorError(
+                f"layer {name} is an Embedding, which fs.compile supports as the first layer that reads an input"
+            )
+        shape, position = self.shapes[x], layer.position
+        if position is not None and (len(shape) != 1 or shape[0] > len(position.value)):
+            got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
+            raise ValueError(
+                f"input_shape gives layer {name} (Embedding) an x of {got}, expected (N, tokens) with at most "
+                f"{len(position.value)} tokens"
+            )
+        self.lookups[x] = Lookup(layer.weight.value.copy(), None if position is None else position.value.copy())
+        self.shapes[x] = (*shape, layer.embedding_dim)
+        return x
+
+    def _attention(self, name: str, layer: nn.MultiheadAttention, x: int | tuple[int, ...]) -> int:
+        source, *rest = (x, x) if isinstance(x, int) else x
+        if len(rest) != 1:
+            raise ValueError(
+                f"layer {name or 'model'} (MultiheadAttention) has {1 + len(rest)} inputs, expected 1 or 2"
+            )
+        shapes = [self.shapes[t] for t in (source, *rest)]
+        for shape in shapes:
+            if len(shape) != 2 or shape[1] != layer.embed_dim:
+                got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
+                where = f"layer {name or 'model'} (MultiheadAttention)"
+                raise ValueError(f"input_shape gives {where} an x of {got}, expected (N, tokens, {layer.embed_dim})")
+        dot = f"{name}." if name else ""
+        parts = (("query", source), ("key", rest[0]), ("value", rest[0]))
+        ends = tuple(self.layer(f"{dot}{part}", getattr(layer, part), t) for part, t in parts)
+        operator = Attention(layer.num_heads, layer.causal)
+        y = self._node(name or "model", layer, operator, self.shapes[ends[0]], ends)
+        return self.layer(f"{dot}output", layer.output, y)
+
+    def _concat(self, name: str, layer: nn.Concat, x: int | tuple[int, ...]) -> int:
         ends = []
-        for i, branch in enumerate(layer.branches):
-            ends.append(x if branch is None else self.layer(f"{name}.{i}" if name else str(i), branch, x))
+        for i, (branch, t) in enumerate(zip(layer.branches, self._sources(name, layer, x, len(layer.branches)))):
+            ends.append(t if branch is None else self.layer(f"{name}.{i}" if name else str(i), branch, t))
         shapes = [self.shapes[t] for t in ends]
         if any(shape[1:] != shapes[0][1:] for shape in shapes):
             told = " and ".join(str(("N", *shape)).replace("'", "") for shape in shapes)
@@ -118,10 +164,25 @@ class _Building:
         shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         return self._node(name or "model", layer, Concat(), shape, tuple(ends))
 
-    def _residual(self, name: str, layer: nn.Residual, x: int) -> int:
-        children = dict(layer.children())
-        ends = [self.layer(f"{name}.{child}" if name else child, inner, x) for child, inner in children.items()]
-        body, passed = ends[0], ends[1] if layer.shortcut is not None else x
+    def _sources(self, name: str, layer: nn.Module, x: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+        """What each branch of a layer reads: the same tensor, or of several inputs one each."""
+        if isinstance(x, int):
+            self.shared.add(x)
+            return (x,) * count
+        if len(x) != count:
+            kind = type(layer).__name__
+            raise ValueError(
+                f"layer {name or 'model'} ({kind}) has {len(x)} inputs for {count} branches, expected as many"
+            )
+        return x
+
+    def _residual(self, name: str, layer: nn.Residual, x: int | tuple[int, ...]) -> int:
+        ends = []
+        for (child, inner), t in zip(
+            (("body", layer.body), ("shortcut", layer.shortcut)), self._sources(name, layer, x, 2)
+        ):
+            ends.append(t if inner is None else self.layer(f"{name}.{child}" if name else child, inner, t))
+        body, passed = ends
         if self.shapes[body] != self.shapes[passed]:
             shapes = [str(("N", *self.shapes[t])).replace("'", "") for t in (body, passed)]
             raise ValueError(f"layer {name or 'model'} (Residual) adds {shapes[0]} and {shapes[1]}, expected one shape")
@@ -164,9 +225,10 @@ def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
 
 
 def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
-    if shape != (layer.in_features,):
-        raise _ShapeError(f"(N, {layer.in_features})")
-    return [(Linear(weight, _bias(layer), layer.activation, dense), (layer.out_features,))]
+    if shape[-1:] != (layer.in_features,):
+        raise _ShapeError(f"(N, ..., {layer.in_features})")
+    operator = Linear(weight, _bias(layer), layer.activation, dense, math.prod(shape[:-1]))
+    return [(operator, (*shape[:-1], layer.out_features))]
 
 
 def _sparse_conv(layer: Any, shape: Shape) -> Translated:
@@ -231,11 +293,11 @@ def _activation(layer: Any, shape: Shape) -> Translated:
     return [(Activate(layer.activation), shape)]
 
 
-def _layer_norm(layer: nn.LayerNorm, shape: Shape) -> Translated:
+def _row_norm(layer: nn.LayerNorm | nn.RMSNorm, shape: Shape) -> Translated:
     sizes = layer.normalized_shape
     if len(shape) < len(sizes) or shape[-len(sizes) :] != sizes:
         raise _ShapeError("(N, ..., " + ", ".join(map(str, sizes)) + ")")
-    return [(LayerNorm(layer.weight.value.copy(), layer.bias.value.copy(), float(layer.eps)), shape)]
+    return [(LayerNorm(layer.weight.value.copy(), _bias(layer), float(layer.eps)), shape)]
 
 
 def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
@@ -283,7 +345,7 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
         (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),
         _activation,
     ),
-    ((nn.LayerNorm,), _layer_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _row_norm),
     ((nn.Softmax,), _softmax),
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),

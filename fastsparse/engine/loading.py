@@ -74,11 +74,10 @@ def load_engine(path: PathLike) -> Engine | GraphEngine:
 def _engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> Engine:
     program = serial.from_plain(found["program"], arrays)
     check_optimised(program)
-    shape = tuple(found["input_shape"])
-    sizes_fit = bool(shape) and all(type(n) is int for n in shape) and shape[1:] == program.user_shape
-    if not sizes_fit or not 1 <= shape[0] < 2**31:
-        raise ValueError(f"the input shape is {shape}, which does not fit the program")
-    return Engine(program, shape, threads)
+    batch = found["batch"]
+    if type(batch) is not int or not 1 <= batch < 2**31:
+        raise ValueError(f"the batch size is {batch!r}, expected 1 to {2**31 - 1}")
+    return Engine(program, batch, threads)
 
 
 def _graph_engine(found: dict[str, Any], arrays: dict[str, Any], threads: int | None) -> GraphEngine:

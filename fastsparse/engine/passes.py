@@ -104,6 +104,8 @@ def fold_scales(program: Program) -> Program:
         if not _takes_residual(product) or not isinstance(scale.operator, Scale):
             return None
         assert isinstance(product.operator, Conv | Linear)
+        if isinstance(product.operator, Linear) and product.operator.rows > 1:  # which the scale tells apart
+            return None
         return replace(product, operator=_scaled(product.operator, scale.operator))
 
     return _merge_pairs(program, merged)
@@ -128,7 +130,7 @@ def split_products_of_concats(program: Program) -> Program:
     shapes, nodes = list(program.shapes), list[Node]()
     for node in program.nodes:
         op, source = node.operator, producers.get(node.inputs[0])
-        whole = isinstance(op, Linear) or (isinstance(op, Conv) and op.geometry.groups == 1)
+        whole = (isinstance(op, Linear) and op.rows == 1) or (isinstance(op, Conv) and op.geometry.groups == 1)
         if not whole or node.residual is not None or source is None or not isinstance(source.operator, Concat):
             nodes.append(node)
             continue

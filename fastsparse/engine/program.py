@@ -47,20 +47,23 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """activation(weight @ x + bias); x of any shape, read in row-major order. weight is CSR (out, in).
+    """activation(weight @ x + bias) along the last axis of x. weight is CSR (out, in).
 
     A second input is a residual, as in `Conv`.
+
+    rows : of x and of the result, in a sample; more than one for sequences (tokens, features)
     """
 
     weight: CSR
     bias: Array | None
     activation: str | None = None
     dense: bool = False
+    rows: int = 1
 
     @property
     def useful_flops(self) -> float:
         """Multiplications and additions per sample."""
-        return 2.0 * self.weight.nnz
+        return 2.0 * self.weight.nnz * self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +91,13 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """scale (x - mean) / sqrt(variance + eps) + shift over the last axes of x, which are those of scale and shift."""
+    """scale (x - mean) / sqrt(variance + eps) + shift over the last axes of x, which are those of scale and shift.
+
+    shift : None for the root mean square norm, which takes the mean for 0
+    """
 
     scale: Array
-    shift: Array
+    shift: Array | None
     eps: float
 
 
@@ -132,6 +138,22 @@ class Gather:
     shape: Shape
 
 
+@dataclass(frozen=True)
+class Attention:
+    """softmax(Q K^T / sqrt(length)) V for every head; inputs Q (queries, features), K and V (keys, features)."""
+
+    heads: int
+    causal: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """What makes numbers of the user's integers: rows of a table, plus the row of each position where there are any."""
+
+    table: Array  # (rows, length)
+    positions: Array | None = None  # (tokens, length)
+
+
 @dataclass(frozen=True, eq=False)
 class Direction:
     """One direction of a recurrent layer, W x + R h + biases, with gates in ONNX's order.
@@ -169,9 +191,22 @@ class Recurrent:
         return 2.0 * self.times * sum(d.W.nnz + d.R.nnz for d in self.directions)
 
 
-RowWise = LayerNorm | Softmax  # operators on contiguous rows, in the user's layout
+RowWise = LayerNorm | Softmax | Attention  # operators on contiguous rows, in the user's layout
 Operator = (
-    Conv | Linear | Scale | Activate | Pool | LayerNorm | Softmax | Reshape | Add | Gate | Concat | Gather | Recurrent
+    Conv
+    | Linear
+    | Scale
+    | Activate
+    | Pool
+    | LayerNorm
+    | Softmax
+    | Attention
+    | Reshape
+    | Add
+    | Gate
+    | Concat
+    | Gather
+    | Recurrent
 )
 
 
@@ -194,8 +229,7 @@ class Node:
 class Program:
     """A network. shapes[t] is the shape of one sample of tensor t.
 
-    embedding : table (rows, length) whose rows the user's integers select, which gives the only input; None where the
-        user's numbers are the input
+    lookups : for each input what makes it of the user's integers; None where the user's numbers are the input
     """
 
     shapes: tuple[Shape, ...]
@@ -203,13 +237,16 @@ class Program:
     outputs: tuple[int, ...]
     nodes: tuple[Node, ...]
     dtype: np.dtype[Any]
-    embedding: Array | None = None
+    lookups: tuple[Lookup | None, ...] = ()
 
     @property
-    def user_shape(self) -> Shape:
-        """Shape of one sample of the first input as the user has it."""
-        shape = self.shapes[self.inputs[0]]
-        return shape if self.embedding is None else shape[:-1]
+    def user_shapes(self) -> tuple[Shape, ...]:
+        """Shape of one sample of each input as the user has it."""
+        return tuple(self.shapes[t] if look is None else self.shapes[t][:-1] for t, look in self.user_inputs())
+
+    def user_inputs(self) -> list[tuple[int, Lookup | None]]:
+        """Inputs, and what makes them."""
+        return list(zip(self.inputs, self.lookups or (None,) * len(self.inputs), strict=True))
 
     def producers(self) -> dict[int, Node]:
         """The node that writes each tensor."""
@@ -254,7 +291,10 @@ class Program:
     @property
     def row_wise(self) -> bool:
         """Whether some operator needs whole rows in the user's layout."""
-        return any(isinstance(node.operator, RowWise) for node in self.nodes)
+        return any(
+            isinstance(node.operator, RowWise) or (isinstance(node.operator, Linear) and node.operator.rows > 1)
+            for node in self.nodes
+        )
 
     def useful_flops(self) -> float:
         """Multiplications and additions of all products, per sample."""

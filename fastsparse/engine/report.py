@@ -151,7 +151,7 @@ def _row(program: Program, step: Step, spent: float, batch: int, cores: int) -> 
     if node is None:
         return Row(name, "", None, None, step.kernel, spent * 1e3, None)
     op, layer = node.operator, name.partition(" ")[0]
-    words = " ".join(word for word in name.split(" ") if not word.replace(".", "").isdigit())
+    words = " ".join(word for word in name.split(" ") if not word.partition(".")[0].isdigit())
     sparsity, gflops, kernel, why = None, None, step.kernel, ""
     if isinstance(op, Recurrent):
         weights = [w for d in op.directions for w in (d.W, d.R)]

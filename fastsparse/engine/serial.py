@@ -1,6 +1,6 @@
 """Programs as plain data: a description that JSON knows, and arrays by name.
 
-A description has `dtype`, `shapes`, `inputs`, `outputs` and `nodes`, and an `embedding` where the program has one. A
+A description has `dtype`, `shapes`, `inputs`, `outputs`, `nodes` and `lookups`, which are tables and positions. A
 node has `name`, `inputs`, `output` and `operator`: its `type` and its fields. Arrays stand as their names; a weight is
 `indptr`, `indices`, `data` and a shape; windows of pooling are their tables. What is read is checked as if it came from
 a stranger.
@@ -19,12 +19,14 @@ from fastsparse.csr import CSR
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Attention,
     Concat,
     Conv,
     Gate,
     Gather,
     LayerNorm,
     Linear,
+    Lookup,
     Node,
     Operator,
     Pool,
@@ -63,9 +65,12 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
         fields = {name: kept(getattr(matrix, name)) for name in ("indptr", "indices", "data")}
         return {**fields, "shape": list(matrix.shape)}
 
-    table = {} if program.embedding is None else {"embedding": kept(program.embedding)}
+    lookups = [
+        None if lookup is None else {"table": kept(lookup.table), "positions": kept(lookup.positions)}
+        for lookup in program.lookups
+    ]
     return {
-        **table,
+        "lookups": lookups,
         "dtype": program.dtype.name,
         "shapes": [list(shape) for shape in program.shapes],
         "inputs": list(program.inputs),
@@ -88,6 +93,8 @@ def _described(
     fields: dict[str, Any] = {"type": type(op).__name__}
     if isinstance(op, Conv | Linear):
         fields.update(weight=weight(op.weight), bias=kept(op.bias), activation=op.activation, dense=op.dense)
+    if isinstance(op, Linear):
+        fields["rows"] = op.rows
     if isinstance(op, Conv):
         fields["geometry"] = {name: getattr(op.geometry, name) for name in _GEOMETRY}
     elif isinstance(op, Scale):
@@ -101,6 +108,8 @@ def _described(
         fields.update(kind=op.kind, spatial=list(op.windows.spatial), **tables)
     elif isinstance(op, Add):
         fields["activation"] = op.activation
+    elif isinstance(op, Attention):
+        fields.update(heads=op.heads, causal=op.causal)
     elif isinstance(op, Gather):
         fields.update(index=kept(op.index), blocks=op.blocks, shape=list(op.shape))
     return fields
@@ -128,11 +137,13 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
     written = set(inputs)
     if len(written) != len(inputs) or not inputs or not outputs or max(inputs) >= len(shapes):
         raise ValueError(f"the inputs are {inputs} and the outputs {outputs}, expected tensors")
-    reader, nodes, table = _Reader(arrays, dtype), [], None
-    if "embedding" in plain:
-        table = reader.array(plain["embedding"], dtype)
-        if len(inputs) != 1 or table.ndim != 2 or not table.size or shapes[inputs[0]][-1] != table.shape[1]:
-            raise ValueError(f"the embedding has shape {table.shape}, which does not fit the input")
+    reader, nodes = _Reader(arrays, dtype), []
+    lookups = tuple(reader.lookup(entry) for entry in plain["lookups"])
+    if lookups and len(lookups) != len(inputs):
+        raise ValueError(f"there are {len(lookups)} lookups for {len(inputs)} inputs")
+    for t, lookup in zip(inputs, lookups):
+        if lookup is not None and not _fits(lookup, shapes[t]):
+            raise ValueError(f"the embedding has shape {lookup.table.shape}, which does not fit the input")
     for entry in plain["nodes"]:
         sources, (output,) = _ints(entry["inputs"], 0), _ints([entry["output"]], 0)
         if not isinstance(entry["name"], str):
@@ -152,7 +163,7 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
         raise ValueError(f"tensor {min(unread)} is written, but nothing reads it")
     if reader.used != set(arrays):
         raise ValueError(f"nothing reads the array {min(set(arrays) - reader.used)!r}")
-    return Program(shapes, inputs, outputs, tuple(nodes), dtype, table)
+    return Program(shapes, inputs, outputs, tuple(nodes), dtype, lookups)
 
 
 def _ints(values: Any, least: int) -> tuple[int, ...]:
@@ -182,7 +193,8 @@ class _Reader:
         if kind == "Conv":
             return Conv(*self._product(entry), geometry=self._geometry(entry["geometry"]), **_rest(entry))
         if kind == "Linear":
-            return Linear(*self._product(entry), **_rest(entry))
+            (rows,) = _ints([entry["rows"]], 1)
+            return Linear(*self._product(entry), **_rest(entry), rows=rows)
         if kind == "Scale":
             scale = self.array(entry["scale"], np.float64)
             return Scale(scale, self.array(entry["shift"], np.float64, scale.shape))
@@ -200,6 +212,11 @@ class _Reader:
             return Reshape()
         if kind == "Gate":
             return Gate()
+        if kind == "Attention":
+            (heads,) = _ints([entry["heads"]], 1)
+            if type(entry["causal"]) is not bool:
+                raise ValueError(f"causal is {entry['causal']!r}, expected true or false")
+            return Attention(heads, entry["causal"])
         if kind == "Concat":
             return Concat()
         if kind == "Gather":
@@ -207,11 +224,19 @@ class _Reader:
             return Gather(self.array(entry["index"], np.int64), blocks, _ints(entry["shape"], 1))
         raise ValueError(f"an operator has the type {kind!r}")
 
+    def lookup(self, entry: Any) -> Lookup | None:
+        """What makes an input of integers."""
+        if entry is None:
+            return None
+        positions = None if entry["positions"] is None else self.array(entry["positions"], self.dtype)
+        return Lookup(self.array(entry["table"], self.dtype), positions)
+
     def _layer_norm(self, entry: Any) -> LayerNorm:
         scale, eps = self.array(entry["scale"], self.dtype), entry["eps"]
         if type(eps) is not float or not 0 <= eps < math.inf:
             raise ValueError(f"eps is {eps!r}, expected a number of at least 0")
-        return LayerNorm(scale, self.array(entry["shift"], self.dtype, scale.shape), eps)
+        shift = None if entry["shift"] is None else self.array(entry["shift"], self.dtype, scale.shape)
+        return LayerNorm(scale, shift, eps)
 
     def _product(self, entry: Any) -> tuple[CSR, Array | None]:
         fields = [entry["weight"][name] for name in ("indptr", "indices", "data")]
@@ -254,6 +279,15 @@ class _Reader:
         return Pool(entry["kind"], Windows((spatial[0], spatial[1]), rows, columns))
 
 
+def _fits(lookup: Lookup, shape: Shape) -> bool:
+    """Whether a lookup gives samples of that shape."""
+    table, positions = lookup.table, lookup.positions
+    fits = table.ndim == 2 and table.size > 0 and shape[-1] == table.shape[1]
+    if not fits or positions is None:
+        return fits
+    return len(shape) == 2 and positions.shape[1:] == table.shape[1:] and shape[0] <= len(positions)
+
+
 def _rest(entry: Any) -> dict[str, Any]:
     if type(entry["dense"]) is not bool:
         raise ValueError(f"dense is {entry['dense']!r}, expected true or false")
@@ -272,6 +306,9 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     if isinstance(op, Concat):
         fits = bool(shapes) and len({shape[1:] for shape in shapes}) == 1
         return (sum(shape[0] for shape in shapes), *x[1:]) if fits else None
+    if isinstance(op, Attention):
+        fits = len(shapes) == 3 and len(x) == 2 and len(shapes[1]) == 2 and shapes[1] == shapes[2]
+        return x if fits and shapes[1][1] == x[1] and x[1] % op.heads == 0 else None
     if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add | Gate)))):
         return None
     found: Shape | None = x
@@ -281,7 +318,8 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         fits = x == (g.channels, *g.spatial) and (rows, columns) == (g.out_channels, taps)
         found = (g.out_channels, *g.out_spatial) if fits else None
     elif isinstance(op, Linear):
-        found = op.weight.shape[:1] if x == op.weight.shape[1:] else None
+        fits = x[-1:] == op.weight.shape[1:] and math.prod(x[:-1]) == op.rows
+        found = (*x[:-1], op.weight.shape[0]) if fits else None
     elif isinstance(op, Pool):
         found = (x[0], *op.windows.out_spatial) if x[1:] == op.windows.spatial else None
     elif isinstance(op, Reshape):

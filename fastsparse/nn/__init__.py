@@ -1,18 +1,20 @@
 """Layers: parameters and a call into ``fastsparse.functional``, with explicit backward."""
 
 from fastsparse.nn.activations import GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
+from fastsparse.nn.attention import MultiheadAttention, TransformerEncoderLayer
 from fastsparse.nn.containers import Concat, Residual, Sequential
 from fastsparse.nn.conv import Conv2d, SparseConv1d, SparseConv2d, SparseConv3d, SparseConvTranspose2d
 from fastsparse.nn.linear import Linear, SparseLinear
 from fastsparse.nn.module import Module
-from fastsparse.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
-from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
+from fastsparse.nn.parameter import Parameter, RowGradient
 from fastsparse.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from fastsparse.nn.shape import Dropout, Embedding, Flatten, Upsample
 
 __all__ = [
     "Module",
     "Parameter",
+    "RowGradient",
     "SparseLinear",
     "SparseConv1d",
     "SparseConv2d",
@@ -24,6 +26,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "LayerNorm",
+    "RMSNorm",
+    "MultiheadAttention",
+    "TransformerEncoderLayer",
     "ReLU",
     "ReLU6",
     "LeakyReLU",

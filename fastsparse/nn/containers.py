@@ -73,11 +73,11 @@ class Sequential(Module):
         return {}
 
     def __repr__(self) -> str:
-        return _listing("Sequential", self.layers)
+        return _listing(type(self).__name__, self.layers)
 
 
 class Residual(Module):
-    """activation(body(x) + shortcut(x)).
+    """activation(body(x) + shortcut(x)); of a tuple of two inputs, body(x[0]) + shortcut(x[1]).
 
     Parameters
     ----------
@@ -98,22 +98,27 @@ class Residual(Module):
         self.activation = activation
 
     def forward(self, x: Samples) -> Array:
-        y: Array = self.body(x)
-        passed: Any = x if self.shortcut is None else self.shortcut(x)
+        source, other = _inputs(x, 2)
+        y: Array = self.body(source)
+        passed: Any = other if self.shortcut is None else self.shortcut(other)
         if y.shape != passed.shape:
             raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
         before = y + passed
         y = before if self.activation is None else activations.activate(self.activation, before)
-        self._keep((y if self.activation in activations.FROM_OUTPUT else before, y.shape, y.dtype))
+        kept = y if self.activation in activations.FROM_OUTPUT else before
+        self._keep((kept, y.shape, y.dtype, isinstance(x, tuple)))
         return y
 
-    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        kept, shape, dtype = self._taken()
+    def backward(self, dy: Array, *, need_input: bool = True) -> Any:
+        """As ``Module.backward``; of two inputs the gradients are a tuple."""
+        kept, shape, dtype, several = self._taken()
         grad = check_gradient(dy, shape, dtype)
         if self.activation is not None:
             grad = activations.activate_backward(self.activation, grad, kept)
         through = self.body.backward(grad, need_input=need_input)
         around = grad if self.shortcut is None else self.shortcut.backward(grad, need_input=need_input)
+        if several:
+            return (through, around) if need_input else None
         return None if through is None or around is None else through + around
 
     def config(self) -> dict[str, Any]:
@@ -123,8 +128,9 @@ class Residual(Module):
 class Concat(Module):
     """Outputs of several branches side by side, along the second axis: channels of images, or features.
 
-    With None as a branch it is a skip connection by concatenation, as U-Nets and DenseNets have them. Ronneberger et
-    al., U-Net, MICCAI 2015; Huang et al., Densely connected convolutional networks, CVPR 2017.
+    With None as a branch it is a skip connection by concatenation, as U-Nets and DenseNets have them. It is also the
+    beginning of a model of several inputs: of a tuple of arrays each branch reads its own. Ronneberger et al., U-Net,
+    MICCAI 2015; Huang et al., Densely connected convolutional networks, CVPR 2017.
 
     Parameters
     ----------
@@ -154,34 +160,44 @@ class Concat(Module):
         return ((str(position), branch) for position, branch in enumerate(self.branches) if branch is not None)
 
     def forward(self, x: Samples) -> Array:
-        """x -> (N, sum of the branches' second axes, ...)."""
-        parts = [np.asarray(x) if branch is None else branch(x) for branch in self.branches]
+        """x, or a tuple of one array for each branch -> (N, sum of the branches' second axes, ...)."""
+        sources = _inputs(x, len(self.branches))
+        parts = [np.asarray(one) if branch is None else branch(one) for branch, one in zip(self.branches, sources)]
         first = parts[0].shape
         for part in parts:
             if part.ndim < 2 or part.shape[:1] + part.shape[2:] != first[:1] + first[2:]:
                 shapes = " and ".join(str(p.shape) for p in parts)
                 raise ValueError(f"the branches give shapes {shapes}, expected equal ones but for the second axis")
         y = np.concatenate(parts, 1)
-        self._keep(([part.shape[1] for part in parts], y.shape, y.dtype))
+        self._keep(([part.shape[1] for part in parts], y.shape, y.dtype, isinstance(x, tuple)))
         return y
 
-    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        sizes, shape, dtype = self._taken()
-        parts = np.split(check_gradient(dy, shape, dtype), np.cumsum(sizes)[:-1], 1)
-        total: Array | None = None
-        complete = True
-        for branch, part in zip(self.branches, parts):
-            own = np.ascontiguousarray(part)
-            grad = own if branch is None else branch.backward(own, need_input=need_input)
-            complete = complete and grad is not None
-            total = grad if total is None else total if grad is None else total + grad
-        return total if need_input and complete else None
+    def backward(self, dy: Array, *, need_input: bool = True) -> Any:
+        """As ``Module.backward``; of several inputs the gradients are a tuple."""
+        sizes, shape, dtype, several = self._taken()
+        parts = map(np.ascontiguousarray, np.split(check_gradient(dy, shape, dtype), np.cumsum(sizes)[:-1], 1))
+        grads: list[Any] = [
+            part if branch is None else branch.backward(part, need_input=need_input)
+            for branch, part in zip(self.branches, parts)
+        ]
+        if several or not need_input:
+            return tuple(grads) if need_input else None
+        return None if any(grad is None for grad in grads) else sum(grads[1:], grads[0])
 
     def config(self) -> dict[str, Any]:
         return {"count": len(self.branches)}
 
     def __repr__(self) -> str:
         return _listing("Concat", self.branches)
+
+
+def _inputs(x: Any, count: int) -> tuple[Any, ...]:
+    """What each of `count` branches reads: the same array, or of a tuple one each."""
+    if not isinstance(x, tuple):
+        return (x,) * count
+    if len(x) != count:
+        raise ValueError(f"x is a tuple of {len(x)} arrays, expected {count}, one for each branch")
+    return x
 
 
 def _listing(name: str, layers: Sequence[Module | None]) -> str:

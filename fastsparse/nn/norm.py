@@ -122,7 +122,50 @@ class BatchNorm2d(_BatchNorm):
     _shape_text = "(N, {0}, H, W)"
 
 
-class LayerNorm(Module):
+class _RowNorm(Module):
+    """Normalisation over the last axes."""
+
+    bias: Parameter | None
+    _centred: ClassVar[bool]
+
+    def __init__(self, normalized_shape: Axes, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
+        axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
+        self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
+        self.eps = check.number(eps, "eps", 0.0)
+        kind = check.dtype(dtype)
+        self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
+        self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind)) if self._centred else None
+
+    def forward(self, x: ArrayLike) -> Array:
+        """x (..., *normalized_shape) -> the same shape."""
+        array = as_cast(x, self.weight.dtype, "x", "the layer")
+        axes = len(self.normalized_shape)
+        if array.shape[-axes:] != self.normalized_shape:
+            expected = ", ".join(map(str, ("...", *self.normalized_shape)))
+            raise ValueError(f"x has shape {array.shape}, expected ({expected}) to match the layer")
+        self._keep(array)
+        gamma, beta = self.weight.value.reshape(-1), None if self.bias is None else self.bias.value.reshape(-1)
+        rows = array.reshape(-1, gamma.size)
+        return norm_ops.layer_norm(rows, gamma, beta, self.eps, centred=self._centred).reshape(array.shape)
+
+    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
+        x = self._taken()
+        grad = check_gradient(dy, x.shape, self.weight.dtype)
+        gamma, sizes = self.weight.value.reshape(-1), self.normalized_shape
+        rows = -1, gamma.size
+        grad_x, grad_weight, grad_bias = norm_ops.layer_norm_backward(
+            grad.reshape(rows), x.reshape(rows), gamma, self.eps, centred=self._centred
+        )
+        self.weight.accumulate(grad_weight.reshape(sizes))
+        if self.bias is not None:
+            self.bias.accumulate(grad_bias.reshape(sizes))
+        return grad_x.reshape(x.shape) if need_input else None
+
+    def config(self) -> dict[str, Any]:
+        return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}
+
+
+class LayerNorm(_RowNorm):
     """Normalisation over the last axes: (x - mean) / sqrt(variance + eps) * weight + bias.
 
     Ba, Kiros and Hinton, Layer Normalization, arXiv:1607.06450.
@@ -135,36 +178,20 @@ class LayerNorm(Module):
     dtype : float32 or float64
     """
 
-    def __init__(self, normalized_shape: Axes, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
-        axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
-        self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
-        self.eps = check.number(eps, "eps", 0.0)
-        kind = check.dtype(dtype)
-        self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
-        self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind))
+    _centred = True
 
-    def forward(self, x: ArrayLike) -> Array:
-        """x (..., *normalized_shape) -> the same shape."""
-        array = as_cast(x, self.weight.dtype, "x", "the layer")
-        axes = len(self.normalized_shape)
-        if array.shape[-axes:] != self.normalized_shape:
-            expected = ", ".join(map(str, ("...", *self.normalized_shape)))
-            raise ValueError(f"x has shape {array.shape}, expected ({expected}) to match the layer")
-        self._keep(array)
-        gamma, beta = self.weight.value.reshape(-1), self.bias.value.reshape(-1)
-        return norm_ops.layer_norm(array.reshape(-1, gamma.size), gamma, beta, self.eps).reshape(array.shape)
 
-    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        x = self._taken()
-        grad = check_gradient(dy, x.shape, self.weight.dtype)
-        gamma, sizes = self.weight.value.reshape(-1), self.normalized_shape
-        rows = -1, gamma.size
-        grad_x, grad_weight, grad_bias = norm_ops.layer_norm_backward(
-            grad.reshape(rows), x.reshape(rows), gamma, self.eps
-        )
-        self.weight.accumulate(grad_weight.reshape(sizes))
-        self.bias.accumulate(grad_bias.reshape(sizes))
-        return grad_x.reshape(x.shape) if need_input else None
+class RMSNorm(_RowNorm):
+    """Normalisation over the last axes by the root mean square: x / sqrt(mean of squares + eps) * weight.
 
-    def config(self) -> dict[str, Any]:
-        return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}
+    Zhang and Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Sizes of the last axes, over which the mean is taken.
+    eps : float
+    dtype : float32 or float64
+    """
+
+    _centred = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,41 @@ class OptimizerState(dict[str, Array]):
     """
 
 
+@dataclass(frozen=True, eq=False)
+class RowGradient:
+    """Gradient of a table that is zero outside some rows: what an embedding's batch leaves.
+
+    Attributes
+    ----------
+    rows : int64 array (count,)
+        Rising, none twice.
+    values : array (count, length)
+    shape : tuple of int
+        Of the whole table. ``np.asarray`` makes it, with its zeros.
+    """
+
+    rows: NDArray[np.int64]
+    values: Array
+    shape: tuple[int, ...]
+
+    @classmethod
+    def summed(cls, rows: Array, values: Array, shape: tuple[int, ...]) -> RowGradient:
+        """Of rows in any order, those that come several times added up."""
+        order = np.argsort(rows, kind="stable")
+        found, first = np.unique(rows[order], return_index=True)
+        total = np.add.reduceat(values[order], first, axis=0) if len(first) else values[:0]
+        return cls(found.astype(np.int64), total, shape)
+
+    def __add__(self, other: RowGradient) -> RowGradient:
+        rows, values = np.concatenate([self.rows, other.rows]), np.concatenate([self.values, other.values])
+        return RowGradient.summed(rows, values, self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = np.zeros(self.shape, dtype or self.values.dtype)
+        whole[self.rows] = self.values
+        return whole
+
+
 class Parameter:
     """A trainable array.
 
@@ -46,7 +82,7 @@ class Parameter:
     value : array
         Assigning copies into the same array and counts as an update; after changing it in place, call
         :meth:`updated`.
-    grad : array like value, or None
+    grad : array like value, RowGradient, or None
         Sum of the gradients since the last :meth:`zero_grad`. Nobody writes into it: a new sum is a new array.
     version : int
         Counts the changes of value and pattern.
@@ -83,7 +119,7 @@ class Parameter:
         self._value = value if kept else np.array(value, value.dtype.newbyteorder("="), order="C")
         self._pattern = pattern
         self._matrix: tuple[int, CSR] | None = None
-        self.grad: Array | None = None
+        self.grad: Array | RowGradient | None = None
         self.version = 0
         self._state = OptimizerState()
         self._other_states: list[weakref.ref[OptimizerState]] = []
@@ -178,7 +214,7 @@ class Parameter:
         """Tell that `value` was changed in place."""
         self.version += 1
 
-    def accumulate(self, grad: Array) -> None:
+    def accumulate(self, grad: Array | RowGradient) -> None:
         """Add `grad` to the gradient; the first one is taken over without a copy, and is not changed.
 
         Raises
@@ -186,10 +222,13 @@ class Parameter:
         ValueError
             When grad does not have the shape of value.
         """
-        if np.shape(grad) != self._value.shape:
-            raise ValueError(f"grad has shape {np.shape(grad)}, expected {self._value.shape}, the shape of value")
+        shape = grad.shape if isinstance(grad, RowGradient) else np.shape(grad)
+        if shape != self._value.shape:
+            raise ValueError(f"grad has shape {shape}, expected {self._value.shape}, the shape of value")
         if self.grad is None:
             self.grad = grad
+        elif isinstance(grad, RowGradient) and isinstance(self.grad, RowGradient):
+            self.grad = self.grad + grad
         else:
             self.grad = np.add(self.grad, grad, out=buffers.array(self._value.shape, self._value.dtype))
 

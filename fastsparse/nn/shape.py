@@ -12,7 +12,7 @@ from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient
-from fastsparse.nn.parameter import Parameter
+from fastsparse.nn.parameter import Parameter, RowGradient
 
 Array = NDArray[Any]
 
@@ -154,23 +154,28 @@ class Dropout(Module):
         return {"p": self.p}
 
 
-def embedded(table: Array, x: Array) -> Array:
-    """Rows of a table (rows, length) by their numbers: x (...) -> (..., length).
+def embedded(table: Array, x: Array, positions: Array | None = None) -> Array:
+    """Rows of a table (rows, length) by their numbers, x (...) -> (..., length), and the rows of positions on top.
 
     Raises
     ------
     TypeError, ValueError
-        When x does not hold integers, or others than numbers of rows.
+        When x does not hold integers, or others than numbers of rows, or more of them than there are positions.
     """
+    if positions is not None and (x.ndim != 2 or x.shape[1] > len(positions)):
+        raise ValueError(f"x has shape {x.shape}, expected (N, tokens) with at most {len(positions)} tokens")
     if x.dtype.kind not in "iu":
         raise TypeError(f"x has dtype {x.dtype.name}, expected integers")
     if x.size and not 0 <= int(x.min()) <= int(x.max()) < len(table):
         raise ValueError(f"x goes from {x.min()} to {x.max()}, expected 0 to {len(table) - 1}")
-    return np.asarray(table[x])
+    y = np.asarray(table[x])
+    if positions is not None:
+        y += positions[: x.shape[1]]
+    return y
 
 
 class Embedding(Module):
-    """A table of vectors, one for each integer.
+    """A table of vectors, one for each integer, and if wanted one for each position, which is added.
 
     Parameters
     ----------
@@ -178,6 +183,11 @@ class Embedding(Module):
         Number of vectors.
     embedding_dim : int
         Length of a vector.
+    positions : int
+        Longest sequence, for which each position has a vector of its own; 0 for none.
+    sparse : bool
+        Gradients of the table are a `RowGradient`: optimizers then change the rows that a batch has used and leave all
+        others, their momentum and their weight decay alone, and time follows the batch and not the table.
     dtype : float32 or float64
     rng : None, int or Generator
         For the initial values, which are standard normal.
@@ -186,17 +196,28 @@ class Embedding(Module):
     input_kind = "int64"
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = "float32", rng: Seed = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        positions: int = 0,
+        sparse: bool = False,
+        dtype: DTypeLike = "float32",
+        rng: Seed = None,
     ) -> None:
         self.num_embeddings = check.integer(num_embeddings, "num_embeddings")
         self.embedding_dim = check.integer(embedding_dim, "embedding_dim")
-        shape = (self.num_embeddings, self.embedding_dim)
-        self.weight = Parameter(initial.standard_normal(shape, check.dtype(dtype), check.generator(rng)))
+        self.positions = check.integer(positions, "positions", 0)
+        self.sparse = check.flag(sparse, "sparse")
+        shape, kind, generator = (self.num_embeddings, self.embedding_dim), check.dtype(dtype), check.generator(rng)
+        self.weight = Parameter(initial.standard_normal(shape, kind, generator))
+        places = (self.positions, self.embedding_dim)
+        self.position = Parameter(initial.standard_normal(places, kind, generator)) if self.positions else None
 
     def forward(self, x: ArrayLike) -> Array:
-        """x integers (...) in [0, num_embeddings) -> (..., embedding_dim)."""
+        """x integers (...) in [0, num_embeddings) -> (..., embedding_dim); with positions x is (N, tokens)."""
         array = np.asarray(x)
-        y = embedded(self.weight.value, array)
+        y = embedded(self.weight.value, array, None if self.position is None else self.position.value)
         self._keep(array)
         return y
 
@@ -204,14 +225,19 @@ class Embedding(Module):
         """As ``Module.backward``; there is no gradient at integers."""
         x = self._taken()
         grad = check_gradient(dy, (*x.shape, self.embedding_dim), self.weight.dtype)
-        total = np.zeros_like(self.weight.value)
-        np.add.at(total, x.reshape(-1), grad.reshape(-1, self.embedding_dim))
-        self.weight.accumulate(total)
+        if self.position is not None:
+            total = np.zeros_like(self.position.value)
+            total[: x.shape[1]] = grad.sum(axis=0)
+            self.position.accumulate(total)
+        rows = RowGradient.summed(x.reshape(-1), grad.reshape(-1, self.embedding_dim), self.weight.shape)
+        self.weight.accumulate(rows if self.sparse else np.asarray(rows))
         return None
 
     def config(self) -> dict[str, Any]:
         return {
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
+            "positions": self.positions,
+            "sparse": self.sparse,
             "dtype": self.weight.dtype.name,
         }

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastsparse.csr import Pattern
-from fastsparse.nn import activations, containers, conv, linear, norm, pooling, shape
+from fastsparse.nn import activations, attention, containers, conv, linear, norm, pooling, shape
 from fastsparse.nn.initial import shells
 from fastsparse.nn.module import Module
 
@@ -26,6 +26,8 @@ LAYERS: dict[str, type[Module]] = {
         activations.Sigmoid,
         activations.Softmax,
         activations.Tanh,
+        attention.MultiheadAttention,
+        attention.TransformerEncoderLayer,
         containers.Concat,
         containers.Residual,
         containers.Sequential,
@@ -39,6 +41,7 @@ LAYERS: dict[str, type[Module]] = {
         norm.BatchNorm1d,
         norm.BatchNorm2d,
         norm.LayerNorm,
+        norm.RMSNorm,
         pooling.AdaptiveAvgPool2d,
         pooling.AvgPool2d,
         pooling.MaxPool2d,
@@ -115,8 +118,10 @@ def _made(
 ) -> Module:
     """Call the constructor of `layer`, a class of LAYERS; it refuses what does not fit."""
     made: Module
-    if layer is containers.Sequential:
-        made = layer(*modules.values(), **arguments)
+    if issubclass(layer, containers.Sequential):
+        sequence = layer.__new__(layer)
+        containers.Sequential.__init__(sequence, *modules.values(), **arguments)
+        made = sequence
     elif layer is containers.Concat:
         made = layer(*_branches(arguments, modules))
     elif issubclass(layer, linear.SparseWeight):

@@ -16,6 +16,7 @@ from fastsparse.engine.engine import Engine
 from fastsparse.engine.program import (
     Activate,
     Add,
+    Attention,
     Conv,
     Gather,
     LayerNorm,
@@ -126,16 +127,19 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
         return name
 
-    def proto(self, shape: Sequence[Any] | None, output: str, sizes: Sequence[Any] | None, integers: bool) -> Any:
-        """The model from "x" to "y"."""
+    def proto(self, inputs: Sequence[tuple[Any, bool]], output: str, sizes: Sequence[Any] | None) -> Any:
+        """The model from inputs, "x" and so on, to "y"; inputs are shapes, and whether integers go in."""
         from onnx import TensorProto, helper, shape_inference
 
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
         self.nodes.append(helper.make_node("Identity", [output], ["y"], "y"))
-        x = helper.make_tensor_value_info("x", TensorProto.INT64 if integers else kind, shape)
+        sources = [
+            helper.make_tensor_value_info(_input(i), TensorProto.INT64 if integers else kind, shape)
+            for i, (shape, integers) in enumerate(inputs)
+        ]
         y = helper.make_tensor_value_info("y", kind, sizes)
         graph = helper.make_graph(
-            self.nodes, "fastsparse", [x], [y], self.tensors, sparse_initializer=self.sparse_tensors
+            self.nodes, "fastsparse", sources, [y], self.tensors, sparse_initializer=self.sparse_tensors
         )
         made = helper.make_model(graph, producer_name="fastsparse", opset_imports=[helper.make_opsetid("", _OPSET)])
         made.ir_version = _IR
@@ -191,6 +195,39 @@ class _Graph:
         y = self.node("MatMul", [x, held])
         return y if bias is None else self.node("Add", [y, self.constant(bias, f"{name}.bias")])
 
+    def lookup(self, table: Array, positions: Array | None, x: str) -> str:
+        """Rows of a table."""
+        y = self.node("Gather", [self.constant(table, "embedding"), x])
+        return y if positions is None else self.node("Add", [y, self.constant(positions, "positions")])
+
+    def row_norm(self, x: str, scale: Array, shift: Array | None, eps: float, name: str) -> str:
+        """Layer norm, or without a shift the root mean square norm, over the last axes."""
+        gamma = self.constant(scale, name)
+        if shift is not None:
+            return self.node(
+                "LayerNormalization", [x, gamma, self.constant(shift, name)], axis=-scale.ndim, epsilon=eps
+            )
+        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=list(range(-scale.ndim, 0)), keepdims=1)
+        root = self.node("Sqrt", [self.node("Add", [square, self.constant(eps, "eps")])])
+        return self.node("Mul", [self.node("Div", [x, root]), gamma])
+
+    def attention(self, q: str, k: str, v: str, heads: int, width: int, causal: Sequence[int] | None = None) -> str:
+        """Attention of heads of (N, tokens, width); `causal` are the numbers of queries and keys."""
+
+        def split(x: str, perm: Sequence[int]) -> str:
+            sizes = self.constant(np.array([0, 0, heads, width // heads], np.int64), "heads")
+            return self.node("Transpose", [self.node("Reshape", [x, sizes])], perm=perm)
+
+        scores = self.node("MatMul", [split(q, (0, 2, 1, 3)), split(k, (0, 2, 3, 1))])
+        scores = self.node("Mul", [scores, self.constant((width // heads) ** -0.5, "scale")])
+        if causal is not None:
+            queries, keys = causal
+            unseen = np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)
+            scores = self.node("Add", [scores, self.constant(np.where(unseen, -np.inf, 0.0), "unseen")])
+        mixed = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), split(v, (0, 2, 1, 3))])
+        flat = self.constant(np.array([0, 0, width], np.int64), "joined")
+        return self.node("Reshape", [self.node("Transpose", [mixed], perm=(0, 2, 1, 3)), flat])
+
 
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}), "sigmoid": ("Sigmoid", {}), "tanh": ("Tanh", {}), "hardswish": ("HardSwish", {}),
@@ -236,9 +273,14 @@ def _of_graph(engine: GraphEngine, sparse: bool) -> Any:
 def _of_program(engine: Engine, sparse: bool) -> Any:
     program = engine._program
     graph = _Graph(program.dtype, sparse)
-    names = {program.inputs[0]: "x"}
-    if program.embedding is not None:
-        names[program.inputs[0]] = graph.node("Gather", [graph.constant(program.embedding, "embedding"), "x"])
+    names = {}
+    for i, (t, lookup) in enumerate(program.user_inputs()):
+        names[t] = _input(i)
+        if lookup is not None:
+            positions = lookup.positions
+            names[t] = graph.lookup(
+                lookup.table, None if positions is None else positions[: program.shapes[t][0]], _input(i)
+            )  # fmt: skip
     for node in program.nodes:
         x, shape = names[node.inputs[0]], program.shapes[node.inputs[0]]
         operator, name = node.operator, node.name.partition(" ")[0]
@@ -246,8 +288,7 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
             if isinstance(operator, Conv):
                 y = graph.conv(x, operator.weight, operator.bias, _Window(operator.geometry), name)
             else:
-                flat = x if len(shape) == 1 else graph.node("Flatten", [x])
-                y = graph.linear(flat, operator.weight, operator.bias, name)
+                y = graph.linear(x, operator.weight, operator.bias, name)
             if node.residual is not None:
                 y = graph.node("Add", [_reshaped(graph, y, program.shapes[node.output]), names[node.residual]])
             y = graph.activation(operator.activation, y)
@@ -262,9 +303,11 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
         elif isinstance(operator, Add):
             y = graph.activation(operator.activation, graph.node("Add", [names[t] for t in node.inputs]))
         elif isinstance(operator, LayerNorm):
-            parts = [graph.constant(part, name) for part in (operator.scale, operator.shift)]
-            axis = -operator.scale.ndim
-            y = graph.node("LayerNormalization", [x, *parts], axis=axis, epsilon=float(operator.eps))
+            y = graph.row_norm(x, operator.scale, operator.shift, operator.eps, name)
+        elif isinstance(operator, Attention):
+            q, k, v = (names[t] for t in node.inputs)
+            rows = [program.shapes[t][0] for t in node.inputs[:2]]
+            y = graph.attention(q, k, v, operator.heads, shape[1], rows if operator.causal else None)
         elif isinstance(operator, Gather):
             flat = _reshaped(graph, x, (operator.blocks, math.prod(shape) // operator.blocks))
             y = graph.node("Gather", [flat, graph.constant(operator.index, name)], axis=2)
@@ -277,7 +320,15 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
         names[node.output] = y
     shape = program.shapes[program.outputs[0]]
     y = _reshaped(graph, names[program.outputs[0]], shape)
-    return graph.proto(("N", *program.user_shape), y, ("N", *shape), program.embedding is not None)
+    inputs = [
+        (("N", *sizes), lookup is not None) for sizes, (_, lookup) in zip(program.user_shapes, program.user_inputs())
+    ]
+    return graph.proto(inputs, y, ("N", *shape))
+
+
+def _input(number: int) -> str:
+    """Name of an input."""
+    return f"x{number + 1}" if number else "x"
 
 
 def _reshaped(graph: _Graph, x: str, shape: Sequence[int]) -> str:
@@ -337,7 +388,7 @@ def _of_module(model: nn.Module, sparse: bool) -> Any:
     graph = _Graph(dtypes.pop() if dtypes else np.dtype(np.float32), sparse)
     output = _layer(graph, model, "x", "")
     first = _first(model)
-    return graph.proto(_open_shape(first), output, None, isinstance(first, nn.Embedding))
+    return graph.proto([(_open_shape(first), isinstance(first, nn.Embedding))], output, None)
 
 
 def _first(layer: nn.Module) -> nn.Module:
@@ -428,8 +479,17 @@ def _batch_norm(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 
 def _layer_norm(graph: _Graph, layer: Any, x: str, name: str) -> str:
-    inputs = [x, graph.constant(layer.weight.value, name), graph.constant(layer.bias.value, name)]
-    return graph.node("LayerNormalization", inputs, axis=-layer.weight.value.ndim, epsilon=float(layer.eps))
+    return graph.row_norm(x, layer.weight.value, _bias(layer), layer.eps, name)
+
+
+def _attention(graph: _Graph, layer: Any, x: str, name: str) -> str:
+    if layer.causal:
+        raise UnsupportedOperatorError(
+            f"layer {name} is a causal MultiheadAttention, whose mask depends on the number of tokens: write the "
+            "engine that fs.compile makes for one"
+        )
+    q, k, v = (_linear_layer(graph, getattr(layer, part), x, f"{name}.{part}") for part in ("query", "key", "value"))
+    return _linear_layer(graph, layer.output, graph.attention(q, k, v, layer.num_heads, layer.embed_dim), name)
 
 
 def _pool_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -450,7 +510,12 @@ def _adaptive_pool(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 
 def _embedding(graph: _Graph, layer: Any, x: str, name: str) -> str:
-    return graph.node("Gather", [graph.constant(layer.weight.value, name), x])
+    if layer.position is not None:
+        raise UnsupportedOperatorError(
+            f"layer {name} is an Embedding with positions, which depend on the number of tokens: write the engine that "
+            "fs.compile makes for one"
+        )
+    return graph.lookup(layer.weight.value, None, x)
 
 
 _Write = Callable[[_Graph, Any, str, str], str]
@@ -460,7 +525,8 @@ _LAYERS: list[tuple[tuple[type[nn.Module], ...], _Write]] = [
     ((nn.SparseConvTranspose2d,), _conv_transpose),
     ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    ((nn.LayerNorm,), _layer_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.MultiheadAttention,), _attention),
     ((nn.MaxPool2d, nn.AvgPool2d), _pool_layer),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
     ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU),

@@ -151,7 +151,9 @@ def prepare_layer_norm(rows: int, columns: int, eps: float, centred: bool, targe
     )
 
 
-def layer_norm_backward(dy: Array, x: Array, gamma: Array, eps: float) -> tuple[Array, Array, Array]:
+def layer_norm_backward(
+    dy: Array, x: Array, gamma: Array, eps: float, *, centred: bool = True
+) -> tuple[Array, Array, Array]:
     """Gradients of :func:`layer_norm` with x and dy (rows, columns): grad_x, grad_gamma and grad_beta (columns,).
 
     Statistics, means and sums are float64, in blocks of rows that stay in a cache.
@@ -163,14 +165,17 @@ def layer_norm_backward(dy: Array, x: Array, gamma: Array, eps: float) -> tuple[
     for start in range(0, rows, block):
         part = slice(start, start + block)
         normal, grad = x[part].astype(np.float64), dy[part].astype(np.float64)
-        normal -= normal.mean(axis=1, keepdims=True)
+        if centred:
+            normal -= normal.mean(axis=1, keepdims=True)
         inverse = 1 / np.sqrt((normal * normal).mean(axis=1, keepdims=True) + eps)
         normal *= inverse
         grad_beta += grad.sum(axis=0)
         grad_gamma += (grad * normal).sum(axis=0)
         grad *= wide
         normal *= (grad * normal).mean(axis=1, keepdims=True)
-        grad_x[part] = inverse * (grad - grad.mean(axis=1, keepdims=True) - normal)
+        if centred:
+            grad -= grad.mean(axis=1, keepdims=True)
+        grad_x[part] = inverse * (grad - normal)
     return grad_x, grad_gamma.astype(x.dtype), grad_beta.astype(x.dtype)
 
 

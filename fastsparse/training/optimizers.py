@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from operator import is_not
 from typing import Any, ClassVar, TypeAlias
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.nn.parameter import OptimizerState, Parameter
+from fastsparse.nn.parameter import OptimizerState, Parameter, RowGradient
 from fastsparse.ops import optimizers as kernels
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import spans
@@ -102,7 +103,10 @@ class Optimizer:
         self.steps += 1
         for i, value, grad, state in zip(updated, values, grads, states, strict=True):
             self._states[i].update(state)
-            self._update(value, grad, self._states[i], rate)
+            if isinstance(grad, RowGradient):
+                self._update_rows(value, grad, self._states[i], rate)
+            else:
+                self._update(value, grad, self._states[i], rate)
             parameters[i].updated()
 
     def state_of(self, parameter: Parameter) -> OptimizerState:
@@ -149,6 +153,15 @@ class Optimizer:
         """Forget all gradients."""
         for parameter in self.parameters:
             parameter.zero_grad()
+
+    def _update_rows(self, value: Array, grad: RowGradient, state: OptimizerState, rate: float) -> None:
+        """As `_update`, for the rows that the gradient has; the others stay as they are."""
+        rows, some, part = grad.rows, value[grad.rows], OptimizerState()
+        part.update({name: array[rows] for name, array in state.items()})
+        self._update(some, grad.values, part, rate)
+        value[rows] = some
+        for name, array in part.items():
+            state[name][rows] = array
 
     def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
         """Change value and state in place; all arrays are contiguous, of one type and shape, and apart."""
@@ -247,10 +260,12 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     """
     _check_norm(max_norm)
     clipped = [(p, _gradient(p.grad, p.value, "grad")) for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(_squares(grad) for _, grad in clipped))
+    norm = math.sqrt(sum(_squares(_numbers(grad)) for _, grad in clipped))
     if norm > max_norm:
         for parameter, grad in clipped:
-            parameter.grad = np.multiply(grad, max_norm / norm, out=buffers.array(grad.shape, grad.dtype))
+            numbers = _numbers(grad)
+            scaled = np.multiply(numbers, max_norm / norm, out=buffers.array(numbers.shape, numbers.dtype))
+            parameter.grad = replace(grad, values=scaled) if isinstance(grad, RowGradient) else scaled
     return norm
 
 
@@ -261,8 +276,17 @@ def _squares(grad: Array) -> float:
     return sum(float(np.dot(part, part)) for part in parts)
 
 
-def _gradient(grad: Any, value: Array, name: str) -> Array:
-    """The gradient as kernels take it: contiguous, aligned, of the value's type."""
+def _numbers(grad: Array | RowGradient) -> Array:
+    """The numbers of a gradient that may not be zero."""
+    return grad.values if isinstance(grad, RowGradient) else grad
+
+
+def _gradient(grad: Any, value: Array, name: str) -> Any:
+    """The gradient, or its rows, as kernels take it: contiguous, aligned, of the value's type."""
+    if isinstance(grad, RowGradient):
+        if grad.shape != value.shape:
+            raise ValueError(f"{name} has shape {grad.shape}, expected {value.shape}, the shape of value")
+        return replace(grad, values=np.require(grad.values, value.dtype, ("C", "A")))
     if np.shape(grad) != value.shape:
         raise ValueError(f"{name} has shape {np.shape(grad)}, expected {value.shape}, the shape of value")
     if type(grad) is np.ndarray and grad.dtype == value.dtype and grad.flags.c_contiguous and grad.flags.aligned:
@@ -286,12 +310,13 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
     return [where for where, _ in found]
 
 
-def _apart(grads: list[Array], written: list[tuple[int, int]]) -> list[Array]:
-    """Gradients, copied where some of their memory will be written to."""
+def _apart(grads: list[Any], written: list[tuple[int, int]]) -> list[Any]:
+    """Gradients, copied where some of their memory will be written to; rows go through copies of their own."""
     found = []
-    for grad, (start, end) in zip(grads, spans(grads), strict=True):
+    for grad, (start, end) in zip(grads, spans(map(_numbers, grads)), strict=True):
         last = bisect_left(written, (end, 0)) - 1
-        found.append(grad.copy() if last >= 0 and written[last][1] > start else grad)
+        shared = last >= 0 and written[last][1] > start and not isinstance(grad, RowGradient)
+        found.append(grad.copy() if shared else grad)
     return found
 
 

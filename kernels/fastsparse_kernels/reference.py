@@ -358,6 +358,25 @@ def softmax(x: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
+def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False) -> Array:
+    """softmax(Q K^T / sqrt(length)) V per head: q (N, queries, heads * length), k and v (N, keys, heads * length)."""
+    scores = attention_scores(q, k, heads)
+    (v,) = wide(v)
+    v = v.reshape(*v.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    if causal:
+        queries, keys = scores.shape[2:]
+        unseen = np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)
+        scores[..., unseen] = -np.inf
+    y = softmax(scores) @ v
+    return np.asarray(y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1))
+
+
+def attention_scores(q: Array, k: Array, heads: int) -> Array:
+    """Q K^T / sqrt(length) per head, (N, heads, queries, keys)."""
+    q, k = (a.reshape(*a.shape[:2], heads, -1).transpose(0, 2, 1, 3) for a in wide(q, k))
+    return np.asarray(q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]))
+
+
 def layer_norm(x: Array, gamma: Array, beta: Array | None, eps: float, *, centred: bool = True) -> Array:
     """x normalised along its last axis by its own mean (0 when not centred) and biased variance."""
     x, gamma, shift = wide(x, gamma, np.zeros_like(gamma) if beta is None else beta)

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import (
     activations,
+    attention,
     compiler,
     gates,
     layouts,
@@ -132,6 +133,7 @@ FAMILIES = (
         "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
     ),
     Family("softmax", softmax.softmax_kernel, _once),
+    Family("attention", attention.attention_kernel, _once),
     Family("layer norm", norm.layer_norm_kernel, _once),
     Family("sgd", optimizers.sgd_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in optimizers.SGD_KINDS]),
     Family("adam", optimizers.adam_kernel, _once),

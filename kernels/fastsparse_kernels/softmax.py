@@ -28,8 +28,8 @@ _multiply = lanewise(lambda a, b: a * b, 2)
 _inverse = lanewise(lambda a: 1.0 / a, 1)
 
 
-def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
-    """Kernel with arguments SOFTMAX."""
+def make_softmax_row(bits: int, lanes: int) -> Any:
+    """Function row(x, y, numbers in whole vectors, numbers after them)."""
     size = bits // 8
 
     @kernel_function
@@ -45,7 +45,7 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
         return broadcast(like, horizontal_max(top))
 
     @kernel_function
-    def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
+    def row(x, y, full, rest):  # type: ignore[no-untyped-def]
         like, sums = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         top = row_max(x, full, rest)
         for i in range(0, full, lanes):
@@ -63,7 +63,18 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
             end = y + full * size
             simd.store_first(_multiply(simd.load_first(like, end, rest), scale), end, rest)
 
-    return make_over_rows(_softmax, row, size, lanes)
+    return row
+
+
+def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel with arguments SOFTMAX."""
+    one_row = make_softmax_row(bits, lanes)
+
+    @kernel_function
+    def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
+        one_row(x, y, full, rest)
+
+    return make_over_rows(_softmax, row, bits // 8, lanes)
 
 
 @compiled_once

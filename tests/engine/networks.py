@@ -173,6 +173,27 @@ def _sum_of_input(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     return nn.Sequential(nn.Residual(conv, None, "relu"))
 
 
+def _tokens(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    """Both forms of a Transformer's layer; sums, norms, convolutions and features of tokens."""
+    common: dict[str, Any] = {"sparsity": 0.7, "dtype": dtype, "rng": rng}
+    return nn.Sequential(
+        nn.TransformerEncoderLayer(12, 3, 20, activation="gelu", norm_first=True, causal=True, **common),
+        nn.SparseConv1d(7, 5, 3, padding=1, **common),
+        nn.RMSNorm(12, dtype=dtype),
+        nn.SparseLinear(12, 8, **common),
+        nn.BatchNorm1d(5, dtype=dtype),
+        nn.Residual(nn.Linear(8, 8, dtype=dtype, rng=rng), nn.SparseLinear(8, 8, **common), "relu"),
+        nn.Concat(None, nn.Tanh()),
+        nn.Flatten(),
+        nn.SparseLinear(80, 6, **common),
+    )
+
+
+def _encoder(rng: np.random.Generator, dtype: str) -> nn.Sequential:
+    layer = nn.TransformerEncoderLayer(12, 2, 15, 0.0, sparsity=0.7, dtype=dtype, rng=rng)
+    return nn.Sequential(layer, nn.Linear(12, 3, dtype=dtype, rng=rng))
+
+
 def _decoder(rng: np.random.Generator, dtype: str) -> nn.Sequential:
     """A small U-Net: what gathers, and joins of images, of features, of what cannot be split."""
 
@@ -245,6 +266,8 @@ NETWORKS: dict[str, tuple[Callable[[np.random.Generator, str], nn.Sequential], t
     "sum of input": (_sum_of_input, (3, 5, 7)),
     "rows": (_rows, (3, 9, 7)),
     "decoder": (_decoder, (3, 8, 8)),
+    "tokens": (_tokens, (7, 12)),
+    "encoder": (_encoder, (5, 12)),
     "nothing": (_nothing, (3, 4, 5)),
 }
 
@@ -294,7 +317,12 @@ def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Arra
     elif isinstance(layer, nn.Embedding):
         value = layer.weight.value.astype(np.float64)[value.astype(np.int64)]
         error = np.zeros(value.shape)
-    elif isinstance(layer, nn.LayerNorm):
+        if layer.position is not None:
+            value = value + layer.position.value[: value.shape[1]]
+            error = u * abs(value)
+    elif isinstance(layer, nn.MultiheadAttention):
+        value, error = _attended(layer, value, error, dtype)
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         value, error = _row_normalised(layer, value, error, u)
     elif isinstance(layer, nn.Softmax):
         value, error = _softmax(value, error, u)
@@ -381,11 +409,12 @@ _ROUNDINGS = 8  # of a number's own type between what a row-wise layer reads and
 
 def _row_normalised(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:
     """The deviation of a row is a norm of its centred numbers, and changes by no more than their root mean square."""
-    shape = x.shape
-    gamma, beta = (p.value.astype(np.float64).reshape(-1) for p in (layer.weight, layer.bias))
+    shape, rms = x.shape, isinstance(layer, nn.RMSNorm)
+    gamma = layer.weight.value.astype(np.float64).reshape(-1)
+    beta = np.zeros_like(gamma) if rms else layer.bias.value.astype(np.float64).reshape(-1)
     x, error = x.reshape(-1, gamma.size), error.reshape(-1, gamma.size)
-    value = layers.layer_norm(x, gamma, beta, layer.eps).astype(np.float64)
-    centred = x - x.mean(axis=1, keepdims=True)
+    value = layers.layer_norm(x, gamma, beta, layer.eps, centred=not rms).astype(np.float64)
+    centred = x - (0 if rms else x.mean(axis=1, keepdims=True))
     deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + layer.eps)
     sums = (gamma.size + 2) * 2.0**-53 * (abs(x) + error).mean(axis=1, keepdims=True)
     own = error + error.mean(axis=1, keepdims=True) + sums + 2 * u * (abs(x) + error + abs(x - centred))
@@ -404,6 +433,28 @@ def _softmax(x: Array, error: Array, u: float) -> tuple[Array, Array]:
     relative = np.expm1(np.minimum(moved, 1.0)) + _ROUNDINGS * u + (x.shape[-1] + 2) * 2.0**-53
     tiny = float(np.finfo(np.float32 if u > 1e-10 else np.float64).tiny)
     return value, np.where(moved > 1, 1.0, np.minimum(1.0, value * relative + tiny))
+
+
+def _attended(layer: nn.MultiheadAttention, x: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+    """Each query by itself, with the keys that it sees."""
+    u, length = float(np.finfo(dtype).eps) / 2, layer.embed_dim // layer.num_heads
+    ends = [_product(part, x, error, dtype) for part in (layer.query, layer.key, layer.value)]
+    (q, q_error), (k, k_error), (v, v_error) = (
+        [a.reshape(*a.shape[:2], layer.num_heads, length).swapaxes(1, 2) for a in pair] for pair in ends
+    )
+    y, wrong = np.empty(q.shape), np.empty(q.shape)
+    for i in range(x.shape[1]):
+        seen = slice(0, i + 1 if layer.causal else x.shape[1])
+        one = slice(i, i + 1)
+        keys, far = k[:, :, seen].swapaxes(-1, -2), k_error[:, :, seen].swapaxes(-1, -2)
+        scores, total = q[:, :, one] @ keys, (abs(q) + q_error)[:, :, one] @ (abs(keys) + far)
+        moved = total - abs(q[:, :, one]) @ abs(keys) + ref.bound(length + 3, total, dtype)
+        p, p_error = _softmax(scores * length**-0.5, moved * length**-0.5, u)
+        y[:, :, one] = p @ v[:, :, seen]
+        total = (p + p_error) @ (abs(v) + v_error)[:, :, seen]
+        wrong[:, :, one] = total - p @ abs(v[:, :, seen]) + ref.bound(p.shape[-1] + 2, total, dtype)
+    joined = (a.swapaxes(1, 2).reshape(x.shape) for a in (y, wrong))
+    return _product(layer.output, *joined, dtype)
 
 
 def _averaged(layer: Any, x: Array, error: Array, u: float) -> tuple[Array, Array]:

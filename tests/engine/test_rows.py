@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_damaged_descriptions_are_refused(field: str) -> None:
     arrays: dict[str, Any] = {}
     plain = serial.to_plain(fs.compile(model(), (4, LENGTH))._program, arrays)
     if field == "embedding":
-        arrays[plain["embedding"]] = np.ones((3, 7), "f4")
+        arrays[plain["lookups"][0]["table"]] = np.ones((3, 7), "f4")
     else:
         norm = next(node["operator"] for node in plain["nodes"] if node["operator"]["type"] == "LayerNorm")
         if field == "eps":
@@ -120,3 +121,108 @@ def test_damaged_descriptions_are_refused(field: str) -> None:
             arrays[norm["scale"]] = arrays[norm["shift"]] = np.ones(4, "f4")
     with pytest.raises(ValueError, match=r"embedding|gives shape|eps"):
         serial.from_plain(plain, arrays)
+
+
+def gpt(dtype: str = "float32") -> nn.Sequential:
+    layers = [
+        nn.TransformerEncoderLayer(12, 3, 20, norm_first=True, causal=True, sparsity=0.6, dtype=dtype, rng=seed)
+        for seed in range(2)
+    ]
+    table = nn.Embedding(ROWS, 12, positions=LENGTH, dtype=dtype, rng=0)
+    return nn.Sequential(table, *layers, nn.RMSNorm(12, dtype=dtype), nn.Linear(12, ROWS, dtype=dtype, rng=1)).eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 2, 19])
+def test_a_gpt_of_sparse_layers(dtype: str, batch: int, rng: Any, tmp_path: Any) -> None:
+    network = gpt(dtype)
+    engine = fs.compile(network, (batch, LENGTH))
+    x = rng.integers(0, ROWS, (batch, LENGTH))
+    want = network(x)
+    assert abs(engine(x) - want).max() <= 64 * np.finfo(dtype).eps * abs(want).max()
+    engine.save(tmp_path / "engine")
+    np.testing.assert_array_equal(fs.load_engine(tmp_path / "engine")(x), engine(x))
+    x[:, -1] = (x[:, -1] + 1) % ROWS  # a later token changes nothing before it
+    np.testing.assert_array_equal(engine(x)[:, :-1], fs.load_engine(tmp_path / "engine")(x)[:, :-1])
+    assert abs(engine(x)[:, :-1] - want[:, :-1]).max() <= 64 * np.finfo(dtype).eps * abs(want).max()
+
+
+def test_positions_are_checked() -> None:
+    engine = fs.compile(gpt(), (1, LENGTH - 1))
+    with pytest.raises(ValueError, match=rf"expected \(N, {LENGTH - 1}\) as compiled"):
+        engine(np.zeros((1, LENGTH), int))
+    with pytest.raises(ValueError, match=rf"expected \(N, tokens\) with at most {LENGTH} tokens"):
+        fs.compile(gpt(), (1, LENGTH + 1))
+    with pytest.raises(ValueError, match=rf"^x has shape \(1, {LENGTH + 1}\), expected \(N, tokens\) with at most"):
+        gpt()(np.zeros((1, LENGTH + 1), int))
+    with pytest.raises(ValueError, match=r"MultiheadAttention\) an x of \(N, 5, 6\), expected \(N, tokens, 4\)"):
+        fs.compile(nn.Sequential(nn.MultiheadAttention(4, 2, rng=0)), (1, 5, 6))
+
+
+def _two_texts() -> nn.Sequential:
+    one = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.Flatten(), nn.SparseLinear(20, 3, sparsity=0.5, rng=0))
+    other = nn.Sequential(nn.Embedding(9, 6, positions=3, rng=1), nn.Flatten())
+    return nn.Sequential(nn.Concat(one, other), nn.Linear(21, 2, rng=2))
+
+
+SEVERAL: dict[str, tuple[Callable[[], nn.Sequential], list[tuple[int, ...]], int]] = {
+    "features": (
+        lambda: nn.Sequential(
+            nn.Concat(nn.SparseLinear(5, 4, sparsity=0.5, rng=0), None, nn.Tanh()),
+            nn.SparseLinear(13, 4, sparsity=0.5, activation="relu", rng=1),
+        ),
+        [(5,), (6,), (3,)],
+        0,
+    ),
+    "images": (
+        lambda: nn.Sequential(nn.Residual(nn.SparseConv2d(2, 4, 3, padding=1, rng=0), None, "relu"), nn.Flatten()),
+        [(2, 5, 6), (4, 5, 6)],
+        0,
+    ),
+    "cross-attention": (
+        lambda: nn.Sequential(nn.MultiheadAttention(12, 2, sparsity=0.5, rng=0), nn.Linear(12, 3, rng=1)),
+        [(5, 12), (8, 12)],
+        0,
+    ),
+    "texts": (_two_texts, [(5,), (3,)], 9),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_inputs(name: str, rng: Any, tmp_path: Any) -> None:
+    make, shapes, rows = SEVERAL[name]
+    network, batch = make(), 3
+    engine = fs.compile(network.eval(), [(batch, *shape) for shape in shapes])
+    assert engine.input_shapes == tuple((batch, *shape) for shape in shapes)
+    for count in (batch, 1, 18):
+        x = [rng.integers(0, rows, (count, *s)) if rows else rng.normal(size=(count, *s)) for s in shapes]
+        want = network(tuple(x))
+        np.testing.assert_allclose(engine(tuple(x)), want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(engine.run(x)[0], engine(tuple(x)))
+    engine.save(tmp_path / "engine")
+    np.testing.assert_array_equal(fs.load_engine(tmp_path / "engine").run(x)[0], engine.run(x)[0])
+    assert engine.benchmark(0.01).calls >= 3
+    with pytest.raises(ValueError, match=f"x is one array, expected a tuple of {len(shapes)}, the inputs"):
+        engine(x[0])
+    with pytest.raises(ValueError, match=f"inputs has 1 arrays, expected {len(shapes)}"):
+        engine.run(x[:1])
+    with pytest.raises(ValueError, match=r"x\[1\] has shape \(17, "):
+        engine((x[0], x[1][1:], *x[2:]))
+    y = network.train()(tuple(x))
+    dx = network.backward(np.ones_like(y), need_input=not rows)
+    assert rows or [part.shape for part in dx] == [part.shape for part in x]
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    joined = nn.Sequential(nn.Concat(None, nn.ReLU()))
+    with pytest.raises(ValueError, match=r"layer 0 \(Concat\) has 3 inputs for 2 branches"):
+        fs.compile(joined, [(1, 2), (1, 3), (1, 4)])
+    with pytest.raises(ValueError, match="expected one batch size for all inputs"):
+        fs.compile(joined, [(1, 2), (2, 3)])
+    with pytest.raises(ValueError, match=r"layer 0 \(ReLU\) has 2 inputs by input_shape, expected one"):
+        fs.compile(nn.Sequential(nn.ReLU()), [(1, 2), (1, 3)])
+    with pytest.raises(ValueError, match="x is a tuple of 3 arrays, expected 2, one for each branch"):
+        joined((np.ones((1, 2)),) * 3)
+    shared = nn.Sequential(nn.Concat(None, nn.Embedding(4, 2, rng=0)))  # whose other branch reads the integers
+    with pytest.raises(fs.UnsupportedOperatorError, match=r"layer 0\.1 is an Embedding"):
+        fs.compile(shared, (1, 2))

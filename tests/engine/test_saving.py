@@ -226,8 +226,8 @@ HOSTILE = {
     "too many threads": _set("threads", to=1025),
     "lanes": _set("lanes", to="16"),
     "key of a choice": _set("choices", to=[[[40, 1, {}], ["padded", True, 1, 1]]]),
-    "batch that is true": _set("input_shape", 0, to=True),
-    "huge batch": _set("input_shape", 0, to=2**40),
+    "batch that is true": _set("batch", to=True),
+    "huge batch": _set("batch", to=2**40),
     "huge padding": _set(*CONV, "geometry", "padding", to=[[2**40, 0], [0, 0]]),
     "huge kernel": _set(*CONV, "geometry", "kernel", to=[2**40, 3]),
     "stride of zero": _set(*CONV, "geometry", "stride", to=[0, 1]),
@@ -241,8 +241,10 @@ HOSTILE = {
     "threads": _set("threads", to=-1),
     "choice": _set("choices", to=[[[40, 1], ["padded", 1]]]),
     "choice for nothing": _set("choices", to=[[[0, 1], ["padded", True, 1, 1]]]),
-    "input shape": _set("input_shape", to=[1, 2, 3]),
-    "batch": _set("input_shape", to=[0, 3, 8, 10]),
+    "batch": _set("batch", to=0),
+    "lookups of another number": _set("program", "lookups", to=[None, None]),
+    "rows of another number": _change(lambda f: f["program"]["nodes"][-1]["operator"].update(rows=2)),
+    "attention to one tensor": _operator({"type": "Attention", "heads": 1, "causal": False}),
 }
 
 

@@ -103,6 +103,30 @@ CASES = [
     Case("BatchNorm2d", lambda rng: nn.BatchNorm2d(3, **F64), (3, 3, 2, 4)),
     Case("LayerNorm", lambda rng: nn.LayerNorm(6, **F64), (4, 6)),
     Case("LayerNorm 2 axes", lambda rng: nn.LayerNorm((3, 4), **F64), (2, 5, 3, 4)),
+    Case("RMSNorm", lambda rng: nn.RMSNorm(6, **F64), (4, 6)),
+    Case("RMSNorm 2 axes", lambda rng: nn.RMSNorm((3, 2), **F64), (2, 3, 2)),
+    Case("MultiheadAttention", lambda rng: nn.MultiheadAttention(6, 2, sparsity=0.3, **F64, rng=rng), (2, 3, 6)),
+    Case(
+        "MultiheadAttention causal",
+        lambda rng: nn.MultiheadAttention(4, 2, False, causal=True, sparsity=0.3, **F64, rng=rng),
+        (2, 4, 4),
+    ),
+    Case(
+        "TransformerEncoderLayer norms last",
+        lambda rng: nn.Sequential(
+            nn.LayerNorm(4, **F64), nn.TransformerEncoderLayer(4, 2, 5, 0.0, "tanh", sparsity=0.3, **F64, rng=rng)
+        ),
+        (2, 3, 4),
+    ),
+    Case(
+        "TransformerEncoderLayer norms first",
+        lambda rng: nn.TransformerEncoderLayer(
+            4, 1, 5, 0.2, "silu", norm_first=True, causal=True, sparsity=0.3, **F64, rng=rng
+        ),
+        (2, 3, 4),
+    ),
+    Case("Embedding with positions", lambda rng: nn.Embedding(5, 3, positions=4, **F64, rng=rng), (3, 2), 5),
+    Case("Embedding with sparse gradients", lambda rng: nn.Embedding(9, 3, sparse=True, **F64, rng=rng), (2, 4), 9),
     Case("MaxPool2d", lambda rng: nn.MaxPool2d(2), (2, 3, 4, 6)),
     Case("MaxPool2d overlapping", lambda rng: nn.MaxPool2d((3, 2), (2, 1), ((1, 1), (0, 1))), (2, 2, 6, 5)),
     Case("AvgPool2d", lambda rng: nn.AvgPool2d((3, 2), (2, 1), 1), (2, 2, 6, 5)),

@@ -267,6 +267,36 @@ def test_embedding_looks_rows_up_and_checks_them() -> None:
         layer([0.0])
 
 
+def test_cross_attention_with_itself_is_self_attention(rng: Any) -> None:
+    layer = nn.MultiheadAttention(6, 2, sparsity=0.3, dtype="float64", rng=0)
+    x, dy = rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
+    y = layer(x)
+    dx = layer.backward(dy)
+    grads = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    np.testing.assert_array_equal(layer((x, x)), y)
+    one, other = layer.backward(dy)
+    np.testing.assert_allclose(one + other, dx, rtol=1e-12, atol=1e-12)
+    for parameter, grad in zip(layer.parameters(), grads, strict=True):
+        np.testing.assert_array_equal(parameter.grad, grad)
+    assert layer((x[:, :1], x)).shape == (2, 1, 6)
+
+
+def test_sparse_gradients_are_the_rows_of_the_full_one(rng: Any) -> None:
+    layers = [nn.Embedding(50, 3, sparse=sparse, dtype="float64", rng=0) for sparse in (False, True)]
+    for _ in range(2):  # two batches add up
+        x, dy = rng.integers(0, 50, (4, 5)), rng.normal(size=(4, 5, 3))
+        for layer in layers:
+            layer(x)
+            layer.backward(dy)
+    full, rows = (layer.weight.grad for layer in layers)
+    assert isinstance(rows, nn.RowGradient)
+    assert len(rows.values) == len(np.flatnonzero(np.abs(full).sum(1)))
+    np.testing.assert_allclose(np.asarray(rows), full, rtol=1e-13)
+    layers[1].weight.accumulate(np.ones((50, 3)))  # and a full one, as of a head that shares the table
+    np.testing.assert_allclose(layers[1].weight.grad, full + 1, rtol=1e-13)
+
+
 REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: nn.SparseLinear(0, 3), ValueError, "in_features is 0, expected an integer of at least 1"),
     (lambda: nn.SparseLinear(3, 2.5), ValueError, "out_features is 2.5, expected an integer of at least 1"),
@@ -337,6 +367,37 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         "x has shape (3, 4), expected (N, C, H, W) with H and W at least 1",
     ),
+    (
+        lambda: nn.MultiheadAttention(10, 3),
+        ValueError,
+        "num_heads is 3, expected a divisor of embed_dim = 10",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2, key=nn.Linear(4, 5)),
+        TypeError,
+        "key is a Linear, expected a linear layer of 4 to 4 features",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2)(np.ones((2, 4), "f")),
+        ValueError,
+        "x has shape (2, 4), expected (N, tokens, 4) to match the layer",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2)((np.ones((2, 3, 4), "f"), np.ones((1, 3, 4), "f"))),
+        ValueError,
+        "memory has shape (1, 3, 4), expected (2, tokens, 4) to match the layer",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2)(np.ones((2, 3, 4), complex)),
+        TypeError,
+        "x has dtype complex128, expected float32, float16, integers or bool",
+    ),
+    (
+        lambda: nn.RMSNorm(3)(np.ones((2, 4), "f")),
+        ValueError,
+        "x has shape (2, 4), expected (..., 3) to match the layer",
+    ),
+    (lambda: nn.TransformerEncoderLayer(4, 2, dropout=1), ValueError, "p is 1.0, expected a number from 0 to below 1"),
     (lambda: nn.Concat(), ValueError, "branches is empty, expected at least one layer or None"),
     (lambda: nn.Concat(3), TypeError, "branches[0] is a int, expected a layer of fastsparse.nn or None"),
     (

@@ -79,6 +79,10 @@ def test_models_of_every_layer(tmp_path, sparse):
             ),
             np.random.default_rng(1).normal(size=(2, 2, 4, 3)).astype("f"),
         ),
+        (
+            nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, rng=0), nn.RMSNorm(8)),
+            np.random.default_rng(1).normal(size=(2, 5, 8)).astype("f"),
+        ),
         (nn.SparseLinear(6, 4, bias=False, rng=0), np.ones((3, 6), "f")),
         (nn.Sequential(nn.SparseLinear(6, 4, rng=0, dtype="float64"), nn.LayerNorm(4, dtype="float64")), np.eye(6)),
     ],
@@ -133,3 +137,20 @@ def test_engines_that_begin_with_an_embedding(tmp_path):
     fs.to_onnx(engine, tmp_path / "m.onnx")
     x = np.random.default_rng(0).integers(0, 9, (4, 5))
     close(by_onnxruntime(tmp_path / "m.onnx", x), engine(x))
+
+
+def test_engines_of_causal_transformers(tmp_path):
+    table = nn.Embedding(9, 8, positions=6, rng=0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, causal=True, sparsity=0.5, rng=0)
+    model = nn.Sequential(table, layer, nn.Concat(None, nn.Tanh()))
+    engine = fs.compile(model, (2, 5), tune=False)
+    fs.to_onnx(engine, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).integers(0, 9, (4, 5))
+    close(by_onnxruntime(tmp_path / "m.onnx", x), engine(x))
+    for part, what in ((table, "Embedding with positions"), (layer, "causal MultiheadAttention")):
+        with pytest.raises(fs.UnsupportedOperatorError, match=what):
+            fs.to_onnx(nn.Sequential(part), tmp_path / "n.onnx")
+    joined = fs.compile(nn.Sequential(nn.Concat(None, nn.SparseLinear(3, 4, rng=0))), [(1, 2), (1, 3)], tune=False)
+    fs.to_onnx(joined, tmp_path / "m.onnx")
+    inputs = [np.ones((5, 2), "f"), np.ones((5, 3), "f")]
+    close(fs.compile(tmp_path / "m.onnx", [(5, 2), (5, 3)], tune=False).run(inputs)[0], joined.run(inputs)[0])

@@ -207,3 +207,34 @@ def test_states_of_optimizers_that_are_gone_are_gone() -> None:
         parameter.accumulate(np.ones(3))
         optimizer.step()
     assert len(list(parameter._states())) <= 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: fs.training.SGD(p, 0.1, 0.9, True),
+        lambda p: fs.training.AdamW(p, 0.1),
+        lambda p: fs.training.Adam(p, 0.1, max_norm=0.5),
+    ],
+)
+def test_rows_of_a_table_move_as_if_they_were_all_of_it(make, rng):
+    start, rows = rng.normal(size=(20, 4)).astype("f"), np.array([2, 7, 11])
+    table, alone = fs.nn.Parameter(start.copy()), fs.nn.Parameter(start[rows].copy())
+    one, other = make([table]), make([alone])
+    for _ in range(3):
+        grad = rng.normal(size=(3, 4)).astype("f")
+        table.grad, alone.grad = fs.nn.RowGradient(rows, grad, (20, 4)), grad
+        one.step()
+        other.step()
+    np.testing.assert_array_equal(table.value[rows], alone.value)
+    others = np.setdiff1d(np.arange(20), rows)
+    np.testing.assert_array_equal(table.value[others], start[others])
+    for name, array in one.state_of(table).items():
+        np.testing.assert_array_equal(array[rows], other.state_of(alone)[name])
+        assert not array[others].any()
+
+
+def test_a_row_gradient_of_another_table_is_refused():
+    table = fs.nn.Parameter(np.ones((4, 2), "f"))
+    with pytest.raises(ValueError, match=r"grad has shape \(5, 2\), expected \(4, 2\), the shape of value"):
+        table.accumulate(fs.nn.RowGradient(np.array([1]), np.ones((1, 2), "f"), (5, 2)))

@@ -1,9 +1,9 @@
 """Programs on single images: what is common to all ways of laying out images.
 
 A tensor has one or more forms. "plain" is the user's own layout, which linear layers read, too, and which row-wise
-operators read and write. "batch-blocked" is for linear layers of a few samples. The third one is the subclass's, for
-convolutions and pools. Every layer writes the form that its readers like best; where they disagree, the tensor is
-copied into the other form once. Linear layers of one sample are SpMV.
+operators read and write. "blocks of n" is for linear layers: batch-blocked, with n rows of a sample in the place of
+samples. Another one is the subclass's, for convolutions and pools. Every layer writes the form that its readers like
+best; where they disagree, the tensor is copied into the other form once. Linear layers of one row are SpMV.
 """
 
 from __future__ import annotations
@@ -16,14 +16,28 @@ import numpy as np
 from fastsparse.csr import Pattern
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Gate, Gather, LayerNorm, Linear, Node, Pool, Program, Reshape, RowWise
+from fastsparse.engine.program import (
+    Attention,
+    Conv,
+    Gate,
+    Gather,
+    LayerNorm,
+    Linear,
+    Node,
+    Pool,
+    Program,
+    Reshape,
+    RowWise,
+)
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
-from fastsparse.ops import gates, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
+from fastsparse.ops import attention, gates, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
+
+_BLOCKS = "blocks of "  # rows of a sample
 
 
 def work_of_images(program: Program) -> split.Work:
@@ -134,12 +148,9 @@ class Lowering:
             self._gate(node)
         elif isinstance(op, Gather):
             self._rearrange(node, op)
-        elif self.batch == 1:
-            assert isinstance(op, Linear)
-            self._spmv(node, op)
         else:
             assert isinstance(op, Linear)
-            self._linear(node, op)
+            (self._spmv if self.batch == op.rows == 1 else self._linear)(node, op)
         if node.output in self.whole and node.output not in self.late:
             self._get(node.output, "plain", node)
         self._give(node.output)
@@ -189,8 +200,9 @@ class Lowering:
     def _new(self, t: int, form: str, over: int = -1) -> Place:
         zeros: Zeros | None = None
         first = None
-        if form == "batch-blocked":
-            size = self._groups * self._features(t)[0].group_stride
+        if form.startswith(_BLOCKS):
+            rows = int(form.removeprefix(_BLOCKS))
+            size = self._groups(rows) * self._features(t, rows)[0].group_stride
         elif form == "plain":
             planes, images = self._plain(t), self.images
             if t in self.whole and t not in self.late:
@@ -240,12 +252,12 @@ class Lowering:
         """The tensor in a form, copied for `node` now if nobody wrote it so."""
         if (t, form) not in self.forms:
             name = name_before(node)
-            if form == "batch-blocked":
-                self._pack_blocked(t, self._get(t, "plain", node), name)
+            if form.startswith(_BLOCKS):
+                self._pack_blocked(t, form, self._get(t, "plain", node), name)
             elif form != "plain":
                 self._lay_out(t, node)
-            elif (t, "batch-blocked") in self.forms:
-                self._unpack(t, self._new(t, form), name)
+            elif blocks := self._in_blocks(t):
+                self._unpack(t, blocks, self._new(t, form), name)
             else:
                 self._copy_out(t, self._new(t, form), name)
         return self.forms[t, form]
@@ -256,10 +268,14 @@ class Lowering:
             if result == t and number not in self.done:
                 self.done.add(number)
                 place = user_place(len(self.program.inputs) + number)
-                if (t, "batch-blocked") in self.forms:
-                    self._unpack(t, place, "output")
+                if (t, "plain") not in self.forms and (blocks := self._in_blocks(t)):
+                    self._unpack(t, blocks, place, "output")
                 else:
                     self._copy_out(t, place, "output")
+
+    def _in_blocks(self, t: int) -> str | None:
+        """The form of blocks that the tensor has, if any."""
+        return next((form for other, form in self.forms if other == t and form.startswith(_BLOCKS)), None)
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -273,14 +289,22 @@ class Lowering:
 
     def _rows(self, node: Node, op: RowWise) -> None:
         """Append the step of an operator on rows, which the user's layout has contiguous."""
-        source, shape = self._get(self.roots[node.inputs[0]], "plain", node), self.program.shapes[node.output]
+        sources = tuple(self._get(self.roots[t], "plain", node) for t in node.inputs)
+        shape = self.program.shapes[node.output]
+        operands: tuple[str, ...] = ("x", "y")
         target, numbers = self._target(node.output, "plain"), self.images * math.prod(shape)
         if isinstance(op, LayerNorm):
-            launch = norm.prepare_layer_norm(numbers // op.scale.size, op.scale.size, op.eps, True, self.target)
-            launch = launch.fixed((op.scale, op.shift), gamma=address(op.scale), beta=address(op.shift))
+            centred = op.shift is not None
+            launch = norm.prepare_layer_norm(numbers // op.scale.size, op.scale.size, op.eps, centred, self.target)
+            shift = 0 if op.shift is None else address(op.shift)
+            launch = launch.fixed((op.scale, op.shift), gamma=address(op.scale), beta=shift)
+        elif isinstance(op, Attention):
+            keys = self.program.shapes[node.inputs[1]][0]
+            launch = attention.prepare(self.images, op.heads, shape[1], shape[0], keys, op.causal, self.target)
+            operands = ("q", "k", "v", "y")
         else:
             launch = softmax.prepare(numbers // shape[-1], shape[-1], self.target)
-        self._add(node.name, "row by row", node, (source,), target, launch)
+        self._add(node.name, "row by row", node, sources, target, launch, operands)
 
     def _rearrange(self, node: Node, op: Gather) -> None:
         """Append the step of a gather, in the user's layout."""
@@ -329,35 +353,36 @@ class Lowering:
         target = self._target(node.output, "plain")
         self._add(node.name, "sum", None, (x, residual), target, launch, ("x", "residual", "y"))
 
-    @property
-    def _groups(self) -> int:
-        return -(-self.images // self.target.lanes)
+    def _groups(self, rows: int) -> int:
+        return -(-self.images * rows // self.target.lanes)
 
-    def _features(self, t: int) -> tuple[BlockedPlanes, BlockedPlanes, int]:
-        """The tensor batch-blocked: as channels, as one plane of features, and bytes of a sample."""
-        features = math.prod(self.program.shapes[t])
+    def _features(self, t: int, rows: int) -> tuple[BlockedPlanes, BlockedPlanes, int]:
+        """The tensor in blocks of rows: as channels, as one plane of features, and bytes of a row."""
+        features = math.prod(self.program.shapes[t]) // rows
         planes = blocked_planes(features, (), (), self.target)
         return planes, replace(planes, channels=1, positions=features), features * self.target.size
 
     def _linear(self, node: Node, op: Linear) -> None:
         t = self.roots[node.inputs[0]]
-        x, y = self._features(t)[0], self._features(node.output)[0]
-        source = self._get(t, "batch-blocked", node)
-        residual = None if node.residual is None else self._get(self.roots[node.residual], "batch-blocked", node)
-        weight = planned(op.weight, lambda p: plan_linear_between(p, x, y, self.target, self._groups))
-        target = self._new(node.output, "batch-blocked")
+        x, y, form = self._features(t, op.rows)[0], self._features(node.output, op.rows)[0], f"{_BLOCKS}{op.rows}"
+        source = self._get(t, form, node)
+        residual = None if node.residual is None else self._get(self.roots[node.residual], form, node)
+        weight = planned(op.weight, lambda p: plan_linear_between(p, x, y, self.target, self._groups(op.rows)))
+        target = self._new(node.output, form)
         self._add_weighted(node, op, weight, "batch-blocked", source, residual, target, y_row_stride=self.target.vector)
 
-    def _pack_blocked(self, t: int, plain: Place, name: str) -> None:
-        _, one, sample = self._features(t)
-        launch = layouts.pack_blocked(one, self.images, sample, sample, self.target)
+    def _pack_blocked(self, t: int, form: str, plain: Place, name: str) -> None:
+        rows = int(form.removeprefix(_BLOCKS))
+        _, one, row = self._features(t, rows)
+        launch = layouts.pack_blocked(one, self.images * rows, row, row, self.target)
         kernel = f"pack into blocks of {self.target.lanes}"
-        self._add(name, kernel, None, (plain,), self._new(t, "batch-blocked"), launch, ("user", "blocked"))
+        self._add(name, kernel, None, (plain,), self._new(t, form), launch, ("user", "blocked"))
 
-    def _unpack(self, t: int, target: Place, name: str) -> None:
-        _, one, sample = self._features(t)
-        launch = layouts.unpack_blocked(one, self.images, sample, sample, self.target)
-        self._add(name, "unpack", None, (self.forms[t, "batch-blocked"],), target, launch, ("blocked", "user"))
+    def _unpack(self, t: int, form: str, target: Place, name: str) -> None:
+        rows = int(form.removeprefix(_BLOCKS))
+        _, one, row = self._features(t, rows)
+        launch = layouts.unpack_blocked(one, self.images * rows, row, row, self.target)
+        self._add(name, "unpack", None, (self.forms[t, form],), target, launch, ("blocked", "user"))
 
 
 def name_before(node: Node) -> str:

@@ -134,6 +134,7 @@ class _PaddedLowering(Lowering):
         if _steps_by_one(node):
             self._get(t, "planes", node)
         have = "planes" if (t, "planes") in self.forms else "plain"
+        self._get(t, have, node)
         x, y = self._planes(t, have), self._planes(node.output, form)
         fresh = self.roots[node.residual] != t if node.residual is not None else False
         product = self._product(node, op, x, self.forms[t, have], y)

@@ -1,0 +1,56 @@
+"""Attention against its oracle: lengths and numbers of keys around vectors, causal or not, on several threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsparse as fs
+from fastsparse.ops import attention as ops
+from fastsparse.ops.target import tuned
+from fastsparse_kernels import reference as ref
+from tests.kernels.support import DTYPES, Guarded, unit
+
+# Samples, heads, length of a head, queries, keys.
+SIZES = [
+    (2, 3, 1, 1, 1), (1, 1, 15, 3, 16), (3, 2, 16, 17, 17), (1, 2, 17, 4, 65), (2, 1, 64, 5, 63), (1, 3, 65, 2, 130),
+    (2, 2, 33, 9, 2),
+]  # fmt: skip
+
+
+def attend(q: Any, k: Any, v: Any, heads: int, causal: bool, threads: int = 1) -> Any:
+    y = Guarded(q.shape, q.dtype)
+    with tuned(parallel_flops=0), fs.threads(threads):
+        ops.attend(q, k, v, heads, causal, y.inside)
+    assert y.intact()
+    return y.inside
+
+
+@pytest.mark.R1
+@pytest.mark.R3
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_attention(rng, dtype, causal, sizes):
+    samples, heads, length, queries, keys = sizes
+    shapes = [(samples, rows, heads * length) for rows in (queries, keys, keys)]
+    q, k, v = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+    y, want = attend(q, k, v, heads, causal), ref.attention(q, k, v, heads, causal=causal)
+    # A score is off by the rounding of its sum; a result by that of a mean of V's rows, and of their weights.
+    score = (length + 3) * unit(dtype) * ref.attention_scores(abs(q), abs(k), heads).max()
+    bound = (2 * score + (keys + 12) * unit(dtype)) * abs(v).max()
+    assert (abs(y - want) <= bound).all()
+    np.testing.assert_array_equal(attend(q, k, v, heads, causal, threads=2), y)
+    np.testing.assert_array_equal(attend(q[-1:], k[-1:], v[-1:], heads, causal), y[-1:])
+    if causal and queries == keys > 1:  # what comes later changes nothing
+        k[:, -1], v[:, -1] = 1e3, np.nan
+        np.testing.assert_array_equal(attend(q, k, v, heads, causal)[:, :-1], y[:, :-1])
+
+
+def test_small_integers_are_exact(rng):
+    """Equal scores give the mean of V's rows."""
+    v = rng.integers(-8, 9, (2, 16, 6)).astype("f")
+    zeros = np.zeros((2, 16, 6), "f")
+    np.testing.assert_array_equal(attend(zeros, zeros, v, 2, False), np.broadcast_to(v.mean(1, keepdims=True), v.shape))
