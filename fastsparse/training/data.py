@@ -17,7 +17,7 @@ Data: TypeAlias = tuple[Samples, ArrayLike] | tuple[Samples, ArrayLike, ArrayLik
 
 
 class Arrays:
-    """Mini-batches of arrays of equal length; x may be a scipy.sparse matrix and stays sparse.
+    """Mini-batches of arrays of equal length; x may be a scipy.sparse matrix and stays sparse, or a tuple of arrays.
 
     weights : one number for each sample, or None.
 
@@ -27,17 +27,21 @@ class Arrays:
     def __init__(
         self, x: Samples, y: ArrayLike, batch_size: int, name: str = "data", weights: ArrayLike | None = None
     ) -> None:
-        self._x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+        self._several = isinstance(x, tuple)
+        given = x if isinstance(x, tuple) else (x,)
+        self._x = [sparse.csr_array(one) if sparse.issparse(one) else np.asarray(one) for one in given]
         self._y = np.asarray(y)
-        self.samples = self._x.shape[0] if self._x.ndim else 0
-        if self._y.ndim == 0 or len(self._y) != self.samples or not self.samples:
+        sizes = {array.shape[0] if array.ndim else 0 for array in (*self._x, self._y)}
+        self.samples = sizes.pop() if len(sizes) == 1 else 0
+        if not self.samples:
+            shapes = " and ".join(str(array.shape) for array in self._x)
             raise ValueError(
-                f"{name} has x of shape {self._x.shape} and y of shape {self._y.shape}, "
+                f"{name} has x of shape {shapes} and y of shape {self._y.shape}, "
                 "expected first sizes that are equal and not 0"
             )
         if batch_size > self.samples:
             raise ValueError(f"batch_size is {batch_size}, expected at most {self.samples}, the samples in {name}")
-        for part, array in (("x", self._x), ("y", self._y)):
+        for part, array in (*(("x", array) for array in self._x), ("y", self._y)):
             if _has_nan(array.data if sparse.issparse(array) else array):
                 raise ValueError(f"{name} holds NaN in {part}, expected numbers")
         self._weights = None if weights is None else np.asarray(weights)
@@ -76,7 +80,8 @@ class Arrays:
 
     def _batch(self, chosen: Any) -> Batch:
         weights = () if self._weights is None else (self._weights[chosen],)
-        return (self._x[chosen], self._y[chosen], *weights)
+        x = tuple(array[chosen] for array in self._x)
+        return (x if self._several else x[0], self._y[chosen], *weights)
 
 
 class Stream:

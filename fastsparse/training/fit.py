@@ -77,8 +77,8 @@ def fit(
     ----------
     model : fs.nn.Module
     data : (x, y) arrays, or an iterable of batches (x, y)
-        x may be a scipy.sparse matrix. Arrays are shuffled for each epoch; an iterable is iterated over anew. A third
-        member is one weight for each sample, which the loss is given.
+        x may be a scipy.sparse matrix, or a tuple of arrays for a model of several inputs. Arrays are shuffled for each
+        epoch; an iterable is iterated over anew. A third member is one weight for each sample, which the loss is given.
     epochs : int
     batch_size : int
         Of arrays; iterables bring their own.
