@@ -21,7 +21,7 @@ from fastsparse.ops import attention as attention_ops
 from fastsparse.ops import softmax as softmax_ops
 
 Array = NDArray[Any]
-_PROJECTIONS = ("query", "key", "value", "output")
+PROJECTIONS = ("query", "key", "value", "output")
 
 
 class MultiheadAttention(Module):
@@ -73,7 +73,7 @@ class MultiheadAttention(Module):
         self.causal = check.flag(causal, "causal")
         generator = check.generator(rng)
         layers = []
-        for name, given in zip(_PROJECTIONS, (query, key, value, output)):
+        for name, given in zip(PROJECTIONS, (query, key, value, output)):
             layer = given
             if layer is None:
                 layer = SparseLinear(embed_dim, embed_dim, bias, sparsity=sparsity, dtype=dtype, rng=generator)

@@ -124,6 +124,10 @@ def _made(
         made = sequence
     elif layer is containers.Concat:
         made = layer(*_branches(arguments, modules))
+    elif layer is attention.MultiheadAttention:
+        if set(modules) != set(attention.PROJECTIONS):  # which would be made, of any size
+            raise ValueError(f"the children of a MultiheadAttention are {list(modules)}, expected its projections")
+        made = layer(**arguments, **modules)
     elif issubclass(layer, linear.SparseWeight):
         made = layer(**arguments, **modules, pattern=_pattern_maker(arrays, dot))
     else:

@@ -36,7 +36,9 @@ FEWEST, MOST = 6, 60  # sentences of a text
 
 
 def sentences(text):
-    prose = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if not re.search(r">>>|::|^ {4}|[|=]{2}", part))
+    prose = (
+        " ".join(part.split()) for part in re.split(r"\n\s*\n", text) if not re.search(r">>>|::|^ {4}|[|=]{2}", part)
+    )
     found = [s.strip() for part in prose for s in re.split(r"(?<=[.!?]) +(?=[A-Z])", part)]
     return [s for s in found if len(s.split()) > 4 and s[-1] in ".!?"]
 
@@ -55,7 +57,18 @@ def docstrings(path):
 
 
 library = Path(sysconfig.get_path("stdlib"))
-folders = ["asyncio", "email", "importlib", "json", "logging", "multiprocessing", "unittest", "xml", "concurrent", "http"]
+folders = [
+    "asyncio",
+    "email",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "xml",
+    "concurrent",
+    "http",
+]
 paths = sorted(library.glob("*.py")) + sorted(p for name in folders for p in (library / name).rglob("*.py"))
 texts = [found for path in (paths[:60] if SMALL else paths) for found in docstrings(path)]
 body = [sentence for _, _, part in texts for sentence in part]
