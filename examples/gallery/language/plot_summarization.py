@@ -7,9 +7,9 @@ A sentence that is like many other sentences of a text says what the text is abo
 distribution of a random walk tells which sentences matter. The walk is a power iteration, so all it takes is a sparse
 matrix times a vector, again and again: `fs.matmul`.
 
-Here one matrix holds the graphs of hundreds of texts at once, one block each: docstrings of Python's own standard
-library, which were written by people who also summarized them, in a first line. That line is put aside, and the sentence
-that the walk likes best is compared with it.
+Here one matrix holds the graphs of many texts at once, one block each: docstrings of Python's own standard library,
+which were written by people who also summarized them, in a first line. That line is put aside, and the sentence that
+the walk likes best is compared with it.
 """
 
 import ast
@@ -76,8 +76,8 @@ owner = np.repeat(np.arange(len(texts)), [len(part) for _, _, part in texts])
 print(f"{len(texts)} texts of {len(body)} sentences")
 
 # %%
-# The graph. Rows of TF-IDF weights have length 1, so their products are cosines; similarities within a text stay, others
-# go. As in the paper, a walker follows an edge, or with a probability of 0.15 jumps to any sentence of its text.
+# The graph. Rows of TF-IDF weights have length 1, so their products are cosines; similarities within a text stay,
+# others go. As in the paper, a walker follows an edge, or with a probability of 0.15 jumps to any sentence of its text.
 
 words = TfidfVectorizer(stop_words="english", sublinear_tf=True, dtype=np.float32)
 vectors = words.fit_transform(body)
