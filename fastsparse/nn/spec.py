@@ -118,16 +118,14 @@ def _made(
 ) -> Module:
     """Call the constructor of `layer`, a class of LAYERS; it refuses what does not fit."""
     made: Module
+    if layer is attention.MultiheadAttention and set(modules) != set(attention.PROJECTIONS):  # made of any size
+        raise ValueError(f"the children of a MultiheadAttention are {list(modules)}, expected its projections")
     if issubclass(layer, containers.Sequential):
         sequence = layer.__new__(layer)
         containers.Sequential.__init__(sequence, *modules.values(), **arguments)
         made = sequence
     elif layer is containers.Concat:
         made = layer(*_branches(arguments, modules))
-    elif layer is attention.MultiheadAttention:
-        if set(modules) != set(attention.PROJECTIONS):  # which would be made, of any size
-            raise ValueError(f"the children of a MultiheadAttention are {list(modules)}, expected its projections")
-        made = layer(**arguments, **modules)
     elif issubclass(layer, linear.SparseWeight):
         made = layer(**arguments, **modules, pattern=_pattern_maker(arrays, dot))
     else:
