@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsparse.arguments import Seed
 from fastsparse.nn import _arguments as check
@@ -86,7 +86,7 @@ class MultiheadAttention(Module):
         distinct(layers, "MultiheadAttention")
         self.query, self.key, self.value, self.output = layers
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """Attend.
 
         Parameters
@@ -98,7 +98,10 @@ class MultiheadAttention(Module):
         -------
         array of the first one's shape
         """
-        source, memory = x if isinstance(x, tuple) else (x, x)
+        pair: Any = x if isinstance(x, tuple) else (x, x)
+        if len(pair) != 2:
+            raise ValueError(f"x is a tuple of {len(pair)} arrays, expected one array or two")
+        source, memory = map(np.asarray, pair)
         for name, array in (("x", source), ("memory", memory)):
             shape = np.shape(array)
             if len(shape) != 3 or shape[2] != self.embed_dim or not shape[1] or shape[0] != len(source):

@@ -388,6 +388,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         "memory has shape (1, 3, 4), expected (2, tokens, 4) to match the layer",
     ),
     (
+        lambda: nn.MultiheadAttention(4, 2)((np.ones((2, 3, 4), "f"),) * 3),
+        ValueError,
+        "x is a tuple of 3 arrays, expected one array or two",
+    ),
+    (
         lambda: nn.MultiheadAttention(4, 2)(np.ones((2, 3, 4), complex)),
         TypeError,
         "x has dtype complex128, expected float32, float16, integers or bool",
