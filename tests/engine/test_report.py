@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse.engine import tuning
+from fastsparse import nn
+from fastsparse.engine import choosing, tuning
+from fastsparse.engine.from_model import program_of
+from fastsparse.engine.passes import optimised
+from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime import measure
 from tests.engine.networks import network
 
@@ -176,3 +180,18 @@ def test_reasons_tell_sparse_from_dense():
     model, shape = network("pooled")
     (row, *_) = [r for r in fs.compile(model, (1, *shape), tune=False).report().rows if r.gflops is not None]
     assert row.why.startswith("fits into no other layer")
+
+
+def test_large_images_run_one_by_one():
+    """A group of samples of large images leaves the caches between layers, one of small images does not."""
+
+    def layout(side: int, l3_bytes: int = 32 * 2**20) -> str:
+        layers = [nn.SparseConv2d(64, 64, 3, padding=1, sparsity=0.9, rng=i) for i in range(3)]
+        program = optimised(program_of(nn.Sequential(*layers).eval(), (64, side, side)))
+        with tuned(l3_bytes=l3_bytes):
+            lanes = target_for(program.dtype, 1).lanes
+            return choosing.choices(program, lanes, 1, tune=False)[0].layout
+
+    assert layout(8) == "batch-blocked"
+    assert layout(64) != "batch-blocked"
+    assert layout(64, 2**40) == "batch-blocked"
