@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def machine() -> str:
 
 
 def run_script(script: Path, setting: str, seed: int) -> dict[str, Any]:
-    """Run a script and return its result with the seconds it took, imports and loading of kernels included.
+    """Run a script; its result with the processor seconds it took, imports and loading of kernels included.
 
     Raises
     ------
@@ -97,10 +96,11 @@ def run_script(script: Path, setting: str, seed: int) -> dict[str, Any]:
     environment = {
         **os.environ, "MPLBACKEND": "Agg", "FASTSPARSE_EXAMPLES": setting, "FASTSPARSE_EXAMPLES_SEED": str(seed),
     }  # fmt: skip
-    begin = time.perf_counter()
+    before = os.times()
     command = [sys.executable, "-c", _RUN, str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - begin
+    after = os.times()
+    seconds = sum(after[2:4]) - sum(before[2:4])  # of children: user and system
     if done.returncode:
         raise ScriptError((done.stderr.strip() or "no complaint").splitlines()[-1])
     return {**json.loads(done.stdout.strip().splitlines()[-1]), "seconds": round(seconds, 1)}
@@ -117,8 +117,8 @@ def page(runs: Mapping[str, Any]) -> str:
     return f"""# Figures of the gallery
 
 Every script ends with what it claims, what was measured, and the baseline beside it. Means, and standard deviations
-where there are several seeds; *holds* counts the seeds for which the claim held. Seconds are those of a whole process,
-on two cores that other work shares.
+where there are several seeds; *holds* counts the seeds for which the claim held. *CPU s* is the processor time of the
+whole process, imports included: on two idle cores an example takes between half of it and all of it.
 
 Written by `python -m examples.figures --page docs/gallery-figures.md`; measured on {"; ".join(machines)}.
 
