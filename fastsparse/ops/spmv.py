@@ -206,8 +206,11 @@ def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[An
     return padded
 
 
-def plan_slices(pattern: Pattern, target: Target) -> SpmvSlicePlan | None:
-    """Slices of rows in their own order, or sorted by length where that saves vectors; None where they are too many."""
+def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvSlicePlan | None:
+    """Slices of rows in their own order, or sorted by length where that saves vectors.
+
+    None where vectors are too many, unless `always`.
+    """
     h, lanes, (rows, inputs) = target.heuristics, target.lanes, pattern.shape
     slices, window = -(-rows // lanes), SLICE_ORDER_ROWS // lanes
     counts = np.zeros(slices * lanes, np.int64)
@@ -225,7 +228,7 @@ def plan_slices(pattern: Pattern, target: Target) -> SpmvSlicePlan | None:
         sum_index = (place % SLICE_ORDER_ROWS).astype(np.uint16)
     slice_starts = np.concatenate([[0], np.cumsum(longest)])
     vectors = int(slice_starts[-1])
-    if vectors * lanes > h.slice_room * pattern.nnz:  # a few long rows among short ones
+    if not always and vectors * lanes > h.slice_room * pattern.nnz:  # a few long rows among short ones
         return None
     place = np.arange(rows) if order is None else place[:rows]
     row_starts = slice_starts[place // lanes] * lanes + place % lanes
