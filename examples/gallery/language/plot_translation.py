@@ -10,6 +10,7 @@ letter is which, nor that three letters (љ, њ, џ) become two: it sees pairs o
 Nine in ten weights of all projections and feed-forward layers do not exist. The dense twin has them all. Beside them
 stands a table learned from the same pairs: each letter becomes the one that stands in its place most often. Words with
 digraphs are what it must get wrong; all others are easy for it, and with so few words to learn from it is hard to beat.
+The dense network beats it, the sparse one (with seed 0, the only one tried) does not.
 
 `fs.nn` has no decoder, so it is written here: residual steps, and their gradients in reverse order.
 """
@@ -179,7 +180,7 @@ plt.show()
 # The last cell states what was claimed and what was measured.
 
 result = {
-    "claim": "with a tenth of its weights, a Transformer spells at most 10 points fewer of the unseen words right",
+    "claim": "with a tenth of the projections' weights, at most 10 points fewer of the unseen words are right",
     "measured": scores["90% sparse"],
     "baseline": scores["dense"],
     "unit": "share of held-out words right",
