@@ -10,7 +10,8 @@ letter is which, nor that three letters (љ, њ, џ) become two: it sees pairs o
 Nine in ten weights of all projections and feed-forward layers do not exist. The dense twin has them all. Beside them
 stands a table learned from the same pairs: each letter becomes the one that stands in its place most often. Words with
 digraphs are what it must get wrong; all others are easy for it, and with so few words to learn from it is hard to beat.
-The dense network beats it, the sparse one (with seed 0, the only one tried) does not.
+The dense network beats it, the sparse one (with seed 0, the only one tried) does not: where a digraph shifts all
+letters behind it, it often loses its place.
 
 `fs.nn` has no decoder, so it is written here: residual steps, and their gradients in reverse order.
 """
@@ -184,6 +185,7 @@ result = {
     "measured": scores["90% sparse"],
     "baseline": scores["dense"],
     "unit": "share of held-out words right",
-    "holds": scores["90% sparse"] >= scores["dense"] - 0.1,
+    "holds": scores["90% sparse"] >= scores["dense"] - 0.1
+    and scores["dense"] > 0.5,  # who learned nothing shows nothing
 }
 print(result)
