@@ -383,11 +383,11 @@ def _upsampled(layer: nn.Upsample, x: Array, error: Array, u: float) -> tuple[Ar
     """By matrices of the weights of every pixel, which are not negative."""
     matrices = []
     for n, scale in zip(x.shape[2:], layer.scale_factor, strict=True):
-        at = (np.arange(n * scale) + 0.5) / scale - 0.5
-        if layer.mode == "nearest":
-            at = np.arange(n * scale) // scale
-        at = np.clip(at, 0, n - 1)
-        matrices.append(np.maximum(0, 1 - abs(np.subtract.outer(at, np.arange(n)))))
+        pixel, part = np.divmod(np.arange(n * scale), scale)
+        # Between pixels by itself, for a position in a large image would round it.
+        between = (part + 0.5) / scale - 0.5 if layer.mode == "bilinear" else np.zeros(n * scale)
+        between[((pixel == 0) & (between < 0)) | ((pixel == n - 1) & (between > 0))] = 0
+        matrices.append(np.maximum(0, 1 - abs(np.subtract.outer(pixel, np.arange(n)) + between[:, None])))
 
     def apply(x: Array) -> Array:
         return np.asarray(matrices[0] @ x @ matrices[1].T)
