@@ -24,13 +24,15 @@ GALLERY = ROOT / "examples" / "gallery"
 
 
 def packages_of(script: Path) -> set[str]:
-    """Top-level packages that a script imports, in functions, too."""
+    """Top-level packages that a script imports, in functions, too, or finds without importing them."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(script.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add("torch" if node.module == "fastsparse.torch" else node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("find_spec"):
+            found |= {str(name.value).partition(".")[0] for name in node.args if isinstance(name, ast.Constant)}
         if isinstance(node, ast.Import) and any(name.name == "fastsparse.torch" for name in node.names):
             found.add("torch")
     return found

@@ -12,6 +12,7 @@ import pytest
 import fastsparse as fs
 from fastsparse.ops import spmv
 from fastsparse.ops.target import tuned
+from fastsparse_kernels import reference as ref
 from fastsparse_kernels.sparse_operator import SPMV_ACCUMULATORS
 from fastsparse_kernels.spmv import ROWS
 from tests.checking import DTYPES, fresh, lanes, matrix, numbers, rounded, same_bits, target
@@ -163,7 +164,9 @@ def test_rows_of_a_large_matrix_are_summed_alone(rng, threads, dtype, form):
     finite = np.isfinite(found)
     touched = (W_dense != 0) & ~np.isfinite(x)
     assert (finite == ~touched.any(axis=1)).all()
-    assert np.allclose(found[finite], np.where(touched, 0, W_dense)[finite] @ np.where(np.isfinite(x), x, 0), atol=1e-3)
+    terms, factors = np.where(touched, 0, W_dense).astype(np.longdouble), np.where(np.isfinite(x), x, 0)
+    error = ref.bound(lengths, abs(terms) @ abs(factors), dtype)
+    assert (abs(found - terms @ factors)[finite] <= error[finite]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 2047, 2048, 2049, 4096 + 5])
@@ -174,7 +177,8 @@ def test_sizes_around_slices_and_groups(rng, rows, form):
     out = np.full(rows, np.nan, np.float32)
     fs.spmm(W, x, bias=bias, activation="relu", out=out)
     want = np.maximum(W.toarray().astype(float) @ x + bias, 0)
-    assert np.allclose(out, want, rtol=1e-5, atol=1e-5)
+    abs_sum = abs(W.toarray()).astype(float) @ abs(x) + abs(bias)
+    assert (abs(out - want) <= ref.bound(lengths, abs_sum, "float32")).all()
 
 
 def test_slices_are_taken_for_short_rows_and_left_for_skewed_ones(rng):
