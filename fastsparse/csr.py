@@ -279,7 +279,7 @@ class Pattern(Memoized):
     <Pattern 2x4, 3 nonzeros, density 0.375>
     """
 
-    __slots__ = ("__weakref__", "_hash", "_indices", "_indptr", "_shape", "_transposed")
+    __slots__ = ("__weakref__", "_full", "_hash", "_indices", "_indptr", "_shape", "_transposed")
 
     def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: Sequence[int]) -> None:
         pointers, columns, _, checked = canonical(indptr, indices, None, shape)
@@ -287,6 +287,7 @@ class Pattern(Memoized):
 
     def _set(self, indptr: NDArray[Any], indices: NDArray[Any], shape: tuple[int, int]) -> None:
         self._indptr, self._indices, self._shape = indptr, indices, shape
+        self._full = indices.size == shape[0] * shape[1]
         self._start(_PLAN_BYTES * (indptr.nbytes + indices.nbytes))
         self._hash: int | None = None
         self._transposed: tuple[Pattern, NDArray[Any]] | None = None
@@ -302,12 +303,11 @@ class Pattern(Memoized):
 
     indptr: NDArray[np.int64] = _field("_indptr", """Row starts, int64 (rows + 1,), read-only.""")
     indices: NDArray[Any] = _field(
-        "_indices",
-        """Columns, int32 (nnz,), rising in every row, read-only; int64 when
-        there are more than 2**31 - 1 columns.""",
+        "_indices", """Columns (nnz,), rising in every row, read-only; int32, int64 where there are 2**31 or more."""
     )
     shape: tuple[int, int] = _field("_shape", """(rows, columns).""")
     nnz: int = _field("_indices.size", """Number of nonzeros.""")
+    full: bool = _field("_full", """Whether every element may be nonzero.""")
 
     @property
     def density(self) -> float:

@@ -218,13 +218,12 @@ def linear_backward(grad: ArrayLike, x: Samples, W: CSR, *, need_input: bool = T
     if grad.shape != (*x.shape[:-1], rows):
         raise ValueError(f"grad has shape {grad.shape}, expected {(*x.shape[:-1], rows)} to match x and W")
     grad_rows = linear_ops.as_rows(grad)
-    grad_bias = batch_sum(grad_rows)
     if sparse_samples:
         grad_values = spgemm.weight_gradient(grad_rows, _compressed(sparse.csc_array(x)), W)
         grad_x = linear_ops.input_gradient(grad_rows, W) if need_input else None
-        return grad_x, grad_values, grad_bias
+        return grad_x, grad_values, batch_sum(grad_rows)
     grad_x, grad_values = linear_ops.backward(grad_rows, linear_ops.as_rows(x), W, need_input)
-    return None if grad_x is None else grad_x.reshape(x.shape), grad_values, grad_bias
+    return None if grad_x is None else grad_x.reshape(x.shape), grad_values, batch_sum(grad_rows)
 
 
 def _as_samples(x: Any, W: CSR) -> Array:

@@ -16,7 +16,7 @@ from fastsparse import nn
 from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import first_layer, program_of
-from fastsparse.engine.passes import optimised
+from fastsparse.engine.passes import optimised, uses_of
 from fastsparse.engine.program import Linear, Program
 from fastsparse.engine.report import Benchmark, Report, Row, fastest_seconds, measured, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
@@ -337,7 +337,7 @@ class Engine:
         program = self._program
         node, source = program.nodes[0] if program.nodes else None, program.inputs[0]
         alone = (
-            not any(program.lookups) and node is not None and node.inputs == (source,) and program.uses()[source] == 1
+            not any(program.lookups) and node is not None and node.inputs == (source,) and uses_of(program)[source] == 1
         )
         flat = len(self.input_shapes) == 1 and len(self.input_shape) == 2
         if node is None or not alone or not isinstance(node.operator, Linear) or not flat:

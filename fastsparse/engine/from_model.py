@@ -60,7 +60,7 @@ def program_of(model: nn.Module, *inputs: Shape) -> Program:
     TypeError
         When layers have different dtypes.
     """
-    dtypes = {parameter.dtype.name for _, parameter in model.named_parameters()}
+    dtypes = {parameter.dtype.name for parameter in model.parameters()}
     if len(dtypes) > 1:
         raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
     dtype = np.dtype(dtypes.pop() if dtypes else np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,16 @@ _FULL_FROM = 0.5
 _MONOTONE = ("relu", "relu6", "leaky_relu")
 
 
+def uses_of(program: Program) -> Counter[int]:
+    """How often each tensor is read, by nodes or as an output."""
+    return Counter([t for node in program.nodes for t in node.inputs] + list(program.outputs))
+
+
+def producers_of(program: Program) -> dict[int, Node]:
+    """The node that writes each tensor."""
+    return {node.output: node for node in program.nodes}
+
+
 def optimised(program: Program) -> Program:
     """All passes, in their order."""
     for rewrite in _PASSES:
@@ -60,7 +71,7 @@ def check_optimised(program: Program) -> None:
 def move_activations_before_max(program: Program) -> Program:
     """relu(max_pool(x)) -> max_pool(relu(x)), where the relu costs nothing once it is fused."""
     nodes = list(program.nodes)
-    uses = program.uses()
+    uses = uses_of(program)
     for i in range(len(nodes) - 1):
         first, second = nodes[i], nodes[i + 1]
         monotone = isinstance(second.operator, Activate) and second.operator.name in _MONOTONE
@@ -77,7 +88,7 @@ def move_activations_before_max(program: Program) -> Program:
 def move_before_gathers(program: Program) -> Program:
     """Batch norms and activations behind a gather within channels go in front of it, where products take them in."""
     nodes, shapes = list(program.nodes), list(program.shapes)
-    uses, again = program.uses(), True
+    uses, again = uses_of(program), True
     while again:
         again = False
         for i in range(len(nodes) - 1):
@@ -126,7 +137,7 @@ def fuse_activations(program: Program) -> Program:
 
 def split_products_of_concats(program: Program) -> Program:
     """A product of a concatenation becomes the sum of products of its parts: nothing is copied."""
-    producers = program.producers()
+    producers = producers_of(program)
     shapes, nodes = list(program.shapes), list[Node]()
     for node in program.nodes:
         op, source = node.operator, producers.get(node.inputs[0])
@@ -192,7 +203,7 @@ def _sum(
 
 def _without_unread(program: Program) -> Program:
     """The program without concatenations that nothing reads."""
-    uses = program.uses()
+    uses = uses_of(program)
     kept = [node for node in program.nodes if not isinstance(node.operator, Concat) or uses[node.output]]
     return replace(program, nodes=tuple(kept))
 
@@ -209,7 +220,7 @@ def fuse_adds(program: Program) -> Program:
 
     What is left of sums becomes a product with the identity that has a residual.
     """
-    uses, producers = program.uses(), program.producers()
+    uses, producers = uses_of(program), producers_of(program)
     position = {node.output: i for i, node in enumerate(program.nodes)}
     chosen: dict[int, Node] = {}  # by the output of the sum
     for node in program.nodes:
@@ -286,7 +297,7 @@ def complete_dense_layers(program: Program) -> Program:
 
 def _merge_pairs(program: Program, merged: Any) -> Program:
     """Replace producer and only consumer by merged(producer, consumer), where that gives a node."""
-    uses, nodes = program.uses(), dict(program.producers())
+    uses, nodes = uses_of(program), dict(producers_of(program))
     for node in program.nodes:
         producer = nodes.get(node.inputs[0]) if len(node.inputs) == 1 else None
         both = merged(producer, node) if producer is not None and uses[node.inputs[0]] == 1 else None

@@ -7,7 +7,6 @@ input, and nodes stand in an order in which they can run. Passes take a program 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,14 +246,6 @@ class Program:
     def user_inputs(self) -> list[tuple[int, Lookup | None]]:
         """Inputs, and what makes them."""
         return list(zip(self.inputs, self.lookups or (None,) * len(self.inputs), strict=True))
-
-    def producers(self) -> dict[int, Node]:
-        """The node that writes each tensor."""
-        return {node.output: node for node in self.nodes}
-
-    def uses(self) -> Counter[int]:
-        """How often each tensor is read, by nodes or as an output."""
-        return Counter([t for node in self.nodes for t in node.inputs] + list(self.outputs))
 
     def roots(self) -> dict[int, int]:
         """For every tensor the one whose memory it shares: reshaping moves nothing."""

@@ -40,7 +40,7 @@ class Sequential(Module):
         self.layers = layers
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        return ((str(position), layer) for position, layer in enumerate(self.layers))
+        return iter([(str(position), layer) for position, layer in enumerate(self.layers)])
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -17,7 +17,7 @@ from fastsparse.arguments import Samples
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.state import commit, stage
 from fastsparse.nn.summary import summary_table
-from fastsparse.nn.watching import seen
+from fastsparse.nn.watching import current_watcher
 
 Array = NDArray[Any]
 Self = TypeVar("Self", bound="Module")
@@ -46,7 +46,9 @@ class Module:
             if self.training:
                 self._forget()  # layers before the one that failed
             raise
-        seen(self, y)
+        watcher = current_watcher.get()
+        if watcher is not None:
+            watcher(self, y)
         return y
 
     def forward(self, x: Samples) -> Array:

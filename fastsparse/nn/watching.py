@@ -14,21 +14,14 @@ if TYPE_CHECKING:
 
 Watcher = Callable[["Module", NDArray[Any]], None]
 
-_watcher: ContextVar[Watcher | None] = ContextVar("fastsparse_watcher", default=None)
+current_watcher: ContextVar[Watcher | None] = ContextVar("fastsparse_watcher", default=None)
 
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
     """Have `watcher` called with (layer, output) after each layer's call, in this thread."""
-    token = _watcher.set(watcher)
+    token = current_watcher.set(watcher)
     try:
         yield
     finally:
-        _watcher.reset(token)
-
-
-def seen(module: Module, y: NDArray[Any]) -> None:
-    """Tell the watcher, if there is one, what a layer gave."""
-    watcher = _watcher.get()
-    if watcher is not None:
-        watcher(module, y)
+        current_watcher.reset(token)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Field, Launch
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import activations as kernels
 
@@ -28,18 +28,13 @@ FROM_OUTPUT = kernels.KEEPS_OUTPUT
 
 
 @functools.cache
-def _limits(activation: str | None, bits: int) -> tuple[int, Array]:
-    """Address of the clamp (low, high), and the array that holds it."""
-    limits = np.array(CLAMPS.get(activation, CLAMPS[None]), np.float32 if bits == 32 else np.float64)
-    return address(limits), limits
-
-
-def set_epilogue(arguments: Arguments, activation: str | None, target: Target) -> None:
-    """Fill the fields of the activation, which several kernels' arguments have."""
-    arguments.set(limits=_limits(activation, target.bits)[0])
-    if activation is not None and activation not in CLAMPS:
-        code = kernels.ACTIVATION_CODES[activation]
-        arguments.set(activation=kernels.activation_kernel(code, target.bits, target.lanes).address)
+def epilogue(activation: str | None, target: Target) -> dict[str, Field]:
+    """The fields of the activation, which several kernels' arguments have."""
+    limits = np.array(CLAMPS.get(activation, CLAMPS[None]), target.dtype)
+    if activation is None or activation in CLAMPS:
+        return {"limits": limits}
+    code = kernels.ACTIVATION_CODES[activation]
+    return {"limits": limits, "activation": kernels.activation_kernel(code, target.bits, target.lanes).address}
 
 
 # ------------------------------------------------------------------------------------------------- on arrays
@@ -110,7 +105,8 @@ def _backward(code: int, count: int, target: Target) -> Launch:
 
 def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, *label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
-    return target.launch(
-        kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
+    return Launch(
+        kernel, arguments, operands, target.sharing,
+        tasks=-(-count // kernels.CHUNK),
         flops=target.heuristics.activation_flops * count, label=label,
     )  # fmt: skip

@@ -41,11 +41,12 @@ def prepare(samples: int, heads: int, width: int, queries: int, keys: int, causa
         queries=queries,
         keys=keys,
         causal=int(causal),
-        scale=address(scale),
+        scale=scale,
         scratch_stride=scratch,
     )
-    return target.launch(
-        kernels.attention_kernel(target.bits, target.lanes), arguments, ("q", "k", "v", "y"), tasks=samples * heads,
-        flops=4.0 * samples * queries * keys * width, scratch=scratch, keep=scale,
+    return Launch(
+        kernels.attention_kernel(target.bits, target.lanes), arguments, ("q", "k", "v", "y"), target.sharing,
+        tasks=samples * heads,
+        flops=4.0 * samples * queries * keys * width, scratch=scratch,
         label=("attention", f"{samples}x{heads}x{queries}x{keys}x{length}", "", "row-major"),
     )  # fmt: skip

@@ -40,11 +40,11 @@ from fastsparse.ops.sparse_operator import (
     packed_values,
     window_operator,
 )
-from fastsparse.ops.spmm import UNALIGNED, Peels, SpmmPlan, alignment_peels, bias_address, row_major_plan, tile_width
+from fastsparse.ops.spmm import UNALIGNED, Peels, SpmmPlan, alignment_peels, row_major_plan
 from fastsparse.ops.target import Target, target_for
 from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Launch
 from fastsparse_kernels.sparse_operator import RUN_VECTORS, WHOLE
 
@@ -67,7 +67,7 @@ def forward(
         peels = alignment_peels(address(x), x.strides[1], as_matrices, target)
     key = geometry, images, activation, target, peels
     prepared = W.cached(("conv", *key), _prepared, W, *key)
-    prepared.run(address(x), address(y), bias_address(bias))
+    prepared.run(address(x), address(y), optional_address(bias))
 
 
 def _prepared(
@@ -289,7 +289,7 @@ def transposed(
     for part in parts:
         part.pack.run(address(x) + part.x_offset, packed_x)
         for phase, packed in zip(part.phases, values, strict=True):
-            phase.run(packed_x, packed_y, packed, bias_address(bias))
+            phase.run(packed_x, packed_y, packed, optional_address(bias))
         part.unpack.run(packed_y, address(y) + part.y_offset)
 
 
@@ -363,7 +363,7 @@ def plan_between_blocked(
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
     rates = h.window_rates(geometry.out_spatial[-1])
-    width = tile_width(pattern, geometry.positions * tile_groups, h, rates, geometry.groups)
+    width = h.tile_width(geometry.positions * tile_groups, rates, pattern.full and geometry.groups == 1)
     tiles = tiles_between(starts, y.all_offsets(), x, y, width, tile_groups, target)
     groups = h.row_groups(
         geometry.out_channels, -(-tiles.count * sample_groups // tile_groups), target.threads, width * target.vector
@@ -380,7 +380,7 @@ def plan_linear_between(
 ) -> SpmmPlan:
     """Linear layer that reads x's channels and positions as features, and writes y's channels."""
     h = target.heuristics
-    width = tile_width(pattern, tile_groups, h)
+    width = h.tile_width(tile_groups, dense=pattern.full)
     here = np.zeros(1, np.int64)
     tiles = tiles_between(here, here, x, y, width, tile_groups, target)
     rows, columns = pattern.shape
@@ -564,13 +564,13 @@ def plan_padded(
     if geometry.stride[-1] == 1:
         # The zeros after one row are those before the next.
         extents[-1] = max(geometry.spatial[-1] + max(geometry.padding[-1]), geometry.out_spatial[-1])
-    strides = row_major_strides(tuple(extents))
     taps = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
     phases = [sorted({k * d % s for k in range(n)}) for n, s, d in taps]  # rows that windows read
+    strides, phase_strides = row_major_strides(tuple(extents)), row_major_strides(tuple(map(len, phases)))
+    starts = grid(geometry.out_spatial, (1,) * axes, strides)
     # Windows of the last row reach past its end by the padding of a next row.
     plane = unaliased_stride(-(-(math.prod(extents) + max(geometry.padding[-1])) * size // 64) * 64, 64)
-    phase_strides = row_major_strides(tuple(len(r) for r in phases))
-    channel_stride = plane * math.prod(len(r) for r in phases)
+    channel_stride = plane * math.prod(map(len, phases))
     window = np.zeros(1, np.int64)
     for a in range(axes):
         tap = np.arange(geometry.kernel[a]) * geometry.dilation[a]
@@ -582,9 +582,8 @@ def plan_padded(
     firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in phases[-1]], np.int64)
     if y_offsets is None:
         y_offsets = np.arange(geometry.positions, dtype=np.int64) * size
-    starts = grid(geometry.out_spatial, (1,) * axes, strides)
     vectors = len(vectors_over(starts, target.lanes))
-    width = tile_width(pattern, vectors, h, h.window_tile_rate, geometry.groups)
+    width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     tiles = tiles_over(starts, y_offsets, width, target.lanes, size, target.vector)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
@@ -626,7 +625,7 @@ def plan_between_padded(
     window = grid(geometry.kernel, geometry.dilation, x.strides) * size
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
     vectors = len(vectors_over(starts, target.lanes))
-    width = tile_width(pattern, vectors, h, h.window_tile_rate, geometry.groups)
+    width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     step = target.vector if x.slack >= width * target.vector else 0
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from fastsparse.ops.geometry import Ints, grid
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import gates as kernels
 
@@ -58,17 +57,18 @@ def prepare(
         row_length=row_bytes // target.size,
         x_image_stride=x.image_stride,
         x_channel_stride=x.channel_stride,
-        x_rows=address(x_rows),
+        x_rows=x_rows,
         gate_image_stride=gate[0],
         gate_channel_stride=gate[1],
         y_image_stride=y.image_stride,
         y_channel_stride=y.channel_stride,
-        y_rows=address(y_rows),
+        y_rows=y_rows,
     )
     kernel = kernels.gate_kernel(kernels.BY_LANE if by_lane else kernels.ONE, target.bits, target.lanes)
     numbers = images * channels * len(x_rows) * row_bytes / target.size
-    return target.launch(
-        kernel, arguments, ("x", "gate", "y"), tasks=images * channels, flops=numbers, keep=(x_rows, y_rows),
+    return Launch(
+        kernel, arguments, ("x", "gate", "y"), target.sharing,
+        tasks=images * channels, flops=numbers,
         label=("gate", f"{images}x{channels}x{math.prod(x.spatial)}", "", "by lane" if by_lane else ""),
     )  # fmt: skip
 

@@ -148,9 +148,12 @@ class Heuristics:
 
     # ------------------------------------------------------------------------------------------ tile width
 
-    def tile_width(self, vectors: int, rates: Rates | None = None) -> int:
-        """Tile width T with the best useful rate over `vectors` vectors, counting idle vectors of the last tile."""
-        rates = rates or self.tile_rate
+    def tile_width(self, vectors: int, rates: Rates | None = None, dense: bool = False) -> int:
+        """Tile width T with the best useful rate over `vectors` vectors, counting idle vectors of the last tile.
+
+        dense : whether the kernel runs W's rows as rows without zeros, at rates of their own
+        """
+        rates = self.dense_rates if dense else rates or self.tile_rate
         return max(range(1, len(rates) + 1), key=lambda count: _useful(rates, count, vectors))
 
     def useful_rate(self, vectors: int) -> float:

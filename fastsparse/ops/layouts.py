@@ -14,7 +14,7 @@ packing functions here, or the last step of the previous layer (contract R7).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, grid, row_major_strides
 from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import layouts as kernels
 
@@ -136,8 +135,8 @@ def _blocked(
         blocked_channel_stride=planes.channel_stride,
         panel_groups=planes.panel_groups,
         panel_stride=planes.panel_stride or planes.group_stride,
-        offsets=address(planes.offsets) if len(planes.offsets) else 0,
-        padding_offsets=address(planes.padding_offsets),
+        offsets=planes.offsets if len(planes.offsets) else None,
+        padding_offsets=planes.padding_offsets,
         padding_count=len(planes.padding_offsets),
     )
     groups = -(-samples // target.lanes)
@@ -145,9 +144,9 @@ def _blocked(
     if packs:  # panels are packed whole, with zeros after the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
-    return target.launch(
-        kernel(target.bits, target.lanes), arguments, operands, tasks=groups * planes.channels * chunks, flops=flops,
-        keep=planes,
+    return Launch(
+        kernel(target.bits, target.lanes), arguments, operands, target.sharing,
+        tasks=groups * planes.channels * chunks, flops=flops,
         label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
 
@@ -172,24 +171,16 @@ class PaddedPlanes:
     row_offsets: NDArray[np.int64]  # [rows, 1], offset of every image row
     size: int  # bytes of a number
     firsts: NDArray[np.int64]
+    contiguous: bool  # a plane is its image without padding; channels may be apart
     step: int = 1
+    rows: int = field(init=False)
+    row_length: int = field(init=False)
+    image_stride: int = field(init=False)
 
-    @property
-    def contiguous(self) -> bool:
-        """Whether a plane is its image without padding; channels may be apart."""
-        return self.strides == row_major_strides(self.spatial) and not any(map(any, self.padding))
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.spatial[:-1])
-
-    @property
-    def row_length(self) -> int:
-        return self.spatial[-1]
-
-    @property
-    def image_stride(self) -> int:
-        return self.channels * self.channel_stride
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", math.prod(self.spatial[:-1]))
+        object.__setattr__(self, "row_length", self.spatial[-1] if self.spatial else 1)
+        object.__setattr__(self, "image_stride", self.channels * self.channel_stride)
 
     def all_offsets(self) -> NDArray[np.int64]:
         """Offset of every position, int64 [positions]."""
@@ -217,7 +208,7 @@ def user_planes(channels: int, spatial: Ints, target: Target) -> PaddedPlanes:
     strides = row_major_strides(spatial)
     stride = math.prod(spatial) * target.size
     pads = ((0, 0),) * len(spatial)
-    return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, target.size, _NONE)
+    return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, target.size, _NONE, True)
 
 
 def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], target: Target) -> PaddedPlanes:
@@ -233,13 +224,13 @@ def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], tar
     extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
     extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
     strides = row_major_strides(tuple(extents))
+    offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * target.size
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * target.size
     # Windows of the last row reach past its end by the padding of a next row.
     plane = -(-(math.prod(extents) + max(padding[-1])) * target.size // 64) * 64
-    offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * target.size + corner
     return PaddedPlanes(
         channels, spatial, padding, strides, corner, unaliased_stride(plane, 64), WIDEST_TILE * target.vector,
-        offsets.reshape(-1, 1), target.size, np.zeros(1, np.int64),
+        offsets.reshape(-1, 1) + corner, target.size, np.zeros(1, np.int64), tuple(extents) == spatial,
     )  # fmt: skip
 
 
@@ -261,16 +252,17 @@ def pack_padded(
         step=planes.step,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
-        source_offsets=0 if row_sources is None else address(row_sources),
+        source_offsets=row_sources,
         plane_image_stride=channels * planes.channel_stride,
         plane_channel_stride=planes.channel_stride,
         channel_vectors=planes.channel_stride // target.vector if clear else 0,
-        firsts=address(planes.firsts),
-        row_offsets=address(planes.row_offsets),
+        firsts=planes.firsts,
+        row_offsets=planes.row_offsets,
     )
     flops = 1.0 * images * channels * planes.channel_stride / target.size
     kernel = kernels.pack_padded_kernel(target.bits, target.lanes)
-    return target.launch(
-        kernel, arguments, ("user", "planes"), tasks=images * channels, flops=flops, keep=(planes, row_sources),
+    return Launch(
+        kernel, arguments, ("user", "planes"), target.sharing,
+        tasks=images * channels, flops=flops,
         label=("pack", f"{images}x{channels}x{planes.rows}x{planes.row_length}", "", "padded NCHW"),
     )  # fmt: skip

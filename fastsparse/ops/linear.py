@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, sddmm, spmm, stream
-from fastsparse.ops.spmm import Packing, bias_address, panel_packing, panel_width
+from fastsparse.ops.spmm import Packing, panel_packing, panel_width
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Launch
 
 Array = NDArray[Any]
@@ -42,8 +42,8 @@ def forward(
     target = narrowed(target or target_for(W.dtype), len(x))
     key = len(x), x.strides[0], activation, target
     for part in W.cached(("linear", *key), _forward, W, *key):
-        panels = part.packing.run(address(x) + part.x_offset, "x")
-        part.product.run(address(panels), address(y) + part.y_offset, bias_address(bias), "y")
+        _panels, packed_x = part.packing.run(x, part.x_offset, "x")
+        part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y")
 
 
 class _Part(NamedTuple):
@@ -65,13 +65,14 @@ class _PanelsProduct(NamedTuple):
     def run(self, x: int, y: int, bias: int, purpose: str) -> None:
         """Compute y at its address from panels at address x, through the buffer `purpose`."""
         panels = buffers.take(purpose, self.panel_bytes)
-        self.launch.run(x, address(panels), bias)
-        self.unpack.run(address(panels), y)
+        packed_y = address(panels)
+        self.launch.run(x, packed_y, bias)
+        self.unpack.run(packed_y, y)
 
 
 def _forward(W: CSR, samples: int, stride: int, activation: str | None, target: Target) -> list[_Part]:
     (rows, features), parts = W.shape, []
-    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in W.shape)
+    group_bytes = layouts.panel_stride(rows, 1, target) + layouts.panel_stride(features, 1, target)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         width = panel_width(W.pattern, stop - start, target)
         packing = panel_packing(stop - start, features, stride, width, target)
@@ -91,14 +92,14 @@ def _panels_launch(
 ) -> tuple[spmm.SpmmPlan | stream.StreamPlan, Launch, Launch, int]:
     rows, features = pattern.shape
     panels, row_bytes = layouts.feature_panels(rows, width, target), width * target.vector
+    x_stride, size = layouts.panel_stride(features, width, target), layouts.panel_bytes(samples, panels, target)
     plan: spmm.SpmmPlan | stream.StreamPlan
     if stream.pays(pattern, samples, target):  # a panel is row-major
         batches = -(-samples // (width * target.lanes))
         plan = stream.plan(pattern, width * target.lanes, target, batches=batches)
         launch = stream.prepare(
             plan, target, x_row_stride=row_bytes, y_row_stride=row_bytes, batches=batches,
-            x_batch_stride=layouts.panel_stride(features, width, target),
-            y_batch_stride=layouts.panel_stride(rows, width, target), activation=activation, label="linear",
+            x_batch_stride=x_stride, y_batch_stride=panels.panel_stride, activation=activation, label="linear",
         )  # fmt: skip
     else:
         plan = spmm.panels_plan(pattern, samples, width, target)
@@ -106,7 +107,7 @@ def _panels_launch(
             plan, target, y_row_stride=row_bytes, activation=activation, label="linear", layout="batch-blocked"
         )
     unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
-    return plan, launch, unpack, layouts.panel_bytes(samples, panels, target)
+    return plan, launch, unpack, size
 
 
 # ------------------------------------------------------------------------------------------------- gradients
@@ -140,8 +141,8 @@ def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]
         return address(X), X.strides[0], X
     features, columns = X.shape
     width = -(-columns // target.lanes)  # one panel: its rows are those of a row-major array
-    panels = panel_packing(columns, features, X.strides[1], width, target).run(address(X), purpose)
-    return address(panels), width * target.vector, panels
+    panels, packed = panel_packing(columns, features, X.strides[1], width, target).run(X, 0, purpose)
+    return packed, width * target.vector, panels
 
 
 def backward(
@@ -168,20 +169,20 @@ def _weight_gradient(
     grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
     gradients: Array = np.zeros(pattern.nnz, grad.dtype)  # takes no memory before it is written to
     last: sddmm.SddmmPlan | None = None
-    group_bytes = sum(layouts.panel_stride(n, 1, target) for n in pattern.shape)
+    group_bytes = layouts.panel_stride(pattern.shape[0], 1, target) + layouts.panel_stride(features, 1, target)
     streamed = stream.pays(pattern, samples, target)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         count = stop - start
         width = panel_width(pattern, count, target, backward=True)
         packing = panel_packing(count, pattern.shape[0], grad.strides[0], width, target)
-        y_panels = packing.run(address(grad) + start * grad.strides[0], "y")
+        _y_panels, packed_y = packing.run(grad, start * grad.strides[0], "y")
         if pattern.nnz and streamed:
             packing = panel_packing(count, features, x.strides[0], width, target)
-            x_panels = packing.run(address(x) + start * x.strides[0], "x")
+            _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
             launch = pattern.cached(
                 ("streamed panels", count, width, target), _streamed_panels, pattern, count, width, target
             )
-            launch.run(address(x_panels), address(y_panels), address(gradients))
+            launch.run(packed_x, packed_y, address(gradients))
         elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             if last is None:
@@ -190,12 +191,12 @@ def _weight_gradient(
                 gradients = plan.order.pack(last.order.unpack(gradients))
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)
-            x_panels = packing.run(address(x) + start * x.strides[0], "x")
-            product.run(address(x_panels), address(y_panels), address(gradients))
+            _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
+            product.run(packed_x, packed_y, address(gradients))
         if grad_x is not None and W_T is not None and features:
             key = count, width, None, target
             transposed = W_T.cached(("panels", *key), _panels_product, W_T, *key)
-            transposed.run(address(y_panels), address(grad_x) + start * grad_x.strides[0], 0, "x")
+            transposed.run(packed_y, address(grad_x) + start * grad_x.strides[0], 0, "x")
     return grad_x, gradients if last is None else last.order.unpack(gradients)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, in_place_out, read_address, readable
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Field, Launch
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import norm as kernels
 
@@ -99,7 +99,7 @@ def _prepare(
     line_bytes = (target.lanes if columns else max(1, positions)) * target.size
     share = -(-lines // (h.norm_blocks_per_worker * target.threads)) if target.threads > 1 else lines
     block = max(1, min(h.norm_block_bytes // line_bytes, share))
-    stride, number = block * kernels.scratch_line(target.bits, target.lanes), np.array([eps], np.float64)
+    stride = block * kernels.scratch_line(target.bits, target.lanes)
     arguments = Arguments(
         dtype,
         images=images,
@@ -108,13 +108,13 @@ def _prepare(
         channels=channels,
         positions=positions,
         image_stride=channels * positions * target.size,
-        eps=address(number),
+        eps=np.array([eps], np.float64),
         scratch_stride=stride,
         **fields,
     )
-    return target.launch(
-        kernel(target.bits, target.lanes, int(columns)), arguments, operands, tasks=-(-lines // block),
-        flops=h.norm_flops * math.prod(shape), scratch=stride, keep=number,
+    return Launch(
+        kernel(target.bits, target.lanes, int(columns)), arguments, operands, target.sharing,
+        tasks=-(-lines // block), flops=h.norm_flops * math.prod(shape), scratch=stride,
         label=("batch norm", "x".join(map(str, shape)), "", "NCHW"),
     )  # fmt: skip
 
@@ -143,12 +143,9 @@ def layer_norm(
 @bounded_cache
 def prepare_layer_norm(rows: int, columns: int, eps: float, centred: bool, target: Target) -> Launch:
     """Layer norm of contiguous rows; operands x, y, gamma, beta (0 for none)."""
-    number = np.array([eps], np.float64)
-    kernel = kernels.layer_norm_kernel(target.bits, target.lanes)
-    fields = {"eps": address(number), "centred": int(centred)}
-    return prepare_rows(
-        kernel, kernels.LAYER_NORM, ("x", "y", "gamma", "beta"), rows, columns, target, "layer norm", fields, number
-    )
+    kernel, operands = kernels.layer_norm_kernel(target.bits, target.lanes), ("x", "y", "gamma", "beta")
+    fields: dict[str, Field] = {"eps": np.array([eps], np.float64), "centred": int(centred)}
+    return prepare_rows(kernel, kernels.LAYER_NORM, operands, rows, columns, target, "layer norm", **fields)
 
 
 def layer_norm_backward(
@@ -181,13 +178,14 @@ def layer_norm_backward(
 
 def prepare_rows(
     kernel: Any, dtype: Any, operands: tuple[str, ...], rows: int, columns: int, target: Target, label: str,
-    fields: dict[str, int] | None = None, keep: Any = None,
+    **fields: Field,
 ) -> Launch:  # fmt: skip
     """Launch of a kernel on contiguous rows, several rows per task."""
     h = target.heuristics
     chunk = max(1, h.row_chunk // columns)
-    arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **(fields or {}))
-    return target.launch(
-        kernel, arguments, operands, tasks=-(-rows // chunk), flops=h.row_flops * rows * columns, keep=keep,
+    arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **fields)
+    return Launch(
+        kernel, arguments, operands, target.sharing,
+        tasks=-(-rows // chunk), flops=h.row_flops * rows * columns,
         label=(label, f"{rows}x{columns}", "", "row-major"),
     )  # fmt: skip

@@ -63,7 +63,8 @@ def _adam(count: int, target: Target) -> Launch:
 
 def _prepare(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
-    return target.launch(
-        kernel, arguments, operands, tasks=-(-count // kernels.CHUNK),
+    return Launch(
+        kernel, arguments, operands, target.sharing,
+        tasks=-(-count // kernels.CHUNK),
         flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
     )  # fmt: skip

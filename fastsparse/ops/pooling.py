@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastsparse.ops.layouts import BlockedPlanes
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address, read_address, readable
+from fastsparse.runtime.buffers import address, optional_address, read_address, readable
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import pooling as kernels
@@ -92,7 +92,7 @@ def _pooled(kind: int, x: Array, w: Windows, index: Index | None = None) -> Arra
     x = readable(x)
     y = buffers.array((*x.shape[:2], *w.out_spatial), x.dtype)
     launch = prepare(kind, w, math.prod(x.shape[:2]), target_for(x.dtype))
-    launch.run(address(x), address(y), 0 if index is None else address(index))
+    launch.run(address(x), address(y), optional_address(index))
     return y
 
 
@@ -231,21 +231,22 @@ def _planes(
         kernels.NCHW,
         planes=planes,
         bands=len(bands.table),
-        band_rows=address(bands.table),
+        band_rows=bands.table,
         width=w.spatial[1],
         out_width=len(w.columns),
-        rows=address(w.rows),
-        columns=address(w.columns),
+        rows=w.rows,
+        columns=w.columns,
         x_stride=math.prod(w.spatial) * target.size if x_stride is None else x_stride,
         y_stride=math.prod(w.out_spatial) * target.size if y_stride is None else y_stride,
         scratch_stride=x_bytes + 2 * y_bytes,
         scratch_y=x_bytes,
         scratch_index=x_bytes + y_bytes,
     )
-    return target.launch(
-        kernel, arguments, ("x", "y", "index"), tasks=-(-planes // target.lanes) * len(bands.table),
+    return Launch(
+        kernel, arguments, ("x", "y", "index"), target.sharing,
+        tasks=-(-planes // target.lanes) * len(bands.table),
         flops=target.heuristics.pool_flops * planes * math.prod(w.spatial), scratch=x_bytes + 2 * y_bytes,
-        keep=(w, bands), label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
+        label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
     )  # fmt: skip
 
 
@@ -256,22 +257,22 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         kernels.BATCH_BLOCKED,
         channels=x.channels,
         bands=len(bands.table),
-        band_rows=address(bands.table),
+        band_rows=bands.table,
         width=w.spatial[1],
         out_width=len(w.columns),
-        rows=address(w.rows),
-        columns=address(w.columns),
+        rows=w.rows,
+        columns=w.columns,
         x_group_stride=x.group_stride,
         x_channel_stride=x.channel_stride,
-        x_offsets=address(x.offsets) if len(x.offsets) else 0,
+        x_offsets=x.offsets if len(x.offsets) else None,
         y_group_stride=y.group_stride,
         y_channel_stride=y.channel_stride,
-        y_offsets=address(y.offsets) if len(y.offsets) else 0,
+        y_offsets=y.offsets if len(y.offsets) else None,
     )
-    return target.launch(
+    return Launch(
         kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
-        tasks=groups * x.channels * len(bands.table),
-        flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes, keep=(w, bands, x, y),
+        target.sharing, tasks=groups * x.channels * len(bands.table),
+        flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes,
         label=(
             f"{kind} pool", f"{groups * target.lanes}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}", "", "batch-blocked",
         ),

@@ -28,7 +28,8 @@ def prepare(kind: str, count: int, panels: int, strides: tuple[int, int], target
         kernels.CELL, count=count, x_stride=sums, u_stride=sums, before_stride=state, after_stride=state,
         h_stride=state, also_stride=state,
     )  # fmt: skip
-    return target.launch(
+    return Launch(
         kernels.cell_kernel(number, target.bits, target.lanes), arguments, ("x", "u", "before", "after", "also", "h"),
-        tasks=panels, flops=_GATE_FLOPS * gates(kind) * count * panels, label=("cell", f"{panels}x{count}", "", kind),
+        target.sharing, tasks=panels, flops=_GATE_FLOPS * gates(kind) * count * panels,
+        label=("cell", f"{panels}x{count}", "", kind),
     )  # fmt: skip

@@ -22,7 +22,6 @@ from fastsparse.ops.sparse_operator import (
 from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sddmm
 from fastsparse_kernels import sparse_operator as kernels
@@ -145,10 +144,10 @@ def prepare(
     shared = Arguments(
         sddmm.ARGUMENTS,
         blocks=operator.blocks,
-        segments=address(operator.segments),
-        entries=address(order.entries),
-        offsets=address(order.offsets),
-        block_bases=address(operator.columns.bases),
+        segments=operator.segments,
+        entries=order.entries,
+        offsets=order.offsets,
+        block_bases=operator.columns.bases,
         run_length=plan.run_length,
         runs_per_block=plan.runs_per_block,
         x_batch_stride=x_batch_stride,
@@ -165,12 +164,13 @@ def prepare(
         arguments.set(
             batches=count,
             positions=positions,
-            x_runs=address(plan.x_runs) + 8 * first,
-            y_runs=address(plan.y_runs) + 8 * first,
+            x_runs=plan.x_runs[first:],
+            y_runs=plan.y_runs[first:],
         )
-        launch = target.launch(
-            kernel, arguments, ("x", "y", "gradients"), tasks=operator.groups, flops=flops * positions * count,
-            scratch=scratch, keep=plan,
+        launch = Launch(
+            kernel, arguments, ("x", "y", "gradients"), target.sharing,
+            tasks=operator.groups, flops=flops * positions * count,
+            scratch=scratch,
             label=(
                 "sddmm",
                 f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",

@@ -97,19 +97,19 @@ class PackedValues:
     ----------
     W : CSR
         Not kept, as it keeps what is packed of it.
-    pack : function of values and of the array they were packed into before, or None
+    pack : function of values and of the array they were packed into before, or None; without it they stay as they are
     """
 
     __slots__ = ("_changes", "_pack", "_seen", "_values", "keep")
 
-    def __init__(self, W: CSR, pack: Callable[[Array, Array | None], Array]) -> None:
-        self._values, self._pack, self._changes = W.data, pack, W._changes
-        self._seen = 0 if W._changes is None else W._changes[0]
-        self.keep = pack(self._values, None)
+    def __init__(self, W: CSR, pack: Callable[[Array, Array | None], Array] | None = None) -> None:
+        self._values, self._pack, self._changes = W.data, pack, None if pack is None else W._changes
+        self._seen = 0 if self._changes is None else self._changes[0]
+        self.keep = self._values if pack is None else pack(self._values, None)
 
     def update(self) -> None:
         """Pack them again if they have changed."""
-        if self._changes is not None and self._changes[0] != self._seen:
+        if self._pack is not None and self._changes is not None and self._changes[0] != self._seen:
             seen = self._changes[0]
             self._pack(self._values, self.keep)
             self._seen = seen
@@ -121,7 +121,7 @@ class PackedValues:
 
     def fixed(self, launch: Launch) -> Launch:
         """The launch with these values, which it brings up to date before it runs."""
-        fixed = launch.fixed(self, values=address(self.keep))
+        fixed = launch.fixed(values=self.keep)
         fixed.before = None if self._changes is None else self.update
         return fixed
 
@@ -164,8 +164,8 @@ def build_operator(
     row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
     starts = np.empty((rows, count), np.uint32)
     buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
-    kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
     offsets, permutation = with_read_ahead(nnz), np.empty(nnz, np.uint32)
+    kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
     kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
     packed = pack_entries(row_ends, row_ids)
     operator = SparseOperator(group_starts, segments, packed, offsets, permutation, blocks)

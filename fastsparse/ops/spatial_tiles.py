@@ -20,7 +20,6 @@ from fastsparse.ops.geometry import Ints, Padding, grid, row_major_strides
 from fastsparse.ops.layouts import BlockedPlanes
 from fastsparse.ops.pooling import Table
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import layouts as kernels
 
@@ -232,13 +231,13 @@ def prepare(
         x_channel_stride=x_strides[1],
         y_image_stride=y_strides[0],
         y_channel_stride=y_strides[1],
-        source_offsets=address(plan.source_offsets),
-        target_offsets=address(plan.target_offsets),
-        fill=address(plan.fill),
+        source_offsets=plan.source_offsets,
+        target_offsets=plan.target_offsets,
+        fill=plan.fill,
         last_lanes=plan.last_lanes,
     )
-    return target.launch(
-        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"),
-        tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, keep=plan,
+    return Launch(
+        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), target.sharing,
+        tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, plan=plan,
         label=("gather", f"{images}x{channels}x{vectors * target.lanes}", "", "spatial tiles"),
     )  # fmt: skip

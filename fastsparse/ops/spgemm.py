@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.ops.activations import set_epilogue
+from fastsparse.ops.activations import epilogue
 from fastsparse.ops.target import Target, target_for
-from fastsparse.runtime.buffers import address
-from fastsparse.runtime.launch import Arguments
+from fastsparse.runtime.buffers import address, optional_address
+from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import spgemm
 
 Array = NDArray[Any]
@@ -34,24 +34,25 @@ def forward(
         spgemm.FORWARD,
         samples=samples,
         chunk=chunk,
-        x_indptr=address(indptr),
-        x_indices=address(indices),
-        x_values=address(values),
-        w_indptr=address(W_T.indptr),
-        w_indices=address(W_T.indices),
-        w_values=address(W_T.data),
+        x_indptr=indptr,
+        x_indices=indices,
+        x_values=values,
+        w_indptr=W_T.indptr,
+        w_indices=W_T.indices,
+        w_values=W_T.data,
         outputs=y.shape[1],
         y_row_stride=y.strides[0],
         scratch_stride=target.vector,
+        **epilogue(activation, target),
     )
-    set_epilogue(arguments, activation, target)
-    launch = target.launch(
-        spgemm.forward_kernel(target.bits, target.lanes), arguments, ("y", "bias"), tasks=-(-samples // chunk),
-        flops=flops, scratch=target.vector, keep=(x, W_T),
+    launch = Launch(
+        spgemm.forward_kernel(target.bits, target.lanes), arguments, ("y", "bias"), target.sharing,
+        tasks=-(-samples // chunk),
+        flops=flops, scratch=target.vector,
         label=("sparse linear", f"{W.shape[0]}x{W.shape[1]} by {samples}x{W.shape[1]} nnz {len(values)}",
                f"nnz {W.nnz}", "row-major", f"chunk {chunk}", activation),
     )  # fmt: skip
-    launch.run(address(y), 0 if bias is None else address(bias))
+    launch.run(address(y), optional_address(bias))
 
 
 def weight_gradient(grad: Array, x_columns: SparseRows, W: CSR, target: Target | None = None) -> Array:
@@ -74,16 +75,17 @@ def _gradient(x: SparseRows, W_T: Pattern, gradients: Array, grad: Array, target
         spgemm.GRADIENT,
         inputs=inputs,
         chunk=chunk,
-        x_indptr=address(indptr),
-        x_indices=address(indices),
-        x_values=address(values),
-        w_indptr=address(W_T.indptr),
-        w_indices=address(W_T.indices),
+        x_indptr=indptr,
+        x_indices=indices,
+        x_values=values,
+        w_indptr=W_T.indptr,
+        w_indices=W_T.indices,
         dy_row_stride=grad.strides[0],
     )
-    launch = target.launch(
-        spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), tasks=-(-inputs // chunk),
-        flops=2.0 * len(values) * W_T.nnz / max(1, inputs), keep=(x, W_T),
+    launch = Launch(
+        spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), target.sharing,
+        tasks=-(-inputs // chunk),
+        flops=2.0 * len(values) * W_T.nnz / max(1, inputs),
         label=("sparse linear gradient", f"{W_T.shape[1]}x{W_T.shape[0]}", f"nnz {W_T.nnz}", "row-major",
                f"chunk {chunk}"),
     )  # fmt: skip

@@ -7,8 +7,6 @@ structure of W packed accordingly. One kernel (`fastsparse_kernels.spmm`) runs a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, stream
-from fastsparse.ops.activations import set_epilogue
-from fastsparse.ops.heuristics import Heuristics, Rates
+from fastsparse.ops.activations import epilogue
 from fastsparse.ops.sparse_operator import PackedValues, SparseOperator, linear_operator, packed_values
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 from fastsparse.runtime import buffers
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import spmm
@@ -42,9 +39,9 @@ def spmm_row_major(
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
     target = narrowed(target or target_for(W.dtype), X.shape[1])
-    x, y, row_stride = address(X), address(Y), X.strides[0]
+    x, y, b, row_stride = address(X), address(Y), optional_address(bias), X.strides[0]
     key = X.shape[1], row_stride, activation, target, *alignments(x, row_stride, y, Y, target)
-    W.cached(("row-major", *key), _row_major, W, *key).run(x, y, bias_address(bias))
+    W.cached(("row-major", *key), _row_major, W, *key).run(x, y, b)
 
 
 def spmm_column_major(
@@ -58,8 +55,8 @@ def spmm_column_major(
         y_alignment = stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
         key = stop - start, stride, columns, activation, target, y_alignment
         packing, launch = W.cached(("column-major", *key), _column_major, W, *key)
-        panels = packing.run(address(X) + start * stride, "x")
-        launch.run(address(panels), y, bias_address(bias))
+        _panels, packed_x = packing.run(X, start * stride, "x")
+        launch.run(packed_x, y, optional_address(bias))
 
 
 class Packing(NamedTuple):
@@ -68,11 +65,12 @@ class Packing(NamedTuple):
     launch: Launch
     panel_bytes: int
 
-    def run(self, x: int, purpose: str) -> Array:
-        """Panels of the samples at address x, in a buffer of this thread."""
+    def run(self, x: Array, offset: int, purpose: str) -> tuple[Array, int]:
+        """Panels of the samples `offset` bytes into x, and their address, in a buffer of this thread."""
         panels = buffers.take(purpose, self.panel_bytes)
-        self.launch.run(x, address(panels))
-        return panels
+        packed = address(panels)
+        self.launch.run(address(x) + offset, packed)
+        return panels, packed
 
 
 def _row_major(
@@ -82,7 +80,8 @@ def _row_major(
     if stream.pays(W.pattern, columns, target, row_stride):
         return _streamed(W, columns, row_stride, y_row_stride, activation, target, y_alignment)
     plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
-    return plan.values(W).fixed(prepare(plan, target, y_row_stride=y_row_stride, activation=activation))
+    launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
+    return packed_values(W, plan.operator).fixed(launch)
 
 
 def _streamed(
@@ -115,18 +114,12 @@ def panel_packing(samples: int, features: int, row_stride: int, width: int, targ
     return Packing(launch, layouts.panel_bytes(samples, panels, target))
 
 
-def bias_address(bias: Array | None) -> int:
-    """The bias operand of a launch: its address, 0 for none."""
-    return 0 if bias is None else address(bias)
-
-
-def chunks(samples: int, most: int) -> Iterator[tuple[int, int]]:
+def chunks(samples: int, most: int) -> list[tuple[int, int]]:
     """Parts of a batch: of `most` samples each, and a remainder."""
-    for start in range(0, samples, most):
-        yield start, min(samples, start + most)
+    return [(start, min(samples, start + most)) for start in range(0, samples, most)]
 
 
-def sample_chunks(samples: int, group_bytes: int, target: Target) -> Iterator[tuple[int, int]]:
+def sample_chunks(samples: int, group_bytes: int, target: Target) -> list[tuple[int, int]]:
     """Parts of a linear layer's batch, in whole vectors of samples, whose workspace stays in a cache."""
     h, groups = target.heuristics, -(-samples // target.lanes)
     return chunks(samples, target.lanes * h.chunk_groups(groups, group_bytes, h.linear_chunk_groups))
@@ -188,16 +181,6 @@ def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peel
     return Peels(alignment_peel(x, x_row_stride, target), alignment_peel(address(Y), Y.strides[-2], target))
 
 
-def tile_width(pattern: Pattern, vectors: int, h: Heuristics, rates: Rates | None = None, groups: int = 1) -> int:
-    """Tile width T for `vectors` vectors: by `rates` (default: the CPU's), or by dense rates where W has no zeros.
-
-    groups : of a convolution; with several, rows of W read different channels and are not dense
-    """
-    if groups == 1 and pattern.nnz == math.prod(pattern.shape):
-        rates = h.dense_rates
-    return h.tile_width(vectors, rates)
-
-
 def row_major_plan(
     pattern: Pattern, columns: int, row_stride: int, target: Target, peels: Peels, batches: int = 1
 ) -> SpmmPlan:
@@ -230,7 +213,8 @@ def plan_row_major(
         return _plan_in_place(pattern, columns, x_row_stride, target, peel or 0, nontemporal)
     density = pattern.nnz / max(1, rows * inputs)
     y_stays_near = nontemporal != 0 or rows * row_bytes <= h.near_bytes
-    width = tile_width(pattern, -(-columns // target.lanes), h, h.row_major_rates(density, inputs, y_stays_near))
+    rates = h.row_major_rates(density, inputs, y_stays_near)
+    width = h.tile_width(-(-columns // target.lanes), rates, pattern.full)
     peel = (peels.y if many or nontemporal else None) or 0
     tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
     panel_row = width * target.vector
@@ -258,7 +242,7 @@ def panel_width(pattern: Pattern, samples: int, target: Target, backward: bool =
     groups = -(-samples // target.lanes)
     if backward:
         return RUN_VECTORS if groups >= RUN_VECTORS - 1 else groups
-    return tile_width(pattern, groups, target.heuristics)
+    return target.heuristics.tile_width(groups, dense=pattern.full)
 
 
 def panels_plan(pattern: Pattern, samples: int, width: int, target: Target, y_row_major: bool = False) -> SpmmPlan:
@@ -321,34 +305,35 @@ def prepare(
         tiles=tiles.count,
         groups=operator.groups,
         blocks=operator.blocks,
-        group_starts=address(operator.group_starts),
-        segments=address(operator.segments),
-        entries=address(operator.entries),
-        offsets=address(operator.offsets),
-        block_bases=address(operator.columns.bases),
-        block_rows=address(operator.columns.starts),
-        x_positions=address(tiles.x_offsets),
+        group_starts=operator.group_starts,
+        segments=operator.segments,
+        entries=operator.entries,
+        offsets=operator.offsets,
+        block_bases=operator.columns.bases,
+        block_rows=operator.columns.starts,
+        x_positions=tiles.x_offsets,
         x_row_stride=plan.x_row_stride,
         x_batch_stride=x_batch_stride,
         packed=packed,
-        tile_columns=0 if tiles.columns is None else address(tiles.columns),
-        y_positions=address(tiles.y_offsets),
+        tile_columns=tiles.columns,
+        y_positions=tiles.y_offsets,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
         nontemporal=plan.nontemporal,
-        tile_pieces=address(tiles.tile_pieces),
-        pieces=address(tiles.pieces),
+        tile_pieces=tiles.tile_pieces,
+        pieces=tiles.pieces,
         scratch_stride=scratch,
         scratch_tile=partial,
         scratch_panel=partial + finished,
+        **epilogue(activation, target),
     )
-    set_epilogue(arguments, activation, target)
     rows = int(operator.group_starts[-1])
     kernel = spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(contiguous), row_unroll)
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
-    return target.launch(
-        kernel, arguments, ("x", "y", "values", "bias", "residual"), tasks=tiles.count * batches * operator.groups,
-        flops=flops, scratch=scratch, keep=plan,
+    return Launch(
+        kernel, arguments, ("x", "y", "values", "bias", "residual"), target.sharing,
+        tasks=tiles.count * batches * operator.groups,
+        flops=flops, scratch=scratch, plan=plan,
         label=(
             label, f"{rows}x{len(operator.columns.block)} by {tiles.count * tiles.width * target.lanes * batches}",
             f"nnz {operator.nnz}", f"{layout} packed" if packed else layout,

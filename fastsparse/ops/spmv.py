@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import stream
-from fastsparse.ops.activations import CLAMPS, set_epilogue
+from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, split_rows
 from fastsparse.ops.target import Target, target_for
-from fastsparse.runtime.buffers import address
+from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sparse_operator, spmv
 from fastsparse_kernels.compiler import aligned_empty
@@ -46,7 +46,7 @@ def multiply(
     if not x.flags.c_contiguous:
         x = np.ascontiguousarray(x)
     launch = W.cached(("spmv", activation, target), _prepared, W, activation, target)
-    launch.run(address(x), address(y), 0 if bias is None else address(bias))
+    launch.run(address(x), address(y), optional_address(bias))
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
@@ -310,10 +310,10 @@ def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch
         form, (arguments, kernel, scratch) = "slices", _slice_arguments(plan, target)
     else:
         form, (arguments, kernel, scratch) = f"{plan.column_bits}-bit columns", _row_arguments(plan, activation, target)
-    set_epilogue(arguments, activation, target)
-    return target.launch(
-        kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros,
-        scratch=scratch, keep=plan,
+    arguments.set(**epilogue(activation, target))
+    return Launch(
+        kernel, arguments, ("x", "y", "values", "bias"), target.sharing,
+        tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros, scratch=scratch,
         label=("spmv", f"{plan.rows}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
     )  # fmt: skip
 
@@ -322,14 +322,14 @@ def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, 
     scratch = (plan.widest_group * plan.chunks + 1) * target.vector
     arguments = Arguments(
         spmv.LOOKUP_ARGUMENTS,
-        group_starts=address(plan.group_starts),
+        group_starts=plan.group_starts,
         chunks=plan.chunks,
         inputs=plan.inputs,
-        slice_starts=address(plan.slice_starts),
-        vector_starts=address(plan.vector_starts),
-        vector_counts=address(plan.vector_counts),
-        columns=address(plan.columns),
-        sum_index=address(plan.sum_index),
+        slice_starts=plan.slice_starts,
+        vector_starts=plan.vector_starts,
+        vector_counts=plan.vector_counts,
+        columns=plan.columns,
+        sum_index=plan.sum_index,
         scratch_stride=scratch,
         scratch_vector=scratch - target.vector,
     )
@@ -340,12 +340,12 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
     scratch = (1 + SLICE_ORDER_ROWS // target.lanes) * target.vector
     arguments = Arguments(
         spmv.SLICE_ARGUMENTS,
-        group_starts=address(plan.group_starts),
+        group_starts=plan.group_starts,
         rows=plan.rows,
-        slice_starts=address(plan.slice_starts),
-        columns=address(plan.columns),
-        masks=address(plan.masks),
-        sum_index=0 if plan.sum_index is None else address(plan.sum_index),
+        slice_starts=plan.slice_starts,
+        columns=plan.columns,
+        masks=plan.masks,
+        sum_index=plan.sum_index,
         scratch_stride=scratch,
     )
     return arguments, spmv.slices_kernel(target.bits, target.lanes), scratch
@@ -355,9 +355,9 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
     scratch = spmv.scratch_bytes(target.bits, target.lanes)
     arguments = Arguments(
         spmv.ARGUMENTS,
-        group_starts=address(plan.group_starts),
-        indptr=address(plan.indptr),
-        columns=address(plan.columns),
+        group_starts=plan.group_starts,
+        indptr=plan.indptr,
+        columns=plan.columns,
         nonzeros=plan.nonzeros,
         scratch_stride=scratch,
     )

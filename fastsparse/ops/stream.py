@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
-from fastsparse.ops.activations import CLAMPS, set_epilogue
+from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import stream
 from fastsparse_kernels.sparse_operator import QUARTERS, WHOLE
@@ -88,7 +87,7 @@ class StreamPlan:
 
     def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them: as they are."""
-        return PackedValues(W, lambda values, _: values)
+        return PackedValues(W)
 
 
 def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:
@@ -178,12 +177,13 @@ def prepare(
     if activation not in CLAMPS:
         vectors = -(-tiles.width * tiles.lanes // target.lanes)
         scratch = -(-vectors * target.vector // _CACHE_LINE) * _CACHE_LINE
+    flops = work(plan.indptr, plan.columns, target.heuristics) * batches
     arguments = Arguments(
         stream.SPMM,
         chunks=len(plan.bounds),
-        bounds=address(plan.bounds),
-        indptr=address(plan.indptr),
-        indices=address(plan.indices),
+        bounds=plan.bounds,
+        indptr=plan.indptr,
+        indices=plan.indices,
         nonzeros=nonzeros,
         x_batch_stride=x_batch_stride,
         x_row_stride=x_row_stride,
@@ -198,12 +198,13 @@ def prepare(
         nontemporal=plan.nontemporal,
         activation_vectors=vectors,
         scratch_stride=scratch,
+        **epilogue(activation, target),
     )
-    set_epilogue(arguments, activation, target)
     kernel = stream.spmm_kernel(target.bits, tiles.lanes, tiles.width, plan.indices.itemsize * 8)
-    return target.launch(
-        kernel, arguments, ("x", "y", "values", "bias"), tasks=len(plan.bounds) * batches,
-        flops=work(plan.indptr, plan.columns, target.heuristics) * batches, scratch=scratch, keep=plan,
+    return Launch(
+        kernel, arguments, ("x", "y", "values", "bias"), target.sharing,
+        tasks=len(plan.bounds) * batches,
+        flops=flops, scratch=scratch,
         label=(
             label, f"{len(plan.indptr) - 1}x{plan.inputs} by {plan.columns * batches}", f"nnz {nonzeros}", "row-major",
             f"streamed tile {tiles.width} tiles {tiles.tiles} chunks {len(plan.bounds)}", activation,
@@ -222,12 +223,12 @@ def prepare_sddmm(
     """
     h = target.heuristics
     bounds = pattern.cached(("stream rows", target), row_bounds, pattern.indptr, h, target.threads)
-    row_bytes = columns * target.size
+    row_bytes, flops = columns * target.size, work(pattern.indptr, columns, h) * batches
     arguments = Arguments(
         stream.SDDMM,
-        bounds=address(bounds),
-        indptr=address(pattern.indptr),
-        indices=address(pattern.indices),
+        bounds=bounds,
+        indptr=pattern.indptr,
+        indices=pattern.indices,
         batches=batches,
         columns=columns,
         x_batch_stride=x_batch_stride,
@@ -237,9 +238,10 @@ def prepare_sddmm(
         distance=h.stream_prefetch_distance(pattern.nnz, pattern.shape[1] * row_bytes * batches, row_bytes),
     )
     kernel = stream.sddmm_kernel(target.bits, target.lanes, pattern.indices.itemsize * 8)
-    return target.launch(
-        kernel, arguments, ("x", "y", "gradients"), tasks=len(bounds) - 1,
-        flops=work(pattern.indptr, columns, h) * batches, keep=(pattern.indptr, pattern.indices, bounds),
+    return Launch(
+        kernel, arguments, ("x", "y", "gradients"), target.sharing,
+        tasks=len(bounds) - 1,
+        flops=flops,
         label=(
             "sddmm", f"{pattern.shape[0]}x{pattern.shape[1]} by {columns * batches}", f"nnz {pattern.nnz}", "row-major",
             "streamed",

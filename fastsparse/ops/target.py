@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
-from fastsparse.runtime.launch import Arguments, Label, Launch
+from fastsparse.runtime.launch import Sharing
 from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
@@ -32,6 +32,7 @@ class Target:
     threads : most workers that share a call
     heuristics : Heuristics
     size, vector : bytes of one number and of one vector
+    sharing : how launches share their tasks
     """
 
     bits: int
@@ -40,11 +41,14 @@ class Target:
     heuristics: Heuristics
     size: int = field(init=False, compare=False)
     vector: int = field(init=False, compare=False)
+    sharing: Sharing = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         # No cached properties: before Python 3.12 they hold a lock, which a child would inherit from a fork.
         object.__setattr__(self, "size", self.bits // 8)
         object.__setattr__(self, "vector", self.lanes * self.size)
+        sharing = Sharing(self.threads, self.heuristics.parallel_flops, self.heuristics.slice_flops)
+        object.__setattr__(self, "sharing", sharing)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -55,18 +59,6 @@ class Target:
     def serial(self) -> Target:
         """The same for one thread."""
         return replace(self, threads=1)
-
-    def launch(
-        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float,
-        scratch: int = 0, keep: Any = None, label: Label = (),
-    ) -> Launch:  # fmt: skip
-        """A `Launch` on this target's threads, or on one thread where sharing does not pay."""
-        h = self.heuristics
-        threads = self.threads if flops >= h.parallel_flops else 1
-        return Launch(
-            kernel, arguments, operands, tasks=tasks, flops=flops, threads=threads, slice_flops=h.slice_flops,
-            scratch=scratch, keep=keep, label=label,
-        )  # fmt: skip
 
 
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:

@@ -122,6 +122,11 @@ if address(_probe := np.empty(3)[1:]) != _probe.ctypes.data:
     raise ImportError(f"NumPy {np.__version__} keeps the address of an array's elements in an unknown place")
 
 
+def optional_address(buffer: NDArray[Any] | None) -> int:
+    """The `address` of an operand that may be missing; 0 for none."""
+    return 0 if buffer is None else _word_at(id(buffer) + _HEAD).value
+
+
 def spans(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, int]]:
     """Addresses of the first byte of each contiguous array and of the one behind its last."""
     return [((start := _word_at(id(array) + _HEAD).value), start + array.nbytes) for array in arrays]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastsparse.runtime import buffers, compiling, kernel_cache
 from fastsparse.runtime.buffers import address
@@ -27,6 +28,7 @@ from fastsparse_kernels import compiler, parallel
 compiler.set_cache_directories(kernel_cache.cache_directories, kernel_cache.write_cached)
 compiler.set_processes(compiling.compile_ahead)
 
+Field = int | NDArray[Any] | None
 Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
 
@@ -47,20 +49,26 @@ _run_serial, _run_parallel = parallel.run_serial, parallel.run_parallel
 class Arguments:
     """A kernel's argument record, filled by name: int64 words, then the task counter on a cache line of its own.
 
+    A field is a number, or an array, whose address is written and which the record keeps alive; None is address 0.
+
     It is an `array.array`, because setting a field takes 50 ns and its address 60, but microseconds in a NumPy record.
     """
 
-    __slots__ = ("_index", "words")
+    __slots__ = ("_index", "keep", "words")
 
-    def __init__(self, dtype: np.dtype[Any], **fields: int) -> None:
+    def __init__(self, dtype: np.dtype[Any], **fields: Field) -> None:
         self._index = _words_of(dtype)
         self.words = array("q", bytes(8 * (len(self._index) + 8 + parallel.COUNTER_WORDS)))
+        self.keep: dict[str, NDArray[Any]] = {}  # by field
         self.set(**fields)
 
-    def set(self, **fields: int) -> None:
+    def set(self, **fields: Field) -> None:
         """Set fields by name."""
         for name, value in fields.items():
-            self.words[self._index[name]] = value
+            if isinstance(value, np.ndarray):
+                self.keep[name] = value
+                value = value.ctypes.data
+            self.words[self._index[name]] = value or 0
 
     def field_address(self, name: str) -> int:
         """Address of a field, constant while the record lives."""
@@ -73,8 +81,16 @@ class Arguments:
     def copy(self) -> Arguments:
         """An independent copy."""
         twin = object.__new__(Arguments)
-        twin._index, twin.words = self._index, self.words[:]
+        twin._index, twin.words, twin.keep = self._index, self.words[:], self.keep.copy()
         return twin
+
+
+class Sharing(NamedTuple):
+    """How the tasks of a launch are shared by workers."""
+
+    threads: int  # most workers
+    parallel_flops: float  # least work that is shared
+    slice_flops: float  # most work between two checks for signals, so that Ctrl-C is noticed
 
 
 class BoundLaunch(NamedTuple):
@@ -103,31 +119,30 @@ class Launch:
     arguments : Arguments
         With all fields set but the operands and the scratch.
     operands : names of the fields whose addresses `run` and `bind` take, in this order; omitted ones stay as prepared
+    sharing : of the target
     tasks : int
     flops : float
-        Estimate of the work, for choosing slices.
-    threads : int
-        Most workers that share the tasks; 1 where sharing does not pay.
-    slice_flops : float
-        Most work between two checks for signals, so that Ctrl-C is noticed.
+        Estimate of the work.
     scratch : int
         Bytes of scratch per worker, which each run takes from its thread's buffers.
-    keep : objects that the record points to
+    plan : what the record was filled from
     label : printed by FASTSPARSE_VERBOSE=1: operation, sizes, layout, kernel
     """
 
     __slots__ = (
         "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label",
-        "operands", "scratch", "slice_flops", "tasks", "threads",
+        "operands", "plan", "scratch", "slice_flops", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(
-        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], *, tasks: int, flops: float, threads: int,
-        slice_flops: float, scratch: int = 0, keep: Any = None, label: Label = (),
+        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], sharing: Sharing, *, tasks: int,
+        flops: float, scratch: int = 0, plan: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
-        self.threads, self.slice_flops, self.scratch, self.label = threads, slice_flops, scratch, label
-        self.keep = keep
+        self.scratch, self.plan, self.label = scratch, plan, label
+        self.threads = threads = sharing.threads if flops >= sharing.parallel_flops else 1
+        self.slice_flops = slice_flops = sharing.slice_flops
+        self.keep = arguments.keep
         _expect_launcher(threads > 1)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
@@ -153,8 +168,8 @@ class Launch:
         else:
             _run(self.kernel.address, words, self.tasks, self.flops, self.threads, self.slice_flops)
 
-    def fixed(self, keep: Any, **operands: int) -> Launch:
-        """A launch with some operands fixed, which `run` no longer takes; `keep` holds what is at their addresses."""
+    def fixed(self, **operands: Field) -> Launch:
+        """A launch with some operands fixed, which `run` no longer takes."""
         twin = object.__new__(Launch)  # a tenth of copy.copy's time
         for name in Launch.__slots__:
             setattr(twin, name, getattr(self, name))
@@ -162,7 +177,7 @@ class Launch:
         twin.arguments.set(**operands)
         twin.operands = tuple(name for name in self.operands if name not in operands)
         twin._words = tuple(map(twin.arguments.word, twin.operands))
-        twin.keep = (self.keep, keep)
+        twin.keep = twin.arguments.keep
         return twin
 
     def bind(self, scratch: int = 0, **operands: int) -> BoundLaunch:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse_kernels import compiler, diagnostics
 
@@ -30,7 +29,7 @@ def measured_peak(bits: int) -> float:
     """Peak of one core at this moment; clock rates vary."""
     lanes, rounds = compiler.lanes(bits), 50_000
     sink = compiler.aligned_empty((diagnostics.ACCUMULATORS * lanes * bits // 8,), np.uint8)
-    arguments = Arguments(diagnostics.PEAK, rounds=rounds, sink=address(sink))
+    arguments = Arguments(diagnostics.PEAK, rounds=rounds, sink=sink)
     kernel, flops = diagnostics.peak_kernel(bits, lanes), 2.0 * diagnostics.ACCUMULATORS * lanes * rounds
     launch = BoundLaunch(kernel.address, arguments, 1, flops, kernel)
     return flops / min(seconds(lambda: launch.run(1, flops)) for _ in range(20))

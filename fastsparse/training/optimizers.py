@@ -92,7 +92,7 @@ class Optimizer:
         """
         rate, parameters = self.rate, self.parameters
         updated = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
-        states = [self._ready(i) for i in updated]
+        states = [self._ready(i, value) for i, value in zip(updated, [parameters[i].value for i in updated])]
         values = [parameters[i].writable(f"parameters[{i}].value") for i in updated]
         grads = [_gradient(parameters[i].grad, v, f"parameters[{i}].grad") for i, v in zip(updated, values)]
         written = self._checked_spans(updated, values, states)
@@ -113,9 +113,9 @@ class Optimizer:
         """This optimizer's arrays for one of its parameters, by name; empty before the first step."""
         return self._states[self.parameters.index(parameter)]
 
-    def _ready(self, i: int) -> dict[str, Array]:
-        """The state of parameter `i` as kernels take it."""
-        value, state, ready = self.parameters[i].value, self._states[i], {}
+    def _ready(self, i: int, value: Array) -> dict[str, Array]:
+        """The state of parameter `i`, of this value, as kernels take it."""
+        state, ready = self._states[i], {}
         for name in self.state_names:
             array = state.get(name)
             if array is None:
@@ -303,7 +303,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
         Naming two arrays that share memory.
     """
     filled = [(name, array) for name, array in arrays if array.size]
-    found = sorted(zip(spans(array for _, array in filled), (name for name, _ in filled), strict=True))
+    found = sorted(zip(spans([array for _, array in filled]), [name for name, _ in filled], strict=True))
     for ((_, end), one), ((start, _), other) in pairwise(found):
         if start < end:
             raise ValueError(f"{other} shares memory with {one}, expected arrays of their own")
@@ -313,7 +313,7 @@ def _spans(arrays: Sequence[tuple[str, Array]]) -> list[tuple[int, int]]:
 def _apart(grads: list[Any], written: list[tuple[int, int]]) -> list[Any]:
     """Gradients, copied where some of their memory will be written to; rows go through copies of their own."""
     found = []
-    for grad, (start, end) in zip(grads, spans(map(_numbers, grads)), strict=True):
+    for grad, (start, end) in zip(grads, spans(list(map(_numbers, grads))), strict=True):
         last = bisect_left(written, (end, 0)) - 1
         shared = last >= 0 and written[last][1] > start and not isinstance(grad, RowGradient)
         found.append(grad.copy() if shared else grad)

@@ -34,7 +34,6 @@ from fastsparse.ops import attention, gates, layouts, norm, pooling, softmax, sp
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
 
 _BLOCKS = "blocks of "  # rows of a sample
@@ -296,8 +295,7 @@ class Lowering:
         if isinstance(op, LayerNorm):
             centred = op.shift is not None
             launch = norm.prepare_layer_norm(numbers // op.scale.size, op.scale.size, op.eps, centred, self.target)
-            shift = 0 if op.shift is None else address(op.shift)
-            launch = launch.fixed((op.scale, op.shift), gamma=address(op.scale), beta=shift)
+            launch = launch.fixed(gamma=op.scale, beta=op.shift)
         elif isinstance(op, Attention):
             keys = self.program.shapes[node.inputs[1]][0]
             launch = attention.prepare(self.images, op.heads, shape[1], shape[0], keys, op.causal, self.target)
@@ -341,7 +339,7 @@ class Lowering:
             residual = self._get(self.roots[node.residual], "plain", node)
             target = self._buffer(op.weight.shape[0] * target_cpu.size + target_cpu.vector)
         launch = spmv.prepare(plan, target_cpu, activation)
-        launch = launch.fixed((values, op.bias), values=address(values), bias=spmm.bias_address(op.bias))
+        launch = launch.fixed(values=values, bias=op.bias)
         self._add(node.name, "spmv", node, (source,), target, launch)
         if node.residual is not None:
             self._sum(node, op, target, residual)
@@ -352,7 +350,7 @@ class Lowering:
         values = plan.operator.pack(np.ones(1, self.program.dtype))
         launch = spmm.prepare(
             plan, self.target, y_row_stride=0, residual=True, activation=op.activation, label="add"
-        ).fixed(values, values=address(values))
+        ).fixed(values=values)
         target = self._target(node.output, "plain")
         self._add(node.name, "sum", None, (x, residual), target, launch, ("x", "residual", "y"))
 

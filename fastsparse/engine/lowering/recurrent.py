@@ -18,7 +18,6 @@ from fastsparse.engine.program import Direction, Linear, Program, Recurrent
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros
 from fastsparse.ops import layouts, recurrent, spmm, spmv
 from fastsparse.ops.target import Target, narrowed
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
 
 Array = NDArray[Any]
@@ -155,9 +154,7 @@ class _Vectors(_Lowering):
 
     def _spmv(self, W: CSR, bias: Array | None) -> Launch:
         plan = spmv.plan_spmv(W.pattern, self.target)
-        values = plan.pack(W.data)
-        fixed = {} if bias is None else {"bias": address(bias)}
-        return spmv.prepare(plan, self.target).fixed((values, bias), values=address(values), **fixed)
+        return spmv.prepare(plan, self.target).fixed(values=plan.pack(W.data), bias=bias)
 
     def cell(self) -> Launch:
         return recurrent.prepare(self.operator.kind, self.hidden, 1, (0, 0), self.target)

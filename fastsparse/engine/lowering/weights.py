@@ -17,7 +17,6 @@ from fastsparse.ops import spmm
 from fastsparse.ops.sparse_operator import SparseOperator
 from fastsparse.ops.spmm import SpmmPlan
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.launch import Launch
 
@@ -73,8 +72,9 @@ def prepared(product: PackedWeight, op: Conv | Linear, target: Target, *, residu
     """
     plan, packed = product
     launch = spmm.prepare(plan, target, residual=residual, activation=op.activation, **strides)
-    bias = 0 if op.bias is None else address(op.bias)
-    return launch.fixed((packed, op.bias), values=address(packed.values), bias=bias)
+    launch = launch.fixed(values=packed.values, bias=op.bias)
+    launch.plan = product  # packed values are shared while a launch holds them
+    return launch
 
 
 def _digest(operator: SparseOperator) -> bytes:
