@@ -1,7 +1,8 @@
-"""Markdown that reads well on a code host becomes pages of the site: files from outside of docs/, and links to them."""
+"""Files that read well on a code host become pages of the site: Markdown and notebooks outside of docs/, and links."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "project/contributing",
     "SECURITY.md": "project/security",
     "bench/README.md": "project/benchmarks",
+    "examples/notebooks/torch_to_server.ipynb": "how-to/notebook",
     "kernels/README.md": "project/kernels",
     "kernels/LADDER.md": "project/ladder",
 }
@@ -47,6 +49,23 @@ def site_links(text: str, origin: Path, docname: str) -> str:
     return _LINK.sub(replaced, text)
 
 
+def notebook_markdown(path: Path) -> str:
+    """A notebook as Markdown, with the outputs that are kept in it."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                image = data["image/png"].strip()
+                parts.append(f'<img alt="Chart of the cell above" src="data:image/png;base64,{image}">')
+            else:
+                parts.append("```text\n" + "".join(output.get("text") or data["text/plain"]).strip("\n") + "\n```")
+    parts.append(f"{{download}}`{path.name} </../{path.relative_to(ROOT).as_posix()}>`")
+    return "\n\n".join(parts) + "\n"
+
+
 def read_page(app: Any, docname: str, source: list[str]) -> None:
     """Give Sphinx the text of a Markdown page."""
     origin = Path(app.env.doc2path(docname))
@@ -55,7 +74,7 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
         if docname in elsewhere:
             origin = elsewhere[docname]
             app.env.note_dependency(str(origin))
-            source[0] = origin.read_text("utf-8")
+            source[0] = notebook_markdown(origin) if origin.suffix == ".ipynb" else origin.read_text("utf-8")
         source[0] = site_links(source[0], origin, docname)
 
 

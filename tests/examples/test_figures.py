@@ -30,18 +30,22 @@ def _main(script, tmp_path, *options):
     )
 
 
-def _row(tmp_path):
-    line = next(line for line in (tmp_path / "page.md").read_text("utf-8").splitlines() if "plot_some" in line)
-    return [cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")]
+def _rows(tmp_path):
+    lines = (tmp_path / "page.md").read_text("utf-8").splitlines()
+    return [
+        [cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")]
+        for line in lines
+        if "plot_some" in line
+    ]
 
 
 def test_seeds_are_summed_up_and_runs_are_kept(script, tmp_path, capsys):
     assert _main(script, tmp_path, "--setting", "small", "--seeds", "2") == 0
-    _, setting, _, claim, measured, baseline, holds = _row(tmp_path)
+    [[_, setting, _, _, claim, measured, baseline, holds]] = _rows(tmp_path)
     assert (setting, claim, baseline, holds) == ("small, 2 seeds", "a / b", "88 ± 0 %", "1 of 2")
     assert measured == "90.5 ± 0.71 %"
     assert _main(script, tmp_path, "--setting", "full") == 0
-    assert _row(tmp_path)[1] == "full, 1 seed"  # the full setting is shown where there is one
+    assert [row[1] for row in _rows(tmp_path)] == ["small, 2 seeds", "full, 1 seed"]
     before = json.loads((tmp_path / "runs.json").read_text("utf-8"))
     assert sorted(before["plot_some.py"]["small"]) == ["0", "1"]
     capsys.readouterr()
@@ -49,11 +53,13 @@ def test_seeds_are_summed_up_and_runs_are_kept(script, tmp_path, capsys):
     assert "seed" not in capsys.readouterr().err  # nothing is run twice
 
 
-def test_runs_of_another_text_do_not_count(script, tmp_path):
+def test_runs_of_other_code_do_not_count(script, tmp_path):
     _main(script, tmp_path)
+    script.write_text(f'"""Prose."""\n\n# More prose.\n{SCRIPT}', "utf-8")
+    assert figures.fresh(figures.read(tmp_path / "runs.json")[script.name], script)["full"]
     script.write_text(SCRIPT.replace("90.0", "70.0"), "utf-8")
     assert _main(script, tmp_path) == 0
-    assert _row(tmp_path)[4] == "70 %"
+    assert [row[5] for row in _rows(tmp_path)] == ["70 %"]
 
 
 def test_a_script_that_fails_is_named(script, tmp_path, capsys):
