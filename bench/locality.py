@@ -99,7 +99,7 @@ def _touched(
     from fastsparse.ops.spmm import SpmmPlan
 
     reads, writes = _Lines(size), _Lines(size)
-    plan = next((k for k in _flat(step.launch.plan) if isinstance(k, SpmmPlan | Gather)), None)
+    plan = next((k for k in _flat(step.launch.keep.get("plan")) if isinstance(k, SpmmPlan | Gather)), None)
     words = bound.arguments
 
     def field(name: str) -> int:

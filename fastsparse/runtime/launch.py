@@ -59,7 +59,7 @@ class Arguments:
     def __init__(self, dtype: np.dtype[Any], **fields: Field) -> None:
         self._index = _words_of(dtype)
         self.words = array("q", bytes(8 * (len(self._index) + 8 + parallel.COUNTER_WORDS)))
-        self.keep: dict[str, NDArray[Any]] = {}  # by field
+        self.keep: dict[str, Any] = {}  # by field
         self.set(**fields)
 
     def set(self, **fields: Field) -> None:
@@ -125,13 +125,13 @@ class Launch:
         Estimate of the work.
     scratch : int
         Bytes of scratch per worker, which each run takes from its thread's buffers.
-    plan : what the record was filled from
+    plan : what the record was filled from, kept as ``keep["plan"]``
     label : printed by FASTSPARSE_VERBOSE=1: operation, sizes, layout, kernel
     """
 
     __slots__ = (
         "_at_once", "_scratch_word", "_words", "arguments", "before", "flops", "keep", "kernel", "label",
-        "operands", "plan", "scratch", "slice_flops", "tasks", "threads",
+        "operands", "scratch", "slice_flops", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(
@@ -139,10 +139,12 @@ class Launch:
         flops: float, scratch: int = 0, plan: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
-        self.scratch, self.plan, self.label = scratch, plan, label
+        self.scratch, self.label = scratch, label
         self.threads = threads = sharing.threads if flops >= sharing.parallel_flops else 1
         self.slice_flops = slice_flops = sharing.slice_flops
         self.keep = arguments.keep
+        if plan is not None:
+            self.keep["plan"] = plan
         _expect_launcher(threads > 1)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")

@@ -73,7 +73,7 @@ def prepared(product: PackedWeight, op: Conv | Linear, target: Target, *, residu
     plan, packed = product
     launch = spmm.prepare(plan, target, residual=residual, activation=op.activation, **strides)
     launch = launch.fixed(values=packed.values, bias=op.bias)
-    launch.plan = product  # packed values are shared while a launch holds them
+    launch.keep["plan"] = product  # packed values are shared while a launch holds them
     return launch
 
 
