@@ -107,7 +107,7 @@ def held_arrays(value: Any) -> dict[int, int]:
                 found.update(_arrays_of_plan(item))
             else:
                 items.extend(_fields(item))
-        else:
+        elif not isinstance(item, Memoized):  # which belongs to somebody else
             items.append(getattr(item, "keep", None))  # launches say what they keep alive
     return found
 
