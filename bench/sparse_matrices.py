@@ -103,6 +103,17 @@ class Row:
         return min(self.baselines.values()) / self.ours
 
 
+def _fastest(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of some calls in a row; the first ones replace what others left in the caches."""
+    call()
+    seconds = np.inf
+    for _ in range(3):
+        begin = clock()
+        call()
+        seconds = min(seconds, clock() - begin)
+    return seconds
+
+
 def product(name: str, matrix: Matrix, columns: int, options: argparse.Namespace) -> Row:
     """Time W @ X, or W.T @ X, in interleaved rounds; the fastest counts."""
     dtype, transposed = np.dtype(options.dtype), options.transposed
@@ -130,10 +141,7 @@ def product(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     seconds = dict.fromkeys(calls, np.inf)
     for _ in range(options.rounds):
         for call_name, call in calls.items():
-            call()  # replaces what others left in the caches
-            begin = clock()
-            call()
-            seconds[call_name] = min(seconds[call_name], clock() - begin)
+            seconds[call_name] = min(seconds[call_name], _fastest(call, clock))
     ours, allocating = seconds.pop("out"), seconds.pop("allocating")
     return Row(name, columns, ours, allocating, first_call, seconds)
 
@@ -145,9 +153,10 @@ def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     a, b = (rng.standard_normal((size, columns), dtype) for size in matrix.shape)
     pattern, first = fs.csr(matrix).pattern, fs.csr(matrix).pattern
     fs.sddmm(pattern, a, b.T)
-    begin = time.perf_counter()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    begin = clock()
     fs.sddmm(first, a, b.T)
-    first_call = time.perf_counter() - begin
+    first_call = clock() - begin
     rows, indices = pattern.rows(), matrix.indices
 
     def loop() -> NDArray[np.floating]:
@@ -172,10 +181,7 @@ def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     seconds = dict.fromkeys(calls, np.inf)
     for _ in range(options.rounds):
         for call_name, call in calls.items():
-            call()
-            begin = time.perf_counter()
-            call()
-            seconds[call_name] = min(seconds[call_name], time.perf_counter() - begin)
+            seconds[call_name] = min(seconds[call_name], _fastest(call, clock))
     ours = seconds.pop("ours")
     return Row(name, columns, ours, ours, first_call, seconds)
 

@@ -333,13 +333,19 @@ class Pattern(Memoized):
         return self._transposed
 
     def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
-        shape = self._shape[::-1]
-        numbers = np.arange(self.nnz, dtype=np.uint32 if self.nnz < 2**32 else np.int64)
-        # SciPy converts index arrays of two types to the wider one.
-        indptr = self._indptr.astype(self._indices.dtype) if self.nnz < 2**31 else self._indptr
-        columns = sparse.csr_array((numbers, self._indices, indptr), shape=self._shape).tocsc()
-        indices = columns.indices.copy()  # SciPy's are views of arrays that could be made writable again
-        return Pattern._trusted(columns.indptr, indices, shape), frozen(columns.data)
+        (rows, columns), nnz = self._shape, self.nnz
+        if max(rows, columns) <= INT32_MAX and nnz < 2**32:
+            from fastsparse_kernels import sparse_operator  # imports Numba, deferred until something is computed
+
+            starts = np.zeros(columns + 1, np.int64)
+            indices, permutation = np.empty(nnz, np.int32), np.empty(nnz, np.uint32)
+            sparse_operator.transpose()(self._indptr, self._indices.view(np.uint32), starts, indices, permutation)
+        else:
+            numbers = np.arange(nnz, dtype=np.uint32 if nnz < 2**32 else np.int64)
+            by_columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
+            # Copied: SciPy's indices are views of arrays that could be made writable again.
+            starts, indices, permutation = by_columns.indptr, by_columns.indices.copy(), by_columns.data
+        return Pattern._trusted(starts, indices, (columns, rows)), frozen(permutation)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.csr import CSR, Pattern
+from fastsparse.csr import CSR, INT32_MAX, Pattern
 from fastsparse.ops import stream
 from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, split_rows
@@ -92,20 +92,17 @@ class SpmvPlan:
 
 @dataclass(frozen=True, eq=False)
 class SpmvSlicePlan:
-    """SpMV by slices; see the arguments in `fastsparse_kernels.spmv` for the arrays.
-
-    row_starts : index of each row's first nonzero in columns and values
-    """
+    """SpMV by slices; see the arguments in `fastsparse_kernels.spmv` for the arrays."""
 
     inputs: int
     indptr: NDArray[np.int64]
     lanes: int
-    row_starts: NDArray[np.int64]
     group_starts: NDArray[np.int64]
     slice_starts: NDArray[np.int64]
+    column_starts: NDArray[np.int64]
     columns: NDArray[np.uint32]
     masks: NDArray[np.uint16]
-    sum_index: NDArray[np.uint16] | None  # None: rows have their own order
+    sum_index: NDArray[np.uint16]  # empty: rows have their own order
 
     @property
     def rows(self) -> int:
@@ -117,10 +114,11 @@ class SpmvSlicePlan:
 
     def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the order of vectors and lanes, 0 in empty ones."""
-        packed = aligned_empty((len(self.columns),), values.dtype) if out is None else out
+        packed = aligned_empty((len(self.masks) * self.lanes,), values.dtype) if out is None else out
         if out is None:
             packed[...] = 0
-        sparse_operator.slice_values(values.itemsize * 8)(self.indptr, values, self.row_starts, self.lanes, packed)
+        write = sparse_operator.slice_values(values.itemsize * 8)
+        write(self.indptr, values, self.sum_index, self.lanes, self.slice_starts, packed)
         return packed
 
 
@@ -176,9 +174,8 @@ def plan_spmv(pattern: Pattern, target: Target) -> Plan:
 
 def takes_lookup(pattern: Pattern, target: Target) -> bool:
     """Whether the target has the lookup and W fills its tables well enough."""
-    return (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and target.heuristics.spmv_by_lookup(
-        *pattern.shape, pattern.nnz, LOOKUP_CHUNK
-    )
+    has_lookup = (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and pattern.shape[1] <= INT32_MAX
+    return has_lookup and target.heuristics.spmv_by_lookup(*pattern.shape, pattern.nnz, LOOKUP_CHUNK)
 
 
 def _plan(pattern: Pattern, target: Target) -> Plan:
@@ -211,76 +208,53 @@ def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvS
 
     None where vectors are too many, unless `always`.
     """
-    h, lanes, (rows, inputs) = target.heuristics, target.lanes, pattern.shape
+    h, lanes, indptr, (rows, inputs) = target.heuristics, target.lanes, pattern.indptr, pattern.shape
     slices, window = -(-rows // lanes), SLICE_ORDER_ROWS // lanes
-    counts = np.zeros(slices * lanes, np.int64)
-    np.subtract(pattern.indptr[1:], pattern.indptr[:-1], out=counts[:rows])
-    longest = counts.reshape(slices, lanes).max(axis=1)
-    order = sum_index = None
-    if longest.sum() * lanes > h.slice_filling * pattern.nnz:
-        # A stable sort by window and falling length: windows are sorted together.
-        key = np.arange(slices * lanes) // SLICE_ORDER_ROWS * (int(counts.max()) + 1) - counts
-        key[rows:] = np.iinfo(np.int64).max  # rows that do not exist stay the last ones
-        order = np.argsort(key, kind="stable")
-        longest = counts[order].reshape(slices, lanes).max(axis=1)
-        place = np.empty_like(order)
-        place[order] = np.arange(slices * lanes)
-        sum_index = (place % SLICE_ORDER_ROWS).astype(np.uint16)
-    slice_starts = np.concatenate([[0], np.cumsum(longest)])
-    vectors = int(slice_starts[-1])
+    sparse_operator.slice_columns.expect()  # compiled with the one that is needed first
+    starts, sum_index = np.empty(slices + 1, np.int64), np.empty(0, np.uint16)
+    sparse_operator.slice_starts()(indptr, lanes, np.empty(0, np.int64), sum_index, starts)
+    if starts[-1] * lanes > h.slice_filling * pattern.nnz:
+        longest = int(np.diff(starts).max(initial=0))
+        sum_index = np.empty(slices * lanes, np.uint16)
+        sparse_operator.slice_starts()(indptr, lanes, np.empty(longest + 1, np.int64), sum_index, starts)
+    vectors = int(starts[-1])
     if not always and vectors * lanes > h.slice_room * pattern.nnz:  # a few long rows among short ones
         return None
-    place = np.arange(rows) if order is None else place[:rows]
-    row_starts = slice_starts[place // lanes] * lanes + place % lanes
-    columns, masks = np.zeros(vectors * lanes, np.uint32), np.zeros(vectors, np.uint16)
-    sparse_operator.slice_columns()(pattern.indptr, pattern.indices, row_starts, lanes, columns, masks)
-    return SpmvSlicePlan(
-        inputs, pattern.indptr, lanes, row_starts, np.append(np.arange(0, slices, window), slices), slice_starts,
-        columns, masks, sum_index,
-    )  # fmt: skip
+    column_starts, masks = np.empty(slices + 1, np.int64), np.zeros(vectors, np.uint16)
+    columns = np.zeros(vectors * lanes, np.uint32)
+    write = sparse_operator.slice_columns()
+    count = write(indptr, pattern.indices.view(np.uint32), sum_index, lanes, starts, column_starts, columns, masks)
+    if count < len(columns) // 2:
+        columns = columns[:count].copy()
+    group_starts = np.append(np.arange(0, slices, window), slices)
+    return SpmvSlicePlan(inputs, indptr, lanes, group_starts, starts, column_starts, columns, masks, sum_index)
 
 
 def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
     """Tables of SpMV by lookup; None where they would be too large."""
-    rows, inputs = pattern.shape
+    indptr, indices, inputs = pattern.indptr, pattern.indices.view(np.uint32), pattern.shape[1]
+    sparse_operator.lookup_columns.expect()  # compiled with the one that is needed first
     chunks = max(1, -(-inputs // LOOKUP_CHUNK))
-    row, chunk = pattern.rows(), pattern.indices // LOOKUP_CHUNK
-    tall = -(-max(1, rows) // LOOKUP_LANES) * LOOKUP_LANES
-    counts = np.bincount(row * chunks + chunk, minlength=tall * chunks).reshape(tall, chunks)
     group_starts = _slice_groups(pattern, target, chunks)
-    sorted_index = np.empty((tall, chunks), np.int64)  # nonzeros of every row in its group and chunk
-    first = np.empty((tall, chunks), np.int64)  # index of the first vector of a row's slice
-    slice_starts, vector_starts, vector_counts, sum_index, number = [0], [0], [], [], 0
-    for begin, end in zip(group_starts[:-1], -(-group_starts[1:] // LOOKUP_LANES) * LOOKUP_LANES, strict=True):
-        by_count = np.argsort(counts[begin:end], axis=0, kind="stable")
-        index = np.empty_like(by_count)
-        np.put_along_axis(index, by_count, np.arange(end - begin)[:, None], axis=0)
-        slices = np.take_along_axis(counts[begin:end], by_count, axis=0).T.reshape(chunks, -1, LOOKUP_LANES)
-        least, most = slices[:, :, 0], slices[:, :, -1]
-        firsts = number + (np.cumsum(most) - most.ravel()).reshape(most.shape)
-        sorted_index[begin:end] = index
-        first[begin:end] = firsts[np.arange(chunks), index // LOOKUP_LANES]
-        vector_counts.append((least + 256 * (most - least)).ravel())
-        sum_index.append(index.reshape(-1, LOOKUP_LANES, chunks).transpose(0, 2, 1).ravel())
-        number += int(most.sum())
-        slice_starts.append(slice_starts[-1] + most.size)
-        vector_starts.append(number)
-    if number * LOOKUP_LANES >= INDEX_LIMIT:  # a few long rows among short ones
+    slices = -(-np.diff(group_starts) // LOOKUP_LANES)
+    counts = np.empty((chunks + 1, int(slices.max(initial=0)) * LOOKUP_LANES), np.uint8)
+    total = int(slices.sum()) * chunks
+    sum_index, vector_counts = np.empty(total * LOOKUP_LANES, np.uint16), np.empty(total, np.uint16)
+    first_vectors, buckets = np.empty(total, np.int64), np.empty(LOOKUP_CHUNK + 2, np.int64)
+    slice_starts, vector_starts = np.empty_like(group_starts), np.empty_like(group_starts)
+    sparse_operator.lookup_slices()(
+        indptr, indices, group_starts, counts, buckets, sum_index, vector_counts, first_vectors, slice_starts,
+        vector_starts,
+    )  # fmt: skip
+    size = int(vector_starts[-1]) * LOOKUP_LANES
+    if size >= INDEX_LIMIT:  # a few long rows among short ones
         return None
-    within = np.arange(pattern.nnz) - (np.cumsum(counts) - counts.ravel())[row * chunks + chunk]
-    order = (first[row, chunk] + within) * LOOKUP_LANES + sorted_index[row, chunk] % LOOKUP_LANES
-    columns = np.full(number * LOOKUP_LANES, LOOKUP_EMPTY, np.uint8)
-    columns[order] = pattern.indices % LOOKUP_CHUNK
+    columns, order = np.full(size, LOOKUP_EMPTY, np.uint8), np.empty(pattern.nnz, np.uint32)
+    sparse_operator.lookup_columns()(
+        indptr, indices, group_starts, chunks, sum_index, first_vectors, slice_starts, columns, order
+    )
     return SpmvLookupPlan(
-        chunks=chunks,
-        inputs=inputs,
-        group_starts=group_starts,
-        slice_starts=np.array(slice_starts, np.int64),
-        vector_starts=np.array(vector_starts, np.int64),
-        vector_counts=np.concatenate([np.zeros(0, np.int64), *vector_counts]).astype(np.uint16),
-        columns=columns,
-        sum_index=np.concatenate([np.zeros(0, np.int64), *sum_index]).astype(np.uint16),
-        order=order.astype(np.uint32),
+        chunks, inputs, group_starts, slice_starts, vector_starts, vector_counts, columns, sum_index, order
     )
 
 
@@ -343,9 +317,10 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
         group_starts=plan.group_starts,
         rows=plan.rows,
         slice_starts=plan.slice_starts,
+        column_starts=plan.column_starts,
         columns=plan.columns,
         masks=plan.masks,
-        sum_index=plan.sum_index,
+        sum_index=plan.sum_index if len(plan.sum_index) else None,
         scratch_stride=scratch,
     )
     return arguments, spmv.slices_kernel(target.bits, target.lanes), scratch

@@ -18,7 +18,8 @@ Nonzeros of a row keep ascending column order inside and across blocks, so the s
 
 SpMV of short rows has slices of as many rows as a vector has lanes: row i of a slice has lane i, and the slice's vector
 n holds nonzero n of each of its rows. Rows are sorted by length where that saves vectors (SELL-C-sigma, Kreutzer et al.
-2014). Bit i of a vector's mask says whether lane i has a nonzero; others have column and value 0.
+2014). Bit i of a vector's mask says whether lane i has a nonzero; others have column and value 0. Where the columns of
+each vector rise by one from lane to lane, as in grids and bands, a slice has the first column of each vector only.
 
 SpMV by register lookup has a format of its own. Columns are cut into chunks of `LOOKUP_CHUNK`, which eight vector
 registers hold. Within each chunk the rows of a group are sorted by their nonzeros there and cut into slices of 16. A
@@ -184,32 +185,209 @@ def make_scatter() -> Callable[..., None]:
     return scatter
 
 
-def make_slice_columns() -> Callable[..., None]:
-    """Write columns and masks of slices: nonzero n of a row goes to index starts[row] + n * lanes."""
+@kernel_function
+def _slice_place(sum_index, row):  # type: ignore[no-untyped-def]
+    """Place of a row among the lanes of all slices."""
+    return row // SLICE_ORDER_ROWS * SLICE_ORDER_ROWS + sum_index[row] if sum_index.shape[0] else row
 
-    def slice_columns(indptr, columns, starts, lanes, out, masks):  # type: ignore[no-untyped-def]
-        for row in range(starts.shape[0]):
-            at = starts[row]
-            bit = np.uint16(1 << (at % lanes))
+
+def make_slice_starts() -> Callable[..., None]:
+    """Number of vectors before each slice. With buckets, rows are sorted by falling length and `sum_index` is written.
+
+    A counting sort in each window of SLICE_ORDER_ROWS, of rows of one length in their own order.
+    """
+
+    def slice_starts(indptr, lanes, buckets, sum_index, starts):  # type: ignore[no-untyped-def]
+        rows, slices = indptr.shape[0] - 1, starts.shape[0] - 1
+        starts[:] = 0
+        for window in range(0, slices * lanes, SLICE_ORDER_ROWS):
+            stop, longest = min(window + SLICE_ORDER_ROWS, rows), 0
+            if buckets.shape[0] == 0:
+                for row in range(window, stop):
+                    at = row // lanes + 1
+                    starts[at] = max(starts[at], indptr[row + 1] - indptr[row])
+                continue
+            for row in range(window, stop):
+                longest = max(longest, indptr[row + 1] - indptr[row])
+            buckets[: longest + 1] = 0
+            for row in range(window, stop):
+                buckets[indptr[row + 1] - indptr[row]] += 1
+            before = 0
+            for length in range(longest, -1, -1):
+                before, buckets[length] = before + buckets[length], before
+            for row in range(window, stop):
+                length = indptr[row + 1] - indptr[row]
+                place = buckets[length]
+                buckets[length] += 1
+                sum_index[row] = place
+                if place % lanes == 0:
+                    starts[(window + place) // lanes + 1] = length
+            for row in range(stop, min(window + SLICE_ORDER_ROWS, slices * lanes)):  # rows that do not exist
+                sum_index[row] = row - window
+        for i in range(slices):
+            starts[i + 1] += starts[i]
+
+    return slice_starts
+
+
+@kernel_function
+def _is_run(indptr, columns, row, rows):  # type: ignore[no-untyped-def]
+    """Whether each vector of the slice of `rows` rows from `row` on has columns that rise by one from lane to lane."""
+    first, length = indptr[row], indptr[row + 1] - indptr[row]
+    for lane in range(1, rows):
+        p, end = indptr[row + lane], indptr[row + lane + 1]
+        if end - p > length:
+            return False
+        for i in range(end - p):
+            if columns[p + i] != columns[first + i] + lane:
+                return False
+    return True
+
+
+def make_slice_columns() -> Callable[..., int]:
+    """Write columns and masks of slices; returns how many columns there are.
+
+    A slice whose vectors are runs, of columns that rise by one from lane to lane, has the first column of each vector
+    only. Slices of sorted rows are not looked at.
+    """
+
+    def slice_columns(indptr, columns, sum_index, lanes, starts, column_starts, out, masks):  # type: ignore[no-untyped-def]
+        rows, at = indptr.shape[0] - 1, 0
+        for i in range(starts.shape[0] - 1):
+            column_starts[i] = at
+            row = i * lanes
+            run = sum_index.shape[0] == 0 and _is_run(indptr, columns, row, min(lanes, rows - row))
+            at += (starts[i + 1] - starts[i]) * (1 if run else lanes)
+        column_starts[starts.shape[0] - 1] = at
+        for row in range(rows):
+            place = _slice_place(sum_index, row)
+            i, lane = place // lanes, place % lanes
+            bit, run = np.uint16(1 << lane), column_starts[i + 1] - column_starts[i] == starts[i + 1] - starts[i]
+            at, step = column_starts[i] + lane, lanes
+            if run:
+                at, step = column_starts[i], 1
             for p in range(indptr[row], indptr[row + 1]):
-                out[at] = columns[p]
-                masks[at // lanes] |= bit
-                at += lanes
+                masks[starts[i] + p - indptr[row]] |= bit
+                if lane == 0 or not run:
+                    out[at] = columns[p]
+                at += step
+        return column_starts[starts.shape[0] - 1]
 
     return slice_columns
 
 
 def make_slice_values() -> Callable[..., None]:
-    """Write values of slices, as `make_slice_columns` does columns."""
+    """Write values of slices: nonzero n of a row goes to vector n of its slice, to the row's lane."""
 
-    def slice_values(indptr, values, starts, lanes, out):  # type: ignore[no-untyped-def]
-        for row in range(starts.shape[0]):
-            at = starts[row]
+    def slice_values(indptr, values, sum_index, lanes, starts, out):  # type: ignore[no-untyped-def]
+        for row in range(indptr.shape[0] - 1):
+            place = _slice_place(sum_index, row)
+            at = starts[place // lanes] * lanes + place % lanes
             for p in range(indptr[row], indptr[row + 1]):
                 out[at] = values[p]
                 at += lanes
 
     return slice_values
+
+
+def make_lookup_slices() -> Callable[..., None]:
+    """Sort the rows of each group and chunk by their nonzeros there and cut them into slices.
+
+    counts, buckets : work, [chunks + 1, rows of the widest group] and [LOOKUP_CHUNK + 2]
+    sum_index, vector_counts : of the kernel
+    first_vectors : [slices], in the order of vector_counts, number of the slice's first vector
+    slice_starts, vector_starts : [groups + 1], slices and vectors of groups before
+    """
+
+    def lookup_slices(  # type: ignore[no-untyped-def]
+        indptr, columns, group_starts, counts, buckets, sum_index, vector_counts, first_vectors, slice_starts,
+        vector_starts,
+    ):  # fmt: skip
+        chunks = counts.shape[0] - 1
+        ordered = counts[chunks]
+        at = vector = np.int64(0)
+        slice_starts[0] = vector_starts[0] = 0
+        for group in range(group_starts.shape[0] - 1):
+            first, stop = group_starts[group], group_starts[group + 1]
+            slices = (stop - first + LOOKUP_LANES - 1) // LOOKUP_LANES
+            rows = slices * LOOKUP_LANES
+            for chunk in range(chunks):
+                counts[chunk, :rows] = 0
+            for row in range(first, stop):
+                for p in range(indptr[row], indptr[row + 1]):
+                    counts[columns[p] // LOOKUP_CHUNK, row - first] += 1
+            for chunk in range(chunks):
+                buckets[:] = 0
+                for row in range(rows):
+                    buckets[counts[chunk, row] + 1] += 1
+                for count in range(LOOKUP_CHUNK + 1):
+                    buckets[count + 1] += buckets[count]
+                for row in range(rows):
+                    count = counts[chunk, row]
+                    place = buckets[count]
+                    buckets[count] += 1
+                    ordered[place] = count
+                    part = row // LOOKUP_LANES * chunks + chunk
+                    sum_index[at * LOOKUP_LANES + part * LOOKUP_LANES + row % LOOKUP_LANES] = place
+                for i in range(slices):
+                    least, most = np.int64(ordered[i * LOOKUP_LANES]), np.int64(ordered[(i + 1) * LOOKUP_LANES - 1])
+                    vector_counts[at + chunk * slices + i] = least + 256 * (most - least)
+                    first_vectors[at + chunk * slices + i] = vector
+                    vector += most
+            at += slices * chunks
+            slice_starts[group + 1], vector_starts[group + 1] = at, vector
+
+    return lookup_slices
+
+
+def make_lookup_columns() -> Callable[..., None]:
+    """Write columns of lookups, counted within their chunks, and the order of the values: where each nonzero goes."""
+
+    def lookup_columns(  # type: ignore[no-untyped-def]
+        indptr, columns, group_starts, chunks, sum_index, first_vectors, slice_starts, out, order
+    ):
+        for group in range(group_starts.shape[0] - 1):
+            first, before = group_starts[group], slice_starts[group]
+            slices = (slice_starts[group + 1] - before) // chunks
+            for row in range(first, group_starts[group + 1]):
+                place = row - first
+                index = (before + place // LOOKUP_LANES * chunks) * LOOKUP_LANES + place % LOOKUP_LANES
+                previous, at = np.int64(-1), np.int64(0)
+                for p in range(indptr[row], indptr[row + 1]):
+                    chunk = np.int64(columns[p]) // LOOKUP_CHUNK
+                    if chunk != previous:
+                        place, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
+                        vector = first_vectors[before + chunk * slices + place // LOOKUP_LANES]
+                        at = vector * LOOKUP_LANES + place % LOOKUP_LANES
+                    out[at] = columns[p] % LOOKUP_CHUNK
+                    order[p] = at
+                    at += LOOKUP_LANES
+
+    return lookup_columns
+
+
+def make_transpose() -> Callable[..., None]:
+    """Counting sort by columns. starts : int64 [columns + 1], zeros; written are row starts of the transposed pattern,
+    its columns, and the index of each nonzero's value.
+    """
+
+    def transpose(indptr, columns, starts, rows, permutation):  # type: ignore[no-untyped-def]
+        for p in range(columns.shape[0]):
+            starts[columns[p] + 1] += 1
+        for column in range(starts.shape[0] - 1):
+            starts[column + 1] += starts[column]
+        for row in range(indptr.shape[0] - 1):
+            for p in range(indptr[row], indptr[row + 1]):
+                column = columns[p]
+                at = starts[column]
+                starts[column] = at + 1
+                rows[at] = row
+                permutation[at] = p
+        for column in range(starts.shape[0] - 1, 0, -1):
+            starts[column] = starts[column - 1]
+        starts[0] = 0
+
+    return transpose
 
 
 def _array(kind: Any, axes: int = 1) -> Any:
@@ -274,22 +452,64 @@ def scatter(bits: int) -> Callable[..., None]:
 
 
 @compiled_once
-def slice_columns() -> Callable[..., None]:
-    """(indptr int64, columns int32, starts int64, lanes, out uint32, masks uint16): see `make_slice_columns`."""
-    i64, u32 = types.int64, _array(types.uint32)
-    signature = types.void(_structure(i64), _structure(types.int32), _array(i64), i64, u32, _array(types.uint16))
+def slice_starts() -> Callable[..., None]:
+    """(indptr int64, lanes, buckets int64, sum_index uint16, starts int64): see `make_slice_starts`."""
+    i64, items = types.int64, _array(types.int64)
+    return compile_function(
+        make_slice_starts(), types.void(_structure(i64), i64, items, _array(types.uint16), items)
+    )  # fmt: skip
+
+
+@compiled_once
+def slice_columns() -> Callable[..., int]:
+    """(indptr int64, columns uint32, sum_index uint16, lanes, starts, column_starts int64, out uint32, masks uint16):
+    see `make_slice_columns`."""
+    i64, u16 = types.int64, _array(types.uint16)
+    signature = i64(
+        _structure(i64), _structure(types.uint32), u16, i64, _array(i64), _array(i64), _array(types.uint32), u16
+    )  # fmt: skip
     return compile_function(make_slice_columns(), signature)
 
 
 @compiled_once
 def slice_values(bits: int) -> Callable[..., None]:
-    """(indptr int64, values float, starts int64, lanes, out float): see `make_slice_values`."""
+    """(indptr int64, values float, sum_index uint16, lanes, starts int64, out float): see `make_slice_values`."""
     number, function = types.float32 if bits == 32 else types.float64, make_slice_values()
     function.__qualname__ = f"slice_values_f{bits}"
-    signature = types.void(
-        _structure(types.int64), _structure(number), _array(types.int64), types.int64, _array(number)
-    )  # fmt: skip
+    i64, u16 = types.int64, _array(types.uint16)
+    signature = types.void(_structure(i64), _structure(number), u16, i64, _array(i64), _array(number))
     return compile_function(function, signature)
+
+
+@compiled_once
+def lookup_slices() -> Callable[..., None]:
+    """(indptr int64, columns uint32, group_starts int64, counts uint8, buckets int64, sum_index, vector_counts uint16,
+    first_vectors, slice_starts, vector_starts int64): see `make_lookup_slices`."""
+    i64, items, u16 = types.int64, _array(types.int64), _array(types.uint16)
+    signature = types.void(
+        _structure(i64), _structure(types.uint32), items, _array(types.uint8, 2), items, u16, u16, items, items, items
+    )  # fmt: skip
+    return compile_function(make_lookup_slices(), signature)
+
+
+@compiled_once
+def lookup_columns() -> Callable[..., None]:
+    """(indptr int64, columns uint32, group_starts int64, chunks, sum_index uint16, first_vectors, slice_starts int64,
+    out uint8, order uint32): see `make_lookup_columns`."""
+    i64, items = types.int64, _array(types.int64)
+    signature = types.void(
+        _structure(i64), _structure(types.uint32), items, i64, _array(types.uint16), items, items,
+        _array(types.uint8), _array(types.uint32),
+    )  # fmt: skip
+    return compile_function(make_lookup_columns(), signature)
+
+
+@compiled_once
+def transpose() -> Callable[..., None]:
+    """(indptr int64, columns uint32, starts int64, rows int32, permutation uint32): see `make_transpose`."""
+    i64, u32 = types.int64, types.uint32
+    signature = types.void(_structure(i64), _structure(u32), _array(i64), _array(types.int32), _array(u32))
+    return compile_function(make_transpose(), signature)
 
 
 def _compiled_move(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:

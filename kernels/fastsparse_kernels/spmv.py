@@ -8,8 +8,9 @@ masked vector: a branch on their number would be mispredicted half the time, and
 end. The sums of four rows are reduced and finished at once.
 
 Slices, for short rows: a vector holds one nonzero of each of its rows, so nothing is reduced, and no branch depends on
-a row's length; see `sparse_operator.py` for the format. Order of summation: the nonzeros of a row in ascending columns,
-one FMA each; then the bias.
+a row's length. In grids and bands most vectors of x are contiguous, and only the first column is stored. See
+`sparse_operator.py` for the format. Order of summation: the nonzeros of a row in ascending columns, one FMA each; then
+the bias.
 
 Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in eight vector registers, and one
 permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
@@ -123,7 +124,8 @@ SLICE_ARGUMENTS = kernel_arguments(
     "group_starts",  # int64 [groups + 1], slices
     "rows",  # M
     "slice_starts",  # int64 [slices + 1], vectors of slices before
-    "columns",  # uint32 [vectors, VL]
+    "column_starts",  # int64 [slices + 1], columns of slices before
+    "columns",  # uint32 [VL] of each vector, or its first one only in slices of runs
     "masks",  # uint16 [vectors]
     "values",  # float [vectors, VL]
     "sum_index",  # uint16 [slices, VL]: index of a row's sum in its group; 0 where rows have their own order
@@ -145,12 +147,22 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
 
     @inlined_function
     def slice_sums(a, i):  # type: ignore[no-untyped-def]
-        acc = simd.zeros(1, lanes, bits)
+        acc, values, masks, x = simd.zeros(1, lanes, bits), a.values, a.masks, a.x
         v, end = simd.load_i64(a.slice_starts + i * 8), simd.load_i64(a.slice_starts + i * 8 + 8)
-        while v < end:
-            mask = simd.load_u16(a.masks + v * 2)
-            acc = simd.gather_fma_masked(acc, a.values + v * vector, a.x, a.columns + v * lanes * 4, 32, mask)
-            v += 1
+        first, last = simd.load_i64(a.column_starts + i * 8), simd.load_i64(a.column_starts + i * 8 + 8)
+        columns = a.columns + first * 4
+        if last - first == end - v:
+            while v < end:
+                run = x + simd.load_u32(columns) * size
+                acc = simd.fma_masked(acc, values + v * vector, run, simd.load_u16(masks + v * 2))
+                columns += 4
+                v += 1
+        else:
+            while v < end:
+                mask = simd.load_u16(masks + v * 2)
+                acc = simd.gather_fma_masked(acc, values + v * vector, x, columns, 32, mask)
+                columns += lanes * 4
+                v += 1
         return acc
 
     @inlined_function

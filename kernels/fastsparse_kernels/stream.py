@@ -5,7 +5,8 @@ over its nonzeros; indices and values are the matrix's own. Order of summation, 
 ascending columns, one FMA each, then the bias, then the activation.
 
 Rows of X and Y of any length are whole vectors, the last of which overlaps the one before; fewer columns than lanes are
-one or two vectors of fewer lanes. Nothing is masked.
+one or two vectors of fewer lanes. Nothing is masked. All tiles of a row are computed before the next row, so that Y is
+written in order: a line with parts of two tiles is complete when it leaves the core.
 
 Tasks are chunks of about equal nonzeros plus rows, each with one writer. A row longer than a chunk is split along the
 columns of X.
@@ -163,12 +164,16 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
             batch, chunk = task // a.chunks, task % a.chunks
             bounds = a.bounds + chunk * 32
             row, stop = simd.load_i64(bounds), simd.load_i64(bounds + 8)
+            first, after = simd.load_i64(bounds + 16), simd.load_i64(bounds + 24)
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-            for tile in range(simd.load_i64(bounds + 16), simd.load_i64(bounds + 24)):
-                at, last = tile * a.tile_stride, a.last_vector
-                if tile == a.tiles - 1:
-                    at, last = a.last_tile, a.last_tile_vector
-                run_rows(a, row, stop, x + at, y + at, last, ends, slot)
+            together = stop - row if after - first == 1 else 1
+            while row < stop:
+                for tile in range(first, after):
+                    at, last = tile * a.tile_stride, a.last_vector
+                    if tile == a.tiles - 1:
+                        at, last = a.last_tile, a.last_tile_vector
+                    run_rows(a, row, row + together, x + at, y + at, last, ends, slot)
+                row += together
             task = simd.fetch_add(a.counter, 1)
         if a.nontemporal != 0:
             simd.store_fence()

@@ -299,13 +299,31 @@ def gather_fma_masked(typing: Any, tile: Any, weights: Any, x: Any, columns: Any
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
         w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
-        bits = builder.trunc(args[5], ir.IntType(tile.lanes))
-        lanes = builder.bitcast(bits, ir.VectorType(ir.IntType(1), tile.lanes))
+        lanes = _lanes(builder, tile, args[5])
         sums = builder.select(lanes, fma_function(builder, tile)(w, numbers, before), before)
         return pack(builder, tile.vector, [sums])
 
     i64 = types.int64
     return tile(tile, i64, i64, i64, column_bits, i64), codegen
+
+
+@intrinsic
+def fma_masked(typing: Any, tile: Any, weights: Any, x: Any, mask: Any) -> Any:
+    """tile + w * x in the lanes whose bits are set in the mask: VL contiguous weights and x, of which others are not
+    read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = _lanes(builder, tile, args[3])
+        w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
+        product = fma_function(builder, tile)(w, masked_load(builder, tile, args[2], lanes), before)
+        return pack(builder, tile.vector, [builder.select(lanes, product, before)])
+
+    return tile(tile, types.int64, types.int64, types.int64), codegen
+
+
+def _lanes(builder: Any, tile: Tile, bits: Any) -> Any:
+    """A mask of lanes from the bits of an integer."""
+    return builder.bitcast(builder.trunc(bits, ir.IntType(tile.lanes)), tile.mask)
 
 
 @intrinsic
