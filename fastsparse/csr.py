@@ -27,7 +27,6 @@ __all__ = ["CSR", "Pattern", "csr"]
 Built = TypeVar("Built")
 
 _PLAN_BYTES = 32  # bound of a matrix's plans, relative to its own bytes: several batch sizes, forward and backward
-
 _DENSE_BYTES = 2**30  # what np.asarray(W) may take: more is hardly meant
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -127,12 +126,9 @@ def owned_integers(values: ArrayLike, name: str) -> IntArray:
 
 def _check_range(values: IntArray, name: str, limit: int, what: str, shape: tuple[int, int]) -> None:
     """Raise unless 0 <= values < limit."""
-    if values.size == 0:
+    if values.size == 0 or (values.min() >= 0 and int(values.max()) < limit):
         return
-    low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < limit:
-        return
-    position = int(values.argmin() if low < 0 else values.argmax())
+    position = int(values.argmin() if values.min() < 0 else values.argmax())
     raise ValueError(
         f"{name}[{position}] is {int(values[position])}, expected 0 <= {what} < {limit} to match shape {shape}"
     )
@@ -343,7 +339,7 @@ class Pattern(Memoized):
         else:
             numbers = np.arange(nnz, dtype=np.uint32 if nnz < 2**32 else np.int64)
             by_columns = sparse.csr_array((numbers, self._indices, self._indptr), shape=self._shape).tocsc()
-            # Copied: SciPy's indices are views of arrays that could be made writable again.
+            # SciPy's indices are views of arrays that could be made writable again.
             starts, indices, permutation = by_columns.indptr, by_columns.indices.copy(), by_columns.data
         return Pattern._trusted(starts, indices, (columns, rows)), frozen(permutation)
 
@@ -364,8 +360,7 @@ class Pattern(Memoized):
         return self._hash
 
     def _summary(self) -> str:
-        rows, columns = self._shape
-        return f"{rows}x{columns}, {self.nnz} nonzeros, density {self.density:.4g}"
+        return f"{self._shape[0]}x{self._shape[1]}, {self.nnz} nonzeros, density {self.density:.4g}"
 
     def __repr__(self) -> str:
         return f"<Pattern {self._summary()}>"
@@ -497,7 +492,7 @@ class CSR(Memoized):
             pattern, permutation = self._pattern.transpose()
             values = np.empty_like(self._data) if known is None else known[1]
             if permutation.dtype == np.uint32:
-                from fastsparse_kernels import sparse_operator  # imports Numba, deferred until something is computed
+                from fastsparse_kernels import sparse_operator
 
                 sparse_operator.gather(values.itemsize * 8)(self._data, permutation, values)
             else:
@@ -541,8 +536,7 @@ class CSR(Memoized):
 
     def to_scipy(self) -> sparse.csr_array:
         """Return a new `scipy.sparse.csr_array` with copies of the arrays."""
-        arrays = (self._data.copy(), self.indices.copy(), self.indptr.copy())
-        return sparse.csr_array(arrays, shape=self.shape)
+        return sparse.csr_array((self._data.copy(), self.indices.copy(), self.indptr.copy()), shape=self.shape)
 
     def __matmul__(self, X: MatrixLike) -> Any:
         """``W @ X`` for dense X (K, N) or (K,): a dense array; for sparse X (K, N), by SciPy: a `CSR`."""
