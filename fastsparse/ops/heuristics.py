@@ -91,7 +91,8 @@ class Heuristics:
     sddmm_panel_bytes: int = 48 * 1024  # the same of panels of samples in 64-byte vectors
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
 
-    # --- SpMV by loads of few nonzeros
+    # --- SpMV by loads
+    spmv_prefetch_bytes: int = 4096  # distance: loads of x between those of W keep the CPU from prefetching W
     slice_nonzeros: float = 16  # most nonzeros per row, on average, for slices
     slice_filling: float = 1.1  # items of slices per nonzero above which rows are sorted by length
     slice_room: float = 1.5  # most items of slices per nonzero
@@ -332,6 +333,10 @@ class Heuristics:
         return max(1, held // max(1, row_bytes))
 
     # ------------------------------------------------------------------------------------------ SpMV
+
+    def spmv_prefetch_distance(self, nbytes: int) -> int:
+        """Prefetch distance of columns and values, of so many bytes in all; 0 where a near cache holds them."""
+        return self.spmv_prefetch_bytes if nbytes > self.near_bytes else 0
 
     def spmv_by_slices(self, rows: int, nonzeros: int) -> bool:
         """Whether rows of W are so short that SpMV takes one nonzero of many rows at once."""

@@ -334,6 +334,7 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         indptr=plan.indptr,
         columns=plan.columns,
         nonzeros=plan.nonzeros,
+        distance=target.heuristics.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
         scratch_stride=scratch,
     )
     kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)

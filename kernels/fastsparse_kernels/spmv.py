@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
@@ -36,6 +38,7 @@ ARGUMENTS = kernel_arguments(
     "indptr",  # int64 [M + 1]
     "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has
     "nonzeros",
+    "distance",  # prefetch distance of columns and values in bytes; 0: no prefetch
     "values",  # float [nnz]
     "x",  # float [K]
     "y",  # float [M]
@@ -75,6 +78,9 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
             sums = simd.gather_fma_first(sums, values, a.x, columns, column_bits, rest, 1)
         p += rest
         while p < end:
+            if a.distance > 0:
+                simd.prefetch_l2(a.values + p * size + a.distance)
+                simd.prefetch_l2(a.columns + p * column_size + a.distance)
             sums = simd.gather_fma(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
             p += SPMV_ACCUMULATORS
         return sums
@@ -146,17 +152,17 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
     vector = lanes * size
 
     @inlined_function
-    def slice_sums(a, i):  # type: ignore[no-untyped-def]
-        acc, values, masks, x = simd.zeros(1, lanes, bits), a.values, a.masks, a.x
-        v, end = simd.load_i64(a.slice_starts + i * 8), simd.load_i64(a.slice_starts + i * 8 + 8)
-        first, last = simd.load_i64(a.column_starts + i * 8), simd.load_i64(a.column_starts + i * 8 + 8)
-        columns = a.columns + first * 4
+    def slice_sums(slice_starts, column_starts, columns, masks, values, x, i):  # type: ignore[no-untyped-def]
+        acc = simd.zeros(1, lanes, bits)
+        v, end = simd.load_i64(slice_starts + i * 8), simd.load_i64(slice_starts + i * 8 + 8)
+        first, last = simd.load_i64(column_starts + i * 8), simd.load_i64(column_starts + i * 8 + 8)
+        columns += first * 4
         if last - first == end - v:
             while v < end:
                 run = x + simd.load_u32(columns) * size
                 acc = simd.fma_masked(acc, values + v * vector, run, simd.load_u16(masks + v * 2))
                 columns += 4
-                v += 1
+                v = simd.opaque_i64(v + 1)
         else:
             while v < end:
                 mask = simd.load_u16(masks + v * 2)
@@ -175,25 +181,27 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
             simd.store(acc, scratch)
             simd.call(a.activation, scratch, 1)
             acc = simd.load(acc, scratch)
-        if row + lanes <= a.rows:
-            simd.store(acc, a.y + row * size)
-        else:
-            simd.store_first(acc, a.y + row * size, a.rows - row)
+        simd.store_first(acc, a.y + row * size, a.rows - row)
 
     def slices(arguments, slot):  # type: ignore[no-untyped-def]
         a = _slice_arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        plain = a.bias == 0 and a.activation == 0 and low == -np.inf and high == np.inf
+        arrays = a.slice_starts, a.column_starts, a.columns, a.masks, a.values, a.x
+        y, whole = a.y, a.rows // lanes if plain else 0  # slices that need no more than a store
         scratch = a.scratch + slot * a.scratch_stride
         sums = scratch + vector
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             first, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
             if a.sum_index == 0:
-                for i in range(first, last):
-                    finish(a, i, slice_sums(a, i), low, high, scratch)
+                for i in range(first, min(last, whole)):
+                    simd.store(slice_sums(*arrays, i), y + i * vector)
+                for i in range(max(first, whole), last):
+                    finish(a, i, slice_sums(*arrays, i), low, high, scratch)
             else:
                 for i in range(first, last):
-                    simd.store(slice_sums(a, i), sums + (i - first) * vector)
+                    simd.store(slice_sums(*arrays, i), sums + (i - first) * vector)
                 for i in range(first, last):
                     acc = simd.gather(simd.zeros(1, lanes, bits), sums, a.sum_index + i * lanes * 2, 16)
                     finish(a, i, acc, low, high, scratch)

@@ -200,3 +200,9 @@ def test_plans_of_different_records_are_kept_apart(rng):
         plans = [entry for key, (entry, _) in W.pattern._entries.items() if key[0] == "spmm"]
         widths.append(plans[-1].tiles.width)
     assert widths == [1, 4, 1]
+
+
+def test_only_large_matrices_are_prefetched_in_spmv():
+    h = heuristics_for(64)
+    assert h.spmv_prefetch_distance(h.near_bytes) == 0
+    assert h.spmv_prefetch_distance(h.near_bytes + 1) == h.spmv_prefetch_bytes

@@ -24,6 +24,7 @@ ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
 SLICES = {"slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
 FORMS = {
     "rows": ROWS_FORM,
+    "rows prefetched": {**ROWS_FORM, "near_bytes": 0},
     "slices": {**SLICES, "slice_filling": math.inf},
     "sorted slices": {**SLICES, "slice_filling": 0.0},
 }
@@ -66,7 +67,7 @@ def test_order_of_summation(rng, form, dtype):
         end = W.indptr[row + 1]
         rest = (end - start) % SPMV_ACCUMULATORS
         for i, p in enumerate(range(start, end)):
-            chain = 0 if form != "rows" else i if i < rest else (i - rest) % SPMV_ACCUMULATORS
+            chain = 0 if "rows" not in form else i if i < rest else (i - rest) % SPMV_ACCUMULATORS
             product = Fraction(float(W.data[p])) * Fraction(float(x[W.indices[p]]))
             sums[chain] = rounded(sums[chain] + product, dtype)
         expected[row] = float(rounded(added_in_pairs(sums, dtype) + Fraction(float(bias[row])), dtype))
