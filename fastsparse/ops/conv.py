@@ -196,7 +196,7 @@ def backward(
     plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
     values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases] if need_input else []
     grad_x = buffers.array(x.shape, x.dtype) if need_input else None
-    gradients = buffers.take_zeros("gradients", plan.dw.order.size, W.dtype)
+    gradients = buffers.take_numbers("gradients", plan.dw.order.size, W.dtype)
     groups = parts[0].groups
     y_buffer = buffers.take("y", groups * plan.dy.group_stride)
     x_buffer = buffers.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
@@ -204,12 +204,12 @@ def backward(
     for part in parts:
         part.pack_dy.run(address(grad) + part.y_offset, packed_dy)
         part.pack_x.run(address(x) + part.x_offset, packed_x)
-        part.dw.run(packed_x, packed_dy, address(gradients))
+        part.dw.run(packed_x, packed_dy, address(gradients), part is parts[0])
         if grad_x is not None:
             for phase, packed in zip(part.dx, values, strict=True):
                 phase.run(packed_dy, packed_x, packed)
             part.unpack_dx.run(packed_x, address(grad_x) + part.x_offset)
-    return grad_x, plan.dw.order.unpack(gradients)
+    return grad_x, plan.dw.order.csr.take(gradients)
 
 
 class _BackwardPart(NamedTuple):

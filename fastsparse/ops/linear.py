@@ -167,7 +167,7 @@ def _weight_gradient(
     target = target or target_for(grad.dtype)
     samples, features = x.shape
     grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
-    gradients: Array = np.zeros(pattern.nnz, grad.dtype)  # takes no memory before it is written to
+    gradients: Array | None = None
     last: sddmm.SddmmPlan | None = None
     group_bytes = layouts.panel_stride(pattern.shape[0], 1, target) + layouts.panel_stride(features, 1, target)
     streamed = stream.pays(pattern, samples, target)
@@ -182,22 +182,26 @@ def _weight_gradient(
             launch = pattern.cached(
                 ("streamed panels", count, width, target), _streamed_panels, pattern, count, width, target
             )
+            gradients = np.zeros(pattern.nnz, grad.dtype) if gradients is None else gradients
             launch.run(packed_x, packed_y, address(gradients))
         elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
-            if last is None:
-                gradients = buffers.take_zeros("gradients", plan.order.size, grad.dtype)
+            from_zero = last is None
+            if gradients is None or last is None:
+                gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
             elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of W_T
-                gradients = plan.order.pack(last.order.unpack(gradients))
+                gradients = plan.order.pack(last.order.csr.take(gradients))
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)
             _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
-            product.run(packed_x, packed_y, address(gradients))
+            product.run(packed_x, packed_y, address(gradients), from_zero)
         if grad_x is not None and W_T is not None and features:
             key = count, width, None, target
             transposed = W_T.cached(("panels", *key), _panels_product, W_T, *key)
             transposed.run(packed_y, address(grad_x) + start * grad_x.strides[0], 0, "x")
-    return grad_x, gradients if last is None else last.order.unpack(gradients)
+    if gradients is None:  # no samples or no nonzeros
+        return grad_x, np.zeros(pattern.nnz, grad.dtype)
+    return grad_x, gradients if last is None else last.order.csr.take(gradients)
 
 
 def _streamed_panels(pattern: Pattern, samples: int, width: int, target: Target) -> Launch:

@@ -14,6 +14,7 @@ from fastsparse.csr import Pattern
 from fastsparse.ops.layouts import panel_stride
 from fastsparse.ops.sparse_operator import (
     INDEX_LIMIT,
+    Reordering,
     SparseOperator,
     linear_operator,
     pack_entries,
@@ -21,7 +22,6 @@ from fastsparse.ops.sparse_operator import (
 )
 from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
-from fastsparse.runtime import buffers
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sddmm
 from fastsparse_kernels import sparse_operator as kernels
@@ -35,25 +35,20 @@ class GradientOrder:
     """Order of gradients in the kernel: contiguous per entry of the operator.
 
     `entries` as in `SparseOperator`, but giving the end of each entry's nonzeros, which may begin after a gap.
-    `index[i]` is the kernel's index, below `size`, of gradient i of the CSR; `longest` is the longest entry's length.
+    `csr` reorders gradients from it into the CSR's order; `size` is their number with gaps, `longest` the longest
+    entry's length.
     """
 
     entries: NDArray[np.uint32]
     offsets: NDArray[np.uint32]
-    index: NDArray[np.uint32]
+    csr: Reordering
     size: int
     longest: int
-
-    def unpack(self, gradients: NDArray[Any]) -> NDArray[Any]:
-        """From the kernel's order into the CSR's."""
-        values = buffers.array(self.index.shape, gradients.dtype)
-        kernels.gather(gradients.itemsize * 8)(gradients, self.index, values)
-        return values
 
     def pack(self, values: NDArray[Any]) -> NDArray[Any]:
         """From the CSR's order into the kernel's."""
         gradients = np.zeros(self.size, values.dtype)
-        kernels.scatter(values.itemsize * 8)(values, self.index, gradients)
+        kernels.scatter(values.itemsize * 8)(values, self.csr.indices, gradients)
         return gradients
 
 
@@ -73,7 +68,7 @@ def gradient_order(operator: SparseOperator, by_fours: bool) -> GradientOrder:
     entries = pack_entries(np.concatenate([[0], begins + lengths]), operator.rows)
     index = np.empty(operator.nnz, np.uint32)
     index[operator.permutation] = moved
-    return GradientOrder(entries, offsets, index, size, int(lengths.max(initial=0)))
+    return GradientOrder(entries, offsets, Reordering(index), size, int(lengths.max(initial=0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +119,14 @@ class Sddmm(NamedTuple):
 
     parts: list[tuple[Launch, int, int]]
 
-    def run(self, x: int, y: int, gradients: int) -> None:
-        """gradients (in the plan's order) += y x^T at the nonzeros, on arrays at these addresses."""
+    def run(self, x: int, y: int, gradients: int, from_zero: bool) -> None:
+        """gradients (in the plan's order) += y x^T at the nonzeros, on arrays at these addresses.
+
+        from_zero : whether what the gradients hold counts as 0
+        """
         for launch, x_offset, y_offset in self.parts:
-            launch.run(x + x_offset, y + y_offset, gradients)
+            launch.run(x + x_offset, y + y_offset, gradients, from_zero)
+            from_zero = False
 
 
 def prepare(
@@ -168,7 +167,7 @@ def prepare(
             y_runs=plan.y_runs[first:],
         )
         launch = Launch(
-            kernel, arguments, ("x", "y", "gradients"), target.sharing,
+            kernel, arguments, ("x", "y", "gradients", "from_zero"), target.sharing,
             tasks=operator.groups, flops=flops * positions * count,
             scratch=scratch,
             label=(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.heuristics import Heuristics
+from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Launch
 from fastsparse_kernels import sparse_operator as kernels
@@ -19,6 +20,7 @@ from fastsparse_kernels.compiler import aligned_empty
 Array = NDArray[Any]
 
 INDEX_LIMIT = 2**32
+RUN_NUMBERS = 6  # average length of runs from which copying them takes less time than gathering numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,38 @@ class ColumnBlocks:
     offset: NDArray[np.uint32]
     bases: NDArray[np.int64]
     starts: NDArray[np.int64]
+
+
+class Reordering:
+    """out[i] = values[indices[i]] for each i, by runs of consecutive indices where these are long.
+
+    Parameters
+    ----------
+    indices : uint32 [n]
+    """
+
+    __slots__ = ("indices", "keep")
+
+    def __init__(self, indices: NDArray[np.uint32]) -> None:
+        self.indices = indices
+        self.keep: tuple[NDArray[np.uint32], ...] = (indices,)  # and runs, which are found when first needed
+
+    def take(self, values: Array, out: Array | None = None) -> Array:
+        """Write `out`, whose memory is not that of `values`, or a new array."""
+        out = buffers.array(self.indices.shape, values.dtype) if out is None else out
+        if len(self.keep) == 1:
+            self.keep = self.indices, self._find_runs()
+        runs, bits = self.keep[1], values.itemsize * 8
+        if len(runs):
+            kernels.copy_runs(bits)(values, runs, out)
+        else:
+            kernels.gather(bits)(values, self.indices, out)
+        return out
+
+    def _find_runs(self) -> NDArray[np.uint32]:
+        runs = np.empty((1 + len(self.indices) // RUN_NUMBERS, 2), np.uint32)
+        count = kernels.find_runs()(self.indices, runs)
+        return runs[: count + 1 if count else 0].copy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +94,14 @@ class SparseOperator:
     blocks: int = field(init=False)
     nnz: int = field(init=False)
     dense: bool = field(init=False)  # every row has every column
+    order: Reordering = field(init=False)  # of values, by the permutation
 
     def __post_init__(self) -> None:
         nnz = len(self.offsets)
         object.__setattr__(self, "groups", len(self.group_starts) - 1)
         object.__setattr__(self, "blocks", len(self.columns.bases))
         object.__setattr__(self, "nnz", nnz)
+        object.__setattr__(self, "order", Reordering(self.permutation))
         object.__setattr__(self, "dense", nnz == int(self.group_starts[-1]) * len(self.columns.block))
 
     @property
@@ -85,8 +121,10 @@ class SparseOperator:
 
     def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the operator's order, aligned, with room for reading ahead."""
-        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz] if out is None else out
-        kernels.gather(values.itemsize * 8)(values, self.permutation, packed)
+        if out is not None:
+            return self.order.take(values, out)
+        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
+        kernels.gather(values.itemsize * 8)(values, self.permutation, packed)  # most are packed once: no search of runs
         return packed
 
 

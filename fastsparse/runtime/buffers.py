@@ -75,12 +75,9 @@ def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return owner[start : start + size].view(kind).reshape(shape)
 
 
-def take_zeros(purpose: str, length: int, dtype: Any) -> NDArray[Any]:
-    """`take` of so many numbers, zeros."""
-    kind = np.dtype(dtype)
-    cleared: NDArray[Any] = take(purpose, length * kind.itemsize)[: length * kind.itemsize].view(kind)
-    cleared.fill(0)
-    return cleared
+def take_numbers(purpose: str, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`take` of so many numbers."""
+    return take(purpose, length * dtype.itemsize)[: length * dtype.itemsize].view(dtype)
 
 
 def _shrink(owners: list[NDArray[np.uint8]]) -> None:

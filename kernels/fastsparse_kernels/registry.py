@@ -149,10 +149,12 @@ FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     (sparse_operator.interleave, ()),
     *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
     *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns)),
+    (sparse_operator.find_runs, ()),
     *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
     *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),
     *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.count_blocks, sparse_operator.place_nonzeros)),
     *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.gather, sparse_operator.scatter)),
+    *((sparse_operator.copy_runs, (bits,)) for bits in (32, 64)),
     *((get, (bits,)) for bits in (32, 64) for get in (pattern_updates.zero_indices, pattern_updates.merge)),
     *((pattern_updates.candidates, (bits, column_bits)) for bits in (32, 64) for column_bits in (32, 64)),
 )

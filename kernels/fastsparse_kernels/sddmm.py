@@ -32,7 +32,8 @@ ARGUMENTS = kernel_arguments(
     "segments",
     "entries",  # uint32 [entries + 1, 2], end of the nonzeros of the entry before, and each one's row
     "offsets",  # OVERREAD items after the last of these two are readable
-    "gradients",  # float [nnz] in the operator's order, zeroed by the caller
+    "gradients",  # float [nnz] in the operator's order
+    "from_zero",  # 1: what is in the gradients counts as 0; 0: it is added to
     "block_bases",
     "batches",
     # positions: runs of equally spaced ones, a row of an image or some groups of samples
@@ -74,7 +75,7 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
 
         @inlined_function
-        def take(a, x, y_row, p, valid, run, run_end):  # type: ignore[no-untyped-def]
+        def take(a, x, y_row, p, valid, run, run_end, from_zero):  # type: ignore[no-untyped-def]
             bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
             acc = simd.zeros(width, lanes, bits)
             while run < run_end:
@@ -82,29 +83,29 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
                 acc = add_run(acc, a, run, y_row + simd.load_i64(a.y_runs + run * 8), bases, offset)
                 run += 1
             if valid == width:
-                simd.add_reduced(acc, a.gradients + p * size)
+                simd.add_reduced(acc, a.gradients + p * size, from_zero)
             else:
-                simd.add_reduced_first(acc, a.gradients + p * size, valid)
+                simd.add_reduced_first(acc, a.gradients + p * size, valid, from_zero)
 
         return take
 
     take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
 
     @kernel_function
-    def run_entries(a, entry, end, x, y, run, run_end):  # type: ignore[no-untyped-def]
+    def run_entries(a, entry, end, x, y, run, run_end, from_zero):  # type: ignore[no-untyped-def]
         p = simd.load_u32(a.entries + entry * 8)
         while entry < end:
             stop = simd.load_u32(a.entries + entry * 8 + 8)
             y_row = y + simd.load_u32(a.entries + entry * 8 + 4) * a.y_row_stride
             while p + count <= stop:  # inlined, with the number known: no selection of addresses
-                take_all(a, x, y_row, p, count, run, run_end)
+                take_all(a, x, y_row, p, count, run, run_end, from_zero)
                 p += count
             if p + half < stop:
-                take_all(a, x, y_row, p, stop - p, run, run_end)
+                take_all(a, x, y_row, p, stop - p, run, run_end, from_zero)
             elif p + quarter < stop:
-                take_half(a, x, y_row, p, stop - p, run, run_end)
+                take_half(a, x, y_row, p, stop - p, run, run_end, from_zero)
             elif p < stop:
-                take_quarter(a, x, y_row, p, stop - p, run, run_end)
+                take_quarter(a, x, y_row, p, stop - p, run, run_end, from_zero)
             p = stop
             entry += 1
 
@@ -117,11 +118,12 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
             for batch in range(a.batches):
                 x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
                 for run in range(0, runs, a.runs_per_block):
-                    run_end = min(runs, run + a.runs_per_block)
+                    run_end, from_zero = min(runs, run + a.runs_per_block), int(a.from_zero and batch == run == 0)
                     for block in range(a.blocks):
                         entry = simd.load_u32(segments + block * 16)
                         end = simd.load_u32(segments + block * 16 + 16)
-                        run_entries(a, entry, end, x + simd.load_i64(a.block_bases + block * 8), y, run, run_end)
+                        inputs = x + simd.load_i64(a.block_bases + block * 8)
+                        run_entries(a, entry, end, inputs, y, run, run_end, from_zero)
             group = simd.fetch_add(a.counter, 1)
 
     return sddmm
@@ -154,15 +156,15 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
     parts, partial_bytes = chunk // RUN_VECTORS * each, each * vector
 
     @kernel_function
-    def reduce_buffered(buffer, gradients, number):  # type: ignore[no-untyped-def]
+    def reduce_buffered(buffer, gradients, number, from_zero):  # type: ignore[no-untyped-def]
         like = simd.zeros(parts, lanes, bits)
         while number >= chunk:
-            simd.add_reduced_fours(simd.load(like, buffer), gradients, chunk)
+            simd.add_reduced_fours(simd.load(like, buffer), gradients, chunk, from_zero)
             buffer += parts * vector
             gradients += chunk * size
             number -= chunk
         if number > 0:
-            simd.add_reduced_fours(simd.load(like, buffer), gradients, number)
+            simd.add_reduced_fours(simd.load(like, buffer), gradients, number, from_zero)
 
     def make_pass(runs: int) -> Callable[..., Any]:
         """All entries of a block, on one run or two."""
@@ -175,7 +177,7 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
             return acc
 
         @kernel_function
-        def run_entries(a, entry, end, x0, x1, first_y, second_y, buffer):  # type: ignore[no-untyped-def]
+        def run_entries(a, entry, end, x0, x1, first_y, second_y, buffer, from_zero):  # type: ignore[no-untyped-def]
             offsets, y_row_stride, to_second = a.offsets, a.y_row_stride, second_y - first_y
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(RUN_VECTORS, lanes, bits)
             cursor, cursor_end = a.entries + entry * 8, a.entries + end * 8
@@ -211,10 +213,10 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
                     at += OFFSETS_BYTES
                 if target >= full:
                     number = (target - buffer) // partial_bytes * RUN_VECTORS
-                    reduce_buffered(buffer, gradients, number)
+                    reduce_buffered(buffer, gradients, number, from_zero)
                     gradients, target = gradients + number * size, buffer
                 cursor += 8
-            reduce_buffered(buffer, gradients, (target - buffer) // partial_bytes * RUN_VECTORS)
+            reduce_buffered(buffer, gradients, (target - buffer) // partial_bytes * RUN_VECTORS, from_zero)
 
         return run_entries
 
@@ -239,11 +241,11 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
                             x_runs, y_runs = a.x_runs + run * 8, a.y_runs + run * 8
                             x0, x1 = base + simd.load_i64(x_runs), base + simd.load_i64(x_runs + 8)
                             y0, y1 = y + simd.load_i64(y_runs), y + simd.load_i64(y_runs + 8)
-                            run_two(a, entry, end, x0, x1, y0, y1, buffer)
+                            run_two(a, entry, end, x0, x1, y0, y1, buffer, int(a.from_zero and batch == run == 0))
                         if (last - first) % 2:
                             x0 = base + simd.load_i64(a.x_runs + last * 8 - 8)
                             y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
-                            run_one(a, entry, end, x0, x0, y0, y0, buffer)
+                            run_one(a, entry, end, x0, x0, y0, y0, buffer, int(a.from_zero and batch == last - 1 == 0))
             group = simd.fetch_add(a.counter, 1)
 
     return sddmm_runs

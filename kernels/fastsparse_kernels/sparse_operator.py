@@ -35,7 +35,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .compiler import compile_function, compiled_once, kernel_function
+from . import simd
+from .compiler import compile_function, compiled_once, kernel_function, lanes
+from .layouts import make_copy_numbers
 
 KINDS = 4
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
@@ -183,6 +185,54 @@ def make_scatter() -> Callable[..., None]:
             out[indices[i]] = values[i]
 
     return scatter
+
+
+def make_find_runs() -> Callable[..., int]:
+    """Cut indices into runs of consecutive ones: (first index, where it stands), then (0, number of indices).
+
+    Returns the number of runs; 0 where `runs` has no room for them.
+    """
+
+    def find_runs(indices, runs):  # type: ignore[no-untyped-def]
+        count, expected = 0, np.int64(-1)
+        for i in range(indices.shape[0]):
+            index = np.int64(indices[i])
+            if index != expected:
+                if count == runs.shape[0] - 1:
+                    return 0
+                runs[count, 0], runs[count, 1] = index, i
+                count += 1
+            expected = index + 1
+        runs[count, 0], runs[count, 1] = 0, indices.shape[0]
+        return count
+
+    return find_runs
+
+
+def make_copy_runs(bits: int, vector_lanes: int) -> Callable[..., None]:
+    """out[i] = values[indices[i]] by runs of consecutive indices, of `find_runs`.
+
+    Vectors are copied whole, what one of them writes behind its run is written again by the next run.
+    """
+    size = bits // 8
+    vector = vector_lanes * size
+    copy_numbers = make_copy_numbers(bits, vector_lanes)
+
+    def copy_runs(values, runs, out):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, vector_lanes, bits)
+        first, start, at = np.int64(values.ctypes.data), np.int64(out.ctypes.data), np.int64(0)
+        sources_end, targets_end = values.shape[0] - vector_lanes, out.shape[0] - vector_lanes
+        for i in range(runs.shape[0] - 1):
+            index, stop = np.int64(runs[i, 0]), np.int64(runs[i + 1, 1])
+            source, target = first + index * size, start + at * size
+            if index + stop - at <= sources_end and stop <= targets_end:
+                for step in range(0, (stop - at) * size, vector):
+                    simd.store(simd.load(like, source + step), target + step)
+            else:
+                copy_numbers(source, target, stop - at)
+            at = stop
+
+    return copy_runs
 
 
 @kernel_function
@@ -449,6 +499,20 @@ def gather(bits: int) -> Callable[..., None]:
 def scatter(bits: int) -> Callable[..., None]:
     """(values float, indices uint32, out float): see `make_scatter`."""
     return _compiled_move(make_scatter(), f"scatter_f{bits}", bits)
+
+
+@compiled_once
+def find_runs() -> Callable[..., int]:
+    """(indices uint32, runs uint32 [at least 1, 2]): see `make_find_runs`."""
+    return compile_function(make_find_runs(), types.int64(_structure(types.uint32), _array(types.uint32, 2)))
+
+
+@compiled_once
+def copy_runs(bits: int) -> Callable[..., None]:
+    """(values float, runs uint32 [runs + 1, 2], out float): see `make_copy_runs`."""
+    number, function = types.float32 if bits == 32 else types.float64, make_copy_runs(bits, lanes(bits))
+    function.__qualname__ = f"copy_runs_f{bits}"
+    return compile_function(function, types.void(_structure(number), _array(types.uint32, 2), _array(number)))
 
 
 @compiled_once

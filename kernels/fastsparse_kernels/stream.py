@@ -214,9 +214,9 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
             if at < a.columns * size:
                 acc = simd.dot_first(acc, y + at, bases, at, a.columns - at // size)
             if valid == width:
-                simd.add_reduced(acc, a.gradients + p * size)
+                simd.add_reduced(acc, a.gradients + p * size, 0)
             else:
-                simd.add_reduced_first(acc, a.gradients + p * size, valid)
+                simd.add_reduced_first(acc, a.gradients + p * size, valid, 0)
 
         return take
 

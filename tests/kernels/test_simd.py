@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import platform
 import re
@@ -122,30 +123,34 @@ def test_transpose_with_any_number_of_rows_and_columns(rng, dtype):
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_sums_over_lanes(rng, count, dtype):
-    """Lane i of the result is the sum of vector i, added to what memory holds; all of them or the first ones."""
+    """Lane i of the result is the sum of vector i, added to what memory holds or from zero; all of them or the first
+    ones."""
     bits, lanes = bits_of(dtype), lanes_of(dtype)
     if count > lanes:
         pytest.skip("more vectors than lanes")
 
-    def every(source, target):  # type: ignore[no-untyped-def]
-        simd.add_reduced(simd.load(simd.zeros(count, lanes, bits), source), target)
+    def every(source, target, from_zero):  # type: ignore[no-untyped-def]
+        simd.add_reduced(simd.load(simd.zeros(count, lanes, bits), source), target, from_zero)
 
-    def some(source, target, valid):  # type: ignore[no-untyped-def]
-        simd.add_reduced_first(simd.load(simd.zeros(count, lanes, bits), source), target, valid)
+    def some(source, target, valid, from_zero):  # type: ignore[no-untyped-def]
+        simd.add_reduced_first(simd.load(simd.zeros(count, lanes, bits), source), target, valid, from_zero)
 
     source = rng.integers(-50, 50, (count, lanes)).astype(dtype)
-    memory = Guarded(count, dtype)
-    memory.inside[:] = np.arange(count)
-    compiled(every, 2)(source, memory.inside)
-    assert np.array_equal(memory.inside, np.arange(count) + source.sum(axis=1))
-    assert memory.intact()
-    run = compiled(some, 3)
-    for valid in range(count + 1):
-        memory = Guarded(valid, dtype)
-        memory.inside[:] = np.arange(valid)
-        run(source, memory.inside, valid)
-        assert np.array_equal(memory.inside, np.arange(valid) + source[:valid].sum(axis=1))
+    run, run_some = compiled(every, 3), compiled(some, 4)
+    for from_zero in (0, 1):
+        before = np.full(count, np.nan) if from_zero else np.arange(count)
+        after = source.sum(axis=1) if from_zero else before + source.sum(axis=1)
+        memory = Guarded(count, dtype)
+        memory.inside[:] = before
+        run(source, memory.inside, from_zero)
+        assert np.array_equal(memory.inside, after)
         assert memory.intact()
+        for valid in range(count + 1):
+            memory = Guarded(valid, dtype)
+            memory.inside[:] = before[:valid]
+            run_some(source, memory.inside, valid, from_zero)
+            assert np.array_equal(memory.inside, after[:valid])
+            assert memory.intact()
 
 
 @BOTH
@@ -208,29 +213,30 @@ def test_four_offsets_are_two_pairs(rng, vector_bytes):
 @BOTH
 @pytest.mark.parametrize("row", sorted({16, compiler.vector_bytes()}))
 def test_sums_of_four_vectors(rng, dtype, row):
-    """Added to as many numbers as there are lanes, or to fewer; exact on small integers."""
+    """Added to as many numbers as there are lanes, or to fewer, or from zero; exact on small integers."""
     bits, lanes = bits_of(dtype), row // np.dtype(dtype).itemsize
     number, each = max(4, lanes), max(1, 4 // lanes)
     fours = number // 4
     parts, step = fours * each, each * row
 
-    def add(vectors, kept, gradients, count):  # type: ignore[no-untyped-def]
+    def add(vectors, kept, gradients, count, from_zero):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         for four in range(fours):
             at = vectors + four * 4 * row
             a, b = simd.load(like, at), simd.load(like, at + row)
             c, d = simd.load(like, at + 2 * row), simd.load(like, at + 3 * row)
             simd.store(simd.reduce_fours(a, b, c, d), kept + four * step)
-        simd.add_reduced_fours(simd.load(simd.zeros(parts, lanes, bits), kept), gradients, count)
+        simd.add_reduced_fours(simd.load(simd.zeros(parts, lanes, bits), kept), gradients, count, from_zero)
 
-    run = compiled(add, 4)
+    run = compiled(add, 5)
     vectors = rng.integers(-9, 10, (number, lanes)).astype(dtype)
     before = rng.integers(-9, 10, number).astype(dtype)
-    for count in range(1, number + 1):
+    for count, from_zero in itertools.product(range(1, number + 1), (0, 1)):
         guarded = Guarded(count, dtype)
-        guarded.inside[:] = before[:count]
-        run(vectors, np.empty(parts * lanes, dtype), guarded.inside, count)
-        assert np.array_equal(guarded.inside, (before + vectors.sum(axis=1))[:count])
+        guarded.inside[:] = np.nan if from_zero else before[:count]
+        run(vectors, np.empty(parts * lanes, dtype), guarded.inside, count, from_zero)
+        after = vectors.sum(axis=1) if from_zero else before + vectors.sum(axis=1)
+        assert np.array_equal(guarded.inside, after[:count])
         assert guarded.intact()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -103,6 +104,8 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
     packed = op.pack(values)
     assert packed.size == 0 or packed.ctypes.data % 64 == 0
     assert np.array_equal(packed, values[op.permutation])
+    assert op.pack(-values, packed) is packed
+    assert np.array_equal(packed, -values[op.permutation])
     for multiple in (1, 4):
         order = sddmm.gradient_order(op, multiple == 4)
         assert order.longest == np.diff(op.row_ends).max(initial=0)
@@ -112,12 +115,30 @@ def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, grou
         assert np.array_equal(order.entries[:-1, 1], op.rows)
         held = np.concatenate([np.arange(*entry) for entry in zip(begins, ends[1:], strict=True)] or [[]])
         assert np.array_equal(order.offsets[held.astype(int)], op.offsets)
-        assert np.array_equal(order.index[op.permutation], held)
+        assert np.array_equal(order.csr.indices[op.permutation], held)
         gradients = order.pack(values)
         assert gradients.size == order.size == (held[-1] // multiple * multiple + multiple if len(held) else 0)
-        assert np.array_equal(gradients[order.index], values)
+        assert np.array_equal(gradients[order.csr.indices], values)
         assert np.count_nonzero(gradients) == np.count_nonzero(values)
-        assert np.array_equal(order.unpack(gradients), values)
+        assert np.array_equal(order.csr.take(gradients), values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(st.lists(st.integers(1, 40), max_size=12), st.randoms(use_true_random=False))
+def test_runs_are_copied_to_the_last_number_and_no_further(dtype, lengths, random):
+    ends = np.cumsum([0, *lengths])
+    runs = [np.arange(*run) for run in itertools.pairwise(ends)]
+    random.shuffle(runs)
+    indices = np.concatenate([*runs, []]).astype(np.uint32)
+    values = np.random.default_rng(0).standard_normal(len(indices)).astype(dtype)
+    memory = np.full(len(indices) + 64, np.nan, dtype)
+    reordering = sparse_operator.Reordering(indices)
+    out = reordering.take(values, memory[32 : 32 + len(indices)])
+    assert np.array_equal(out, values[indices])
+    assert np.isnan(memory).sum() == 64
+    found = 1 + np.count_nonzero(np.diff(indices.astype(int)) != 1)
+    wanted = len(indices) and found <= len(indices) // sparse_operator.RUN_NUMBERS
+    assert len(reordering.keep[1]) == (found + 1 if wanted else 0)
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 70))

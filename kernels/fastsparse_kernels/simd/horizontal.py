@@ -106,35 +106,48 @@ def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
     return shuffle(builder, sums, sums, list(range(count)))
 
 
+def _add_in_memory(builder: Any, part: Any, sums: Any, address: Any, from_zero: Any, mask: Any = None) -> None:
+    """memory += sums, or memory = sums where `from_zero` is not 0; of the lanes in `mask`."""
+    kept = builder.icmp_signed("==", from_zero, ir.Constant(I64, 0))
+    if mask is None:
+        pointer = at(builder, address, part.vector)
+        before = builder.load(pointer, align=part.size)
+        total = builder.fadd(sums, builder.select(kept, before, ir.Constant(part.vector, None)))
+        builder.store(total, pointer, align=part.size)
+    else:
+        before = masked_load(builder, part, address, builder.select(kept, mask, ir.Constant(part.mask, None)))
+        masked_store(builder, part, builder.fadd(sums, before), address, mask)
+
+
 @intrinsic
-def add_reduced_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
-    """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL)."""
+def add_reduced_first(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL).
+
+    from_zero : as in `add_reduced`
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
         part = Tile(1, tile.count, tile.bits)
-        mask = first_lanes(builder, part, args[2])
-        before = masked_load(builder, part, args[1], mask)
-        masked_store(builder, part, builder.fadd(sums, before), args[1], mask)
+        _add_in_memory(builder, part, sums, args[1], args[3], first_lanes(builder, part, args[2]))
         return context.get_dummy_value()
 
-    return types.void(tile, types.int64, types.int64), codegen
+    return types.void(tile, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
-def add_reduced(typing: Any, tile: Any, address: Any) -> Any:
-    """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL)."""
+def add_reduced(typing: Any, tile: Any, address: Any, from_zero: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL).
+
+    from_zero : 1: what is in memory counts as 0; 0: it is added to
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        shape = tile.element if tile.count == 1 else ir.VectorType(tile.element, tile.count)
-        if tile.count == 1:
-            sums = builder.extract_element(sums, ir.Constant(I32, 0))
-        pointer = at(builder, args[1], shape)
-        builder.store(builder.fadd(sums, builder.load(pointer, align=tile.size)), pointer, align=tile.size)
+        _add_in_memory(builder, Tile(1, tile.count, tile.bits), sums, args[1], args[2])
         return context.get_dummy_value()
 
-    return types.void(tile, types.int64), codegen
+    return types.void(tile, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -165,10 +178,12 @@ def reduce_fours(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
-def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
     """memory[4 i + j] += the sum of the lanes of vector j of the four that `reduce_fours` made vector i of.
 
     Updates the first `count` of VL numbers (of four with shorter vectors).
+
+    from_zero : as in `add_reduced`
     """
     number = max(4, tile.lanes)
     part = Tile(1, number, tile.bits)
@@ -189,15 +204,12 @@ def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any) -> Any:
         all_of_them = builder.icmp_signed(">=", args[2], ir.Constant(I64, number))
         with builder.if_else(all_of_them) as (whole, some):
             with whole:
-                pointer = at(builder, args[1], part.vector)
-                builder.store(builder.fadd(sums, builder.load(pointer, align=tile.size)), pointer, align=tile.size)
+                _add_in_memory(builder, part, sums, args[1], args[3])
             with some:
-                mask = first_lanes(builder, part, args[2])
-                before = masked_load(builder, part, args[1], mask)
-                masked_store(builder, part, builder.fadd(sums, before), args[1], mask)
+                _add_in_memory(builder, part, sums, args[1], args[3], first_lanes(builder, part, args[2]))
         return context.get_dummy_value()
 
-    return types.void(tile, types.int64, types.int64), codegen
+    return types.void(tile, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
