@@ -62,7 +62,7 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
 
     choice = choices(program, batch, workers, tune=False)[0]
     schedule = scheduled(program, batch, workers, choice)
-    offsets, size = assign_memory(schedule.buffers)
+    offsets, size = assign_memory(schedule.buffers, schedule.owned)
     named = f"{choice.layout}, {schedule.tasks} tasks"
     if schedule.per_worker:  # tasks have memory of their own, and meet once
         return Traffic(0, 0, size * schedule.slots, 1, named)
@@ -155,12 +155,13 @@ def _spmm(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes
 
 
 def _gather(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
-    """Tasks are (image, channel, chunk of vectors)."""
-    channels, chunks = field("channels"), field("chunks")
-    for chunk in np.unique(tasks % chunks):
-        planes = tasks[tasks % chunks == chunk] // chunks
-        image, channel = planes // channels, planes % channels
-        vectors = slice(chunk * field("chunk"), (chunk + 1) * field("chunk"))
+    """Tasks are (image, chunk of vectors, channel)."""
+    channels, starts = field("channels"), plan.chunk_starts(field("chunks"))
+    part, all_channels = tasks // channels, tasks % channels
+    for chunk in np.unique(part % field("chunks")):
+        of_chunk = part % field("chunks") == chunk
+        image, channel = part[of_chunk] // field("chunks"), all_channels[of_chunk]
+        vectors = slice(*starts[chunk : chunk + 2])
         sources = np.unique(plan.source_offsets[vectors] // LINE * LINE)
         x = field("x") + image * field("x_image_stride") + channel * field("x_channel_stride")
         y = field("y") + image * field("y_image_stride") + channel * field("y_channel_stride")

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import bench
+import fastsparse as fs
 from bench import __main__ as command
-from bench import checks, cold_start, dlmc, groups, harness, machine, workloads
+from bench import checks, cold_start, dlmc, groups, harness, locality, machine, workloads
 from bench.baselines import OURS, Baseline, conv, mlp_stack, networks, products, steps, training
-from fastsparse import timing
+from fastsparse import nn, timing
 from fastsparse_kernels import reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +214,21 @@ def test_memory_plans_and_patterns_that_change():
 
 
 # -------------------------------------------------------------------------------------------------- interleaved rounds
+
+
+@pytest.mark.parametrize("size", [28, 56])
+def test_workers_write_nothing_that_another_one_holds(size):
+    """Blocks of a ResNet on one image: halos are read from other workers, and every worker writes what is its own."""
+
+    def conv(channels: int, outputs: int, kernel: int) -> nn.SparseConv2d:
+        return nn.SparseConv2d(channels, outputs, kernel, padding=kernel // 2, sparsity=0.8, activation="relu", rng=0)
+
+    model = nn.Sequential(conv(3, 64, 3), conv(64, 64, 3), conv(64, 256, 1), conv(256, 64, 1), conv(64, 64, 3)).eval()
+    program = fs.compile(model, (1, 3, size, size), threads=2, tune=False)._program
+    moved = locality.traffic(program, 1, 2)
+    assert moved.choice.startswith("spatial tiles")
+    assert moved.read > 0
+    assert moved.taken == 0
 
 
 def test_rounds_are_interleaved_and_slow_calls_sit_out():

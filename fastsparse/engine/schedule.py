@@ -108,6 +108,8 @@ class Zeros:
 class Buffer:
     """Memory that steps need. Buffers share memory only with those of equal `zeros`.
 
+    plane : bytes between channels. Workers that share steps own parts of the planes, so that buffers share memory only
+        with those of equal planes: otherwise a worker would write where another one wrote before
     over : a buffer whose memory this one may take over while the same step still reads it, element by element
     """
 
@@ -116,6 +118,7 @@ class Buffer:
     last: int
     zeros: Zeros | None = None
     over: int = -1
+    plane: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,11 @@ class Schedule:
     heuristics: Heuristics
 
     @property
+    def owned(self) -> bool:
+        """Whether workers own parts of the planes."""
+        return not self.per_worker and self.workers > 1
+
+    @property
     def slots(self) -> int:
         """Copies of the memory that a workspace needs."""
         return min(self.workers, self.tasks) if self.per_worker else 1
@@ -144,23 +152,27 @@ def _may_replace(buffer: Buffer, old: Buffer) -> bool:
     return old.last == buffer.first and (old.size, old.zeros) == (buffer.size, buffer.zeros)
 
 
-def assign_memory(buffers: list[Buffer]) -> tuple[list[int], int]:
-    """Offset of every buffer in one piece of memory, and its size: buffers whose lives do not meet share theirs."""
-    slots: list[tuple[Zeros | None, int, int]] = []  # zeros, size, last use
+def assign_memory(buffers: list[Buffer], owned: bool = False) -> tuple[list[int], int]:
+    """Offset of every buffer in one piece of memory, and its size: buffers whose lives do not meet share theirs.
+
+    owned : whether workers own parts of planes, see `Buffer.plane`
+    """
+    slots: list[tuple[tuple[Zeros | None, int], int, int]] = []  # zeros and plane, size, last use
     chosen = [0] * len(buffers)
     for index in sorted(range(len(buffers)), key=lambda i: buffers[i].first):
         buffer = buffers[index]
-        free = [i for i, (zeros, _, last) in enumerate(slots) if zeros == buffer.zeros and last < buffer.first]
+        kind = buffer.zeros, buffer.plane if owned else 0
+        free = [i for i, (of_slot, _, last) in enumerate(slots) if of_slot == kind and last < buffer.first]
         if buffer.over >= 0 and _may_replace(buffer, buffers[buffer.over]):
             best = chosen[buffer.over]
-            slots[best] = (buffer.zeros, slots[best][1], buffer.last)
+            slots[best] = (kind, slots[best][1], buffer.last)
         elif free:
             # The smallest that is large enough, else the largest.
             best = min(free, key=lambda i: (slots[i][1] < buffer.size, abs(slots[i][1] - buffer.size)))
-            slots[best] = (buffer.zeros, max(slots[best][1], buffer.size), buffer.last)
+            slots[best] = (kind, max(slots[best][1], buffer.size), buffer.last)
         else:
             best = len(slots)
-            slots.append((buffer.zeros, buffer.size, buffer.last))
+            slots.append((kind, buffer.size, buffer.last))
         chosen[index] = best
     starts, end = [], 0
     for _, size, _ in slots:

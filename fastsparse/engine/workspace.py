@@ -49,7 +49,7 @@ class Workspace:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.heuristics = schedule, schedule.heuristics
         h = self.heuristics
-        self.offsets, size = assign_memory(schedule.buffers)
+        self.offsets, size = assign_memory(schedule.buffers, schedule.owned)
         workers = 1 if schedule.per_worker else schedule.workers
         scratch = max((step.launch.scratch for step in schedule.steps), default=0) * workers
         size = -(-size // 4096) * 4096
@@ -61,14 +61,13 @@ class Workspace:
             self.launches.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
         self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
-        tables = [sequence.step_table(bound, workers, h.parallel_flops) for bound in self.launches]
-        self._steps, self._copies = np.stack([table for table, _ in tables]), [copies for _, copies in tables]
-        patches = [self._patches(bound) for bound in self.launches]
-        self._patch_table = np.array(patches, np.int64).reshape(len(self.launches), -1, 4)
-        self._addresses = address(self._steps), address(self._patch_table), address(self._variables)
+        fields = [[(p.field, p.variable, p.offset, p.per_task) for p in step.patches] for step in schedule.steps]
+        self._steps, self._patches = sequence.tables(self.launches, fields)
+        bound, parallel = self.launches[0], h.parallel_flops
+        self._shared = None if workers == 1 else sequence.SharedSteps(bound, fields, workers, parallel)
         self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._sequence = sequence.sequence_launch(
-            self._steps, self._patch_table, self._variables, schedule.tasks, self.flops
+            self._steps, self._patches, self._variables, schedule.tasks, self.flops
         )
         self._spans = _spans(self.launches[0], h.slice_flops)
 
@@ -76,13 +75,6 @@ class Workspace:
     def nbytes(self) -> int:
         """Bytes of memory for activations and scratch."""
         return sum(memory.nbytes for memory in self.memory)
-
-    def _patches(self, launches: list[BoundLaunch]) -> list[tuple[int, int, int, int]]:
-        return [
-            (bound.arguments.field_address(patch.field), patch.variable, patch.offset, patch.per_task)
-            for step, bound in zip(self.schedule.steps, launches, strict=True)
-            for patch in step.patches
-        ]
 
     def run(self, x: Arrays, y: Arrays) -> None:
         """y = network(x); all contiguous, of the schedule's batch size."""
@@ -97,10 +89,8 @@ class Workspace:
         alone = schedule.workers == schedule.tasks == len(self._spans) == 1 and not schedule.per_worker
         if launch.VERBOSE or not alone or (len(schedule.steps) == 1 and first.flops > self.heuristics.slice_flops):
             return self._run, addresses
-        steps, patches, variables = self._addresses
-        return sequence.serial_run(
-            steps, len(schedule.steps), patches, self._patch_table.shape[1], variables
-        ), addresses
+        run = sequence.serial_run(self._steps[0], 0, len(schedule.steps), self._patches[0], self._variables)
+        return run, addresses
 
     def _run(self) -> None:
         """Run on the arrays that are set."""
@@ -149,12 +139,15 @@ class Workspace:
         self._run_steps(index, index + 1, available_workers(workers), task)
 
     def _run_steps(self, first: int, last: int, workers: int, task: int) -> None:
-        steps, patches, variables = self._addresses
-        bound, slice_flops, count = self.launches[0][first], self.heuristics.slice_flops, self._patch_table.shape[1]
-        if last - first > 1 or bound.flops <= slice_flops:
-            sequence.run_steps(steps, first, last, patches, count, variables, task, workers)
-        else:  # patch, and run the step in slices
-            sequence.run_steps(steps, 0, 0, patches, count, variables, task, 1)
+        bound, slice_flops = self.launches[0][first], self.heuristics.slice_flops
+        in_slices = last - first == 1 and bound.flops > slice_flops
+        shared = self._shared if workers > 1 and not in_slices else None
+        if shared is not None and shared.any_shared(first, last):
+            shared.run(first, last, self._variables, task)
+            return
+        end = first if in_slices else last  # then only patched
+        sequence.serial_run(self._steps[0], first, end, self._patches[0], self._variables, task)()
+        if in_slices:
             bound.run(workers, slice_flops)
 
 

@@ -35,7 +35,8 @@ class Heuristics:
     # --- serial or parallel
     parallel_flops: float = 200_000  # least work that pays for a parallel region
     slice_flops: float = 1_000_000_000  # work between two checks for signals: 0.2 s on a slow core
-    tasks_per_worker: int = 3  # several, so that a slow core does not delay the others
+    tasks_per_worker: int = 3  # of SpMV: several, so that a slow core does not delay the others
+    balance: float = 0.95  # share of the time that workers are busy, at least: tasks are cut finer below
 
     # --- SpMM: tile width
     tile_rate: Rates = (0.40, 0.78, 0.94, 0.97, 1.00, 0.99, 0.99, 0.94)
@@ -123,7 +124,6 @@ class Heuristics:
     optimizer_flops: float = 8.0  # bound by memory
     pack_flops: float = 4.0
     gather_flops: float = 8.0
-    pack_chunk: int = 512  # positions per packing task
     row_chunk: int = 8192  # elements per task of whole rows
     norm_block_bytes: int = 1024  # contiguous bytes of x per read of a batch norm task
     norm_blocks_per_worker: int = 3
@@ -225,11 +225,21 @@ class Heuristics:
         return max(1, block // max(1, window_bytes))
 
     def row_groups(self, rows: int, tiles: int, threads: int, tile_bytes: int) -> int:
-        """Number of row groups: several where tiles are too few for the workers, or partial sums would leave L2."""
-        enough = self.tasks_per_worker * threads
-        for_workers = 1 if threads == 1 or tiles >= enough else -(-enough // tiles)
+        """Number of row groups: several where tiles alone keep workers unevenly busy, or partial sums would leave L2.
+
+        No more than that: every row group reads, or packs, its tiles' inputs again.
+        """
+        for_workers = 1 if threads == 1 else _even_parts(tiles, threads, self.balance)
         for_partials = -(-rows * tile_bytes // self.partial_bytes)
         return max(1, min(max(for_workers, for_partials), rows // self.group_rows or 1))
+
+    def position_parts(self, positions: int, images: int, threads: int) -> int:
+        """Parts of an image's positions for workers that pack, unpack and exchange what products read and write.
+
+        A worker then has the positions that are its own in products, whose tasks go over images, tiles and row groups
+        in this order: lines stay in its caches.
+        """
+        return 1 if threads == 1 or images % threads == 0 else max(1, min(threads, -(-positions // WIDEST_TILE)))
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -375,6 +385,16 @@ class Heuristics:
         most = max(1, int(self.chunk_share * self.l3_bytes) // max(1, group_bytes) // multiple) * multiple
         parts = max(1, -(-groups // most))
         return max(1, -(-groups // (parts * multiple)) * multiple)
+
+
+def _even_parts(tasks: int, threads: int, balance: float) -> int:
+    """Parts of a task, as few as keep workers evenly busy, or up to four times their number the most even."""
+
+    def busy(parts: int) -> float:
+        return tasks * parts / (-(-tasks * parts // threads) * threads)
+
+    choices = range(1, 4 * threads + 1)
+    return next((parts for parts in choices if busy(parts) >= balance), max(choices, key=busy))
 
 
 def _useful(rates: Rates, width: int, vectors: int) -> float:

@@ -119,13 +119,15 @@ def _blocked(
     kernel: Any, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
     channel_stride: int, target: Target,
 ) -> Launch:  # fmt: skip
-    h = target.heuristics
-    chunks = max(1, -(-planes.positions // h.pack_chunk))
+    h, groups = target.heuristics, -(-samples // target.lanes)
+    chunk = -(-planes.positions // h.position_parts(planes.positions, groups, target.threads))
+    chunk = max(1, -(-chunk // target.lanes)) * target.lanes
+    chunks = max(1, -(-planes.positions // chunk))
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
         channels=planes.channels,
         chunks=chunks,
-        chunk=h.pack_chunk,
+        chunk=chunk,
         positions=planes.positions,
         samples=samples,
         user_sample_stride=sample_stride,
@@ -139,7 +141,6 @@ def _blocked(
         padding_offsets=planes.padding_offsets,
         padding_count=len(planes.padding_offsets),
     )
-    groups = -(-samples // target.lanes)
     packs = kernel is kernels.pack_batch_blocked_kernel
     if packs:  # panels are packed whole, with zeros after the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups

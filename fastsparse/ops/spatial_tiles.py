@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,12 +137,23 @@ def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Vectors to write, and the source offset of every lane; see the arguments in `fastsparse_kernels.layouts`."""
+    """Vectors to write, and the source offset of every lane; see the arguments in `fastsparse_kernels.layouts`.
+
+    near : the position of a tile that each vector has, or is nearest to in the halo, ascending; there are `positions`
+    """
 
     source_offsets: NDArray[np.int32]  # [vectors, VL]
+    single_sources: NDArray[np.int32]  # [vectors]
     target_offsets: NDArray[np.uint32]  # [vectors]
     fill: NDArray[np.floating]
     last_lanes: int
+    near: NDArray[np.int64]
+    positions: int
+
+    def chunk_starts(self, parts: int) -> NDArray[np.int64]:
+        """First vector of every chunk, for parts of a tile with equally many positions."""
+        bounds = -(-np.arange(parts + 1) * self.positions // parts)
+        return np.searchsorted(self.near, bounds).astype(np.int64)
 
 
 def tile_offsets(spatial: Ints, p: Partition, planes: BlockedPlanes, size: int) -> NDArray[np.int64]:
@@ -176,7 +187,7 @@ def gather_tiles(
     """Fill tiles and their halos from an image with positions at offsets `source`; `only` those positions of a tile."""
     at = _image_positions(spatial, r)
     vectors = np.arange(len(at)) if only is None else np.flatnonzero(only)
-    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors * target.vector, r.outside, target)
+    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors, source, r, target)
 
 
 def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target) -> Gather:
@@ -189,49 +200,77 @@ def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: 
     own = np.zeros(len(at), bool)
     own[inner + corner] = True
     vectors = np.flatnonzero(~own | (at < 0).any(axis=1))
-    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors * target.vector, r.outside, target)
+    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors, source, r, target)
 
 
 def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
     """Write a contiguous image from positions at offsets `source`."""
     count = len(source)
     sources = np.concatenate([source, np.full(-count % target.lanes, -1)]).reshape(-1, target.lanes)
-    gather = _gather(sources, np.arange(len(sources)) * target.vector, 0.0, target)
-    return Gather(gather.source_offsets, gather.target_offsets, gather.fill, (count - 1) % target.lanes + 1)
+    gather = _gather(sources, np.arange(len(sources)), source, None, target)
+    return replace(gather, last_lanes=(count - 1) % target.lanes + 1)
 
 
 def gather_vectors(source: NDArray[np.int64], targets: NDArray[np.int64], target: Target) -> Gather:
     """Move whole vectors from offsets `source` to offsets `targets`."""
-    return _gather(np.add.outer(source, np.arange(target.lanes) * target.size), targets, 0.0, target)
+    sources = np.add.outer(source, np.arange(target.lanes) * target.size)
+    return _gather(sources, targets // target.vector, sources, None, target)
 
 
-def _gather(sources: NDArray[np.int64], targets: NDArray[np.int64], outside: float | None, target: Target) -> Gather:
-    farthest = max(int(sources.max(initial=0)), int(targets.max(initial=0)))
+def _gather(
+    sources: NDArray[np.int64], vectors: NDArray[np.int64], source: NDArray[np.int64], r: Reading | None, target: Target
+) -> Gather:
+    """Gather of lanes from `sources` [vectors, VL] into these vectors: of tiles with their halo, or in a row."""
+    end = int(source.max(initial=0)) + target.size
+    farthest = max(end - target.size, int(vectors.max(initial=0)) * target.vector)
     if farthest >= SPATIAL_TILES_LIMIT:
         raise ValueError(
             f"a channel in spatial tiles spans {farthest} bytes, expected fewer than {SPATIAL_TILES_LIMIT}"
         )
-    fill = np.full(1, outside or 0.0, np.dtype(f"f{target.size}"))
-    return Gather(np.ascontiguousarray(sources, np.int32), targets.astype(np.uint32), fill, target.lanes)
+    first = np.where(sources < 0, farthest, sources).min(axis=1, initial=farthest) // target.vector * target.vector
+    single = (sources.max(axis=1, initial=-1) < first + target.vector) & (first + target.vector <= end)
+    outside = 0.0 if r is None or r.outside is None else r.outside
+    return Gather(
+        np.ascontiguousarray(sources, np.int32),
+        np.where(single, first, -1).astype(np.int32),
+        (vectors * target.vector).astype(np.uint32),
+        np.full(1, outside, np.dtype(f"f{target.size}")),
+        target.lanes,
+        np.arange(len(vectors)) if r is None else _nearest(r)[vectors],
+        len(vectors) if r is None else math.prod(r.partition.size),
+    )
+
+
+def _nearest(r: Reading) -> NDArray[np.int64]:
+    """For every position of a tile with its halo the nearest one of the tile."""
+    index = np.zeros((), np.int64)
+    for n, (before, after) in zip(r.partition.size, r.padding, strict=True):
+        index = np.add.outer(index * n, np.clip(np.arange(-before, n + after), 0, n - 1))
+    return index.ravel()
 
 
 def prepare(
     plan: Gather, x_strides: tuple[int, int], y_strides: tuple[int, int], channels: int, images: int, target: Target
 ) -> Launch:
-    """Launch that gathers every channel of x into one of y; strides in bytes. Operands x, y."""
+    """Launch that gathers every channel of x into one of y; strides in bytes. Operands x, y.
+
+    A worker writes the part of a tile that is its own in convolutions, see `Heuristics.position_parts`.
+    """
     h, vectors = target.heuristics, len(plan.target_offsets)
-    chunks = max(1, -(-vectors // h.pack_chunk))
+    starts = plan.chunk_starts(h.position_parts(plan.positions, images, target.threads))
+    chunks = len(starts) - 1
     arguments = Arguments(
         kernels.GATHER,
         channels=channels,
         chunks=chunks,
-        chunk=h.pack_chunk,
+        chunk_starts=starts,
         vectors=vectors,
         x_image_stride=x_strides[0],
         x_channel_stride=x_strides[1],
         y_image_stride=y_strides[0],
         y_channel_stride=y_strides[1],
         source_offsets=plan.source_offsets,
+        single_sources=plan.single_sources,
         target_offsets=plan.target_offsets,
         fill=plan.fill,
         last_lanes=plan.last_lanes,

@@ -49,16 +49,19 @@ _run_serial, _run_parallel = parallel.run_serial, parallel.run_parallel
 class Arguments:
     """A kernel's argument record, filled by name: int64 words, then the task counter on a cache line of its own.
 
-    A field is a number, or an array, whose address is written and which the record keeps alive; None is address 0.
+    The record fills whole cache lines. A field is a number, or an array, whose address is written and which the record
+    keeps alive; None is address 0.
+
+    index : the word of every field
 
     It is an `array.array`, because setting a field takes 50 ns and its address 60, but microseconds in a NumPy record.
     """
 
-    __slots__ = ("_index", "keep", "words")
+    __slots__ = ("index", "keep", "words")
 
     def __init__(self, dtype: np.dtype[Any], **fields: Field) -> None:
-        self._index = _words_of(dtype)
-        self.words = array("q", bytes(8 * (len(self._index) + 8 + parallel.COUNTER_WORDS)))
+        self.index = _words_of(dtype)
+        self.words = array("q", bytes(8 * (-(-(len(self.index) + 8) // 8) * 8 + parallel.COUNTER_WORDS)))
         self.keep: dict[str, Any] = {}  # by field
         self.set(**fields)
 
@@ -68,20 +71,16 @@ class Arguments:
             if isinstance(value, np.ndarray):
                 self.keep[name] = value
                 value = value.ctypes.data
-            self.words[self._index[name]] = value or 0
-
-    def field_address(self, name: str) -> int:
-        """Address of a field, constant while the record lives."""
-        return self.words.buffer_info()[0] + 8 * self._index[name]
+            self.words[self.index[name]] = value or 0
 
     def word(self, name: str) -> int:
         """Index of the field's word; that of a spare word when the record has no such field."""
-        return self._index.get(name, len(self._index))
+        return self.index.get(name, len(self.index))
 
     def copy(self) -> Arguments:
         """An independent copy."""
         twin = object.__new__(Arguments)
-        twin._index, twin.words, twin.keep = self._index, self.words[:], self.keep.copy()
+        twin.index, twin.words, twin.keep = self.index, self.words[:], self.keep.copy()
         return twin
 
 

@@ -17,14 +17,22 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+from .compiler import (
+    compile_kernel,
+    compiled_once,
+    inlined_function,
+    kernel_arguments,
+    kernel_function,
+    vector_bytes,
+)
 
 WIDE = 8  # vectors of a row that are unpacked by way of a buffer
 NEAR_ROWS_BYTES = 32 * 1024  # largest distance of rows that are unpacked so with ordinary stores
 WIDE_SETS_BYTES = 2048  # rows a multiple of this apart map to the same cache sets, which cannot hold as many lines
 
 BATCH_BLOCKED = kernel_arguments(
-    # tasks are (group of VL samples, channel, chunk), the chunk innermost
+    # tasks are (group of VL samples, chunk, channel), the channel innermost: a worker has the same positions of all
+    # channels, which are what it has in convolutions
     "channels",
     "chunks",  # chunks per channel plane
     "chunk",  # positions per chunk, a multiple of VL
@@ -67,10 +75,10 @@ _padded_arguments = simd.arguments_view(PADDED_NCHW)
 
 
 GATHER = kernel_arguments(
-    # tasks are (image, channel, chunk), the chunk innermost
+    # tasks are (image, chunk, channel), the channel innermost, as in packing
     "channels",
     "chunks",  # chunks per channel
-    "chunk",  # vectors per chunk
+    "chunk_starts",  # int64 [chunks + 1], first vector of every chunk
     "vectors",  # vectors to write per channel
     "x",
     "x_image_stride",
@@ -79,6 +87,7 @@ GATHER = kernel_arguments(
     "y_image_stride",
     "y_channel_stride",
     "source_offsets",  # int32 [vectors, VL], bytes from x's channel to each lane's number; negative: `fill`
+    "single_sources",  # int32 [vectors], bytes from x's channel to the one vector that has all lanes; negative: none
     "target_offsets",  # int32 [vectors], bytes from y's channel
     "fill",  # address of a number
     "last_lanes",  # lanes of the last vector that are written
@@ -179,8 +188,8 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
         by_buffer = pack == 0 and (aligned if a.nontemporal else near)
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            chunk, plane_index = task % a.chunks, task // a.chunks
-            channel, group = plane_index % a.channels, plane_index // a.channels
+            channel, part = task % a.channels, task // a.channels
+            chunk, group = part % a.chunks, part // a.chunks
             user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
             panel, inside = group // a.panel_groups, group % a.panel_groups
             plane = a.blocked + channel * a.blocked_channel_stride
@@ -261,20 +270,38 @@ def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
 
 
 def make_gather_vectors(bits: int, lanes: int) -> Callable[..., None]:
-    """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos."""
+    """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos.
+
+    A tile's halo is, lane by lane, what its neighbours have at one position: one vector, with its lanes permuted.
+    """
+
+    if simd.permutes(lanes, bits, vector_bytes()):
+
+        @inlined_function
+        def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
+            if single < 0x80000000:
+                return simd.permute_bytes(like, x, single, table, other)
+            return simd.gather_bytes(like, x, table, other)
+
+    else:
+
+        @inlined_function
+        def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
+            return simd.gather_bytes(like, x, table, other)
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gather_arguments(arguments)
         like = simd.zeros(1, lanes, bits)
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            chunk, plane = task % a.chunks, task // a.chunks
-            channel, image = plane % a.channels, plane // a.channels
+            channel, part = task % a.channels, task // a.channels
+            chunk, image = part % a.chunks, part // a.chunks
             x = a.x + image * a.x_image_stride + channel * a.x_channel_stride
             y = a.y + image * a.y_image_stride + channel * a.y_channel_stride
-            end = min(a.vectors, (chunk + 1) * a.chunk)
-            for i in range(chunk * a.chunk, end):
-                numbers = simd.gather_bytes(like, x, a.source_offsets + i * lanes * 4, a.fill)
+            starts = a.chunk_starts + chunk * 8
+            for i in range(simd.load_i64(starts), simd.load_i64(starts + 8)):
+                single = simd.load_u32(a.single_sources + i * 4)
+                numbers = gathered(like, x, single, a.source_offsets + i * lanes * 4, a.fill)
                 target = y + simd.load_u32(a.target_offsets + i * 4)
                 if i + 1 < a.vectors:
                     simd.store(numbers, target)

@@ -1,12 +1,13 @@
-"""The parallel loop: tasks of a kernel, shared by workers with work stealing.
+"""The parallel loop: tasks of a kernel, owned by workers, with work stealing as a last resort.
 
-Every worker slot takes the tasks of its own copy of the kernel arguments, a contiguous part, from the first to the
-last; then it steals from the other slots' parts. A worker that is held up is helped, and as a rule a core writes what
-it wrote in the call before and reads what it wrote: lines modified by another core are slower than memory. (With one
-counter for all, packing on two cores took longer than on one.)
+Every worker slot owns a contiguous part of the tasks and takes them from its own copy of the kernel arguments. As a
+rule a core then writes what it wrote in the call before and reads what it wrote: lines modified by another core are
+slower than memory, most of all where cores share no cache. So a slot that is done waits for the others for a while
+(PATIENCE) before it helps, and then takes half of what is left to one of them.
 
-The first words of the arguments are the address of the task counter and the end of the tasks; the counter is on a
-cache line of its own, `COUNTER_WORDS` from the end.
+The first words of the arguments are the address of the task counter and the end of the tasks. The counter is on a
+cache line of its own, `COUNTER_WORDS` from the end, and behind it is the end again, for those who help: only they touch
+lines of another slot.
 """
 
 from __future__ import annotations
@@ -16,9 +17,17 @@ from collections.abc import Callable
 from numba import prange, types
 
 from . import simd
-from .compiler import compile_function, compiled_once, inlined_function, kernel_function
+from .compiler import compile_function, compiled_once, kernel_function
 
 COUNTER_WORDS = 8
+PATIENCE = 400  # pauses before helping, about 5 to 20 microseconds: several times what a barrier takes
+BETWEEN_YIELDS = 64  # pauses of who has waited that long already
+
+
+@kernel_function
+def part_start(tasks, slots, slot):  # type: ignore[no-untyped-def]
+    """The first of `tasks` tasks that belongs to the slot; it ends where that of the next slot starts."""
+    return tasks * min(slot, slots) // slots
 
 
 @kernel_function
@@ -28,23 +37,59 @@ def split_tasks(arguments, words, copies, slots, first, last):  # type: ignore[n
         own = copies + slot * words * 8
         for word in range(words):
             simd.store_i64(simd.load_i64(arguments + word * 8), own + word * 8)
-        set_tasks(own, words, first + (last - first) * slot // slots, first + (last - first) * (slot + 1) // slots)
+        start, end = part_start(last - first, slots, slot), part_start(last - first, slots, slot + 1)
+        set_tasks(own, words, first + start, first + end)
 
 
 @kernel_function
 def set_tasks(arguments, words, first, last):  # type: ignore[no-untyped-def]
     """Set the tasks of kernel arguments: from `first` to `last`."""
     counter = arguments + (words - COUNTER_WORDS) * 8
+    simd.store_i64(first, counter)
+    simd.store_i64(last, counter + 8)
+    take_from(arguments, counter, last)
+
+
+@kernel_function
+def take_from(arguments, counter, last):  # type: ignore[no-untyped-def]
+    """Let a kernel with these arguments take tasks at a counter, up to `last`."""
     simd.store_i64(counter, arguments)
     simd.store_i64(last, arguments + 8)
-    simd.store_i64(first, counter)
 
 
-@inlined_function
+@kernel_function
+def help_with(kernel, own, counter, private, slot):  # type: ignore[no-untyped-def]
+    """Run half of the tasks that are left at another slot's counter; 0 where there are none.
+
+    own : arguments of this slot, which take these tasks at the counter `private`
+    """
+    end = simd.load_i64(counter + 8)
+    left = end - simd.load_acquire(counter)
+    if left <= 0:
+        return 0
+    piece = (left + 1) // 2
+    first = simd.fetch_add(counter, piece)
+    if first >= end:
+        return 0
+    simd.store_i64(first, private)
+    take_from(own, private, min(end, first + piece))
+    simd.call(kernel, own, slot)
+    return 1
+
+
+@kernel_function
 def run_tasks(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-def]
-    """Run the slot's own tasks, then steal those left in other slots."""
-    for other in range(slots):
-        simd.call(kernel, copies + (slot + other) % slots * words * 8, slot)
+    """Run the slot's own tasks, then help slots that are held up."""
+    own, private = copies + slot * words * 8, simd.stack_buffer(64)
+    simd.call(kernel, own, slot)
+    for distance in range(1, slots):
+        counter, waited = copies + ((slot + distance) % slots * words + words - COUNTER_WORDS) * 8, 0
+        end = simd.load_i64(counter + 8)
+        while waited < PATIENCE and simd.load_acquire(counter) < end:
+            simd.pause()
+            waited += 1
+        while help_with(kernel, own, counter, private, slot):
+            pass
 
 
 @compiled_once

@@ -5,10 +5,14 @@ it, with arguments, buffers and scratch of its own. Workers synchronise once per
 layer's output is read by the same core while it is in that core's cache. `run_steps` is for batches with too few parts:
 the workers share the tasks of each step.
 
-Steps are int64 [steps, 6]: kernel, arguments, their words, tasks; and for `run_steps` the number of slots, and memory
-for as many copies of the arguments, see `parallel.py`. Before a task, the arguments that depend on the call or on the
+Steps are int64 [steps, 6]: kernel, arguments, their words, tasks; and for `run_steps` the number of slots that have
+tasks of the step, and the records of all slots. Before a task, the arguments that depend on the call or on the
 part are patched, int64 [patches, 4]: field = variables[index] + offset + task * step, as address of the field, index,
 offset and step.
+
+In `run_steps` all steps of a call are one parallel region. Every slot has a record for each step, which it alone writes
+unless it is helped: the arguments, a line with the number of the counter of this call, and two counters with the end of
+the slot's tasks, used in turn, so that one is reset while the other counts.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from numba import prange, types
 
 from . import simd
 from .compiler import compile_function, compile_kernel, compiled_once, kernel_arguments, kernel_function
-from .parallel import run_tasks, set_tasks, split_tasks
+from .parallel import BETWEEN_YIELDS, PATIENCE, help_with, part_start, set_tasks, take_from
 
 STEP_WORDS = 6
 STEP_BYTES = 8 * STEP_WORDS
+SLOT_WORDS = 24  # of a slot's record, behind the arguments
+FLAG_WORDS = 8  # of each slot
 
 ARGUMENTS = kernel_arguments(
     "steps",
@@ -74,46 +80,96 @@ def sequence_kernel() -> Any:
     return compile_kernel(make_sequence(), "sequence")
 
 
-def make_run_steps(parallel: int) -> Callable[..., None]:
-    """(step table, first, last, patch table, patches, variables, task): patch for the task, then run the steps.
+@kernel_function
+def share_steps(  # type: ignore[no-untyped-def]
+    table, first, last, patch_table, patches, variables, task, slots, flags, call, slot
+):
+    """A slot's part of the steps. All slots of a call run this, at once or one after the other.
 
-    parallel : 1: the workers share a step's tasks; 0: slot 0 runs all of them on the calling thread
+    A step begins when all tasks of the one before are done, whoever ran them. Nobody waits for a slot that has not
+    come: its tasks are run by others. `flags` has a cache line for each slot, which it alone writes: how far it has
+    come (`call` * 2^32, plus 1, plus the steps it has done its own tasks of), and the step in which it helps another
+    slot.
     """
+    _patch(patch_table + slot * patches * 32, patches, variables, task)
+    flag, now, patience, private = flags + slot * 64, (call << 32) + 1, PATIENCE, simd.stack_buffer(64)
+    simd.store_release(now, flag)
+    for i in range(first, last):
+        step = table + i * STEP_BYTES
+        kernel, words = simd.load_i64(step), simd.load_i64(step + 16)
+        tasks, sharing = simd.load_i64(step + 24), simd.load_i64(step + 32)
+        records, stride = simd.load_i64(step + 40), (words + SLOT_WORDS) * 8
+        own = records + slot * stride
+        parity = simd.load_i64(own + words * 8)
+        _reset_counter(own, words, 1 - parity, part_start(tasks, sharing, slot))
+        counter, end = own + (words + 8 + parity * 8) * 8, part_start(tasks, sharing, slot + 1)
+        if simd.load_acquire(counter) < end:
+            take_from(own, counter, end)
+            simd.call(kernel, own, slot)
+        now += 1
+        simd.store_release(now, flag)
+        # Wait until all tasks are taken; help who is held up.
+        for distance in range(1, slots):
+            other = (slot + distance) % slots
+            if other >= sharing:
+                continue  # it has no tasks
+            theirs, waited = records + other * stride + (words + 8 + parity * 8) * 8, 0
+            while simd.load_acquire(flags + other * 64) < now:
+                if waited >= patience:
+                    simd.store_release(now, flag + 8)
+                    helped = help_with(kernel, own, theirs, private, slot)
+                    simd.store_release(0, flag + 8)
+                    if helped:
+                        continue
+                    if simd.load_acquire(flags + other * 64) <= call << 32:
+                        patience = 0  # nobody runs that slot: its tasks are taken at once from now on
+                        break
+                _wait(waited)
+                waited += 1
+        # Wait until what others took to help is done.
+        for distance in range(1, slots):
+            waited = 0
+            while simd.load_acquire(flags + (slot + distance) % slots * 64 + 8) == now:
+                _wait(waited)
+                waited += 1
+
+
+@kernel_function
+def _wait(waited):  # type: ignore[no-untyped-def]
+    """Pause; who has waited for long lets others use the core."""
+    if waited > PATIENCE and waited % BETWEEN_YIELDS == 0:
+        simd.yield_core()
+    simd.pause()
+
+
+@kernel_function
+def _reset_counter(own, words, parity, start):  # type: ignore[no-untyped-def]
+    """Prepare the counter for the next call, which nobody looks at in this one, and say that it is its turn then."""
+    simd.store_i64(start, own + (words + 8 + parity * 8) * 8)
+    simd.store_i64(parity, own + words * 8)
+
+
+@compiled_once
+def run_steps() -> Callable[..., None]:
+    """Steps of a table, shared by workers: (step table, first, last, patch tables, patches, variables, task, slots,
+    flags, number of the call); see `share_steps`."""
+
+    def run_steps(  # type: ignore[no-untyped-def]
+        table, first, last, patch_tables, patches, variables, task, slots, flags, call
+    ):
+        for slot in prange(slots):
+            share_steps(table, first, last, patch_tables, patches, variables, task, slots, flags, call, slot)
+
+    return compile_function(run_steps, types.void(*[types.int64] * 10), parallel=True)
+
+
+@compiled_once
+def run_steps_serial() -> Callable[..., None]:
+    """Steps of a table, all on the calling thread: (step table, first, last, patch table, patches, variables, task)."""
 
     def run_steps_serial(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
         _patch(patch_table, patches, variables, task)
         for i in range(first, last):
             _run_step(table + i * STEP_BYTES)
 
-    def run_steps(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
-        _patch(patch_table, patches, variables, task)
-        for i in range(first, last):
-            step = table + i * STEP_BYTES
-            slots = simd.load_i64(step + 32)
-            if slots == 1:
-                _run_step(step)
-            else:
-                kernel, arguments, words = simd.load_i64(step), simd.load_i64(step + 8), simd.load_i64(step + 16)
-                copies = simd.load_i64(step + 40)
-                split_tasks(arguments, words, copies, slots, 0, simd.load_i64(step + 24))
-                for slot in prange(slots):
-                    run_tasks(kernel, copies, words, slots, slot)
-
-    return run_steps if parallel else run_steps_serial
-
-
-def _compiled_run_steps(parallel: int) -> Callable[..., None]:
-    signature = types.void(*[types.int64] * 7)
-    return compile_function(make_run_steps(parallel), signature, parallel=bool(parallel))
-
-
-@compiled_once
-def run_steps() -> Callable[..., None]:
-    """Steps of a table, shared by workers; see `make_run_steps`."""
-    return _compiled_run_steps(1)
-
-
-@compiled_once
-def run_steps_serial() -> Callable[..., None]:
-    """Steps of a table, all on the calling thread."""
-    return _compiled_run_steps(0)
+    return compile_function(run_steps_serial, types.void(*[types.int64] * 7))

@@ -78,11 +78,12 @@ def test_any_cut_covers_the_batch(work, groups, threads, cpu):
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 999), st.integers(0, 9), st.integers(0, 4), st.sampled_from("ab")), max_size=12)
+    st.lists(st.tuples(st.integers(1, 999), st.integers(0, 9), st.integers(0, 4), st.sampled_from("ab")), max_size=12),
+    st.booleans(),
 )
-def test_buffers_that_live_at_once_do_not_overlap(specs):
-    buffers = [Buffer(size, first, first + span, zeros) for size, first, span, zeros in specs]
-    offsets, total = assign_memory(buffers)
+def test_buffers_that_live_at_once_do_not_overlap(specs, owned):
+    buffers = [Buffer(size, first, first + span, zeros, plane=size // 500) for size, first, span, zeros in specs]
+    offsets, total = assign_memory(buffers, owned)
     for i, (a, start) in enumerate(zip(buffers, offsets)):
         assert start % 64 == 0
         assert start + a.size <= total
@@ -91,6 +92,7 @@ def test_buffers_that_live_at_once_do_not_overlap(specs):
             assert apart or a.last < b.first or b.last < a.first
             assert apart or a.zeros == b.zeros  # what must stay zero stays zero
             assert apart or start == other
+            assert apart or not owned or a.plane == b.plane  # workers own parts of planes
 
 
 def test_buffers_share_memory():

@@ -57,8 +57,23 @@ def test_row_groups(h, rows, tiles_, threads, tile_bytes):
     limit = max(1, rows // h.group_rows)
     assert 1 <= groups <= limit
     if groups < limit:
-        assert threads == 1 or groups * tiles_ >= h.tasks_per_worker * threads
+        assert threads == 1 or groups * tiles_ >= h.balance * threads
         assert rows * tile_bytes <= groups * h.partial_bytes
+
+
+@pytest.mark.parametrize(
+    ("tiles_", "threads", "groups"), [(28, 2, 1), (7, 2, 2), (2, 2, 1), (1, 2, 2), (28, 8, 2), (7, 8, 8), (1, 8, 8)]
+)
+def test_row_groups_keep_workers_evenly_busy(tiles_, threads, groups):
+    assert h64.row_groups(512, tiles_, threads, 448) == groups
+    assert h64.row_groups(512, tiles_, 1, 448) == 1
+
+
+def test_workers_pack_the_positions_that_they_compute():
+    assert [h64.position_parts(196, 1, threads) for threads in (1, 2, 8)] == [1, 2, 8]
+    assert h64.position_parts(14, 1, 8) == 2, "no more parts than tiles"
+    assert h64.position_parts(196, 4, 2) == 1, "then every worker has images of its own"
+    assert h64.position_parts(196, 3, 2) == 2
 
 
 @given(st.integers(0, 2**40))
@@ -165,12 +180,12 @@ def test_lookups_are_weighed_against_loads():
 def test_a_record_holds_inside_its_block_and_in_its_thread():
     float32 = np.dtype("float32")
     usual = target_for(float32).heuristics
-    with tuned(pack_chunk=7) as h:
+    with tuned(norm_block_bytes=7) as h:
         assert target_for(float32).heuristics is h
-        assert h.pack_chunk == 7
-        assert replace(h, pack_chunk=usual.pack_chunk) is not usual
+        assert h.norm_block_bytes == 7
+        assert replace(h, norm_block_bytes=usual.norm_block_bytes) is not usual
         with tuned(row_chunk=9) as inner:
-            assert (inner.pack_chunk, inner.row_chunk) == (7, 9)
+            assert (inner.norm_block_bytes, inner.row_chunk) == (7, 9)
         assert target_for(float32).heuristics is h
         assert target_for(float32, heuristics=usual).heuristics is usual
     assert target_for(float32).heuristics is usual

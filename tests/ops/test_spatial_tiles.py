@@ -63,7 +63,7 @@ def test_partitions_of_usual_images(spatial, count, counts, size):
     assert plans.partition(spatial, count) == plans.Partition(counts, size)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])  # two images are cut into parts for three workers
 @given(
     spatial=spatials,
     deep=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=3),

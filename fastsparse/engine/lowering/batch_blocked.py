@@ -162,7 +162,8 @@ class _Lowering:
                 zeros = Zeros(planes.channel_stride, between, planes.spatial, planes.strides, corner, vector)
             index[t] = len(buffers)
             over = index[given[t]] if t in given else -1
-            buffers.append(Buffer(groups * planes.group_stride, first, last.get(t, birth), zeros, over))
+            size = groups * planes.group_stride
+            buffers.append(Buffer(size, first, last.get(t, birth), zeros, over, planes.channel_stride))
         return buffers, index
 
     def _place(self, tensor: int, first: int) -> Place:

@@ -156,8 +156,8 @@ class Lowering:
 
     # --- what subclasses say ---------------------------------------------------------------------
 
-    def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
-        """Bytes and zeros of a buffer for the tensor in the subclass's form."""
+    def _memory_of(self, t: int) -> tuple[int, Zeros | None, int]:
+        """Bytes, zeros and plane of a buffer for the tensor in the subclass's form."""
         raise NotImplementedError
 
     def _lay_out(self, t: int, node: Node) -> None:
@@ -198,7 +198,7 @@ class Lowering:
 
     def _new(self, t: int, form: str, over: int = -1) -> Place:
         zeros: Zeros | None = None
-        first = None
+        first, plane = None, 0
         if form.startswith(_BLOCKS):
             rows = int(form.removeprefix(_BLOCKS))
             size = self._groups(rows) * self._features(t, rows)[0].group_stride
@@ -208,15 +208,18 @@ class Lowering:
                 images, first = self.outer, -1
                 self.per_image[len(self.buffers)] = planes.image_stride
             size = images * planes.image_stride + planes.slack
+            plane = planes.channel_stride
         else:
-            size, zeros = self._memory_of(t)
-        self.forms[t, form] = place = self._buffer(size, zeros, first, over)
+            size, zeros, plane = self._memory_of(t)
+        self.forms[t, form] = place = self._buffer(size, zeros, first, over, plane)
         return place
 
-    def _buffer(self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1) -> Place:
+    def _buffer(
+        self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1, plane: int = 0
+    ) -> Place:
         """A buffer that the next step writes, or one that lives from step `first` on."""
         now = len(self.steps)
-        self.buffers.append(Buffer(size, now if first is None else first, now, zeros, over))
+        self.buffers.append(Buffer(size, now if first is None else first, now, zeros, over, plane))
         return len(self.buffers) - 1, 0
 
     def _add(

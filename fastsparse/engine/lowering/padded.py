@@ -81,14 +81,14 @@ class _PaddedLowering(Lowering):
         alone = geometry is not None and geometry.groups == 1 and not {*geometry.spatial, *geometry.kernel} - {1}
         return alone and self.images == 1 and geometry is not None and geometry.positions == 1
 
-    def _memory_of(self, t: int) -> tuple[int, Zeros | None]:
+    def _memory_of(self, t: int) -> tuple[int, Zeros | None, int]:
         planes, images = self._in_planes(t), self.images
         zeros = None
         if not planes.contiguous:
             between = planes.image_stride if images > 1 else 0
             strides = tuple(n * planes.size for n in planes.strides)
             zeros = Zeros(planes.channel_stride, between, planes.spatial, strides, planes.corner, planes.size)
-        return images * planes.image_stride + planes.slack, zeros
+        return images * planes.image_stride + planes.slack, zeros, planes.channel_stride
 
     # --- changing forms --------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class _PaddedLowering(Lowering):
             return _Product(weight, "on padded planes", source, x.image_stride)
         phases = plan_padded(op.weight.pattern, geometry, self.target, images, y.all_offsets())
         image_stride = geometry.channels * phases.x.channel_stride
-        place = self._buffer(images * image_stride + phases.x.slack)
+        place = self._buffer(images * image_stride + phases.x.slack, plane=phases.x.channel_stride)
         self._pack(x, source, phases.x, place, name_before(node), "pack into phase planes")
         return _Product(packed(op.weight, phases.spmm), "on phase planes", place, image_stride)
 
@@ -190,8 +190,10 @@ class _PaddedLowering(Lowering):
         )
         between, y = self._in_planes(t), self._planes(node.output, self._written(node))
         count = max(1, self.target.heuristics.expanded_bytes // between.channel_stride)
-        _, zeros = self._memory_of(t)
-        place = self._buffer(min(count, channels) * between.channel_stride + between.slack, zeros)
+        _, zeros, _ = self._memory_of(t)
+        place = self._buffer(
+            min(count, channels) * between.channel_stride + between.slack, zeros, plane=between.channel_stride
+        )
         target = self._target(node.output, self._written(node))
         for start in range(0, channels, count):
             stop = min(channels, start + count)

@@ -106,14 +106,17 @@ class _TilesLowering(Lowering):
     def _planes_of(self, t: int, r: tiles.Reading) -> BlockedPlanes:
         return blocked_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.target)
 
-    def _memory_of(self, t: int) -> tuple[int, None]:
-        return self.images * self._natural(t).planes.group_stride, None
+    def _memory_of(self, t: int) -> tuple[int, None, int]:
+        return self._bytes(self._natural(t).planes), None, self._natural(t).planes.channel_stride
+
+    def _bytes(self, planes: BlockedPlanes) -> int:
+        return self.images * planes.group_stride
 
     # --- changing forms --------------------------------------------------------------------------
 
     def _lay_out(self, t: int, node: Node) -> None:
         natural = self._natural(t)
-        place = self._buffer(self._memory_of(t)[0])
+        place = self._buffer(self._bytes(natural.planes), plane=natural.planes.channel_stride)
         self._gather(t, natural.reading, natural.planes, place, node)
         self.forms[t, "tiles"] = place
 
@@ -169,7 +172,7 @@ class _TilesLowering(Lowering):
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
         planes = self._planes_of(t, r)
-        target = self._buffer(self.images * planes.group_stride)
+        target = self._buffer(self._bytes(planes), plane=planes.channel_stride)
         self._gather(t, r, planes, target, node, step=stride)
         return target, planes
 
@@ -182,7 +185,7 @@ class _TilesLowering(Lowering):
         if natural.reading.serves(r):
             return self._get(t, "tiles", node), natural.reading, natural.planes
         planes = self._planes_of(t, r)
-        target = self._buffer(self.images * planes.group_stride)
+        target = self._buffer(self._bytes(planes), plane=planes.channel_stride)
         y = self._partition(node.output)
         self._gather(t, r, planes, target, node, tiles.touched(y, r, kernel, stride, dilation))
         return target, r, planes

@@ -22,6 +22,7 @@ from .types import (
     pack,
     shifted,
     shuffle,
+    splat,
     unpack,
 )
 
@@ -381,6 +382,45 @@ def lookup_fma(typing: Any, tile: Any, weights: Any, table: Any, columns: Any, m
         return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
 
     return tile(tile, types.int64, table, types.int64, masked), codegen
+
+
+_PERMUTES = {  # lanes, bits: AVX-512 has all of them, AVX2 the one of 8 lanes and 32 bits
+    (16, 32): "llvm.x86.avx512.permvar.sf.512",
+    (8, 32): "llvm.x86.avx2.permps",
+    (8, 64): "llvm.x86.avx512.permvar.df.512",
+    (4, 64): "llvm.x86.avx512.permvar.df.256",
+}
+
+
+def permutes(lanes: int, bits: int, vector_bytes: int) -> bool:
+    """Whether `permute_bytes` has an instruction on a CPU whose widest vectors have `vector_bytes` bytes."""
+    return (lanes, bits) in _PERMUTES and (vector_bytes == 64 or (vector_bytes == 32 and (lanes, bits) == (8, 32)))
+
+
+@intrinsic
+def permute_bytes(typing: Any, like: Any, base: Any, first: Any, table: Any, other: Any) -> Any:
+    """`gather_bytes` where all lanes are in the one vector at base + first."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, first, table, other = args[1:]
+        lanes, bits = like.lanes, like.bits
+        integers = ir.VectorType(I32, lanes)
+        offsets = load_value(builder, table, integers, 4)
+        nowhere = builder.icmp_signed("<", offsets, ir.Constant(integers, None))
+        one = builder.insert_element(
+            ir.Constant(integers, ir.Undefined), builder.trunc(first, I32), ir.Constant(I32, 0)
+        )  # fmt: skip
+        start = shuffle(builder, one, one, [0] * lanes)
+        shift = ir.Constant(integers, [like.size.bit_length() - 1] * lanes)
+        index = builder.lshr(builder.sub(offsets, start), shift)
+        if bits == 64:
+            index = builder.zext(index, ir.VectorType(I64, lanes))
+        numbers = load_value(builder, builder.add(base, first), like.vector, like.size)
+        found = llvm_function(builder, _PERMUTES[lanes, bits], like.vector, [like.vector, index.type])(numbers, index)
+        outside = splat(builder, like, load_value(builder, other, like.element, like.size))
+        return pack(builder, like.vector, [builder.select(nowhere, outside, found)])
+
+    return like(like, types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic

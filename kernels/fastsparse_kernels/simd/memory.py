@@ -476,6 +476,53 @@ def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def load_acquire(typing: Any, address: Any) -> Any:
+    """The int64 at `address`, and all that its writer wrote before `store_release`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(at(builder, args[0], I64), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_release(typing: Any, value: Any, address: Any) -> Any:
+    """Store an int64 behind all that this thread has written; for `load_acquire`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[0], at(builder, args[1], I64), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """Tell the core that it waits in a loop: some 50 cycles on current x86."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if is_x86(builder):
+            llvm_function(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])()
+        elif str(builder.module.triple).startswith(("aarch64", "arm64")):
+            llvm_function(builder, "llvm.aarch64.hint", ir.VoidType(), [I32])(ir.Constant(I32, 1))
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_core(typing: Any) -> Any:
+    """Let the operating system run another thread on this core."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = "SwitchToThread" if "windows" in str(builder.module.triple) else "sched_yield"
+        llvm_function(builder, name, I32, [])()
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def call(typing: Any, function: Any, arguments: Any, slot: Any) -> Any:
     """Call the compiled kernel at address `function` as void(int64 arguments, int64 slot)."""
 
