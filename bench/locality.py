@@ -5,6 +5,7 @@ reads and writes follow from the kernel arguments and from the tasks that the wo
 reads what another one wrote last, unless it has read it since, and when it writes a line that only others hold. Caches
 are of any size here, nothing is stolen, and the network ran before: what is counted is what cores that share no cache
 send each other in every call. Weights are only read, so they stay where they are; arrays of the caller's are left out.
+Convolutions on their own are counted likewise, over what they pack.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Touched = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # lines of some memory that a worker reads and writes
 LINE = 64
 BASE = 1 << 40  # where the memory of activations is said to be; scratch lies behind it
 WORKERS = (2, 8, 32, 128)
@@ -66,58 +68,69 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
     named = f"{choice.layout}, {schedule.tasks} tasks"
     if schedule.per_worker:  # tasks have memory of their own, and meet once
         return Traffic(0, 0, size * schedule.slots, 1, named)
-    held = np.zeros((workers, size // LINE + 1), bool)
-    written = np.zeros(size // LINE + 1, bool)
-    read = taken = barriers = 0
+    steps = []
+    for step in schedule.steps:
+        places = (*step.sources, step.target)
+        bound = step.bound(tuple(0 if b < 0 else BASE + offsets[b] + more for b, more in places), 2 * BASE)
+        sharing = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
+        parts = [_part(bound.tasks, sharing, w) for w in range(sharing)]
+        steps.append([_touched(step, bound, part, schedule, offsets, size) for part in parts])
+    read, taken = _moved(steps, workers)
+    tasks, barriers = schedule.tasks, sum(len(parts) > 1 for parts in steps)
+    return Traffic(read * tasks, taken * tasks, size, barriers * tasks, named)
+
+
+def _moved(steps: Sequence[Sequence[Touched]], workers: int) -> tuple[int, int]:
+    """Lines read from others, and taken from them, in a call behind another one: steps are what each worker touches."""
+    held = np.zeros((workers, len(steps[0][0][0])), bool)
+    written = np.zeros(held.shape[1], bool)
+    read = taken = 0
     for _ in range(2):
-        read = taken = barriers = 0
-        for step in schedule.steps:
-            places = (*step.sources, step.target)
-            bound = step.bound(tuple(0 if b < 0 else BASE + offsets[b] + more for b, more in places), 2 * BASE)
-            sharing = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
-            barriers += sharing > 1
-            all_touched = [
-                _touched(step, bound, _part(bound.tasks, sharing, w), schedule, offsets, size) for w in range(sharing)
-            ]
-            for w, (reads, _) in enumerate(all_touched):
+        read = taken = 0
+        for parts in steps:
+            for w, (reads, _) in enumerate(parts):
                 read += int((reads & written & ~held[w]).sum())
                 held[w] |= reads
-            for w, (_, writes) in enumerate(all_touched):
+            for w, (_, writes) in enumerate(parts):
                 taken += int((held.any(0) & writes & ~held[w]).sum())
                 held[:, writes] = False
                 held[w] |= writes
                 written |= writes
-    tasks = schedule.tasks
-    return Traffic(read * tasks, taken * tasks, size, barriers * tasks, named)
+    return read, taken
 
 
 def _touched(
     step: Any, bound: Any, tasks: NDArray[np.int64], schedule: Any, offsets: Sequence[int], size: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+) -> Touched:
     """Lines that some tasks of a step read, and those that they write."""
-    from fastsparse.ops.spatial_tiles import Gather
-    from fastsparse.ops.spmm import SpmmPlan
-
     reads, writes = _Lines(size), _Lines(size)
-    plan = next((k for k in _flat(step.launch.keep.get("plan")) if isinstance(k, SpmmPlan | Gather)), None)
-    words = bound.arguments
-
-    def field(name: str) -> int:
-        return int(words.words[words.word(name)])
-
-    if not len(tasks):
-        pass
-    elif isinstance(plan, SpmmPlan):
-        _spmm(plan, field, tasks, reads, writes)
-    elif isinstance(plan, Gather):
-        _gather(plan, field, tasks, reads, writes)
-    else:  # channels or rows one after the other, in memory and in tasks
+    if len(tasks) and not _by_plan(step.launch, bound, tasks, reads, writes):
+        # channels or rows one after the other, in memory and in tasks
         for lines, (buffer, more) in (*((reads, place) for place in step.sources), (writes, step.target)):
             if buffer >= 0:
                 whole = schedule.buffers[buffer].size - more
                 first, end = (whole * int(task) // bound.tasks for task in (tasks[0], tasks[-1] + 1))
                 lines.mark(BASE + offsets[buffer] + more + np.arange(first, end, LINE), LINE)
     return reads.touched, writes.touched
+
+
+def _by_plan(launch: Any, bound: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> bool:
+    """Mark what tasks touch by the launch's plan, if it has one that is known here."""
+    from fastsparse.ops.sddmm import SddmmPlan
+    from fastsparse.ops.spatial_tiles import Gather
+    from fastsparse.ops.spmm import SpmmPlan
+
+    words, marks = bound.arguments, {SpmmPlan: _spmm, Gather: _gather, SddmmPlan: _sddmm}
+    plan = next((kept for kept in _flat(launch.keep.get("plan")) if type(kept) in marks), None)
+
+    def field(name: str) -> int:
+        return int(words.words[words.word(name)])
+
+    if plan is not None:
+        marks[type(plan)](plan, field, tasks, reads, writes)
+    elif "blocked" in words.index:
+        _batch_blocked(launch, field, tasks, writes if launch.label[0] == "pack" else reads)
+    return plan is not None or "blocked" in words.index
 
 
 def _flat(kept: Any) -> list[Any]:
@@ -127,17 +140,22 @@ def _flat(kept: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------------- kernels
 
 
+def _offsets(operator: Any, group: int) -> NDArray[np.int64]:
+    """All offsets of a row group's nonzeros."""
+    blocks, first = operator.blocks, operator.entries[:, 0]
+    columns = [
+        np.unique(operator.offsets[first[operator.segments[s]] : first[operator.segments[s + 4]]].astype(np.int64))
+        + operator.columns.bases[b]
+        for b, s in enumerate(range(group * blocks * 4, (group + 1) * blocks * 4, 4))
+    ]
+    return np.unique(np.concatenate(columns))
+
+
 def _spmm(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
     """Tasks are (batch, tile, row group): the offsets of the group's nonzeros at T positions, and the group's rows."""
     operator, tiles, groups = plan.operator, plan.tiles, plan.operator.groups
-    blocks, first = operator.blocks, operator.entries[:, 0]
     for group in np.unique(tasks % groups):
-        columns = [
-            np.unique(operator.offsets[first[operator.segments[s]] : first[operator.segments[s + 4]]].astype(np.int64))
-            + operator.columns.bases[b]
-            for b, s in enumerate(range(group * blocks * 4, (group + 1) * blocks * 4, 4))
-        ]
-        offsets = np.unique(np.concatenate(columns))
+        offsets = _offsets(operator, group)
         rows = np.arange(*operator.group_starts[group : group + 2]) * field("y_row_stride")
         for task in tasks[tasks % groups == group] // groups:
             batch, tile = divmod(int(task), tiles.count)
@@ -169,6 +187,80 @@ def _gather(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writ
         writes.mark(np.add.outer(y, plan.target_offsets[vectors].astype(np.int64)), LINE)
 
 
+def _batch_blocked(launch: Any, field: Any, tasks: NDArray[np.int64], blocked: _Lines) -> None:
+    """Tasks are (group, chunk of positions, channel)."""
+    channels, chunks, chunk = field("channels"), field("chunks"), field("chunk")
+    offsets = launch.keep.get("offsets", np.arange(field("positions")) * LINE)[: field("positions")]
+    part, all_channels = tasks // channels, tasks % channels
+    for of_chunk in np.unique(part):
+        group, index = divmod(int(of_chunk), chunks)
+        planes = all_channels[part == of_chunk] * field("blocked_channel_stride") + group * field(
+            "blocked_group_stride"
+        )
+        blocked.mark(
+            np.add.outer(planes, offsets[index * chunk : (index + 1) * chunk].astype(np.int64)) + field("blocked"), LINE
+        )
+
+
+def _sddmm(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
+    """Tasks are row groups: their rows of y, and x at their nonzeros, at all positions."""
+    operator, step = plan.operator, np.arange(plan.run_length)
+    x_at = np.add.outer(plan.x_runs, step * plan.x_step).ravel()[: plan.positions] + field("x")
+    y_at = np.add.outer(plan.y_runs, step * plan.y_step).ravel()[: plan.positions] + field("y")
+    for group in tasks:
+        rows = np.arange(*operator.group_starts[group : group + 2]) * field("y_row_stride")
+        for batch in range(field("batches")):
+            reads.mark(np.add.outer(rows, y_at) + batch * field("y_batch_stride"), LINE)
+            reads.mark(np.add.outer(_offsets(operator, int(group)), x_at) + batch * field("x_batch_stride"), LINE)
+
+
+# ------------------------------------------------------------------------------------------------- convolutions
+
+
+def convolution(workers: int) -> dict[str, Traffic]:
+    """What the forward and the backward pass of a convolution move between so many workers."""
+    import fastsparse as fs
+    from fastsparse.ops import conv
+    from fastsparse.ops.geometry import ConvGeometry
+    from fastsparse.ops.spmm import UNALIGNED
+    from fastsparse.ops.target import target_for
+
+    images, channels, spatial = 16, 128, (28, 28)
+    rng = np.random.default_rng(0)
+    W = fs.csr((rng.random((channels, channels * 9)) < 0.1).astype(np.float32))
+    geometry = ConvGeometry(channels, channels, spatial, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    target = target_for(W.dtype, workers)
+    forward = conv._prepared(W, geometry, images, None, target, UNALIGNED)
+    plan, (back, *_) = conv._backward(W.pattern, geometry, images, True, target)
+    x, y = BASE, BASE + max(forward.x_bytes, plan.x.group_stride, plan.dx.group_stride)
+    nbytes = y - BASE + max(forward.y_bytes, plan.dy.group_stride)
+    assert len(forward.parts) == back.groups == 1
+    part = forward.parts[0]
+    assert part.pack is not None
+    assert part.unpack is not None
+    passes = {
+        "forward": [(part.pack, {"blocked": x}), (part.product, {"x": x, "y": y}), (part.unpack, {"blocked": y})],
+        "backward": [
+            (back.pack_dy, {"blocked": y}), (back.pack_x, {"blocked": x}),
+            *((launch, {"x": x + more, "y": y + other}) for launch, more, other in back.dw.parts),
+            *((launch, {"x": y, "y": x}) for launch in back.dx), (back.unpack_dx, {"blocked": x}),
+        ],
+    }  # fmt: skip
+    found = {}
+    for name, launches in passes.items():
+        steps = []
+        for launch, operands in launches:
+            bound, parts = launch.bind(2 * BASE, **operands), []
+            for worker in range(workers):
+                reads, writes = _Lines(nbytes), _Lines(nbytes)
+                assert _by_plan(launch, bound, _part(bound.tasks, workers, worker), reads, writes)
+                parts.append((reads.touched, writes.touched))
+            steps.append(parts)
+        named = f"{images}x{channels}x{spatial[0]}x{spatial[1]}, batch-blocked"
+        found[name] = Traffic(*_moved(steps, workers), nbytes, len(steps), named)
+    return found
+
+
 # ------------------------------------------------------------------------------------------------- command
 
 
@@ -192,12 +284,23 @@ def programs(network: str, batch: int, sample: Sequence[int], dlmc: Path | None)
     return found
 
 
+def _print(name: str, batch: int, workers: int, parts: Sequence[Traffic]) -> None:
+    read, taken, memory, barriers = (
+        sum(getattr(part, name) for part in parts) for name in ("read", "taken", "memory", "barriers")
+    )
+    print(
+        f"{name:>10} {batch:5} {workers:7} {read * LINE / 1e6:8.2f} {taken * LINE / 1e6:9.2f} {barriers:9} "
+        f"{memory / 1e6:18.1f}  {', '.join(part.choice for part in parts)}",
+        flush=True,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.locality", description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--dlmc", type=Path, metavar="DIR", help="patterns of ResNet-50; random ones otherwise")
-    parser.add_argument("-k", default="", help="networks whose names have this in them")
+    parser.add_argument("-k", default="", help="networks, and convolution, whose names have this in them")
     options = parser.parse_args(arguments)
     os.environ["NUMBA_NUM_THREADS"] = str(max(options.workers))  # plans are for no more workers than that
     print(f"{'network':>10} batch workers  MB read  MB taken  barriers  MB of activations  schedule")
@@ -205,15 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.k in network:
             found = programs(network, batch, sample, options.dlmc)
             for workers in options.workers:
-                parts = [traffic(program, batch, workers) for program in found]
-                moved, taken, memory, barriers = (
-                    sum(getattr(part, name) for part in parts) for name in ("read", "taken", "memory", "barriers")
-                )
-                print(
-                    f"{network:>10} {batch:5} {workers:7} {moved * LINE / 1e6:8.2f} {taken * LINE / 1e6:9.2f} "
-                    f"{barriers:9} {memory / 1e6:18.1f}  {', '.join(part.choice for part in parts)}",
-                    flush=True,
-                )
+                _print(network, batch, workers, [traffic(program, batch, workers) for program in found])
+    if options.k in "convolution":
+        for workers in options.workers:
+            for name, moved in convolution(workers).items():
+                _print(f"conv {name[:5]}", 16, workers, [moved])
     return 0
 
 

@@ -169,7 +169,7 @@ def prepare(
         launch = Launch(
             kernel, arguments, ("x", "y", "gradients", "from_zero"), target.sharing,
             tasks=operator.groups, flops=flops * positions * count,
-            scratch=scratch,
+            scratch=scratch, plan=plan,
             label=(
                 "sddmm",
                 f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",
