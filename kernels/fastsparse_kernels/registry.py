@@ -14,6 +14,7 @@ from . import (
     activations,
     attention,
     compiler,
+    depthwise,
     gates,
     layouts,
     norm,
@@ -121,6 +122,11 @@ FAMILIES = (
         "pooling of batch-blocked arrays",
         pooling.pool_batch_blocked_kernel,
         lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.BATCH_BLOCKED_KINDS],
+    ),
+    Family(
+        "depthwise convolution",
+        depthwise.depthwise_kernel,
+        lambda bits, lanes: [(*window, bits, lanes) for window in depthwise.WINDOWS],
     ),
     Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),
     Family(

@@ -1,11 +1,13 @@
 """Programs on padded planes: single images, for batches too small to fill vectors with samples.
 
-The form "planes" is what convolutions of stride 1 read: zero-padded as all of them need, and equal for tensors that are
-added to one another. Convolutions of other strides have their input split into phase planes of their own.
+The form "planes" is what convolutions of stride 1, and depthwise ones with a kernel of their own, read: zero-padded as
+all of them need, and equal for tensors that are added to one another. Other convolutions have their input split into
+phase planes of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from fastsparse.engine.lowering.images import Lowering, name_before
 from fastsparse.engine.lowering.weights import PackedWeight, packed, planned
 from fastsparse.engine.program import Conv, Gather, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
+from fastsparse.ops import depthwise
 from fastsparse.ops.conv import plan_between_padded, plan_padded
 from fastsparse.ops.gates import Image
 from fastsparse.ops.layouts import PaddedPlanes, PhasePlanes, pack_padded, padded_planes
@@ -44,14 +47,14 @@ class _PaddedLowering(Lowering):
     # --- layouts of tensors ---------------------------------------------------------------------
 
     def _in_planes(self, t: int) -> PaddedPlanes:
-        """The planes of this tensor's layout class, for all convolutions of stride 1 on any of them."""
+        """The planes of this tensor's layout class, for all convolutions that read them."""
         leader = self.classes[t]
         if leader not in self.planes:
             members = [other for other in self.readers if self.classes[other] == leader]
             geometries = [
                 node.operator.geometry
                 for other in members for node in self.readers[other]
-                if isinstance(node.operator, Conv) and _steps_by_one(node)
+                if isinstance(node.operator, Conv) and (_steps_by_one(node) or _has_full_windows(node.operator))
             ]  # fmt: skip
             channels, *spatial = self.program.shapes[leader]
             self.planes[leader] = padded_planes(channels, tuple(spatial), geometries, self.target)
@@ -131,14 +134,30 @@ class _PaddedLowering(Lowering):
         t = self.roots[node.inputs[0]]
         residual = None if node.residual is None else self._get(self.roots[node.residual], "planes", node)
         form = self._written(node)
-        if _steps_by_one(node):
+        if _steps_by_one(node) or _has_full_windows(op):
             self._get(t, "planes", node)
         have = "planes" if (t, "planes") in self.forms else "plain"
-        self._get(t, have, node)
-        x, y = self._planes(t, have), self._planes(node.output, form)
+        source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
         fresh = self.roots[node.residual] != t if node.residual is not None else False
-        product = self._product(node, op, x, self.forms[t, have], y)
-        self._add_product(node, op, product, y, residual, self._target(node.output, form, residual if fresh else None))
+
+        def target() -> Place:
+            return self._target(node.output, form, residual if fresh else None)
+
+        self._add_conv(node, op, x, source, y, residual, target)
+
+    def _add_conv(
+        self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes, residual: Place | None,
+        target: Callable[[], Place],
+    ) -> None:  # fmt: skip
+        """The step of a convolution, behind one that packs its input if need be; only then it has a target."""
+        if not _has_full_windows(op):
+            product = self._product(node, op, x, source, y)
+            self._add_product(node, op, product, y, residual, target())
+            return
+        launch = depthwise.prepare(x, y, op.geometry, op.weight, op.bias, op.activation, self.images, self.target)
+        sources = (source,) if residual is None else (source, residual)
+        operands = ("x", "y") if residual is None else ("x", "residual", "y")
+        self._add(node.name, "depthwise on padded planes", node, sources, target(), launch, operands)
 
     def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes) -> _Product:
         """The product of a convolution from planes to planes; its input is split into phases now if need be."""
@@ -197,13 +216,12 @@ class _PaddedLowering(Lowering):
         target = self._target(node.output, self._written(node))
         for start in range(0, channels, count):
             stop = min(channels, start + count)
-            part, expanded, depthwise = replace(between, channels=stop - start), *(
+            part, expanded, windowed = replace(between, channels=stop - start), *(
                 _channels(o, start, stop) for o in (first.operator, op)
             )  # fmt: skip
             self._add_product(first, expanded, self._product(first, expanded, x, source, part), part, None, place)
-            product = self._product(node, depthwise, part, place, y)
             to = target[0], target[1] + start * y.channel_stride
-            self._add_product(node, depthwise, product, replace(y, channels=stop - start), None, to)
+            self._add_conv(node, windowed, part, place, replace(y, channels=stop - start), None, lambda to=to: to)
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, form = self.roots[node.inputs[0]], self._written(node)
@@ -242,6 +260,11 @@ def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:
     rows = np.arange(planes.rows, dtype=np.int64) * (planes.spatial[-1] if planes.spatial else 1) * target.size
     spatial = planes.spatial or (1,)
     return replace(planes, spatial=spatial, row_offsets=rows.reshape(-1, 1), firsts=np.zeros(1, np.int64))
+
+
+def _has_full_windows(op: Conv) -> bool:
+    """Whether the kernel of depthwise convolutions runs it."""
+    return depthwise.serves(op.geometry, op.weight, dense=op.dense)
 
 
 def _steps_by_one(node: Node) -> bool:
