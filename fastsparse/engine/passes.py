@@ -277,14 +277,15 @@ def scales_as_products(program: Program) -> Program:
 
 
 def complete_dense_layers(program: Program) -> Program:
-    """Weights of dense layers with some zeros among them become full ones: kernels run full rows four at a time.
+    """Weights of dense layers with some zeros among them become full ones: kernels run full rows four at a time, and
+    full windows of depthwise convolutions by a kernel of their own.
 
     Only layers that the model itself calls dense: an absent weight of a sparse one never meets an Inf.
     """
     nodes = []
     for node in program.nodes:
         op = node.operator
-        if isinstance(op, Conv | Linear) and op.dense and (isinstance(op, Linear) or op.geometry.groups == 1):
+        if isinstance(op, Conv | Linear) and op.dense and (isinstance(op, Linear) or _is_whole_or_depthwise(op)):
             rows, columns = op.weight.shape
             if _FULL_FROM * rows * columns <= op.weight.nnz < rows * columns:
                 everywhere = np.tile(np.arange(columns), rows)
@@ -293,6 +294,10 @@ def complete_dense_layers(program: Program) -> Program:
                 node = replace(node, operator=replace(op, weight=full))
         nodes.append(node)
     return replace(program, nodes=tuple(nodes))
+
+
+def _is_whole_or_depthwise(op: Conv) -> bool:
+    return op.geometry.groups in (1, op.geometry.channels)
 
 
 def _merge_pairs(program: Program, merged: Any) -> Program:

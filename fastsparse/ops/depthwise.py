@@ -1,4 +1,4 @@
-"""Depthwise convolutions with a full window for every channel, from padded planes to planes."""
+"""Depthwise convolutions with a full window for every channel, from planes to planes, with padding or without."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import depthwise as kernels
 
 
-def serves(g: ConvGeometry, weight: CSR, *, dense: bool) -> bool:
-    """Whether the kernel runs such a convolution: dense says that weights which are not there may be multiplied."""
+def serves(g: ConvGeometry, weight: CSR) -> bool:
+    """Whether the kernel runs such a convolution."""
     window = len(g.kernel) == 2 and (g.kernel[0], g.stride[0]) in kernels.WINDOWS
     square = len({*g.kernel}) == len({*g.stride}) == len({1, *g.dilation}) == 1
     each = g.groups == g.channels == g.out_channels
-    return window and square and each and (dense or weight.nnz == math.prod(weight.shape))
+    return window and square and each and weight.nnz == math.prod(weight.shape)
 
 
 def prepare(
     x: PaddedPlanes, y: PaddedPlanes, g: ConvGeometry, weight: CSR, bias: NDArray[Any] | None,
     activation: str | None, images: int, target: Target,
 ) -> Launch:  # fmt: skip
-    """y = activation(conv(x, weight) + bias + residual); operands x, residual and y, or x and y.
-
-    x : its padding holds that of the convolution, and vectors may read past its end
-    """
+    """y = activation(conv(x, weight) + bias + residual); operands x, y, and residual where there is one."""
     values = weight.toarray().astype(target.dtype, copy=False)
+    zeros = np.zeros(g.spatial[1], target.dtype)
     rows, columns = g.out_spatial
     target = narrowed(target, columns)
-    corner = x.corner - sum(before * n for (before, _), n in zip(g.padding, x.strides)) * target.size
-    stride = kernels.ROWS * target.vector
+    row = -(-columns // target.lanes) * target.vector
     arguments = Arguments(
         kernels.DEPTHWISE,
         channels=g.channels,
         rows=rows,
         columns=columns,
-        x_corner=corner,
+        x_rows=g.spatial[0],
+        x_columns=g.spatial[1],
+        top=g.padding[0][0],
+        left=g.padding[1][0],
+        zeros=address(zeros),
+        x_corner=x.corner,
         x_image_stride=x.image_stride,
         x_channel_stride=x.channel_stride,
         x_row_stride=x.strides[0] * target.size,
@@ -54,13 +56,14 @@ def prepare(
         y_row_stride=y.strides[0] * target.size,
         values=address(values),
         bias=0 if bias is None else address(bias),
-        scratch_stride=stride,
+        scratch_stride=kernels.ROWS * row,
+        scratch_row_stride=row,
     )
     set_epilogue(arguments, activation, target)
     kernel = kernels.depthwise_kernel(g.kernel[0], g.stride[0], target.bits, target.lanes)
     flops = 2.0 * np.size(values) * g.positions * images
     return target.launch(
-        kernel, arguments, ("x", "residual", "y"), tasks=images * g.channels, flops=flops, scratch=stride,
-        keep=(values, bias),
+        kernel, arguments, ("x", "residual", "y"), tasks=images * g.channels, flops=flops, scratch=kernels.ROWS * row,
+        keep=(values, bias, zeros),
         label=("depthwise", f"{images}x{g.channels}x{rows}x{columns}", "", f"{g.kernel}", "", activation),
     )  # fmt: skip

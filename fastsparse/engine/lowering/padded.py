@@ -1,8 +1,8 @@
 """Programs on padded planes: single images, for batches too small to fill vectors with samples.
 
-The form "planes" is what convolutions of stride 1, and depthwise ones with a kernel of their own, read: zero-padded as
-all of them need, and equal for tensors that are added to one another. Other convolutions have their input split into
-phase planes of their own.
+The form "planes" is what convolutions of stride 1 read: zero-padded as all of them need, and equal for tensors that are
+added to one another. Depthwise convolutions with a kernel of their own need no padding. Other convolutions have their
+input split into phase planes of their own.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class _PaddedLowering(Lowering):
     # --- layouts of tensors ---------------------------------------------------------------------
 
     def _in_planes(self, t: int) -> PaddedPlanes:
-        """The planes of this tensor's layout class, for all convolutions that read them."""
+        """The planes of this tensor's layout class, for all convolutions of stride 1 on any of them."""
         leader = self.classes[t]
         if leader not in self.planes:
             members = [other for other in self.readers if self.classes[other] == leader]
             geometries = [
                 node.operator.geometry
                 for other in members for node in self.readers[other]
-                if isinstance(node.operator, Conv) and (_steps_by_one(node) or _has_full_windows(node.operator))
+                if isinstance(node.operator, Conv) and _steps_by_one(node) and not _has_full_windows(node.operator)
             ]  # fmt: skip
             channels, *spatial = self.program.shapes[leader]
             self.planes[leader] = padded_planes(channels, tuple(spatial), geometries, self.target)
@@ -134,7 +134,7 @@ class _PaddedLowering(Lowering):
         t = self.roots[node.inputs[0]]
         residual = None if node.residual is None else self._get(self.roots[node.residual], "planes", node)
         form = self._written(node)
-        if _steps_by_one(node) or _has_full_windows(op):
+        if _steps_by_one(node) and not _has_full_windows(op):
             self._get(t, "planes", node)
         have = "planes" if (t, "planes") in self.forms else "plain"
         source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
@@ -264,7 +264,7 @@ def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:
 
 def _has_full_windows(op: Conv) -> bool:
     """Whether the kernel of depthwise convolutions runs it."""
-    return depthwise.serves(op.geometry, op.weight, dense=op.dense)
+    return depthwise.serves(op.geometry, op.weight)
 
 
 def _steps_by_one(node: Node) -> bool:

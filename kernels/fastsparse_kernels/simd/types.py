@@ -109,6 +109,16 @@ def opaque(builder: Any, vector: Any) -> Any:
     return builder.call(same, [vector])
 
 
+def in_order(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """The same vectors; loads behind it wait for them. LLVM would load all that a loop reads first, and spill."""
+    register, kinds = "v" if is_x86(builder) else "w", [vector.type for vector in vectors]
+    names = [f"={register}"] * len(kinds) + [str(i) for i in range(len(kinds))]
+    result = ir.LiteralStructType(kinds) if len(kinds) > 1 else kinds[0]
+    barrier = ir.InlineAsm(ir.FunctionType(result, kinds), "", ",".join([*names, "~{memory}"]), side_effect=True)
+    found = builder.call(barrier, list(vectors))
+    return unpack(builder, found, len(kinds)) if len(kinds) > 1 else [found]
+
+
 def unpack(builder: Any, aggregate: Any, count: int) -> list[Any]:
     return [builder.extract_value(aggregate, i) for i in range(count)]
 
