@@ -17,8 +17,8 @@ def _model(window, activation):
     """An expansion, a depthwise convolution, and twice the same behind it, the first time with other readers."""
     rng = np.random.default_rng(3)
 
-    def depthwise(channels, **options):
-        return nn.SparseConv2d(channels, channels, groups=channels, sparsity=0.2, rng=rng, **options)
+    def depthwise(channels, sparsity=0.2, **options):
+        return nn.SparseConv2d(channels, channels, groups=channels, sparsity=sparsity, rng=rng, **options)
 
     first = nn.Sequential(nn.SparseConv2d(5, 5, 1, sparsity=0.5, rng=rng), depthwise(5, kernel_size=3, padding=1))
     return nn.Sequential(
@@ -38,6 +38,7 @@ def _model(window, activation):
     [
         {"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "padding": 2, "stride": 2},
         {"kernel_size": 2, "padding": 1}, {"kernel_size": 3, "stride": (1, 2), "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "sparsity": 0.0}, {"kernel_size": 5, "stride": 2, "padding": 1, "sparsity": 0.0},
     ],
 )  # fmt: skip
 def test_channels_in_groups_give_the_same_bits(window, activation, rng):
