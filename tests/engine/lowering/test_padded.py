@@ -38,7 +38,8 @@ def _model(window, activation):
     [
         {"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "padding": 2, "stride": 2},
         {"kernel_size": 2, "padding": 1}, {"kernel_size": 3, "stride": (1, 2), "padding": 2, "dilation": 2},
-        {"kernel_size": 3, "padding": 1, "sparsity": 0.0}, {"kernel_size": 5, "stride": 2, "padding": 1, "sparsity": 0.0},
+        {"kernel_size": 3, "padding": 1, "sparsity": 0.0},
+        {"kernel_size": 5, "stride": 2, "padding": 1, "sparsity": 0.0},
     ],
 )  # fmt: skip
 def test_channels_in_groups_give_the_same_bits(window, activation, rng):
