@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR
-from fastsparse.ops.activations import set_epilogue
+from fastsparse.ops.activations import epilogue
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.layouts import PaddedPlanes
 from fastsparse.ops.target import Target, narrowed
-from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import depthwise as kernels
 
@@ -35,17 +34,19 @@ def prepare(
     zeros = np.zeros(g.spatial[1], target.dtype)
     rows, columns = g.out_spatial
     target = narrowed(target, columns)
+    bands = min(target.threads, -(-rows // kernels.ROWS))  # workers own rows of all layers
     row = -(-columns // target.lanes) * target.vector
     arguments = Arguments(
         kernels.DEPTHWISE,
         channels=g.channels,
+        bands=bands,
         rows=rows,
         columns=columns,
         x_rows=g.spatial[0],
         x_columns=g.spatial[1],
         top=g.padding[0][0],
         left=g.padding[1][0],
-        zeros=address(zeros),
+        zeros=zeros,
         x_corner=x.corner,
         x_image_stride=x.image_stride,
         x_channel_stride=x.channel_stride,
@@ -54,16 +55,16 @@ def prepare(
         y_image_stride=y.image_stride,
         y_channel_stride=y.channel_stride,
         y_row_stride=y.strides[0] * target.size,
-        values=address(values),
-        bias=0 if bias is None else address(bias),
+        values=values,
+        bias=bias,
         scratch_stride=kernels.ROWS * row,
         scratch_row_stride=row,
+        **epilogue(activation, target),
     )
-    set_epilogue(arguments, activation, target)
     kernel = kernels.depthwise_kernel(g.kernel[0], g.stride[0], target.bits, target.lanes)
     flops = 2.0 * np.size(values) * g.positions * images
-    return target.launch(
-        kernel, arguments, ("x", "residual", "y"), tasks=images * g.channels, flops=flops, scratch=kernels.ROWS * row,
-        keep=(values, bias, zeros),
+    return Launch(
+        kernel, arguments, ("x", "residual", "y"), target.sharing, tasks=images * bands * g.channels, flops=flops,
+        scratch=kernels.ROWS * row,
         label=("depthwise", f"{images}x{g.channels}x{rows}x{columns}", "", f"{g.kernel}", "", activation),
     )  # fmt: skip

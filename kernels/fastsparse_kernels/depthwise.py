@@ -39,9 +39,10 @@ from .simd.types import (
 WINDOWS = tuple((side, stride) for side in (3, 5) for stride in (1, 2))
 ROWS = 7  # most of y at once: as many multiply-adds do not wait for one another
 
-# A task is a plane of an image. Tasks: images * channels.
+# Tasks are (image, band of rows, channel), the channel innermost. Tasks: images * bands * channels.
 DEPTHWISE = kernel_arguments(
     "channels",
+    "bands",
     "rows",  # of y
     "columns",
     "x_rows",
@@ -221,14 +222,15 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
         scratch, blocks = a.scratch + slot * a.scratch_stride, (a.rows + ROWS - 1) // ROWS
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            channel, image = task % a.channels, task // a.channels
+            channel, band = task % a.channels, task // a.channels % a.bands
+            image = task // (a.channels * a.bands)
             weights = _broadcast(simd.zeros(taps, lanes, bits), a.values + channel * taps * size)
             bias = simd.zero(bits)
             if a.bias != 0:
                 bias = simd.load_float(bits, a.bias + channel * size)
             x = a.x + a.x_corner + image * a.x_image_stride + channel * a.x_channel_stride
             y = a.y + a.y_corner + image * a.y_image_stride + channel * a.y_channel_stride
-            for i in range(blocks):
+            for i in range(blocks * band // a.bands, blocks * (band + 1) // a.bands):
                 row, end = a.rows * i // blocks, a.rows * (i + 1) // blocks
                 at, residual = y + row * a.y_row_stride, 0
                 if a.residual != 0:

@@ -147,17 +147,25 @@ class _PaddedLowering(Lowering):
 
     def _add_conv(
         self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes, residual: Place | None,
-        target: Callable[[], Place],
+        target: Callable[[], Place] | Place,
     ) -> None:  # fmt: skip
-        """The step of a convolution, behind one that packs its input if need be; only then it has a target."""
+        """The step of a convolution, behind one that packs its input if need be; a new target is made between them."""
         if not _has_full_windows(op):
             product = self._product(node, op, x, source, y)
-            self._add_product(node, op, product, y, residual, target())
+            self._add_product(node, op, product, y, residual, target() if callable(target) else target)
             return
         launch = depthwise.prepare(x, y, op.geometry, op.weight, op.bias, op.activation, self.images, self.target)
         sources = (source,) if residual is None else (source, residual)
         operands = ("x", "y") if residual is None else ("x", "residual", "y")
-        self._add(node.name, "depthwise on padded planes", node, sources, target(), launch, operands)
+        self._add(
+            node.name,
+            "depthwise on padded planes",
+            node,
+            sources,
+            target() if callable(target) else target,
+            launch,
+            operands,
+        )
 
     def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes) -> _Product:
         """The product of a convolution from planes to planes; its input is split into phases now if need be."""
@@ -221,7 +229,7 @@ class _PaddedLowering(Lowering):
             )  # fmt: skip
             self._add_product(first, expanded, self._product(first, expanded, x, source, part), part, None, place)
             to = target[0], target[1] + start * y.channel_stride
-            self._add_conv(node, windowed, part, place, replace(y, channels=stop - start), None, lambda to=to: to)
+            self._add_conv(node, windowed, part, place, replace(y, channels=stop - start), None, to)
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, form = self.roots[node.inputs[0]], self._written(node)
