@@ -24,7 +24,7 @@ def _planes(images, channels, spatial, pads, dtype):
     corner = sum(before * n for (before, _), n in zip(pads, strides, strict=True)) * size
     plane, nothing = int(np.prod(padded)) * size, np.empty((0, 0), np.int64)
     inside = (slice(None), slice(None), *(slice(b, b + n) for n, (b, _) in zip(spatial, pads, strict=True)))
-    planes = PaddedPlanes(channels, spatial, pads, strides, corner, plane, 0, nothing, size, nothing)
+    planes = PaddedPlanes(channels, spatial, pads, strides, corner, plane, 0, nothing, size, nothing, contiguous=False)
     return memory, memory.inside[inside], planes
 
 
