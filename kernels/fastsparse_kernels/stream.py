@@ -107,7 +107,9 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
     def add_row_prefetching(a, acc, x, p, end, last, distance, final):  # type: ignore[no-untyped-def]
         indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
-            simd.prefetch_l1(x + load_index(indices, min(p + distance, final)) * stride, tile_bytes)
+            ahead = x + load_index(indices, min(p + distance, final)) * stride
+            simd.prefetch_l1(ahead, tile_bytes)
+            simd.prefetch_l1(ahead + tile_bytes - size, 64)  # one line more where X is not aligned to lines
             acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
             p = simd.opaque_i64(p + 1)
         return acc
@@ -230,6 +232,7 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
             row = x + load_index(a.indices, p) * a.x_row_stride
             for at in range(0, nbytes, 64):
                 simd.prefetch_l1(row + at, 64)
+            simd.prefetch_l1(row + nbytes - size, 64)  # as above
             p += 1
 
     @kernel_function
