@@ -116,6 +116,8 @@ class _Candidate:
     group: list[_Candidate] = field(default_factory=list)  # all that share its weight, itself included
     input_shape: tuple[int, ...] | None = None
     squares: Array | None = None  # of the input's features or channels, summed over all samples
+    products: Array | None = None  # of the input's features with each other, likewise
+    updated: bool = False  # `weight` is no longer the layer's
     seconds: tuple[float, float] | None = None
     twin: SparseLayer | None = None
     note: str = ""
@@ -151,8 +153,10 @@ def sparsify(
         Without it, layers are taken as they are.
     threshold : float
         Without `sparsity`, the share of zeros from which on a layer takes part.
-    method : {"magnitude", "wanda", "random"}
-        What is kept; "wanda" (magnitude times norm of the input) needs `example_inputs`.
+    method : {"magnitude", "wanda", "sparsegpt", "random"}
+        What is kept; "wanda" (magnitude times norm of the input) and "sparsegpt" (which also changes the weights that
+        stay, so that outputs change least) need `example_inputs`. SparseGPT prunes linear layers only; all of them see
+        inputs of the module as it was, and each takes memory for (in, in) numbers meanwhile.
     scope : {"layer", "global", "erk"}
         Whether each layer has this sparsity, or all together: by one threshold, or by Erdos-Renyi densities.
     filter_fn : function of (name, layer), optional
@@ -187,7 +191,7 @@ def sparsify(
         candidates, kept = _candidates(module, filter_fn)
         _guard_encoders(module)
         if example_inputs is not None and candidates:
-            _watch_inputs(module, candidates, example_inputs, method == "wanda")
+            _watch_inputs(module, candidates, example_inputs, method)
         if sparsity is not None and candidates:
             _choose(candidates, sparsity, method, scope)
         decided = _decided(candidates, sparsity is None, threshold, measure, module.training)
@@ -229,10 +233,11 @@ def _check_arguments(
         raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, scores.METHODS))}")
     if scope not in scores.SCOPES:
         raise ValueError(f"scope is {scope!r}, expected one of {', '.join(map(repr, scores.SCOPES))}")
-    if method == "wanda" and scope == "global":
-        raise ValueError("scope is 'global', expected 'layer' or 'erk': Wanda compares weights within a row")
-    if method == "wanda" and example_inputs is None:
-        raise ValueError("example_inputs is None, expected inputs: Wanda weighs weights with them")
+    named = scores.CALIBRATED.get(method)
+    if named and scope == "global":
+        raise ValueError(f"scope is 'global', expected 'layer' or 'erk': {named} compares weights of one layer")
+    if named and example_inputs is None:
+        raise ValueError(f"example_inputs is None, expected inputs: {named} weighs weights with them")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn is {type(filter_fn).__name__}, expected a function of (name, layer)")
 
@@ -317,8 +322,8 @@ def _names(module: nn.Module) -> Iterable[str]:
 # ------------------------------------------------------------------------------------------------- choosing weights
 
 
-def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_inputs: Any, norms: bool) -> None:
-    """Run the module and note the sizes of what the layers get, and its squares for `norms`."""
+def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_inputs: Any, method: str) -> None:
+    """Run the module and note the sizes of what the layers get, and what the method wants to know of it."""
 
     def note(candidate: _Candidate) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -327,7 +332,11 @@ def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_input
             x = inputs[0].detach()
             if candidate.input_shape is None or x.numel() > math.prod(candidate.input_shape):
                 candidate.input_shape = tuple(x.shape)
-            if not norms:
+            if method == "sparsegpt":
+                rows = x.reshape(-1, x.shape[-1]).float()
+                products = (rows.T @ rows).numpy()
+                candidate.products = products if candidate.products is None else candidate.products + products
+            if method != "wanda":
                 return
             axis = _features_axis(layer)
             squares = x.double().square().sum([a for a in range(x.ndim) if a != axis % x.ndim]).numpy()
@@ -366,6 +375,10 @@ def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: s
     for candidate in firsts:
         if torch.isnan(candidate.weight).any():
             raise ValueError(f"{candidate.name}: a weight is NaN, expected numbers")
+    if method == "sparsegpt":
+        for candidate, density in zip(firsts, scores.chosen_densities([c.weight for c in firsts], sparsity, scope)):
+            _make_up(candidate, density)
+        return
     norms = [_column_norms(c) if method == "wanda" else None for c in firsts]
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ()))) if method == "random" else np.random.default_rng(0)
     masks = scores.chosen_masks(
@@ -374,6 +387,19 @@ def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: s
     for first, mask in zip(firsts, masks):
         for candidate in first.group:
             candidate.mask = mask
+
+
+def _make_up(candidate: _Candidate, density: float) -> None:
+    """Prune by SparseGPT: masks and weights of all layers that share the candidate's weight."""
+    if hasattr(candidate.layer, "kernel_size"):
+        kind = type(candidate.layer).__name__
+        raise ValueError(f"{candidate.name} is a {kind}, expected linear layers for SparseGPT (use filter_fn)")
+    products = [c.products for c in candidate.group if c.products is not None]
+    if not products:
+        raise ValueError(f"{candidate.name} gets no input from example_inputs, expected inputs for all layers")
+    mask, weight = scores.sparsegpt(candidate.weight.float().numpy(), candidate.mask, np.sum(products, axis=0), density)
+    for c in candidate.group:
+        c.mask, c.weight, c.updated, c.products = mask, torch.from_numpy(weight), True, None
 
 
 def _column_norms(candidate: _Candidate) -> Array:
@@ -424,6 +450,8 @@ def _twin(candidate: _Candidate) -> SparseLayer:
     layer = candidate.layer
     kind = next((twin for dense, twin in _TWINS.items() if isinstance(layer, dense)), SparseLinear)
     twin: SparseLayer = kind.from_dense(layer, torch.from_numpy(candidate.mask.reshape(candidate.weight.shape)))
+    if candidate.updated:
+        twin._take(candidate.weight, twin.bias, layer)
     return twin
 
 
@@ -481,9 +509,11 @@ def _substitute(module: nn.Module, new: dict[Any, Any]) -> None:
 
 def _write_zeros(candidate: _Candidate) -> None:
     """Prune a layer that stays dense."""
-    parameter = _parameter(candidate.layer)
+    parameter, transposed = _parameter(candidate.layer), is_transposed(candidate.layer)
+    if candidate.updated:
+        parameter.copy_(candidate.weight.T if transposed else candidate.weight)
     mask = torch.from_numpy(candidate.mask.reshape(candidate.weight.shape))
-    parameter.mul_(mask.T if is_transposed(candidate.layer) else mask)
+    parameter.mul_(mask.T if transposed else mask)
 
 
 def _guard_encoders(module: nn.Module) -> None:

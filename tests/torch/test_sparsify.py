@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import fastsparse.torch as fst
-from fastsparse.torch import pruning
+from fastsparse.torch import pruning, scores
 from fastsparse.torch.layers import SparseLayer
 
 
@@ -112,7 +112,7 @@ def test_without_inputs_linear_layers_are_measured_on_a_sample(timed):
     }
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "random"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "random"])  # SparseGPT: linear layers only
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_pruning_to_a_sparsity(method, scope):
     if (method, scope) == ("wanda", "global"):
@@ -142,6 +142,58 @@ def test_magnitude_keeps_the_largest_and_wanda_minds_the_input():
     module = nn.Sequential(copy.deepcopy(linear))
     fst.sparsify(module, 0.5, method="wanda", example_inputs=x, measure=False)
     assert module[0].to_dense().weight.tolist() == [[1, 2, 0, 0], [-5, 4, 0, 0]]
+
+
+def correlated(features: int, samples: int = 400) -> torch.Tensor:
+    """Samples whose features follow few common causes."""
+    return torch.randn(samples, features // 8) @ torch.randn(features // 8, features) + 0.1 * torch.randn(
+        samples, features
+    )
+
+
+def test_sparsegpt_changes_outputs_least():
+    """On inputs whose features are correlated, also on inputs that it has not seen; in two blocks of columns."""
+    torch.manual_seed(0)
+    dense, x = nn.Linear(160, 48), correlated(160, 800)
+    seen, unseen = x[:400], x[400:]
+    errors = {}
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        module = nn.Sequential(copy.deepcopy(dense))
+        report = fst.sparsify(module, 0.75, method=method, example_inputs=seen, measure=False)
+        assert report.layers[0].sparsity == pytest.approx(0.75, abs=0.01)
+        with torch.no_grad():
+            errors[method] = float((module(unseen) - dense(unseen)).norm() / dense(unseen).norm())
+    assert errors["sparsegpt"] < 0.75 * min(errors["magnitude"], errors["wanda"]), errors
+
+
+def test_sparsegpt_solves_a_least_squares_problem():
+    """Where the first inputs go, the weights of the others are what least squares fits to the old outputs."""
+    torch.manual_seed(0)
+    x, weight = correlated(16).double().numpy(), np.random.default_rng(0).standard_normal((3, 16))
+    mask = np.arange(16) >= 5
+    kept, found = scores.sparsegpt(weight, np.tile(mask, (3, 1)), x.T @ x, 11 / 16)
+    assert (kept == mask).all()
+    damped = x.T @ x + np.eye(16) * scores.DAMPING * np.square(x).sum(axis=0).mean()
+    change = np.linalg.solve(damped[np.ix_(mask, mask)], damped[np.ix_(mask, ~mask)] @ weight[:, ~mask].T)
+    np.testing.assert_allclose(found[:, mask], weight[:, mask] + change.T, rtol=1e-5)
+
+
+def test_sparsegpt_keeps_what_is_pruned_and_leaves_dead_inputs(timed):
+    """Layers that stay dense get the new weights, too; columns of inputs that are always 0 go first."""
+    timed(0.5)
+    torch.manual_seed(0)
+    prune.l1_unstructured(layer := nn.Linear(20, 30), "weight", 0.3)
+    module, x = nn.Sequential(layer).eval(), correlated(20)
+    x[:, 3] = 0
+    before, old_mask = layer.weight.detach().clone(), layer.weight_mask.bool()
+    report = fst.sparsify(module, 0.5, method="sparsegpt", example_inputs=x)
+    assert not report.layers[0].sparse
+    module(x)  # makes the weight
+    kept = layer.weight.detach() != 0
+    assert int(kept.count_nonzero()) == 300
+    assert not kept[~old_mask].any()
+    assert not kept[:, 3].any()
+    assert not torch.isclose(layer.weight.detach(), before)[kept].all()
 
 
 def test_wanda_on_convolutions_sees_channels_of_the_group():
@@ -405,6 +457,7 @@ def test_the_linear_layer_of_gpt2(timed, factor):
     ({"sparsity": 0.9, "method": "best"}, ValueError, "method is 'best', expected one of 'magnitude'"),
     ({"sparsity": 0.9, "scope": "all"}, ValueError, "scope is 'all', expected one of 'layer', 'global', 'erk'"),
     ({"sparsity": 0.9, "method": "wanda"}, ValueError, "example_inputs is None, expected inputs"),
+    ({"sparsity": 0.9, "method": "sparsegpt"}, ValueError, "example_inputs is None, expected inputs"),
     ({"filter_fn": 3}, TypeError, "filter_fn is int"),
     ({"sparsity": 0.9, "example_inputs": torch.zeros(2, 7)}, RuntimeError, "shapes cannot be multiplied"),
 ])  # fmt: skip
@@ -415,6 +468,13 @@ def test_bad_arguments_change_nothing(keywords, kind, text):
         fst.sparsify(module, **keywords)
     assert kinds(module) == before
     assert all(torch.equal(a, state[name]) for name, a in module.state_dict().items())
+
+
+def test_sparsegpt_is_for_linear_layers():
+    with pytest.raises(ValueError, match=r"0 is a Conv2d, expected linear layers for SparseGPT"):
+        fst.sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5, method="sparsegpt", example_inputs=torch.zeros(1, 3, 5, 5))
+    with pytest.raises(ValueError, match="expected 'layer' or 'erk': SparseGPT compares weights of one layer"):
+        fst.sparsify(network(), 0.5, method="sparsegpt", scope="global", example_inputs=X)
 
 
 def test_nan_and_devices_are_refused():
