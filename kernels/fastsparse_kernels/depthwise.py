@@ -179,7 +179,7 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
                     acc = simd.add(acc, simd.load_rows(acc, at, a.y_row_stride, count, columns))
                 acc = simd.clamp(acc, low, high)
                 at = target + column * size
-                if columns >= lanes:
+                if columns >= lanes or a.activation != 0:  # whole, as what a masked store wrote is slow to read
                     simd.store_at(acc, simd.strided_addresses(count, at, target_stride), 0)
                 else:
                     simd.store_rows(acc, at, target_stride, count, columns)
@@ -190,9 +190,9 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
     def activate(a, count, sums, y):  # type: ignore[no-untyped-def]
         """Rows of y from sums in the scratch. A function of its own: a call spills all vector registers."""
         like = simd.zeros(1, lanes, bits)
+        simd.call(a.activation, sums, count * (a.scratch_row_stride // (lanes * size)))
         for i in range(count):
             source, target = sums + i * a.scratch_row_stride, y + i * a.y_row_stride
-            simd.call(a.activation, source, (a.columns + lanes - 1) // lanes)
             for column in range(0, a.columns, lanes):
                 vector = simd.load(like, source + column * size)
                 simd.store_first(vector, target + column * size, a.columns - column)
