@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ from fastsparse.engine.program import (
     Scale,
     Shape,
 )
+from fastsparse.ops.conv import absolute_columns
 from fastsparse.ops.geometry import ConvGeometry
 
 Array = NDArray[Any]
@@ -118,6 +120,30 @@ def fold_scales(program: Program) -> Program:
         if isinstance(product.operator, Linear) and product.operator.rows > 1:  # which the scale tells apart
             return None
         return replace(product, operator=_scaled(product.operator, scale.operator))
+
+    return _merge_pairs(program, merged)
+
+
+def fold_scales_forward(program: Program) -> Program:
+    """A scale in front of another one, or of a product that it alone is read by, goes into that, rounded once.
+
+    A shift does not go in front of padding, which it leaves alone.
+    """
+
+    def merged(scale: Node, reader: Node) -> Node | None:
+        first, op = scale.operator, reader.operator
+        if not isinstance(first, Scale):
+            return None
+        if isinstance(op, Scale):
+            return replace(scale, operator=Scale(op.scale * first.scale, op.scale * first.shift + op.shift))
+        if isinstance(op, Conv):
+            channels = absolute_columns(op.weight.pattern, op.geometry) // math.prod(op.geometry.kernel)
+            fits = not (any(map(any, op.geometry.padding)) and first.shift.any())
+        elif isinstance(op, Linear):
+            channels, fits = op.weight.indices, op.rows == 1
+        else:
+            return None
+        return replace(reader, operator=_read_scaled(op, first, channels), inputs=scale.inputs) if fits else None
 
     return _merge_pairs(program, merged)
 
@@ -320,6 +346,16 @@ def _scaled(product: Conv | Linear, scale: Scale) -> Conv | Linear:
     return replace(product, weight=weight.with_data(values.astype(dtype)), bias=bias.astype(dtype))
 
 
+def _read_scaled(product: Conv | Linear, scale: Scale, channels: NDArray[np.integer[Any]]) -> Conv | Linear:
+    """The product of a scaled operand; `channels` are those that the weights read."""
+    weight, values = product.weight, product.weight.data.astype(np.float64)
+    bias = product.bias
+    if scale.shift.any():
+        added = np.bincount(weight.pattern.rows(), values * scale.shift[channels], weight.shape[0])
+        bias = (added if bias is None else bias + added).astype(weight.dtype)
+    return replace(product, weight=weight.with_data((values * scale.scale[channels]).astype(weight.dtype)), bias=bias)
+
+
 def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: Shape) -> Conv | Linear:
     product = _placed(shape, 0, shape[0], scale.dtype)
     return replace(product, weight=product.weight.with_data(scale), bias=shift, activation=activation)
@@ -341,6 +377,7 @@ _PASSES = (
     move_activations_before_max,
     move_before_gathers,
     fold_scales,
+    fold_scales_forward,
     fuse_activations,
     split_products_of_concats,
     concats_as_products,

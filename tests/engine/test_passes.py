@@ -13,6 +13,7 @@ from fastsparse.engine.passes import (
     check_optimised,
     complete_dense_layers,
     fold_scales,
+    fold_scales_forward,
     fuse_activations,
     move_activations_before_max,
     optimised,
@@ -61,6 +62,50 @@ def test_batch_norm_behind_an_activation_stays():
 
 def test_successive_batch_norms_all_fold():
     assert kinds(fold_scales(program(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))) == ["Conv"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "shifted", "kept"),
+    [
+        ({"kernel_size": 1}, True, False), ({"kernel_size": 3}, True, False),
+        ({"kernel_size": 3, "groups": 2}, True, False),
+        ({"kernel_size": 3, "padding": 1}, True, True), ({"kernel_size": 3, "padding": 1}, False, False),
+    ],
+)  # fmt: skip
+def test_scales_behind_activations_go_into_what_reads_them(reader, shifted, kept, rng):
+    layers = [
+        conv(activation="relu"),
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+        nn.SparseConv2d(4, 6, sparsity=0.3, **reader),
+    ]
+    before = program(*layers)
+    scales = [node.operator for node in before.nodes if isinstance(node.operator, Scale)]
+    for scale in scales:
+        scale.scale[:] = rng.uniform(0.5, 2, 4)
+        scale.shift[:] = rng.standard_normal(4) * shifted
+    after = fold_scales_forward(before)
+    assert kinds(after) == ["Conv", *["Scale"] * kept, "Conv"]
+    first, second = scales
+    scale, shift = second.scale * first.scale, second.scale * first.shift + second.shift
+    last, product = before.nodes[-1].operator, after.nodes[-1].operator
+    if kept:
+        found = after.nodes[1].operator
+        np.testing.assert_array_equal([found.scale, found.shift], [scale, shift])
+        assert product is last
+        return
+    window = last.weight.toarray().astype(float).reshape(6, 4 // last.geometry.groups, -1)
+    channels = np.arange(4).reshape(last.geometry.groups, -1).repeat(6 // last.geometry.groups, 0)
+    np.testing.assert_array_equal(
+        product.weight.toarray(), (window * scale[channels][..., None]).astype(np.float32).reshape(6, -1)
+    )
+    wanted = (window * shift[channels][..., None]).sum((1, 2)) + (0 if last.bias is None else last.bias)
+    np.testing.assert_allclose(0 if product.bias is None else product.bias, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_scales_that_others_read_stay():
+    branch = nn.Sequential(nn.BatchNorm2d(4), nn.Residual(nn.SparseConv2d(4, 4, 1, sparsity=0.5, rng=0)))
+    assert kinds(fold_scales_forward(program(nn.ReLU(), *branch))) == ["Activate", "Scale", "Conv", "Add"]
 
 
 def test_the_first_activation_fuses_and_the_second_does_not():

@@ -54,7 +54,7 @@ class _PaddedLowering(Lowering):
             geometries = [
                 node.operator.geometry
                 for other in members for node in self.readers[other]
-                if isinstance(node.operator, Conv) and _steps_by_one(node) and not _has_full_windows(node.operator)
+                if isinstance(node.operator, Conv) and _reads_padding(node)
             ]  # fmt: skip
             channels, *spatial = self.program.shapes[leader]
             self.planes[leader] = padded_planes(channels, tuple(spatial), geometries, self.target)
@@ -134,7 +134,7 @@ class _PaddedLowering(Lowering):
         t = self.roots[node.inputs[0]]
         residual = None if node.residual is None else self._get(self.roots[node.residual], "planes", node)
         form = self._written(node)
-        if _steps_by_one(node) and not _has_full_windows(op):
+        if _reads_padding(node):
             self._get(t, "planes", node)
         have = "planes" if (t, "planes") in self.forms else "plain"
         source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
@@ -193,7 +193,7 @@ class _PaddedLowering(Lowering):
     def _expansions(self) -> dict[int, Node]:
         """Products that a depthwise convolution alone reads, and that would leave a near cache, by its output."""
         h, found = self.target.heuristics, dict[int, Node]()
-        products = {node.output: node for node in self.early if _steps_by_one(node) and node.residual is None}
+        products = {node.output: node for node in self.early if _reads_padding(node) and node.residual is None}
         for node in self.early:
             op, first = node.operator, products.get(self.roots[node.inputs[0]])
             if first is None or not isinstance(op, Conv) or node.residual is not None:
@@ -273,6 +273,11 @@ def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:
 def _has_full_windows(op: Conv) -> bool:
     """Whether the kernel of depthwise convolutions runs it."""
     return depthwise.serves(op.geometry, op.weight)
+
+
+def _reads_padding(node: Node) -> bool:
+    """Whether the node is a convolution that reads the planes of its layout class, with their padding."""
+    return isinstance(node.operator, Conv) and _steps_by_one(node) and not _has_full_windows(node.operator)
 
 
 def _steps_by_one(node: Node) -> bool:
