@@ -87,6 +87,13 @@ def _panels_product(W: CSR, samples: int, width: int, activation: str | None, ta
     return _PanelsProduct(plan.values(W).fixed(launch), unpack, size)
 
 
+def _transposed_product(W: CSR, samples: int, width: int, target: Target) -> _PanelsProduct:
+    """y = x @ W; W.T itself is not made."""
+    pattern, key = W.pattern.transpose()[0], (samples, width, None, target)
+    plan, launch, unpack, size = pattern.cached(("linear launch", *key), _panels_launch, pattern, *key)
+    return _PanelsProduct(plan.transposed_values(W).fixed(launch), unpack, size)
+
+
 def _panels_launch(
     pattern: Pattern, samples: int, width: int, activation: str | None, target: Target
 ) -> tuple[spmm.SpmmPlan | stream.StreamPlan, Launch, Launch, int]:
@@ -149,7 +156,7 @@ def backward(
     grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None
 ) -> tuple[Array | None, Array]:
     """dX (samples, in), when asked for, and the values' gradient (nnz,)."""
-    return _weight_gradient(W.pattern, grad, x, W.T if need_input else None, target)
+    return _weight_gradient(W.pattern, grad, x, W if need_input else None, target)
 
 
 def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
@@ -161,12 +168,12 @@ def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
 
 
 def _weight_gradient(
-    pattern: Pattern, grad: Array, x: Array, W_T: CSR | None, target: Target | None
+    pattern: Pattern, grad: Array, x: Array, W: CSR | None, target: Target | None
 ) -> tuple[Array | None, Array]:
-    """grad^T x at the pattern, and grad @ W from the same packed gradient when W_T is given."""
+    """grad^T x at the pattern, and grad @ W from the same packed gradient when W is given."""
     target = target or target_for(grad.dtype)
     samples, features = x.shape
-    grad_x = None if W_T is None else buffers.array((samples, features), grad.dtype)
+    grad_x = None if W is None else buffers.array((samples, features), grad.dtype)
     gradients: Array | None = None
     last: sddmm.SddmmPlan | None = None
     group_bytes = layouts.panel_stride(pattern.shape[0], 1, target) + layouts.panel_stride(features, 1, target)
@@ -189,15 +196,15 @@ def _weight_gradient(
             from_zero = last is None
             if gradients is None or last is None:
                 gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
-            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of W_T
+            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of the other one
                 gradients = plan.order.pack(last.order.csr.take(gradients))
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)
             _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
             product.run(packed_x, packed_y, address(gradients), from_zero)
-        if grad_x is not None and W_T is not None and features:
-            key = count, width, None, target
-            transposed = W_T.cached(("panels", *key), _panels_product, W_T, *key)
+        if grad_x is not None and W is not None and features:
+            key = count, width, target
+            transposed = W.cached(("transposed panels", *key), _transposed_product, W, *key)
             transposed.run(packed_y, address(grad_x) + start * grad_x.strides[0], 0, "x")
     if gradients is None:  # no samples or no nonzeros
         return grad_x, np.zeros(pattern.nnz, grad.dtype)

@@ -67,6 +67,14 @@ class Reordering:
             kernels.gather(bits)(values, self.indices, out)
         return out
 
+    def pack(self, values: Array, out: Array | None = None) -> Array:
+        """As `take`; a new array is aligned, with room for reading ahead."""
+        if out is not None:
+            return self.take(values, out)
+        packed = aligned_empty((len(self.indices) + kernels.OVERREAD,), values.dtype)[: len(self.indices)]
+        kernels.gather(values.itemsize * 8)(values, self.indices, packed)  # most are packed once: no search of runs
+        return packed
+
     def _find_runs(self) -> NDArray[np.uint32]:
         runs = np.empty((1 + len(self.indices) // RUN_NUMBERS, 2), np.uint32)
         count = kernels.find_runs()(self.indices, runs)
@@ -121,11 +129,7 @@ class SparseOperator:
 
     def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the operator's order, aligned, with room for reading ahead."""
-        if out is not None:
-            return self.order.take(values, out)
-        packed = aligned_empty((self.nnz + kernels.OVERREAD,), values.dtype)[: self.nnz]
-        kernels.gather(values.itemsize * 8)(values, self.permutation, packed)  # most are packed once: no search of runs
-        return packed
+        return self.order.pack(values, out)
 
 
 class PackedValues:
@@ -168,6 +172,22 @@ def packed_values(W: CSR, operator: SparseOperator) -> PackedValues:
     """W's values in the operator's order, kept with W: a layer packs once per optimizer step, never per call."""
     # They hold the operator, so that no other object gets its id.
     return W.cached(("values", id(operator)), PackedValues, W, operator.pack)
+
+
+def transposed_values(W: CSR, operator: SparseOperator | None = None) -> PackedValues:
+    """W.T's values, in the operator's order or in that of rows, moved once from W's."""
+    return W.cached(("values of W.T", id(operator)), _transposed_values, W, operator)
+
+
+def _transposed_values(W: CSR, operator: SparseOperator | None) -> PackedValues:
+    pattern, permutation = W.pattern.transpose()
+    order, _ = pattern.cached(("order of W.T", id(operator)), _transposed_order, permutation, operator)
+    return PackedValues(W, order.pack)
+
+
+def _transposed_order(permutation: Array, operator: SparseOperator | None) -> tuple[Reordering, SparseOperator | None]:
+    """The order, with the operator, so that no other object gets its id."""
+    return Reordering(permutation if operator is None else permutation[operator.permutation]), operator
 
 
 # ------------------------------------------------------------------------------------------------- building

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import layouts, stream
 from fastsparse.ops.activations import epilogue
-from fastsparse.ops.sparse_operator import PackedValues, SparseOperator, linear_operator, packed_values
+from fastsparse.ops.sparse_operator import (
+    PackedValues,
+    SparseOperator,
+    linear_operator,
+    packed_values,
+    transposed_values,
+)
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 from fastsparse.runtime import buffers
@@ -145,6 +151,10 @@ class SpmmPlan:
     def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them."""
         return packed_values(W, self.operator)
+
+    def transposed_values(self, W: CSR) -> PackedValues:
+        """W.T's values in that order."""
+        return transposed_values(W, self.operator)
 
 
 class Peels(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.heuristics import Heuristics
-from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues
+from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, transposed_values
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import stream
@@ -88,6 +88,10 @@ class StreamPlan:
     def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them: as they are."""
         return PackedValues(W)
+
+    def transposed_values(self, W: CSR) -> PackedValues:
+        """W.T's values in that order."""
+        return transposed_values(W)
 
 
 def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:

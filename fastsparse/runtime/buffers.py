@@ -67,10 +67,11 @@ def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     fitting = [i for i in range(len(owners)) if size <= len(owners[i]) - 64 <= 2 * size and _idle(owners, i)]
     if fitting:
         owner = owners.pop(min(fitting, key=lambda i: len(owners[i])))
+        owners.append(owner)  # most recently used last
     else:
         owner = np.empty(size + 64, np.uint8)
-    owners.append(owner)  # most recently used last
-    _shrink(owners)
+        owners.append(owner)
+        _shrink(owners)
     start = -address(owner) % 64
     return owner[start : start + size].view(kind).reshape(shape)
 

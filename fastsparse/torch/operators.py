@@ -84,17 +84,18 @@ class Structure:
             self._tensors = tensors
         return same
 
-    def matrix(self, values: Tensor, fresh: bool) -> CSR:
+    def matrix(self, values: Tensor, fresh: bool | None) -> CSR:
         """The matrix, which shares the memory of the values; what is packed of them follows their changes.
 
-        fresh : in a forward pass with gradient, whatever may have changed the values. Else changes are those that torch
-            counts, and of the others (through ``.data`` or NumPy) those that some of the values show.
+        fresh : True in a forward pass with gradient: whatever may have changed the values. False: changes are those
+            that torch counts, and of the others (through ``.data`` or NumPy) those that some of the values show. None
+            in a backward pass, where the forward pass was fresh: those that torch counts.
         """
         known = self._values
         if known is None or not known.hold(values):
             known = self._values = _Values(values, self.pattern)
-        elif fresh or known.state != known.state_of(values):
-            known.update(values)
+        elif fresh or not known.current(values, sampled=fresh is not None):
+            known.update(values, sampled=fresh is False)
         return known.matrix
 
     def bias(self, bias: Tensor | None, matrix: CSR) -> Array | None:
@@ -121,23 +122,29 @@ class _Values:
             raise ValueError(f"values has shape {self.array.shape}, expected ({pattern.nnz},), one for each nonzero")
         self.given = np.ascontiguousarray(_array(_computable(values)))
         self.matrix = CSR._trusted(pattern, self.given, changing=True)
-        self._sample = self.array[:: max(1, -(-len(self.array) // _SAMPLES))]
-        self.state = self.state_of(values)
+        self._samples = self.array[:: max(1, -(-len(self.array) // _SAMPLES))]
+        self.identity = _identity(values)
+        self._sample: bytes | None = self._samples.tobytes()
 
     def hold(self, values: Tensor) -> bool:
         """Whether `values` is this memory."""
-        same = values.data_ptr() == self.state[0] and values.dtype is self.dtype
+        same = values.data_ptr() == self.identity[0] and values.dtype is self.dtype
         return same and values.numel() == len(self.array)
 
-    def state_of(self, values: Tensor) -> tuple[int, int, bytes]:
-        """Differs when the memory was written to."""
-        return *_identity(values), self._sample.tobytes()
+    def current(self, values: Tensor, sampled: bool) -> bool:
+        """Whether the memory is known not to have been written to, as far as torch or the sample say."""
+        return self.identity == _identity(values) and (not sampled or self._sample == self._samples.tobytes())
 
-    def update(self, values: Tensor) -> None:
-        """Take over what was written."""
+    def update(self, values: Tensor, sampled: bool) -> None:
+        """Take over what was written.
+
+        sampled : whether to take the sample, which costs a miss of the caches for each number; without it, the next
+            call that asks for it updates once more
+        """
         if self.given is not self.array:
             np.copyto(self.given, _array(_computable(values)))
-        self.state = self.state_of(values)
+        self.identity = _identity(values)
+        self._sample = self._samples.tobytes() if sampled else None
         self.matrix._values_changed()
 
 
@@ -256,7 +263,7 @@ def _linear_backward(
     grad: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, in_features: int, need_input: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     structure = structure_of(indptr, indices, in_features)
-    matrix = structure.matrix(values, False)
+    matrix = structure.matrix(values, None)
     array, dy = _samples(x, matrix), _input(grad, matrix, "grad")
     if dy.shape != (*array.shape[:-1], matrix.shape[0]):
         raise ValueError(f"grad has shape {dy.shape}, expected {(*array.shape[:-1], matrix.shape[0])}")
@@ -275,7 +282,7 @@ def _results(grad_x: Array | None, grad_values: Array, grad_bias: Array) -> tupl
 
 def _geometry(
     x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, fresh: bool,
+    padding: list[int], dilation: list[int], groups: int, fresh: bool | None,
 ) -> tuple[Structure, CSR, Array, Any]:  # fmt: skip
     """Checked operands of a convolution."""
     if x.ndim != len(kernel_size) + 2:
@@ -320,7 +327,7 @@ def _conv_backward(
     stride: list[int], padding: list[int], dilation: list[int], groups: int, need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     structure, matrix, array, geometry = _geometry(
-        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, False
+        x, values, indptr, indices, kernel_size, stride, padding, dilation, groups, None
     )
     dy, expected = _input(grad, matrix, "grad"), (len(array), geometry.out_channels, *geometry.out_spatial)
     if dy.shape != expected:
@@ -461,7 +468,7 @@ class _SparseInputFunction(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         values, indptr, indices = ctx.saved_tensors
         structure = structure_of(indptr, indices, ctx.x.shape[1])
-        matrix = structure.matrix(values, False)
+        matrix = structure.matrix(values, None)
         dy = _input(grad, matrix, "grad")
         if structure.watched:
             structure.gradients.append(LinearGradient(dy.copy(), ctx.x))
