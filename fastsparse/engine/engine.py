@@ -17,13 +17,13 @@ from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import first_layer, program_of
 from fastsparse.engine.passes import optimised, uses_of
-from fastsparse.engine.program import Linear, Program
+from fastsparse.engine.program import Linear, Lookup, Program
 from fastsparse.engine.report import Benchmark, Report, Row, fastest_seconds, measured, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool, PoolStore
 from fastsparse.functional import linear
-from fastsparse.nn.shape import embedded
+from fastsparse.nn.shape import embedded, padding_mask
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.threads import checked_threads, usable_threads
@@ -272,14 +272,14 @@ class Engine:
         y = np.empty((len(x[0]), *self._sample_shape), self.dtype)
         with self._pool(len(y)).workspace() as workspace:
             report = measured(self._program, workspace, x, y)
-        if any(self._program.lookups):
+        if any(isinstance(made, Lookup) for made in self._program.lookups):
             spent = fastest_seconds(lambda: self._checked(user)) * 1e3
             row = Row("input", "Embedding", x[0].shape[1:], None, "rows of a table", spent, None)
             report = replace(report, rows=[row, *report.rows])
         return report
 
     def random_inputs(self, batch: int | None = None) -> list[Array]:
-        """Inputs to try the network on: normally distributed numbers, or integers where it begins with Embedding."""
+        """Inputs to try the network on: normally distributed numbers, integers for an Embedding, no key padded."""
         count = self.input_shape[0] if batch is None else operator.index(batch)
         if count < 1:
             raise ValueError(f"batch is {batch}, expected a positive integer")
@@ -287,8 +287,10 @@ class Engine:
         for shape, (_, lookup) in zip(self._program.user_shapes, self._program.user_inputs(), strict=True):
             if lookup is None:
                 found.append(rng.standard_normal((count, *shape)).astype(self.dtype))
-            else:
+            elif isinstance(lookup, Lookup):
                 found.append(rng.integers(0, len(lookup.table), (count, *shape)))
+            else:
+                found.append(np.zeros((count, *shape), np.bool_))
         return found
 
     def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
@@ -316,7 +318,10 @@ class Engine:
             if array.ndim != len(shape) or array.shape[1:] != shape[1:] or (found and len(array) != len(found[0])):
                 expected = ", ".join(map(str, (len(found[0]) if found else "N", *shape[1:])))
                 raise ValueError(f"{name} has shape {array.shape}, expected ({expected}) as compiled")
-            array = array if lookup is None else embedded(lookup.table, array, lookup.positions)
+            if isinstance(lookup, Lookup):
+                array = embedded(lookup.table, array, lookup.positions)
+            elif lookup is not None:
+                array = padding_mask(array, self.dtype, name)
             found.append(np.ascontiguousarray(array))
         return found
 

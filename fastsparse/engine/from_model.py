@@ -28,6 +28,7 @@ from fastsparse.engine.program import (
     Lookup,
     Node,
     Operator,
+    PaddingMask,
     Pool,
     Program,
     Reshape,
@@ -87,7 +88,7 @@ class _Building:
     shapes: list[Shape]
     nodes: list[Node]
     dtype: np.dtype[Any]
-    lookups: list[Lookup | None]  # of each input
+    lookups: list[Lookup | PaddingMask | None]  # of each input
     shared: set[int]  # tensors that several branches read
 
     def layer(self, name: str, layer: nn.Module, x: int | tuple[int, ...]) -> int:
@@ -134,20 +135,29 @@ class _Building:
         return x
 
     def _attention(self, name: str, layer: nn.MultiheadAttention, x: int | tuple[int, ...]) -> int:
-        source, *rest = (x, x) if isinstance(x, int) else x
-        if len(rest) != 1:
-            raise ValueError(
-                f"layer {name or 'model'} (MultiheadAttention) has {1 + len(rest)} inputs, expected 1 or 2"
-            )
-        shapes = [self.shapes[t] for t in (source, *rest)]
-        for shape in shapes:
+        where = f"layer {name or 'model'} (MultiheadAttention)"
+        inputs = [x] if isinstance(x, int) else list(x)
+        mask = inputs.pop() if len(inputs) > 1 and len(self.shapes[inputs[-1]]) == 1 else None
+        if len(inputs) > 2:
+            raise ValueError(f"{where} has {len(inputs)} inputs, expected 1 or 2, and a mask")
+        source, memory = inputs[0], inputs[-1]
+        for shape in (self.shapes[source], self.shapes[memory]):
             if len(shape) != 2 or shape[1] != layer.embed_dim:
                 got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
-                where = f"layer {name or 'model'} (MultiheadAttention)"
                 raise ValueError(f"input_shape gives {where} an x of {got}, expected (N, tokens, {layer.embed_dim})")
         dot = f"{name}." if name else ""
-        parts = (("query", source), ("key", rest[0]), ("value", rest[0]))
+        parts = (("query", source), ("key", memory), ("value", memory))
         ends = tuple(self.layer(f"{dot}{part}", getattr(layer, part), t) for part, t in parts)
+        if mask is not None:
+            if mask >= len(self.lookups) or self.lookups[mask] is not None or mask in self.shared:
+                raise UnsupportedOperatorError(f"{where} has a mask that is not an input of the model of its own")
+            if self.shapes[mask] != self.shapes[memory][:1]:
+                (keys,) = self.shapes[mask]
+                raise ValueError(
+                    f"input_shape gives {where} a mask of (N, {keys}), expected (N, {self.shapes[memory][0]})"
+                )
+            self.lookups[mask] = PaddingMask()
+            ends = (*ends, mask)
         operator = Attention(layer.num_heads, layer.causal)
         y = self._node(name or "model", layer, operator, self.shapes[ends[0]], ends)
         return self.layer(f"{dot}output", layer.output, y)

@@ -139,7 +139,10 @@ class Gather:
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(Q K^T / sqrt(length)) V for every head; inputs Q (queries, features), K and V (keys, features)."""
+    """softmax(Q K^T / sqrt(length)) V for every head; inputs Q (queries, features), K and V (keys, features).
+
+    A fourth input (keys) is added to the scores: 0, or -inf where a key is padding.
+    """
 
     heads: int
     causal: bool
@@ -151,6 +154,11 @@ class Lookup:
 
     table: Array  # (rows, length)
     positions: Array | None = None  # (tokens, length)
+
+
+@dataclass(frozen=True)
+class PaddingMask:
+    """What makes 0 of the user's False, and -inf of True."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +236,7 @@ class Node:
 class Program:
     """A network. shapes[t] is the shape of one sample of tensor t.
 
-    lookups : for each input what makes it of the user's integers; None where the user's numbers are the input
+    lookups : for each input what makes it of the user's integers or booleans; None where the user's numbers are it
     """
 
     shapes: tuple[Shape, ...]
@@ -236,14 +244,15 @@ class Program:
     outputs: tuple[int, ...]
     nodes: tuple[Node, ...]
     dtype: np.dtype[Any]
-    lookups: tuple[Lookup | None, ...] = ()
+    lookups: tuple[Lookup | PaddingMask | None, ...] = ()
 
     @property
     def user_shapes(self) -> tuple[Shape, ...]:
         """Shape of one sample of each input as the user has it."""
-        return tuple(self.shapes[t] if look is None else self.shapes[t][:-1] for t, look in self.user_inputs())
+        sizes = ((self.shapes[t], made) for t, made in self.user_inputs())
+        return tuple(shape[:-1] if isinstance(made, Lookup) else shape for shape, made in sizes)
 
-    def user_inputs(self) -> list[tuple[int, Lookup | None]]:
+    def user_inputs(self) -> list[tuple[int, Lookup | PaddingMask | None]]:
         """Inputs, and what makes them."""
         return list(zip(self.inputs, self.lookups or (None,) * len(self.inputs), strict=True))
 

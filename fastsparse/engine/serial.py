@@ -29,6 +29,7 @@ from fastsparse.engine.program import (
     Lookup,
     Node,
     Operator,
+    PaddingMask,
     Pool,
     Program,
     Reshape,
@@ -66,9 +67,10 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
         return {**fields, "shape": list(matrix.shape)}
 
     lookups = [
-        None if lookup is None else {"table": kept(lookup.table), "positions": kept(lookup.positions)}
-        for lookup in program.lookups
-    ]
+        {"table": kept(made.table), "positions": kept(made.positions)} if isinstance(made, Lookup)
+        else None if made is None else "mask"
+        for made in program.lookups
+    ]  # fmt: skip
     return {
         "lookups": lookups,
         "dtype": program.dtype.name,
@@ -142,7 +144,7 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Program:
     if lookups and len(lookups) != len(inputs):
         raise ValueError(f"there are {len(lookups)} lookups for {len(inputs)} inputs")
     for t, lookup in zip(inputs, lookups):
-        if lookup is not None and not _fits(lookup, shapes[t]):
+        if isinstance(lookup, Lookup) and not _fits(lookup, shapes[t]):
             raise ValueError(f"the embedding has shape {lookup.table.shape}, which does not fit the input")
     for entry in plain["nodes"]:
         sources, (output,) = _ints(entry["inputs"], 0), _ints([entry["output"]], 0)
@@ -224,10 +226,10 @@ class _Reader:
             return Gather(self.array(entry["index"], np.int64), blocks, _ints(entry["shape"], 1))
         raise ValueError(f"an operator has the type {kind!r}")
 
-    def lookup(self, entry: Any) -> Lookup | None:
-        """What makes an input of integers."""
-        if entry is None:
-            return None
+    def lookup(self, entry: Any) -> Lookup | PaddingMask | None:
+        """What makes an input of integers or booleans."""
+        if entry is None or entry == "mask":
+            return None if entry is None else PaddingMask()
         positions = None if entry["positions"] is None else self.array(entry["positions"], self.dtype)
         return Lookup(self.array(entry["table"], self.dtype), positions)
 
@@ -307,7 +309,8 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         fits = bool(shapes) and len({shape[1:] for shape in shapes}) == 1
         return (sum(shape[0] for shape in shapes), *x[1:]) if fits else None
     if isinstance(op, Attention):
-        fits = len(shapes) == 3 and len(x) == 2 and len(shapes[1]) == 2 and shapes[1] == shapes[2]
+        fits = len(shapes) in (3, 4) and len(x) == 2 and len(shapes[1]) == 2 and shapes[1] == shapes[2]
+        fits = fits and all(shape == shapes[1][:1] for shape in shapes[3:])
         return x if fits and shapes[1][1] == x[1] and x[1] % op.heads == 0 else None
     if not (len(shapes) == 1 or (len(shapes) == 2 and (many or isinstance(op, Add | Gate)))):
         return None

@@ -16,7 +16,7 @@ from fastsparse.nn.containers import Residual, Sequential
 from fastsparse.nn.linear import SparseLinear
 from fastsparse.nn.module import Module, check_gradient, distinct
 from fastsparse.nn.norm import LayerNorm
-from fastsparse.nn.shape import Dropout
+from fastsparse.nn.shape import Dropout, padding_mask
 from fastsparse.ops import attention as attention_ops
 from fastsparse.ops import softmax as softmax_ops
 
@@ -91,34 +91,43 @@ class MultiheadAttention(Module):
 
         Parameters
         ----------
-        x : array (N, tokens, embed_dim), or a tuple of two
-            Of two, queries are made of the first and keys and values of the second (cross-attention).
+        x : array (N, tokens, embed_dim), or a tuple of two, or of one or two and a mask
+            Of two, queries are made of the first and keys and values of the second (cross-attention). A mask, bool
+            (N, keys), is True where a key is padding, which no query sees, as torch's ``key_padding_mask``. The output
+            projection gets zeros from a query that sees no key at all.
 
         Returns
         -------
         array of the first one's shape
         """
-        pair: Any = x if isinstance(x, tuple) else (x, x)
-        if len(pair) != 2:
-            raise ValueError(f"x is a tuple of {len(pair)} arrays, expected one array or two")
-        source, memory = map(np.asarray, pair)
+        arrays = [np.asarray(one) for one in (x if isinstance(x, tuple) else (x,))]
+        masked = len(arrays) > 1 and arrays[-1].ndim == 2
+        hidden = arrays.pop() if masked else None
+        if not 1 <= len(arrays) <= 2:
+            raise ValueError(f"x is a tuple of {len(arrays)} arrays, expected one array or two, and a mask")
+        source, memory = arrays[0], arrays[-1]
         for name, array in (("x", source), ("memory", memory)):
             shape = np.shape(array)
             if len(shape) != 3 or shape[2] != self.embed_dim or not shape[1] or shape[0] != len(source):
                 expected = f"({len(source) if name == 'memory' else 'N'}, tokens, {self.embed_dim})"
                 raise ValueError(f"{name} has shape {shape}, expected {expected} to match the layer")
+        mask = None
+        if hidden is not None:
+            if hidden.shape != memory.shape[:2]:
+                raise ValueError(f"the mask has shape {hidden.shape}, expected {memory.shape[:2]}, the keys")
+            mask = padding_mask(hidden, self.query.parameters()[0].dtype, "the mask")
         q, k, v = self.query(source), self.key(memory), self.value(memory)
         y = np.empty_like(q)
-        attention_ops.attend(q, k, v, self.num_heads, self.causal, y)
-        self._keep((q, k, v, isinstance(x, tuple)))
+        attention_ops.attend(q, k, v, self.num_heads, self.causal, y, mask)
+        self._keep((q, k, v, mask, len(arrays)))
         return self.output(y)
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Any:
-        """As ``Module.backward``; of two inputs the gradients are a tuple."""
-        q, k, v, several = self._taken()
+        """As ``Module.backward``; of two inputs the gradients are a tuple, with None for a mask."""
+        q, k, v, mask, count = self._taken()
         grad = self.output.backward(check_gradient(dy, q.shape, q.dtype))
         assert grad is not None
-        dq, dk, dv = _gradients(grad, q, k, v, self.num_heads, self.causal)
+        dq, dk, dv = _gradients(grad, q, k, v, self.num_heads, self.causal, mask)
         parts: list[Any] = [
             layer.backward(part, need_input=need_input)
             for layer, part in ((self.query, dq), (self.key, dk), (self.value, dv))
@@ -126,13 +135,17 @@ class MultiheadAttention(Module):
         if not need_input:
             return None
         source, memory = parts[0], parts[1] + parts[2]
-        return (source, memory) if several else source + memory
+        found = (source, memory) if count == 2 else (source + memory,)
+        found = found if mask is None else (*found, None)
+        return found if len(found) > 1 else found[0]
 
     def config(self) -> dict[str, Any]:
         return {"embed_dim": self.embed_dim, "num_heads": self.num_heads, "causal": self.causal}
 
 
-def _gradients(dy: Array, q: Array, k: Array, v: Array, heads: int, causal: bool) -> tuple[Array, Array, Array]:
+def _gradients(
+    dy: Array, q: Array, k: Array, v: Array, heads: int, causal: bool, mask: Array | None
+) -> tuple[Array, Array, Array]:
     """Gradients of attention at Q, K and V, from probabilities that are computed again."""
 
     def split(x: Array) -> Array:
@@ -148,7 +161,12 @@ def _gradients(dy: Array, q: Array, k: Array, v: Array, heads: int, causal: bool
     if causal:
         queries, keys = scores.shape[2:]
         scores[..., np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)] = -np.inf
+    if mask is not None:
+        scores += mask[:, None, None]
+    blind = np.isneginf(scores).all(axis=-1, keepdims=True)
+    scores[np.broadcast_to(blind, scores.shape)] = 0
     p = softmax_ops.softmax(scores)
+    p[np.broadcast_to(blind, p.shape)] = 0
     ds = dy @ v.transpose(0, 1, 3, 2)
     ds = p * (ds - (ds * p).sum(axis=-1, keepdims=True)) * scale
     return joined(ds @ k), joined(ds.transpose(0, 1, 3, 2) @ q), joined(p.transpose(0, 1, 3, 2) @ dy)

@@ -174,6 +174,19 @@ def embedded(table: Array, x: Array, positions: Array | None = None) -> Array:
     return y
 
 
+def padding_mask(x: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """What attention adds to its scores: 0, or -inf where x (N, keys) is True.
+
+    Raises
+    ------
+    TypeError
+        When x does not hold booleans.
+    """
+    if x.dtype != np.bool_:
+        raise TypeError(f"{name} has dtype {x.dtype.name}, expected booleans, which are True where a key is padding")
+    return np.where(x, dtype.type(-np.inf), dtype.type(0))
+
+
 class Embedding(Module):
     """A table of vectors, one for each integer, and if wanted one for each position, which is added.
 

@@ -21,6 +21,8 @@ from fastsparse.engine.program import (
     Gather,
     LayerNorm,
     Linear,
+    Lookup,
+    PaddingMask,
     Pool,
     Reshape,
     Scale,
@@ -127,15 +129,18 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
         return name
 
-    def proto(self, inputs: Sequence[tuple[Any, bool]], output: str, sizes: Sequence[Any] | None) -> Any:
-        """The model from inputs, "x" and so on, to "y"; inputs are shapes, and whether integers go in."""
-        from onnx import TensorProto, helper, shape_inference
+    def proto(self, inputs: Sequence[tuple[Any, Any]], output: str, sizes: Sequence[Any] | None) -> Any:
+        """The model from inputs, "x" and so on, to "y"; inputs are shapes, and types other than the model's or None."""
+        from onnx import helper, shape_inference
 
-        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+        element = helper.np_dtype_to_tensor_dtype
+        kind = element(self.dtype)
         self.nodes.append(helper.make_node("Identity", [output], ["y"], "y"))
         sources = [
-            helper.make_tensor_value_info(_input(i), TensorProto.INT64 if integers else kind, shape)
-            for i, (shape, integers) in enumerate(inputs)
+            helper.make_tensor_value_info(
+                _input(i), helper.np_dtype_to_tensor_dtype(np.dtype(dtype or self.dtype)), shape
+            )
+            for i, (shape, dtype) in enumerate(inputs)
         ]
         y = helper.make_tensor_value_info("y", kind, sizes)
         graph = helper.make_graph(
@@ -211,8 +216,14 @@ class _Graph:
         root = self.node("Sqrt", [self.node("Add", [square, self.constant(eps, "eps")])])
         return self.node("Mul", [self.node("Div", [x, root]), gamma])
 
-    def attention(self, q: str, k: str, v: str, heads: int, width: int, causal: Sequence[int] | None = None) -> str:
-        """Attention of heads of (N, tokens, width); `causal` are the numbers of queries and keys."""
+    def attention(
+        self, q: str, k: str, v: str, heads: int, width: int, causal: Sequence[int] | None = None,
+        hidden: str | None = None,
+    ) -> str:  # fmt: skip
+        """Attention of heads of (N, tokens, width); `causal` are the numbers of queries and keys.
+
+        hidden : booleans (N, keys), True where a key is padding
+        """
 
         def split(x: str, perm: Sequence[int]) -> str:
             sizes = self.constant(np.array([0, 0, heads, width // heads], np.int64), "heads")
@@ -224,7 +235,14 @@ class _Graph:
             queries, keys = causal
             unseen = np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)
             scores = self.node("Add", [scores, self.constant(np.where(unseen, -np.inf, 0.0), "unseen")])
-        mixed = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), split(v, (0, 2, 1, 3))])
+        if hidden is not None:  # a finite number: where a query sees no key, zeros follow and not NaN
+            hidden = self.node("Unsqueeze", [hidden, self.constant(np.array([1, 2]), "axes")])
+            lowest = self.constant(float(np.finfo(self.dtype).min), "lowest")
+            scores = self.node("Where", [hidden, lowest, scores])
+        shares = self.node("Softmax", [scores], axis=-1)
+        if hidden is not None:
+            shares = self.node("Where", [hidden, self.constant(0.0, "zero"), shares])
+        mixed = self.node("MatMul", [shares, split(v, (0, 2, 1, 3))])
         flat = self.constant(np.array([0, 0, width], np.int64), "joined")
         return self.node("Reshape", [self.node("Transpose", [mixed], perm=(0, 2, 1, 3)), flat])
 
@@ -276,7 +294,7 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
     names = {}
     for i, (t, lookup) in enumerate(program.user_inputs()):
         names[t] = _input(i)
-        if lookup is not None:
+        if isinstance(lookup, Lookup):
             positions = lookup.positions
             names[t] = graph.lookup(
                 lookup.table, None if positions is None else positions[: program.shapes[t][0]], _input(i)
@@ -305,9 +323,9 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
         elif isinstance(operator, LayerNorm):
             y = graph.row_norm(x, operator.scale, operator.shift, operator.eps, name)
         elif isinstance(operator, Attention):
-            q, k, v = (names[t] for t in node.inputs)
+            q, k, v, *hidden = (names[t] for t in node.inputs)
             rows = [program.shapes[t][0] for t in node.inputs[:2]]
-            y = graph.attention(q, k, v, operator.heads, shape[1], rows if operator.causal else None)
+            y = graph.attention(q, k, v, operator.heads, shape[1], rows if operator.causal else None, *hidden)
         elif isinstance(operator, Gather):
             flat = _reshaped(graph, x, (operator.blocks, math.prod(shape) // operator.blocks))
             y = graph.node("Gather", [flat, graph.constant(operator.index, name)], axis=2)
@@ -320,9 +338,9 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
         names[node.output] = y
     shape = program.shapes[program.outputs[0]]
     y = _reshaped(graph, names[program.outputs[0]], shape)
-    inputs = [
-        (("N", *sizes), lookup is not None) for sizes, (_, lookup) in zip(program.user_shapes, program.user_inputs())
-    ]
+    kinds = {Lookup: np.int64, PaddingMask: np.bool_}
+    made = [kinds.get(type(lookup)) for _, lookup in program.user_inputs()]
+    inputs = [(("N", *sizes), kind) for sizes, kind in zip(program.user_shapes, made)]
     return graph.proto(inputs, y, ("N", *shape))
 
 
@@ -388,7 +406,7 @@ def _of_module(model: nn.Module, sparse: bool) -> Any:
     graph = _Graph(dtypes.pop() if dtypes else np.dtype(np.float32), sparse)
     output = _layer(graph, model, "x", "")
     first = _first(model)
-    return graph.proto([(_open_shape(first), isinstance(first, nn.Embedding))], output, None)
+    return graph.proto([(_open_shape(first), np.int64 if isinstance(first, nn.Embedding) else None)], output, None)
 
 
 def _first(layer: nn.Module) -> nn.Module:

@@ -4,7 +4,8 @@ Q is (queries, heads * length), K and V (keys, heads * length), all contiguous; 
 A task is a head of a sample. It transposes K once, so that a query's scores are sums over contiguous keys, then goes
 query by query: scores, their softmax, and the sum of V's rows. Scores exist for one query at a time. Sums over the
 length and over keys ascend, so results do not depend on the number of threads. A causal query sees the keys up to its
-own, the last query all of them.
+own, the last query all of them. A mask is added to the scores: -inf hides a key, and a query from which all keys are
+hidden gets zeros.
 
 Source: Vaswani et al., Attention is all you need, NeurIPS 2017, section 3.2. Time: O(queries keys length) per head.
 """
@@ -27,6 +28,7 @@ ATTENTION = kernel_arguments(
     "keys",
     "causal",
     "scale",  # a number of x's type
+    "mask",  # (samples, keys) of x's type, 0 or -inf; address 0: every key is seen
     "q",
     "k",
     "v",
@@ -93,6 +95,27 @@ def make_attention(bits: int, lanes: int) -> Callable[..., None]:
             simd.store_first(vector, y + c * size, width)
             c += lanes
 
+    @kernel_function
+    def first_seen(mask, keys):  # type: ignore[no-untyped-def]
+        """The first key that is not hidden; `keys` when all are."""
+        j = 0
+        while j < keys and simd.load_float(bits, mask + j * size) < 0:
+            j += 1
+        return j
+
+    @kernel_function
+    def add_mask(p, mask, count):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        for j in range(0, count, lanes):
+            hidden = simd.load_first(like, mask + j * size, min(lanes, count - j))
+            simd.store(simd.add(simd.load(like, p + j * size), hidden), p + j * size)
+
+    @kernel_function
+    def clear(y, length):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        for c in range(0, length, lanes):
+            simd.store_first(like, y + c * size, min(lanes, length - c))
+
     def attention(arguments, slot):  # type: ignore[no-untyped-def]
         a = _attention(arguments)
         scale = simd.load_float(bits, a.scale)
@@ -105,11 +128,20 @@ def make_attention(bits: int, lanes: int) -> Callable[..., None]:
             head = task % a.heads * a.length * size
             queries, keys = task // a.heads * a.queries * row + head, task // a.heads * a.keys * row + head
             transpose_keys(a.k + keys, row, a.keys, a.length, kt, kt_row)
+            mask, seen = a.mask, 0
+            if mask != 0:
+                mask += task // a.heads * a.keys * size
+                seen = first_seen(mask, a.keys)
             for i in range(a.queries):
                 count = a.keys
                 if a.causal:
                     count = min(a.keys, max(1, a.keys - a.queries + i + 1))
+                if count <= seen:
+                    clear(a.y + queries + i * row, a.length)
+                    continue
                 scores(a.q + queries + i * row, kt, kt_row, count, a.length, scale, p)
+                if mask != 0:
+                    add_mask(p, mask, count)
                 full = count // lanes * lanes
                 softmax_row(p, p, full, count - full)
                 mix(p, a.v + keys, row, count, a.length, a.y + queries + i * row)

@@ -358,8 +358,11 @@ def softmax(x: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False) -> Array:
-    """softmax(Q K^T / sqrt(length)) V per head: q (N, queries, heads * length), k and v (N, keys, heads * length)."""
+def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False, hidden: Array | None = None) -> Array:
+    """softmax(Q K^T / sqrt(length)) V per head: q (N, queries, heads * length), k and v (N, keys, heads * length).
+
+    hidden : bool (N, keys), keys that no query sees; a query that sees none gets zeros
+    """
     scores = attention_scores(q, k, heads)
     (v,) = wide(v)
     v = v.reshape(*v.shape[:2], heads, -1).transpose(0, 2, 1, 3)
@@ -367,7 +370,10 @@ def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False)
         queries, keys = scores.shape[2:]
         unseen = np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)
         scores[..., unseen] = -np.inf
-    y = softmax(scores) @ v
+    if hidden is not None:
+        scores[np.broadcast_to(hidden[:, None, None], scores.shape)] = -np.inf
+    blind = np.isneginf(scores).all(axis=-1, keepdims=True)
+    y = np.where(blind, 0.0, softmax(np.where(blind, 0.0, scores))) @ v
     return np.asarray(y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1))
 
 

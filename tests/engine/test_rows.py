@@ -213,6 +213,37 @@ def test_several_inputs(name: str, rng: Any, tmp_path: Any) -> None:
     assert rows or [part.shape for part in dx] == [part.shape for part in x]
 
 
+@pytest.mark.R8
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+def test_padded_keys(causal: bool, cross: bool, rng: Any, tmp_path: Any) -> None:
+    attention = nn.MultiheadAttention(12, 2, causal=causal, sparsity=0.5, rng=0)
+    network = nn.Sequential(attention, nn.LayerNorm(12)).eval()
+    shapes = [(5, 12), (8, 12), (8,)] if cross else [(8, 12), (8,)]
+    engine = fs.compile(network, [(3, *shape) for shape in shapes])
+    for count in (3, 1, 18):
+        *x, mask = (rng.normal(size=(count, *shape)).astype("f") for shape in shapes)
+        mask = mask > np.linspace(-2, 2, count)[:, None]  # from all keys to none
+        want = network((*x, mask))
+        np.testing.assert_allclose(engine((*x, mask)), want, rtol=1e-5, atol=1e-5)
+        engine.save(tmp_path / "engine")
+        np.testing.assert_array_equal(fs.load_engine(tmp_path / "engine")((*x, mask)), engine((*x, mask)))
+    assert engine.benchmark(0.01).calls >= 3
+    assert engine.report()
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fs.to_onnx(engine, tmp_path / "attention.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "attention.onnx", providers=["CPUExecutionProvider"])
+    names = [source.name for source in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (*x, mask), strict=True)))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match=r"^x\[\d\] has dtype float32, expected booleans"):
+        engine((*x, mask.astype("f")))
+    with pytest.raises(ValueError, match=r"MultiheadAttention\) a mask of \(N, 7\), expected \(N, 8\)"):
+        fs.compile(network, [(3, *shape) for shape in (*shapes[:-1], (7,))])
+    with pytest.raises(ValueError, match=r"MultiheadAttention\) has 3 inputs, expected 1 or 2, and a mask"):
+        fs.compile(network, [(3, 8, 12)] * 3)
+
+
 def test_inputs_that_do_not_fit_are_named() -> None:
     joined = nn.Sequential(nn.Concat(None, nn.ReLU()))
     with pytest.raises(ValueError, match=r"layer 0 \(Concat\) has 3 inputs for 2 branches"):

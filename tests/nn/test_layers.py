@@ -282,6 +282,41 @@ def test_cross_attention_with_itself_is_self_attention(rng: Any) -> None:
     assert layer((x[:, :1], x)).shape == (2, 1, 6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_as_if_it_were_not_there(causal: bool, rng: Any) -> None:
+    """Outputs and gradients are those of each sample with the keys that it has; a sample without any gives zeros."""
+    layer = nn.MultiheadAttention(6, 2, causal=causal, sparsity=0.3, dtype="float64", rng=0)
+    source, memory, dy = (rng.normal(size=(3, rows, 6)) for rows in (7, 9, 7))
+    hidden = np.array([[False] * 9, [False] * 7 + [True] * 2, [True] * 9])
+    if not causal:
+        hidden[1] = [True, False, True, False, False, True, False, False, True]
+    memory[hidden] = 1e6
+    y = layer((source, memory, hidden))
+    at_source, at_memory, none = layer.backward(dy)
+    assert none is None
+    grads = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    for i in (0, 1):
+        # A causal query's place is counted from the end, so queries of padding go, too.
+        kept, first = np.flatnonzero(~hidden[i]), 2 * i if causal else 0
+        rows = slice(None, 7 - first)
+        np.testing.assert_allclose(y[i : i + 1, rows], layer((source[i : i + 1, rows], memory[i : i + 1, kept])), 1e-12)
+        if not causal:
+            one, other = layer.backward(dy[i : i + 1])
+            np.testing.assert_allclose(at_source[i : i + 1], one, 1e-10, 1e-12)
+            np.testing.assert_allclose(at_memory[i : i + 1, kept], other, 1e-10, 1e-12)
+        layer.train()
+    assert not at_memory[hidden].any()
+    assert not at_source[2].any()
+    np.testing.assert_allclose(y[2], np.broadcast_to(layer.output.bias.value, (7, 6)), 1e-12)
+    if not causal:
+        y[2], none = layer((source[2:], memory[2:], hidden[2:])), layer.backward(dy[2:])
+        for parameter, grad in zip(layer.parameters(), grads, strict=True):
+            np.testing.assert_allclose(parameter.grad, grad, 1e-10, 1e-12)
+    alone = layer.eval()((memory, memory, hidden))
+    np.testing.assert_array_equal(layer((memory, hidden)), alone)
+
+
 def test_sparse_gradients_are_the_rows_of_the_full_one(rng: Any) -> None:
     layers = [nn.Embedding(50, 3, sparse=sparse, dtype="float64", rng=0) for sparse in (False, True)]
     for _ in range(2):  # two batches add up
@@ -390,7 +425,17 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: nn.MultiheadAttention(4, 2)((np.ones((2, 3, 4), "f"),) * 3),
         ValueError,
-        "x is a tuple of 3 arrays, expected one array or two",
+        "x is a tuple of 3 arrays, expected one array or two, and a mask",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2)((np.ones((2, 3, 4), "f"), np.ones((2, 4), bool))),
+        ValueError,
+        "the mask has shape (2, 4), expected (2, 3), the keys",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2)((np.ones((2, 3, 4), "f"), np.ones((2, 3), "f"))),
+        TypeError,
+        "the mask has dtype float32, expected booleans, which are True where a key is padding",
     ),
     (
         lambda: nn.MultiheadAttention(4, 2)(np.ones((2, 3, 4), complex)),

@@ -302,7 +302,7 @@ class Lowering:
         elif isinstance(op, Attention):
             keys = self.program.shapes[node.inputs[1]][0]
             launch = attention.prepare(self.images, op.heads, shape[1], shape[0], keys, op.causal, self.target)
-            operands = ("q", "k", "v", "y")
+            operands = (*("q", "k", "v", "mask")[: len(sources)], "y")
         else:
             launch = softmax.prepare(numbers // shape[-1], shape[-1], self.target)
         self._add(node.name, "row by row", node, sources, target, launch, operands)
