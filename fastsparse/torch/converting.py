@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 
 import fastsparse.nn as fnn
+from fastsparse.csr import csr
 from fastsparse.engine.engine import compile as compile_engine
+from fastsparse.nn.attention import PROJECTIONS
 from fastsparse.nn.linear import SparseWeight
+from fastsparse.torch.attention import MultiheadAttention
 from fastsparse.torch.layers import SparseConv1d, SparseConv2d, SparseConv3d, SparseLinear, _SparseConv
 from fastsparse.torch.pruning import densify
 
@@ -66,6 +71,53 @@ def compile(module: nn.Module, example_inputs: Any, *, threads: int | None = Non
     return compile_engine(proto, shapes if len(names) > 1 else shapes[names[0]], threads=threads, tune=tune)
 
 
+# ------------------------------------------------------------------------- what torch has no module for
+
+
+class Residual(nn.Module):
+    """activation(body(x) + shortcut(x)), as ``fastsparse.nn.Residual``."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.activation = body, shortcut, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x as body and shortcut take it."""
+        return self.activation(self.body(x) + self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """Attention to x itself, or to a memory, as ``fastsparse.nn.MultiheadAttention``."""
+
+    def __init__(self, attention: MultiheadAttention, causal: bool) -> None:
+        super().__init__()
+        self.attention, self.causal = attention, causal
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, key_padding_mask: Tensor | None = None) -> Tensor:
+        """x (N, tokens, embed_dim), memory (N, keys, embed_dim) and a mask (N, keys), True where a key is padding."""
+        memory = x if memory is None else memory
+        mask = None
+        if self.causal:
+            queries, keys = x.shape[1], memory.shape[1]
+            last = (torch.arange(queries, device=x.device)[:, None] + keys - queries).clamp(min=0)
+            mask = torch.arange(keys, device=x.device) > last
+        y, _ = self.attention(x, memory, memory, key_padding_mask, need_weights=False, attn_mask=mask)
+        return y
+
+
+class PositionalEmbedding(nn.Module):
+    """Rows of a table and of positions, added, as ``fastsparse.nn.Embedding`` with positions."""
+
+    def __init__(self, words: nn.Embedding, positions: int) -> None:
+        super().__init__()
+        self.words = words
+        self.position = nn.Parameter(words.weight.new_empty(positions, words.embedding_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, tokens), integers."""
+        return self.words(x) + self.position[: x.shape[1]]
+
+
 # ------------------------------------------------------------------------------------------------- to fs.nn
 
 
@@ -76,7 +128,8 @@ def from_torch(module: nn.Module) -> fnn.Module:
     ----------
     module : torch.nn.Module
         A layer that both know, sparse or dense, or nn.Sequential of these, nested or not. Dense convolutions of one
-        and three axes become sparse ones of their nonzeros.
+        and three axes and transposed ones become sparse ones of their nonzeros. Attention has ``batch_first``, and
+        loses the dropout of its weights; nn.TransformerEncoderLayer becomes the Sequential that it consists of.
 
     Raises
     ------
@@ -169,8 +222,8 @@ def _from_sparse_conv(m: _SparseConv) -> Any:
 def _from_conv(m: Any) -> Any:
     if isinstance(m, nn.Conv2d):
         return _filled(fnn.Conv2d(**_window(m), dtype=_dtype(m.weight)), weight=m.weight, bias=m.bias)
-    sparse = SparseConv1d if isinstance(m, nn.Conv1d) else SparseConv3d
-    return _from_sparse_conv(sparse.from_dense(m))
+    kind = SparseConv1d if isinstance(m, nn.Conv1d) else SparseConv3d
+    return _from_sparse_conv(kind.from_dense(m))
 
 
 def _from_batch_norm(m: Any) -> Any:
@@ -184,6 +237,79 @@ def _from_batch_norm(m: Any) -> Any:
 def _from_layer_norm(m: nn.LayerNorm) -> Any:
     dtype = "float32" if m.weight is None else _dtype(m.weight)
     return _filled(fnn.LayerNorm(m.normalized_shape, m.eps, dtype=dtype), weight=m.weight, bias=m.bias)
+
+
+def _from_rms_norm(m: nn.RMSNorm) -> Any:
+    dtype = torch.float32 if m.weight is None else m.weight.dtype
+    eps = torch.finfo(dtype).eps if m.eps is None else m.eps
+    name = "float64" if dtype == torch.float64 else "float32"
+    return _filled(fnn.RMSNorm(m.normalized_shape, eps, dtype=name), weight=m.weight)
+
+
+def _from_conv_transpose(m: nn.ConvTranspose2d) -> Any:
+    _expect("padding_mode", m.padding_mode, "zeros")
+    window = {name: getattr(m, name) for name in ("stride", "padding", "output_padding", "groups", "dilation")}
+    return fnn.SparseConvTranspose2d.from_dense(_array(m.weight), _array(m.bias), **window)
+
+
+def _from_upsample(m: nn.Upsample) -> Any:
+    _expect("(size, align_corners)", (m.size, bool(m.align_corners)), (None, False))
+    factors = m.scale_factor if isinstance(m.scale_factor, tuple) else (m.scale_factor, m.scale_factor)
+    if any(factor is None or factor != int(factor) for factor in factors):
+        raise ValueError(f"scale_factor is {m.scale_factor}, expected whole numbers")
+    height, width = (int(factor) for factor in factors if factor is not None)
+    return fnn.Upsample((height, width), m.mode)
+
+
+def _from_attention(m: Any, causal: bool = False) -> Any:
+    _expect("batch_first", m.batch_first, True)
+    if isinstance(m, nn.MultiheadAttention):
+        why = MultiheadAttention.why_not(m)
+        if why is not None:
+            raise ValueError(why)
+        m = MultiheadAttention.from_dense(m)
+    stacked = _to_fastsparse(m.in_proj, "in_proj")
+    layers = [*_three(stacked), _to_fastsparse(m.out_proj, "out_proj")]
+    return fnn.MultiheadAttention(m.embed_dim, m.num_heads, causal=causal, **dict(zip(PROJECTIONS, layers)))
+
+
+def _three(layer: Any) -> list[Any]:
+    """Query, key and value of the linear layer that has them stacked."""
+    width, bias = layer.in_features, None if layer.bias is None else np.split(layer.bias.value, 3)
+    found = []
+    for i in range(3):
+        rows = slice(i * width, (i + 1) * width)
+        b = None if bias is None else bias[i]
+        if isinstance(layer, fnn.Linear):
+            part: Any = fnn.Linear(width, width, b is not None, dtype=layer.weight.dtype)
+            part.weight.value = layer.weight.value[rows].copy()
+            if b is not None:
+                part.bias.value = b.copy()
+        else:
+            part = fnn.SparseLinear.from_dense(layer.weight[rows], b)
+        found.append(part)
+    return found
+
+
+def _from_encoder(m: nn.TransformerEncoderLayer) -> Any:
+    activation: Any = {F.relu: nn.ReLU(), F.gelu: nn.GELU()}.get(m.activation, m.activation)
+    if not isinstance(activation, nn.Module):
+        raise ValueError(f"its activation is {activation!r}, expected relu, gelu or a module")
+    first, second = [m.self_attn, m.dropout1], [m.linear1, activation, m.dropout, m.linear2, m.dropout2]
+    layers: list[Any] = []
+    for parts, norm in ((first, m.norm1), (second, m.norm2)):
+        made = [_to_fastsparse(part, type(part).__name__) for part in ([norm, *parts] if m.norm_first else parts)]
+        layers.append(fnn.Residual(fnn.Sequential(*made)))
+        if not m.norm_first:
+            layers.append(_to_fastsparse(norm, "norm"))
+    return fnn.Sequential(*layers)
+
+
+def _from_residual(m: Residual) -> Any:
+    body, shortcut = (_to_fastsparse(part, "body") for part in (m.body, m.shortcut))
+    body, shortcut = (fnn.Sequential(*x) if isinstance(x, list) else x for x in (body, shortcut))
+    made = fnn.Residual(fnn.Sequential() if body is None else body, shortcut)
+    return made if isinstance(m.activation, nn.Identity) else [made, _to_fastsparse(m.activation, "activation")]
 
 
 def _from_leaky_relu(m: nn.LeakyReLU) -> Any:
@@ -208,8 +334,15 @@ def _from_avg_pool(m: nn.AvgPool2d) -> Any:
 
 
 def _from_embedding(m: nn.Embedding) -> Any:
-    layer = fnn.Embedding(m.num_embeddings, m.embedding_dim, dtype=_dtype(m.weight))
+    _expect("max_norm", m.max_norm, None)
+    layer = fnn.Embedding(m.num_embeddings, m.embedding_dim, sparse=m.sparse, dtype=_dtype(m.weight))
     return _filled(layer, weight=m.weight)
+
+
+def _from_positions(m: PositionalEmbedding) -> Any:
+    (positions, width), dtype = m.position.shape, _dtype(m.position)
+    layer = fnn.Embedding(m.words.num_embeddings, width, positions=positions, sparse=m.words.sparse, dtype=dtype)
+    return _filled(layer, weight=m.words.weight, position=m.position)
 
 
 _FROM_TORCH: dict[type[nn.Module], Callable[[Any], Any]] = {
@@ -239,6 +372,15 @@ _FROM_TORCH: dict[type[nn.Module], Callable[[Any], Any]] = {
     nn.AvgPool2d: _from_avg_pool,
     nn.AdaptiveAvgPool2d: lambda m: fnn.AdaptiveAvgPool2d(m.output_size),
     nn.Embedding: _from_embedding,
+    nn.RMSNorm: _from_rms_norm,
+    nn.ConvTranspose2d: _from_conv_transpose,
+    nn.Upsample: _from_upsample,
+    nn.MultiheadAttention: _from_attention,
+    MultiheadAttention: _from_attention,
+    nn.TransformerEncoderLayer: _from_encoder,
+    Residual: _from_residual,
+    Attention: lambda m: _from_attention(m.attention, m.causal),
+    PositionalEmbedding: _from_positions,
 }
 
 
@@ -256,18 +398,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
 }
-
-
-class Residual(nn.Module):
-    """activation(body(x) + shortcut(x)), as ``fastsparse.nn.Residual``."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut, self.activation = body, shortcut, activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x as body and shortcut take it."""
-        return self.activation(self.body(x) + self.shortcut(x))
 
 
 def to_torch(model: fnn.Module) -> nn.Module:
@@ -370,6 +500,49 @@ def _to_residual(m: Any) -> nn.Module:
     )
 
 
+def _to_conv_transpose(m: Any) -> nn.Module:
+    pad, padding = _symmetric(m.padding)
+    if pad is not None:
+        raise TypeError(f"the model has a SparseConvTranspose2d with padding {m.padding}, expected equal sides")
+    layer = nn.ConvTranspose2d(
+        m.in_channels, m.out_channels, m.kernel_size, m.stride, padding, m.output_padding, m.groups, m.bias is not None,
+        m.dilation, dtype=_type(m.values),
+    )  # fmt: skip
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(m.weight.toarray()).reshape(layer.weight.shape))
+    return _set(layer, m, "bias")
+
+
+def _to_attention(m: Any) -> nn.Module:
+    parts = [getattr(m, name) for name in PROJECTIONS]
+    if any(part.activation is not None for part in parts):
+        raise TypeError("the model has a MultiheadAttention whose projections have activations, expected none")
+    first, second = _stacked(parts[:3]), _to_torch(parts[3])
+    return Attention(MultiheadAttention(first, second, m.num_heads, 0.0, True), m.causal)
+
+
+def _stacked(parts: list[Any]) -> nn.Module:
+    """One linear layer of several with one input; sparse where all of them are."""
+    rows, columns = sum(part.out_features for part in parts), parts[0].in_features
+    biases = [np.zeros(part.out_features) if part.bias is None else part.bias.value for part in parts]
+    bias = None if all(part.bias is None for part in parts) else np.concatenate(biases)
+    if all(isinstance(part, fnn.SparseLinear) for part in parts):
+        joined = csr(sparse.vstack([part.weight.to_scipy() for part in parts]))
+        return _to_sparse_linear(fnn.SparseLinear.from_dense(joined, bias))
+    full = [part.weight.value if isinstance(part, fnn.Linear) else part.weight.toarray() for part in parts]
+    layer = fnn.Linear(columns, rows, bias is not None, dtype=full[0].dtype)
+    layer.weight.value = np.concatenate(full)
+    if bias is not None:
+        _filled(layer, bias=torch.from_numpy(bias))
+    return _to_linear(layer)
+
+
+def _to_embedding(m: Any) -> nn.Module:
+    words = nn.Embedding(m.num_embeddings, m.embedding_dim, sparse=m.sparse, dtype=_type(m.weight))
+    _set(words, m, "weight")
+    return words if m.position is None else _set(PositionalEmbedding(words, m.positions), m, "position")
+
+
 _TO_TORCH: dict[type[Any], Callable[[Any], nn.Module]] = {
     fnn.Sequential: lambda m: nn.Sequential(*map(_to_torch, m)),
     fnn.Residual: _to_residual,
@@ -382,7 +555,12 @@ _TO_TORCH: dict[type[Any], Callable[[Any], nn.Module]] = {
     fnn.BatchNorm1d: _to_batch_norm,
     fnn.BatchNorm2d: _to_batch_norm,
     fnn.LayerNorm: lambda m: _set(nn.LayerNorm(m.normalized_shape, m.eps, dtype=_type(m.weight)), m, "weight", "bias"),
-    fnn.Embedding: lambda m: _set(nn.Embedding(m.num_embeddings, m.embedding_dim, dtype=_type(m.weight)), m, "weight"),
+    fnn.RMSNorm: lambda m: _set(nn.RMSNorm(m.normalized_shape, m.eps, dtype=_type(m.weight)), m, "weight"),
+    fnn.Embedding: _to_embedding,
+    fnn.SparseConvTranspose2d: _to_conv_transpose,
+    fnn.Upsample: lambda m: nn.Upsample(scale_factor=m.scale_factor, mode=m.mode),
+    fnn.MultiheadAttention: _to_attention,
+    fnn.TransformerEncoderLayer: lambda m: nn.Sequential(*map(_to_torch, m)),
     fnn.Softmax: lambda m: nn.Softmax(m.axis),
     fnn.Dropout: lambda m: nn.Dropout(m.p),
     fnn.Flatten: lambda m: nn.Flatten(),

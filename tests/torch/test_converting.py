@@ -75,7 +75,82 @@ def test_dense_convolutions_of_other_axes_become_sparse_ones(axes, rng):
     assert_same(model, fst.to_torch(model), x)
 
 
+def decoder() -> tuple[nn.Module, tuple[int, ...]]:
+    return nn.Sequential(
+        nn.ConvTranspose2d(4, 6, (3, 2), (2, 1), padding=1, output_padding=(1, 0), groups=2), nn.GELU(),
+        nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=(1, 3), mode="bilinear"),
+        nn.ConvTranspose2d(6, 2, 3, bias=False, dilation=2), nn.RMSNorm(28), nn.RMSNorm(28, 1e-3),
+    ), (3, 4, 5, 5)  # fmt: skip
+
+
+def encoder(**options) -> tuple[nn.Module, tuple[int, ...]]:
+    layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, **options)
+    return nn.Sequential(nn.Linear(8, 12), layer), (3, 5, 8)
+
+
+def sparse_encoder() -> tuple[nn.Module, tuple[int, ...]]:
+    module, shape = encoder(activation="gelu")
+    fst.sparsify(module, 0.6, measure=False)
+    return module, shape
+
+
+@pytest.mark.parametrize("make", [
+    decoder, encoder, lambda: encoder(norm_first=True, bias=False, activation=nn.SiLU()), sparse_encoder,
+])  # fmt: skip
+def test_decoders_and_encoders_become_models_and_come_back(make, rng):
+    torch.manual_seed(0)
+    module, shape = make()
+    for parameter in module.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    module.eval()
+    x = rng.standard_normal(shape, np.float32)
+    model = fst.from_torch(module)
+    assert_same(model, module, x)
+    back = fst.to_torch(model)
+    assert_same(model, back, x)
+    again = fst.from_torch(back)
+    np.testing.assert_array_equal(again(x), model(x))
+    assert sum(p.value.size for p in again.parameters()) == sum(p.value.size for p in model.parameters())
+    np.testing.assert_allclose(fs.compile(again, shape, tune=False)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_attention_and_positions(sparsity, rng):
+    dense = {name: fs.nn.Linear(12, 12, rng=i) for i, name in enumerate(("query", "key", "value", "output"))}
+    attention = fs.nn.MultiheadAttention(12, 2, causal=True, sparsity=sparsity, rng=0, **({} if sparsity else dense))
+    x, memory = rng.standard_normal((3, 5, 12), np.float32), rng.standard_normal((3, 8, 12), np.float32)
+    hidden = np.arange(8) >= np.array([8, 6, 5])[:, None]
+    module = fst.to_torch(attention.eval())
+    with torch.no_grad():
+        found = module(*map(torch.from_numpy, (x, memory, hidden))).numpy()
+    np.testing.assert_allclose(found, attention((x, memory, hidden)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(fst.from_torch(module)((x, memory)), attention((x, memory)))
+    assert type(fst.from_torch(module).query) is type(attention.query)
+    theirs = nn.MultiheadAttention(12, 2, batch_first=True)
+    with torch.no_grad():
+        want, _ = theirs(*map(torch.from_numpy, (x, memory, memory)))
+    np.testing.assert_allclose(fst.from_torch(theirs.eval())((x, memory)), want, rtol=1e-5, atol=1e-5)
+    tokens = rng.integers(0, 10, (2, 3))
+    for positions in (0, 4):
+        embedding = fs.nn.Embedding(10, 4, positions=positions, sparse=True, rng=0)
+        back = fst.to_torch(embedding)
+        assert_same(embedding, back, tokens)
+        again = fst.from_torch(back)
+        assert again.sparse
+        np.testing.assert_array_equal(again(tokens), embedding(tokens))
+
+
 @pytest.mark.parametrize(("module", "text"), [
+    (nn.MultiheadAttention(4, 2), "MultiheadAttention: batch_first is False, expected True"),
+    (nn.MultiheadAttention(4, 2, batch_first=True, kdim=3), "keys or values have a size of their own"),
+    (nn.Upsample(size=(3, 3)), "Upsample: .*size"),
+    (nn.Upsample(scale_factor=1.5), "scale_factor is 1.5, expected whole numbers"),
+    (nn.Upsample(scale_factor=2, mode="bicubic"), "mode is 'bicubic'"),
+    (nn.Embedding(3, 2, max_norm=1.0), "max_norm is 1.0, expected None"),
+    (
+        nn.TransformerEncoderLayer(4, 2, 8, activation=torch.tanh, batch_first=True),
+        "expected relu, gelu or a module",
+    ),
     (nn.Sequential(nn.ReLU(), nn.Sequential(nn.PReLU())), "1.0 is PReLU, which fastsparse.nn does not have"),
     (nn.LeakyReLU(0.2), "LeakyReLU: negative_slope is 0.2, expected 0.01"),
     (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), "0: "),
