@@ -215,11 +215,12 @@ class Heuristics:
     def block_channels(self, window_bytes: int, overlap: bool = True) -> int:
         """Channels per column block of a convolution, for windows of `window_bytes` bytes per channel.
 
-        With 32 KB of L1 (Zen 1) blocks of three quarters of it were best. With 48 KB (Zen 5) blocks of its whole size
-        were best on average where windows of neighbouring tiles overlap (two thirds of it is up to 5% faster for many
+        With 32 KB of L1 blocks of three quarters of it were best on Zen 1 (AVX2), and of its whole size on Zen 4
+        (AVX-512): partial sums of a row, which go to L2, are larger. With 48 KB (Zen 5) blocks of its whole size were
+        best on average where windows of neighbouring tiles overlap (two thirds of it is up to 5% faster for many
         channels, a third more for 64), and larger blocks where they do not, because x then comes from memory.
         """
-        block = 3 * self.l1_bytes // 4
+        block = self.l1_bytes if self.vector_bytes == 64 else 3 * self.l1_bytes // 4
         if self.l1_bytes > 32 * 1024:
             block = self.l1_bytes if overlap else 2 * self.l1_block_bytes
         return max(1, block // max(1, window_bytes))

@@ -82,7 +82,8 @@ def test_blocks_fit_the_cache(row_bytes):
     for rows, limit in (
         (small.block_rows, small.l1_block_bytes),
         (large.block_channels, 48 * 1024),
-        (small.block_channels, 24 * 1024),
+        (small.block_channels, 32 * 1024),
+        (heuristics_for(32, 32 * 1024).block_channels, 24 * 1024),
         (large.sddmm_block_rows, 48 * 1024),
         (small.sddmm_block_rows, small.sddmm_block_bytes),
         (lambda row: small.sddmm_block_rows(row, panels=True), small.sddmm_panel_bytes),
