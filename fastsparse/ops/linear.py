@@ -190,7 +190,7 @@ def _weight_gradient(
                 ("streamed panels", count, width, target), _streamed_panels, pattern, count, width, target
             )
             gradients = np.zeros(pattern.nnz, grad.dtype) if gradients is None else gradients
-            launch.run(packed_x, packed_y, address(gradients))
+            launch.run(packed_x, packed_y, gradients.ctypes.data)
         elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
             from_zero = last is None
@@ -201,11 +201,11 @@ def _weight_gradient(
             last = plan
             packing = panel_packing(count, features, x.strides[0], width, target)
             _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
-            product.run(packed_x, packed_y, address(gradients), from_zero)
+            product.run(packed_x, packed_y, gradients.ctypes.data, from_zero)
         if grad_x is not None and W is not None and features:
             key = count, width, target
             transposed = W.cached(("transposed panels", *key), _transposed_product, W, *key)
-            transposed.run(packed_y, address(grad_x) + start * grad_x.strides[0], 0, "x")
+            transposed.run(packed_y, grad_x.ctypes.data + start * grad_x.strides[0], 0, "x")
     if gradients is None:  # no samples or no nonzeros
         return grad_x, np.zeros(pattern.nnz, grad.dtype)
     return grad_x, gradients if last is None else last.order.csr.take(gradients)

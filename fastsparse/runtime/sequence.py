@@ -50,10 +50,10 @@ def sequence_launch(steps: Table, patches: Table, variables: Table, tasks: int, 
     arguments = Arguments(
         sequence.ARGUMENTS,
         steps=steps.shape[1],
-        step_table=address(steps),
+        step_table=steps,
         patches=patches.shape[1],
-        patch_table=address(patches),
-        variables=address(variables),
+        patch_table=patches,
+        variables=variables,
     )
     kernel = sequence.sequence_kernel()
     return BoundLaunch(kernel.address, arguments, tasks, flops, (kernel, steps, patches, variables))
@@ -63,8 +63,8 @@ def serial_run(
     steps: Table, first: int, last: int, patches: Table, variables: Table, task: int = 0
 ) -> Callable[[], None]:
     """A call that patches arguments for a task, then runs steps `first` to `last` on the calling thread."""
-    places = address(steps), first, last, address(patches), len(patches), address(variables), task
-    return functools.partial(sequence.run_steps_serial(), *places)
+    tables = steps.ctypes.data, first, last, patches.ctypes.data, len(patches), variables.ctypes.data
+    return functools.partial(sequence.run_steps_serial(), *tables, task)
 
 
 class SharedSteps:
