@@ -32,13 +32,17 @@ from fastsparse.timing import PAUSE, interleaved, ratio
 Row = tuple[str, str, str, str, str]
 Calls = dict[str, Callable[[], object]]
 HEADER = ("workload", "baseline", "ours ms", "baseline ms", "ratio")
+STEPS = 0.15  # seconds of training steps in a row: what came between is no part of training
 AGREE = 1e-4  # relative to the largest output
 
 
-def race(name: str, calls: Calls, options: argparse.Namespace, unit: float = 1.0) -> list[Row]:
-    """Time "ours" against all others; `unit` divides the times (tokens of a call, for example)."""
+def race(name: str, calls: Calls, options: argparse.Namespace, unit: float = 1.0, block: float = 0.003) -> list[Row]:
+    """Time "ours" against all others; `unit` divides the times (tokens of a call, for example).
+
+    block : seconds of calls of one kind in a row
+    """
     pause = PAUSE if options.threads > 1 else 0.0
-    times = interleaved(calls, rounds=(3, 15), seconds=options.seconds * len(calls), pause=pause)
+    times = interleaved(calls, rounds=(3, 15), seconds=options.seconds * len(calls), pause=pause, block=block)
     ours = times.pop("ours")
 
     def milliseconds(seconds: list[float]) -> str:
@@ -185,7 +189,7 @@ def mlp(options: argparse.Namespace) -> list[Row]:
             fs.linear_backward(grad, given, fresh, need_input=not first)
 
     steps: Calls = {name: training_step(network, x, y) for name, network in networks.items()}
-    return race("MLP step", {**steps, "bare kernels": kernels}, options)
+    return race("MLP step", {**steps, "bare kernels": kernels}, options, block=STEPS)
 
 
 class Attention(nn.Module):
@@ -227,7 +231,7 @@ def gpt(options: argparse.Namespace) -> list[Row]:
             agree(other(x), dense(x))
     networks["all but the sparse layers"] = with_free_layers(dense)
     steps: Calls = {name: training_step(network, x, x.flatten()) for name, network in networks.items()}
-    return race(f"GPT step, {len(blocks)} blocks", steps, options)
+    return race(f"GPT step, {len(blocks)} blocks", steps, options, block=STEPS)
 
 
 class Block(nn.Module):
