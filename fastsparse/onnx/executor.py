@@ -319,7 +319,8 @@ def _views(step: Host, values: Mapping[str, Any], results: Sequence[str]) -> dic
     """What the results of a step that makes no new numbers are views of; nothing where it makes some."""
     found: dict[str, str] = {}
     for node in step.nodes:
-        if node.op not in _SAME_NUMBERS or not isinstance(values.get(source := node.inputs[0]), np.ndarray):
+        source, known = node.inputs[0], isinstance(values.get(node.inputs[0]), np.ndarray)
+        if node.op not in _SAME_NUMBERS or not (known or (source in found and node.op != "Transpose")):
             return {}
         if node.op == "Transpose":
             shape = values[source].shape
