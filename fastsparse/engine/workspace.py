@@ -250,6 +250,7 @@ class PoolStore:
         self._entries: OrderedDict[Hashable, tuple[Any, Pool | None, dict[int, int]]] = OrderedDict()
         self._uses: Counter[int] = Counter()  # of the arrays of plans, by id
         self._plan_bytes = 0
+        self._newest: tuple[Hashable, Any] | None = None  # the entry used last, which is got without the lock
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -259,11 +260,15 @@ class PoolStore:
 
     def get(self, key: Hashable) -> Any:
         """What is kept under a key, or None."""
+        newest = self._newest
+        if newest is not None and newest[0] == key:
+            return newest[1]
         with _lock:
             if key not in self._entries:
                 return None
             self._entries.move_to_end(key)
-            return self._entries[key][0]
+            self._newest = key, self._entries[key][0]
+            return self._newest[1]
 
     def put(self, key: Hashable, entry: Any, pool: Pool | None, *, replace: bool = False) -> Any:
         """Keep an entry, unless another thread was first and `replace` is False; give the one that is kept."""
@@ -271,6 +276,7 @@ class PoolStore:
         if pool is not None:
             pool.store = self
         with _lock:
+            self._newest = None
             if replace or key not in self._entries:
                 self._drop(key)
                 self._entries[key] = entry, pool, arrays
@@ -311,6 +317,7 @@ class PoolStore:
 
     def _drop(self, key: Hashable) -> None:
         """Forget an entry, if there is one. To be called with the lock held."""
+        self._newest = None
         _, _, arrays = self._entries.pop(key, (None, None, None))
         if arrays is not None:
             self._uses.subtract(arrays.keys())

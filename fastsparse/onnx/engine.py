@@ -366,7 +366,8 @@ class GraphEngine:
 
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
         given = list(values.values())
-        key = (*map(np.shape, given), workers, sessions.generation[0], id(plan))
+        shapes = [x.shape if type(x) is np.ndarray else np.shape(x) for x in given]
+        key = (*shapes, workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
         if pool is None:
             seen = key in self._frames

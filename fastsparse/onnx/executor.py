@@ -8,12 +8,12 @@ step by step.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,19 +86,23 @@ class Host:
         binding = session.binding()
         if binding is None:
             return None
-        late: list[tuple[Any, ...]] = []
+        late: list[tuple[str, Callable[[int], None]]] = []
         for method, names in ((binding.bind_input, session.inputs), (binding.bind_output, session.outputs)):
             for name in names:
-                end = name, sessions.device(), code_of(tensors[name][1]), tensors[name][0]
+                bind = functools.partial(
+                    method, name, sessions.device(), code_of(tensors[name][1]), tensors[name][0]
+                )  # fmt: skip
                 if name in places:
-                    method(*end, places[name])
+                    bind(places[name])
                 else:
-                    late.append((method, *end))
-        run = session.bound_run(binding)
+                    late.append((name, bind))
+        run, last = session.bound_run(binding), [0] * len(late)
 
         def call(places: Places) -> None:
-            for method, name, *rest in late:
-                method(name, *rest, places[name])
+            for i, (name, bind) in enumerate(late):
+                if last[i] != places[name]:
+                    bind(places[name])
+                    last[i] = places[name]
             run()
 
         return call if late else lambda places: run(), 0
@@ -223,7 +227,7 @@ class Plan:
     outputs: tuple[str, ...]
     given: Values = field(default_factory=dict)  # outputs that are constants
 
-    @cached_property
+    @functools.cached_property
     def whole(self) -> Host | None:
         """The library's only step, where it runs all."""
         only = self.steps[0] if len(self.steps) == 1 and not self.given else None

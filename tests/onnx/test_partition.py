@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fastsparse.onnx.executor import Kernels
+from fastsparse.onnx.executor import Host, Kernels
 from tests.onnx import models
 
 
@@ -216,6 +216,21 @@ def test_new_shapes_that_others_want_are_views_of_the_host(rng):
     assert hosts == ["n4"]
     _same(model, rng, (2, 3, 4, 4))
     _same(model, rng, (9, 3, 4, 4))
+
+
+def test_chains_of_new_shapes_between_regions_are_views(rng):
+    b = models.Builder()
+    x = b.add("Conv", "x", b.weight(4, 3, 5, 1))
+    for op, axis in (("Squeeze", 2), ("Identity", None), ("Unsqueeze", 3)):
+        x = b.add(op, x, *([] if axis is None else [b.constant([axis], "int64")]))
+    model = b.model({"x": ["N", 3, 5, 6]}, [b.add("Conv", x, b.weight(2, 4, 1, 1))])
+    engine = models.on_kernels(model, (2, 3, 5, 6))
+    assert [type(step) for step in engine._plan().steps] == [Kernels, Host, Kernels]
+    for _ in range(3):
+        x = rng.standard_normal((2, 3, 5, 6)).astype("float32")
+        assert max(models.shares(engine.run([x]), models.reference(model, [x]))) < 2e-6
+    (pool,) = engine._frames.pools
+    assert [type(step) for step in pool.frame.steps] == [Kernels, Kernels]
 
 
 def test_rows_of_more_axes_are_samples(rng):
