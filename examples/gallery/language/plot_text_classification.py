@@ -13,7 +13,7 @@ network of the same width.
 
 A sparse network needs a fraction of the dense one's weights and time, and loses some points of accuracy for it. On bags
 of words a linear model is hard to beat: with as many weights as the sparse network it is right more often. Start there.
-Width and sparsity were chosen among eight settings by the test texts themselves, so its figure is a little too good.
+Width and learning rate of the sparse network are chosen on files that it learns from; the test files decide nothing.
 """
 
 import ast
@@ -41,8 +41,8 @@ TOPICS = ["asyncio", "email", "scipy.signal", "scipy.stats"]
 if not SMALL:
     TOPICS += ["logging", "unittest", "numpy", "sklearn", "matplotlib"]
     TOPICS += ["scipy.linalg", "scipy.optimize", "scipy.sparse", "scipy.spatial"]
-MOST, WORDS, WIDTH, EPOCHS = (150, 3000, 64, 25) if SMALL else (500, 10000, 256, 10)
-BATCH = 32
+MOST, WORDS, EPOCHS, BATCH = (150, 3000, 25, 32) if SMALL else (500, 10000, 10, 32)
+SETTINGS = [(width, rate) for width in ((64,) if SMALL else (128, 256)) for rate in (1e-3, 3e-3)]
 
 # %%
 # The texts.
@@ -90,20 +90,36 @@ share = x_train.nnz / np.prod(x_train.shape)
 print(f"{len(train)} texts to learn from, {len(test)} held out, {x_train.shape[1]} features, {share:.2%} not zero")
 
 # %%
-# The models, with as many epochs for both networks. The pattern of the sparse one is random and stays.
+# The models, with as many epochs for both networks. The pattern of the sparse one is random and stays. Its width and
+# learning rate are those that do best on a quarter of the files to learn from, when it learns from the others.
 
-models = {
-    "linear": LogisticRegression(C=30, max_iter=200),
-    "dense network": MLPClassifier((WIDTH,), batch_size=BATCH, max_iter=EPOCHS, random_state=SEED),
-    "95% sparse network": SparseMLPClassifier(
-        (WIDTH,),
+
+def sparse_network(width, rate):
+    return SparseMLPClassifier(
+        (width,),
         sparsity=0.95,
         evolve=None,
-        learning_rate_init=3e-3,
+        learning_rate_init=rate,
         batch_size=BATCH,
         max_iter=EPOCHS,
         random_state=SEED,
-    ),
+    )
+
+
+warnings.simplefilter("ignore", ConvergenceWarning)  # all epochs are used: as intended
+groups = [files[i] for i in train]
+fitted, chosen = next(GroupShuffleSplit(1, test_size=0.25, random_state=SEED).split(train, groups=groups))
+y_train, tried = labels[train], {}
+for setting in SETTINGS:
+    model = sparse_network(*setting).fit(x_train[fitted], y_train[fitted])
+    tried[setting] = model.score(x_train[chosen], y_train[chosen])
+width, rate = max(tried, key=tried.get)
+print(f"chosen on {len(chosen)} texts: width {width}, learning rate {rate}, of {tried}")
+
+models = {
+    "linear": LogisticRegression(C=30, max_iter=200),
+    "dense network": MLPClassifier((width,), batch_size=BATCH, max_iter=EPOCHS, random_state=SEED),
+    "95% sparse network": sparse_network(width, rate),
 }
 
 
@@ -118,10 +134,8 @@ def weights_of(model):
 
 accuracy, seconds, reading, weights = {}, {}, {}, {}
 for name, model in models.items():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # all epochs were used: as intended
-        start = time.perf_counter()
-        model.fit(x_train, labels[train])
+    start = time.perf_counter()
+    model.fit(x_train, y_train)
     seconds[name] = time.perf_counter() - start
     model.predict(x_test)
     start = time.perf_counter()

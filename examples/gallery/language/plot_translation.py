@@ -10,8 +10,9 @@ letter is which, nor that three letters (љ, њ, џ) become two: it sees pairs o
 Nine in ten weights of all projections and feed-forward layers do not exist. The dense twin has them all. Beside them
 stands a table learned from the same pairs: each letter becomes the one that stands in its place most often. Words with
 digraphs are what it must get wrong; all others are easy for it, and with so few words to learn from it is hard to beat.
-The dense network beats it, the sparse one (with seed 0, the only one tried) does not: where a digraph shifts all
-letters behind it, it often loses its place. Width and learning rate were compared on the same unseen words.
+Where a digraph shifts all letters behind it, the sparse network often loses its place.
+
+Width and learning rate were compared on 300 words, which are none of those that test it here.
 
 `fs.nn` has no decoder, so it is written here: residual steps, and their gradients in reverse order.
 """
@@ -59,8 +60,10 @@ def encoded(words):
     return table
 
 
-np.random.default_rng(SEED).shuffle(pairs)
-test, train = pairs[:300], pairs[300:]
+np.random.default_rng(0).shuffle(pairs)
+compared, others = pairs[:300], pairs[300:]  # with the first, settings were compared
+np.random.default_rng(SEED).shuffle(others)
+test, train = others[:300], others[300:] + compared
 source, target = (encoded(words) for words in zip(*train))
 print(f"{len(train)} words to learn from, {len(test)} held out, {len(letters)} letters; for example {train[0]}")
 
