@@ -8,7 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastsparse.engine.program import Activate, Add, Concat, Conv, Gate, Linear, Operator, Pool, Recurrent, Scale, Shape
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Concat,
+    Conv,
+    Gate,
+    Gather,
+    Linear,
+    Operator,
+    Pool,
+    Recurrent,
+    Scale,
+    Shape,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Costs:
     dense: float = 1.35
     sparse: float = 3.0
     full: float = 2.2
-    depthwise: tuple[float, float] = (4.0, 4.5)
+    depthwise: tuple[float, float] = (4.0, 2.5)
     few: int = 8
     vectors: float = 3.0
     read: float = 32.0
@@ -74,7 +87,7 @@ class Costs:
             every = 2.0 * operator.times * sum(math.prod(w.shape) for d in operator.directions for w in (d.W, d.R))
             slower = shape[1] * (self.vectors if shape[1] < self.few else 1.0)
             return (every * self.dense - operator.useful_flops * self.sparse) * slower
-        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Concat):
+        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Gather | Concat):
             return self.elementwise * math.prod(shape) * samples
         return 0.0
 

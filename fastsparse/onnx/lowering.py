@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.engine.program import Activate, Add, Concat, Conv, Gate, Linear, Operator, Pool, Reshape, Scale, Shape
+from fastsparse.engine.resampling import repeated
 from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.inference import Constants, Info
@@ -315,6 +316,26 @@ class Lowering:
         tables = adaptive_windows((x[2], x[3]), (1, 1))
         return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, ("global mean",))
 
+    def _resize(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        """Every position repeated."""
+        scales, sizes = self._optional(node, 2), self._optional(node, 3)
+        if len(x) < 3 or form not in (None, Form(x[0], x[1:])) or node.version < 11 or node.get("axes") is not None:
+            return None
+        if node.get("mode", "nearest") != "nearest" or scales is False or sizes is False:
+            return None
+        where, rounded = node.get("coordinate_transformation_mode", "half_pixel"), node.get("nearest_mode", "round")
+        if not (where == "half_pixel" and rounded.startswith("round")) and (where, rounded) != ("asymmetric", "floor"):
+            return None  # what lies between two positions
+        given = sizes is not None and sizes.size > 0
+        wanted = np.asarray(sizes, float) / x if given else scales
+        if wanted is None or wanted.shape != (len(x),) or (wanted[:2] != 1).any() or (wanted % 1).any():
+            return None
+        scale = tuple(int(n) for n in wanted[2:])
+        if min(scale) < 1 or node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return None
+        ((gather, target),) = repeated(x[1:], scale)
+        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target), ("repeat", scale))
+
     # --- shapes --------------------------------------------------------------------------------
 
     def _reshape(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
@@ -408,4 +429,5 @@ _METHODS = {
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "global_pool"),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), "reshape"),
     **dict.fromkeys(("Identity", "Dropout"), "nothing"),
+    "Resize": "resize",
 }  # fmt: skip

@@ -218,6 +218,30 @@ def test_new_shapes_that_others_want_are_views_of_the_host(rng):
     _same(model, rng, (9, 3, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("where", "rounded", "scales", "sizes", "taken"),
+    [
+        ("asymmetric", "floor", [1, 1, 2, 2], None, True), ("asymmetric", "floor", [1, 1, 3, 1], None, True),
+        ("half_pixel", "round_prefer_floor", [1, 1, 2, 4], None, True),
+        ("half_pixel", "round_prefer_ceil", None, [2, 4, 15, 12], True),
+        ("asymmetric", "round_prefer_floor", [1, 1, 2, 2], None, False),
+        ("half_pixel", "floor", [1, 1, 2, 2], None, False), ("asymmetric", "floor", [1, 1, 1.5, 2], None, False),
+        ("asymmetric", "floor", None, [2, 4, 5, 3], False), ("asymmetric", "floor", [1, 2, 2, 2], None, False),
+    ],
+)  # fmt: skip
+def test_repeated_positions_stay_in_the_kernels(where, rounded, scales, sizes, taken, rng):
+    b = models.Builder()
+    given = [b.constant(scales or [], "float32"), *([] if sizes is None else [b.constant(sizes, "int64")])]
+    x = b.add("Relu", b.add("Conv", "x", b.weight(4, 3, 1, 1)))
+    x = b.add("Resize", x, "", *given, mode="nearest", coordinate_transformation_mode=where, nearest_mode=rounded)
+    channels = 8 if scales and scales[1] == 2 else 4
+    y = b.add("Conv", x, b.weight(5, channels, 3, 3), pads=[1, 1, 1, 1])
+    model = b.model({"x": [2, 3, 5, 6]}, [y])
+    segments, hosts = _cut(model, x=(2, 3, 5, 6))
+    assert (segments, hosts) == ([("n0", "n1", "n2", "n3")], []) if taken else hosts == ["n2"]
+    _same(model, rng, (2, 3, 5, 6))
+
+
 def test_chains_of_new_shapes_between_regions_are_views(rng):
     b = models.Builder()
     x = b.add("Conv", "x", b.weight(4, 3, 5, 1))
