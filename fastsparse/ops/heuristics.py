@@ -85,6 +85,9 @@ class Heuristics:
     stream_least_chunk: int = 64
     stream_chunks_per_worker: int = 16
     stream_prefetch_vectors: int = 64  # of X in flight
+    stream_length_nonzeros: float = 16  # most nonzeros per row, on average, for rows by length
+    stream_length_row_bytes: int = 32  # most bytes of a row of X and Y
+    stream_uneven_rows: float = 0.25  # share of rows that are not as long as the one before, at least
     stream_least_columns: int = 16  # of X, at least, in estimates of work: reading W is work, too
 
     # --- SDDMM
@@ -304,6 +307,10 @@ class Heuristics:
         if x_bytes <= self.stream_near_bytes or nonzeros == 0:
             return 0
         return max(8, min(16, 64 * self.stream_prefetch_vectors // tile_bytes))
+
+    def stream_by_length(self, rows: int, nonzeros: int, row_bytes: int) -> bool:
+        """Whether rows are so short that it pays to compute them by length, so that their ends are predicted."""
+        return row_bytes <= self.stream_length_row_bytes and nonzeros <= self.stream_length_nonzeros * rows
 
     def stream_chunk_work(self, work: int, threads: int) -> int:
         """Nonzeros and rows of one task, when there are so many in all."""

@@ -1,12 +1,12 @@
 """Streaming: SpMM, SpMV and SDDMM of matrices that are not layers, such as graphs, grids, permutations and text.
 
 The kernels read the pattern's own arrays and the matrix's own values, and X and Y where they are. A plan holds the
-bounds of tasks and nothing else.
+bounds of tasks and nothing else, except where rows are sorted by length (`by_length`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, transposed_values
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
-from fastsparse_kernels import stream
+from fastsparse_kernels import sparse_operator, stream
+from fastsparse_kernels.compiler import aligned_empty
 from fastsparse_kernels.sparse_operator import QUARTERS, WHOLE
 
 Array = NDArray[Any]
@@ -70,10 +71,11 @@ def tiling(columns: int, target: Target) -> Tiling:
 class StreamPlan:
     """SpMM by streaming; see the arguments in `fastsparse_kernels.stream`.
 
-    indptr, indices : the pattern's own; not the pattern, which holds the plan
+    indptr, indices : the pattern's own, unless rows are sorted; not the pattern, which holds the plan
     bounds : int64 [chunks, 4]
     distance : prefetch distance of rows of X in nonzeros; 0: no prefetch
     nontemporal : WHOLE, QUARTERS or 0, ordinary stores
+    order, permutation : of sorted rows, each one's row in W, and each nonzero's index in its data
     """
 
     indptr: NDArray[np.int64]
@@ -84,10 +86,21 @@ class StreamPlan:
     bounds: NDArray[np.int64]
     distance: int
     nontemporal: int
+    order: NDArray[np.uint32] | None = None
+    permutation: NDArray[np.uint32] | None = None
 
     def values(self, W: CSR) -> PackedValues:
-        """W's values in the order the kernel reads them: as they are."""
-        return PackedValues(W)
+        """W's values in the order the kernel reads them: as they are, unless rows are sorted."""
+        if self.permutation is None:
+            return PackedValues(W)
+        return W.cached(("values", id(self)), PackedValues, W, self.pack)  # which holds the plan, so its id stays
+
+    def pack(self, values: Array, out: Array | None = None) -> Array:
+        """The values of sorted rows."""
+        assert self.permutation is not None
+        packed = aligned_empty((len(self.indices),), values.dtype) if out is None else out
+        sparse_operator.gather(values.itemsize * 8)(values, self.permutation, packed)
+        return packed
 
     def transposed_values(self, W: CSR) -> PackedValues:
         """W.T's values in that order."""
@@ -113,7 +126,24 @@ def plan_rows(pattern: Pattern, columns: int, target: Target, y_alignment: int =
     x_bytes = batches * pattern.shape[1] * columns * target.size
     distance = h.stream_prefetch_distance(pattern.nnz, x_bytes, tiles.width * vector)
     bounds = chunk_bounds(pattern.indptr, tiles.tiles, h, target.threads)
-    return StreamPlan(pattern.indptr, pattern.indices, pattern.shape[1], columns, tiles, bounds, distance, nontemporal)
+    plan = StreamPlan(pattern.indptr, pattern.indices, pattern.shape[1], columns, tiles, bounds, distance, nontemporal)
+    if h.stream_by_length(pattern.shape[0], pattern.nnz, columns * target.size):
+        return by_length(plan, h)
+    return plan
+
+
+def by_length(plan: StreamPlan, h: Heuristics) -> StreamPlan:
+    """The plan with the rows of every chunk sorted by length; itself where most rows are as long as the one before."""
+    lengths, nonzeros = np.diff(plan.indptr), len(plan.indices)
+    uneven = np.count_nonzero(lengths[1:] != lengths[:-1]) > h.stream_uneven_rows * len(lengths)
+    if not uneven or plan.indices.itemsize != 4 or nonzeros >= INDEX_LIMIT:
+        return plan
+    order, starts = np.empty(len(lengths), np.uint32), np.empty_like(plan.indptr)
+    indices, permutation = np.empty(nonzeros, np.uint32), np.empty(nonzeros, np.uint32)
+    buckets = np.empty(int(lengths.max()) + 2, np.int64)
+    columns = plan.indices.view(np.uint32)
+    sparse_operator.order_rows()(plan.indptr, columns, plan.bounds, buckets, order, starts, indices, permutation)
+    return replace(plan, indptr=starts, indices=indices, nontemporal=0, order=order, permutation=permutation)
 
 
 def row_alignment(y: int, row_bytes: int, y_bytes: int, target: Target) -> int:
@@ -186,6 +216,7 @@ def prepare(
         stream.SPMM,
         chunks=len(plan.bounds),
         bounds=plan.bounds,
+        order=plan.order,
         indptr=plan.indptr,
         indices=plan.indices,
         nonzeros=nonzeros,

@@ -154,7 +154,7 @@ FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     (sparse_operator.order_entries, ()),
     (sparse_operator.interleave, ()),
     *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
-    *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns)),
+    *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns, sparse_operator.order_rows)),
     (sparse_operator.find_runs, ()),
     *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
     *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),

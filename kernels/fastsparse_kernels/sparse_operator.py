@@ -167,6 +167,43 @@ def make_interleave() -> Callable[..., None]:
     return interleave
 
 
+def make_order_rows() -> Callable[..., None]:
+    """Sort the rows of every chunk by length; rows order[first] to order[last - 1] are the rows first to last of one.
+
+    bounds : [chunks, 4], as in `stream.py`
+    starts, out : row starts and columns of the matrix in this order
+    permutation : index in the CSR of each of its nonzeros
+    """
+
+    def order_rows(indptr, columns, bounds, buckets, order, starts, out, permutation):  # type: ignore[no-untyped-def]
+        at = np.int64(0)
+        starts[0] = 0
+        for chunk in range(bounds.shape[0]):
+            first, last, longest = bounds[chunk, 0], bounds[chunk, 1], 0
+            if bounds[chunk, 2] > 0:  # another tile of the same row
+                continue
+            for row in range(first, last):
+                longest = max(longest, indptr[row + 1] - indptr[row])
+            buckets[: longest + 2] = 0
+            for row in range(first, last):
+                buckets[indptr[row + 1] - indptr[row] + 1] += 1
+            for length in range(longest + 1):
+                buckets[length + 1] += buckets[length]
+            for row in range(first, last):
+                length = indptr[row + 1] - indptr[row]
+                order[first + buckets[length]] = row
+                buckets[length] += 1
+            for i in range(first, last):
+                source = np.int64(order[i])
+                for p in range(indptr[source], indptr[source + 1]):
+                    out[at] = columns[p]
+                    permutation[at] = p
+                    at += 1
+                starts[i + 1] = at
+
+    return order_rows
+
+
 def make_gather() -> Callable[..., None]:
     """out[i] = values[indices[i]]."""
 
@@ -487,6 +524,15 @@ def place_nonzeros(column_bits: int) -> Callable[..., None]:
 def interleave() -> Callable[..., None]:
     """(segments, row_ends, offsets, permutation, new_offsets, new_permutation uint32): see `make_interleave`."""
     return compile_function(make_interleave(), types.void(*[_array(types.uint32)] * 6))
+
+
+@compiled_once
+def order_rows() -> Callable[..., None]:
+    """(indptr int64, columns uint32, bounds, buckets int64, order uint32, starts int64, out, permutation uint32):
+    see `make_order_rows`."""
+    i64, items, u32 = types.int64, _array(types.int64), _array(types.uint32)
+    signature = types.void(_structure(i64), _structure(types.uint32), _array(i64, 2), items, u32, items, u32, u32)
+    return compile_function(make_order_rows(), signature)
 
 
 @compiled_once

@@ -8,6 +8,9 @@ Rows of X and Y of any length are whole vectors, the last of which overlaps the 
 one or two vectors of fewer lanes. Nothing is masked. All tiles of a row are computed before the next row, so that Y is
 written in order: a line with parts of two tiles is complete when it leaves the core.
 
+The ends of rows of any length are mispredicted, which costs more than all else where X and Y are narrow. There the rows
+of a task are sorted by length.
+
 Tasks are chunks of about equal nonzeros plus rows, each with one writer. A row longer than a chunk is split along the
 columns of X.
 """
@@ -27,6 +30,7 @@ SPMM = kernel_arguments(
     # tasks are (batch, chunk), the chunk innermost
     "chunks",  # per batch
     "bounds",  # int64 [chunks, 4], first and last row, first and last tile of each
+    "order",  # uint32 [M], row of Y for each row, or 0 where they are the same
     "indptr",  # int64 [M + 1]
     "indices",  # int32 or int64 [nnz]
     "values",  # float [nnz]
@@ -142,7 +146,7 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
 
     @kernel_function
     def run_rows(a, row, stop, x, y, last, ends, slot):  # type: ignore[no-untyped-def]
-        indptr, distance, final = a.indptr, a.distance, a.nonzeros - 1
+        indptr, order, distance, final = a.indptr, a.order, a.distance, a.nonzeros - 1
         p = simd.load_i64(indptr + row * 8)
         while row < stop:
             end, acc = simd.load_i64(indptr + row * 8 + 8), simd.zeros(width, lanes, bits)
@@ -150,7 +154,7 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
                 acc = add_row_prefetching(a, acc, x, p, end, last, distance, final)
             else:
                 acc = add_row(a, acc, x, p, end, last)
-            finish(a, acc, row, y, last, ends, slot)
+            finish(a, acc, row if order == 0 else simd.load_u32(order + row * 4), y, last, ends, slot)
             p, row = end, row + 1
 
     def stream_spmm(arguments, slot):  # type: ignore[no-untyped-def]

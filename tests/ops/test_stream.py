@@ -31,7 +31,10 @@ from tests.checking import (
 TILES = [1, 2, 8, 16, 24]  # vectors of a row
 
 
-ALWAYS = {"stream_margin": math.inf, "stream_small_bytes": -1}
+ALWAYS = {"stream_margin": math.inf, "stream_small_bytes": -1, "stream_length_nonzeros": -1.0}
+BY_LENGTH = {
+    **ALWAYS, "stream_length_nonzeros": math.inf, "stream_length_row_bytes": math.inf, "stream_uneven_rows": -1.0,
+}  # fmt: skip
 NEVER = {"stream_margin": 0.0}
 
 
@@ -43,11 +46,15 @@ def streamed():
 
 
 def ways(W, product):
-    """Results of `product` by streaming and through panels, on matrices that carry no plans."""
+    """Results of `product` by streaming and through panels, on matrices that carry no plans.
+
+    Rows sorted by length give the same.
+    """
     found = []
-    for choice in (ALWAYS, NEVER):
+    for choice in (ALWAYS, BY_LENGTH, NEVER):
         with tuned(**choice):
             found.append(product(fresh(W)))
+    assert same_bits(found.pop(1), found[0])
     return found
 
 
@@ -118,7 +125,7 @@ def test_input_gradients_have_the_bits_of_panels(rng, dtype):
 def test_the_bits_do_not_depend_on_threads(rng, columns, dtype):
     W, X = power_law(rng, 400, 3000, dtype), numbers(rng, (3000, columns), dtype)
     ones = np.ones((400, columns), dtype)
-    with tuned(**ALWAYS, parallel_flops=0):
+    with tuned(**(BY_LENGTH if columns == 7 else ALWAYS), parallel_flops=0):
         with fs.threads(1):
             one, one_gradient = fs.spmm(W, X), fs.sddmm(W.pattern, ones, X.T)
         with fs.threads(2):
@@ -154,7 +161,7 @@ def test_one_column_is_within_the_bound(rng, activation, dtype):
     here = target_for(W.dtype)
     plan = stream.plan(W.pattern, 1, here)
     launch = stream.prepare(plan, here, x_row_stride=here.size, y_row_stride=here.size, activation=activation)
-    launch.run(*map(address, (x, y, W.data, bias)))
+    launch.run(address(x), address(y), plan.values(W).current(), address(bias))
     assert_product(y, W, x, bias, activation)
 
 
@@ -330,6 +337,48 @@ def test_the_choice_by_pattern_and_columns(rows, inputs, length, columns, expect
     pattern = Sizes((rows, inputs), rows * length)
     zen4 = target(32, 16, l3_bytes=32 * 2**20)
     assert stream.pays(pattern, columns, zen4, columns * 4) is expected
+
+
+# (rows, nonzeros a row, bytes of a row of X): whether rows may be sorted by length.
+BY_LENGTH_CHOICES = [
+    (1_000_000, 3, 16, True),
+    (200_000, 5, 32, True),
+    (200_000, 5, 64, False),
+    (10_000, 65, 16, False),
+    (1_000_000, 1, 4, True),
+]
+
+
+@pytest.mark.parametrize(("rows", "length", "row_bytes", "expected"), BY_LENGTH_CHOICES)
+def test_short_rows_of_few_columns_are_sorted_by_length(rows, length, row_bytes, expected):
+    assert heuristics_for(64).stream_by_length(rows, rows * length, row_bytes) is expected
+
+
+def test_rows_are_sorted_within_their_chunks_where_lengths_vary(rng):
+    avx512 = target(32, 16)
+    even = stream.plan_rows(fs.csr(np.eye(500)).pattern, 4, avx512)
+    assert even.order is None
+    pattern = power_law(rng, 3000, 100, "float32").pattern
+    plan = stream.plan_rows(pattern, 4, avx512)
+    assert len(plan.bounds) > 1
+    for first, last, _, _ in plan.bounds:
+        assert sorted(plan.order[first:last]) == list(range(first, last))
+        assert (np.diff(plan.indptr[first : last + 1], 2) >= 0).all()
+    rows = np.repeat(plan.order, np.diff(plan.indptr))
+    np.testing.assert_array_equal(pattern.rows()[plan.permutation], rows)
+    np.testing.assert_array_equal(pattern.indices[plan.permutation], plan.indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sorted_rows_take_new_values(rng, dtype):
+    W, X = power_law(rng, 60, 50, dtype), numbers(rng, (50, 3), dtype)
+    with tuned(**BY_LENGTH):
+        values = W.data.copy()
+        changing = fs.CSR._trusted(W.pattern, values, changing=True)
+        fs.spmm(changing, X)
+        values *= 2
+        changing._values_changed()
+        assert same_bits(fs.spmm(changing, X), fs.spmm(W * 2, X))
 
 
 class Sizes:
