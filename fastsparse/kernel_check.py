@@ -13,12 +13,13 @@ from scipy import sparse
 from fastsparse import functional, nn
 from fastsparse.csr import CSR, csr
 from fastsparse.engine.from_model import program_of
-from fastsparse.engine.lowering import batch_blocked, spatial_tiles
+from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops import activations, attention, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
+from fastsparse_kernels import depthwise
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.registry import FAMILIES
 
@@ -237,6 +238,15 @@ def _gather(c: Case) -> Iterator[Comparison]:
     yield _run(c, spatial_tiles.schedule, layer, c.images, want)
 
 
+def _depthwise(c: Case) -> Iterator[Comparison]:
+    for side, stride in depthwise.WINDOWS:
+        geometry = {"padding": side // 2, "stride": stride, "groups": 3}
+        layer = nn.SparseConv2d(3, 3, side, sparsity=0, bias=False, dtype=c.dtype, rng=0, **geometry)
+        W = layer.weight
+        want = ref.conv(W.indptr, W.indices, W.data, W.shape, c.images, kernel_size=side, **geometry)
+        yield _run(c, padded.schedule, layer, c.images, want)
+
+
 def _batch_norm(c: Case) -> Iterator[Comparison]:
     gamma, beta, eps = c.normal(5), c.normal(5), 1e-5
     for shape in ((SAMPLES, 5), (4, 5, 7, 3)):
@@ -300,7 +310,8 @@ CHECKS: dict[str, Check] = {
     "pack batch-blocked": _linear, "unpack batch-blocked": _linear, "pack padded NCHW": _conv,
     "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
     "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
-    "pooling of batch-blocked arrays": _blocked_pooling, "gate": _gate, "recurrent cell": _recurrent_cell,
+    "pooling of batch-blocked arrays": _blocked_pooling, "depthwise convolution": _depthwise,
+    "gate": _gate, "recurrent cell": _recurrent_cell,
     "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "attention": _attention, "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip
