@@ -240,10 +240,14 @@ def _gather(c: Case) -> Iterator[Comparison]:
 
 def _depthwise(c: Case) -> Iterator[Comparison]:
     for side, stride in depthwise.WINDOWS:
-        geometry = {"padding": side // 2, "stride": stride, "groups": 3}
-        layer = nn.SparseConv2d(3, 3, side, sparsity=0, bias=False, dtype=c.dtype, rng=0, **geometry)
-        W = layer.weight
-        want = ref.conv(W.indptr, W.indices, W.data, W.shape, c.images, kernel_size=side, **geometry)
+        layer = nn.SparseConv2d(
+            3, 3, side, padding=side // 2, stride=stride, groups=3, sparsity=0, bias=False, dtype=c.dtype, rng=0
+        )
+        W, ends = layer.weight, ((side // 2, side // 2),) * 2
+        want = ref.conv(
+            W.indptr, W.indices, W.data, W.shape, c.images, kernel_size=(side, side), stride=(stride, stride),
+            padding=ends, dilation=(1, 1), groups=3,
+        )  # fmt: skip
         yield _run(c, padded.schedule, layer, c.images, want)
 
 
