@@ -16,10 +16,9 @@ from fastsparse.engine.from_model import program_of
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
-from fastsparse.ops import activations, attention, gates, norm, optimizers, pooling, recurrent, softmax, spmv
+from fastsparse.ops import activations, attention, depthwise, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
-from fastsparse_kernels import depthwise
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.registry import FAMILIES
 

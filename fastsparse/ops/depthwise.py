@@ -16,10 +16,12 @@ from fastsparse.ops.target import Target, narrowed
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import depthwise as kernels
 
+WINDOWS = kernels.WINDOWS  # (side, stride) that the kernel runs
+
 
 def serves(g: ConvGeometry, weight: CSR) -> bool:
     """Whether the kernel runs such a convolution."""
-    window = len(g.kernel) == 2 and (g.kernel[0], g.stride[0]) in kernels.WINDOWS
+    window = len(g.kernel) == 2 and (g.kernel[0], g.stride[0]) in WINDOWS
     square = len({*g.kernel}) == len({*g.stride}) == len({1, *g.dilation}) == 1
     each = g.groups == g.channels == g.out_channels
     return window and square and each and weight.nnz == math.prod(weight.shape)
