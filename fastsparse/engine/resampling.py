@@ -67,8 +67,8 @@ def repeated(shape: Shape, scale: Ints) -> Steps:
     return [(Gather(_grid(axes, tuple(spatial)), channels, y), y)]
 
 
-def interpolated(shape: Shape, scale: Ints) -> Steps:
-    """An image (C, H, W) interpolated between its positions, continued by its edges."""
+def interpolated(shape: Shape, scale: Ints, dtype: Any = np.float64) -> Steps:
+    """An image (C, H, W) interpolated between its positions, continued by its edges; by weights of this type."""
     channels, *spatial = shape
     padded = tuple(n + 2 for n in spatial)
     edges = _grid([np.arange(-1, n + 1).clip(0, n - 1) for n in spatial], tuple(spatial))
@@ -78,7 +78,7 @@ def interpolated(shape: Shape, scale: Ints) -> Steps:
     phase, tap = np.nonzero(weights)
     rows = np.add.outer(np.arange(channels) * len(weights), phase).ravel()
     weight = _matrix(
-        rows, np.tile(tap, channels), np.tile(weights[phase, tap], channels),
+        rows, np.tile(tap, channels), np.tile(weights[phase, tap], channels).astype(dtype),
         (channels * len(weights), weights.shape[1]),
     )  # fmt: skip
     ones = (1,) * len(spatial)

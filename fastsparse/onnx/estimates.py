@@ -55,7 +55,7 @@ class Costs:
 
     dense: float = 1.35
     sparse: float = 3.0
-    full: float = 2.2
+    full: float = 1.6
     depthwise: tuple[float, float] = (4.0, 2.5)
     few: int = 8
     vectors: float = 3.0

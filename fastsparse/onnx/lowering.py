@@ -14,8 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.engine.program import Activate, Add, Concat, Conv, Gate, Linear, Operator, Pool, Reshape, Scale, Shape
-from fastsparse.engine.resampling import repeated
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Concat,
+    Conv,
+    Gate,
+    Gather,
+    Linear,
+    Operator,
+    Pool,
+    Reshape,
+    Scale,
+    Shape,
+)
+from fastsparse.engine.resampling import interpolated, repeated
 from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.inference import Constants, Info
@@ -29,6 +42,9 @@ from fastsparse.ops.pooling import adaptive_windows, windows
 _LARGEST_VECTOR = 65536  # numbers of a constant that may be one per channel
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
+
+
+Steps = tuple[tuple[Operator, Shape], ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class Lowered:
     starts: bool = False
     sparse: bool = False
     others: tuple[Form, ...] = ()  # of further tensors that it reads
-    before: Scale | None = None  # what is applied to the tensor first
+    before: Steps = ()  # what is applied to the tensor first, with the shapes of results
     swapped: bool = False  # the operator's first operand is the node's second
 
     @property
@@ -236,7 +252,8 @@ class Lowering:
         if abs(slope - _SLOPE) <= precision * _SLOPE and offset == 0.5:
             return lowered
         ones = np.ones(form.shape[0])
-        return replace(lowered, before=Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE)))
+        scale = Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE))
+        return replace(lowered, before=((scale, form.shape),))
 
     def _activation_name(self, node: Node) -> str | None:
         if node.op == "LeakyRelu":
@@ -317,15 +334,18 @@ class Lowering:
         return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, ("global mean",))
 
     def _resize(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        """Every position repeated."""
+        """To a multiple: every position repeated, or interpolated between them."""
         scales, sizes = self._optional(node, 2), self._optional(node, 3)
         if len(x) < 3 or form not in (None, Form(x[0], x[1:])) or node.version < 11 or node.get("axes") is not None:
             return None
-        if node.get("mode", "nearest") != "nearest" or scales is False or sizes is False:
+        if scales is False or sizes is False:
             return None
-        where, rounded = node.get("coordinate_transformation_mode", "half_pixel"), node.get("nearest_mode", "round")
-        if not (where == "half_pixel" and rounded.startswith("round")) and (where, rounded) != ("asymmetric", "floor"):
-            return None  # what lies between two positions
+        mode, where = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
+        rounded = node.get("nearest_mode", "round_prefer_floor")
+        nearest = mode == "nearest" and ((where == "half_pixel" and rounded.startswith("round"))
+                                         or (where, rounded) == ("asymmetric", "floor"))  # fmt: skip
+        if not nearest and ((mode, where) != ("linear", "half_pixel") or node.get("antialias", 0)):
+            return None
         given = sizes is not None and sizes.size > 0
         wanted = np.asarray(sizes, float) / x if given else scales
         if wanted is None or wanted.shape != (len(x),) or (wanted[:2] != 1).any() or (wanted % 1).any():
@@ -333,8 +353,25 @@ class Lowering:
         scale = tuple(int(n) for n in wanted[2:])
         if min(scale) < 1 or node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return None
-        ((gather, target),) = repeated(x[1:], scale)
-        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target), ("repeat", scale))
+        image, dtype = x[1:], self.kernel_dtype(node.inputs[0])
+        *before, (operator, target) = repeated(image, scale) if nearest else interpolated(image, scale, dtype)
+        source, y = Form(x[0], x[1:]), (x[0], *target)
+        return Lowered(operator, source, Form(x[0], target), y, ("resize", mode, scale), before=tuple(before))
+
+    def _depth_to_space(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        """Channels as positions."""
+        n = int(node.get("blocksize", 0))
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or n < 1 or x[1] % (n * n):
+            return None
+        channels, (height, width) = x[1] // (n * n), x[2:]
+        by_channel, target = node.get("mode", "DCR") == "CRD", (channels, height * n, width * n)
+        if by_channel:
+            index = np.arange(n * n * height * width).reshape(n, n, height, width).transpose(2, 0, 3, 1)
+        else:
+            index = np.arange(math.prod(x[1:])).reshape(n, n, channels, height, width).transpose(2, 3, 0, 4, 1)
+        gather = Gather(index.ravel(), channels if by_channel else 1, target)
+        key = "depth to space", n, by_channel
+        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target), key)
 
     # --- shapes --------------------------------------------------------------------------------
 
@@ -429,5 +466,5 @@ _METHODS = {
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "global_pool"),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), "reshape"),
     **dict.fromkeys(("Identity", "Dropout"), "nothing"),
-    "Resize": "resize",
+    "Resize": "resize", "DepthToSpace": "depth_to_space",
 }  # fmt: skip

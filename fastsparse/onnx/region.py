@@ -76,10 +76,10 @@ class Region:
                 made[member.output] = reads[0]
                 continue
             name = f"{node.name.replace(' ', '_')} {node.op.rpartition('.')[2]}"
-            if lowered.before is not None:
-                scaled = number(lowered.source.shape)
-                nodes.append(ProgramNode(f"{name} operand", lowered.before, tuple(reads), scaled))
-                reads = [scaled]
+            for operator, shape in lowered.before:
+                between = number(shape)
+                nodes.append(ProgramNode(name, operator, tuple(reads), between))
+                reads = [between]
             made[member.output] = target = number(lowered.target.shape)
             nodes.append(ProgramNode(name, lowered.operator, tuple(reads[::-1] if lowered.swapped else reads), target))
             keys.append((lowered.key, tuple(form.shape for form in lowered.sources), tuple(reads)))

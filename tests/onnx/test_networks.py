@@ -75,9 +75,9 @@ def test_reports_cover_regions_and_the_library():
     engine = models.on_kernels(models.u_network())
     report = engine.report(batch=2)
     text = str(report)
-    for word in ("ConvTranspose, Resize, Concat", "onnxruntime", "spmm", "sparsity", "2x32x16x16"):
+    for word in ("ConvTranspose, Concat", "Resize", "onnxruntime", "spmm", "sparsity", "2x32x16x16"):
         assert word in text
-    convolutions = [row for row in report.rows if row.sparsity is not None]
+    convolutions = [row for row in report.rows if row.operator.startswith("Conv") and row.sparsity is not None]
     assert len(convolutions) == 3
     assert all(0.7 < row.sparsity < 0.9 for row in convolutions)
     assert all(row.milliseconds > 0 for row in report.rows)

@@ -219,27 +219,46 @@ def test_new_shapes_that_others_want_are_views_of_the_host(rng):
 
 
 @pytest.mark.parametrize(
-    ("where", "rounded", "scales", "sizes", "taken"),
+    ("mode", "where", "rounded", "scales", "sizes", "taken"),
     [
-        ("asymmetric", "floor", [1, 1, 2, 2], None, True), ("asymmetric", "floor", [1, 1, 3, 1], None, True),
-        ("half_pixel", "round_prefer_floor", [1, 1, 2, 4], None, True),
-        ("half_pixel", "round_prefer_ceil", None, [2, 4, 15, 12], True),
-        ("asymmetric", "round_prefer_floor", [1, 1, 2, 2], None, False),
-        ("half_pixel", "floor", [1, 1, 2, 2], None, False), ("asymmetric", "floor", [1, 1, 1.5, 2], None, False),
-        ("asymmetric", "floor", None, [2, 4, 5, 3], False), ("asymmetric", "floor", [1, 2, 2, 2], None, False),
+        ("nearest", "asymmetric", "floor", [1, 1, 2, 2], None, True),
+        ("nearest", "asymmetric", "floor", [1, 1, 3, 1], None, True),
+        ("nearest", "half_pixel", "round_prefer_floor", [1, 1, 2, 4], None, True),
+        ("nearest", "half_pixel", "round_prefer_ceil", None, [2, 4, 15, 12], True),
+        ("linear", "half_pixel", "floor", [1, 1, 2, 2], None, True),
+        ("linear", "half_pixel", "floor", None, [2, 4, 5, 18], True),
+        ("nearest", "asymmetric", "round_prefer_floor", [1, 1, 2, 2], None, False),
+        ("nearest", "half_pixel", "floor", [1, 1, 2, 2], None, False),
+        ("nearest", "asymmetric", "floor", [1, 1, 1.5, 2], None, False),
+        ("nearest", "asymmetric", "floor", None, [2, 4, 5, 3], False),
+        ("nearest", "asymmetric", "floor", [1, 2, 2, 2], None, False),
+        ("linear", "align_corners", "floor", [1, 1, 2, 2], None, False),
+        ("cubic", "half_pixel", "floor", [1, 1, 2, 2], None, False),
     ],
-)  # fmt: skip
-def test_repeated_positions_stay_in_the_kernels(where, rounded, scales, sizes, taken, rng):
+)
+def test_resizing_to_multiples_stays_in_the_kernels(mode, where, rounded, scales, sizes, taken, rng):
     b = models.Builder()
     given = [b.constant(scales or [], "float32"), *([] if sizes is None else [b.constant(sizes, "int64")])]
     x = b.add("Relu", b.add("Conv", "x", b.weight(4, 3, 1, 1)))
-    x = b.add("Resize", x, "", *given, mode="nearest", coordinate_transformation_mode=where, nearest_mode=rounded)
+    x = b.add("Resize", x, "", *given, mode=mode, coordinate_transformation_mode=where, nearest_mode=rounded)
     channels = 8 if scales and scales[1] == 2 else 4
     y = b.add("Conv", x, b.weight(5, channels, 3, 3), pads=[1, 1, 1, 1])
     model = b.model({"x": [2, 3, 5, 6]}, [y])
     segments, hosts = _cut(model, x=(2, 3, 5, 6))
     assert (segments, hosts) == ([("n0", "n1", "n2", "n3")], []) if taken else hosts == ["n2"]
     _same(model, rng, (2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_channels_become_positions_in_the_kernels(mode, rng):
+    b = models.Builder()
+    x = b.add("DepthToSpace", b.add("Conv", "x", b.weight(18, 3, 1, 1)), blocksize=3, mode=mode)
+    y = b.add("Conv", b.add("Relu", x), b.weight(5, 2, 3, 3), pads=[1, 1, 1, 1])
+    model = b.model({"x": ["N", 3, 5, 6]}, [y])
+    segments, hosts = _cut(model, x=(2, 3, 5, 6))
+    assert (segments, hosts) == ([("n0", "n1", "n2", "n3")], [])
+    for batch in (1, 2, 17):
+        _same(model, rng, (batch, 3, 5, 6))
 
 
 def test_chains_of_new_shapes_between_regions_are_views(rng):
