@@ -77,8 +77,8 @@ def test_every_type_and_layout_gives_the_same_and_compiles_nothing(rng, monkeypa
     if "X" in good:
         assert flat(function(**{**good, "X": np.asfortranarray(good["X"])})) == expected
     compiled = []
-    monkeypatch.setattr(compiler.CFunc, "compile", lambda self: compiled.append(self))
-    monkeypatch.setattr(compiler, "njit", lambda **_: compiled.append)
+    monkeypatch.setattr(compiler.KernelCFunc, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(compiler, "KernelDispatcher", lambda function, **_: compiled.append(function))
     for key, kind in itertools.product(present, [dtype, *OTHERS]):
         for layout, array in layouts(good[key].astype(kind)).items():
             found = flat(function(**{**good, key: array}))

@@ -14,7 +14,6 @@ from fastsparse import nn
 from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
 from fastsparse.engine.from_model import first_layer
 from fastsparse.onnx.engine import GraphEngine
-from fastsparse.runtime import threading_layer
 from fastsparse_kernels import compiler, registry
 
 Network: TypeAlias = nn.Module | Engine | GraphEngine
@@ -58,10 +57,8 @@ def warmup(
     if model_or_engine is None:
         if batch_sizes is not None or input_shape is not None:
             raise TypeError("batch_sizes and input_shape belong to a model or an engine, and there is none")
-        parallel = threading_layer.parallel_allowed()  # loading the parallel launch needs Numba's threads
         for builder, key in registry.usual():
-            if parallel or builder not in registry.PARALLEL:
-                builder.expect(*key)
+            builder.expect(*key)
         with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress) as bar:
             compiler.compile_waiting(bar.update)
         return

@@ -210,22 +210,19 @@ def build_operator(
     if nnz >= INDEX_LIMIT:
         raise ValueError(f"W has {nnz} nonzeros, expected fewer than {INDEX_LIMIT}")
     bits = 64 if columns.dtype.itemsize == 8 else 32
-    kernels.order_entries.expect()  # compiled with the one that is needed first
-    kernels.place_nonzeros.expect(bits)
-    counts = np.zeros((rows, count), np.int32)
-    first, last = np.empty(rows, np.int32), np.empty(rows, np.int32)
-    kernels.count_blocks(bits)(indptr, columns, blocks.block, counts, first, last)
-    group_starts = split_rows(indptr, groups)
-    empty = int(np.count_nonzero(indptr[1:] == indptr[:-1]))
-    entries = int(np.count_nonzero(counts)) + empty
-    segments = np.zeros((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
+    group_starts, lengths = split_rows(indptr, groups), np.diff(indptr)
+    longest = min(int(lengths.max(initial=0)), int(np.bincount(blocks.block).max(initial=0)))  # entry, at most
+    entries = min(nnz, rows * count) + int(np.count_nonzero(lengths == 0))  # at most
     row_ids, row_ends = np.empty(entries, np.uint32), np.empty(entries + 1, np.uint32)
-    starts = np.empty((rows, count), np.uint32)
-    buckets = np.empty(kernels.KINDS * (int(counts.max(initial=0)) + 1), np.int64)
+    segments = np.empty((len(group_starts) - 1) * count * kernels.KINDS + 1, np.uint32)
     offsets, permutation = with_read_ahead(nnz), np.empty(nnz, np.uint32)
-    kernels.order_entries()(counts, first, last, group_starts, buckets, segments, row_ids, row_ends, starts)
-    kernels.place_nonzeros(bits)(indptr, columns, blocks.block, blocks.offset, starts, offsets, permutation)
-    packed = pack_entries(row_ends, row_ids)
+    entries = kernels.order_nonzeros(bits)(
+        indptr, columns, blocks.block, blocks.offset, group_starts, indptr.copy(), np.zeros((rows, count), np.int32),
+        np.empty((rows, count), np.uint32), np.empty(kernels.KINDS * (longest + 1), np.int64), segments, row_ids,
+        row_ends, offsets, permutation,
+    )  # fmt: skip
+    row_ends = row_ends[: entries + 1]
+    packed = pack_entries(row_ends, row_ids[:entries])
     operator = SparseOperator(group_starts, segments, packed, offsets, permutation, blocks)
     if operator.dense or not h.interleaves_rows(width):
         return operator

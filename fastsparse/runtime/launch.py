@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fastsparse.runtime import buffers, compiling, kernel_cache
 from fastsparse.runtime.buffers import address
-from fastsparse.runtime.threading_layer import available_workers
+from fastsparse.runtime.threading_layer import available_workers, parallel_for
 from fastsparse_kernels import compiler, parallel
 
 compiler.set_cache_directories(kernel_cache.cache_directories, kernel_cache.write_cached)
@@ -208,10 +208,10 @@ def run_slices(kernel: int, words: array[int], tasks: int, workers: int, slices:
         for i in range(slices):
             serial(kernel, record, length, tasks * i // slices, tasks * (i + 1) // slices)
         return
-    copies = words * workers
+    shared, copies, threads = parallel.run_parallel(), words * workers, parallel_for()
     for i in range(slices):
         first, last = tasks * i // slices, tasks * (i + 1) // slices
-        parallel.run_parallel()(kernel, record, length, copies.buffer_info()[0], workers, first, last)
+        shared(kernel, record, length, copies.buffer_info()[0], workers, threads, first, last)
 
 
 def _run_and_report(launch: Launch, words: array[int]) -> None:

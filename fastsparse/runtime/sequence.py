@@ -6,6 +6,7 @@ See `fastsparse_kernels.sequence` for the tables.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
+from fastsparse.runtime.threading_layer import parallel_for
 from fastsparse_kernels import sequence
 from fastsparse_kernels.compiler import aligned_empty
 
@@ -99,10 +101,11 @@ class SharedSteps:
     def run(self, first: int, last: int, variables: Table, task: int) -> None:
         """Patch arguments for a task, then run steps `first` to `last` in order."""
         self._calls += 1
-        sequence.run_steps()(
+        data = array("q", (
             address(self._steps), first, last, address(self._patches), self._patches.shape[1], address(variables),
             task, self._workers, address(self._flags), self._calls,
-        )  # fmt: skip
+        ))  # fmt: skip
+        sequence.run_steps()(parallel_for(), data.buffer_info()[0], self._workers)
 
 
 def _fill(records: Table, bound: BoundLaunch, slots: int) -> None:

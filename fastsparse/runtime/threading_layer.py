@@ -7,10 +7,13 @@ if the main thread forked; one rule for all layers is easier to rely on.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import warnings
 from pathlib import Path
+
+from llvmlite import binding as llvm
 
 from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
 
@@ -46,8 +49,7 @@ def parallel_allowed() -> bool:
 def prepare_threading() -> str:
     """Start Numba's threads, with pip's TBB made available, and return the name of the threading layer.
 
-    To be called before the first parallel kernel is compiled, loaded or run; cheap afterwards. Must not be called in
-    a forked child.
+    To be called before the first parallel region; cheap afterwards. Must not be called in a forked child.
 
     Returns
     -------
@@ -85,6 +87,12 @@ def _start_threads(running: bool) -> str:
         warnings.warn(f"calls use one thread: {str(error).strip()}", RuntimeWarning, stacklevel=2)
         return "none"
     return str(numba.threading_layer())
+
+
+@functools.cache
+def parallel_for() -> int:
+    """Address of the threading layer's parallel loop, after its start."""
+    return int(llvm.address_of_symbol("numba_parallel_for"))
 
 
 def _openmp_was_left_behind() -> bool:

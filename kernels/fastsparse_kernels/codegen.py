@@ -9,14 +9,13 @@ A *level* is a set of instructions that many CPUs share: what was compiled for x
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import binding as llvm
 
-from .numba_internals import JITCodeLibrary, JITCPUCodegen, config, generating_with, optimize
+from .numba_internals import JITCodeLibrary, JITCPUCodegen, config, kernel_target, optimize
 
 # Levels of x86-64 (System V ABI, x86-64 supplement), the best first: bytes of a vector, and features beyond the next.
 X86_LEVELS = {
@@ -82,16 +81,6 @@ def vector_bytes() -> int:
 def target_identity() -> tuple[str, str, str]:
     """Everything about the target that decides on the machine code."""
     return str(llvm.get_process_triple()), level(), _features()
-
-
-def kernel_codegen() -> contextlib.AbstractContextManager[None]:
-    """Within the block, which holds Numba's compiler lock, Numba generates code as kernels need it."""
-    return generating_with(_codegen())
-
-
-@functools.cache
-def _codegen() -> _Codegen:
-    return _Codegen("fastsparse.kernels")
 
 
 class _Library(JITCodeLibrary):
@@ -175,6 +164,9 @@ class _Codegen(JITCPUCodegen):
     def set_env(self, env_name: str, env: Any) -> None:
         if self._engine.is_symbol_defined(env_name):  # functions that are linked into others have none
             super().set_env(env_name, env)
+
+
+kernel_target.codegen = lambda: _Codegen("fastsparse.kernels")
 
 
 def _collect(library: Any, found: dict[Any, None]) -> None:

@@ -24,13 +24,11 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
-from numba.extending import register_jitable
+from numba import types
 
-from .codegen import kernel_codegen
 from .codegen import vector_bytes as vector_bytes
 from .kernel_cache import Directories, KernelCache
-from .numba_internals import CFunc, KernelCompiler, global_compiler_lock, set_cache
+from .numba_internals import KernelCFunc, KernelDispatcher, global_compiler_lock, jitable, set_cache
 
 _KERNEL_SIGNATURE = types.void(types.int64, types.int64)
 _lock = threading.RLock()
@@ -95,19 +93,12 @@ def kernel_arguments(*fields: str) -> np.dtype:
 
 def kernel_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of functions that kernels call: compiled into each kernel that uses them, callable from Python, too."""
-    return _jitable(function)
+    return jitable(function)
 
 
 def inlined_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `kernel_function`, always inlined: inside a loop over rows, a call would save and reload vector registers."""
-    return _jitable(function, forceinline=True)
-
-
-def _jitable(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
-    wrapped: Callable[..., Any] = register_jitable(
-        no_cfunc_wrapper=True, pipeline_class=KernelCompiler, _nrt=False, **options
-    )(function)
-    return wrapped
+    return jitable(function, forceinline=True)
 
 
 # ---------------------------------------------------------------- what is compiled, when, and who hears of it
@@ -148,7 +139,7 @@ class Unit:
     def compile(self) -> None:
         """Compile it, or load it from the cache, unless that was done."""
         if not self.is_compiled:
-            with kernel_codegen(), _without_collector():
+            with global_compiler_lock, _without_collector():
                 self._run()
             self.is_compiled = True
 
@@ -294,16 +285,13 @@ def _compile(*asked: Unit, done: Callable[[], object] | None = None) -> None:
 def compile_kernel(function: Callable[..., Any], name: str) -> Kernel:
     """A kernel of `function(arguments, slot)` under a name of its own."""
     function.__name__ = function.__qualname__ = name
-    options = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
-    compiled = CFunc(function, (_KERNEL_SIGNATURE.args, types.void), {}, options, KernelCompiler)
+    compiled = KernelCFunc(function, _KERNEL_SIGNATURE)
     return Kernel(_wait_for(function, _KERNEL_SIGNATURE, compiled, compiled.compile), name)
 
 
-def compile_function(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     """Compile a function that Python calls (packing structures, launching) with one explicit signature."""
-    if not options.get("parallel"):
-        options["pipeline_class"] = KernelCompiler
-    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+    dispatcher = KernelDispatcher(function, nogil=True, no_cfunc_wrapper=True)
 
     def compile_one_signature() -> None:
         dispatcher.compile(signature)

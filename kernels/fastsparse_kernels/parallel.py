@@ -13,11 +13,17 @@ lines of another slot.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from numba import prange, types
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from . import simd
 from .compiler import compile_function, compiled_once, kernel_function
+from .numba_internals import called_by_others
+from .simd.types import I64
 
 COUNTER_WORDS = 8
 PATIENCE = 400  # pauses before helping, about 5 to 20 microseconds: several times what a barrier takes
@@ -92,16 +98,64 @@ def run_tasks(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-de
             pass
 
 
+def on_threads(function: Callable[[int, int], None]) -> Any:
+    """An intrinsic `(parallel_for, data, slots)` that calls the kernel function `(data, slot)` for every slot.
+
+    parallel_for : address of the function of that name in Numba's threading layers. It calls back with parts of the
+        slots, in the form of NumPy's inner loops: (pointers to arrays, lengths, strides, data). The one array begins at
+        address 0 and has a stride of 1, so the address of an element is a slot.
+    """
+
+    @intrinsic
+    def run(typing: Any, parallel_for: Any, data: Any, slots: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = I64.as_pointer()
+            loop = ir.FunctionType(ir.VoidType(), [pointer] * 4)
+            layer = ir.FunctionType(ir.VoidType(), [loop.as_pointer(), *[pointer] * 3, I64, *[I64] * 3])
+            part = ir.Function(builder.module, loop, builder.module.get_unique_name("part"))
+            part.linkage = "internal"
+            inside = ir.IRBuilder(part.append_basic_block())
+            first, count = inside.load(part.args[0]), inside.load(part.args[1])
+            with cgutils.for_range(inside, count, intp=I64) as each:
+                slot = inside.add(first, each.index)
+                called_by_others(context, builder, inside, function, [inside.ptrtoint(part.args[3], I64), slot])
+            inside.ret_void()
+            array, length, stride = (cgutils.alloca_once(builder, I64) for _ in range(3))
+            for place, number in ((array, I64(0)), (length, args[2]), (stride, I64(1))):
+                builder.store(number, place)
+            call = builder.inttoptr(args[0], layer.as_pointer())
+            builder.call(call, [part, array, length, stride, args[1], I64(0), I64(1), args[2]])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), codegen
+
+    return run
+
+
+@kernel_function
+def _run_slot(data, slot):  # type: ignore[no-untyped-def]
+    kernel, copies = simd.load_i64(data), simd.load_i64(data + 8)
+    run_tasks(kernel, copies, simd.load_i64(data + 16), simd.load_i64(data + 24), slot)
+
+
+_run_slots = on_threads(_run_slot)
+
+
 @compiled_once
-def run_parallel() -> Callable[[int, int, int, int, int, int, int], None]:
-    """The parallel region `(kernel, arguments, words, copies, slots, first, last)`, see `split_tasks`."""
+def run_parallel() -> Callable[[int, int, int, int, int, int, int, int], None]:
+    """The parallel region `(kernel, arguments, words, copies, slots, parallel_for, first, last)`: see `split_tasks` and
+    `on_threads`."""
 
-    def run_parallel(kernel, arguments, words, copies, slots, first, last):  # type: ignore[no-untyped-def]
+    def run_parallel(kernel, arguments, words, copies, slots, parallel_for, first, last):  # type: ignore[no-untyped-def]
         split_tasks(arguments, words, copies, slots, first, last)
-        for slot in prange(slots):
-            run_tasks(kernel, copies, words, slots, slot)
+        data = simd.stack_buffer(32)
+        simd.store_i64(kernel, data)
+        simd.store_i64(copies, data + 8)
+        simd.store_i64(words, data + 16)
+        simd.store_i64(slots, data + 24)
+        _run_slots(parallel_for, data, slots)
 
-    return compile_function(run_parallel, types.void(*[types.int64] * 7), parallel=True)
+    return compile_function(run_parallel, types.void(*[types.int64] * 8))
 
 
 @compiled_once

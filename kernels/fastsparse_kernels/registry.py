@@ -151,20 +151,18 @@ FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     (parallel.run_parallel, ()),
     (sequence.run_steps_serial, ()),
     (sequence.run_steps, ()),
-    (sparse_operator.order_entries, ()),
     (sparse_operator.interleave, ()),
     *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
     *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns, sparse_operator.order_rows)),
     (sparse_operator.find_runs, ()),
     *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
     *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),
-    *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.count_blocks, sparse_operator.place_nonzeros)),
+    *((sparse_operator.order_nonzeros, (bits,)) for bits in (32, 64)),
     *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.gather, sparse_operator.scatter)),
     *((sparse_operator.copy_runs, (bits,)) for bits in (32, 64)),
     *((get, (bits,)) for bits in (32, 64) for get in (pattern_updates.zero_indices, pattern_updates.merge)),
     *((pattern_updates.candidates, (bits, column_bits)) for bits in (32, 64) for column_bits in (32, 64)),
 )
-PARALLEL = (parallel.run_parallel, sequence.run_steps)  # usable only where parallel regions may be entered
 _LARGE = (64,), (32, 64), (64, 32), (64, 64)  # keys of functions for float64, or for matrices of 2**31 columns and more
 
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import prange, types
+from numba import types
 
 from . import simd
 from .compiler import compile_function, compile_kernel, compiled_once, kernel_arguments, kernel_function
-from .parallel import BETWEEN_YIELDS, PATIENCE, help_with, part_start, set_tasks, take_from
+from .parallel import BETWEEN_YIELDS, PATIENCE, help_with, on_threads, part_start, set_tasks, take_from
 
 STEP_WORDS = 6
 STEP_BYTES = 8 * STEP_WORDS
@@ -149,18 +149,28 @@ def _reset_counter(own, words, parity, start):  # type: ignore[no-untyped-def]
     simd.store_i64(parity, own + words * 8)
 
 
+@kernel_function
+def _share(data, slot):  # type: ignore[no-untyped-def]
+    table, first, last = simd.load_i64(data), simd.load_i64(data + 8), simd.load_i64(data + 16)
+    patch_tables, patches, variables = simd.load_i64(data + 24), simd.load_i64(data + 32), simd.load_i64(data + 40)
+    task, slots, flags = simd.load_i64(data + 48), simd.load_i64(data + 56), simd.load_i64(data + 64)
+    call = simd.load_i64(data + 72)
+    share_steps(table, first, last, patch_tables, patches, variables, task, slots, flags, call, slot)
+
+
+_share_slots = on_threads(_share)
+
+
 @compiled_once
 def run_steps() -> Callable[..., None]:
-    """Steps of a table, shared by workers: (step table, first, last, patch tables, patches, variables, task, slots,
-    flags, number of the call); see `share_steps`."""
+    """Steps of a table, shared by workers: (parallel_for, data, slots). See `parallel.on_threads`; data is int64 [10]:
+    step table, first, last, patch tables, patches, variables, task, slots, flags, number of the call, see
+    `share_steps`."""
 
-    def run_steps(  # type: ignore[no-untyped-def]
-        table, first, last, patch_tables, patches, variables, task, slots, flags, call
-    ):
-        for slot in prange(slots):
-            share_steps(table, first, last, patch_tables, patches, variables, task, slots, flags, call, slot)
+    def run_steps(parallel_for, data, slots):  # type: ignore[no-untyped-def]
+        _share_slots(parallel_for, data, slots)
 
-    return compile_function(run_steps, types.void(*[types.int64] * 10), parallel=True)
+    return compile_function(run_steps, types.void(*[types.int64] * 3))
 
 
 @compiled_once

@@ -41,6 +41,7 @@ from .layouts import make_copy_numbers
 
 KINDS = 4
 ONLY, FIRST, MIDDLE, LAST = range(KINDS)
+ABSENT = 0xFFFFFFFF  # instead of an entry's key: the row has no nonzeros in the block
 ROW_UNROLL = 4  # rows computed at once: interleaved entries, or dense rows that share what is read of X
 OVERREAD = 9  # items after the last value, offset and entry that kernels may read
 SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
@@ -56,76 +57,55 @@ LOOKUP_CHUNK = LOOKUP_TABLES * LOOKUP_LANES  # columns
 LOOKUP_EMPTY = 0xFF  # column of an empty lane: its highest bit is set
 
 
-def make_count_blocks() -> Callable[..., None]:
-    """Per row: nonzeros in every block, and the first and last block that holds any (0 for an empty row)."""
+def make_order_nonzeros() -> Callable[..., int]:
+    """Sort the nonzeros of every (group, block) into entries, by counting; returns the number of entries."""
 
-    def count_blocks(indptr, columns, column_block, counts, first, last):  # type: ignore[no-untyped-def]
+    def order_nonzeros(  # type: ignore[no-untyped-def]
+        indptr, columns, column_block, column_offset, group_starts, reached, counts, starts, buckets, segments, rows,
+        row_ends, offsets, permutation,
+    ):  # fmt: skip
+        blocks = counts.shape[1]
+        keys = np.int64(0)  # of each kind, one for each length: entries are sorted by kind, then length
         for row in range(indptr.shape[0] - 1):
-            first[row] = last[row] = 0
-            if indptr[row] < indptr[row + 1]:
-                first[row] = column_block[columns[indptr[row]]]
-                last[row] = column_block[columns[indptr[row + 1] - 1]]
             for p in range(indptr[row], indptr[row + 1]):
                 counts[row, column_block[columns[p]]] += 1
+            for block in range(blocks):
+                keys = max(keys, np.int64(counts[row, block]) + 1)
 
-    return count_blocks
-
-
-@kernel_function
-def _sort_key(counts, first, last, row, block, longest):  # type: ignore[no-untyped-def]
-    """Kind * (longest + 1) + length of the entry; -1 where the row has no entry in the block."""
-    length = counts[row, block]
-    starts, ends = first[row] == block, last[row] == block
-    if length == 0 and not (block == 0 and starts and ends):
-        return np.int64(-1)
-    kind = (ONLY if ends else FIRST) if starts else (LAST if ends else MIDDLE)
-    return np.int64(kind * (longest + 1) + length)
-
-
-def make_order_entries() -> Callable[..., None]:
-    """Counting sort of every block's entries; starts[row, block] is the index of the entry's first nonzero."""
-
-    def order_entries(  # type: ignore[no-untyped-def]
-        counts, first, last, group_starts, buckets, segments, rows, row_ends, starts
-    ):
-        blocks = counts.shape[1]
-        longest = buckets.shape[0] // KINDS - 1
         nonzero = np.int64(0)
         row_ends[0] = segments[0] = 0
         for group in range(group_starts.shape[0] - 1):
             low, high = group_starts[group], group_starts[group + 1]
             for block in range(blocks):
-                buckets[:] = 0
+                for key in range(KINDS * keys):
+                    buckets[key] = 0
                 for row in range(low, high):
-                    key = _sort_key(counts, first, last, row, block, longest)
-                    if key >= 0:
-                        buckets[key] += 1
+                    first, end, length = indptr[row], indptr[row + 1], np.int64(counts[row, block])
+                    own = np.int64(ABSENT)
+                    if length > 0 or (first == end and block == 0):
+                        begins, reached[row] = reached[row] == first, reached[row] + length
+                        ends = reached[row] == end
+                        kind = (ONLY if ends else FIRST) if begins else (LAST if ends else MIDDLE)
+                        own = kind * keys + length
+                        buckets[own] += 1
+                    starts[row, block] = own
                 base = (group * blocks + block) * KINDS
-                entry = begin = np.int64(segments[base])
+                entry = before = np.int64(segments[base])
                 for kind in range(KINDS):
-                    for key in range(kind * (longest + 1), (kind + 1) * (longest + 1)):
+                    for key in range(kind * keys, (kind + 1) * keys):
                         entry, buckets[key] = entry + buckets[key], entry
                     segments[base + kind + 1] = entry
                 for row in range(low, high):
-                    at = _sort_key(counts, first, last, row, block, longest)
-                    if at >= 0:
-                        rows[buckets[at]] = row
-                        buckets[at] += 1
-                for i in range(begin, entry):
+                    own = np.int64(starts[row, block])
+                    if own != ABSENT:
+                        rows[buckets[own]] = row
+                        buckets[own] += 1
+                for i in range(before, entry):
                     owner = np.int64(rows[i])
                     starts[owner, block] = nonzero
                     nonzero += counts[owner, block]
                     row_ends[i + 1] = nonzero
 
-    return order_entries
-
-
-def make_place_nonzeros() -> Callable[..., None]:
-    """Write every nonzero's offset, and its index in the CSR, into its entry."""
-
-    def place_nonzeros(  # type: ignore[no-untyped-def]
-        indptr, columns, column_block, column_offset, starts, offsets, permutation
-    ):
         for row in range(indptr.shape[0] - 1):
             for p in range(indptr[row], indptr[row + 1]):
                 column = columns[p]
@@ -134,8 +114,9 @@ def make_place_nonzeros() -> Callable[..., None]:
                 starts[row, block] = at + 1
                 offsets[at] = column_offset[column]
                 permutation[at] = p
+        return np.int64(segments[segments.shape[0] - 1])
 
-    return place_nonzeros
+    return order_nonzeros
 
 
 def make_interleave() -> Callable[..., None]:
@@ -487,36 +468,19 @@ def _structure(kind: Any) -> Any:
 
 
 @compiled_once
-def count_blocks(column_bits: int) -> Callable[..., None]:
-    """(indptr int64, columns int32/int64, column_block int32, counts int32 [M, blocks], first, last int32 [M])."""
-    i32, columns = types.int32, _structure(types.int32 if column_bits == 32 else types.int64)
-    signature = types.void(_structure(types.int64), columns, _array(i32), _array(i32, 2), _array(i32), _array(i32))
-    function = make_count_blocks()
-    function.__qualname__ = f"count_blocks_{column_bits}"
-    return compile_function(function, signature)
+def order_nonzeros(column_bits: int) -> Callable[..., int]:
+    """Pack a structure, see `make_order_nonzeros`; arrays are a caller's to allocate, int64 where nothing is said.
 
-
-@compiled_once
-def order_entries() -> Callable[..., None]:
-    """(counts, first, last, group_starts int64, buckets int64, segments, rows, row_ends, starts uint32)."""
-    i32, i64, u32 = types.int32, types.int64, types.uint32
-    signature = types.void(
-        _array(i32, 2), _array(i32), _array(i32), _array(i64), _array(i64),
-        _array(u32), _array(u32), _array(u32), _array(u32, 2),
-    )  # fmt: skip
-    return compile_function(make_order_entries(), signature)
-
-
-@compiled_once
-def place_nonzeros(column_bits: int) -> Callable[..., None]:
-    """(indptr, columns, column_block, column_offset, starts, offsets, permutation uint32)."""
-    i32, i64, u32 = types.int32, types.int64, types.uint32
-    columns = _structure(i32 if column_bits == 32 else i64)
-    signature = types.void(
-        _structure(i64), columns, _array(i32), _array(u32), _array(u32, 2), _array(u32), _array(u32)
-    )  # fmt: skip
-    function = make_place_nonzeros()
-    function.__qualname__ = f"place_nonzeros_{column_bits}"
+    Read: (indptr, columns int32/int64, column_block int32, column_offset uint32, group_starts). Scratch: (reached,
+    a copy of indptr; counts int32 [M, blocks], zeros; starts uint32 [M, blocks]; buckets). Written, uint32: (segments,
+    rows [at least entries], row_ends [at least entries + 1], offsets [nnz], permutation [nnz]).
+    """
+    i32, i64, u32 = _array(types.int32), _array(types.int64), _array(types.uint32)
+    indptr, columns = _structure(types.int64), _structure(types.int32 if column_bits == 32 else types.int64)
+    counts, starts = _array(types.int32, 2), _array(types.uint32, 2)
+    signature = types.int64(indptr, columns, i32, u32, i64, i64, counts, starts, i64, *[u32] * 5)
+    function = make_order_nonzeros()
+    function.__qualname__ = f"order_nonzeros_{column_bits}"
     return compile_function(function, signature)
 
 

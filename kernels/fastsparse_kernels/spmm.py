@@ -96,81 +96,35 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
     tile_bytes = width * vector
     copy_numbers = make_copy_numbers(bits, lanes)
 
-    # ------------------------------------------------------------ a tile in memory: one address, or one per vector
-
-    if contiguous:
-
-        @kernel_function
-        def tile_addresses(base, table):  # type: ignore[no-untyped-def]
-            return base + simd.load_i64(table)
-
-        @kernel_function
-        def load_tile(like, bases, offset):  # type: ignore[no-untyped-def]
-            return simd.load(like, bases + offset)
-
-        @kernel_function
-        def store_tile(acc, bases, offset):  # type: ignore[no-untyped-def]
-            simd.store(acc, bases + offset)
-
-        @inlined_function
-        def store_tile_nontemporal(acc, bases, offset, nontemporal):  # type: ignore[no-untyped-def]
-            if nontemporal == WHOLE:
-                simd.store_nontemporal(acc, bases + offset)
-            else:
-                simd.store_nontemporal_quarters(acc, bases + offset, tile_bytes - vector)
-
-        @kernel_function
-        def prefetch_tile(bases, offset):  # type: ignore[no-untyped-def]
-            for distance in range(0, tile_bytes, 64):
-                simd.prefetch_l2(bases + offset + distance)
-            simd.prefetch_l2(bases + offset + tile_bytes - 1)  # a tile need not begin on a line
-
-    else:
-        load_tile, store_tile, prefetch_tile = simd.load_at, simd.store_at, simd.prefetch_l2_at
-
-        @inlined_function
-        def store_tile_nontemporal(acc, bases, offset, nontemporal):  # type: ignore[no-untyped-def]
-            simd.store_nontemporal_at(acc, bases, offset)
-
-        @kernel_function
-        def tile_addresses(base, table):  # type: ignore[no-untyped-def]
-            return simd.gather_addresses(width, base, table)
-
     # ------------------------------------------------------------ load: the inputs of a block
 
-    if contiguous:
+    @kernel_function
+    def pack_panel(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
+        """Copy `columns` columns of `rows` rows into a panel, zeros after them."""
+        like = simd.zeros(width, lanes, bits)
+        if columns >= width * lanes:
+            for k in range(rows):
+                simd.store(simd.load(like, source + k * stride), panel + k * tile_bytes)
+        else:
+            nothing = simd.zeros(1, lanes, bits)
+            for k in range(rows):
+                for rest in range(columns // lanes, width):
+                    simd.store(nothing, panel + k * tile_bytes + rest * vector)
+                copy_numbers(source + k * stride, panel + k * tile_bytes, columns)
 
-        @kernel_function
-        def pack_panel(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
-            """Copy `columns` columns of `rows` rows into a panel, zeros after them."""
-            like = simd.zeros(width, lanes, bits)
-            if columns >= width * lanes:
-                for k in range(rows):
-                    simd.store(simd.load(like, source + k * stride), panel + k * tile_bytes)
-            else:
-                nothing = simd.zeros(1, lanes, bits)
-                for k in range(rows):
-                    for rest in range(columns // lanes, width):
-                        simd.store(nothing, panel + k * tile_bytes + rest * vector)
-                    copy_numbers(source + k * stride, panel + k * tile_bytes, columns)
-
-        @kernel_function
-        def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
-            """Base address of the tile's inputs in a block, in place or packed into the panel."""
-            positions = a.x_positions + tile * width * 8
+    @kernel_function
+    def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
+        """Base address of the tile's inputs in a block, in place or packed into the panel; or one per vector."""
+        positions, base = a.x_positions + tile * width * 8, x + simd.load_i64(a.block_bases + block * 8)
+        if contiguous:
             if a.packed == 0:
-                return tile_addresses(x + simd.load_i64(a.block_bases + block * 8), positions)
+                return base + simd.load_i64(positions)
             row = simd.load_i64(a.block_rows + block * 8)
             rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
             source = x + simd.load_i64(positions) + row * a.x_row_stride
             pack_panel(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
             return panel
-
-    else:
-
-        @kernel_function
-        def block_inputs(a, x, tile, block, panel):  # type: ignore[no-untyped-def]
-            return tile_addresses(x + simd.load_i64(a.block_bases + block * 8), a.x_positions + tile * width * 8)
+        return simd.gather_addresses(width, base, positions)
 
     # ------------------------------------------------------------ multiply
 
@@ -210,30 +164,9 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                 acc = simd.axpy_lane(acc, weights, 2, bases, more & 0xFFFFFFFF)
         return acc
 
-    multiply_four_rows = _make_row_unroll(bits, lanes, width, row_unroll, load_tile, initial_sum)
+    multiply_four_rows = _make_row_unroll(bits, lanes, width, row_unroll, initial_sum)
 
     # ------------------------------------------------------------ epilogue and store, of the tiles that need more
-
-    if contiguous:
-
-        @inlined_function
-        def finishing_place(buffer, out, target, aside):  # type: ignore[no-untyped-def]
-            """Where a tile gets its activation: in y, or in the buffer."""
-            return buffer if aside else out + target
-
-        @inlined_function
-        def not_in_place(buffer, out, target):  # type: ignore[no-untyped-def]
-            return buffer != out + target
-
-    else:
-
-        @inlined_function
-        def finishing_place(buffer, out, target, aside):  # type: ignore[no-untyped-def]
-            return buffer
-
-        @inlined_function
-        def not_in_place(buffer, out, target):  # type: ignore[no-untyped-def]
-            return True
 
     @kernel_function
     def activate(a, buffer, low, high):  # type: ignore[no-untyped-def]
@@ -262,11 +195,12 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
         target = row * a.y_row_stride
         if piece == pieces_end:
             if a.residual != 0:
-                acc = simd.add(simd.load(like, buffer), load_tile(like, out, target + a.residual - a.y))
+                acc = simd.add(simd.load(like, buffer), simd.load_at(like, out, target + a.residual - a.y))
                 simd.store(acc, buffer)
             activate(a, buffer, low, high)
-            if not_in_place(buffer, out, target):
-                store_tile(simd.load(like, buffer), out, target)
+            if contiguous and buffer == out + target:
+                return
+            simd.store_at(simd.load(like, buffer), out, target)
             return
         if a.residual != 0:
             added, source, at = buffer + tile_bytes, y + target + a.residual - a.y, piece
@@ -279,102 +213,100 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
 
     # ------------------------------------------------------------ the loop over rows
 
-    def make_run_rows(epilogue: int) -> Callable[..., Any]:
+    @inlined_function
+    def run_rows(a, from_zero, entry, end, p, bases, targets, low, high, epilogue):  # type: ignore[no-untyped-def]
         """The loop over entries: sums go through the epilogue (1), or are stored as they are, `to_stride` bytes a row
         apart (0): partial sums, and those of rows that end in the block and have no epilogue.
 
-        Two loops and not one, as what does not fit the registers costs a lot; not four, as each takes a second to
-        compile: whether rows begin in the block is tested at run time, which costs nothing that could be measured.
+        It becomes two loops and not one, as what does not fit the registers costs a lot; not four, as each takes its
+        time to compile: whether rows begin in the block is tested at run time, which costs nothing that could be
+        measured.
         """
+        partial, to, to_stride, (buffer, y, out, piece, pieces_end) = targets
+        entries, offsets, values = a.entries, a.offsets, a.values
+        bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
+        clamped = low > -np.inf or high < np.inf
+        in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal
+        four_sums, ready = buffer + 2 * tile_bytes, 0
+        # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
+        # bits), and its first four offsets.
+        cursor, cursor_end, at = entries + entry * 8, entries + end * 8, p * 4
+        row, next_entry = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
+        next_four = simd.load_four_u32(vector, offsets + at)
+        while cursor < cursor_end:
+            stop, next_row, four = (next_entry & 0xFFFFFFFF) * 4, (next_entry >> 32) & 0xFFFFFFFF, next_four
+            next_entry = simd.load_i64(cursor + 16)
+            if not row_unroll:  # four rows at once have loads enough in flight
+                next_four = simd.load_four_u32(vector, offsets + stop)
+                if from_zero == 0:
+                    simd.prefetch_l1(partial + next_row * tile_bytes, tile_bytes)
 
-        @kernel_function
-        def run_rows(  # type: ignore[no-untyped-def]
-            a, from_zero, entry, end, p, bases, targets, low, high
-        ):
-            partial, to, to_stride, (buffer, y, out, piece, pieces_end) = targets
-            entries, offsets, values = a.entries, a.offsets, a.values
-            bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
-            clamped = low > -np.inf or high < np.inf
-            in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal
-            four_sums, ready = buffer + 2 * tile_bytes, 0
-            # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
-            # bits), and its first four offsets.
-            cursor, cursor_end, at = entries + entry * 8, entries + end * 8, p * 4
-            row, next_entry = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
-            next_four = simd.load_four_u32(vector, offsets + at)
-            while cursor < cursor_end:
-                stop, next_row, four = (next_entry & 0xFFFFFFFF) * 4, (next_entry >> 32) & 0xFFFFFFFF, next_four
-                next_entry = simd.load_i64(cursor + 16)
-                if not row_unroll:  # four rows at once have loads enough in flight
-                    next_four = simd.load_four_u32(vector, offsets + stop)
-                    if from_zero == 0:
-                        simd.prefetch_l1(partial + next_row * tile_bytes, tile_bytes)
+            # multiply
+            if row_unroll and ready == 0 and cursor + 32 <= cursor_end:
+                multiply_four_rows(a, (cursor - entries) // 8, at // 4, bases, partial, from_zero, four_sums)
+                ready = 4
+            if row_unroll and ready > 0:
+                acc = simd.load(simd.zeros(width, lanes, bits), four_sums + (4 - ready) * tile_bytes)
+                ready -= 1
+            else:
+                acc = initial_sum(row, partial, from_zero)
+                if row_unroll:
+                    four = simd.load_four_u32(vector, offsets + at)
+                acc, at, four = multiply(acc, offsets, values, at, stop, bases, four)
+                acc = multiply_rest(acc, values, at, stop, bases, four)
+            at = stop
 
-                # multiply
-                if row_unroll and ready == 0 and cursor + 32 <= cursor_end:
-                    multiply_four_rows(a, (cursor - entries) // 8, at // 4, bases, partial, from_zero, four_sums)
-                    ready = 4
-                if row_unroll and ready > 0:
-                    acc = simd.load(simd.zeros(width, lanes, bits), four_sums + (4 - ready) * tile_bytes)
-                    ready -= 1
-                else:
-                    acc = initial_sum(row, partial, from_zero)
-                    if row_unroll:
-                        four = simd.load_four_u32(vector, offsets + at)
-                    acc, at, four = multiply(acc, offsets, values, at, stop, bases, four)
-                    acc = multiply_rest(acc, values, at, stop, bases, four)
-                at = stop
-
-                # epilogue and store
-                if epilogue:
-                    if bias != 0:
-                        acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
-                    if in_registers:
-                        if residual != 0:
-                            if nontemporal != 0:  # then y is larger than the caches, and so is the residual
-                                later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
-                                prefetch_tile(out, later * y_row_stride + residual - a.y)
-                            acc = simd.add(acc, load_tile(acc, out, row * y_row_stride + residual - a.y))
-                        if clamped:
-                            acc = simd.clamp(acc, low, high)
-                        if nontemporal != 0:
-                            store_tile_nontemporal(acc, out, row * y_row_stride, nontemporal)
-                        else:
-                            store_tile(acc, out, row * y_row_stride)
-                    elif a.activation == 0 and residual == 0:
-                        if clamped:
-                            acc = simd.clamp(acc, low, high)
-                        simd.store(acc, buffer)
-                        store_pieces(buffer, y + row * y_row_stride, piece, pieces_end)
+            # epilogue and store
+            if epilogue:
+                if bias != 0:
+                    acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
+                if in_registers:
+                    if residual != 0:
+                        if nontemporal != 0:  # then y is larger than the caches, and so is the residual
+                            later = simd.load_u32(cursor + RESIDUAL_DISTANCE * 8 + 4)
+                            simd.prefetch_l2_at(acc, out, later * y_row_stride + residual - a.y)
+                        acc = simd.add(acc, simd.load_at(acc, out, row * y_row_stride + residual - a.y))
+                    if clamped:
+                        acc = simd.clamp(acc, low, high)
+                    if nontemporal != 0:
+                        simd.store_nontemporal_at(acc, out, row * y_row_stride, nontemporal == WHOLE)
                     else:
-                        place = finishing_place(buffer, out, row * y_row_stride, residual != 0 or piece != pieces_end)
-                        simd.store(acc, place)
-                        finish_in_memory(a, row, place, y, out, piece, pieces_end, low, high)
+                        simd.store_at(acc, out, row * y_row_stride)
+                elif a.activation == 0 and residual == 0:
+                    if clamped:
+                        acc = simd.clamp(acc, low, high)
+                    simd.store(acc, buffer)
+                    store_pieces(buffer, y + row * y_row_stride, piece, pieces_end)
                 else:
-                    simd.store(acc, to + row * to_stride)
-                cursor, row = cursor + 8, next_row
-            return at // 4
+                    place = buffer
+                    if contiguous and residual == 0 and piece == pieces_end:
+                        place = out + row * y_row_stride  # gets its activation there
+                    simd.store(acc, place)
+                    finish_in_memory(a, row, place, y, out, piece, pieces_end, low, high)
+            else:
+                simd.store(acc, to + row * to_stride)
+            cursor, row = cursor + 8, next_row
+        return at // 4
 
-        return run_rows
+    @kernel_function
+    def store_sums(a, from_zero, entry, end, p, bases, targets, low, high):  # type: ignore[no-untyped-def]
+        return run_rows(a, from_zero, entry, end, p, bases, targets, low, high, 0)
 
-    store_sums, finish_rows = make_run_rows(0), make_run_rows(1)
+    @kernel_function
+    def finish_rows(a, from_zero, entry, end, p, bases, targets, low, high):  # type: ignore[no-untyped-def]
+        return run_rows(a, from_zero, entry, end, p, bases, targets, low, high, 1)
 
     # ------------------------------------------------------------ the kernel
 
-    if contiguous:
-
-        @kernel_function
-        def direct_target(a, out, whole, low, high):  # type: ignore[no-untyped-def]
-            """Address of row 0 of a whole tile without epilogue, whose sums are stored as they are; 0 for others."""
+    @kernel_function
+    def direct_target(a, out, whole, low, high):  # type: ignore[no-untyped-def]
+        """Address of row 0 of a contiguous tile without epilogue, whose sums are stored as they are; 0 for others."""
+        if contiguous:
             clamped = low > -np.inf or high < np.inf
             added = a.bias != 0 or a.residual != 0
-            return out if whole and not (clamped or added or a.activation != 0 or a.nontemporal != 0) else 0
-
-    else:
-
-        @kernel_function
-        def direct_target(a, out, whole, low, high):  # type: ignore[no-untyped-def]
-            return 0
+            if whole and not (clamped or added or a.activation != 0 or a.nontemporal != 0):
+                return out
+        return 0
 
     def spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
@@ -386,7 +318,8 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
             group, tile = task % groups, task // groups
             batch, tile = tile // a.tiles, tile % a.tiles
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-            out = tile_addresses(y, a.y_positions + tile * width * 8)
+            positions = a.y_positions + tile * width * 8
+            out = y + simd.load_i64(positions) if contiguous else simd.gather_addresses(width, y, positions)
             piece = a.pieces + simd.load_u32(a.tile_pieces + tile * 8) * 24
             pieces_end = a.pieces + simd.load_u32(a.tile_pieces + tile * 8 + 4) * 24
             partial = scratch - simd.load_i64(a.group_starts + group * 8) * tile_bytes
@@ -425,9 +358,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: 
 # ---------------------------------------------------------------- row unroll
 
 
-def _make_row_unroll(
-    bits: int, lanes: int, width: int, row_unroll: int, load_tile: Any, initial_sum: Any
-) -> Callable[..., Any]:
+def _make_row_unroll(bits: int, lanes: int, width: int, row_unroll: int, initial_sum: Any) -> Callable[..., Any]:
     """The multiply stage for four rows at once, whose sums go to `sums` in the worker's scratch."""
     size = bits // 8
     vector = lanes * size
@@ -456,7 +387,7 @@ def _make_row_unroll(
         step, weight = n * size, a.values + p * size
         s0, s1, s2, s3 = initial_sums(a, entry, partial, from_zero)
         for offset in range(a.offsets + p * 4, a.offsets + (p + n) * 4, 4):
-            x = load_tile(s0, bases, simd.load_u32(offset))
+            x = simd.load_at(s0, bases, simd.load_u32(offset))
             s0, s1 = simd.axpy_tile(s0, weight, x), simd.axpy_tile(s1, weight + step, x)
             s2, s3 = simd.axpy_tile(s2, weight + 2 * step, x), simd.axpy_tile(s3, weight + 3 * step, x)
             weight += size

@@ -24,10 +24,10 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are
 PROBE = """
 import ctypes, json, sys
 import numpy as np
-from numba import njit, types
-from numba.core.ccallback import CFunc
+from numba import types
 from fastsparse.runtime.kernel_cache import write_cached
 from fastsparse_kernels.kernel_cache import Directories, KernelCache
+from fastsparse_kernels.numba_internals import KernelCFunc, KernelDispatcher
 from fastsparse_kernels.probe_helper import scale
 
 def variant(T):
@@ -42,17 +42,17 @@ def callback(x):
 directories, found = Directories((sys.argv[1],), sys.argv[1]) if sys.argv[1] else Directories(), {}
 signature = types.float64(types.float64)
 for T in map(int, sys.argv[2]):
-    dispatcher = njit(variant(T))
+    dispatcher = KernelDispatcher(variant(T))
     dispatcher._cache = KernelCache(dispatcher.py_func, signature, directories, write_cached)
     dispatcher.compile(signature)
     found[f"T{T}"] = [dispatcher(10.0), sum(dispatcher._cache_hits.values())]
-compiled = CFunc(callback, ((types.float64,), types.float64), {}, {})
+compiled = KernelCFunc(callback, signature)
 compiled._cache = KernelCache(callback, signature, directories, write_cached)
 compiled.compile()
 found["callback"] = [compiled.ctypes(10.0), compiled.cache_hits]
 print(json.dumps(found))
 """
-HELPER = "from numba.extending import register_jitable\n\n@register_jitable\ndef scale(x):\n    return {factor} * x\n"
+HELPER = "from .compiler import kernel_function\n\n@kernel_function\ndef scale(x):\n    return {factor} * x\n"
 COLD = {"T3": [23.0, 0], "T4": [24.0, 0], "callback": [20.0, 0]}
 WARM = {"T3": [23.0, 1], "T4": [24.0, 1], "callback": [20.0, 1]}
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import cfunc, types
+from numba import types
 
 from fastsparse.runtime.buffers import address
+from fastsparse.runtime.threading_layer import parallel_for, prepare_threading
 from fastsparse_kernels import parallel, simd
+from fastsparse_kernels.numba_internals import KernelCFunc
 
 I64 = types.int64
 WORDS = 16
@@ -27,10 +29,17 @@ def _take(record, slot):  # type: ignore[no-untyped-def]
         task = simd.fetch_add(simd.load_i64(record), 1)
 
 
+def compiled(function: Any, arguments: int) -> Any:
+    """A C function of int64 arguments."""
+    code = KernelCFunc(function, types.void(*[I64] * arguments))
+    code.compile()
+    return code
+
+
 @pytest.fixture(scope="module")
 def kernel() -> Any:
     """A kernel that notes who runs its tasks."""
-    return cfunc(types.void(I64, I64))(_take)
+    return compiled(_take, 2)
 
 
 def shared(tasks: int, first: int, last: int, slots: int, kernel: Any, run: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -42,11 +51,16 @@ def shared(tasks: int, first: int, last: int, slots: int, kernel: Any, run: Any)
     return runs[:tasks], who[:tasks]
 
 
+def on_numbas_threads(kernel: int, record: int, words: int, copies: int, slots: int, first: int, last: int) -> None:
+    prepare_threading()
+    parallel.run_parallel()(kernel, record, words, copies, slots, parallel_for(), first, last)
+
+
 @pytest.mark.parametrize("tasks", [0, 1, 2, 7, 100_000])
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])
 def test_every_task_is_run_once(kernel, tasks, slots):
     for first, last in ((0, tasks), (tasks // 3, tasks - tasks // 4)):
-        runs, _ = shared(tasks, first, last, slots, kernel, parallel.run_parallel())
+        runs, _ = shared(tasks, first, last, slots, kernel, on_numbas_threads)
         expected = np.zeros(tasks, np.int64)
         expected[first:last] = 1
         assert np.array_equal(runs, expected)
@@ -70,7 +84,7 @@ def test_a_slot_that_does_not_come_is_helped(kernel):
     def take(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-def]
         parallel.run_tasks(kernel, copies, words, slots, slot)
 
-    sharer, taker = cfunc(types.void(*[I64] * 6))(share), cfunc(types.void(*[I64] * 5))(take)
+    sharer, taker = compiled(share, 6), compiled(take, 5)
     done = []
 
     def run(kernel: int, record: int, words: int, copies: int, slots: int, first: int, last: int) -> None:

@@ -20,8 +20,7 @@ from fastsparse_kernels import codegen, kernel_cache, layouts, parallel, prebuil
 level = sys.argv[1]
 codegen.use_level(level)
 lanes = codegen.vector_bytes() // 4
-functions = [(parallel.run_serial, ()), (sparse_operator.count_blocks, (32,)), (sparse_operator.order_entries, ())]
-functions += [(sparse_operator.place_nonzeros, (32,)), (sparse_operator.gather, (32,))]
+functions = [(parallel.run_serial, ()), (sparse_operator.order_nonzeros, (32,)), (sparse_operator.gather, (32,))]
 kernels = [(spmm.spmm_kernel, (32, lanes, 2, 1, 0))]
 prebuild.compile_variants(kernel_cache.PACKAGE / kernel_cache.cache_digest(), level, functions + kernels)
 """

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import cfunc, types
+from numba import types
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse.runtime.sequence import SharedSteps, serial_run, step_table
 from fastsparse_kernels import sequence, simd
 from fastsparse_kernels.compiler import kernel_arguments
+from fastsparse_kernels.numba_internals import KernelCFunc
 
 I64 = types.int64
 RECORD = kernel_arguments("runs", "before", "expected", "early", "number")
@@ -34,10 +35,17 @@ def _count(arguments, slot):  # type: ignore[no-untyped-def]
         task = simd.fetch_add(a.counter, 1)
 
 
+def compiled(function: Any, arguments: int) -> Any:
+    """A C function of int64 arguments."""
+    code = KernelCFunc(function, types.void(*[I64] * arguments))
+    code.compile()
+    return code
+
+
 @pytest.fixture(scope="module")
 def kernel() -> Any:
     """A kernel that counts."""
-    return cfunc(types.void(I64, I64))(_count)
+    return compiled(_count, 2)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def one_slot() -> Any:
     def part(table, first, last, patches, count, variables, task, slots, flags, call, slot):  # type: ignore[no-untyped-def]
         sequence.share_steps(table, first, last, patches, count, variables, task, slots, flags, call, slot)
 
-    return cfunc(types.void(*[I64] * 11))(part).ctypes
+    return compiled(part, 11).ctypes
 
 
 class Steps:

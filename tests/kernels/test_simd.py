@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import cfunc, types
+from numba import types
 
 from fastsparse.runtime import kernel_cache
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import compiler, simd
-from fastsparse_kernels.numba_internals import assembly, llvm_ir
+from fastsparse_kernels.numba_internals import KernelCFunc, assembly, llvm_ir
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
@@ -27,7 +27,8 @@ I64 = types.int64
 
 def compiled(function: Callable[..., None], arguments: int) -> Callable[..., None]:
     """A C function of int64 arguments; arrays stand for their addresses. Nothing is cached."""
-    code = cfunc(types.void(*[I64] * arguments), error_model="numpy")(function)
+    code = KernelCFunc(function, types.void(*[I64] * arguments))
+    code.compile()
 
     def call(*values: Any) -> None:
         code.ctypes(*(address(v) if isinstance(v, np.ndarray) else int(v) for v in values))

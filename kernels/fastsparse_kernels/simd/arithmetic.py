@@ -12,7 +12,6 @@ from .types import (
     FLOATS,
     I64,
     NUMBA_FLOATS,
-    Addresses,
     Tile,
     elementwise,
     first_lanes,
@@ -27,17 +26,10 @@ from .types import (
     shuffle,
     splat,
     unpack,
+    vector_addresses,
 )
 
 WEIGHTS = 4  # loaded by one instruction
-
-
-def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
-    """Addresses of a tile's vectors: `offset` from each of its `Addresses`, or contiguous from base + offset."""
-    if isinstance(bases, Addresses):
-        return [builder.add(one, offset) for one in unpack(builder, base, bases.count)]
-    first = builder.add(base, offset)
-    return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
 
 
 def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, bases: Any, base: Any, offset: Any) -> Any:

@@ -33,6 +33,7 @@ from .types import (
     shifted,
     shuffle,
     unpack,
+    vector_addresses,
 )
 
 # ---------------------------------------------------------------- scalars
@@ -253,15 +254,22 @@ def prefetch_l1(typing: Any, address: Any, nbytes: Any) -> Any:
 
 
 @intrinsic
-def prefetch_l2_at(typing: Any, bases: Any, offset: Any) -> Any:
-    """`prefetch_l2` of every bases[i] + offset."""
+def prefetch_l2_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
+    """`prefetch_l2` of a tile's vectors, see `load_at`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for base in unpack(builder, args[0], bases.count):
-            _prefetch(builder, builder.add(base, args[1]), _L2)
+        _, base, offset = args
+        if isinstance(bases, Addresses):
+            addresses = vector_addresses(builder, tile, bases, base, offset)
+        else:
+            first, nbytes = builder.add(base, offset), tile.count * tile.vector_bytes
+            # Each line, and that of the last byte: a tile need not begin on a line.
+            addresses = [shifted(builder, first, distance) for distance in (*range(0, nbytes, 64), nbytes - 1)]
+        for address in addresses:
+            _prefetch(builder, address, _L2)
         return context.get_dummy_value()
 
-    return types.void(bases, types.int64), codegen
+    return types.void(tile, bases, types.int64), codegen
 
 
 @intrinsic
@@ -280,6 +288,16 @@ def store(typing: Any, tile: Any, address: Any) -> Any:
 def _store_nontemporal(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
     stored = builder.store(vector, at(builder, address, vector.type), align=vector.type.count * tile.size)
     stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+
+def _store_quarters(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
+    """See `store_nontemporal_quarters`."""
+    each = 16 // tile.size
+    if tile.lanes < each:
+        builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+    for first in range(0, tile.lanes - each + 1, each):
+        quarter = shuffle(builder, vector, vector, range(first, first + each))
+        _store_nontemporal(builder, tile, quarter, shifted(builder, address, first * tile.size))
 
 
 @intrinsic
@@ -313,16 +331,11 @@ def store_nontemporal_quarters(typing: Any, tile: Any, address: Any, last: Any) 
 
     The core combines them into lines before it writes. Vectors of fewer bytes get ordinary stores.
     """
-    each = 16 // tile.size
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         addresses = overlapping_addresses(builder, tile, args[1], args[2])
         for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            if tile.lanes < each:
-                builder.store(vector, at(builder, address, tile.vector), align=tile.size)
-            for first in range(0, tile.lanes - each + 1, each):
-                quarter = shuffle(builder, vector, vector, range(first, first + each))
-                _store_nontemporal(builder, tile, quarter, shifted(builder, address, first * tile.size))
+            _store_quarters(builder, tile, vector, address)
         return context.get_dummy_value()
 
     return types.void(tile, types.int64, types.int64), codegen
@@ -357,10 +370,10 @@ def store_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
 
 @intrinsic
 def load_at(typing: Any, like: Any, bases: Any, offset: Any) -> Any:
-    """Vector i from bases[i] + offset."""
+    """A tile whose vector i is at bases[i] + offset; or, where `bases` is one int64, contiguous from there on."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = [builder.add(base, args[2]) for base in unpack(builder, args[1], bases.count)]
+        addresses = vector_addresses(builder, like, bases, args[1], args[2])
         return pack(builder, like.vector, [load_value(builder, a, like.vector, like.size) for a in addresses])
 
     return like(like, bases, types.int64), codegen
@@ -368,12 +381,11 @@ def load_at(typing: Any, like: Any, bases: Any, offset: Any) -> Any:
 
 @intrinsic
 def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
-    """Vector i to bases[i] + offset."""
+    """Write a tile to where `load_at` reads it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
-        for vector, base in zip(vectors, addresses, strict=True):
-            address = builder.add(base, args[2])
+        addresses = vector_addresses(builder, tile, bases, args[1], args[2])
+        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
             builder.store(vector, at(builder, address, tile.vector), align=tile.size)
         return context.get_dummy_value()
 
@@ -381,16 +393,28 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
 
 
 @intrinsic
-def store_nontemporal_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
-    """Non-temporal `store_at`, see `store_nontemporal`."""
+def store_nontemporal_at(typing: Any, tile: Any, bases: Any, offset: Any, aligned: Any) -> Any:
+    """Non-temporal `store_at` of vectors that are aligned, or, if they are contiguous, of 16-byte-aligned quarters."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
-        for vector, base in zip(vectors, addresses, strict=True):
-            _store_nontemporal(builder, tile, vector, builder.add(base, args[2]))
+        vectors = unpack(builder, args[0], tile.count)
+        addresses = vector_addresses(builder, tile, bases, args[1], args[2])
+
+        def store_all(store: Any) -> None:
+            for vector, address in zip(vectors, addresses, strict=True):
+                store(builder, tile, vector, address)
+
+        if isinstance(bases, Addresses):
+            store_all(_store_nontemporal)
+        else:
+            with builder.if_else(args[3]) as (whole, quarters):
+                with whole:
+                    store_all(_store_nontemporal)
+                with quarters:
+                    store_all(_store_quarters)
         return context.get_dummy_value()
 
-    return types.void(tile, bases, types.int64), codegen
+    return types.void(tile, bases, types.int64, types.boolean), codegen
 
 
 def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:

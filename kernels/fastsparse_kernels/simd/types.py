@@ -130,6 +130,14 @@ def pack(builder: Any, element: ir.Type, items: Sequence[Any]) -> Any:
     return out
 
 
+def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
+    """Addresses of a tile's vectors: `offset` from each of its `Addresses`, or contiguous from base + offset."""
+    if isinstance(bases, Addresses):
+        return [builder.add(one, offset) for one in unpack(builder, base, bases.count)]
+    first = builder.add(base, offset)
+    return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
+
+
 def overlapping_addresses(builder: Any, tile: Tile, first: Any, last: Any) -> list[Any]:
     """Addresses of a tile's contiguous vectors, the last of which is at first + last and overlaps the one before."""
     addresses = [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count - 1)]
