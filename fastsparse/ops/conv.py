@@ -40,7 +40,14 @@ from fastsparse.ops.sparse_operator import (
     packed_values,
     window_operator,
 )
-from fastsparse.ops.spmm import UNALIGNED, Peels, SpmmPlan, alignment_peels, row_major_plan
+from fastsparse.ops.spmm import (
+    UNALIGNED,
+    Peels,
+    SpmmPlan,
+    alignment_peels,
+    expect_kernel,
+    row_major_plan,
+)
 from fastsparse.ops.target import Target, target_for
 from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
@@ -371,6 +378,7 @@ def plan_between_blocked(
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
+    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
@@ -388,6 +396,7 @@ def plan_linear_between(
     density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
+    expect_kernel(tiles, target, pattern.full)
     operator = window_operator(
         pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
         width=width,
@@ -535,6 +544,7 @@ def _phase_plan(
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
     number = np.int32 if geometry.out_channels * len(shift_bytes) < 2**31 else np.int64
+    expect_kernel(tiles, target, dense)
     operator = build_operator(indptr, columns.astype(number), blocks, h, groups, width)
     # The permutation points through `order` into the CSR's data.
     permutation = order[kept][operator.permutation].astype(np.uint32)
@@ -588,6 +598,7 @@ def plan_padded(
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
+    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     planes = PhasePlanes(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
@@ -630,6 +641,7 @@ def plan_between_padded(
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
+    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = window_operator(
         pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
         h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,

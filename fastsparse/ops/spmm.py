@@ -27,9 +27,9 @@ from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, optional_address
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Launch, expect_launcher
 from fastsparse.runtime.memo import bounded_cache
-from fastsparse_kernels import spmm
+from fastsparse_kernels import sparse_operator, spmm
 from fastsparse_kernels.sparse_operator import QUARTERS, ROW_UNROLL, RUN_VECTORS, WHOLE
 
 Array = NDArray[Any]
@@ -230,6 +230,7 @@ def plan_row_major(
     panel_row = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
     block_rows = h.even_block_rows(panel_row, inputs, density)
+    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, panel_row, block_rows, groups, h, width)
     return SpmmPlan(operator, tiles, x_row_stride, nontemporal)
 
@@ -243,6 +244,7 @@ def _plan_in_place(
     width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
     tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
     groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
+    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, h, width)
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
@@ -278,12 +280,31 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     row_bytes = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
+    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
     nontemporal = WHOLE if not y_row_major and h.leaves_cache(rows * samples * target.size) else 0
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
 
 # ------------------------------------------------------------------------------------------------- launch
+
+
+def _variant(tiles: Tiles, target: Target, dense: bool, interleaved: bool) -> tuple[int, ...]:
+    """Key of the kernel for these tiles and an operator."""
+    row_unroll = 0
+    if dense and tiles.width <= len(target.heuristics.dense_rates):
+        row_unroll = spmm.DENSE
+    elif interleaved:
+        row_unroll = spmm.INTERLEAVED
+    return target.bits, target.lanes, tiles.width, int(tiles.contiguous(target.vector)), row_unroll
+
+
+def expect_kernel(tiles: Tiles, target: Target, full: bool) -> None:
+    """Have a plan's kernel compiled at once with the function that builds its operator, which may be `full`."""
+    interleaved = not full and target.heuristics.interleaves_rows(tiles.width)
+    spmm.spmm_kernel.expect(*_variant(tiles, target, full, interleaved))
+    sparse_operator.gather.expect(target.bits)
+    expect_launcher(target.threads > 1)
 
 
 def prepare(
@@ -297,18 +318,14 @@ def prepare(
 
     residual : whether the launch adds an array in y's layout before the activation; it may be y itself
     """
-    h, operator, tiles = target.heuristics, plan.operator, plan.tiles
+    operator, tiles = plan.operator, plan.tiles
     width = tiles.width * target.vector
     partial = operator.widest_group * width if operator.blocks > 1 else 0
-    packed, contiguous = tiles.columns is not None, tiles.contiguous(target.vector)
-    assert contiguous or not packed
+    packed = tiles.columns is not None
+    assert not packed or tiles.contiguous(target.vector)
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    row_unroll = 0
-    if operator.dense and tiles.width <= len(h.dense_rates):
-        row_unroll = spmm.DENSE
-    elif operator.interleaved:
-        row_unroll = spmm.INTERLEAVED
-    finished = width * (2 + ROW_UNROLL if row_unroll else 2)
+    variant = _variant(tiles, target, operator.dense, operator.interleaved)
+    finished = width * (2 + ROW_UNROLL if variant[-1] else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     arguments = Arguments(
         spmm.ARGUMENTS,
@@ -338,7 +355,7 @@ def prepare(
         **epilogue(activation, target),
     )
     rows = int(operator.group_starts[-1])
-    kernel = spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(contiguous), row_unroll)
+    kernel = spmm.spmm_kernel(*variant)
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
     return Launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), target.sharing,

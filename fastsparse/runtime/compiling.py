@@ -28,8 +28,8 @@ from fastsparse_kernels import codegen, compiler
 from fastsparse_kernels.compiler import Unit, Variant
 from fastsparse_kernels.kernel_cache import source_digest
 
-_SECONDS = 0.05, 1.0e-4  # of compiling: for each unit, and for each byte of its Python code
-_WORTH = 1.5  # seconds of compiling for each helper, which takes most of a second to start
+_SECONDS = 0.04, 0.7e-4  # of compiling: for each unit, and for each byte of its Python code
+_WORTH = 0.9  # seconds of compiling for each helper, which takes half a second to start
 _MOST_HELPERS = 7
 _IDLE = 5.0  # seconds that helpers wait for more
 _HELD_UP = 300.0  # seconds after which a helper is given up

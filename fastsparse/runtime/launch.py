@@ -39,7 +39,8 @@ def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
 
 
 @functools.cache  # no Python call when it is known
-def _expect_launcher(shared: bool) -> None:
+def expect_launcher(shared: bool) -> None:
+    """Have what runs kernels, shared by workers or not, compiled with the next kernel."""
     (_run_parallel if shared and available_workers(2) > 1 else _run_serial).expect()
 
 
@@ -144,7 +145,7 @@ class Launch:
         self.keep = arguments.keep
         if plan is not None:
             self.keep["plan"] = plan
-        _expect_launcher(threads > 1)
+        expect_launcher(threads > 1)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
         self.before: Callable[[], None] | None = None  # called before each run, to bring operands up to date

@@ -193,8 +193,10 @@ class _Context(cpu.CPUContext):
         self.is32bit = False
 
     def load_additional_registries(self) -> None:
-        from numba.cpython import builtins, iterators, numbers, rangeobj, tupleobj  # noqa: F401
+        from numba.cpython import builtins, iterators, mathimpl, numbers, rangeobj, tupleobj  # noqa: F401
         from numba.np import arrayobj  # noqa: F401
+
+        self.install_registry(mathimpl.registry)
 
     def post_lowering(self, module: Any, library: Any) -> None:
         """Numba would link its runtime, which counts references and allocates."""
