@@ -26,6 +26,7 @@ from fastsparse.ops.layouts import (
     PaddedPlanes,
     PhasePlanes,
     blocked_planes,
+    expect_packing,
     pack_blocked,
     pack_padded,
     unaliased_stride,
@@ -138,6 +139,7 @@ def _parts_at_once(samples: int, geometry: ConvGeometry, target: Target) -> int:
 
 def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
     sample_groups = _parts_at_once(images, geometry, target)
+    expect_packing(target, blocked=True)
     plan = W.pattern.cached(("conv batch-blocked", geometry, target, sample_groups), plan_batch_blocked, W.pattern,
                             geometry, target, sample_groups)  # fmt: skip
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
@@ -172,6 +174,7 @@ def _pointwise(
 
 def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
     image = geometry.channels * math.prod(geometry.padded) * target.size
+    expect_packing(target, blocked=False)
     most = target.heuristics.chunk_groups(images, image)
     plan = W.pattern.cached(
         ("conv padded", geometry, target, most), plan_padded, W.pattern, geometry, target, most
@@ -236,6 +239,7 @@ def _backward(
     pattern: Pattern, geometry: ConvGeometry, images: int, need_input: bool, target: Target
 ) -> tuple[BackwardPlan, list[_BackwardPart]]:
     sample_groups = _parts_at_once(images, geometry, target)
+    expect_packing(target, blocked=True)
     plan = _backward_plan(pattern, geometry, target, sample_groups)
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
@@ -315,6 +319,7 @@ def _transposed(
     pattern: Pattern, geometry: ConvGeometry, images: int, activation: str | None, target: Target
 ) -> tuple[BackwardPlan, list[_TransposedPart]]:
     sample_groups = _parts_at_once(images, geometry, target)
+    expect_packing(target, blocked=True)
     plan = _backward_plan(pattern, geometry, target, sample_groups)
     y_bytes, x_bytes = _image_bytes(geometry, target.size)
     y_plane, x_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
@@ -508,6 +513,7 @@ def _weight_gradient_plan(
     x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
     y_runs = np.ascontiguousarray(dy.all_offsets()[::row])
     groups = h.row_groups(geometry.out_channels, 1, target.threads, 0)
+    sddmm.expect_kernel(by_fours, target)
     operator = _blocked_operator(pattern, geometry, x, h.sddmm_block_rows(extent), groups, target)
     order = gradient_order(operator, by_fours)
     return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step, by_fours, order)

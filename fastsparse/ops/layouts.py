@@ -95,6 +95,13 @@ def panel_bytes(samples: int, panels: BlockedPlanes, target: Target) -> int:
     return -(-samples // (panels.panel_groups * target.lanes)) * panels.panel_stride
 
 
+def expect_packing(target: Target, *, blocked: bool) -> None:
+    """Have the kernels that pack images, and unpack them from batch-blocked arrays, compiled with the next kernel."""
+    packing = [kernels.pack_batch_blocked_kernel, kernels.unpack_batch_blocked_kernel]
+    for kernel in packing if blocked else [kernels.pack_padded_kernel]:
+        kernel.expect(target.bits, target.lanes)
+
+
 def pack_blocked(
     planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
 ) -> Launch:

@@ -22,7 +22,7 @@ from fastsparse.ops.sparse_operator import (
 )
 from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
-from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.launch import Arguments, Launch, expect_launcher
 from fastsparse_kernels import sddmm
 from fastsparse_kernels import sparse_operator as kernels
 from fastsparse_kernels.sparse_operator import RUN_VECTORS
@@ -103,6 +103,7 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     runs_per_block = max(1, h.sddmm_positions() // width)
     block_rows = h.sddmm_block_rows(runs_per_block * width * target.vector, panels=True)
     groups = h.row_groups(rows, 1, target.threads, 0)
+    expect_kernel(width == RUN_VECTORS, target)
     operator = linear_operator(pattern, width * target.vector, block_rows, groups, h)
     x_runs, y_runs = (run * panel_stride(features, width, target) for features in (columns, rows))
     positions = len(run) * width if width == RUN_VECTORS else sample_groups
@@ -127,6 +128,12 @@ class Sddmm(NamedTuple):
         for launch, x_offset, y_offset in self.parts:
             launch.run(x + x_offset, y + y_offset, gradients, from_zero)
             from_zero = False
+
+
+def expect_kernel(by_fours: bool, target: Target) -> None:
+    """Have a plan's kernel compiled at once with the function that builds its operator."""
+    (sddmm.sddmm_runs_kernel if by_fours else sddmm.sddmm_kernel).expect(target.bits, target.lanes)
+    expect_launcher(target.threads > 1)
 
 
 def prepare(

@@ -69,6 +69,10 @@ try:
             (CompileResult, ("_reduce", "_rebuild")),
             (CFunc, ("compile", "address")),
             (JITCodeLibrary, ("_optimize_functions", "_ensure_finalized", "_finalize_final_module")),
+            (lowering.Lower, ("storevar", "_alloca_var", "getvar")),
+            (typed_passes.PreLowerStripPhis, ("_strip_phi_nodes",)),
+            (templates, ("RegistryLoader", "_OverloadAttributeTemplate")),
+            (target_extension, ("target_registry", "dispatcher_registry", "jit_registry")),
             (JITCPUCodegen, ("_module_pass_manager", "_get_host_cpu_name", "_get_host_cpu_features")),
         )
         for name in names
