@@ -27,6 +27,7 @@ X86_LEVELS = {
 _X86 = llvm.get_process_triple().startswith(("x86_64", "amd64"))
 _ARM64 = llvm.get_process_triple().startswith(("aarch64", "arm64"))
 PREBUILT = ("x86-64-v3", "x86-64-v4") if _X86 else ("generic",) if _ARM64 else ()  # levels that wheels bring
+_ENTRIES = "cfunc.", "cpython."  # names of the functions that are called from outside begin so
 _chosen: list[str] = []
 
 
@@ -121,7 +122,8 @@ class _Library(JITCodeLibrary):
         if self._finalized:
             return
         module = self._final_module
-        own = {item.name for item in _definitions(module)}
+        inner = {function.name for function in module.functions if not function.name.startswith(_ENTRIES)}
+        own = {item.name for item in _definitions(module)} - inner
         self._link()
         for item in _definitions(module):
             # Not private yet: LLVM would inline whatever is called once, rare code into the innermost loops, too.

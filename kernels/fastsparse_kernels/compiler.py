@@ -93,7 +93,7 @@ def kernel_arguments(*fields: str) -> np.dtype:
 
 def kernel_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of functions that kernels call: compiled into each kernel that uses them, callable from Python, too."""
-    return jitable(function)
+    return jitable(function, forceinline=False)
 
 
 def inlined_function(function: Callable[..., Any]) -> Callable[..., Any]:

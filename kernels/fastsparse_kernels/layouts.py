@@ -129,7 +129,7 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
     size = bits // 8
     vector = lanes * size
 
-    @kernel_function
+    @inlined_function
     def position_addresses(a, plane, position):  # type: ignore[no-untyped-def]
         if a.offsets == 0:
             return simd.strided_addresses(lanes, plane + position * vector, vector)

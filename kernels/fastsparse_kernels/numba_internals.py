@@ -263,9 +263,9 @@ class KernelCFunc(CFunc):
         super().__init__(function, (signature.args, signature.return_type), {}, options, KernelCompiler)
 
 
-def jitable(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
-    """Mark a function: kernels that use it compile it."""
-    function.kernel_options = options  # type: ignore[attr-defined]
+def jitable(function: Callable[..., Any], *, forceinline: bool) -> Callable[..., Any]:
+    """Mark a function: kernels that use it compile it. What Numba is not told it would take from the caller."""
+    function.kernel_options = {"forceinline": forceinline}  # type: ignore[attr-defined]
     return function
 
 

@@ -61,7 +61,7 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
     size, count = bits // 8, min(8, lanes)
     half, quarter = max(1, count // 2), max(1, count // 4)
 
-    @kernel_function
+    @inlined_function
     def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
         x_step, y_step = a.x_step, a.y_step
         end = y + min(a.run_length, a.positions - run * a.run_length) * y_step

@@ -128,7 +128,7 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
 
     # ------------------------------------------------------------ multiply
 
-    @kernel_function
+    @inlined_function
     def initial_sum(row, partial, from_zero):  # type: ignore[no-untyped-def]
         acc = simd.zeros(width, lanes, bits)
         if from_zero == 0:
@@ -364,7 +364,7 @@ def _make_row_unroll(bits: int, lanes: int, width: int, row_unroll: int, initial
     vector = lanes * size
     tile_bytes = width * vector
 
-    @kernel_function
+    @inlined_function
     def initial_sums(a, entry, partial, from_zero):  # type: ignore[no-untyped-def]
         rows = a.entries + entry * 8 + 4
         s0 = initial_sum(simd.load_u32(rows), partial, from_zero)
@@ -373,7 +373,7 @@ def _make_row_unroll(bits: int, lanes: int, width: int, row_unroll: int, initial
         s3 = initial_sum(simd.load_u32(rows + 24), partial, from_zero)
         return s0, s1, s2, s3
 
-    @kernel_function
+    @inlined_function
     def store_sums(s0, s1, s2, s3, sums):  # type: ignore[no-untyped-def]
         simd.store(s0, sums)
         simd.store(s1, sums + tile_bytes)
@@ -393,7 +393,7 @@ def _make_row_unroll(bits: int, lanes: int, width: int, row_unroll: int, initial
             weight += size
         store_sums(s0, s1, s2, s3, sums)
 
-    @kernel_function
+    @inlined_function
     def multiply_rest(acc, a, p, end, bases):  # type: ignore[no-untyped-def]
         while p < end:
             acc = simd.axpy(acc, a.values + p * size, bases, simd.load_u32(a.offsets + p * 4))

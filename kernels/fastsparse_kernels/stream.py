@@ -80,13 +80,13 @@ def make_load_index(index_bits: int) -> Callable[[int, int], int]:
     """load_index(indices, p): element p of an int32 or int64 array."""
     if index_bits == 64:
 
-        @kernel_function
+        @inlined_function
         def load_index(indices, p):  # type: ignore[no-untyped-def]
             return simd.load_i64(indices + p * 8)
 
     else:
 
-        @kernel_function
+        @inlined_function
         def load_index(indices, p):  # type: ignore[no-untyped-def]
             return simd.load_u32(indices + p * 4)
 
@@ -118,7 +118,7 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
             p = simd.opaque_i64(p + 1)
         return acc
 
-    @kernel_function
+    @inlined_function
     def activate(acc, activation, vectors, scratch):  # type: ignore[no-untyped-def]
         simd.store(acc, scratch)
         simd.call(activation, scratch, vectors)
