@@ -27,7 +27,7 @@ X86_LEVELS = {
 _X86 = llvm.get_process_triple().startswith(("x86_64", "amd64"))
 _ARM64 = llvm.get_process_triple().startswith(("aarch64", "arm64"))
 PREBUILT = ("x86-64-v3", "x86-64-v4") if _X86 else ("generic",) if _ARM64 else ()  # levels that wheels bring
-_ENTRIES = "cfunc.", "cpython."  # names of the functions that are called from outside begin so
+_ENTRIES = "cfunc.", "_ZN7cpython"  # names of the functions that are called from outside begin so
 _chosen: list[str] = []
 
 
