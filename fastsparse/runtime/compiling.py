@@ -142,14 +142,15 @@ def _leave_to_parent() -> None:
 
 
 def _helpers_worth(units: Sequence[Unit]) -> int:
-    """How many helpers to work with: none for little work, in children of other processes, and in programs that are
-    no plain Python interpreter, where starting `sys.executable` would start the program again."""
+    """How many helpers to work with: those that run already, and more where there is work for them; none in children of
+    other processes, and in programs that are no plain Python interpreter, where starting `sys.executable` would start
+    the program again."""
     plain = Path(sys.executable or "").name.lower().startswith("python") and not getattr(sys, "frozen", False)
     child = threading_layer.forked() or multiprocessing.parent_process() is not None
     if not plain or child or kernel_cache.cache_directories().write is None:
         return 0
     work = sum(_SECONDS[0] + _SECONDS[1] * unit.bytecodes for unit in units)
-    return min(int(work / _WORTH), cpu.available_cpus() - 1, len(units) - 1, _MOST_HELPERS)
+    return min(max(int(work / _WORTH), len(_idle)), cpu.available_cpus() - 1, len(units) - 1, _MOST_HELPERS)
 
 
 def _share(units: Sequence[Unit], done: Callable[[Unit], object]) -> None:

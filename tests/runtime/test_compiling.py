@@ -92,6 +92,9 @@ def test_where_no_helper_is_started(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(Unit, "bytecodes", 100)
         assert compiling._helpers_worth(units) == 0, "little work"
+        patch.setattr(compiling, "_idle", [object()])
+        assert compiling._helpers_worth(units) == 1, "one runs already"
+        assert compiling._helpers_worth(units[:1]) == 0
     for name in ("/opt/blender/blender", None, ""):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", name)
