@@ -377,13 +377,13 @@ def plan_between_blocked(
     rates = h.window_rates(geometry.out_spatial[-1])
     width = h.tile_width(geometry.positions * tile_groups, rates, pattern.full and geometry.groups == 1)
     tiles = tiles_between(starts, y.all_offsets(), x, y, width, tile_groups, target)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
     groups = h.row_groups(
         geometry.out_channels, -(-tiles.count * sample_groups // tile_groups), target.threads, width * target.vector
     )
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
-    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
@@ -396,12 +396,12 @@ def plan_linear_between(
     width = h.tile_width(tile_groups, dense=pattern.full)
     here = np.zeros(1, np.int64)
     tiles = tiles_between(here, here, x, y, width, tile_groups, target)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     rows, columns = pattern.shape
     positions = max(1, x.positions)
     density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
-    expect_kernel(tiles, target, pattern.full)
     operator = window_operator(
         pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
         width=width,
@@ -545,12 +545,12 @@ def _phase_plan(
     starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
     ends = grid(counts, steps, dx.strides) + first
     tiles = whole_vectors(starts, ends, width, target.lanes, target.size)
+    expect_kernel(target, width, tiles.contiguous(target.vector), dense)
     groups = h.row_groups(geometry.channels, tiles.count * sample_groups, target.threads, width * target.vector)
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector))
     blocks = channel_blocks(geometry.out_channels, per_block, dy.channel_stride, shift_bytes)
     columns = row[kept] * len(shift_bytes) + tap[kept]
     number = np.int32 if geometry.out_channels * len(shift_bytes) < 2**31 else np.int64
-    expect_kernel(tiles, target, dense)
     operator = build_operator(indptr, columns.astype(number), blocks, h, groups, width)
     # The permutation points through `order` into the CSR's data.
     permutation = order[kept][operator.permutation].astype(np.uint32)
@@ -601,10 +601,10 @@ def plan_padded(
     vectors = len(vectors_over(starts, target.lanes))
     width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     tiles = tiles_over(starts, y_offsets, width, target.lanes, size, target.vector)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
-    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     planes = PhasePlanes(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
@@ -645,9 +645,9 @@ def plan_between_padded(
     width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     step = target.vector if x.slack >= width * target.vector else 0
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
-    expect_kernel(tiles, target, pattern.full and geometry.groups == 1)
     operator = window_operator(
         pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
         h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,

@@ -7,6 +7,7 @@ structure of W packed accordingly. One kernel (`fastsparse_kernels.spmm`) runs a
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -227,10 +228,10 @@ def plan_row_major(
     width = h.tile_width(-(-columns // target.lanes), rates, pattern.full)
     peel = (peels.y if many or nontemporal else None) or 0
     tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     panel_row = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
     block_rows = h.even_block_rows(panel_row, inputs, density)
-    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, panel_row, block_rows, groups, h, width)
     return SpmmPlan(operator, tiles, x_row_stride, nontemporal)
 
@@ -243,8 +244,8 @@ def _plan_in_place(
     # No dense rows here: four full rows would be four nonzeros per row of X, which is packed.
     width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
     tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
-    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, h, width)
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
@@ -277,10 +278,10 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     else:
         y_offsets = np.add.outer(panel * layouts.panel_stride(rows, width, target), vector).ravel()
         tiles = whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size, target.vector)
+    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     row_bytes = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
-    expect_kernel(tiles, target, pattern.full)
     operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
     nontemporal = WHOLE if not y_row_major and h.leaves_cache(rows * samples * target.size) else 0
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
@@ -289,20 +290,15 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 # ------------------------------------------------------------------------------------------------- launch
 
 
-def _variant(tiles: Tiles, target: Target, dense: bool, interleaved: bool) -> tuple[int, ...]:
-    """Key of the kernel for these tiles and an operator."""
-    row_unroll = 0
-    if dense and tiles.width <= len(target.heuristics.dense_rates):
+@functools.lru_cache(256)  # no Python call when it is known
+def expect_kernel(target: Target, width: int, contiguous: bool, full: bool) -> None:
+    """Have the kernel of a plan, see `prepare`, compiled at once with what builds its operator, which may be `full`."""
+    h, row_unroll = target.heuristics, 0
+    if full and width <= len(h.dense_rates):
         row_unroll = spmm.DENSE
-    elif interleaved:
+    elif not full and h.interleaves_rows(width):
         row_unroll = spmm.INTERLEAVED
-    return target.bits, target.lanes, tiles.width, int(tiles.contiguous(target.vector)), row_unroll
-
-
-def expect_kernel(tiles: Tiles, target: Target, full: bool) -> None:
-    """Have a plan's kernel compiled at once with the function that builds its operator, which may be `full`."""
-    interleaved = not full and target.heuristics.interleaves_rows(tiles.width)
-    spmm.spmm_kernel.expect(*_variant(tiles, target, full, interleaved))
+    spmm.spmm_kernel.expect(target.bits, target.lanes, width, int(contiguous), row_unroll)
     sparse_operator.gather.expect(target.bits)
     expect_launcher(target.threads > 1)
 
@@ -318,14 +314,18 @@ def prepare(
 
     residual : whether the launch adds an array in y's layout before the activation; it may be y itself
     """
-    operator, tiles = plan.operator, plan.tiles
+    h, operator, tiles = target.heuristics, plan.operator, plan.tiles
     width = tiles.width * target.vector
     partial = operator.widest_group * width if operator.blocks > 1 else 0
-    packed = tiles.columns is not None
-    assert not packed or tiles.contiguous(target.vector)
+    packed, contiguous = tiles.columns is not None, tiles.contiguous(target.vector)
+    assert contiguous or not packed
     panel = int(np.diff(operator.columns.starts).max(initial=0)) * width if packed else 0
-    variant = _variant(tiles, target, operator.dense, operator.interleaved)
-    finished = width * (2 + ROW_UNROLL if variant[-1] else 2)
+    row_unroll = 0
+    if operator.dense and tiles.width <= len(h.dense_rates):
+        row_unroll = spmm.DENSE
+    elif operator.interleaved:
+        row_unroll = spmm.INTERLEAVED
+    finished = width * (2 + ROW_UNROLL if row_unroll else 2)
     scratch = -(-(partial + finished + panel) // 64) * 64
     arguments = Arguments(
         spmm.ARGUMENTS,
@@ -355,7 +355,7 @@ def prepare(
         **epilogue(activation, target),
     )
     rows = int(operator.group_starts[-1])
-    kernel = spmm.spmm_kernel(*variant)
+    kernel = spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(contiguous), row_unroll)
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
     return Launch(
         kernel, arguments, ("x", "y", "values", "bias", "residual"), target.sharing,

@@ -287,7 +287,7 @@ def called_by_others(context: Any, builder: Any, inside: Any, function: Any, arg
     compiled = dispatcher.overloads[kinds]
     callee = context.declare_function(builder.module, compiled.fndesc)
     context.call_conv.call_function(inside, callee, types.void, kinds, args)
-    context.add_linking_libs(builder, [compiled.library])
+    context.active_code_library.add_linking_library(compiled.library)
 
 
 class _Kernels(target_extension.CPU):
