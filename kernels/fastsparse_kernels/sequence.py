@@ -87,14 +87,16 @@ def share_steps(  # type: ignore[no-untyped-def]
     """A slot's part of the steps. All slots of a call run this, at once or one after the other.
 
     A step begins when all tasks of the one before are done, whoever ran them. Nobody waits for a slot that has not
-    come: its tasks are run by others. `flags` has a cache line for each slot, which it alone writes: how far it has
-    come (`call` * 2^32, plus 1, plus the steps it has done its own tasks of), and the step in which it helps another
-    slot.
+    begun a step, because it has not come or because the operating system runs another thread: its tasks are run by
+    others, and it finds none when it begins. `flags` has a cache line for each slot, which it alone writes: how far it
+    has come (`call` * 2^32, plus 2 for every step whose own tasks it has done, plus 1 where it has begun another), and
+    the step in which it helps another slot.
     """
     _patch(patch_table + slot * patches * 32, patches, variables, task)
-    flag, now, patience, private = flags + slot * 64, (call << 32) + 1, PATIENCE, simd.stack_buffer(64)
-    simd.store_release(now, flag)
+    flag, done, private = flags + slot * 64, call << 32, simd.stack_buffer(64)
     for i in range(first, last):
+        begun, done = done + 1, done + 2
+        simd.store_release(begun, flag)
         step = table + i * STEP_BYTES
         kernel, words = simd.load_i64(step), simd.load_i64(step + 16)
         tasks, sharing = simd.load_i64(step + 24), simd.load_i64(step + 32)
@@ -106,30 +108,29 @@ def share_steps(  # type: ignore[no-untyped-def]
         if simd.load_acquire(counter) < end:
             take_from(own, counter, end)
             simd.call(kernel, own, slot)
-        now += 1
-        simd.store_release(now, flag)
+        simd.store_release(done, flag)
         # Wait until all tasks are taken; help who is held up.
         for distance in range(1, slots):
             other = (slot + distance) % slots
             if other >= sharing:
                 continue  # it has no tasks
             theirs, waited = records + other * stride + (words + 8 + parity * 8) * 8, 0
-            while simd.load_acquire(flags + other * 64) < now:
-                if waited >= patience:
-                    simd.store_release(now, flag + 8)
+            near = i == first or simd.load_acquire(flags + other * 64) >= begun - 2  # at most a step behind
+            while simd.load_acquire(flags + other * 64) < done:
+                if waited >= PATIENCE or not near:
+                    simd.store_release(done, flag + 8)
                     helped = help_with(kernel, own, theirs, private, slot)
                     simd.store_release(0, flag + 8)
                     if helped:
                         continue
-                    if simd.load_acquire(flags + other * 64) <= call << 32:
-                        patience = 0  # nobody runs that slot: its tasks are taken at once from now on
+                    if simd.load_acquire(flags + other * 64) < begun:
                         break
                 _wait(waited)
                 waited += 1
         # Wait until what others took to help is done.
         for distance in range(1, slots):
             waited = 0
-            while simd.load_acquire(flags + (slot + distance) % slots * 64 + 8) == now:
+            while simd.load_acquire(flags + (slot + distance) % slots * 64 + 8) == done:
                 _wait(waited)
                 waited += 1
 

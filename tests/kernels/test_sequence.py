@@ -120,6 +120,18 @@ def test_slots_that_do_not_come_are_not_waited_for(kernel, one_slot):
             steps.check()
 
 
+def test_slots_that_are_held_up_between_steps_are_not_waited_for(kernel, one_slot):
+    """A slot has come, and is not run while the other one goes on; then it goes through the rest, and finds nothing."""
+    steps = Steps(kernel, TASKS, 2)
+    for at in (1, 3, 5, 1):
+        call = steps.next()
+        _run(steps, one_slot, call, 1, last=at)
+        _run(steps, one_slot, call, 0)
+        steps.check()
+        _run(steps, one_slot, call, 1, first=at)
+        steps.check()
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_slots_may_come_late(kernel, one_slot, workers, rng):
     steps = Steps(kernel, TASKS, workers)
@@ -144,9 +156,9 @@ def test_alone_all_steps_are_run(kernel):
     steps.check()
 
 
-def _run(steps: Steps, one_slot: Any, call: int, slot: int) -> None:
+def _run(steps: Steps, one_slot: Any, call: int, slot: int, first: int = 0, last: int = len(TASKS)) -> None:
     shared = steps.shared
     one_slot(
-        address(shared._steps), 0, len(steps.tasks), address(shared._patches), shared._patches.shape[1],
+        address(shared._steps), first, last, address(shared._patches), shared._patches.shape[1],
         address(steps.variables), 0, steps.workers, address(shared._flags), call, slot,
     )  # fmt: skip
