@@ -117,7 +117,8 @@ def fold_scales(program: Program) -> Program:
         if not _takes_residual(product) or not isinstance(scale.operator, Scale):
             return None
         assert isinstance(product.operator, Conv | Linear)
-        if isinstance(product.operator, Linear) and product.operator.rows > 1:  # which the scale tells apart
+        rows, channels = getattr(product.operator, "rows", 1), len(scale.operator.scale)
+        if rows > 1 or channels != product.operator.weight.shape[0]:  # the scale is along another axis
             return None
         return replace(product, operator=_scaled(product.operator, scale.operator))
 
@@ -140,7 +141,7 @@ def fold_scales_forward(program: Program) -> Program:
             channels = absolute_columns(op.weight.pattern, op.geometry) // math.prod(op.geometry.kernel)
             fits = not (any(map(any, op.geometry.padding)) and first.shift.any())
         elif isinstance(op, Linear):
-            channels, fits = op.weight.indices, op.rows == 1
+            channels, fits = op.weight.indices, op.rows == 1 and len(first.scale) == op.weight.shape[1]
         else:
             return None
         return replace(reader, operator=_read_scaled(op, first, channels), inputs=scale.inputs) if fits else None

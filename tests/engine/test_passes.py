@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import fastsparse as fs
 from fastsparse import nn
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import (
@@ -62,6 +63,18 @@ def test_batch_norm_behind_an_activation_stays():
 
 def test_successive_batch_norms_all_fold():
     assert kinds(fold_scales(program(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))) == ["Conv"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_scales_of_other_axes_than_the_product_s_stay(channels, rng):
+    """One channel of several features: a batch norm scales the channel, a linear layer's rows are features."""
+    norm = nn.BatchNorm1d(channels)
+    norm.running_mean, norm.running_var = rng.random(channels), rng.random(channels) + 0.5
+    x = rng.standard_normal((3, channels, 2)).astype("f4")
+    square, wide = nn.SparseLinear(2, 2, sparsity=0.0, rng=0), nn.SparseLinear(2, 3, sparsity=0.0, rng=0)
+    for layers in ([square, norm], [wide, norm], [norm, square]):
+        model = nn.Sequential(*layers).eval()
+        np.testing.assert_allclose(fs.compile(model, x.shape, tune=False)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
