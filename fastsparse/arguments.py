@@ -110,6 +110,17 @@ def as_bias(bias: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any] | None:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
+def check_count(value: Any, name: str) -> int:
+    """An integer of at least 1."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected a positive integer") from None
+    if count < 1:
+        raise ValueError(f"{name} is {count}, expected a positive integer")
+    return count
+
+
 def per_axis(value: Any, axes: int, name: str, least: int) -> tuple[int, ...]:
     """An int for all axes or one per axis, each at least `least` and below 2**31."""
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes

@@ -8,10 +8,12 @@ takes a small share of a product's time.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from fastsparse.csr import CSR, csr
 
@@ -30,7 +32,31 @@ _FIELDS = {
 _MOST = 64  # matrices that are remembered at once
 
 # By the arrays' places in memory: copies of the arrays, the matrix that they make, and what ends with their memory.
-_remembered: dict[Key, tuple[tuple[Array, ...], CSR, Any]] = {}
+_remembered: OrderedDict[Key, tuple[tuple[Array, ...], CSR, Any]] = OrderedDict()
+
+
+def compressed_rows(x: Any, name: str) -> sparse.csr_array:
+    """A scipy.sparse array or matrix as compressed rows, whose arrays may be its own; its fields are checked first.
+
+    SciPy's conversions, slices and products read and write wherever indices say.
+
+    Raises
+    ------
+    ValueError
+        When its fields contradict each other.
+    """
+    try:
+        if x.format in _COMPRESSED:
+            x = _COMPRESSED[x.format](x)  # another object of the same arrays, which the check may replace
+            x.check_format(full_check=True)
+        else:
+            x = sparse.coo_array(x)  # checked when it is made
+        return sparse.csr_array(x)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a valid sparse matrix: {error}") from error
+
+
+_COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bsr_array}
 
 
 def matrix_of(A: Any, dtype: np.dtype[Any]) -> CSR:
@@ -58,7 +84,7 @@ def matrix_of(A: Any, dtype: np.dtype[Any]) -> CSR:
         known = kept, matrix, _when_freed(fields[-1], key)
         _remembered[key] = known
         while len(_remembered) > _MOST:
-            _remembered.pop(next(iter(_remembered)), None)
+            _remembered.popitem(last=False)  # in one step, beside other threads
     return known[1].T if transposed else known[1]
 
 

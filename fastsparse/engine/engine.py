@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 
 from fastsparse import nn
-from fastsparse.arguments import as_cast, is_sparse
+from fastsparse.arguments import as_cast, check_count, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import first_layer, program_of
 from fastsparse.engine.passes import optimised, uses_of
@@ -27,6 +26,8 @@ from fastsparse.nn.shape import embedded, padding_mask
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out
 from fastsparse.runtime.threads import checked_threads, usable_threads
+from fastsparse.runtime.threads import threads as use_threads
+from fastsparse.scipy_matrices import compressed_rows
 from fastsparse.tflite.to_onnx import model_of as tflite_model
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class Engine:
 
         What a file says was chosen is measured against the estimate, and dropped where that is clearly faster.
         """
-        with self._pool(batch, tune).workspace():
+        with self._pool(check_count(batch, "batch"), tune).workspace():
             pass
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -280,9 +281,7 @@ class Engine:
 
     def random_inputs(self, batch: int | None = None) -> list[Array]:
         """Inputs to try the network on: normally distributed numbers, integers for an Embedding, no key padded."""
-        count = self.input_shape[0] if batch is None else operator.index(batch)
-        if count < 1:
-            raise ValueError(f"batch is {batch}, expected a positive integer")
+        count = self.input_shape[0] if batch is None else check_count(batch, "batch")
         rng, found = np.random.default_rng(0), []
         for shape, (_, lookup) in zip(self._program.user_shapes, self._program.user_inputs(), strict=True):
             if lookup is None:
@@ -330,11 +329,12 @@ class Engine:
         if self._behind_first is None:
             self._behind_first = self._without_first()
         first, others = self._behind_first
-        rows = sparse.csr_array(x)
+        rows = compressed_rows(x, "x")
         if rows.dtype in (np.float32, np.float64):
             rows = rows.astype(self.dtype, copy=False)
         weight, bias = first.weight, None if first.bias is None else np.asarray(first.bias, self.dtype)
-        y = linear(rows, weight, bias, activation=first.activation, out=out if others is None else None)
+        with use_threads(usable_threads(self._threads)):
+            y = linear(rows, weight, bias, activation=first.activation, out=out if others is None else None)
         return y if others is None else others(y.reshape(len(y), *others.input_shape[1:]), out=out)
 
     def _without_first(self) -> tuple[Linear, Engine | None]:

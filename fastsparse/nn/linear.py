@@ -19,6 +19,7 @@ from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations
 from fastsparse.ops.sums import batch_sum
+from fastsparse.scipy_matrices import compressed_rows
 from fastsparse.sparsity.growth import LinearGradient
 from fastsparse.sparsity.patterns import random_pattern
 
@@ -30,7 +31,7 @@ def _cast(x: Any, dtype: np.dtype[Any]) -> Any:
     """x as an array of the layer's type, or as compressed rows where it is sparse."""
     if not is_sparse(x):
         return as_cast(x, dtype, "x", "the layer")
-    rows = sparse.csr_array(x)
+    rows = compressed_rows(x, "x")
     return rows.astype(dtype, copy=False) if rows.dtype in (np.float32, np.float64) else rows
 
 

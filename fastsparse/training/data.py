@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from fastsparse.arguments import Samples
+from fastsparse.scipy_matrices import compressed_rows
 
 Batch = tuple[Any, ...]  # x and y, or x, y and weights
 Data: TypeAlias = tuple[Samples, ArrayLike] | tuple[Samples, ArrayLike, ArrayLike] | Iterable[tuple[Any, ...]]
@@ -29,7 +30,7 @@ class Arrays:
     ) -> None:
         self._several = isinstance(x, tuple)
         given = x if isinstance(x, tuple) else (x,)
-        self._x = [sparse.csr_array(one) if sparse.issparse(one) else np.asarray(one) for one in given]
+        self._x = [compressed_rows(one, f"x of {name}") if sparse.issparse(one) else np.asarray(one) for one in given]
         self._y = np.asarray(y)
         sizes = {array.shape[0] if array.ndim else 0 for array in (*self._x, self._y)}
         self.samples = sizes.pop() if len(sizes) == 1 else 0

@@ -16,6 +16,7 @@ from fastsparse import nn
 from fastsparse.engine import choosing, split
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.workspace import Workspace
+from fastsparse.ops import spgemm
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.memo import array_bytes
 from fastsparse.runtime.threads import usable_threads
@@ -411,6 +412,36 @@ def test_sparse_input_of_a_linear_first_layer(layers, dtype):
     assert engine(sparse_samples(0, 60)).shape == (0, expected.shape[1])
     with pytest.raises(ValueError, match=r"x has shape \(7, 61\), expected \(batch, 60\)"):
         engine(sparse_samples(7, 61))
+
+
+@pytest.mark.T3
+def test_sparse_input_runs_on_the_engines_threads(monkeypatch):
+    seen = []
+    run = spgemm.forward
+    monkeypatch.setattr(spgemm, "forward", lambda *arguments: (seen.append(usable_threads()), run(*arguments)))
+    engine = fs.compile(nn.Sequential(nn.SparseLinear(60, 8, rng=0), nn.ReLU()), (4, 60), threads=1, tune=False)
+    with fs.threads(2):
+        engine(sparse_samples(7, 60))
+    assert seen == [1]
+
+
+@pytest.mark.I1
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_sparse_input_is_checked_before_it_is_converted(kind):
+    engine = fs.compile(nn.Sequential(nn.SparseLinear(60, 8, rng=0), nn.ReLU()), (4, 60), tune=False)
+    x = sparse_samples(7, 60).asformat(kind)
+    (x.coords[0] if kind == "coo" else x.indices)[0] = -1
+    with pytest.raises(ValueError, match="x is not a valid sparse matrix"):
+        engine(x)
+
+
+@pytest.mark.I4
+@pytest.mark.parametrize("batch", [0, -3, 2.5])
+def test_batch_sizes_to_prepare_for(batch):
+    engine = fs.compile(nn.Sequential(nn.SparseLinear(60, 8, rng=0)), (4, 60), tune=False)
+    for call in (engine.prepare, engine.random_inputs):
+        with pytest.raises((ValueError, TypeError), match=f"batch is {batch}, expected a positive integer"):
+            call(batch)
 
 
 def test_sparse_input_of_other_first_layers():
