@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastsparse import functional
 from fastsparse.arguments import Samples
+from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient, distinct
 from fastsparse.ops import activations
 
@@ -99,10 +100,11 @@ class Residual(Module):
 
     def forward(self, x: Samples) -> Array:
         source, other = _inputs(x, 2)
-        y: Array = self.body(source)
-        passed: Any = other if self.shortcut is None else self.shortcut(other)
+        y = floating(self.body(source))
+        passed: Any = floating(other) if self.shortcut is None else self.shortcut(other)
         if y.shape != passed.shape:
             raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
+        y, passed = _in_one_type(self, [y, passed])
         before = y + passed
         y = before if self.activation is None else activations.activate(self.activation, before)
         kept = y if self.activation in activations.FROM_OUTPUT else before
@@ -119,7 +121,10 @@ class Residual(Module):
         around = grad if self.shortcut is None else self.shortcut.backward(grad, need_input=need_input)
         if several:
             return (through, around) if need_input else None
-        return None if through is None or around is None else through + around
+        if through is None or around is None:
+            return None
+        through, around = _in_one_type(self, [through, around])
+        return through + around
 
     def config(self) -> dict[str, Any]:
         return {"activation": self.activation}
@@ -162,13 +167,13 @@ class Concat(Module):
     def forward(self, x: Samples) -> Array:
         """x, or a tuple of one array for each branch -> (N, sum of the branches' second axes, ...)."""
         sources = _inputs(x, len(self.branches))
-        parts = [np.asarray(one) if branch is None else branch(one) for branch, one in zip(self.branches, sources)]
+        parts = [floating(one) if branch is None else branch(one) for branch, one in zip(self.branches, sources)]
         first = parts[0].shape
         for part in parts:
             if part.ndim < 2 or part.shape[:1] + part.shape[2:] != first[:1] + first[2:]:
                 shapes = " and ".join(str(p.shape) for p in parts)
                 raise ValueError(f"the branches give shapes {shapes}, expected equal ones but for the second axis")
-        y = np.concatenate(parts, 1)
+        y = np.concatenate(_in_one_type(self, parts), 1)
         self._keep(([part.shape[1] for part in parts], y.shape, y.dtype, isinstance(x, tuple)))
         return y
 
@@ -182,7 +187,10 @@ class Concat(Module):
         ]
         if several or not need_input:
             return tuple(grads) if need_input else None
-        return None if any(grad is None for grad in grads) else sum(grads[1:], grads[0])
+        if any(grad is None for grad in grads):
+            return None
+        first, *rest = _in_one_type(self, grads)
+        return sum(rest, first)
 
     def config(self) -> dict[str, Any]:
         return {"count": len(self.branches)}
@@ -198,6 +206,15 @@ def _inputs(x: Any, count: int) -> tuple[Any, ...]:
     if len(x) != count:
         raise ValueError(f"x is a tuple of {len(x)} arrays, expected {count}, one for each branch")
     return x
+
+
+def _in_one_type(layer: Module, parts: list[Array]) -> list[Array]:
+    """What branches give in the type of the layer's parameters: branches without any keep that of the input."""
+    if all(part.dtype == parts[0].dtype for part in parts):
+        return parts
+    dtype = next((parameter.dtype for parameter in layer.parameters()), np.result_type(*parts))
+    with np.errstate(over="ignore"):
+        return [part.astype(dtype, copy=False) for part in parts]
 
 
 def _listing(name: str, layers: Sequence[Module | None]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
@@ -627,3 +628,35 @@ def test_batch_sums_are_right_for_every_length(rng: Any) -> None:
                 assert (total.dtype, total.shape) == (x.dtype, shape)
                 bound = 130 * np.finfo(dtype).eps * abs(x).sum(axis=0, dtype=float)
                 assert (abs(total - x.sum(axis=0, dtype=np.longdouble)) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "float16", ">f4"])
+@pytest.mark.parametrize("container", [nn.Residual, lambda body, other=None: nn.Concat(other, body)])
+@pytest.mark.parametrize("other", [None, nn.ReLU])
+def test_branches_without_parameters_follow_those_that_have_some(dtype: str, container: Any, other: Any) -> None:
+    layer = container(nn.SparseLinear(8, 8, sparsity=0.5, rng=0), other and other())
+    x = np.arange(24).reshape(3, 8).astype(dtype)
+    y = layer.eval()(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, layer(x.astype(np.float32)), rtol=1e-6)
+    layer.train()(x)
+    assert layer.backward(np.ones_like(y)).dtype == np.float32
+
+
+def _hostile(kind: str) -> Any:
+    """A sparse matrix (3, 8) with an index far outside, written after SciPy's own check."""
+    x = sparse.csr_array(np.eye(3, 8, dtype=np.float32)).asformat(kind)
+    (x.coords[1] if kind == "coo" else x.indices)[1] = 2**30
+    return x
+
+
+@pytest.mark.I1
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr"])
+@pytest.mark.parametrize("layer", [nn.Linear, nn.SparseLinear])
+def test_sparse_samples_are_checked_before_they_are_converted(kind: str, layer: Any) -> None:
+    layer = layer(8, 4, rng=0)
+    with pytest.raises(ValueError, match="x is not a valid sparse matrix"):
+        layer(_hostile(kind))
+    optimizer = fs.training.SGD(layer.parameters(), 0.1)
+    with pytest.raises(ValueError, match="x of data is not a valid sparse matrix"):
+        fs.training.fit(layer, (_hostile(kind), np.zeros(3, int)), epochs=1, batch_size=3, optimizer=optimizer)
