@@ -126,6 +126,18 @@ def checked_input(value: Value, x: Any) -> Any:
     return np.require(array, requirements=["C", "A"])
 
 
+def shape_of(value: Any) -> Any:
+    """The shape of an input; of a sequence those of its members, which may differ."""
+    if type(value) is np.ndarray:
+        return value.shape
+    return tuple(map(shape_of, value)) if isinstance(value, (list, tuple)) else np.shape(value)
+
+
+def empty_input(value: Value, shapes: Mapping[str, Shape]) -> Any:
+    """An input of its shape that takes no memory."""
+    return [] if value.dtype is None else np.broadcast_to(np.zeros((), value.dtype), shapes[value.name])
+
+
 def random_input(value: Value, shapes: Mapping[str, Shape], rng: np.random.Generator) -> Array:
     """Numbers to try an input with."""
     if value.dtype is None or value.dtype == object:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastsparse.files import FileFormatError
+from fastsparse.onnx.arguments import shape_of
 from fastsparse.onnx.branches import with_branches
 from fastsparse.onnx.folding import folded
 from fastsparse.onnx.model import Model
@@ -51,7 +52,7 @@ class Cases:
 
     def engine(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
         """The engine for these inputs; `now` finds it even if they come for the first time."""
-        key = (*map(np.shape, values.values()), *(values[name].tobytes() for name in self._numbers))
+        key = (*map(shape_of, values.values()), *(values[name].tobytes() for name in self._numbers))
         found = self._known.get(key)
         if found is None:
             if key in self._known or now:

@@ -3,7 +3,6 @@ threads."""
 
 from __future__ import annotations
 
-import operator
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastsparse.arguments import check_count
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
@@ -20,7 +20,16 @@ from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import PoolStore
 from fastsparse.onnx import choosing, sessions
-from fastsparse.onnx.arguments import check_fit, checked_input, checked_results, checked_shapes, random_input, written
+from fastsparse.onnx.arguments import (
+    check_fit,
+    checked_input,
+    checked_results,
+    checked_shapes,
+    empty_input,
+    random_input,
+    shape_of,
+    written,
+)
 from fastsparse.onnx.cases import Cases
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, ProgramCache, make_plan
@@ -59,7 +68,7 @@ def compile_onnx(
     if cases is not None:
         cases.tune = tune
         if cases.by_shapes:
-            engine.prepare()
+            cases.engine({value.name: empty_input(value, engine.input_shapes) for value in model.inputs}, now=True)
     return engine
 
 
@@ -254,9 +263,7 @@ class GraphEngine:
         shapes = dict(self.input_shapes)
         if batch is None:
             return shapes
-        count = operator.index(batch)
-        if count < 1:
-            raise ValueError(f"batch is {batch}, expected a positive integer")
+        count = check_count(batch, "batch")
         for value in self._model.inputs:
             if value.name not in shapes:
                 continue
@@ -366,8 +373,7 @@ class GraphEngine:
 
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
         given = list(values.values())
-        shapes = [x.shape if type(x) is np.ndarray else np.shape(x) for x in given]
-        key = (*shapes, workers, sessions.generation[0], id(plan))
+        key = (*map(shape_of, given), workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
         if pool is None:
             seen = key in self._frames

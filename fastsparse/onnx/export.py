@@ -249,7 +249,7 @@ class _Graph:
 
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}), "sigmoid": ("Sigmoid", {}), "tanh": ("Tanh", {}), "hardswish": ("HardSwish", {}),
-    "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
+    "leaky_relu": ("LeakyRelu", {"alpha": 0.01}), "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
 }  # fmt: skip
 
 
@@ -547,7 +547,7 @@ _LAYERS: list[tuple[tuple[type[nn.Module], ...], _Write]] = [
     ((nn.MultiheadAttention,), _attention),
     ((nn.MaxPool2d, nn.AvgPool2d), _pool_layer),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
-    ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.GELU),
+    ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),
      lambda graph, layer, x, name: graph.activation(layer.activation, x)),
     ((nn.Softmax,), lambda graph, layer, x, name: graph.node("Softmax", [x], axis=-1)),
     ((nn.Flatten,), lambda graph, layer, x, name: graph.node("Flatten", [x])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 
 from tests.onnx import models
@@ -91,3 +92,25 @@ def test_branches_inside_branches(rng):
     for n in (1, 2, 3):
         _same(engine, model, [rng.standard_normal((n, 4)).astype(np.float32)])
     assert len(engine._cases._engines) == 3
+
+
+@pytest.mark.parametrize("kind", ["string", "sequence"])
+def test_branches_beside_inputs_that_are_no_numbers(rng, kind):
+    b = models.Builder()
+    size = b.add("Gather", b.add("Shape", "x"), b.constant(0, "int64"))
+    y = _choice(b, b.add("Equal", size, b.constant(1, "int64")), "x", 16)
+    alone = b.model({"x": ["N", 16]}, [y])
+    z = b.add("Identity" if kind == "string" else "SequenceLength", "s")
+    model = b.model({"x": ["N", 16], "s": [2]}, [y, z], dtypes={"s": TensorProto.STRING})
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.STRING if kind == "string" else TensorProto.INT64
+    other: object = np.array(["a", "b"], object)
+    if kind == "sequence":
+        model.graph.input[1].CopyFrom(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+        other = [np.ones((2, 3), np.float32), np.ones(4, np.float32)]  # of other shapes
+    engine = models.on_kernels(model, {"x": (1, 16)})
+    for n in (1, 1, 1, 2, 2):
+        x = rng.standard_normal((n, 16)).astype(np.float32)
+        found = engine.run([x, other])
+        assert models.shares(found[:1], models.reference(alone, [x]))[0] < 2e-6
+        assert np.array_equal(found[1], other if kind == "string" else 2)
+    assert len(engine._cases._engines) == 2

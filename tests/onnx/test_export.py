@@ -43,6 +43,7 @@ def test_engines(tmp_path, name, sparse):
 IMAGES = [
     nn.SparseConv2d(3, 8, (3, 2), (2, 1), ((1, 0), (2, 1)), sparsity=0.8, rng=0), nn.BatchNorm2d(8),
     *[kind() for kind in (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.GELU)],
+    nn.Hardsigmoid(),
     nn.GELU("tanh"), nn.Conv2d(8, 8, 3, padding=1, groups=2, rng=1), nn.MaxPool2d(2, 1, ((1, 1), (0, 1))),
     nn.Residual(nn.Sequential(nn.SparseConv2d(8, 8, 1, activation="relu", rng=2)), activation="silu"),
     nn.Residual(nn.SparseConv2d(8, 4, 1, rng=2), nn.Conv2d(8, 4, 1, rng=3)), nn.AvgPool2d(3, 2, 1),
@@ -103,6 +104,15 @@ def test_engines_of_onnx_models(tmp_path, sparse):
     fs.to_onnx(engine, tmp_path / "m.onnx", sparse=sparse)
     x = np.random.default_rng(0).normal(size=(2, 3, 9, 9)).astype("f")
     close(by_onnxruntime(tmp_path / "m.onnx", x), engine(x))
+
+
+@pytest.mark.parametrize("activation", filter(None, fs.functional.ACTIVATIONS))
+def test_every_activation(tmp_path, activation):
+    model = nn.Sequential(nn.SparseLinear(16, 16, sparsity=0.5, activation=activation, rng=0)).eval()
+    x = np.random.default_rng(0).normal(size=(5, 16)).astype("f") * 3
+    for written in (model, fs.compile(model, (2, 16), tune=False)):
+        fs.to_onnx(written, tmp_path / "m.onnx")
+        close(by_onnxruntime(tmp_path / "m.onnx", x), model(x))
 
 
 def test_sparse_files_are_small(tmp_path):
