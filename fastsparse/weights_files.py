@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pickletools
+import reprlib
 import stat
 import struct
 import zipfile
@@ -33,6 +34,7 @@ Weights = dict[str, Array | CSR]
 _LONGEST_HEADER = 100_000_000  # bytes of JSON or pickle; what describes tensors is far smaller
 _MOST_AXES = 64
 _EXPANDED = 2**26  # bytes that a tensor of PyTorch's may take beyond those of its storage
+_SHARED = 16  # times the file that all of them may take, which is more where they share storages
 _MOST_EMPTY_ROWS = 2**20  # rows without a byte in the file, of a matrix without columns
 _SPARSE = 0.5  # share of zeros from which on a matrix comes as a CSR
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -177,11 +179,11 @@ def _numbers(stored: Array, dtype: str) -> Array:
 
 def _sizes(shape: Any, what: str) -> tuple[int, ...]:
     """A declared shape, whose product cannot be wrong."""
+    if isinstance(shape, (list, tuple)) and len(shape) > _MOST_AXES:
+        raise ValueError(f"{what} has {len(shape)} axes, expected at most {_MOST_AXES}")
     sizes = tuple(shape) if isinstance(shape, (list, tuple)) else (-1,)
     if any(type(n) is not int or not 0 <= n < 2**62 for n in sizes) or math.prod(sizes) >= 2**62:
-        raise ValueError(f"{what} has shape {shape!r}, expected sizes of at least 0")
-    if len(sizes) > _MOST_AXES:
-        raise ValueError(f"{what} has {len(sizes)} axes, expected at most {_MOST_AXES}")
+        raise ValueError(f"{what} has shape {reprlib.repr(shape)}, expected sizes of at least 0")
     return sizes
 
 
@@ -192,7 +194,7 @@ def _safetensors(file: IO[bytes]) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError("the header is no JSON object")
     header.pop("__metadata__", None)
-    start, tensors = 8 + length, dict[str, Any]()
+    start, tensors, left = 8 + length, dict[str, Any](), size - 8 - length
     for name, entry in header.items():
         what, known = f"tensor {name!r}", _SAFETENSORS.get(entry["dtype"])
         if known is None:
@@ -205,6 +207,9 @@ def _safetensors(file: IO[bytes]) -> dict[str, Any]:
                 f"{what} of shape {shape} lies in bytes {first} to {last}, expected {count * dtype.itemsize} of the "
                 f"{size - start} that there are"
             )
+        left -= last - first
+        if left < 0:
+            raise ValueError(f"{what} lies in bytes of others")
         file.seek(start + first)
         tensors[name] = _numbers(_from_bytes(file.read(last - first), dtype), known).reshape(shape)
     return tensors
@@ -284,8 +289,10 @@ def _torch(file: IO[bytes]) -> dict[str, Any]:
             raise ValueError(f"its byte order is {order!r}, expected b'little'")
         found = _state_dict(_unpickled(content("data.pkl")))
         storages: dict[str, tuple[_Storage, Array]] = {}
+        left = _EXPANDED + _SHARED * os.fstat(file.fileno()).st_size
 
         def array(tensor: Any, name: str) -> Any:
+            nonlocal left
             if isinstance(tensor, _SparseTensor):
                 return _sparse(tensor, [array(part, name) for part in tensor.parts if isinstance(part, _Tensor)], name)
             storage = tensor.storage
@@ -296,7 +303,11 @@ def _torch(file: IO[bytes]) -> dict[str, Any]:
                 known = storages[storage.key] = storage, held
             if known[0] != storage:
                 raise ValueError(f"storage {storage.key!r} has two sizes or types")
-            return _numbers(_strided(known[1], tensor, name), storage.dtype)
+            elements = _strided(known[1], tensor, name)
+            left -= elements.nbytes
+            if left < 0:
+                raise ValueError(f"tensors up to {name!r} take far more memory than the storages that they share")
+            return _numbers(elements, storage.dtype)
 
         return {name: array(tensor, name) for name, tensor in found.items()}
 
@@ -306,7 +317,7 @@ def _strided(held: Array, tensor: _Tensor, name: str) -> Array:
     what = f"tensor {name!r}"
     shape, strides = _sizes(tensor.shape, what), _sizes(tensor.strides, what)
     if len(strides) != len(shape) or type(tensor.offset) is not int or tensor.offset < 0:
-        raise ValueError(f"{what} has shape {shape}, strides {strides} and offset {tensor.offset!r}")
+        raise ValueError(f"{what} has shape {shape}, strides {strides} and offset {reprlib.repr(tensor.offset)}")
     count = math.prod(shape)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(shape, strides)) if count else 0
     if count and last >= held.size:
@@ -326,6 +337,8 @@ def _sparse(tensor: _SparseTensor, arrays: list[Array], name: str) -> Any:
         from scipy import sparse
 
         indices, values = arrays
+        if shape[0] > max(indices.size, _MOST_EMPTY_ROWS):
+            raise ValueError(f"tensor {name!r} has shape {shape} and {values.size} values, expected fewer rows")
         if indices.ndim == 2 and len(indices) == 2 and ((indices >= 0) & (indices < np.reshape(shape, (2, 1)))).all():
             return csr(sparse.coo_array((values, (indices[0], indices[1])), shape=shape))
     if len(shape) == 2 and tensor.layout == "torch.sparse_csr" and len(arrays) == 3:
@@ -348,10 +361,6 @@ def _state_dict(found: Any) -> dict[str, Any]:
     return tensors
 
 
-class _Mark:
-    """Where the members of a tuple, list or dict begin on the stack."""
-
-
 def _unpickled(content: bytes) -> Any:
     """What a pickle describes: dicts, lists, tuples, numbers, text, and tensors without their elements.
 
@@ -359,13 +368,23 @@ def _unpickled(content: bytes) -> Any:
     `_Unknown` objects.
     """
     stack: list[Any] = []
+    marks: list[int] = []  # where the members of tuples, lists and dicts begin on the stack
     memo: dict[int, Any] = {}
+    left = len(content)  # members that calls may repeat: each of them took a byte once
 
     def members() -> list[Any]:
-        at = max(i for i, item in enumerate(stack) if isinstance(item, _Mark))
-        found = stack[at + 1 :]
+        at = marks.pop()
+        found = stack[at:]
         del stack[at:]
         return found
+
+    def made(function: Any, arguments: Any) -> Any:
+        nonlocal left
+        first = arguments[0] if isinstance(arguments, tuple) and arguments else None
+        left -= len(first) if isinstance(first, list) else 0
+        if left < 0:
+            raise ValueError("its pickle repeats more than it holds")
+        return _made(function, arguments)
 
     for opcode, found_argument, _ in pickletools.genops(content):
         name, argument = opcode.name, cast(Any, found_argument)
@@ -374,7 +393,7 @@ def _unpickled(content: bytes) -> Any:
         if name == "STOP":
             break
         if name == "MARK":
-            stack.append(_Mark())
+            marks.append(len(stack))
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_SET"):
             stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}[name]())
         elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
@@ -402,17 +421,17 @@ def _unpickled(content: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[int(argument)])
         elif name in ("POP", "POP_MARK"):
-            stack.pop() if name == "POP" else members()
+            members() if name == "POP_MARK" or (marks and marks[-1] == len(stack)) else stack.pop()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "GLOBAL":
             stack.append(_Global(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            stack[-2:] = [_Global(".".join(map(str, _last(stack, 2))))]
+            stack[-2:] = [_Global(".".join(_last(stack, 2)))]
         elif name in ("REDUCE", "NEWOBJ"):
-            stack[-2:] = [_made(*_last(stack, 2))]
+            stack[-2:] = [made(*_last(stack, 2))]
         elif name == "NEWOBJ_EX":
-            stack[-3:] = [_made(*_last(stack, 3)[:2])]
+            stack[-3:] = [made(*_last(stack, 3)[:2])]
         elif name == "BUILD":  # attributes of what stands below
             stack.pop()
         elif name == "BINPERSID":
@@ -442,7 +461,10 @@ def _made(function: Any, arguments: Any) -> Any:
     """What a call in a pickle stands for."""
     name = function.name if isinstance(function, _Global) else type(function).__name__
     if name == "collections.OrderedDict":
-        return _filled({}, [part for pair in (arguments[0] if arguments else []) for part in pair])
+        pairs = arguments[0] if arguments else []
+        if not isinstance(pairs, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+            raise ValueError("an OrderedDict is made of something else than pairs")
+        return _filled({}, [part for pair in pairs for part in pair])
     if name == "torch._utils._rebuild_tensor_v2":
         storage, offset, shape, strides = arguments[:4]
         if not isinstance(storage, _Storage):
@@ -452,7 +474,9 @@ def _made(function: Any, arguments: Any) -> Any:
         return arguments[0]
     if name == "torch._utils._rebuild_sparse_tensor":
         layout, parts = arguments
-        return _SparseTensor(str(layout), tuple(parts))
+        if not isinstance(layout, str) or not isinstance(parts, tuple):
+            raise ValueError("a sparse tensor has no layout and parts")
+        return _SparseTensor(layout, parts)
     if name in ("torch.Size", "torch.serialization._get_layout"):
         return arguments[0]
     return _Unknown(name)
@@ -465,7 +489,7 @@ def _storage(identity: Any) -> Any:
     kind, key, size = identity[1], identity[2], identity[4]
     name = kind.name.rpartition(".")[2] if isinstance(kind, _Global) else ""
     if name not in _STORAGES or not isinstance(key, str) or type(size) is not int or not 0 <= size < 2**60:
-        raise ValueError(f"a storage is {identity!r}, expected one of {', '.join(_STORAGES)}")
+        raise ValueError(f"a storage is {reprlib.repr(identity)}, expected one of {', '.join(_STORAGES)}")
     return _Storage(_STORAGES[name], key, size)
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import fastsparse as fs
+
+ROOT = Path(__file__).parents[1]
 
 
 def same(found, expected):
@@ -372,6 +376,56 @@ def test_damage_is_one_error(tmp_path, kind):
             assert str(path) in str(error) or "shard" in str(error) or "tensor" in str(error)  # noqa: PT017
             refused += 1
     assert refused > 50
+
+
+MEMORY = """
+import sys
+import fastsparse as fs
+from bench.fuzz_files import limit_memory
+fs.load_weights(sys.argv[1])
+limit_memory(256 << 20)
+for path in sys.argv[2:]:
+    try:
+        fs.load_weights(path)
+    except fs.FileFormatError:
+        continue
+    sys.exit(f"loaded {path}")
+"""
+
+
+@pytest.mark.F2
+def test_what_stands_in_many_places_is_not_taken_many_times(tmp_path):
+    """Pickles and headers say in a few bytes again what took many: memory and time follow the file's size."""
+    w = np.ones(2**20, np.float32)
+    entry = {"dtype": "F32", "shape": [2**20], "data_offsets": [0, w.nbytes]}
+    header = json.dumps({str(i): entry for i in range(500)}).encode()
+    (tmp_path / "overlapping").write_bytes(struct.pack("<Q", len(header)) + header + w.tobytes())
+    for name, shape, stride in (("views", 2**20, 1), ("expanded", 2**24, 0)):
+        file = TorchFile()
+        tensor = file.tensor(w, shape=(shape,), strides=(stride,))
+        file.write(tmp_path / name, state_dict({str(i): tensor for i in range(500)}))
+    nested = b")" + b"2\x86" * 60  # 2**60 empty tuples
+    rebuild, kind, place = b"ctorch._utils\n_rebuild_", b"ctorch\nFloatStorage\n", text("0") + text("cpu") + b"K\x01tQ"
+    pairs = b"](" + b"".join(b"J" + struct.pack("<i", n) + b"K\x00\x86" for n in range(50000)) + b"eq\xff"
+    pickles = {
+        "class": nested + nested + b"\x93",
+        "storage": b"(" + text("storage") + nested + place,
+        "shape": rebuild + b"tensor_v2\n((" + text("storage") + kind + place + b"K\0" + nested * 2 + b"tR",
+        "layout": rebuild + b"sparse_tensor\n" + nested + nested + b"\x86R",
+        "dicts": pairs + b"(" + b"ccollections\nOrderedDict\nh\xff\x85R" * 3000 + b"l",
+        "stack": b"N" * 200000 + b"(t" * 200000,
+    }  # fmt: skip
+    for name, content in pickles.items():
+        file = TorchFile()
+        file.storages["0"] = b"0000"
+        file.write(tmp_path / name, mapping({"w": content}))
+    valid = valid_files(tmp_path)[1]
+    paths = [str(tmp_path / name) for name in ("overlapping", "views", "expanded", *pickles)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(valid), *paths], capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_archives_that_point_before_the_file(tmp_path):

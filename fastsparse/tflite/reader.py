@@ -21,8 +21,9 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 _MOST = 100_000  # tensors or operators
-# All weights together may take this many times the file, and this many bytes in any case: sparse ones take more.
+# All that is read may take this many times the file, and this many bytes in any case: sparse ones take more.
 _BLOW_UP, _SMALL = 256, 2**26
+_NUMBER = 64  # bytes that an input or output of an operator counts as, for each is read by itself
 # TensorType: NumPy's names; other types cannot be read.
 _TYPES = {
     0: "f4", 1: "f2", 2: "i4", 3: "u1", 4: "i8", 6: "?", 7: "i2", 9: "i1", 10: "f8", 12: "u8", 15: "u4", 16: "u2",
@@ -124,11 +125,19 @@ class _Reader:
             _indices(graph.OutputsLength(), graph.Outputs, count),
         )
 
+    def _spend(self, size: int) -> None:
+        """Count bytes that are read: tables and vectors may stand in several places."""
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("it takes far more memory than the file, expected no such sizes")
+
     def _operator(self, root: Any, operator: Any, tensors: int) -> Operator:
         code = root.OperatorCodes(operator.OpcodeIndex())
+        self._spend(_NUMBER * (operator.InputsLength() + operator.OutputsLength()))
         kind = self._kinds.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "UNKNOWN")
         if kind == "CUSTOM":
             kind = (code.CustomCode() or b"CUSTOM").decode("utf-8", "replace")
+            self._spend(len(kind))
         table, name = operator.BuiltinOptions(), _OPTIONS.get(kind)
         found = None
         if table is not None and name is not None:
@@ -147,6 +156,7 @@ class _Reader:
 
     def _tensor(self, root: Any, tensor: Any) -> Tensor:
         name = (tensor.Name() or b"").decode("utf-8", "replace")
+        self._spend(len(name))
         shape = tuple(int(n) for n in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
         if tensor.Type() not in _TYPES:
             raise ValueError(f"tensor {name!r} is of type {tensor.Type()}, which is not known")
@@ -162,9 +172,7 @@ class _Reader:
             raise ValueError(f"tensor {name!r} has shape {shape} and numbers")
         values: Array = held.view(dtype.newbyteorder("<"))
         wide = np.dtype(np.float32) if quantised or dtype == np.float16 else dtype
-        self._left -= math.prod(shape) * wide.itemsize
-        if self._left < 0:
-            raise ValueError("its weights take far more memory than the file, expected no such sizes")
+        self._spend(math.prod(shape) * wide.itemsize)
         sparsity = tensor.Sparsity()
         if sparsity is not None:
             values = _densified(sparsity, values, shape, name)

@@ -328,6 +328,24 @@ def test_huge_shapes(tmp_path):
             fs.compile(tmp_path / "m.tflite")
 
 
+@pytest.mark.F2
+@pytest.mark.parametrize("what", ["names", "inputs"])
+def test_what_stands_in_many_places_is_not_taken_many_times(tmp_path, what):
+    """Tables of a flatbuffer may share their strings and vectors."""
+    w = Writer()
+    x = w.tensor((1, 4))
+    long = w.b.CreateString("x" * 100_000), w._numbers([x] * 20_000)
+    if what == "inputs":
+        w._numbers = lambda values, dtype="int32", make=w._numbers: long[1] if values == [x] else make(values, dtype)
+    else:
+        w.b.CreateString = lambda text: long[0]
+    for _ in range(700):
+        w.add("RELU", [x], (1, 4))
+    (tmp_path / "m.tflite").write_bytes(w.finish([], [len(w.tensors) - 1]))
+    with pytest.raises(fs.FileFormatError, match="takes far more memory than the file"):
+        fs.compile(tmp_path / "m.tflite")
+
+
 def test_damage_is_one_error(tmp_path):
     w = Writer()
     source, outputs, _ = small_network(w)
