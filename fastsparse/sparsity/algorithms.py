@@ -18,7 +18,7 @@ from fastsparse.arguments import Seed
 from fastsparse.csr import Pattern
 from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.growth import PathScores, offered
-from fastsparse.sparsity.pruning import magnitude_prune
+from fastsparse.sparsity.pruning import magnitude_prune, magnitudes_of
 from fastsparse.sparsity.schedules import SparsitySchedule
 from fastsparse.sparsity.selection import Places, TopK, exchanged, free_places, largest, places_of
 
@@ -130,15 +130,24 @@ class _Evolving:
         return step > 0 and step % self.every == 0 and self.fraction(step) > 0
 
     def step(self, step: int) -> None:
-        """Exchange weights when it is time."""
+        """Exchange weights when it is time.
+
+        Raises
+        ------
+        ValueError
+            When a value is NaN. Nothing has been changed then.
+        """
         if self.due(step):
             fraction = self.fraction(step)
-            for name, parameter in self.parameters:
-                self._exchange(name, parameter, fraction, step)
+            magnitudes = [magnitudes_of(name, parameter.value) for name, parameter in self.parameters]
+            for (name, parameter), sizes in zip(self.parameters, magnitudes):
+                self._exchange(name, parameter, sizes, fraction, step)
         self._last = step
         self._watch(step + 1)
 
-    def _exchange(self, name: str, parameter: SparseParameter, fraction: float, step: int) -> None:
+    def _exchange(
+        self, name: str, parameter: SparseParameter, magnitudes: Array, fraction: float, step: int
+    ) -> None:  # fmt: skip
         pattern = pattern_of(parameter)
         free = pattern.shape[0] * pattern.shape[1] - pattern.nnz
         count = min(int(fraction * pattern.nnz), free)
@@ -146,7 +155,7 @@ class _Evolving:
             return
         grown = self._grown(name, parameter, count)
         # NaN gradients are left out, so there may be fewer than requested.
-        kept = largest(np.abs(parameter.value), pattern.nnz - len(grown))
+        kept = largest(magnitudes, pattern.nnz - len(grown))
         parameter.replace_pattern(*exchanged(pattern, kept, grown))
 
     def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
@@ -339,12 +348,14 @@ class CHT(_Evolving):
             raise TypeError(f"soft is {soft!r}, expected True or False")
         self.soft = soft
 
-    def _exchange(self, name: str, parameter: SparseParameter, fraction: float, step: int) -> None:
+    def _exchange(
+        self, name: str, parameter: SparseParameter, magnitudes: Array, fraction: float, step: int
+    ) -> None:  # fmt: skip
         pattern = pattern_of(parameter)
         count = int(fraction * pattern.nnz)
         if count == 0:
             return
-        kept = largest(self._strengths(np.abs(parameter.value), step), pattern.nnz - count)
+        kept = largest(self._strengths(magnitudes, step), pattern.nnz - count)
         predicted = self._predicted(exchanged(pattern, kept, np.empty(0, np.int64))[0], count)
         places = places_of(pattern)
         kept |= np.isin(places, predicted)

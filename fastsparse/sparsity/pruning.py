@@ -36,7 +36,7 @@ def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", excl
         When sparsity or scope is out of range, a name in `exclude` fits nothing, the model has no sparse layer, or
         a value is NaN. Nothing has been changed then.
     """
-    _prune(model, sparsity, scope, exclude, lambda name, parameter: _magnitudes(name, parameter.value))
+    _prune(model, sparsity, scope, exclude, lambda name, parameter: magnitudes_of(name, parameter.value))
 
 
 def random_prune(
@@ -95,10 +95,11 @@ def _sensitivities(name: str, parameter: SparseParameter) -> Array:
     grad = parameter.grad
     if grad is None:
         raise ValueError(f"{name} has no gradient, expected that of a backward pass over a batch")
-    return _magnitudes(f"{name} or its gradient", parameter.value * grad)
+    return magnitudes_of(f"{name} or its gradient", parameter.value * grad)
 
 
-def _magnitudes(name: str, value: Array) -> Array:
+def magnitudes_of(name: str, value: Array) -> Array:
+    """Magnitudes of a parameter's values, none of which may be NaN: no order has a place for it."""
     magnitude = np.abs(value)
     if np.isnan(magnitude).any():
         raise ValueError(f"{name} holds NaN, expected numbers")

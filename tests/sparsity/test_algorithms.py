@@ -350,3 +350,15 @@ def test_bad_arguments_are_named(call: Any, error: type[Exception], message: str
     with pytest.raises(error) as caught:
         call(_model())
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kind", [SET, RigL, fs.sparsity.CHT])
+def test_patterns_stay_where_a_weight_is_nan(kind: Any) -> None:
+    model = nn.Sequential(nn.SparseLinear(8, 8, sparsity=0.5, rng=0), nn.SparseLinear(8, 4, sparsity=0.5, rng=0))
+    algorithm = kind(model, every=1)
+    model.backward(np.ones_like(model(np.ones((3, 8), np.float32))))
+    model[1].values.value[0] = np.nan
+    before = [layer.pattern for layer in model]
+    with pytest.raises(ValueError, match=r"^1\.values holds NaN"):
+        algorithm.step(1)
+    assert [layer.pattern for layer in model] == before
