@@ -106,7 +106,7 @@ def test_engines_of_onnx_models(tmp_path, sparse):
     close(by_onnxruntime(tmp_path / "m.onnx", x), engine(x))
 
 
-@pytest.mark.parametrize("activation", filter(None, fs.functional.ACTIVATIONS))
+@pytest.mark.parametrize("activation", [name for name in fs.functional.ACTIVATIONS if name])
 def test_every_activation(tmp_path, activation):
     model = nn.Sequential(nn.SparseLinear(16, 16, sparsity=0.5, activation=activation, rng=0)).eval()
     x = np.random.default_rng(0).normal(size=(5, 16)).astype("f") * 3
