@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastsparse.runtime.atomic_file import check_writable
 
 # import name -> what to call it in a message
 _NEEDED = {"sklearn": "scikit-learn", "matplotlib": "Matplotlib", "threadpoolctl": "threadpoolctl"}
@@ -82,15 +83,8 @@ def _at_least(text: str, least: int) -> int:
 
 def report_path(text: str) -> Path:
     """A file that can be written, for argparse."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a directory, expected a file name")
-    if path.exists() and not path.is_file():  # a device or a FIFO, which is written to as it stands
-        if not os.access(path, os.W_OK):
-            raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
-        return path
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} cannot be written to")
-    return path
+    try:
+        check_writable(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(error.strerror) from error
+    return Path(text)

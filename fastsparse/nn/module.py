@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse.arguments import Samples
 from fastsparse.nn.parameter import Parameter
-from fastsparse.nn.state import commit, stage
+from fastsparse.nn.state import commit, pattern_prefix, stage
 from fastsparse.nn.summary import summary_table
 from fastsparse.nn.watching import current_watcher
 
@@ -27,8 +27,8 @@ _SEVERAL = object()  # in place of what was kept: there were several forward cal
 class Module:
     """Base class of layers.
 
-    A layer defines ``forward`` and ``backward``. Parameters, buffers and layers held as attributes are found by
-    themselves, in the order in which they were assigned.
+    A layer defines ``forward`` and ``backward``. Parameters and layers held as attributes, or in lists and tuples that
+    are attributes, are found by themselves, in the order in which they were assigned.
     """
 
     training: bool = True
@@ -108,8 +108,16 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield (name, layer) of the layers directly inside."""
-        for name, item in vars(self).items():
+        for name, item in self.members():
             if isinstance(item, Module):
+                yield name, item
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, object) of the attributes, of lists and tuples what is in them: ("blocks.0", ...)."""
+        for name, item in vars(self).items():
+            if isinstance(item, (list, tuple)) and name != "_saved":
+                yield from ((f"{name}.{position}", inner) for position, inner in enumerate(item))
+            else:
                 yield name, item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -121,7 +129,7 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield (name, parameter) of all parameters, for example ("0.values", ...)."""
         for prefix, module in self.named_modules():
-            for name, item in vars(module).items():
+            for name, item in module.members():
                 if isinstance(item, Parameter):
                     yield (f"{prefix}.{name}" if prefix else name), item
 
@@ -160,15 +168,14 @@ class Module:
         -------
         dict of str to array
             ``name`` of every parameter and buffer; for a sparse parameter ``prefix.values`` also ``prefix.indptr``
-            and ``prefix.indices``.
+            and ``prefix.indices``, for one of another name ``name.indptr`` and ``name.indices``.
         """
         state: dict[str, Array] = {}
         for name, parameter in self.named_parameters():
             if parameter.pattern is not None:
-                prefix = name.rpartition(".")[0]
-                dot = f"{prefix}." if prefix else ""
-                state[f"{dot}indptr"] = parameter.pattern.indptr.copy()
-                state[f"{dot}indices"] = parameter.pattern.indices.copy()
+                prefix = pattern_prefix(name)
+                state[f"{prefix}indptr"] = parameter.pattern.indptr.copy()
+                state[f"{prefix}indices"] = parameter.pattern.indices.copy()
             state[name] = parameter.value.copy()
         state.update((name, array.copy()) for name, array in self.named_buffers())
         return state
@@ -198,7 +205,8 @@ class Module:
         print(summary_table(self, input_shape))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        described = self.config() if type(self).config is not Module.config else {}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in described.items())
         return f"{type(self).__name__}({arguments})"
 
 

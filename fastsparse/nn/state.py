@@ -44,9 +44,9 @@ def stage(model: Module, state: Mapping[str, Any]) -> Staged:
 
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        for name, item in vars(module).items():
+        for name, item in module.members():
             if isinstance(item, Parameter):
-                staged.parameters.append(_staged_parameter(dot, name, item, entry))
+                staged.parameters.append(_staged_parameter(dot + name, item, entry))
         for name in module.buffer_names:
             current = getattr(module, name)
             staged.buffers.append((module, name, _checked(dot + name, entry(dot + name), current.shape, current.dtype)))
@@ -64,10 +64,16 @@ def commit(staged: Staged) -> None:
         setattr(module, name, array)
 
 
-def _staged_parameter(dot: str, name: str, parameter: Parameter, entry: Any) -> tuple[Parameter, Array, Pattern | None]:
+def pattern_prefix(name: str) -> str:
+    """What stands before "indptr" and "indices" in the saved state of the sparse parameter `name`."""
+    return name.removesuffix("values") if f".{name}".endswith(".values") else f"{name}."
+
+
+def _staged_parameter(name: str, parameter: Parameter, entry: Any) -> tuple[Parameter, Array, Pattern | None]:
     if parameter.pattern is None:
-        value = _checked(dot + name, entry(dot + name), parameter.value.shape, parameter.dtype)
+        value = _checked(name, entry(name), parameter.value.shape, parameter.dtype)
         return parameter, value, None
+    dot = pattern_prefix(name)
     indptr, indices = entry(f"{dot}indptr"), entry(f"{dot}indices")
     try:
         pattern = Pattern(indptr, indices, parameter.pattern.shape)
@@ -77,7 +83,7 @@ def _staged_parameter(dot: str, name: str, parameter: Parameter, entry: Any) -> 
         raise ValueError(f"state entry {dot + 'indices'!r} has unsorted or repeated columns, expected rising ones")
     if pattern == parameter.pattern:
         pattern = parameter.pattern  # keeps its plans
-    return parameter, _checked(dot + name, entry(dot + name), (pattern.nnz,), parameter.dtype), pattern
+    return parameter, _checked(name, entry(name), (pattern.nnz,), parameter.dtype), pattern
 
 
 def _checked(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

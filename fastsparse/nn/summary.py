@@ -28,9 +28,10 @@ def summary_table(model: Module, input_shape: tuple[int, ...] | None = None) -> 
     """
     shapes = {} if input_shape is None else _output_shapes(model, input_shape)
     rows = []
-    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
-    for name, module in leaves:
-        own = [item for item in vars(module).values() if isinstance(item, Parameter)]
+    for name, module in model.named_modules():
+        own = [item for _, item in module.members() if isinstance(item, Parameter)]
+        if not own and any(True for _ in module.children()):
+            continue
         shape = shapes.get(id(module))
         text = "" if shape is None else "(" + ", ".join(map(str, shape)) + ")"
         rows.append((name or "model", type(module).__name__, text, *_counts(own)))
@@ -80,7 +81,7 @@ def _input_type(model: Module) -> np.dtype[Any]:
     for _, module in model.named_modules():
         if module.input_kind is not None:
             return np.dtype(module.input_kind)
-        own = [item for item in vars(module).values() if isinstance(item, Parameter)]
+        own = [item for _, item in module.members() if isinstance(item, Parameter)]
         if own:
             return own[0].dtype
     return np.dtype(np.float32)

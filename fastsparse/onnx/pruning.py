@@ -15,7 +15,7 @@ from fastsparse.files import Folder
 from fastsparse.onnx.model import Array
 from fastsparse.onnx.reader import DOMAINS, load_proto
 from fastsparse.onnx.tensors import check_size, external, inline, tensors_inside
-from fastsparse.runtime.atomic_file import replacing
+from fastsparse.runtime.atomic_file import check_writable, replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
 
@@ -115,6 +115,7 @@ def prune_onnx(
     if erk and scope == "global":
         raise ValueError("erk is for scope 'layer', got 'global'")
     count_nonzeros(1, sparsity)
+    check_writable(target)
     proto, folder = load_proto(source)
     if proto is source:
         proto = type(source)()

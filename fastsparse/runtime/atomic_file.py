@@ -89,6 +89,19 @@ def write_text(path: PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def check_writable(path: PathLike) -> None:
+    """Raise, before long work whose result goes to `path`, the OSError that writing it would raise."""
+    folder = os.path.dirname(os.path.realpath(path))
+    special = os.path.exists(path) and not os.path.isfile(path)  # a device or a FIFO, which is written to as it stands
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, f"{os.fspath(path)!r} is a directory, expected a file name")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"the directory {folder!r} does not exist")
+    if not os.access(path if special else folder, os.W_OK):
+        what = os.fspath(path) if special else f"the directory {folder!r}"
+        raise PermissionError(errno.EACCES, f"{what} cannot be written to")
+
+
 # ---------------------------------------------------------------- temporary files
 
 

@@ -98,6 +98,7 @@ class _Evolving:
         self.stop = _number(stop, "stop")
         self.every = _integer(every, "every")
         self.steps = None if steps is None else _integer(steps, "steps")
+        self.model = model
         self.parameters: list[tuple[str, SparseParameter]] = chosen_parameters(model, exclude)
         self.rng = np.random.default_rng(rng)
         self._given = self.steps

@@ -45,7 +45,7 @@ class Snapshot:
         inside = {
             f"{name}.{key}": item
             for name, module in self.model.named_modules()
-            for key, item in vars(module).items()
+            for key, item in module.members()
             if isinstance(item, np.random.Generator)
         }
         return {"": self.rng, **inside}

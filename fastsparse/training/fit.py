@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from fastsparse.arguments import Seed
 from fastsparse.nn.module import Array, Module
+from fastsparse.runtime.atomic_file import check_writable
 from fastsparse.training import checkpoint as checkpoints
 from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
 from fastsparse.training.diagnosis import find_not_finite
@@ -71,7 +72,7 @@ def fit(
     resume: bool = False,
     rng: Seed = None,
 ) -> History:
-    """Train a model; it is in evaluation mode afterwards, ready to be used.
+    """Train a model; it is in evaluation mode afterwards, ready to be used, also where an exception ends the training.
 
     Parameters
     ----------
@@ -115,16 +116,61 @@ def fit(
     """
     if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 0:
         raise ValueError(f"epochs is {epochs!r}, expected an integer of at least 0")
-    if sparsity is not None and not callable(getattr(sparsity, "step", None)):
-        raise TypeError(f"sparsity is a {type(sparsity).__name__}, expected an object with a method step(step)")
+    callbacks = _checked(model, optimizer, loss, sparsity, callbacks)
     if resume and checkpoint is None:
         raise ValueError("resume is True and checkpoint is None, expected the path of a checkpoint")
+    if checkpoint is not None:
+        check_writable(checkpoint)
     source = batches(data, batch_size)
     held_out = None if validation is None else batches(validation, _capped(validation, batch_size), "validation")
-    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng), list(callbacks))
+    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng), callbacks)
     if resume and checkpoint is not None and os.path.exists(checkpoint):
         checkpoints.restore(checkpoint, run.snapshot())
     return run.train(source, held_out, int(epochs), progress, checkpoint)
+
+
+def _checked(
+    model: Module, optimizer: Optimizer, loss: Loss, sparsity: Any, callbacks: Iterable[Callable[[Progress], object]]
+) -> list[Callable[[Progress], object]]:
+    """The callbacks, when what `fit` was given is of the right kind and made for `model`."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model is {_kind(model)}, expected a fastsparse.nn.Module")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is {_kind(optimizer)}, expected a fastsparse.training.Optimizer")
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}, expected a function of (output, y)")
+    if sparsity is not None and (isinstance(sparsity, type) or not callable(getattr(sparsity, "step", None))):
+        raise TypeError(f"sparsity is {_kind(sparsity)}, expected an object with a method step(step)")
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks is {_kind(callbacks)}, expected a list of callables")
+    callbacks = list(callbacks)
+    for place, callback in enumerate(callbacks):
+        if isinstance(callback, type) or not callable(callback):
+            raise TypeError(f"callbacks[{place}] is {_kind(callback)}, expected an object that can be called")
+    own = set(map(id, model.parameters()))
+    other = getattr(sparsity, "model", None)
+    changed = other.parameters() if isinstance(other, Module) else []
+    for name, parameters in (("optimizer", optimizer.parameters), ("sparsity", changed)):
+        if parameters and own.isdisjoint(map(id, parameters)):
+            raise ValueError(f"{name} was made for another model: it has none of the parameters of model")
+    return callbacks
+
+
+def _kind(item: Any) -> str:
+    return f"the class {item.__name__}" if isinstance(item, type) else f"a {type(item).__name__}"
+
+
+def _value_and_gradient(result: Any) -> tuple[float, Array]:
+    """What a loss returned."""
+    if not isinstance(result, tuple) or len(result) != 2 or np.ndim(result[0]):
+        found = (
+            [f"{type(item).__name__} of shape {np.shape(item)}" for item in result] if isinstance(result, tuple) else []
+        )
+        raise TypeError(
+            f"loss returned {' and '.join(found) or type(result).__name__}, expected the mean loss, a number, and its "
+            "gradient at the output"
+        )
+    return float(result[0]), result[1]
 
 
 def _capped(validation: Any, batch_size: int) -> int:
@@ -207,18 +253,20 @@ class _Run:
         for callback in self.callbacks:
             if callable(getattr(callback, "begin", None)):
                 callback.begin(state)  # type: ignore[attr-defined]
-        with (
-            tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
-            compiler.on_compile(lambda: bar.set_description("compiling kernels (once)")),
-        ):
-            while state.epoch < epochs and not state.stop:
-                self.history.records.append(self._epoch(source, held_out, state, bar))
-                state.epoch += 1
-                for callback in self.callbacks:
-                    callback(state)
-                if checkpoint is not None:
-                    checkpoints.save(checkpoint, self.snapshot())
-        self.model.eval()
+        try:
+            with (
+                tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
+                compiler.on_compile(lambda: bar.set_description("compiling kernels (once)")),
+            ):
+                while state.epoch < epochs and not state.stop:
+                    self.history.records.append(self._epoch(source, held_out, state, bar))
+                    state.epoch += 1
+                    for callback in self.callbacks:
+                        callback(state)
+                    if checkpoint is not None:
+                        checkpoints.save(checkpoint, self.snapshot())
+        finally:
+            self.model.eval()
         return self.history
 
     def _epoch(
@@ -252,7 +300,7 @@ class _Run:
         for source in unseen:
             if isinstance(source, Arrays) and self.loss is cross_entropy:
                 source.check_labels(output.shape)
-        value, grad = self.loss(output, *wanted)
+        value, grad = _value_and_gradient(self.loss(output, *wanted))
         if not math.isfinite(value):
             where = find_not_finite(self.model, x)
             raise FloatingPointError(f"the loss is {value} in epoch {epoch}, step {self.optimizer.steps + 1}: {where}")
@@ -281,7 +329,7 @@ def evaluate(model: Module, source: Arrays | Stream, loss: Loss) -> _Totals:
     totals = _Totals()
     for x, *wanted in source.in_order():
         output = model(x)
-        totals.add(loss(output, *wanted)[0], output, wanted[0])
+        totals.add(_value_and_gradient(loss(output, *wanted))[0], output, wanted[0])
     return totals
 
 

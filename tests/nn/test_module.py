@@ -165,3 +165,29 @@ def test_own_layers_work_and_say_that_they_cannot_be_saved(tmp_path: Any) -> Non
     with pytest.raises(TypeError, match=r"^model holds a Double, expected layers of fastsparse\.nn only"):
         fs.save(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+class _Blocks(nn.Module):
+    """A layer of one's own: layers in a list, and two sparse parameters."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.blocks = [nn.SparseLinear(4, 4, sparsity=0.5, rng=rng), nn.Dropout(0.5, rng=seed)]
+        patterns = [fs.csr(rng.random((3, 4)) * (rng.random((3, 4)) < 0.5)).pattern for _ in range(2)]
+        self.left, self.right = (nn.Parameter(rng.random(p.nnz), p) for p in patterns)
+
+
+def test_layers_in_lists_are_found_and_patterns_saved_for_each_parameter() -> None:
+    source, target = _Blocks(0), _Blocks(1)
+    assert [name for name, _ in source.named_parameters()] == ["left", "right", "blocks.0.values", "blocks.0.bias"]
+    assert not any(module.training for _, module in source.eval().named_modules())
+    target.load_state_dict(source.state_dict())
+    for (name, got), want in zip(target.named_parameters(), source.parameters()):
+        assert got.pattern == want.pattern, name
+        np.testing.assert_array_equal(got.value, want.value)
+    rows = summary_table(source).splitlines()
+    assert [line.split()[0] for line in rows[2:] if line[0].isalpha()] == ["model", "blocks.0", "blocks.1", "total"]
+
+
+def test_layers_without_config_can_be_shown() -> None:
+    assert repr(nn.Sequential(_Blocks(0))) == "Sequential(\n  0: _Blocks()\n)"

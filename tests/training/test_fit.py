@@ -15,7 +15,8 @@ from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.training import SGD, Adam, CosineDecay, History, cross_entropy, fit, mse
+from fastsparse.sparsity import SET
+from fastsparse.training import SGD, Adam, CosineDecay, EarlyStopping, History, Progress, cross_entropy, fit, mse
 from fastsparse_kernels import compiler
 from fastsparse_kernels.kernel_cache import Directories
 
@@ -292,6 +293,23 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": [(X, Y + 1)]}, ValueError, "labels go from 1 to 3, expected 0 to 2 to match logits"),
     ({"data": (sparse.csr_array(X * np.nan), Y)}, ValueError, "data holds NaN in x, expected numbers"),
     ({"sparsity": 0.9}, TypeError, "sparsity is a float, expected an object with a method step(step)"),
+    ({"sparsity": SET}, TypeError, "sparsity is the class SET, expected an object with a method step(step)"),
+    ({"sparsity": SET(_model())}, ValueError, "sparsity was made for another model: it has none of the parameters of"),
+    ({"optimizer": SGD(_model().parameters(), 0.1)}, ValueError, "optimizer was made for another model: it has none"),
+    ({"optimizer": SGD}, TypeError, "optimizer is the class SGD, expected a fastsparse.training.Optimizer"),
+    ({"optimizer": "adam"}, TypeError, "optimizer is a str, expected a fastsparse.training.Optimizer"),
+    ({"loss": "mse"}, TypeError, "loss is 'mse', expected a function of (output, y)"),
+    ({"loss": lambda output, y: 1.0}, TypeError, "loss returned a float of shape (), expected the mean loss, a number"),
+    (
+        {"loss": lambda output, y: (y, output)},
+        TypeError,
+        "loss returned a ndarray of shape (16,) and a ndarray of",
+    ),
+    ({"callbacks": print}, TypeError, "callbacks is a builtin_function_or_method, expected a list of callables"),
+    ({"callbacks": [1]}, TypeError, "callbacks[0] is a int, expected an object that can be called"),
+    ({"callbacks": [EarlyStopping]}, TypeError, "callbacks[0] is the class EarlyStopping, expected an object that"),
+    ({"checkpoint": "/"}, IsADirectoryError, "[Errno 21] '/' is a directory, expected a file name"),
+    ({"checkpoint": "/no/where.c"}, FileNotFoundError, "[Errno 2] the directory '/no' does not exist"),
     ({"resume": True}, ValueError, "resume is True and checkpoint is None, expected the path of a checkpoint"),
 ]
 
@@ -304,6 +322,16 @@ def test_bad_arguments_are_named(options: dict[str, Any], error: type[Exception]
         _run(model=model, **options)
     assert str(caught.value).startswith(message)
     np.testing.assert_array_equal(model.parameters()[0].value, before)
+
+
+def test_ctrl_c_leaves_a_model_that_can_be_used() -> None:
+    def interrupted(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    model = _model()
+    with pytest.raises(KeyboardInterrupt):
+        _run(model=model, callbacks=[interrupted])
+    assert not any(module.training for _, module in model.named_modules())
 
 
 def test_history_draws_what_it_has() -> None:
