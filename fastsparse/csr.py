@@ -372,19 +372,12 @@ class Pattern(Memoized):
 # --------------------------------------------------------------------------------------------------- values
 
 
-class Products:
-    """Implementation of ``@`` for `CSR`: functions of `fastsparse.functional`, set by the package."""
-
-    matmul: Product
-    rmatmul: Product
-
-
-_products = Products()
+_products: dict[str, Product] = {}  # what computes ``W @ X`` and ``X @ W``: functions of `fastsparse.functional`
 
 
 def define_products(matmul: Product, rmatmul: Product) -> None:
-    """Set the functions that compute ``W @ X`` and ``X @ W``."""
-    _products.matmul, _products.rmatmul = matmul, rmatmul
+    """Set the functions that compute ``W @ X`` and ``X @ W``; the package does."""
+    _products.update(matmul=matmul, rmatmul=rmatmul)
 
 
 def _refused(W: CSR, other: Any) -> Any:
@@ -540,11 +533,17 @@ class CSR(Memoized):
 
     def __matmul__(self, X: MatrixLike) -> Any:
         """``W @ X`` for dense X (K, N) or (K,): a dense array; for sparse X (K, N), by SciPy: a `CSR`."""
-        return _products.matmul(self, X)
+        return _products["matmul"](self, X)
+
+    matvec = __matmul__  # with `rmatvec` and `shape`, what SciPy's solvers take as a linear operator
+
+    def rmatvec(self, y: MatrixLike) -> Any:
+        """``W.T @ y``."""
+        return self.T @ y
 
     def __rmatmul__(self, X: MatrixLike) -> Any:
         """``X @ W`` for dense X (N, M) or (M,): a dense array."""
-        return _products.rmatmul(self, X)
+        return _products["rmatmul"](self, X)
 
     def __getitem__(self, rows: Any) -> Any:
         """``W[i]``: row i, a dense array (columns,); ``W[a:b]`` and ``W[a:b:c]``: a `CSR` of these rows."""

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.sparse.linalg import gmres, svds
 
 import fastsparse as fs
 
@@ -160,3 +161,14 @@ def test_float32_and_float64_do_not_mix(W, dtype):
         W @ np.zeros(4, dtype)
     with pytest.raises(TypeError, match="float32"):
         np.zeros(3, dtype) @ W
+
+
+def test_solvers_of_scipy_take_it_as_it_is(rng):
+    dense = rng.random((30, 30)) * (rng.random((30, 30)) < 0.2) + 10 * np.eye(30)
+    W, b = fs.csr(dense), rng.random(30)
+    solved, failed = gmres(W, b, rtol=1e-12)
+    assert not failed
+    np.testing.assert_allclose(dense @ solved, b, rtol=1e-8)
+    wide = fs.csr(dense[:20])
+    found = svds(wide, k=3, v0=np.ones(20), return_singular_vectors=False)
+    np.testing.assert_allclose(np.sort(found), np.linalg.svd(dense[:20], compute_uv=False)[2::-1], rtol=1e-8)

@@ -178,6 +178,14 @@ class Trap:
 
 
 @pytest.mark.F1
+def test_compile_says_what_opens_a_file_of_ours(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    path = tmp_path / "model.safetensors"
+    fs.save(nn.Sequential(nn.Linear(4, 2, rng=0)), path)
+    with pytest.raises(fs.FileFormatError, match=r"no ONNX model but a file of fastsparse, for fs\.load or fs\.load"):
+        fs.compile(path)
+
+
 def test_pickle_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "m"

@@ -55,6 +55,8 @@ def parsed(content: bytes, what: str) -> Any:
     FileFormatError
         When they are none.
     """
+    if content[8:].startswith(b'{"__metadata__": {"fastsparse"'):
+        raise FileFormatError(f"{what} is no ONNX model but a file of fastsparse, for fs.load or fs.load_engine")
     onnx = import_onnx()
     from google.protobuf.message import DecodeError
 

@@ -162,14 +162,10 @@ def _kind(item: Any) -> str:
 
 def _value_and_gradient(result: Any) -> tuple[float, Array]:
     """What a loss returned."""
-    if not isinstance(result, tuple) or len(result) != 2 or np.ndim(result[0]):
-        found = (
-            [f"{type(item).__name__} of shape {np.shape(item)}" for item in result] if isinstance(result, tuple) else []
-        )
-        raise TypeError(
-            f"loss returned {' and '.join(found) or type(result).__name__}, expected the mean loss, a number, and its "
-            "gradient at the output"
-        )
+    if not isinstance(result, (tuple, list)) or len(result) != 2 or np.ndim(result[0]):
+        items = result if isinstance(result, (tuple, list)) else (result,)
+        found = " and ".join(f"{_kind(item)} of shape {np.shape(item)}" for item in items) or "nothing"
+        raise TypeError(f"loss returned {found}, expected the mean loss, a number, and its gradient at the output")
     return float(result[0]), result[1]
 
 
