@@ -7,8 +7,9 @@ character, and learns to go on. Nine in ten weights of its attention projections
 Beside it learn two dense ones: of the same width, with ten times the weights, and a narrow one, with as many weights as
 the sparse one has.
 
-With the same number of weights, wide and sparse is better than narrow and dense, as Kalchbrenner et al. (ICML 2018) saw
-for WaveRNN. Time is another matter: the text below prints tokens per second of all three, as they come out.
+Kalchbrenner et al. (ICML 2018) saw for WaveRNN that, of as many weights, wide and sparse is better than narrow and
+dense. A few hundred steps of training are no proof of it here: the last cell tells whether it came out so. Time is
+another matter: the text below prints tokens per second of all three.
 
 This example needs PyTorch; its layers are those of `fastsparse.torch`.
 """
