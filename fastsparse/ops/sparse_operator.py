@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,20 +174,29 @@ def packed_values(W: CSR, operator: SparseOperator) -> PackedValues:
     return W.cached(("values", id(operator)), PackedValues, W, operator.pack)
 
 
-def transposed_values(W: CSR, operator: SparseOperator | None = None) -> PackedValues:
-    """W.T's values, in the operator's order or in that of rows, moved once from W's."""
-    return W.cached(("values of W.T", id(operator)), _transposed_values, W, operator)
+class Ordered(Protocol):
+    """What has W's nonzeros in an order of its own: operators, and plans with sorted rows."""
+
+    @property
+    def permutation(self) -> NDArray[np.uint32] | None:
+        """Index in W.data of each nonzero."""
 
 
-def _transposed_values(W: CSR, operator: SparseOperator | None) -> PackedValues:
+def transposed_values(W: CSR, ordered: Ordered | None = None) -> PackedValues:
+    """W.T's values, in the order of an operator or a plan or in that of rows, moved once from W's."""
+    return W.cached(("values of W.T", id(ordered)), _transposed_values, W, ordered)[0]
+
+
+def _transposed_values(W: CSR, ordered: Ordered | None) -> tuple[PackedValues, Ordered | None]:
+    """The values, with what has their order, so that no other object gets its id."""
     pattern, permutation = W.pattern.transpose()
-    order, _ = pattern.cached(("order of W.T", id(operator)), _transposed_order, permutation, operator)
-    return PackedValues(W, order.pack)
+    order, _ = pattern.cached(("order of W.T", id(ordered)), _transposed_order, permutation, ordered)
+    return PackedValues(W, order.pack), ordered
 
 
-def _transposed_order(permutation: Array, operator: SparseOperator | None) -> tuple[Reordering, SparseOperator | None]:
-    """The order, with the operator, so that no other object gets its id."""
-    return Reordering(permutation if operator is None else permutation[operator.permutation]), operator
+def _transposed_order(permutation: Array, ordered: Ordered | None) -> tuple[Reordering, Ordered | None]:
+    own = None if ordered is None else ordered.permutation
+    return Reordering(permutation if own is None else permutation[own]), ordered
 
 
 # ------------------------------------------------------------------------------------------------- building

@@ -104,7 +104,7 @@ class StreamPlan:
 
     def transposed_values(self, W: CSR) -> PackedValues:
         """W.T's values in that order."""
-        return transposed_values(W)
+        return transposed_values(W, None if self.permutation is None else self)
 
 
 def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:
