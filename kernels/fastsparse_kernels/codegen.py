@@ -104,7 +104,8 @@ class _Library(JITCodeLibrary):
         parts: dict[Any, None] = {}
         _collect(self, parts)
         for part in parts:
-            self._reload_init.update(part._reload_init)
+            if hasattr(part, "_reload_init"):  # not in Numba 0.61
+                self._reload_init.update(part._reload_init)
             if isinstance(part, _Library) and not part._finalized:
                 self._final_module.link_in(_shareable(part._final_module))
             else:
