@@ -177,7 +177,6 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-@pytest.mark.F1
 def test_compile_says_what_opens_a_file_of_ours(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     path = tmp_path / "model.safetensors"
@@ -186,6 +185,7 @@ def test_compile_says_what_opens_a_file_of_ours(tmp_path: Path) -> None:
         fs.compile(path)
 
 
+@pytest.mark.F1
 def test_pickle_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "m"
