@@ -55,14 +55,15 @@ def hostile(arrays: Arrays, metadata: dict[str, Any], rng: Rng) -> tuple[Arrays,
     arrays, holder = {name: array.copy() for name, array in arrays.items()}, {"all": copy.deepcopy(metadata)}
     for _ in range(rng.choice(np.array([1, 1, 1, 2, 3]))):
         if arrays and rng.random() < 0.4:
-            _change_array(arrays, rng)
+            changed_arrays(arrays, rng)
         elif "all" in holder:
             change(holder, "all", rng)
     found = holder.get("all")
     return arrays, found if isinstance(found, dict) else {}
 
 
-def _change_array(arrays: Arrays, rng: Rng) -> None:
+def changed_arrays(arrays: Arrays, rng: Rng) -> None:
+    """Change one of the arrays in its place among them."""
     names = sorted(arrays)
     name, other = (names[i] for i in rng.integers(len(names), size=2))
     array, kind = arrays[name], rng.integers(9)

@@ -6,7 +6,7 @@ Half of the files are damaged bytes: flips, cuts, pieces moved. The others are w
 have fields dropped, repeated, exchanged, or set to what is out of range, of another type or somebody else's. Every file
 must load as something that runs within its memory and gives results of the right shape, or be refused with
 `fastsparse.FileFormatError`. Anything else ends the worker that loads it, and the case's number is told; `--only`
-repeats it.
+repeats it. Files of other libraries (ONNX, TFLite, safetensors, torch.save) are damaged in the same two ways.
 
 Workers have limited memory, so that what a file declares cannot be allocated unless its size justifies it.
 """
@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 import fastsparse as fs
+from bench import foreign_files
 from bench.damage import damaged, hostile, rewired, with_other_header
 from fastsparse import files, nn
 from fastsparse.engine.program import UnsupportedOperatorError
@@ -217,6 +218,27 @@ def _load_checkpoint(path: Path) -> None:
         return
 
 
+def _compile(path: Path) -> Any:
+    """An engine of a model of another library."""
+    try:
+        return fs.compile(path, tune=False)
+    except UnsupportedOperatorError as error:
+        raise fs.FileFormatError(str(error)) from error
+    except ValueError as error:
+        if type(error) is not ValueError or not str(error).endswith("give input_shape"):
+            raise
+        raise fs.FileFormatError(str(error)) from error
+
+
+def _run_weights(weights: Any) -> None:
+    for name, array in weights.items():
+        assert isinstance(name, str)
+        assert isinstance(array, np.ndarray | fs.CSR), type(array)
+        if isinstance(array, fs.CSR) and max(array.shape) < LARGEST_RUN:
+            fs.CSR(array.indptr, array.indices, array.data, array.shape)  # checked once more
+            array @ np.ones(array.shape[1], array.dtype)
+
+
 @dataclass(frozen=True)
 class Format:
     """A kind of file: how one is written, how it is read, and how to run what was read."""
@@ -225,6 +247,7 @@ class Format:
     save: Callable[[Path], None]
     load: Callable[[Path], Any]
     run: Callable[[Any], None]
+    changed: Callable[[bytes, np.random.Generator], bytes] | None = None  # of another library: its contents changed
 
 
 FORMATS = {
@@ -232,6 +255,12 @@ FORMATS = {
     "engine": Format("engine", _save_engine, fs.load_engine, _run_engine),
     "graph": Format("engine", _save_graph, fs.load_engine, _run_graph),
     "checkpoint": Format("checkpoint", _save_checkpoint, _load_checkpoint, lambda loaded: None),
+    "safetensors": Format(
+        "weights", foreign_files.save_safetensors, fs.load_weights, _run_weights, foreign_files.changed_safetensors
+    ),
+    "torch": Format("weights", foreign_files.save_torch, fs.load_weights, _run_weights, foreign_files.changed_torch),
+    "onnx": Format("model", foreign_files.save_onnx, _compile, _run_graph, foreign_files.changed_onnx),
+    "tflite": Format("model", foreign_files.save_tflite, _compile, _run_graph, foreign_files.changed_words),
 }
 
 
@@ -243,17 +272,21 @@ class Fuzz:
 
     def __init__(self, name: str, seed: int, folder: Path) -> None:
         self.format, self.seed = FORMATS[name], seed
-        self.target = folder / f"{name}.fuzzed"
+        self.target = folder / f"fuzzed.{name}"
         original = folder / f"{name}.original"
         self.format.save(original)
         self.data = original.read_bytes()
+        if self.format.changed is not None:
+            return
         self.arrays, metadata = files.read(original, self.format.kind)
         self.metadata = {key: value for key, value in metadata.items() if key not in ("format", "format_version")}
 
     def write(self, number: int) -> None:
         """Write the file of a case."""
         rng = np.random.default_rng([self.seed, number])
-        if number % 8 == 0:
+        if self.format.changed is not None:
+            self.target.write_bytes((self.format.changed if number % 4 else damaged)(self.data, rng))
+        elif number % 8 == 0:
             self.target.write_bytes(damaged(self.data, rng))
         elif number % 8 == 4:
             self.target.write_bytes(with_other_header(self.data, rng))
@@ -272,7 +305,7 @@ class Fuzz:
                     loaded = self.format.load(self.target)
             except fs.FileFormatError:
                 return "refused"
-            if number % 4 == 0:  # only damage to nothing, such as white space, may pass
+            if number % 4 == 0 and self.format.changed is None:  # only damage to nothing, such as white space, may pass
                 arrays, _ = files.read(self.target, self.format.kind)
                 if self.format.kind != "checkpoint":  # which the training that went on has written anew
                     same = (np.array_equal(arrays[name], array) for name, array in self.arrays.items())

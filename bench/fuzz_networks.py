@@ -33,6 +33,7 @@ from tqdm import tqdm
 import fastsparse as fs
 from bench.random_networks import Network, as_layers, as_onnx, random_network
 from fastsparse.engine import choosing, split
+from fastsparse.engine.engine import Engine
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.poison import poisoned
 from fastsparse.engine.program import Conv, Program
@@ -49,15 +50,22 @@ MARGIN = 64  # numbers in front of and behind the user's arrays, NaN or untouche
 ONNX_TOLERANCE = 1e-4  # of the largest output
 
 
-def input_of(network: Network) -> Array:
-    """Numbers for the network, between NaNs, or integers where its first layer is an embedding."""
-    shape = network["batch"], *network["shape"]
-    if network.get("embedding"):
-        return np.random.default_rng(len(network["layers"])).integers(0, network["embedding"], shape[:-1])
+def input_of(network: Network) -> Any:
+    """Numbers for the network, between NaNs, or integers where its first layer is an embedding; a tuple for several."""
+    if network.get("several"):
+        parts = network["several"]["branches"]
+        return tuple(_numbers(network, part["shape"], part["rows"], i) for i, part in enumerate(parts))
+    return _numbers(network, network["shape"], network.get("embedding", 0))
+
+
+def _numbers(network: Network, sizes: list[int], rows: int, *seed: int) -> Array:
+    rng, shape = np.random.default_rng([len(network["layers"]), *seed]), (network["batch"], *sizes)
+    if rows:
+        return rng.integers(0, rows, shape[:-1])
     count = math.prod(shape)
     around = np.full(count + 2 * MARGIN, np.nan, network["dtype"])
     x = around[MARGIN : MARGIN + count].reshape(shape)
-    x[...] = np.random.default_rng(len(network["layers"])).standard_normal(shape)
+    x[...] = rng.standard_normal(shape)
     return x
 
 
@@ -79,11 +87,11 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
     want, bound = exact(model, x, np.dtype(network["dtype"]))
     with np.errstate(all="ignore"):
         _assert_within(model(x), want, bound, "the eager model")
-    engine = fs.compile(model, x.shape, tune=False)
+    engine = fs.compile(model, [one.shape for one in x] if isinstance(x, tuple) else x.shape, tune=False)
     program, first = engine._program, None
-    for label, settings, make in _schedules(program, len(x), rng, lanes):
+    for label, settings, make in _schedules(program, network["batch"], rng, lanes):
         with tuned(**SETTINGS[settings]) if settings else contextlib.nullcontext():
-            y = _run(make(), engine._checked(x)[0], want.shape)
+            y = _run(make(), engine._checked(x), want.shape, engine.dtype)
         label = f"{label} with {settings or 'usual choices'}"
         if first is None:
             _assert_within(y, want, bound, label)
@@ -91,12 +99,61 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
         elif y.tobytes() != first[1].tobytes():
             _assert_within(y, want, bound, label)
             raise AssertionError(f"{label}: other bits than {first[0]}")
+    if rng.random() < 0.3:
+        _check_form(model, engine, _in_another_form(x, rng))
     if rng.random() < 0.05:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "engine")
             engine.save(path)
             if fs.load_engine(path)(x).tobytes() != engine(x).tobytes():
                 raise AssertionError("a loaded engine gives other numbers than the one that was saved")
+
+
+def _check_form(model: Any, engine: Engine, form: Any) -> None:
+    """Check results of an input in any type and place in memory."""
+    same, told = _in_form(form, engine.dtype), f"for {_told(form)}"
+    y, want = engine(form), engine(same)
+    if y.dtype != want.dtype or y.tobytes() != want.tobytes():
+        raise AssertionError(f"the engine: other bits {told} than for {_told(same)}")
+    with np.errstate(all="ignore"):
+        y = model(form)
+    if y.dtype != engine.dtype and model.parameters():
+        raise AssertionError(f"the eager model: {y.dtype} {told}")
+    _assert_within(y, *exact(model, same, engine.dtype), f"the eager model {told}")
+
+
+def _in_another_form(x: Any, rng: Rng) -> Any:
+    """About the same numbers in another type, byte order, or place in memory."""
+    if isinstance(x, tuple):
+        return tuple(_in_another_form(one, rng) for one in x)
+    if x.dtype.kind == "f":
+        kind = rng.choice(["f4", "f8", "f2", "i8", "i4", "u1", "?", ">f4", ">f8"])
+        x = (abs(x).round() if kind in ("u1", "?") else x.round() if kind[0] == "i" else x).astype(kind)
+    form = rng.integers(6)
+    if form == 0:
+        x = np.asfortranarray(x)
+    elif form == 1:
+        x = np.repeat(x, 2, axis=-1)[..., ::2]
+    elif form == 2:
+        x = x[::-1].copy()[::-1]
+    elif form == 3:
+        held = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+        held[...] = x
+        x = held
+    elif form == 4:
+        x = x.copy()
+        x.flags.writeable = False
+    return x
+
+
+def _in_form(x: Any, dtype: np.dtype[Any]) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_in_form(one, dtype) for one in x)
+    return np.array(x, dtype if x.dtype.kind in "fb" or dtype.kind == x.dtype.kind else x.dtype, order="C")
+
+
+def _told(x: Any) -> str:
+    return ", ".join(f"{one.dtype.str} {one.shape}, strides {one.strides}" for one in (x if type(x) is tuple else (x,)))
 
 
 def check_onnx(network: Network, rng: Rng) -> None:
@@ -204,10 +261,10 @@ def _cut(rng: Rng, count: int, equal: bool, workers: int) -> split.Split:
     return split.Split(bool(rng.integers(2)), outer, inner)
 
 
-def _run(schedule: Schedule, x: Array, shape: tuple[int, ...]) -> Array:
+def _run(schedule: Schedule, x: list[Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """The result, written between numbers that must stay as they are."""
     count = math.prod(shape)
-    around = np.full(count + 2 * MARGIN, np.nan, x.dtype)
+    around = np.full(count + 2 * MARGIN, np.nan, dtype)
     y = around[MARGIN : MARGIN + count].reshape(shape)
     with poisoned():
         Workspace(schedule).run(x, y)
@@ -295,6 +352,8 @@ def _smaller(network: Network) -> Iterator[Network]:
                 yield {**network, "layers": [*rest[0], [kind, {**options, "padding": pairs}], *rest[1]]}
     if network.get("embedding"):
         yield {**network, "embedding": 0}
+    if network.get("several"):
+        yield {**network, "several": None}
     if network.get("also"):
         yield {**network, "also": network["also"][1:]}
     for batch in sorted({1, network["batch"] // 2, network["batch"] - 1}):

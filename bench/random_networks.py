@@ -4,9 +4,10 @@ A network is plain data, so that it can be printed, replayed and made smaller:
 
     {"dtype": "float32", "batch": 3, "shape": [2, 9, 7], "layers": [["conv", {...}], ["relu", {}], ...], "also": [4]}
 
-With `embedding` the input is integers, which select rows of a table of so many: the shape is that of the rows. `also`
-are nodes of the ONNX model whose outputs are the model's, too; with `odd_names` its names are such as compilers
-like to make.
+With `embedding` the input is integers, which select rows of a table of so many: the shape is that of the rows. With
+`several`, {"join": ["concat", {}], "branches": [{"shape": [...], "rows": 0, "layers": [...]}, ...]}, the network
+has an input for each branch, and its shape is that of what the join makes of their results. `also` are nodes of the
+ONNX model whose outputs are the model's, too; with `odd_names` its names are such as compilers like to make.
 
 Its numbers come from its layers' places and sizes alone. What is likely to go wrong is likely here: windows as wide as
 their stride, padding on one side, images that vectors and grids do not divide, depthwise layers, sums of any kind.
@@ -89,7 +90,11 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
         shape = (int(rng.integers(1, 81)),)
     dtype = "float32" if onnx or rng.random() < 0.7 else "float64"
     network: Network = {"dtype": dtype, "batch": batch, "shape": list(shape), "layers": []}
-    while math.prod(shape) * batch > MOST_NUMBERS:
+    if not onnx and axes < 3 and rng.random() < 0.15:
+        network["several"] = _several(rng, shape)
+        shape = joined_shape(network["several"])
+        network["shape"] = list(shape)
+    while not network.get("several") and math.prod(shape) * batch > MOST_NUMBERS:
         batch = network["batch"] = max(1, batch // 2)
         if batch == 1:
             shape = (shape[0], *(-(-n // 2) for n in shape[1:]))
@@ -109,12 +114,57 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
             shape = shape_after(layers[-1], shape)
     if not layers:
         layers.append([_one(rng, list(ACTIVATIONS)), {}])
-    network["embedding"] = int(rng.integers(1, 40)) if not onnx and rng.random() < 0.12 else 0
+    alone = not onnx and not network.get("several")
+    network["embedding"] = int(rng.integers(1, 40)) if alone and rng.random() < 0.12 else 0
     network["also"] = [int(n) for n in rng.integers(0, 12, int(_one(rng, [0, 0, 1, 2])))] if onnx else []
     network["odd_names"] = bool(onnx and rng.random() < 0.3)
-    if not any(word in str(layers) for word in ("sparsity", "norm")) and not network["embedding"]:
+    numbers = str([layers, network.get("several")])
+    if not any(word in numbers for word in ("sparsity", "norm", "'rows'")) and not network["embedding"]:
         network["dtype"] = "float32"
     return network
+
+
+def _several(rng: Rng, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Inputs of about this shape, what happens to each alone, and how they are joined."""
+    channels, spatial = shape[0], tuple(min(n, 12) for n in shape[1:])
+    if len(spatial) == 1 and rng.random() < 0.4:
+        heads = int(_one(rng, [n for n in range(1, spatial[0] + 1) if spatial[0] % n == 0]))
+        join = ["attention", {"heads": heads, "causal": bool(rng.random() < 0.5), **_weights(rng)}]
+        sizes = [int(rng.integers(1, 9)), int(rng.integers(1, 9))]
+        return {"join": join, "branches": [{"shape": [n, *spatial], "rows": 0, "layers": []} for n in sizes]}
+    if rng.random() < 0.4:
+        branches = [_branch(rng, (int(rng.integers(1, 9)), *spatial), channels) for _ in range(2)]
+        return {"join": ["residual", {"activation": _activation(rng)}], "branches": branches}
+    count = int(_one(rng, [2, 2, 3]))
+    branches = [_branch(rng, (int(rng.integers(1, 9)), *spatial), None) for _ in range(count)]
+    return {"join": ["concat", {}], "branches": branches}
+
+
+def _branch(rng: Rng, shape: tuple[int, ...], out: int | None) -> dict[str, Any]:
+    """An input and its layers, which leave all sizes but the first as they are; that becomes `out`, if it is given."""
+    layers: list[Layer] = []
+    ones, none = [1] * (len(shape) - 1), [[0, 0]] * (len(shape) - 1)
+    channels = int(rng.integers(1, 9)) if out is None else out
+    for _ in range(int(_one(rng, [0, 1, 2])) if shape[0] == channels else 1):
+        linear = len(shape) == 1
+        layers.append(_linear(rng, channels) if linear else _convolution(rng, channels, ones, ones, none, ones))
+        if rng.random() < 0.3:
+            layers.append([_one(rng, list(ACTIVATIONS)), {}])
+    rows = int(rng.integers(1, 40)) if len(shape) < 3 and rng.random() < 0.25 else 0
+    return {"shape": list(shape), "rows": rows, "layers": layers}
+
+
+def joined_shape(several: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of one sample behind the join."""
+    ends = []
+    for branch in several["branches"]:
+        shape = tuple(branch["shape"])
+        for layer in branch["layers"]:
+            shape = shape_after(layer, shape)
+        ends.append(shape)
+    if several["join"][0] == "concat":
+        return (sum(end[0] for end in ends), *ends[0][1:])
+    return ends[0]
 
 
 def _one(rng: Rng, among: Sequence[Any]) -> Any:
@@ -313,9 +363,27 @@ def as_layers(network: Network) -> nn.Sequential:
     if network.get("embedding"):
         table = nn.Embedding(network["embedding"], network["shape"][-1], dtype=network["dtype"], rng=0)
         model = nn.Sequential(table, model)
+    if network.get("several"):
+        model = nn.Sequential(_join(network["several"], network["dtype"]), model)
     if network["dtype"] != "float32" and not any(True for _ in model.named_parameters()):
         raise ValueError("a network without parameters is of float32")
     return model.eval()
+
+
+def _join(several: dict[str, Any], dtype: str) -> nn.Module:
+    kind, options = several["join"]
+    branches: list[nn.Module | None] = []
+    for i, branch in enumerate(several["branches"]):
+        body, _ = _sequential(branch["layers"], tuple(branch["shape"]), dtype, (1, i))
+        if branch["rows"]:
+            body = nn.Sequential(nn.Embedding(branch["rows"], branch["shape"][-1], dtype=dtype, rng=i), body)
+        branches.append(body if len(body) else None)
+    if kind == "concat":
+        return nn.Concat(*branches)
+    if kind == "residual":
+        body = nn.Sequential() if branches[0] is None else branches[0]
+        return nn.Residual(body, branches[1], options["activation"])
+    return _module([kind, options], tuple(several["branches"][0]["shape"]), dtype, (1,))
 
 
 def _sequential(

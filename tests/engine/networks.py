@@ -292,13 +292,15 @@ def network(name: str, dtype: str = "float32", seed: int = 0) -> tuple[nn.Sequen
 # ---------------------------------------------------------------- the oracle
 
 
-def exact(model: nn.Sequential, x: Array, dtype: Any) -> tuple[Array, Array]:
+def exact(model: nn.Sequential, x: Any, dtype: Any) -> tuple[Array, Array]:
     """What the network computes in float64, and the largest error that rounding in `dtype` may cause (contract R1,
     carried from layer to layer)."""
+    if isinstance(x, tuple):
+        return _run(model, tuple(one.astype(np.float64) for one in x), tuple(np.zeros(one.shape) for one in x), dtype)
     return _run(model, x.astype(np.float64), np.zeros(x.shape), dtype)
 
 
-def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+def _run(layer: nn.Module, value: Any, error: Any, dtype: Any) -> tuple[Array, Array]:
     u = float(np.finfo(dtype).eps) / 2
     if isinstance(layer, nn.Sequential):
         for inner in layer:
@@ -306,7 +308,8 @@ def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Arra
     elif isinstance(layer, nn.Residual):
         value, error = _summed(layer, value, error, dtype)
     elif isinstance(layer, nn.Concat):
-        ends = [(value, error) if b is None else _run(b, value, error, dtype) for b in layer.branches]
+        sources = _sources(value, error, len(layer.branches))
+        ends = [s if b is None else _run(b, *s, dtype) for b, s in zip(layer.branches, sources, strict=True)]
         value, error = (np.concatenate(parts, 1) for parts in zip(*ends, strict=True))
     elif isinstance(layer, nn.Upsample):
         value, error = _upsampled(layer, value, error, u)
@@ -338,10 +341,16 @@ def _run(layer: nn.Module, value: Array, error: Array, dtype: Any) -> tuple[Arra
     return value, error
 
 
-def _summed(layer: nn.Residual, x: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+def _sources(value: Any, error: Any, count: int) -> list[tuple[Array, Array]]:
+    """What each branch reads, and its error."""
+    return list(zip(value, error, strict=True)) if isinstance(value, tuple) else [(value, error)] * count
+
+
+def _summed(layer: nn.Residual, x: Any, error: Any, dtype: Any) -> tuple[Array, Array]:
     """Batch norm may be folded into a term, which rounds at most as if it stood alone."""
-    value, own = _run(layer.body, x, error, dtype)
-    passed = (x, error) if layer.shortcut is None else _run(layer.shortcut, x, error, dtype)
+    first, second = _sources(x, error, 2)
+    value, own = _run(layer.body, *first, dtype)
+    passed = second if layer.shortcut is None else _run(layer.shortcut, *second, dtype)
     u = float(np.finfo(dtype).eps) / 2
     rounded = own + passed[1] + 2 * u * (abs(value) + own + abs(passed[0]) + passed[1])
     return _activated(layer.activation, value + passed[0], rounded, u)
@@ -435,16 +444,21 @@ def _softmax(x: Array, error: Array, u: float) -> tuple[Array, Array]:
     return value, np.where(moved > 1, 1.0, np.minimum(1.0, value * relative + tiny))
 
 
-def _attended(layer: nn.MultiheadAttention, x: Array, error: Array, dtype: Any) -> tuple[Array, Array]:
+def _attended(layer: nn.MultiheadAttention, x: Any, error: Any, dtype: Any) -> tuple[Array, Array]:
     """Each query by itself, with the keys that it sees."""
     u, length = float(np.finfo(dtype).eps) / 2, layer.embed_dim // layer.num_heads
-    ends = [_product(part, x, error, dtype) for part in (layer.query, layer.key, layer.value)]
+    source, memory = _sources(x, error, 2)
+    ends = [
+        _product(layer.query, *source, dtype),
+        *(_product(part, *memory, dtype) for part in (layer.key, layer.value)),
+    ]
+    x, keys_after = source[0], memory[0].shape[1] - source[0].shape[1]
     (q, q_error), (k, k_error), (v, v_error) = (
         [a.reshape(*a.shape[:2], layer.num_heads, length).swapaxes(1, 2) for a in pair] for pair in ends
     )
     y, wrong = np.empty(q.shape), np.empty(q.shape)
     for i in range(x.shape[1]):
-        seen = slice(0, i + 1 if layer.causal else x.shape[1])
+        seen = slice(0, max(0, i + keys_after) + 1 if layer.causal else memory[0].shape[1])
         one = slice(i, i + 1)
         keys, far = k[:, :, seen].swapaxes(-1, -2), k_error[:, :, seen].swapaxes(-1, -2)
         scores, total = q[:, :, one] @ keys, (abs(q) + q_error)[:, :, one] @ (abs(keys) + far)
