@@ -119,7 +119,9 @@ def _check_form(model: Any, engine: Engine, form: Any) -> None:
         y = model(form)
     if y.dtype != engine.dtype and model.parameters():
         raise AssertionError(f"the eager model: {y.dtype} {told}")
-    _assert_within(y, *exact(model, same, engine.dtype), f"the eager model {told}")
+    # Layers without parameters, in front of all others, compute in float32 unless their input is float64.
+    wide = all(one.dtype.str[1:] == "f8" for one in (form if isinstance(form, tuple) else (form,)))
+    _assert_within(y, *exact(model, same, engine.dtype if wide else np.dtype("f4")), f"the eager model {told}")
 
 
 def _in_another_form(x: Any, rng: Rng) -> Any:
