@@ -64,6 +64,7 @@ class Workspace:
         fields = [[(p.field, p.variable, p.offset, p.per_task) for p in step.patches] for step in schedule.steps]
         self._steps, self._patches = sequence.tables(self.launches, fields)
         bound, parallel = self.launches[0], h.parallel_flops
+        self._serial = sequence.SerialSteps(self._steps[0], self._patches[0], self._variables)
         self._shared = None if workers == 1 else sequence.SharedSteps(bound, fields, workers, parallel)
         self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._sequence = sequence.sequence_launch(
@@ -89,8 +90,7 @@ class Workspace:
         alone = schedule.workers == schedule.tasks == len(self._spans) == 1 and not schedule.per_worker
         if launch.VERBOSE or not alone or (len(schedule.steps) == 1 and first.flops > self.heuristics.slice_flops):
             return self._run, addresses
-        run = sequence.serial_run(self._steps[0], 0, len(schedule.steps), self._patches[0], self._variables)
-        return run, addresses
+        return self._serial.bound(0, len(schedule.steps)), addresses
 
     def _run(self) -> None:
         """Run on the arrays that are set."""
@@ -146,7 +146,7 @@ class Workspace:
             shared.run(first, last, self._variables, task)
             return
         end = first if in_slices else last  # then only patched
-        sequence.serial_run(self._steps[0], first, end, self._patches[0], self._variables, task)()
+        self._serial.bound(first, end, task)()
         if in_slices:
             bound.run(workers, slice_flops)
 

@@ -61,12 +61,16 @@ def sequence_launch(steps: Table, patches: Table, variables: Table, tasks: int, 
     return BoundLaunch(kernel.address, arguments, tasks, flops, (kernel, steps, patches, variables))
 
 
-def serial_run(
-    steps: Table, first: int, last: int, patches: Table, variables: Table, task: int = 0
-) -> Callable[[], None]:
-    """A call that patches arguments for a task, then runs steps `first` to `last` on the calling thread."""
-    tables = steps.ctypes.data, first, last, patches.ctypes.data, len(patches), variables.ctypes.data
-    return functools.partial(sequence.run_steps_serial(), *tables, task)
+class SerialSteps:
+    """Steps of a table on the calling thread, whose tables the caller keeps alive."""
+
+    def __init__(self, steps: Table, patches: Table, variables: Table) -> None:
+        self._addresses = address(steps), address(patches), len(patches), address(variables)
+
+    def bound(self, first: int, last: int, task: int = 0) -> Callable[[], None]:
+        """A call that patches arguments for a task, then runs steps `first` to `last`."""
+        steps, *rest = self._addresses
+        return functools.partial(sequence.run_steps_serial(), steps, first, last, *rest, task)
 
 
 class SharedSteps:
@@ -90,13 +94,14 @@ class SharedSteps:
         for row, bound, start, count in zip(self._steps, launches, starts, words, strict=True):
             row[4] = min(workers, max(1, bound.tasks)) if bound.flops >= parallel_flops else 1
             _fill(records[start : start + workers * count].reshape(workers, count), bound, int(row[4]))
+        self._shared = [0, *np.cumsum(self._steps[:, 4] > 1).tolist()]  # steps before each that workers share
         self._patches = np.stack([
             patch_table(launches, fields, self._steps[:, 5] + 8 * slot * words) for slot in range(workers)
         ])  # fmt: skip
 
     def any_shared(self, first: int, last: int) -> bool:
         """Whether workers share any of these steps."""
-        return bool((self._steps[first:last, 4] > 1).any())
+        return self._shared[last] > self._shared[first]
 
     def run(self, first: int, last: int, variables: Table, task: int) -> None:
         """Patch arguments for a task, then run steps `first` to `last` in order."""

@@ -12,7 +12,8 @@ from numba import types
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
-from fastsparse.runtime.sequence import SharedSteps, serial_run, step_table
+from fastsparse.runtime.sequence import SerialSteps, SharedSteps, step_table
+from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import sequence, simd
 from fastsparse_kernels.compiler import kernel_arguments
 from fastsparse_kernels.numba_internals import KernelCFunc
@@ -62,6 +63,7 @@ class Steps:
     """Steps of so many tasks each; the number of the call is the variable 0, patched into all of them."""
 
     def __init__(self, kernel: Any, tasks: list[int], workers: int) -> None:
+        available_workers(workers)  # starts the threads
         self.tasks, self.workers, self.calls, self.variables = tasks, workers, 0, np.zeros(1, np.int64)
         self.runs = [np.zeros(1 + count, np.int64) for count in tasks]
         self.early = np.zeros(1, np.int64)
@@ -151,7 +153,7 @@ def test_slots_may_come_late(kernel, one_slot, workers, rng):
 def test_alone_all_steps_are_run(kernel):
     steps = Steps(kernel, TASKS, 2)
     table, patches = step_table(steps.launches), np.zeros((0, 4), np.int64)
-    serial_run(table, 0, len(TASKS), patches, steps.variables)()
+    SerialSteps(table, patches, steps.variables).bound(0, len(TASKS))()
     steps.calls = 1
     steps.check()
 
