@@ -291,7 +291,10 @@ def _change_field(message: Any, field: Any, places: list[tuple[Any, Any]], rng: 
     if field.message_type is not None or rng.random() < 0.15:
         message.ClearField(field.name)
     else:
-        setattr(message, field.name, _other_value(field, value, places, rng))
+        try:
+            setattr(message, field.name, _other_value(field, value, places, rng))
+        except ValueError:  # no number of an enumeration
+            message.ClearField(field.name)
 
 
 def _other_value(field: Any, value: Any, places: list[tuple[Any, Any]], rng: Rng) -> Any:

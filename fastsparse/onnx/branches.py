@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Constant, Model, Node
 from fastsparse.onnx.reader import add_node, checked, constants_of, node_of
 
@@ -30,7 +31,10 @@ def with_branches(model: Model, taken: Mapping[str, bool]) -> Model:
 def _branch(node: Node, taken: bool, names: set[str]) -> tuple[list[Node], dict[str, Constant]]:
     """The nodes and constants of a branch of an If, to stand in its place; `names` are those that are in use."""
     (proto,) = node.protos
-    graph = next(a.g for a in proto.attribute if a.name == ("then_branch" if taken else "else_branch"))
+    name = "then_branch" if taken else "else_branch"
+    graph = next((a.g for a in proto.attribute if a.name == name), None)
+    if graph is None:
+        raise FileFormatError(f"{node} has no {name}")
     own = dict.fromkeys(_own(graph))
     renamed, copies = dict[str, str](), list[tuple[str, str]]()
     for value, result in zip(graph.output, node.outputs):

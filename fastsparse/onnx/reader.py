@@ -7,6 +7,7 @@ is executed but operators.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import os
 from collections import Counter
@@ -227,6 +228,9 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     proto.name = name
     op = proto.op_type if proto.domain in DOMAINS else f"{proto.domain}.{proto.op_type}"
     attributes, captured = {}, list[str]()
+    fewest = _fewest_inputs(proto.op_type, version) if proto.domain in DOMAINS else 0
+    if len(proto.input) < fewest:
+        raise FileFormatError(f"node {name!r} ({op}) has {len(proto.input)} inputs, expected at least {fewest}")
     for tensor in tensors_inside(proto):
         what = f"a tensor in node {name!r}"
         check_size(tensor, what)
@@ -245,6 +249,16 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     return Node(
         op, name, tuple(proto.input), tuple(proto.output), attributes, version, (proto,), tuple(dict.fromkeys(captured))
     )  # fmt: skip
+
+
+@functools.cache
+def _fewest_inputs(op: str, version: int) -> int:
+    """The number of inputs that an operator of ONNX must have; 0 where it is not known."""
+    defs = import_onnx().defs
+    try:
+        return int(defs.get_schema(op, max_inclusive_version=version).min_input)
+    except defs.SchemaError:
+        return 0
 
 
 def _captured(graph: Any) -> list[str]:

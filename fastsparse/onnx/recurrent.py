@@ -36,6 +36,8 @@ def recurrent_region(node: Node, lowering: Lowering, densest: float) -> Recurren
         return None
     if inputs[4] or inputs[7] or inputs[0] in constants.names or W.dtype not in FLOATS:
         return None
+    if len(W.shape) != 3 or len(R.shape) != 3:
+        return None
     hidden, rows = R.shape[-1], _GATES[node.op] * R.shape[-1]
     if W.shape[:2] != (len(reverse), rows) or R.shape != (len(reverse), rows, hidden) or 0 in W.shape:
         return None

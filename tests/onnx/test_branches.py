@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+import fastsparse as fs
 from tests.onnx import models
 
 
@@ -114,3 +115,17 @@ def test_branches_beside_inputs_that_are_no_numbers(rng, kind):
         assert models.shares(found[:1], models.reference(alone, [x]))[0] < 2e-6
         assert np.array_equal(found[1], other if kind == "string" else 2)
     assert len(engine._cases._engines) == 2
+
+
+def test_branches_and_conditions_that_are_missing_are_damage():
+    one = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    body = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "body", [], [one])
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    true = helper.make_tensor("c", TensorProto.BOOL, [1], [True])
+    for inputs, branches, message in (
+        ([], {"then_branch": body, "else_branch": body}, "If\\) has 0 inputs, expected at least 1"),
+        (["c"], {"else_branch": body}, "If\\) has no then_branch"),
+    ):
+        graph = helper.make_graph([helper.make_node("If", inputs, ["y"], **branches)], "g", [value], [one], [true])
+        with pytest.raises(fs.FileFormatError, match=message):
+            fs.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tune=False)
