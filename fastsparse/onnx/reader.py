@@ -257,7 +257,7 @@ def _fewest_inputs(op: str, version: int) -> int:
     defs = import_onnx().defs
     try:
         return int(defs.get_schema(op, max_inclusive_version=version).min_input)
-    except defs.SchemaError:
+    except (defs.SchemaError, TypeError):  # a name that is no text
         return 0
 
 
