@@ -6,12 +6,14 @@ import functools
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from fastsparse.ops.target import Target
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse_kernels import compiler
+from fastsparse_kernels.numba_internals import KernelCFunc
 from tests.checking import target
 
 Array = NDArray[Any]
@@ -35,6 +37,13 @@ def target_of(dtype: Any, threads: int = 1) -> Target:
 def unit(dtype: Any) -> float:
     """The unit round-off u."""
     return float(np.finfo(dtype).eps) / 2
+
+
+def compiled(function: Any, arguments: int) -> Any:
+    """A C function of int64 arguments."""
+    code = KernelCFunc(function, types.void(*[types.int64] * arguments))
+    code.compile()
+    return code
 
 
 def run_kernel(kernel: Any, record_type: Any, tasks: int, workers: int = 1, **fields: Any) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import types
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.threading_layer import parallel_for, prepare_threading
 from fastsparse_kernels import parallel, simd
-from fastsparse_kernels.numba_internals import KernelCFunc
+from tests.kernels.support import compiled
 
-I64 = types.int64
 WORDS = 16
 RUNS, SLOT = 2, 3  # words of the record: int64 [tasks] runs of each, and the slot that ran it
 
@@ -27,13 +25,6 @@ def _take(record, slot):  # type: ignore[no-untyped-def]
         simd.fetch_add(runs + task * 8, 1)
         simd.store_i64(slot, slots + task * 8)
         task = simd.fetch_add(simd.load_i64(record), 1)
-
-
-def compiled(function: Any, arguments: int) -> Any:
-    """A C function of int64 arguments."""
-    code = KernelCFunc(function, types.void(*[I64] * arguments))
-    code.compile()
-    return code
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import types
 
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.launch import Arguments, BoundLaunch
@@ -16,9 +15,8 @@ from fastsparse.runtime.sequence import SerialSteps, SharedSteps, step_table
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import sequence, simd
 from fastsparse_kernels.compiler import kernel_arguments
-from fastsparse_kernels.numba_internals import KernelCFunc
+from tests.kernels.support import compiled
 
-I64 = types.int64
 RECORD = kernel_arguments("runs", "before", "expected", "early", "number")
 _view = simd.arguments_view(RECORD)
 
@@ -34,13 +32,6 @@ def _count(arguments, slot):  # type: ignore[no-untyped-def]
         simd.fetch_add(a.runs + 8 + task * 8, 1)
         simd.fetch_add(a.runs, 1)
         task = simd.fetch_add(a.counter, 1)
-
-
-def compiled(function: Any, arguments: int) -> Any:
-    """A C function of int64 arguments."""
-    code = KernelCFunc(function, types.void(*[I64] * arguments))
-    code.compile()
-    return code
 
 
 @pytest.fixture(scope="module")
