@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from fastsparse.engine.from_model import program_of
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
+from fastsparse.nn.shape import padding_mask
 from fastsparse.ops import activations, attention, depthwise, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
@@ -274,10 +276,12 @@ def _softmax(c: Case) -> Iterator[Comparison]:
 
 def _attention(c: Case) -> Iterator[Comparison]:
     q, k, v = (c.normal(2, rows, 3 * 21) for rows in (5, 19, 19))
-    for causal in (False, True):
+    padding = np.arange(19) >= np.array([[11], [0]])  # some keys, and all
+    for causal, hidden in itertools.product((False, True), (None, padding)):
         y = np.empty_like(q)
-        attention.attend(q, k, v, 3, causal, y)
-        yield c.near(y, ref.attention(q, k, v, 3, causal=causal), 1000)
+        mask = None if hidden is None else padding_mask(hidden, c.dtype, "mask")
+        attention.attend(q, k, v, 3, causal, y, mask)
+        yield c.near(y, ref.attention(q, k, v, 3, causal=causal, hidden=hidden), 1000)
 
 
 def _layer_norm(c: Case) -> Iterator[Comparison]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsparse import nn
 from fastsparse.arguments import as_cast, check_count, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
-from fastsparse.engine.from_model import first_layer, program_of
+from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised, uses_of
 from fastsparse.engine.program import Linear, Lookup, Program
 from fastsparse.engine.report import Benchmark, Report, Row, fastest_seconds, measured, timed_calls
@@ -22,6 +22,7 @@ from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool, PoolStore
 from fastsparse.functional import linear
+from fastsparse.nn.containers import first_layer
 from fastsparse.nn.shape import embedded, padding_mask
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.runtime.buffers import check_out

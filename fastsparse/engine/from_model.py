@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,14 @@ from fastsparse.engine.program import (
     Softmax,
     UnsupportedOperatorError,
 )
+from fastsparse.nn.containers import masks_last, masks_memory
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
 Array = NDArray[Any]
 # Operators one after the other with the shapes that they give; none for a layer that changes nothing.
 Translated = list[tuple[Operator, Shape]]
+Tensors = Union[int, "tuple[int, ...]"]  # what a layer reads: one tensor, or several
 
 
 def program_of(model: nn.Module, *inputs: Shape) -> Program:
@@ -71,16 +73,6 @@ def program_of(model: nn.Module, *inputs: Shape) -> Program:
     return Program(tuple(build.shapes), sources, (output,), tuple(build.nodes), dtype, tuple(build.lookups))
 
 
-def first_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that reads the input of a network of Sequentials, where it is one layer."""
-    while isinstance(model, nn.Sequential):
-        children = [child for _, child in model.children()]
-        if not children:
-            return None
-        model = children[0]
-    return model
-
-
 @dataclass
 class _Building:
     """A program while layers are added to it."""
@@ -91,11 +83,14 @@ class _Building:
     lookups: list[Lookup | PaddingMask | None]  # of each input
     shared: set[int]  # tensors that several branches read
 
-    def layer(self, name: str, layer: nn.Module, x: int | tuple[int, ...]) -> int:
+    def layer(self, name: str, layer: nn.Module, x: Tensors) -> int:
         """Add a layer that reads tensor x, or several, and give the tensor that it writes."""
         if isinstance(layer, nn.Sequential) and len(layer):
+            alone = masks_memory(layer, x)
+            x, mask = self._without_mask(layer, x)
             for child, inner in layer.children():
-                x = self.layer(f"{name}.{child}" if name else child, inner, x)
+                x = self.layer(f"{name}.{child}" if name else child, inner, _with_mask(inner, x, mask))
+                mask = () if alone else mask
             assert isinstance(x, int)
             return x
         if isinstance(layer, nn.Residual):
@@ -134,7 +129,7 @@ class _Building:
         self.shapes[x] = (*shape, layer.embedding_dim)
         return x
 
-    def _attention(self, name: str, layer: nn.MultiheadAttention, x: int | tuple[int, ...]) -> int:
+    def _attention(self, name: str, layer: nn.MultiheadAttention, x: Tensors) -> int:
         where = f"layer {name or 'model'} (MultiheadAttention)"
         inputs = [x] if isinstance(x, int) else list(x)
         mask = inputs.pop() if len(inputs) > 1 and len(self.shapes[inputs[-1]]) == 1 else None
@@ -149,7 +144,7 @@ class _Building:
         parts = (("query", source), ("key", memory), ("value", memory))
         ends = tuple(self.layer(f"{dot}{part}", getattr(layer, part), t) for part, t in parts)
         if mask is not None:
-            if mask >= len(self.lookups) or self.lookups[mask] is not None or mask in self.shared:
+            if mask >= len(self.lookups) or isinstance(self.lookups[mask], Lookup) or mask in self.shared:
                 raise UnsupportedOperatorError(f"{where} has a mask that is not an input of the model of its own")
             if self.shapes[mask] != self.shapes[memory][:1]:
                 (keys,) = self.shapes[mask]
@@ -162,7 +157,7 @@ class _Building:
         y = self._node(name or "model", layer, operator, self.shapes[ends[0]], ends)
         return self.layer(f"{dot}output", layer.output, y)
 
-    def _concat(self, name: str, layer: nn.Concat, x: int | tuple[int, ...]) -> int:
+    def _concat(self, name: str, layer: nn.Concat, x: Tensors) -> int:
         ends = []
         for i, (branch, t) in enumerate(zip(layer.branches, self._sources(name, layer, x, len(layer.branches)))):
             ends.append(t if branch is None else self.layer(f"{name}.{i}" if name else str(i), branch, t))
@@ -174,7 +169,7 @@ class _Building:
         shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         return self._node(name or "model", layer, Concat(), shape, tuple(ends))
 
-    def _sources(self, name: str, layer: nn.Module, x: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    def _sources(self, name: str, layer: nn.Module, x: Tensors, count: int) -> tuple[int, ...]:
         """What each branch of a layer reads: the same tensor, or of several inputs one each."""
         if isinstance(x, int):
             self.shared.add(x)
@@ -186,12 +181,20 @@ class _Building:
             )
         return x
 
-    def _residual(self, name: str, layer: nn.Residual, x: int | tuple[int, ...]) -> int:
+    def _without_mask(self, layer: nn.Module, x: Tensors) -> tuple[Tensors, tuple[int, ...]]:
+        """Inputs of a container, and the padding mask among them, as `Sequential` has it."""
+        if isinstance(x, int) or not masks_last(layer, [len(self.shapes[t]) + 1 for t in x]):
+            return x, ()
+        return (x[0] if len(x) == 2 else x[:-1]), x[-1:]
+
+    def _residual(self, name: str, layer: nn.Residual, x: Tensors) -> int:
+        x, mask = self._without_mask(layer, x)
         ends = []
         for (child, inner), t in zip(
             (("body", layer.body), ("shortcut", layer.shortcut)), self._sources(name, layer, x, 2)
         ):
-            ends.append(t if inner is None else self.layer(f"{name}.{child}" if name else child, inner, t))
+            dot = f"{name}.{child}" if name else child
+            ends.append(t if inner is None else self.layer(dot, inner, _with_mask(inner, t, mask)))
         body, passed = ends
         if self.shapes[body] != self.shapes[passed]:
             shapes = [str(("N", *self.shapes[t])).replace("'", "") for t in (body, passed)]
@@ -203,6 +206,13 @@ class _Building:
         output = len(self.shapes) - 1
         self.nodes.append(Node(f"{name} {type(layer).__name__}", operator, inputs, output))
         return output
+
+
+def _with_mask(layer: nn.Module, x: Tensors, mask: tuple[int, ...]) -> Tensors:
+    """What a layer reads when its container has a mask."""
+    if not mask or not layer.takes_mask():
+        return x
+    return (*((x,) if isinstance(x, int) else x), *mask)
 
 
 def _translated(name: str, layer: nn.Module, shape: Shape, dtype: np.dtype[Any]) -> Translated:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastsparse import nn
 from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
-from fastsparse.engine.from_model import first_layer
+from fastsparse.nn.containers import first_layer
 from fastsparse.onnx.engine import GraphEngine
 from fastsparse_kernels import compiler, registry
 

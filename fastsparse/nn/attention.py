@@ -139,6 +139,9 @@ class MultiheadAttention(Module):
         found = found if mask is None else (*found, None)
         return found if len(found) > 1 else found[0]
 
+    def takes_mask(self) -> bool:
+        return True
+
     def config(self) -> dict[str, Any]:
         return {"embed_dim": self.embed_dim, "num_heads": self.num_heads, "causal": self.causal}
 
@@ -175,7 +178,9 @@ def _gradients(
 class TransformerEncoderLayer(Sequential):
     """Self-attention and two linear layers, each with a residual and a layer norm; all weights but the norms' sparse.
 
-    It is a Sequential of these parts, and is saved as what it consists of.
+    It is a Sequential of these parts, and is saved as what it consists of. Of a tuple (x, mask), attention does not see
+    the tokens where the mask, bool (N, tokens), is True, as with torch's ``src_key_padding_mask``. A Sequential hands
+    the mask on to all its layers that have attention.
 
     Parameters
     ----------
@@ -204,6 +209,10 @@ class TransformerEncoderLayer(Sequential):
     >>> import numpy as np, fastsparse as fs
     >>> layer = fs.nn.TransformerEncoderLayer(16, 4, 32, rng=0).eval()
     >>> fs.compile(fs.nn.Sequential(layer), (1, 7, 16), tune=False)(np.ones((3, 7, 16), np.float32)).shape
+    (3, 7, 16)
+    >>> model = fs.nn.Sequential(fs.nn.Embedding(100, 16, rng=0), layer)
+    >>> tokens, padding = np.zeros((3, 7), int), np.arange(7) >= np.array([[7], [5], [2]])
+    >>> model((tokens, padding)).shape
     (3, 7, 16)
     """
 

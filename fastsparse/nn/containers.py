@@ -21,6 +21,9 @@ Array = NDArray[Any]
 class Sequential(Module):
     """Layers run one after the other.
 
+    A tuple of inputs is for the first layer. Where layers have attention, the last input may be a padding mask, bool
+    (N, tokens), which is for these layers alone.
+
     Parameters
     ----------
     *layers : Module
@@ -52,14 +55,21 @@ class Sequential(Module):
     def __getitem__(self, position: int) -> Module:
         return self.layers[position]
 
+    def takes_mask(self) -> bool:
+        return any(layer.takes_mask() for layer in self.layers)
+
     def forward(self, x: Samples) -> Array:
-        y: Any = x
-        for layer in self.layers:
-            y = layer(y)
+        y, mask = _without_mask(self, x)
+        if mask is not None:
+            self._keep(mask)
+        for position, layer in enumerate(self.layers):
+            y = layer(_with_mask(layer, y, None if position and masks_memory(self, x) else mask))
         return y
 
-    def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
-        grad: Array | None = dy
+    def backward(self, dy: Array, *, need_input: bool = True) -> Any:
+        """As ``Module.backward``; of several inputs the gradients are a tuple, with None for a mask."""
+        masked, self._saved = self._saved is not None, None
+        grad: Any = dy
         # Without a gradient at the input, the first layer that has something to learn is the last one to run.
         first = 0 if need_input else next((i for i, layer in enumerate(self.layers) if layer.parameters()), 0)
         for layer in self.layers[:first]:
@@ -68,6 +78,10 @@ class Sequential(Module):
             if grad is None:
                 raise RuntimeError(f"layer {position + 1} gives no gradient at its input, which layer {position} needs")
             grad = self.layers[position].backward(grad, need_input=need_input or position > first)
+            if position:
+                grad = _of_array(grad)
+        if masked and need_input and not (len(self) and self.layers[0].takes_mask()):
+            return (*grad, None) if isinstance(grad, tuple) else (grad, None)
         return grad
 
     def config(self) -> dict[str, Any]:
@@ -79,6 +93,8 @@ class Sequential(Module):
 
 class Residual(Module):
     """activation(body(x) + shortcut(x)); of a tuple of two inputs, body(x[0]) + shortcut(x[1]).
+
+    Where a branch has attention, a padding mask, bool (N, tokens), may follow the inputs.
 
     Parameters
     ----------
@@ -99,32 +115,37 @@ class Residual(Module):
         self.activation = activation
 
     def forward(self, x: Samples) -> Array:
-        source, other = _inputs(x, 2)
-        y = floating(self.body(source))
-        passed: Any = floating(other) if self.shortcut is None else self.shortcut(other)
+        inputs, mask = _without_mask(self, x)
+        source, other = _inputs(inputs, 2)
+        y = floating(self.body(_with_mask(self.body, source, mask)))
+        shortcut = self.shortcut
+        passed: Any = floating(other) if shortcut is None else shortcut(_with_mask(shortcut, other, mask))
         if y.shape != passed.shape:
             raise ValueError(f"body gives shape {y.shape} and the shortcut {passed.shape}, expected equal shapes")
         y, passed = _in_one_type(self, [y, passed])
         before = y + passed
         y = before if self.activation is None else activations.activate(self.activation, before)
         kept = y if self.activation in activations.FROM_OUTPUT else before
-        self._keep((kept, y.shape, y.dtype, isinstance(x, tuple)))
+        self._keep((kept, y.shape, y.dtype, isinstance(inputs, tuple), mask is not None))
         return y
 
+    def takes_mask(self) -> bool:
+        return any(branch.takes_mask() for branch in (self.body, self.shortcut) if branch is not None)
+
     def backward(self, dy: Array, *, need_input: bool = True) -> Any:
-        """As ``Module.backward``; of two inputs the gradients are a tuple."""
-        kept, shape, dtype, several = self._taken()
+        """As ``Module.backward``; of two inputs the gradients are a tuple, with None for a mask."""
+        kept, shape, dtype, several, masked = self._taken()
         grad = check_gradient(dy, shape, dtype)
         if self.activation is not None:
             grad = activations.activate_backward(self.activation, grad, kept)
-        through = self.body.backward(grad, need_input=need_input)
-        around = grad if self.shortcut is None else self.shortcut.backward(grad, need_input=need_input)
+        through = _of_array(self.body.backward(grad, need_input=need_input))
+        around = grad if self.shortcut is None else _of_array(self.shortcut.backward(grad, need_input=need_input))
         if several:
-            return (through, around) if need_input else None
+            return (through, around, *[None] * masked) if need_input else None
         if through is None or around is None:
             return None
         through, around = _in_one_type(self, [through, around])
-        return through + around
+        return (through + around, None) if masked else through + around
 
     def config(self) -> dict[str, Any]:
         return {"activation": self.activation}
@@ -197,6 +218,49 @@ class Concat(Module):
 
     def __repr__(self) -> str:
         return _listing("Concat", self.branches)
+
+
+def first_layer(model: Module) -> Module | None:
+    """The layer that reads the input of a network of Sequentials, where it is one layer."""
+    while isinstance(model, Sequential):
+        if not len(model):
+            return None
+        model = model[0]
+    return model
+
+
+def masks_last(layer: Module, axes: Sequence[int]) -> bool:
+    """Whether the last of a layer's inputs, which have so many axes, is a padding mask (N, tokens)."""
+    if len(axes) < 2 or axes[-1] != 2 or not layer.takes_mask():
+        return False
+    first, inputs = first_layer(layer), 1
+    if isinstance(first, (Concat, Residual)) and not first.takes_mask():
+        inputs = len(first.branches) if isinstance(first, Concat) else 2
+    return len(axes) > inputs
+
+
+def masks_memory(layer: Module, x: Any) -> bool:
+    """Whether the inputs are (x, memory, mask) of attention: then the mask is for the first layer alone."""
+    return isinstance(x, tuple) and len(x) == 3 and not isinstance(first_layer(layer), (Concat, Residual))
+
+
+def _without_mask(layer: Module, x: Any) -> tuple[Any, Any]:
+    """Inputs, and the padding mask among them or None."""
+    if not isinstance(x, tuple) or not masks_last(layer, [np.ndim(one) for one in x]):
+        return x, None
+    return (x[0] if len(x) == 2 else x[:-1]), x[-1]
+
+
+def _with_mask(layer: Module, x: Any, mask: Any) -> Any:
+    """What a layer gets when its container has got a mask."""
+    if mask is None or not layer.takes_mask():
+        return x
+    return (*x, mask) if isinstance(x, tuple) else (x, mask)
+
+
+def _of_array(grad: Any) -> Any:
+    """The gradient at x where it comes as one of x and a mask."""
+    return grad[0] if isinstance(grad, tuple) else grad
 
 
 def _inputs(x: Any, count: int) -> tuple[Any, ...]:

@@ -104,6 +104,10 @@ class Module:
         # What forward kept belongs to a step, not to the model.
         return {name: item for name, item in self.__dict__.items() if name != "_saved"}
 
+    def takes_mask(self) -> bool:
+        """Whether the layer has attention that hides keys: then x may be a tuple with a padding mask at its end."""
+        return False
+
     # --- what is inside ------------------------------------------------------------------------
 
     def children(self) -> Iterator[tuple[str, Module]]:

@@ -129,7 +129,8 @@ def from_torch(module: nn.Module) -> fnn.Module:
     module : torch.nn.Module
         A layer that both know, sparse or dense, or nn.Sequential of these, nested or not. Dense convolutions of one
         and three axes and transposed ones become sparse ones of their nonzeros. Attention has ``batch_first``, and
-        loses the dropout of its weights; nn.TransformerEncoderLayer becomes the Sequential that it consists of.
+        loses the dropout of its weights; nn.TransformerEncoder and its layers become the Sequentials that they consist
+        of, which take (x, mask) for ``src_key_padding_mask``.
 
     Raises
     ------
@@ -305,6 +306,11 @@ def _from_encoder(m: nn.TransformerEncoderLayer) -> Any:
     return fnn.Sequential(*layers)
 
 
+def _from_encoders(m: nn.TransformerEncoder) -> Any:
+    layers = [*m.layers, *([] if m.norm is None else [m.norm])]
+    return fnn.Sequential(*(_to_fastsparse(layer, f"layers.{i}") for i, layer in enumerate(layers)))
+
+
 def _from_residual(m: Residual) -> Any:
     body, shortcut = (_to_fastsparse(part, "body") for part in (m.body, m.shortcut))
     body, shortcut = (fnn.Sequential(*x) if isinstance(x, list) else x for x in (body, shortcut))
@@ -378,6 +384,7 @@ _FROM_TORCH: dict[type[nn.Module], Callable[[Any], Any]] = {
     nn.MultiheadAttention: _from_attention,
     MultiheadAttention: _from_attention,
     nn.TransformerEncoderLayer: _from_encoder,
+    nn.TransformerEncoder: _from_encoders,
     Residual: _from_residual,
     Attention: lambda m: _from_attention(m.attention, m.causal),
     PositionalEmbedding: _from_positions,

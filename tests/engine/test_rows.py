@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import nn
+from fastsparse import nn, training
 from tests.engine.networks import exact
 
 ROWS, LENGTH, DIMENSIONS = 11, 5, 6
@@ -242,6 +242,34 @@ def test_padded_keys(causal: bool, cross: bool, rng: Any, tmp_path: Any) -> None
         fs.compile(network, [(3, *shape) for shape in (*shapes[:-1], (7,))])
     with pytest.raises(ValueError, match=r"MultiheadAttention\) has 3 inputs, expected 1 or 2, and a mask"):
         fs.compile(network, [(3, 8, 12)] * 3)
+
+
+@pytest.mark.R8
+@pytest.mark.parametrize("segments", [False, True])
+def test_padding_in_a_stack_of_encoders(segments: bool, rng: Any, tmp_path: Any) -> None:
+    """Embeddings do not get the mask and all attention does: eager, trained, saved, compiled, and through ONNX."""
+    words, kinds = nn.Embedding(10, 8, positions=6, rng=0), nn.Embedding(2, 8, rng=1)
+    encoders = [nn.TransformerEncoderLayer(8, 2, 12, 0.0, norm_first=bool(i), sparsity=0.5, rng=i) for i in (0, 1)]
+    first = nn.Residual(words, kinds) if segments else words
+    model = nn.Sequential(first, *encoders, nn.Flatten(), nn.Linear(48, 3, rng=2))
+    padding = np.arange(6) >= np.array([6, 4, 1, 2])[:, None]
+    x = (rng.integers(0, 10, (4, 6)), *[rng.integers(0, 2, (4, 6))] * segments, padding)
+    optimizer = training.Adam(model.parameters(), 1e-2)
+    training.fit(model, (x, np.arange(4) % 3), epochs=2, batch_size=2, optimizer=optimizer, progress=False)
+    want = model(x)
+    assert np.abs(model((*x[:-1], np.zeros_like(padding))) - want).max() > 1e-3
+    fs.save(model, tmp_path / "model")
+    np.testing.assert_array_equal(fs.load(tmp_path / "model")(x), want)
+    engine = fs.compile(model, [(4, 6)] * len(x), tune=False)
+    np.testing.assert_allclose(engine(x), want, rtol=1e-5, atol=1e-5)
+    engine.save(tmp_path / "engine")
+    np.testing.assert_array_equal(fs.load_engine(tmp_path / "engine")(x), engine(x))
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fs.to_onnx(engine, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [source.name for source in session.get_inputs()]
+    np.testing.assert_allclose(session.run(None, dict(zip(names, x, strict=True)))[0], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fs.compile(tmp_path / "model.onnx", tune=False).run(list(x))[0], want, 1e-4, 1e-4)
 
 
 def test_inputs_that_do_not_fit_are_named() -> None:

@@ -318,6 +318,32 @@ def test_padding_is_as_if_it_were_not_there(causal: bool, rng: Any) -> None:
     np.testing.assert_array_equal(layer((memory, hidden)), alone)
 
 
+def test_encoders_hide_padding_from_their_attention(rng: Any) -> None:
+    """At the tokens that are there, outputs and gradients are those of each sample alone, without a mask."""
+    common: dict[str, Any] = {"sparsity": 0.3, "dtype": "float64", "rng": rng}
+    layers = [nn.TransformerEncoderLayer(6, 2, 7, 0.0, norm_first=first, **common) for first in (False, True)]
+    start, around = nn.LayerNorm(6, dtype="float64"), nn.Residual(nn.MultiheadAttention(6, 3, **common))
+    model = nn.Sequential(nn.Sequential(start, layers[0]), nn.Sequential(), layers[1], around)
+    lengths, (x, dy) = (5, 3), rng.normal(size=(2, 2, 5, 6))
+    padding = np.arange(5) >= np.array(lengths)[:, None]
+    x[padding], dy[padding] = 1e3, 0
+    y = model((x, padding))
+    dx, none = model.backward(dy)
+    assert none is None
+    grads = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    for i, length in enumerate(lengths):
+        one = slice(i, i + 1), slice(length)
+        np.testing.assert_allclose(y[one], model(x[one]), 1e-10, 1e-12)
+        np.testing.assert_allclose(dx[one], model.backward(dy[one]), 1e-10, 1e-12)
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        np.testing.assert_allclose(parameter.grad, grad, 1e-9, 1e-12)
+    two = nn.Residual(nn.Sequential(nn.MultiheadAttention(6, 3, **common)), nn.ReLU())
+    assert [part is None for part in (two((x, x, padding)), two.backward(dy))[1]] == [False, False, True]
+    memory = nn.Sequential(nn.MultiheadAttention(6, 3, **common), layers[0])  # whose mask is for the first alone
+    assert memory((x[:, :2], x, padding)).shape == (2, 2, 6)
+
+
 def test_sparse_gradients_are_the_rows_of_the_full_one(rng: Any) -> None:
     layers = [nn.Embedding(50, 3, sparse=sparse, dtype="float64", rng=0) for sparse in (False, True)]
     for _ in range(2):  # two batches add up

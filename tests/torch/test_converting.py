@@ -114,6 +114,17 @@ def test_decoders_and_encoders_become_models_and_come_back(make, rng):
     np.testing.assert_allclose(fs.compile(again, shape, tune=False)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_padding_of_encoders():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, norm_first=True)
+    module = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12), enable_nested_tensor=False).eval()
+    x, padding = torch.randn(2, 5, 12), torch.arange(5) >= torch.tensor([[5], [2]])
+    with torch.no_grad():
+        want = module(x, src_key_padding_mask=padding).numpy()
+    found = fst.from_torch(module)((x.numpy(), padding.numpy()))
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_attention_and_positions(sparsity, rng):
     dense = {name: fs.nn.Linear(12, 12, rng=i) for i, name in enumerate(("query", "key", "value", "output"))}
