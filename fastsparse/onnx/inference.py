@@ -18,6 +18,7 @@ from fastsparse.onnx.sessions import Session, extracted, onnxruntime
 
 _INLINE = 1024  # numbers up to which shapes may depend on a constant
 LARGEST = 2**28  # bytes of a tensor that is computed before a model runs
+_POOLS, _SAME, _CORRECTED = ("MaxPool", "AveragePool", "LpPool"), (b"SAME_UPPER", b"SAME_LOWER"), "corrected"
 _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 # Weights behind these stay as they are: the library has kernels for them.
 _QUANTISED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "com.microsoft.DequantizeLinear")
@@ -61,6 +62,7 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     for found in proto.graph.output:
         if found.type.HasField("tensor_type"):
             found.type.tensor_type.ClearField("shape")  # what exporters say there is not always so
+    _correct_windows(proto)
     with contextlib.suppress(Exception):  # the library that runs the model says what is wrong with it
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     graph = proto.graph
@@ -71,6 +73,36 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     if unknown and onnxruntime() is not None:
         infos.update(_by_session(model, unknown, shapes))
     return infos
+
+
+def _correct_windows(proto: Any) -> None:
+    """Let inference give the sizes that windows have.
+
+    Before opset 22 it counts windows of pools that would begin behind the image, with ceil_mode; so they get the rules
+    of that opset, as functions. And it adds output_padding where auto_pad says how large the result is.
+    """
+    import onnx
+
+    pools = set()
+    for node in proto.graph.node:
+        if node.domain or len(node.output) != 1:
+            continue
+        if node.op_type == "ConvTranspose" and any(a.name == "auto_pad" and a.s in _SAME for a in node.attribute):
+            kept = [a for a in node.attribute if a.name != "output_padding"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        if node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+            pools.add(node.op_type)
+            node.domain = _CORRECTED
+    for op in sorted(pools):
+        attributes = onnx.defs.get_schema(op, 22).attributes
+        function = proto.functions.add(name=op, domain=_CORRECTED, input=["x"], output=["y"], attribute=attributes)
+        function.opset_import.add(domain="", version=22)
+        inner = function.node.add(op_type=op, input=["x"], output=["y"])
+        for name, attribute in attributes.items():
+            inner.attribute.add(name=name, ref_attr_name=name, type=int(attribute.type))
+    if pools:
+        proto.opset_import.add(domain=_CORRECTED, version=1)
 
 
 def _unknown(info: Info | None) -> bool:

@@ -73,6 +73,10 @@ class Session:
         else:
             try:
                 self._run = self._by_onnxruntime(spinning, optimised)
+            except FileFormatError:  # an optimisation may break a model that the library can run
+                if not optimised:
+                    raise
+                self._run = self._by_onnxruntime(spinning, False)
             except UnsupportedOperatorError as error:  # operators or types that it does not have
                 self.library = None
                 try:
@@ -198,12 +202,9 @@ def extracted(
     proto.CopyFrom(model.header)
     graph = proto.graph
     graph.name = "part"
-    declared = {value.name: value.proto for value in (*model.inputs, *model.outputs) if value.proto is not None}
-    for name in inputs:
-        graph.input.append(declared[name] if name in declared else _value_info(name, types.get(name)))
-    for name in outputs:
-        found = declared.get(name)
-        graph.output.append(found if found is not None else _value_info(name, types.get(name)))
+    for ends, names, values in ((graph.input, inputs, model.inputs), (graph.output, outputs, model.outputs)):
+        declared = {value.name: value.proto for value in values if value.proto is not None}
+        ends.extend(declared[name] if name in declared else _value_info(name, types.get(name)) for name in names)
     made = {name for node in nodes for name in node.writes}
     read = {name for node in nodes for name in node.reads} | set(outputs)
     kept: dict[str, Array] = {}
