@@ -77,7 +77,14 @@ class Host:
 
     def run(self, values: Values, workers: int) -> None:
         """Run on what is in `values`, and add the results."""
-        found = self.session(workers).run({name: values[name] for name in self.inputs})
+        feeds = {name: values[name] for name in self.inputs}
+        for name, x in feeds.items():
+            kind = self._types.get(name)
+            if kind is not None and isinstance(x, np.ndarray) and not _fits(kind.tensor_type, x.shape):
+                # ONNX's inference says other sizes than the library has; it is told none.
+                self._types[name] = type(kind)(tensor_type={"elem_type": kind.tensor_type.elem_type})
+                self._sessions.clear()
+        found = self.session(workers).run(feeds)
         values.update(zip(self.outputs, found))
 
     def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int] | None:
@@ -113,6 +120,14 @@ class Host:
         self.run(made, workers)
         for name in self.outputs:
             np.copyto(arrays[name], made[name])
+
+
+def _fits(kind: Any, shape: Shape) -> bool:
+    """Whether an array of this shape is of a type."""
+    if not kind.HasField("shape"):
+        return True
+    sizes = kind.shape.dim
+    return len(sizes) == len(shape) and all(n == d.dim_value for d, n in zip(sizes, shape) if d.HasField("dim_value"))
 
 
 class Kernels:

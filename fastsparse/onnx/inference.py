@@ -18,7 +18,7 @@ from fastsparse.onnx.sessions import Session, extracted, onnxruntime
 
 _INLINE = 1024  # numbers up to which shapes may depend on a constant
 LARGEST = 2**28  # bytes of a tensor that is computed before a model runs
-_POOLS, _SAME, _CORRECTED = ("MaxPool", "AveragePool", "LpPool"), (b"SAME_UPPER", b"SAME_LOWER"), "corrected"
+_POOLS, _CORRECTED = ("MaxPool", "AveragePool", "LpPool"), "corrected"
 _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 # Weights behind these stay as they are: the library has kernels for them.
 _QUANTISED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "com.microsoft.DequantizeLinear")
@@ -49,7 +49,8 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     }
     lean = Model(model.nodes, small, model.inputs, model.outputs, model.header)
     large = [n for n in model.constants if n not in small]
-    proto, _ = extracted(lean, model.nodes, [v.name for v in model.inputs], [v.name for v in model.outputs], {})
+    outputs = [v.name for v in model.outputs if v.name not in model.constants]  # others hide what they are from ONNX
+    proto, _ = extracted(lean, model.nodes, [v.name for v in model.inputs], outputs, {})
     for name in large:
         constant: Any = model.constants[name]
         tensor = isinstance(constant, np.ndarray | SparseWeight)
@@ -62,7 +63,7 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     for found in proto.graph.output:
         if found.type.HasField("tensor_type"):
             found.type.tensor_type.ClearField("shape")  # what exporters say there is not always so
-    _correct_windows(proto)
+    _correct_pools(proto)
     with contextlib.suppress(Exception):  # the library that runs the model says what is wrong with it
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     graph = proto.graph
@@ -75,23 +76,17 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     return infos
 
 
-def _correct_windows(proto: Any) -> None:
-    """Let inference give the sizes that windows have.
+def _correct_pools(proto: Any) -> None:
+    """Let pools with ceil_mode follow the rules of opset 22, as functions.
 
-    Before opset 22 it counts windows of pools that would begin behind the image, with ceil_mode; so they get the rules
-    of that opset, as functions. And it adds output_padding where auto_pad says how large the result is.
+    The inference of those before counts windows that would begin behind the image.
     """
     import onnx
 
     pools = set()
     for node in proto.graph.node:
-        if node.domain or len(node.output) != 1:
-            continue
-        if node.op_type == "ConvTranspose" and any(a.name == "auto_pad" and a.s in _SAME for a in node.attribute):
-            kept = [a for a in node.attribute if a.name != "output_padding"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        if node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+        ceil = any(a.name == "ceil_mode" and a.i for a in node.attribute)
+        if node.op_type in _POOLS and not node.domain and len(node.output) == 1 and ceil:
             pools.add(node.op_type)
             node.domain = _CORRECTED
     for op in sorted(pools):
@@ -123,7 +118,9 @@ def _by_session(model: Model, names: Sequence[str], shapes: Mapping[str, Shape] 
         kind = output.type.removeprefix("tensor(").removesuffix(")")
         code = _KINDS.get(kind)
         if code is not None:
-            value = onnx.helper.make_tensor_value_info(output.name, code, output.shape)
+            value = onnx.helper.make_tensor_value_info(
+                output.name, code, output.shape or None
+            )  # [] without a rank, too
             found[output.name] = _info(value.type)
     return found
 
