@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status; bad arguments leave through SystemExit(2), as argparse does.
     """
-    args = _parser().parse_args(argv)
+    parser, given = _parser(), sys.argv[1:] if argv is None else argv
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(given)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -74,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="show versions, threads, processor and cache", description=_run_info.__doc__
     )
-    info.add_argument("--check", action="store_true", help="check every kernel against its reference, in seconds")
+    info.add_argument("--heuristics", action="store_true", help="show the tuned numbers and choices for this CPU, too")
+    info.add_argument(
+        "--check", action="store_true",
+        help="check every kernel against its reference, in seconds; where they are not compiled yet, in a minute",
+    )  # fmt: skip
     info.set_defaults(run=_run_info)
     return parser
 
@@ -106,10 +114,18 @@ def _model_name(text: str) -> str:
     )
 
 
+def _onnx_name(text: str) -> str:
+    if text.endswith(".onnx"):
+        return text
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected the name of an ONNX file, which ends in .onnx")
+
+
 def _add_prune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("model", metavar="MODEL.onnx", type=_onnx_name)
     parser.add_argument("--sparsity", type=_share, required=True, help="share of zeros afterwards, in [0, 1)")
-    parser.add_argument("-o", dest="output", metavar="OUT.onnx", required=True, help="where to write the pruned model")
+    parser.add_argument(
+        "-o", dest="output", metavar="OUT.onnx", type=_onnx_name, required=True, help="where to write the pruned model"
+    )
     parser.add_argument("--scope", choices=["layer", "global"], default="layer", help="of each weight, or of all")
     parser.add_argument(
         "--exclude", metavar="NAME", nargs="+", action="extend", default=[], help="nodes or weights to leave alone"
@@ -191,21 +207,25 @@ def _run_prune(args: argparse.Namespace) -> int:
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    """Show versions, threads, processor, cache and the choices made for this CPU; with --check prove its kernels."""
+    """Show versions, threads, processor and cache; with --check prove the kernels."""
     import fastsparse
     from fastsparse.ops.heuristics import described
     from fastsparse.ops.target import heuristics_here
     from fastsparse.text_table import text_facts
 
     fastsparse.show_config()
-    print(f"\nheuristics\n{text_facts(described(heuristics_here()))}", flush=True)
+    if args.heuristics:
+        print(f"\nheuristics\n{text_facts(described(heuristics_here()))}")
+    sys.stdout.flush()
     return _run_check() if args.check else 0
 
 
 def _run_check() -> int:
+    from tqdm import tqdm
+
     from fastsparse.kernel_check import check_kernels
 
-    found = list(check_kernels())
+    found = list(tqdm(check_kernels(), "checking kernels", unit="", disable=None, delay=1, leave=False))
     wrong = [f"{name}: {problem}" for name, problem in found if problem]
     if wrong:
         _say(f"{len(wrong)} of {len(found)} kernel families are wrong here: {'; '.join(wrong)}")

@@ -4,8 +4,7 @@ A `Pattern` holds the positions of the nonzeros; it is immutable and keeps the p
 with values. Both own their arrays, which are read-only, so code that takes a `CSR` may trust it.
 
 Raw arrays are checked once, when a matrix is made (contract I1). They are copied before they are checked, so that a
-caller or another thread cannot change them afterwards.
-Every error names the field, what was found and what was expected.
+caller or another thread cannot change them afterwards. Errors name the field, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ Built = TypeVar("Built")
 
 _PLAN_BYTES = 32  # bound of a matrix's plans, relative to its own bytes: several batch sizes, forward and backward
 _DENSE_BYTES = 2**30  # what np.asarray(W) may take: more is hardly meant
+# What a CSR has in place of methods of SciPy's matrices.
+_INSTEAD = {"dot": "W @ x", "transpose": "W.T", "astype": "fastsparse.csr(W, dtype)", "todense": "W.toarray()"}
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -595,7 +596,7 @@ class CSR(Memoized):
 
     def __getattr__(self, name: str) -> Any:
         known = not name.startswith("_") and hasattr(sparse.csr_array, name)
-        hint = f", SciPy's matrices do: use W.to_scipy().{name}" if known else ""
+        hint = f", SciPy's matrices do: use {_INSTEAD.get(name, f'W.to_scipy().{name}')}" if known else ""
         raise AttributeError(f"a CSR has no {name!r}{hint}", name=name, obj=self)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,6 +163,16 @@ class _SparseMLP(BaseEstimator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+        for size in self._sizes:
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+                raise ValueError(f"hidden_layer_sizes is {sizes!r}, expected integers of at least 1")
+        rate, names = self.learning_rate_init, ["alpha", "tol", "validation_fraction"]
+        if isinstance(rate, str) and rate != "auto":
+            raise ValueError(f"learning_rate_init is {rate!r}, expected 'auto' or a number above 0")
+        for name in names if isinstance(rate, str) else [*names, "learning_rate_init"]:
+            value, end = getattr(self, name), 1 if name == "validation_fraction" else np.inf
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < end:
+                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below {end}")
         if self.evolve is not None and self.evolve not in _EVOLVE:
             raise ValueError(f"evolve is {self.evolve!r}, expected one of {', '.join(map(repr, _EVOLVE))} or None")
 
@@ -194,8 +205,6 @@ class _SparseMLP(BaseEstimator):
     def _rate(self) -> float:
         """The learning rate."""
         rate = self.learning_rate_init
-        if isinstance(rate, str) and rate != "auto":
-            raise ValueError(f"learning_rate_init is {rate!r}, expected 'auto' or a number above 0")
         return _DENSE_RATE / np.sqrt(1 - self.sparsity) if isinstance(rate, str) else rate
 
     def _callbacks(self) -> list[Any]:
@@ -417,7 +426,7 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
             raise ValueError(f"classes is {classes!r}, expected {self.classes_!r} as in the first call of partial_fit")
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise ValueError(f"y holds {unknown[0]!r}, expected one of the classes {self.classes_!r}")
+            raise ValueError(f"y holds {unknown[0]}, expected one of the classes {self.classes_}")
         return np.searchsorted(self.classes_, y)
 
     def _outputs(self, target: Array) -> int:

@@ -62,6 +62,15 @@ def text_facts(facts: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{width}}{' ' * _GAP}{value}".rstrip() for name, value in pairs)
 
 
+def text_bytes(count: float) -> str:
+    """So many bytes, in the unit that fits them."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def shortened(text: str, width: int) -> str:
     """The text, without its middle where it is longer than `width`: names differ at both ends."""
     if len(text) <= width:

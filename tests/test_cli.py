@@ -26,7 +26,15 @@ def _status(arguments: list[str]) -> int:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "train a sparse network on handwritten digits and race it"),
+        (
+            ["prune", "m.tflite", "--sparsity", "0.9", "-o", "o.onnx"],
+            "got 'm.tflite', expected the name of an ONNX file",
+        ),
+        (
+            ["prune", "m.onnx", "--sparsity", "0.9", "-o", "o.tflite"],
+            "got 'o.tflite', expected the name of an ONNX file",
+        ),
         (["fly"], "invalid choice: 'fly'"),
         (["demo", "--epochs", "0"], "argument --epochs: got '0', expected an integer of at least 1"),
         (["demo", "--seeds", "many"], "argument --seeds: got 'many', expected an integer of at least 1"),

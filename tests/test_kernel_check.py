@@ -56,6 +56,8 @@ def test_a_wrong_kernel_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_info_prints_the_heuristics(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(kernel_check, "FAMILIES", [f for f in FAMILIES if f.name == "softmax"])
     assert cli.main(["info", "--check"]) == 0
+    assert "tile_rate" not in capsys.readouterr().out
+    assert cli.main(["info", "--check", "--heuristics"]) == 0
     out = capsys.readouterr().out
     lines = {line.split()[0] for line in out.splitlines() if line}
     assert {field.name for field in dataclasses.fields(Heuristics)} <= lines

@@ -15,7 +15,7 @@ from fastsparse.engine.program import Conv, Linear, Program, Recurrent
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
 from fastsparse.runtime import measure
-from fastsparse.text_table import text_table, wrapped
+from fastsparse.text_table import text_bytes, text_table, wrapped
 from fastsparse.timing import latencies
 
 _STEP_SECONDS = 0.002  # a step is repeated for about this long
@@ -180,10 +180,11 @@ def _reason(op: Conv | Linear) -> str:
 def _facts(program: Program, workspace: Workspace, batch: int, peak: float) -> dict[str, str]:
     schedule = workspace.schedule
     each = "each worker runs whole tasks" if schedule.per_worker else "workers share every step"
+    sizes = "x".join(map(str, program.shapes[program.inputs[0]]))
     facts = {
-        "batch": f"{batch} samples of {'x'.join(map(str, program.shapes[program.inputs[0]]))}, {program.dtype}",
-        "workers": f"{schedule.workers}; {schedule.tasks} task(s), {each}",
-        "memory": f"{workspace.nbytes / 1e6:.1f} MB of activations and scratch per call in flight",
+        "batch": f"{batch} sample{'s' * (batch > 1)} of {sizes}, {program.dtype}",
+        "workers": f"{schedule.workers}; {schedule.tasks} task{'s' * (schedule.tasks > 1)}, {each}",
+        "memory": f"{text_bytes(workspace.nbytes)} of activations and scratch per call in flight",
         "work": f"{program.useful_flops() / 1e6:.2f} MFLOP per sample at the nonzeros",
         "peak": f"{peak:.0f} GF/s per core, measured",
     }

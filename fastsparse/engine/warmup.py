@@ -39,7 +39,7 @@ def warmup(
     input_shape : tuple of int, optional
         Batch first. Engines know theirs, and so do models whose first layer is linear.
     progress : bool
-        Show a progress bar on stderr.
+        Show a progress bar on stderr when it takes longer than a second.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def warmup(
             raise TypeError("batch_sizes and input_shape belong to a model or an engine, and there is none")
         for builder, key in registry.usual():
             builder.expect(*key)
-        with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress) as bar:
+        with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress, delay=1) as bar:
             compiler.compile_waiting(bar.update)
         return
     network: Any = model_or_engine
@@ -74,7 +74,7 @@ def warmup(
     if isinstance(network, nn.Module):
         twin, trains = copy.deepcopy(network), network.training
     with compiler.on_compile(lambda: None) if progress else nullcontext():  # the bar says enough
-        for batch in tqdm(sizes, desc="kernels", unit="batch size", disable=not progress):
+        for batch in tqdm(sizes, desc="kernels", unit="batch size", disable=not progress, delay=1):
             if isinstance(twin, nn.Module):
                 _run_model(twin, (batch, *shape[1:]), backward=trains)
             else:

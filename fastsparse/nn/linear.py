@@ -87,6 +87,14 @@ class SparseWeight(Module):
         """Where the nonzeros are."""
         return self.values.matrix().pattern
 
+    @property
+    def sparsity(self) -> float:
+        """Share of weights that do not exist."""
+        return 1.0 - self.pattern.density
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, sparsity={self.sparsity:.3g})"
+
     def _bias(self) -> Array | None:
         return None if self.bias is None else self.bias.value
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.watching import watching
-from fastsparse.text_table import text_table
+from fastsparse.text_table import text_bytes, text_table
 
 if TYPE_CHECKING:
     from fastsparse.nn.module import Module
@@ -45,15 +45,7 @@ def _counts(parameters: list[Parameter]) -> tuple[str, str, str, str]:
         return "", "", "", ""
     stored = sum(p.value.size for p in parameters)
     full = sum(int(np.prod(p.shape, dtype=object)) for p in parameters)
-    return f"{stored:,}", f"{full:,}", f"{stored / max(full, 1):.2%}", _bytes(sum(p.nbytes for p in parameters))
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    return f"{stored:,}", f"{full:,}", f"{stored / max(full, 1):.2%}", text_bytes(sum(p.nbytes for p in parameters))
 
 
 def _output_shapes(model: Module, input_shape: tuple[int, ...]) -> dict[int, tuple[int, ...]]:

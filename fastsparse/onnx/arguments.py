@@ -47,7 +47,7 @@ def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape
         check_fit(value, shape)
         shapes[value.name] = shape
     if missing:
-        raise ValueError(f"{', '.join(missing)} in the model: give input_shape")
+        raise ValueError(f"{', '.join(missing)} in the model: give input_shape, or --shape on the command line")
     return shapes
 
 

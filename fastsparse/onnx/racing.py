@@ -27,7 +27,7 @@ from fastsparse.timing import latencies, ratio
 
 BASELINES = ("onnxruntime", "litert")
 _PACKAGES = {"litert": "ai_edge_litert"}
-_COLUMNS = ("batch", "engine", "p50", "p95", "p99", "samples/s", "faster", "largest difference")
+_COLUMNS = ("batch", "engine", "p50", "p95", "p99", "samples/s", "fastsparse is", "largest difference")
 _TEXT = 2  # columns of text
 
 Run = Callable[[GraphEngine, list[Array]], list[Any]]
@@ -76,9 +76,9 @@ def race(
 
     Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
     """
-    require(against)
     if "litert" in against and not _is_tflite(path):
         raise ValueError(f"{os.fspath(path)} is no TFLite model, which is what litert runs")
+    require(against)
     source = tflite_model(path) if _is_tflite(path) else path
     threads = usable_threads(threads)  # baselines would start as many as they are told
     results: list[Result] = []
@@ -191,6 +191,6 @@ def to_json(path: str | os.PathLike[str], results: Sequence[Result], threads: in
 def _cells(r: Result) -> tuple[str, ...]:
     return (
         str(r.batch), r.engine, f"{r.times.p50:.3f} ms", f"{r.times.p95:.3f} ms", f"{r.times.p99:.3f} ms",
-        f"{r.times.throughput:,.1f}", "" if r.faster is None else f"{r.faster:.2f}x",
+        f"{r.times.throughput:,.1f}", "" if r.faster is None else f"{r.faster:.2f}x as fast",
         "" if r.difference is None else f"{r.difference:.1e}",
     )  # fmt: skip

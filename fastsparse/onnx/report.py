@@ -15,6 +15,7 @@ from fastsparse.onnx import sessions
 from fastsparse.onnx.executor import Host, Kernels, Plan
 from fastsparse.onnx.model import Node
 from fastsparse.runtime import measure
+from fastsparse.text_table import text_bytes
 
 _NAMED = 4  # operators of a group that its row names
 
@@ -49,7 +50,7 @@ def measured(plan: Plan, values: dict[str, Any], workers: int, reasons: Mapping[
     facts = {
         "inputs": shapes,
         "steps": f"{kernels} on the kernels, {len(plan.steps) - kernels} in {sessions.library(sessions.onnxruntime())}",
-        "memory": f"{memory / 1e6:.1f} MB of the kernels' activations and scratch per call in flight",
+        "memory": f"{text_bytes(memory)} of the kernels' activations and scratch per call in flight",
         "work": f"{flops / 1e6:.2f} MFLOP per call at the nonzeros of what the kernels run",
         "peak": f"{peak:.0f} GF/s per core, measured",
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,10 +59,13 @@ def compile(module: nn.Module, example_inputs: Any, *, threads: int | None = Non
     import onnx
 
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    for x in arguments:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"example_inputs has a {type(x).__name__}, expected a Tensor or a tuple of Tensors")
     exported = densify(copy.deepcopy(module)).eval()
     file = io.BytesIO()
     names = [f"input_{i}" for i in range(len(arguments))]
-    with torch.no_grad():
+    with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             exported, arguments, dynamo=True, input_names=names, verbose=False,
             dynamic_shapes=[{0: torch.export.Dim.AUTO} if t.ndim else None for t in arguments],
@@ -69,6 +75,20 @@ def compile(module: nn.Module, example_inputs: Any, *, threads: int | None = Non
     proto = onnx.load_model_from_string(file.getvalue())
     shapes = {name: tuple(t.shape) for name, t in zip(names, arguments)}
     return compile_engine(proto, shapes if len(names) > 1 else shapes[names[0]], threads=threads, tune=tune)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without what torch's exporter says of itself: packages that it does not need, names that it will change."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 # ------------------------------------------------------------------------- what torch has no module for
@@ -158,7 +178,9 @@ def _to_fastsparse(module: nn.Module, name: str) -> Any:
         return None
     make = _FROM_TORCH.get(type(module))
     if make is None:
-        raise TypeError(f"{name} is {type(module).__name__}, which fastsparse.nn does not have")
+        where = "module" if name == type(module).__name__ else name
+        kind = type(module).__name__
+        raise TypeError(f"{where} is a {kind}, which fastsparse.nn does not have (fastsparse.torch.compile takes any)")
     try:
         return make(module)
     except ValueError as error:

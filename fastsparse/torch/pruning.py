@@ -329,6 +329,9 @@ def _watch_inputs(module: nn.Module, candidates: list[_Candidate], example_input
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             if not inputs:
                 return
+            if not isinstance(inputs[0], torch.Tensor):
+                kind = type(inputs[0]).__name__
+                raise TypeError(f"example_inputs gives {candidate.name} a {kind}, expected a Tensor")
             x = inputs[0].detach()
             if candidate.input_shape is None or x.numel() > math.prod(candidate.input_shape):
                 candidate.input_shape = tuple(x.shape)

@@ -34,7 +34,7 @@ def test_report_names_every_layer_once(batch):
     assert 0 < max(row.gflops for row in layers if row.gflops) < report.peak_gflops
     text = str(report)
     assert "MaxPool2d" in text
-    assert f"batch: {batch} samples of 3x8x10, float32" in text
+    assert f"batch: {batch} sample{'s' * (batch > 1)} of 3x8x10, float32" in text
     assert all(len(line) < 200 for line in text.splitlines())
 
 

@@ -148,6 +148,7 @@ def test_repr_shows_every_layer() -> None:
     text = repr(_model())
     assert text.splitlines()[0] == "Sequential("
     assert "  0: SparseConv2d(in_channels=1, out_channels=4, kernel_size=[3, 3]" in text
+    assert f"sparsity={_model()[0].sparsity:.3g})" in text.splitlines()[1]
 
 
 def test_own_layers_work_and_say_that_they_cannot_be_saved(tmp_path: Any) -> None:
