@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,7 +170,7 @@ class _SparseMLP(BaseEstimator):
             raise ValueError(f"learning_rate_init is {rate!r}, expected 'auto' or a number above 0")
         for name in names if isinstance(rate, str) else [*names, "learning_rate_init"]:
             value, end = getattr(self, name), 1 if name == "validation_fraction" else np.inf
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < end:
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < end:
                 raise ValueError(f"{name} is {value!r}, expected a number from 0 to below {end}")
         if self.evolve is not None and self.evolve not in _EVOLVE:
             raise ValueError(f"evolve is {self.evolve!r}, expected one of {', '.join(map(repr, _EVOLVE))} or None")

@@ -1,6 +1,6 @@
 """Patterns, pruning, and patterns that change in training. Works on parameters, never on layers."""
 
-from fastsparse.sparsity.algorithms import CHT, SET, GradualPruning, RigL
+from fastsparse.sparsity.algorithms import CHT, SET, Evolving, GradualPruning, RigL
 from fastsparse.sparsity.patterns import erdos_renyi, mask_pattern, nm_pattern, random_pattern
 from fastsparse.sparsity.pruning import magnitude_prune, random_prune, snip_prune
 from fastsparse.sparsity.schedules import ConstantSparsity, PolynomialDecay
@@ -19,6 +19,7 @@ __all__ = [
     "ConstantSparsity",
     "PolynomialDecay",
     # evolving patterns
+    "Evolving",
     "SET",
     "RigL",
     "CHT",

@@ -20,7 +20,7 @@ from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_par
 from fastsparse.sparsity.growth import PathScores, offered
 from fastsparse.sparsity.pruning import magnitude_prune, magnitudes_of
 from fastsparse.sparsity.schedules import SparsitySchedule
-from fastsparse.sparsity.selection import Places, TopK, exchanged, free_places, largest, places_of
+from fastsparse.sparsity.selection import Places, TopK, checked_places, exchanged, free_places, largest, places_of
 
 
 class GradualPruning:
@@ -74,25 +74,46 @@ class GradualPruning:
         _check_type(self, state)
 
 
-class _Evolving:
-    """Base of SET, RigL and CHT: every `every` steps, each layer exchanges its smallest weights for new ones.
+class Evolving:
+    """Base of SET, RigL, CHT and of algorithms of your own: layers exchange their weakest weights for new ones.
 
-    The exchanged share falls along half a cosine from `drop_fraction` to 0 (Evci et al., section 3). The number of
-    nonzeros of every layer is constant.
+    A subclass defines `grow`, which says where new weights come, and may define `strengths`, which says how strong each
+    of the old ones is (its magnitude, if not). The exchanged share falls along half a cosine from `drop_fraction` to 0
+    (Evci et al., section 3), or as `fraction` says. The number of nonzeros of every layer is constant. New weights
+    start at 0.
+
+    Parameters
+    ----------
+    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
+        Its sparse layers take part, but for those in `exclude`.
+    drop_fraction : float in [0, 1]
+        Share of a layer's nonzeros that is exchanged, at first.
+    every : int
+        Steps between changes.
+    stop : float in [0, 1]
+        Share of all steps after which patterns stay.
+    steps : int, optional
+        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
+        as it is and changes do not stop.
+    exclude : names of layers or parameters
+    rng : None, int or Generator
+        ``self.rng`` for the subclass.
     """
 
-    _watches = False
+    # Whether layers keep what `parameter.grow_scores` needs, on the steps that end with a change.
+    watches = False
+    _trusted = False  # whether `grow` needs no check
 
     def __init__(
         self,
         model: Model,
         *,
-        drop_fraction: float,
-        every: int,
-        stop: float,
-        steps: int | None,
-        exclude: Iterable[str],
-        rng: Seed,
+        drop_fraction: float = 0.3,
+        every: int = 100,
+        stop: float = 1.0,
+        steps: int | None = None,
+        exclude: Iterable[str] = (),
+        rng: Seed = None,
     ) -> None:
         self.drop_fraction = _number(drop_fraction, "drop_fraction")
         self.stop = _number(stop, "stop")
@@ -136,35 +157,58 @@ class _Evolving:
         Raises
         ------
         ValueError
-            When a value is NaN. Nothing has been changed then.
+            When a value is NaN; nothing has been changed then. When `grow` gives what are no places for new weights.
         """
         if self.due(step):
             fraction = self.fraction(step)
-            magnitudes = [magnitudes_of(name, parameter.value) for name, parameter in self.parameters]
-            for (name, parameter), sizes in zip(self.parameters, magnitudes):
-                self._exchange(name, parameter, sizes, fraction, step)
+            strengths = [self.strengths(name, parameter) for name, parameter in self.parameters]
+            for (name, parameter), strength in zip(self.parameters, strengths):
+                self._exchange(name, parameter, strength, fraction, step)
         self._last = step
         self._watch(step + 1)
 
     def _exchange(
-        self, name: str, parameter: SparseParameter, magnitudes: Array, fraction: float, step: int
+        self, name: str, parameter: SparseParameter, strengths: Array, fraction: float, step: int
     ) -> None:  # fmt: skip
         pattern = pattern_of(parameter)
         free = pattern.shape[0] * pattern.shape[1] - pattern.nnz
         count = min(int(fraction * pattern.nnz), free)
         if count == 0:
             return
-        grown = self._grown(name, parameter, count)
+        grown = self.grow(name, parameter, count)
+        if not self._trusted:
+            grown = checked_places(grown, pattern, count, f"{type(self).__name__}.grow")
         # NaN gradients are left out, so there may be fewer than requested.
-        kept = largest(magnitudes, pattern.nnz - len(grown))
+        kept = largest(strengths, pattern.nnz - len(grown))
         parameter.replace_pattern(*exchanged(pattern, kept, grown))
 
-    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
-        raise NotImplementedError
+    def strengths(self, name: str, parameter: SparseParameter) -> Array:
+        """How strong each weight is, (nnz,): the weakest are dropped. Here their magnitudes."""
+        return magnitudes_of(name, parameter.value)
+
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
+        """Where new weights come.
+
+        Parameters
+        ----------
+        name : str
+            The parameter's, such as "0.values".
+        parameter : SparseParameter
+            With ``pattern``, ``value`` and ``grad``, both (nnz,), and where the class has ``watches = True``
+            ``grow_scores(count)``: the places outside the pattern with the largest gradients, and their magnitudes.
+        count : int
+            How many are wanted.
+
+        Returns
+        -------
+        int64 array
+            Numbers row * columns + column of elements outside the pattern, each once, at most `count`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define grow")
 
     def _watch(self, step: int) -> None:
         """Make layers keep data for growing if `step`, the next one, ends with a change of patterns."""
-        if self._watches:
+        if self.watches:
             due = self.due(step)
             for _, parameter in self.parameters:
                 parameter.watch(due)
@@ -189,7 +233,7 @@ class _Evolving:
         self._watch(self._last + 1)
 
 
-class SET(_Evolving):
+class SET(Evolving):
     """Sparse evolutionary training: the smallest weights make room for random new ones.
 
     Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, Nature
@@ -221,6 +265,8 @@ class SET(_Evolving):
     (False, 500)
     """
 
+    _trusted = True
+
     def __init__(
         self,
         model: Model,
@@ -236,11 +282,11 @@ class SET(_Evolving):
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
         )
 
-    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
         return free_places(pattern_of(parameter), count, self.rng)
 
 
-class RigL(_Evolving):
+class RigL(Evolving):
     """The smallest weights make room for those with the largest gradients.
 
     Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery, ICML 2020. Gradients outside the patterns are computed in
@@ -263,7 +309,7 @@ class RigL(_Evolving):
     exclude : names of layers or parameters
     """
 
-    _watches = True
+    watches = _trusted = True
 
     def __init__(
         self,
@@ -279,14 +325,14 @@ class RigL(_Evolving):
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=0
         )
 
-    def _grown(self, name: str, parameter: SparseParameter, count: int) -> Places:
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
         try:
             return parameter.grow_scores(count)[0]
         except RuntimeError as error:
             raise RuntimeError(f"{name}: {error}") from None
 
 
-class CHT(_Evolving):
+class CHT(Evolving):
     """The smallest weights make room for links that the pattern itself predicts: no gradient is looked at.
 
     Cannistraci-Hebb training: what is left of a layer after the smallest weights were dropped is a bipartite graph, in
@@ -350,19 +396,19 @@ class CHT(_Evolving):
         self.soft = soft
 
     def _exchange(
-        self, name: str, parameter: SparseParameter, magnitudes: Array, fraction: float, step: int
+        self, name: str, parameter: SparseParameter, strengths: Array, fraction: float, step: int
     ) -> None:  # fmt: skip
         pattern = pattern_of(parameter)
         count = int(fraction * pattern.nnz)
         if count == 0:
             return
-        kept = largest(self._strengths(magnitudes, step), pattern.nnz - count)
+        kept = largest(self._softened(strengths, step), pattern.nnz - count)
         predicted = self._predicted(exchanged(pattern, kept, np.empty(0, np.int64))[0], count)
         places = places_of(pattern)
         kept |= np.isin(places, predicted)
         parameter.replace_pattern(*exchanged(pattern, kept, np.setdiff1d(predicted, places)))
 
-    def _strengths(self, magnitudes: Array, step: int) -> Array:
+    def _softened(self, magnitudes: Array, step: int) -> Array:
         """What decides which weights stay; with the soft rule, the largest of it are a sample without replacement."""
         if not self.soft:
             return magnitudes

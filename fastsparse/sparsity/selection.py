@@ -152,6 +152,30 @@ def distinct(size: int, count: int, rng: np.random.Generator) -> Places:
     return places
 
 
+def checked_places(places: Any, pattern: Pattern, count: int, who: str) -> Places:
+    """At most `count` different places outside the pattern, in rising order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When they are something else: `who` has given them.
+    """
+    found = np.asarray(places)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise TypeError(f"{who} gave an array of {found.dtype} of shape {found.shape}, expected integers (n,)")
+    found = np.sort(found.astype(np.int64, copy=False))
+    size = pattern.shape[0] * pattern.shape[1]
+    if len(found) > count or (len(found) and not 0 <= found[0] <= found[-1] < size) or not np.diff(found).all():
+        raise ValueError(
+            f"{who} gave {len(found)} places, expected at most {count} different ones from 0 to {size - 1}"
+        )
+    old = places_of(pattern)
+    near = np.minimum(np.searchsorted(old, found), max(0, len(old) - 1))
+    if len(old) and (taken := found[old[near] == found]).size:
+        raise ValueError(f"{who} gave place {taken[0]}, where there is a weight, expected places outside the pattern")
+    return found
+
+
 def places_of(pattern: Pattern) -> Places:
     """Places of the nonzeros, in rising order."""
     return np.asarray(pattern.rows().astype(np.int64) * pattern.shape[1] + pattern.indices)

@@ -362,3 +362,42 @@ def test_patterns_stay_where_a_weight_is_nan(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"^1\.values holds NaN"):
         algorithm.step(1)
     assert [layer.pattern for layer in model] == before
+
+
+class _Diagonal(fs.sparsity.Evolving):
+    """An algorithm of one's own: new weights on the diagonals, and those of the lowest columns are the weakest."""
+
+    def __init__(self, model: Any, change: Any = lambda places: places) -> None:
+        super().__init__(model, drop_fraction=0.5, every=1)
+        self.change = change
+
+    def strengths(self, name: str, parameter: Any) -> Any:
+        return parameter.pattern.indices.astype(float)
+
+    def grow(self, name: str, parameter: Any, count: int) -> Any:
+        columns = parameter.pattern.shape[1]
+        diagonal = np.arange(min(parameter.pattern.shape))[::-1] * (columns + 1)
+        free = np.setdiff1d(diagonal, parameter.pattern.rows() * columns + parameter.pattern.indices)[::-1]
+        return self.change(free[:count])
+
+
+def test_algorithms_of_ones_own_grow_where_they_say() -> None:
+    layer = nn.SparseLinear(8, 8, sparsity=0.75, rng=0)
+    before = _mask(layer)
+    _Diagonal(nn.Sequential(layer)).step(1)
+    after = _mask(layer)
+    assert layer.pattern.nnz == before.sum()
+    assert (after & ~before).sum() == np.trace(after & ~before) > 3
+    dropped = np.nonzero(before & ~after)[1]
+    assert dropped.max() <= np.nonzero(before & after & ~np.eye(8, dtype=bool))[1].min()
+    for change, error, message in (
+        (lambda places: places * 1.5, TypeError, "_Diagonal.grow gave an array of float64"),
+        (lambda places: places + 64, ValueError, "expected at most 8 different ones from 0 to 63"),
+        (lambda places: np.append(places, places[:1]), ValueError, "different ones"),
+        (lambda places: np.arange(9), ValueError, "gave 9 places, expected at most 8"),
+        (lambda places: np.flatnonzero(before)[:1], ValueError, "where there is a weight"),
+    ):  # fmt: skip
+        layer = nn.SparseLinear(8, 8, sparsity=0.75, rng=0)
+        with pytest.raises(error, match=message):
+            _Diagonal(nn.Sequential(layer), change).step(1)
+        np.testing.assert_array_equal(_mask(layer), before)

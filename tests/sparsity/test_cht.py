@@ -95,7 +95,7 @@ def test_soft_strengths_sharpen_in_the_course_of_training() -> None:
     algorithm = CHT(model, soft=True, steps=100, rng=0)
     magnitudes = np.array([1.0, 2.0])
     for step, odds in ((0, 2.0), (50, 4.0), (100, 8.0)):
-        wins = np.mean([np.argmax(algorithm._strengths(magnitudes, step)) for _ in range(4000)])
+        wins = np.mean([np.argmax(algorithm._softened(magnitudes, step)) for _ in range(4000)])
         assert abs(wins - odds / (1 + odds)) < 0.03
     with pytest.raises(TypeError, match=r"^soft is 1, expected True or False$"):
         CHT(model, soft=1)  # type: ignore[arg-type]
