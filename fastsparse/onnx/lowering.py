@@ -39,7 +39,8 @@ from fastsparse.onnx.windows import Window, WindowError, kernel_of, window
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
-_LARGEST_VECTOR = 65536  # numbers of a constant that may be one per channel
+_LARGEST_VECTOR = 65536  # channels that are scaled one by one
+_LARGEST_GATHER = 2**23  # numbers of an image whose indices are written down
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
 
@@ -244,13 +245,15 @@ class Lowering:
             return self._hard_sigmoid(node, form, x)
         return None if name is None or form is None else Lowered(Activate(name), form, form, x, ("activate", name))
 
-    def _hard_sigmoid(self, node: Node, form: Form, x: Shape) -> Lowered:
+    def _hard_sigmoid(self, node: Node, form: Form, x: Shape) -> Lowered | None:
         """Of any slope and offset: that of the kernels on a scaled operand."""
         slope, offset = node.get("alpha", 0.2), node.get("beta", 0.5)
         lowered = Lowered(Activate("hardsigmoid"), form, form, x, ("activate", "hardsigmoid", slope, offset))
         precision = np.finfo(self.kernel_dtype(node.inputs[0])).eps  # files hold slopes as float32
         if abs(slope - _SLOPE) <= precision * _SLOPE and offset == 0.5:
             return lowered
+        if form.shape[0] > _LARGEST_VECTOR:
+            return None
         ones = np.ones(form.shape[0])
         scale = Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE))
         return replace(lowered, before=((scale, form.shape),))
@@ -285,7 +288,7 @@ class Lowering:
         other = node.inputs[1] if name == node.inputs[0] else node.inputs[0]
         array = self.constants.array(other)
         axis = len(x) - 1 if form == Form(math.prod(x[:-1]), x[-1:]) else 1
-        if array is None or array.size > _LARGEST_VECTOR or (node.op in ("Sub", "Div") and name != node.inputs[0]):
+        if array is None or form.shape[0] > _LARGEST_VECTOR or (node.op in ("Sub", "Div") and name != node.inputs[0]):
             return None
         if form.shape[:1] != x[axis : axis + 1] or form.samples != math.prod(x[:axis]):
             return None
@@ -351,9 +354,12 @@ class Lowering:
         if wanted is None or wanted.shape != (len(x),) or (wanted[:2] != 1).any() or (wanted % 1).any():
             return None
         scale = tuple(int(n) for n in wanted[2:])
+        image = x[1:]
         if min(scale) < 1 or node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return None
-        image, dtype = x[1:], self.kernel_dtype(node.inputs[0])
+        if math.prod((*image, *scale)) > _LARGEST_GATHER:
+            return None
+        dtype = self.kernel_dtype(node.inputs[0])
         *before, (operator, target) = repeated(image, scale) if nearest else interpolated(image, scale, dtype)
         source, y = Form(x[0], x[1:]), (x[0], *target)
         return Lowered(operator, source, Form(x[0], target), y, ("resize", mode, scale), before=tuple(before))
@@ -362,6 +368,8 @@ class Lowering:
         """Channels as positions."""
         n = int(node.get("blocksize", 0))
         if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or n < 1 or x[1] % (n * n):
+            return None
+        if math.prod(x[1:]) > _LARGEST_GATHER:
             return None
         channels, (height, width) = x[1] // (n * n), x[2:]
         by_channel, target = node.get("mode", "DCR") == "CRD", (channels, height * n, width * n)

@@ -175,7 +175,7 @@ class _Reader:
         self._spend(math.prod(shape) * wide.itemsize)
         sparsity = tensor.Sparsity()
         if sparsity is not None:
-            values = _densified(sparsity, values, shape, name)
+            values = _densified(sparsity, values, shape, name, len(self._content))
         if values.size != math.prod(shape):
             raise ValueError(f"tensor {name!r} of shape {shape} has {values.size} numbers")
         values = values.reshape(shape).astype(wide)
@@ -242,12 +242,12 @@ def _named(tensors: list[Tensor]) -> list[Tensor]:
     return named
 
 
-def _densified(sparsity: Any, values: Array, shape: Shape, name: str) -> Array:
+def _densified(sparsity: Any, values: Array, shape: Shape, name: str, held: int) -> Array:
     """A sparse tensor with its zeros.
 
     Levels are gone through in the order of traversal, outermost first, as in TACO (Kjolstad et al., OOPSLA 2017): a
     dense level has all its indices below every node, a compressed one those of its segment. Levels behind the tensor's
-    own axes are axes of blocks.
+    own axes are axes of blocks. Every node is a value or has a segment: there are no more than the file `held` bytes.
     """
     order = [int(n) for n in sparsity.TraversalOrderAsNumpy()]
     blocked = [int(n) for n in sparsity.BlockMapAsNumpy()] if sparsity.BlockMapLength() else []
@@ -256,7 +256,7 @@ def _densified(sparsity: Any, values: Array, shape: Shape, name: str) -> Array:
         not 0 <= axis < rank for axis in blocked
     ):  # fmt: skip
         raise ValueError(f"tensor {name!r} of shape {shape} has levels {order} and blocks of axes {blocked}")
-    limit = math.prod(shape)
+    limit = min(math.prod(shape), held)
     parents, places = np.zeros(1, np.int64), dict[int, Array]()
     sizes = {}
     for level, axis in enumerate(order):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -355,3 +356,19 @@ def test_negative_sizes_of_inputs_are_open(rng):
     engine = fs.compile(model)
     for batch in (1, 5):
         assert engine(np.ones((batch, 4), np.float32)).shape == (batch, 3)
+
+
+@pytest.mark.parametrize("op", ["DepthToSpace", "Resize"])
+def test_images_of_any_size_take_no_memory_before_a_call(op):
+    """Kernels gather by indices, eight bytes for each number of an image."""
+    b = models.Builder()
+    y = b.conv("x", 4, 4)
+    scales = b.constant([1, 1, 2, 2], "float32")
+    y = b.add(op, y, blocksize=2) if op == "DepthToSpace" else b.add(op, y, "", scales, mode="nearest")
+    model = b.model({"x": [1, 4, 2**12, 2**12]}, [y])
+    tracemalloc.start()
+    try:
+        models.on_kernels(model)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

@@ -319,6 +319,15 @@ def test_sparsity_that_does_not_fit(tmp_path, change, message):
         fs.compile(path)
 
 
+def test_sparsity_of_more_places_than_the_file_has_bytes(tmp_path):
+    w = Writer()
+    sparsity = {"order": [0, 1], "blocks": [], "levels": [2048, 2048], "kind": "i4"}
+    w.tensor((2048, 2048), data=np.ones(4, "f"), sparsity=sparsity)
+    (tmp_path / "m.tflite").write_bytes(w.finish([], []))
+    with pytest.raises(fs.FileFormatError, match="has a dense level of 2048"):
+        fs.compile(tmp_path / "m.tflite")
+
+
 def test_huge_shapes(tmp_path):
     for shape in ((2**16, 2**15), (-1, 4), (4, 6)):
         w = Writer()
