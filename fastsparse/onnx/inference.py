@@ -182,7 +182,10 @@ class Constants:
             from onnx import numpy_helper
 
             return numpy_helper.to_array(constant)
-        return Session(self.model, self.before([], [name]), [], [name], {}).run({})[0]
+        try:
+            return Session(self.model, self.before([], [name]), [], [name], {}).run({})[0]
+        except ValueError as error:
+            raise FileFormatError(f"{name!r} follows from constants, and {error}") from error
 
     def before(self, nodes: Sequence[Node], outputs: Sequence[str] = ()) -> list[Node]:
         """The nodes that compute what these nodes read of constants."""

@@ -372,3 +372,10 @@ def test_images_of_any_size_take_no_memory_before_a_call(op):
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
+
+
+def test_outputs_that_follow_from_constants_and_cannot_be_computed():
+    b = models.Builder()
+    y = b.add("Gather", b.vector(4), b.constant([7], "int64"))
+    with pytest.raises(fs.FileFormatError, match="'t0_0' follows from constants, and the model cannot be computed"):
+        fs.compile(b.model({"x": [1]}, [y]))
