@@ -253,16 +253,16 @@ def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[t
                 settings = list(SETTINGS)[int(rng.integers(len(SETTINGS)))]
             elif workers > 1:
                 settings = "parallel"
-            expanded = int(rng.choice([0, 2000, 2**40]))
-            label = f"{name}, {cut}, {workers} workers, expanded_bytes={expanded}"
+            expanded, smallest = int(rng.choice([0, 2000, 2**40])), int(rng.choice([1, 7]))
+            label = f"{name}, {cut}, {workers} workers, expanded_bytes={expanded}, group_positions={smallest}"
 
             def scheduled(
                 workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make,
-                expanded: int = expanded,
+                expanded: int = expanded, smallest: int = smallest,
             ) -> Schedule:  # fmt: skip
                 """Under the heuristics of the block around it."""
                 here = target_for(program.dtype, workers)
-                h = replace(here.heuristics, expanded_bytes=expanded)
+                h = replace(here.heuristics, expanded_bytes=expanded, group_positions=smallest, group_overhang=9.0)
                 return make(program, batch, replace(here, lanes=width, heuristics=h), cut)  # type: ignore[no-any-return]
 
             yield label, settings, scheduled

@@ -371,12 +371,13 @@ def plan_between_blocked(
 
     With tile_groups > 1, a tile runs over the positions of several groups, for images of few positions.
     """
-    h = target.heuristics
+    h, ends = target.heuristics, y.all_offsets()
+    in_memory = np.argsort(ends, kind="stable")
     starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
     starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
-    rates = h.window_rates(geometry.out_spatial[-1])
+    rates = h.window_rates(geometry.out_spatial[min(reversed(range(len(y.strides))), key=y.strides.__getitem__)])
     width = h.tile_width(geometry.positions * tile_groups, rates, pattern.full and geometry.groups == 1)
-    tiles = tiles_between(starts, y.all_offsets(), x, y, width, tile_groups, target)
+    tiles = tiles_between(starts[in_memory], ends[in_memory], x, y, width, tile_groups, target)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
     groups = h.row_groups(
         geometry.out_channels, -(-tiles.count * sample_groups // tile_groups), target.threads, width * target.vector

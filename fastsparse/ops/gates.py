@@ -37,8 +37,10 @@ class Image:
 
     @staticmethod
     def blocked(planes: BlockedPlanes) -> Image:
-        """Of planes of samples or of spatial tiles."""
-        return Image(planes.spatial, planes.strides, planes.corner, planes.channel_stride, planes.group_stride)
+        """Of planes of samples or of spatial tiles, with axes as they lie in memory."""
+        order = sorted(range(len(planes.spatial)), key=lambda axis: -planes.strides[axis])
+        spatial, strides = (tuple(of[axis] for axis in order) for of in (planes.spatial, planes.strides))
+        return Image(spatial, strides, planes.corner, planes.channel_stride, planes.group_stride)
 
 
 def prepare(

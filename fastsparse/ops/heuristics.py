@@ -139,6 +139,8 @@ class Heuristics:
     most_groups: int = 16  # groups of samples per task
     step_cost: float = 2e5  # barrier of all workers, in multiplications and additions (2 us)
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
+    group_positions: int = 7  # fewest of a spatial tile, where workers have groups of tiles of their own
+    group_overhang: float = 1.15  # most positions that are computed then, relative to those of one group
     # Padded planes against spatial tiles, in multiplications and additions
     planes_cost: float = 1.3  # relative cost of a window, where vectors are unaligned
     planes_store_flops: float = 10  # per output: many vectors are stored in pieces
@@ -244,6 +246,13 @@ class Heuristics:
         in this order: lines stay in its caches.
         """
         return 1 if threads == 1 or images % threads == 0 else max(1, min(threads, -(-positions // WIDEST_TILE)))
+
+    def groups_tiles(self, positions: int, groups: int, alone: int) -> bool:
+        """Whether an image that workers share is cut into so many groups of tiles with `positions` each.
+
+        alone : positions of a tile where there is one group
+        """
+        return positions >= self.group_positions and groups * positions <= self.group_overhang * alone
 
     # ------------------------------------------------------------------------------------------ memory
 

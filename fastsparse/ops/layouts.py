@@ -53,16 +53,23 @@ class BlockedPlanes:
         return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
 
 
-def blocked_planes(channels: int, spatial: Ints, padding: Padding, target: Target) -> BlockedPlanes:
-    """Batch-blocked planes of padded images. spatial () is for features: one position per channel."""
+def blocked_planes(
+    channels: int, spatial: Ints, padding: Padding, target: Target, order: Ints | None = None
+) -> BlockedPlanes:
+    """Batch-blocked planes of padded images. spatial () is for features: one position per channel.
+
+    order : the spatial axes as they lie in memory, the last one with neighbours side by side; row-major by default
+    """
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
-    strides = tuple(s * target.vector for s in row_major_strides(padded))
+    order = order or tuple(range(len(padded)))
+    ordered = row_major_strides(tuple(padded[axis] for axis in order))
+    strides = tuple(ordered[order.index(axis)] * target.vector for axis in range(len(padded)))
     total, positions = math.prod(padded), math.prod(spatial)
     channel_stride = unaliased_stride(max(1, total) * target.vector, target.vector)
     group_stride = unaliased_stride(channels * channel_stride, target.vector)
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
     offsets = padding_offsets = _NONE
-    if total != positions:
+    if total != positions or strides != tuple(s * target.vector for s in row_major_strides(padded)):
         offsets = grid(spatial, (1,) * len(spatial), strides) + corner
         inside = np.zeros(total, bool)
         inside[offsets // target.vector] = True

@@ -4,6 +4,10 @@ A tile has a halo with the edges of its neighbours, as deep as the windows of it
 image are then computed as VL samples are in the batch-blocked layout: with aligned loads, and no vectors stored in
 pieces. The costs are the halos, exchanged after every layer whose readers have windows (as in distributed stencil
 codes), and tiles that extend past the end of images whose size the grid does not divide.
+
+Where workers share an image it is cut into a multiple of VL tiles: a group of VL for each worker, apart in memory as
+groups of samples are. With one group, a worker's positions lie between those of others in every channel, and cores that
+share no cache fetch each other's lines ahead in vain.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.ops.geometry import Ints, Padding, grid, row_major_strides
-from fastsparse.ops.layouts import BlockedPlanes
+from fastsparse.ops.layouts import BlockedPlanes, blocked_planes
 from fastsparse.ops.pooling import Table
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
@@ -28,10 +32,24 @@ SPATIAL_TILES_LIMIT = 2**31  # bytes of a channel that gathers can address
 
 @dataclass(frozen=True)
 class Partition:
-    """VL tiles of `size`, in row-major order on a grid of `counts`; the last ones may extend past the image's end."""
+    """Tiles of `size`, in row-major order on a grid of `counts`; the last ones may extend past the image's end.
+
+    groups : of VL tiles each
+    """
 
     counts: Ints
     size: Ints
+    groups: int = 1
+
+    @property
+    def lanes(self) -> int:
+        """VL, the tiles of a group."""
+        return math.prod(self.counts) // self.groups
+
+    @property
+    def order(self) -> Ints:
+        """The axes as tiles lie in memory: the longest last, whose positions are side by side."""
+        return tuple(sorted(range(len(self.size)), key=self.size.__getitem__))
 
     def hangs_over(self, spatial: Ints) -> bool:
         return any(c * n != whole for c, n, whole in zip(self.counts, self.size, spatial, strict=True))
@@ -60,16 +78,31 @@ class Reading:
 
 
 @functools.lru_cache(maxsize=256)
-def partition(spatial: Ints, lanes: int) -> Partition:
-    """The partition with the fewest positions; among equals, the shortest halos and the longest rows."""
+def partition(spatial: Ints, lanes: int, groups: int = 1) -> Partition:
+    """The partition with the fewest positions; among equals that whose groups read the fewest vectors of one another,
+    then that with the shortest halos and the longest rows."""
 
-    def cost(counts: Ints) -> tuple[int, int, int]:
+    def cost(counts: Ints) -> tuple[int, int, int, int]:
         size = tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True))
         positions = math.prod(size)
-        return positions, sum(positions // n for n in size), -size[-1]
+        crossing = 0 if groups == 1 else positions // size[0] if counts[0] % groups == 0 else positions
+        return positions, crossing, sum(positions // n for n in size), -size[-1]
 
-    counts = min(_grids(len(spatial), lanes), key=cost)
-    return Partition(counts, tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True)))
+    counts = min(_grids(len(spatial), lanes * groups), key=cost)
+    return Partition(counts, tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True)), groups)
+
+
+@functools.lru_cache(maxsize=256)
+def shared_partition(spatial: Ints, target: Target) -> Partition:
+    """The partition of an image that workers share: a group of tiles for each, or for several, where few positions more
+    are computed and every tile has enough of them."""
+    h, alone = target.heuristics, partition(spatial, target.lanes)
+    for groups in range(target.threads, 1, -1):
+        found = partition(spatial, target.lanes, groups)
+        positions = math.prod(found.size)
+        if target.threads % groups == 0 and h.groups_tiles(positions, groups, math.prod(alone.size)):
+            return found
+    return alone
 
 
 def _grids(axes: int, lanes: int) -> Iterator[Ints]:
@@ -104,7 +137,7 @@ def reading(
     axes = zip(spatial, outputs, kernel, stride, dilation, before, strict=True)
     looks_out = any(b > 0 or (o - 1) * s + d * (k - 1) - b >= n for n, o, k, s, d, b in axes)
     padding = tuple((b, max(0, after)) for b, after in exact)
-    return Reading(Partition(y.counts, size), padding, outside if looks_out else None)
+    return Reading(Partition(y.counts, size, y.groups), padding, outside if looks_out else None)
 
 
 def touched(y: Partition, r: Reading, kernel: Ints, stride: Ints, dilation: Ints) -> NDArray[np.bool_]:
@@ -139,7 +172,8 @@ def windows_of(table: Table, inputs: int) -> tuple[int, int, int] | None:
 class Gather:
     """Vectors to write, and the source offset of every lane; see the arguments in `fastsparse_kernels.layouts`.
 
-    near : the position of a tile that each vector has, or is nearest to in the halo, ascending; there are `positions`
+    near : the position of its group's tiles that each vector has, or is nearest to in the halo, numbered through all
+        groups, ascending; there are `positions`
     """
 
     source_offsets: NDArray[np.int32]  # [vectors, VL]
@@ -157,18 +191,19 @@ class Gather:
 
 
 def tile_offsets(spatial: Ints, p: Partition, planes: BlockedPlanes, size: int) -> NDArray[np.int64]:
-    """Offset in the channel of every position of the image, int64 [positions], bytes."""
-    offset, lane = np.zeros((), np.int64), np.zeros((), np.int64)
+    """Offset from the first group's channel of every position of the image, int64 [positions], bytes."""
+    offset, number = np.zeros((), np.int64), np.zeros((), np.int64)
     axes = zip(spatial, p.size, planes.strides, row_major_strides(p.counts), strict=True)
-    for n, tile, stride, lane_stride in axes:
+    for n, tile, stride, number_stride in axes:
         index = np.arange(n, dtype=np.int64)
         offset = np.add.outer(offset, index % tile * stride)
-        lane = np.add.outer(lane, index // tile * lane_stride)
-    return offset.ravel() + planes.corner + lane.ravel() * size
+        number = np.add.outer(number, index // tile * number_stride)
+    group, lane = np.divmod(number.ravel(), p.lanes)
+    return offset.ravel() + planes.corner + group * planes.group_stride + lane * size
 
 
 def _image_positions(spatial: Ints, r: Reading) -> NDArray[np.int64]:
-    """Position in the image of every lane of every position of a tile and its halo, -1 outside the image."""
+    """Position in the image of every lane [groups * positions of a tile and its halo, VL], -1 outside the image."""
     index, inside = np.zeros((), np.int64), np.ones((), bool)
     axes = zip(spatial, r.partition.counts, r.partition.size, r.padding, row_major_strides(spatial), strict=True)
     for n, count, tile, (before, after), stride in axes:
@@ -177,67 +212,91 @@ def _image_positions(spatial: Ints, r: Reading) -> NDArray[np.int64]:
         inside = np.logical_and.outer(inside, (at >= 0) & (at < n))
     dims = 2 * len(spatial)
     order = (*range(0, dims, 2), *range(1, dims, 2))
-    found = np.where(inside, index, -1).transpose(order)
-    return found.reshape(-1, math.prod(r.partition.counts))
+    found = np.where(inside, index, -1).transpose(order).reshape(-1, r.partition.groups, r.partition.lanes)
+    return found.swapaxes(0, 1).reshape(-1, r.partition.lanes)
+
+
+def tile_planes(channels: int, r: Reading, target: Target) -> BlockedPlanes:
+    """Planes of tiles with their halos, of one group."""
+    return blocked_planes(channels, r.partition.size, r.padding, target, r.partition.order)
 
 
 def gather_tiles(
-    source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target, only: NDArray[np.bool_] | None = None
-) -> Gather:
+    source: NDArray[np.int64], spatial: Ints, r: Reading, planes: BlockedPlanes, target: Target,
+    only: NDArray[np.bool_] | None = None,
+) -> Gather:  # fmt: skip
     """Fill tiles and their halos from an image with positions at offsets `source`; `only` those positions of a tile."""
     at = _image_positions(spatial, r)
-    vectors = np.arange(len(at)) if only is None else np.flatnonzero(only)
-    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors, source, r, target)
+    vectors = np.arange(len(at)) if only is None else np.flatnonzero(np.tile(only, r.partition.groups))
+    return _gather_tiles(np.where(at < 0, -1, source[at]), vectors, source, r, planes, target)
 
 
-def exchange_halo(source: NDArray[np.int64], spatial: Ints, r: Reading, target: Target) -> Gather:
+def exchange_halo(
+    source: NDArray[np.int64], spatial: Ints, r: Reading, planes: BlockedPlanes, target: Target
+) -> Gather:
     """Fill halos, and positions past the image's end, from the tiles themselves, at offsets `source`."""
     at = _image_positions(spatial, r)
     padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
     strides = row_major_strides(padded)
     inner = grid(r.partition.size, (1,) * len(padded), strides)
     corner = sum(before * step for (before, _), step in zip(r.padding, strides, strict=True))
-    own = np.zeros(len(at), bool)
+    own = np.zeros(math.prod(padded), bool)
     own[inner + corner] = True
-    vectors = np.flatnonzero(~own | (at < 0).any(axis=1))
-    return _gather(np.where(at < 0, -1, source[at])[vectors], vectors, source, r, target)
+    vectors = np.flatnonzero(~np.tile(own, r.partition.groups) | (at < 0).any(axis=1))
+    return _gather_tiles(np.where(at < 0, -1, source[at]), vectors, source, r, planes, target)
 
 
 def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
     """Write a contiguous image from positions at offsets `source`."""
     count = len(source)
     sources = np.concatenate([source, np.full(-count % target.lanes, -1)]).reshape(-1, target.lanes)
-    gather = _gather(sources, np.arange(len(sources)), source, None, target)
+    gather = _gather(sources, np.arange(len(sources)) * target.vector, source, target)
     return replace(gather, last_lanes=(count - 1) % target.lanes + 1)
 
 
 def gather_vectors(source: NDArray[np.int64], targets: NDArray[np.int64], target: Target) -> Gather:
     """Move whole vectors from offsets `source` to offsets `targets`."""
     sources = np.add.outer(source, np.arange(target.lanes) * target.size)
-    return _gather(sources, targets // target.vector, sources, None, target)
+    return _gather(sources, targets, sources, target)
+
+
+def _gather_tiles(
+    sources: NDArray[np.int64], vectors: NDArray[np.int64], source: NDArray[np.int64], r: Reading,
+    planes: BlockedPlanes, target: Target,
+) -> Gather:  # fmt: skip
+    """Gather of these vectors of groups of tiles and their halos."""
+    near, groups = _nearest(r), np.arange(r.partition.groups)[:, None]
+    tile = math.prod(r.partition.size)
+    padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
+    targets = (groups * planes.group_stride + grid(padded, (1,) * len(padded), planes.strides)).ravel()
+    return replace(
+        _gather(sources[vectors], targets[vectors], source, target, r.outside),
+        near=(groups * tile + near).ravel()[vectors],
+        positions=r.partition.groups * tile,
+    )
 
 
 def _gather(
-    sources: NDArray[np.int64], vectors: NDArray[np.int64], source: NDArray[np.int64], r: Reading | None, target: Target
-) -> Gather:
-    """Gather of lanes from `sources` [vectors, VL] into these vectors: of tiles with their halo, or in a row."""
+    sources: NDArray[np.int64], targets: NDArray[np.int64], source: NDArray[np.int64], target: Target,
+    outside: float | None = None,
+) -> Gather:  # fmt: skip
+    """Gather of lanes from `sources` [vectors, VL], out of all those at `source`, into vectors at `targets`."""
     end = int(source.max(initial=0)) + target.size
-    farthest = max(end - target.size, int(vectors.max(initial=0)) * target.vector)
+    farthest = max(end - target.size, int(targets.max(initial=0)))
     if farthest >= SPATIAL_TILES_LIMIT:
         raise ValueError(
             f"a channel in spatial tiles spans {farthest} bytes, expected fewer than {SPATIAL_TILES_LIMIT}"
         )
     first = np.where(sources < 0, farthest, sources).min(axis=1, initial=farthest) // target.vector * target.vector
     single = (sources.max(axis=1, initial=-1) < first + target.vector) & (first + target.vector <= end)
-    outside = 0.0 if r is None or r.outside is None else r.outside
     return Gather(
         np.ascontiguousarray(sources, np.int32),
         np.where(single, first, -1).astype(np.int32),
-        (vectors * target.vector).astype(np.uint32),
-        np.full(1, outside, np.dtype(f"f{target.size}")),
+        targets.astype(np.uint32),
+        np.full(1, outside or 0.0, np.dtype(f"f{target.size}")),
         target.lanes,
-        np.arange(len(vectors)) if r is None else _nearest(r)[vectors],
-        len(vectors) if r is None else math.prod(r.partition.size),
+        np.arange(len(targets)),
+        len(targets),
     )
 
 

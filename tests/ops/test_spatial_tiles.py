@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as plans
-from fastsparse.ops.layouts import blocked_planes
-from fastsparse.ops.target import Target, target_for
+from fastsparse.ops.geometry import grid
+from fastsparse.ops.target import target_for
 from fastsparse.runtime.buffers import address
 
 TARGET = target_for(np.dtype("float32"), 1)
@@ -30,12 +31,6 @@ def cut(image: np.ndarray, r: plans.Reading, outside: float) -> np.ndarray:
         first = [c * n for c, n in zip(corner, r.partition.size)]
         found.append(whole[tuple(slice(f, f + n + b + a) for f, n, (b, a) in zip(first, r.partition.size, r.padding))])
     return np.stack(found)
-
-
-def run(gather: plans.Gather, x: np.ndarray, y: np.ndarray, target: Target) -> None:
-    """x and y (images, channels, bytes of a channel in numbers)."""
-    strides = [(a.strides[0], a.strides[1]) for a in (x, y)]
-    plans.prepare(gather, *strides, x.shape[1], len(x), target).run(address(x), address(y))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
@@ -64,37 +59,47 @@ def test_partitions_of_usual_images(spatial, count, counts, size):
 
 
 @pytest.mark.parametrize("threads", [1, 3])  # two images are cut into parts for three workers
+@pytest.mark.parametrize("groups", [1, 2, 3])
 @given(
     spatial=spatials,
     deep=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=3),
     outside=st.sampled_from([0.0, -np.inf]),
     seed=st.integers(0, 99),
 )
-def test_gathers_give_what_padding_and_slicing_give(spatial, deep, outside, seed, threads):
+def test_gathers_give_what_padding_and_slicing_give(spatial, deep, outside, seed, groups, threads):
     target = target_for(np.dtype("float32"), threads)
-    r = plans.Reading(plans.partition(spatial, target.lanes), tuple(deep[: len(spatial)]), outside)
-    images, channels = 2, 3
-    planes = blocked_planes(channels, r.partition.size, r.padding, target)
+    r = plans.Reading(plans.partition(spatial, target.lanes, groups), tuple(deep[: len(spatial)]), outside)
+    images, channels, lanes = 2, 5, target.lanes
+    planes = plans.tile_planes(channels, r, target)
+    padded = tuple(n + b + a for n, (b, a) in zip(r.partition.size, r.padding))
+    places = grid(padded, (1,) * len(spatial), planes.strides) // 4
     x = np.random.default_rng(seed).standard_normal((images, channels, *spatial)).astype(np.float32)
-    flat_x = x.reshape(images, channels, -1)
-    count = math.prod(n + b + a for n, (b, a) in zip(r.partition.size, r.padding))
-    y = np.full((images, channels, planes.channel_stride // 4), np.nan, np.float32)
-    expected = np.stack([[cut(channel, r, outside).reshape(target.lanes, -1).T for channel in image] for image in x])
+    flat_x, plain = x.reshape(images, channels, -1), np.arange(math.prod(spatial)) * 4
+    strides = (flat_x.strides[:2], (groups * planes.group_stride, planes.channel_stride))
+    expected = np.full((images, groups, planes.group_stride // 4), np.nan, np.float32)
+    for i, c in np.ndindex(images, channels):
+        at = np.add.outer(places + c * planes.channel_stride // 4, np.arange(lanes))
+        for g, tiles in enumerate(np.split(cut(x[i, c], r, outside).reshape(lanes * groups, -1), groups)):
+            expected[i, g, at] = tiles.T
 
-    plain = np.arange(math.prod(spatial)) * 4
-    run(plans.gather_tiles(plain, spatial, r, target), flat_x, y, target)
-    np.testing.assert_array_equal(y[..., : count * target.lanes].reshape(expected.shape), expected)
-    assert np.isnan(y[..., count * target.lanes :]).all()
+    def run(gather: plans.Gather, x: np.ndarray, y: np.ndarray, strides: Any) -> np.ndarray:
+        plans.prepare(gather, *strides, channels, images, target).run(address(x), address(y))
+        return y
+
+    y = np.full_like(expected, np.nan)
+    run(plans.gather_tiles(plain, spatial, r, planes, target), flat_x, y, strides)
+    np.testing.assert_array_equal(y, expected)
 
     # Halos alone, from the tiles: what is not the image's own is spoilt first.
     at = plans.tile_offsets(spatial, r.partition, planes, 4)
     spoilt = np.full_like(y, np.nan)
-    np.put_along_axis(spoilt, np.broadcast_to(at // 4, flat_x.shape), flat_x, axis=2)
-    run(plans.exchange_halo(at, spatial, r, target), spoilt, spoilt, target)
+    own = np.add.outer(np.arange(channels) * planes.channel_stride, at).ravel() // 4
+    spoilt.reshape(images, -1)[:, own] = x.reshape(images, -1)
+    run(plans.exchange_halo(at, spatial, r, planes, target), spoilt, spoilt, strides[1:] * 2)
     np.testing.assert_array_equal(spoilt, y)
 
     back = np.full((images, channels, flat_x.shape[2] + 9), np.nan, np.float32)
-    run(plans.gather_image(at, target), y, back, target)
+    run(plans.gather_image(at, target), y, back, (strides[1], back.strides[:2]))
     np.testing.assert_array_equal(back[..., : flat_x.shape[2]], flat_x)
     assert np.isnan(back[..., flat_x.shape[2] :]).all()
 
@@ -123,4 +128,4 @@ def test_irregular_windows_are_none():
 def test_channels_beyond_31_bits_are_refused():
     r = plans.Reading(plans.partition((3,), TARGET.lanes), ((0, 0),), 0.0)
     with pytest.raises(ValueError, match="spans 2147483648 bytes"):
-        plans.gather_tiles(np.array([0, 1, 2**31]), (3,), r, TARGET)
+        plans.gather_tiles(np.array([0, 1, 2**31]), (3,), r, plans.tile_planes(1, r, TARGET), TARGET)

@@ -320,11 +320,13 @@ class Lowering:
 
     def _add_gate(
         self, node: Node, where: str, x: gates.Image, source: Place, gate: gates.Image, gate_source: Place,
-        y: gates.Image, target: Place,
+        y: gates.Image, target: Place, parts: int = 1,
     ) -> None:  # fmt: skip
-        """Append the step of a gate; that of a channel is one number."""
+        """Append the step of a gate, a number for each channel. A single image may lie in `parts`, as images do."""
         channels, strides = self.program.shapes[node.output][0], (gate.image_stride, gate.channel_stride)
-        launch = gates.prepare(x, strides, y, channels, self.images, self.target, by_lane=False)
+        if parts > 1:
+            strides = 0, gate.channel_stride
+        launch = gates.prepare(x, strides, y, channels, self.images * parts, self.target, by_lane=False)
         sources = source, (gate_source[0], gate_source[1] + gate.corner)
         self._add(node.name, f"gate {where}", node, sources, target, launch, ("x", "gate", "y"))
 

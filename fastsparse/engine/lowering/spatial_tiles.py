@@ -23,8 +23,8 @@ from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
 from fastsparse.ops.gates import Image
-from fastsparse.ops.geometry import ConvGeometry
-from fastsparse.ops.layouts import BlockedPlanes, blocked_planes
+from fastsparse.ops.geometry import ConvGeometry, grid
+from fastsparse.ops.layouts import BlockedPlanes
 from fastsparse.ops.pooling import Windows
 from fastsparse.ops.target import Target
 
@@ -37,6 +37,16 @@ class _Tiles:
 
     reading: tiles.Reading
     planes: BlockedPlanes
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Bytes between images, where each is one group, and between channels."""
+        return self.planes.group_stride, self.planes.channel_stride
+
+    @property
+    def plane(self) -> int:
+        """Bytes between the parts of the memory that workers own, see `Buffer.plane`."""
+        return self.planes.group_stride if self.reading.partition.groups > 1 else self.planes.channel_stride
 
 
 def _regular(op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
@@ -57,6 +67,8 @@ class _TilesLowering(Lowering):
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self._known: dict[int, _Tiles] = {}
+        reach = max(math.prod(shape) for shape in program.shapes) * self.target.size
+        self._shares = self.images == 1 and 4 * reach < tiles.SPATIAL_TILES_LIMIT
 
     # --- layouts of tensors ---------------------------------------------------------------------
 
@@ -64,7 +76,13 @@ class _TilesLowering(Lowering):
         return tuple(self.program.shapes[t][1:])
 
     def _partition(self, t: int) -> tiles.Partition:
+        if self._shares:
+            return tiles.shared_partition(self._spatial(t), self.target)
         return tiles.partition(self._spatial(t), self.target.lanes)
+
+    def _groups_of(self, t: int) -> int:
+        """Groups of samples' planes, or of VL tiles', that hold the tensor's images."""
+        return self.images * self._natural(t).reading.partition.groups
 
     def _reading(self, node: Node) -> tiles.Reading | None:
         """What the node reads of its first input; None where it reads the plain image."""
@@ -100,39 +118,44 @@ class _TilesLowering(Lowering):
                     pairs = zip(padding, r.padding, strict=True)
                     padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
             reading = tiles.Reading(partition, tuple(padding), outside)
-            self._known[leader] = _Tiles(reading, self._planes_of(leader, reading))
+            self._known[leader] = self._laid_out(leader, reading)
         return self._known[leader]
 
-    def _planes_of(self, t: int, r: tiles.Reading) -> BlockedPlanes:
-        return blocked_planes(self.program.shapes[t][0], r.partition.size, r.padding, self.target)
+    def _laid_out(self, t: int, r: tiles.Reading) -> _Tiles:
+        return _Tiles(r, tiles.tile_planes(self.program.shapes[t][0], r, self.target))
+
+    def _tiles_buffer(self, layout: _Tiles) -> Place:
+        return self._buffer(self._bytes(layout), plane=layout.plane)
 
     def _memory_of(self, t: int) -> tuple[int, None, int]:
-        return self._bytes(self._natural(t).planes), None, self._natural(t).planes.channel_stride
+        natural = self._natural(t)
+        return self._bytes(natural), None, natural.plane
 
-    def _bytes(self, planes: BlockedPlanes) -> int:
-        return self.images * planes.group_stride
+    def _bytes(self, layout: _Tiles) -> int:
+        return self.images * layout.reading.partition.groups * layout.planes.group_stride
 
     # --- changing forms --------------------------------------------------------------------------
 
     def _lay_out(self, t: int, node: Node) -> None:
         natural = self._natural(t)
-        place = self._buffer(self._bytes(natural.planes), plane=natural.planes.channel_stride)
-        self._gather(t, natural.reading, natural.planes, place, node)
+        place = self._tiles_buffer(natural)
+        self._gather(t, natural, place, node)
         self.forms[t, "tiles"] = place
 
     def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
         """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
         if (t, "tiles") in self.forms:
             natural = self._natural(t)
-            planes, at = natural.planes, natural.reading.partition
-            positions = tiles.tile_offsets(self._spatial(t), at, planes, self.target.size)
-            return self.forms[t, "tiles"], positions, (planes.group_stride, planes.channel_stride)
+            positions = tiles.tile_offsets(
+                self._spatial(t), natural.reading.partition, natural.planes, self.target.size
+            )
+            return self.forms[t, "tiles"], positions, natural.strides
         plain = self._plain(t)
         return self.forms[t, "plain"], plain.all_offsets(), (plain.image_stride, plain.channel_stride)
 
     def _gather(
-        self, t: int, r: tiles.Reading, planes: BlockedPlanes, target: Place, node: Node,
-        only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None,
+        self, t: int, to: _Tiles, target: Place, node: Node, only: NDArray[np.bool_] | None = None,
+        step: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         """Step that gathers the image, or every step-th position of it, for `node`; `only` those of a tile."""
         if (t, "tiles") not in self.forms:
@@ -142,9 +165,8 @@ class _TilesLowering(Lowering):
         if step is not None:
             grid = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
             positions, spatial = grid.ravel(), grid.shape
-        plan = tiles.gather_tiles(positions, spatial, r, self.target, only)
-        to = planes.group_stride, planes.channel_stride
-        self._add_gather(t, plan, source, strides, target, to, name_before(node), "tiles")
+        plan = tiles.gather_tiles(positions, spatial, to.reading, to.planes, self.target, only)
+        self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
     def _copy_out(self, t: int, target: Place, name: str) -> None:
         source, positions, strides = self._source(t)
@@ -157,7 +179,7 @@ class _TilesLowering(Lowering):
         natural, spatial = self._natural(t), self._spatial(t)
         if natural.reading.exchanged(spatial):
             place, positions, strides = self._source(t)
-            plan = tiles.exchange_halo(positions, spatial, natural.reading, self.target)
+            plan = tiles.exchange_halo(positions, spatial, natural.reading, natural.planes, self.target)
             self._add_gather(t, plan, place, strides, place, strides, name, "halo")
 
     def _add_gather(
@@ -171,10 +193,10 @@ class _TilesLowering(Lowering):
         """Every stride-th position of the node's first input, in tiles as the node's output has them."""
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
-        planes = self._planes_of(t, r)
-        target = self._buffer(self._bytes(planes), plane=planes.channel_stride)
-        self._gather(t, r, planes, target, node, step=stride)
-        return target, planes
+        layout = self._laid_out(t, r)
+        target = self._tiles_buffer(layout)
+        self._gather(t, layout, target, node, step=stride)
+        return target, layout.planes
 
     def _tiles_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
                    ) -> tuple[Place, tiles.Reading, BlockedPlanes]:  # fmt: skip
@@ -184,16 +206,15 @@ class _TilesLowering(Lowering):
         natural = self._natural(t)
         if natural.reading.serves(r):
             return self._get(t, "tiles", node), natural.reading, natural.planes
-        planes = self._planes_of(t, r)
-        target = self._buffer(self._bytes(planes), plane=planes.channel_stride)
-        y = self._partition(node.output)
-        self._gather(t, r, planes, target, node, tiles.touched(y, r, kernel, stride, dilation))
-        return target, r, planes
+        layout = self._laid_out(t, r)
+        target = self._tiles_buffer(layout)
+        self._gather(t, layout, target, node, tiles.touched(self._partition(node.output), r, kernel, stride, dilation))
+        return target, r, layout.planes
 
     # --- nodes on images -------------------------------------------------------------------------
 
     def _conv(self, node: Node, op: Conv) -> None:
-        images, g = self.images, _unstrided(op.geometry)
+        groups, g = self._groups_of(node.output), _unstrided(op.geometry)
         residual = None if node.residual is None else self._get(self.roots[node.residual], "tiles", node)
         if g is op.geometry:
             source, _, x = self._tiles_for(node, g.kernel, g.stride, g.dilation)
@@ -204,12 +225,12 @@ class _TilesLowering(Lowering):
         # Of a tile alone; behind it the windows may end before its last position.
         padding = tiles.exact_padding(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
         inside = replace(g, spatial=r.partition.size, padding=padding)
-        weight = planned(op.weight, lambda p: plan_between_blocked(p, inside, x, y, self.target, images))
+        weight = planned(op.weight, lambda p: plan_between_blocked(p, inside, x, y, self.target, groups))
         fresh = node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
         target = self._new(node.output, "tiles", residual[0] if residual and fresh else -1)
         self._add_weighted(
             node, op, weight, "on spatial tiles", source, residual, target, y_row_stride=y.channel_stride,
-            batches=images, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
+            batches=groups, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
         )  # fmt: skip
         self._exchange(node.output, name_before(node))
 
@@ -229,8 +250,9 @@ class _TilesLowering(Lowering):
             _table(*axis) for axis in zip(y.reading.partition.size, kernel, stride, corner, weights, strict=True)
         )
         windows = Windows((padded[0], padded[1]), rows, columns)
-        whole = replace(x, offsets=_CONTIGUOUS)
-        launch = pooling.prepare_blocked(op.kind, windows, whole, y.planes, self.images, self.target)
+        offsets = grid((padded[0], padded[1]), (1, 1), x.strides)
+        whole = replace(x, offsets=offsets if (np.diff(offsets) != self.target.vector).any() else _CONTIGUOUS)
+        launch = pooling.prepare_blocked(op.kind, windows, whole, y.planes, self._groups_of(node.output), self.target)
         kernel_name = f"{op.kind} pool on spatial tiles"
         self._add(node.name, kernel_name, node, (source,), self._new(node.output, "tiles"), launch)
         self._exchange(node.output, name_before(node))
@@ -243,7 +265,8 @@ class _TilesLowering(Lowering):
         gate = Image.blocked(self._natural(g).planes) if tiled else Image.padded(self._plain(g))
         x, y = (Image.blocked(self._natural(s).planes) for s in (t, node.output))
         target = self._new(node.output, "tiles", source[0] if x == y else -1)
-        self._add_gate(node, "on spatial tiles", x, source, gate, gate_source, y, target)
+        parts = self._natural(node.output).reading.partition.groups
+        self._add_gate(node, "on spatial tiles", x, source, gate, gate_source, y, target, parts)
         self._exchange(node.output, name_before(node))
 
 

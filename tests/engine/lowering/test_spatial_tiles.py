@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from fastsparse.engine import choosing, workspace
 from fastsparse.engine import program as programs
 from fastsparse.engine.lowering import padded, spatial_tiles
 from fastsparse.engine.program import Conv, Pool
+from fastsparse.ops.spatial_tiles import shared_partition
 from fastsparse.ops.target import target_for
 
 TARGET = target_for(np.dtype("float32"), 1)
@@ -61,13 +64,16 @@ MODELS = _models()
 
 
 @pytest.mark.R3
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("batch", "threads", "group_positions"), [(3, 1, 7), (3, 2, 7), (1, 1, 7), (1, 2, 7), (1, 4, 1)]
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_spatial_tiles_give_the_bits_of_padded_planes(name, batch, threads):
+def test_spatial_tiles_give_the_bits_of_padded_planes(name, batch, threads, group_positions):
     model, shape = MODELS[name]
     program = fs.compile(model, (batch, *shape), tune=False)._program
     target = target_for(np.dtype("float32"), threads)
+    h = replace(target.heuristics, group_positions=group_positions, group_overhang=9.0)
+    target = replace(target, threads=threads, heuristics=h)
     rng = np.random.default_rng(1)
     x = -np.abs(rng.standard_normal((batch, *shape))).astype(np.float32)  # zeros of padding would win any maximum
     results = []
@@ -81,6 +87,24 @@ def test_spatial_tiles_give_the_bits_of_padded_planes(name, batch, threads):
             space.run(x, y)
         results.append(y)
     np.testing.assert_array_equal(results[0].view(np.int32), results[1].view(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("side", "threads", "counts", "size"),
+    [
+        (56, 2, (4, 8), (14, 7)),
+        (28, 2, (2, 16), (14, 2)),
+        (14, 2, (2, 16), (7, 1)),
+        (7, 2, (4, 4), (2, 2)),
+        (56, 4, (8, 8), (7, 7)),
+        (14, 4, (2, 16), (7, 1)),
+        (56, 1, (4, 4), (14, 14)),
+    ],
+)
+def test_workers_that_share_an_image_have_groups_of_tiles_of_their_own(side, threads, counts, size):
+    target = replace(target_for(np.dtype("float32"), threads), threads=threads, lanes=16)
+    found = shared_partition((side, side), target)
+    assert (found.counts, found.size, found.groups * 16) == (counts, size, counts[0] * counts[1])
 
 
 def test_what_runs_on_spatial_tiles_is_said():
