@@ -1,9 +1,8 @@
-"""Checks of the arguments of `functional`, with errors in one sentence that name the argument."""
+"""Checks of the arguments of `functional` that depend on one another or on matrices; single ones are in `checks`."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from fastsparse.csr import CSR, Pattern
+from fastsparse import checks
+from fastsparse.checks import FLOATS, as_array
+from fastsparse.csr import CSR
 from fastsparse.ops.activations import ACTIVATIONS
 from fastsparse.ops.geometry import ConvGeometry
 
@@ -20,10 +21,8 @@ Axes = int | Sequence[int]  # one number for all axes, or one per axis
 Padding = (
     int | Sequence[int] | Sequence[Sequence[int]]
 )  # one number for all axes, one per axis, or (before, after) per axis
-Seed = int | np.random.Generator | None
 
 _MOST_NUMBERS = 2**53  # elements in the planes of an image, so that bytes of a vector of images stay below 2**63
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = 2**31 - 1  # bound of kernel size, stride, padding and dilation: 64-bit geometry cannot overflow
 
 
@@ -36,10 +35,7 @@ def check_matrix(W: Any, name: str = "W") -> CSR:
 
 def check_activation(activation: Any) -> str | None:
     """The activation's name, if it is known."""
-    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
-        names = ", ".join(repr(name) for name in ACTIVATIONS)
-        raise ValueError(f"activation is {activation!r}, expected one of {names}")
-    return activation
+    return checks.choice(activation, "activation", ACTIVATIONS)
 
 
 def is_sparse(value: Any) -> bool:
@@ -65,7 +61,7 @@ def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") ->
         return array if array.dtype.isnative and array.flags.aligned else array.astype(dtype)
     if found.kind in "biu" or found == np.float16:
         return array.astype(dtype)
-    if found in _FLOATS:
+    if found in FLOATS:
         raise TypeError(
             f"{name} has dtype {array.dtype}, expected {dtype} to match {against}: convert one of them with .astype"
         )
@@ -82,22 +78,10 @@ def as_cast(value: Any, dtype: np.dtype[Any], name: str, against: str) -> NDArra
     """
     if type(value) is not np.ndarray or value.dtype != dtype:
         array = as_array(value, name)
-        if array.dtype.newbyteorder("=") in _FLOATS:
+        if array.dtype.newbyteorder("=") in FLOATS:
             with np.errstate(over="ignore"):
                 value = array.astype(dtype)
     return as_float(value, dtype, name, against)
-
-
-def as_array(value: Any, name: str) -> NDArray[Any]:
-    """A dense array of any type."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, expected an array without a mask (fill it first)")
-    if isinstance(value, (CSR, Pattern)) or sparse.issparse(value):
-        raise TypeError(f"{name} is {type(value).__name__}, expected a dense array")
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is no array: {error}") from error
 
 
 def as_bias(bias: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any] | None:
@@ -110,48 +94,23 @@ def as_bias(bias: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any] | None:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def check_count(value: Any, name: str) -> int:
-    """An integer of at least 1."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, expected a positive integer") from None
-    if count < 1:
-        raise ValueError(f"{name} is {count}, expected a positive integer")
-    return count
-
-
 def per_axis(value: Any, axes: int, name: str, least: int) -> tuple[int, ...]:
     """An int for all axes or one per axis, each at least `least` and below 2**31."""
-    items = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
-    try:
-        numbers = tuple(operator.index(item) for item in items)
-    except TypeError:
-        numbers = ()
-    if len(numbers) != axes or min(numbers) < least or max(numbers) > _LARGEST:
-        wanted = "an integer" if axes == 1 else f"an integer or {axes} integers, each"
-        raise ValueError(f"{name} is {value!r}, expected {wanted} from {least} to {_LARGEST}")
-    return numbers
+    return checks.axes(value, axes, name, least, _LARGEST)
 
 
 def padding_pairs(value: Any, axes: int) -> tuple[tuple[int, int], ...]:
     """Padding as (before, after) per axis, from an int, one int per axis, or pairs."""
-    items = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
-    try:
-        pairs = tuple(
-            (operator.index(item[0]), operator.index(item[1]))
-            if isinstance(item, Sequence) and len(item) == 2
-            else (operator.index(item),) * 2
-            for item in items
-        )
-    except TypeError:
-        pairs = ()
-    if len(pairs) != axes or min(map(min, pairs)) < 0 or max(map(max, pairs)) > _LARGEST:
+    items = value if checks.is_sequence(value) else (value,) * axes
+    pairs = [item if checks.is_sequence(item) and len(item) == 2 else (item, item) for item in items]
+    numbers = [checks.index(number) for pair in pairs for number in pair]
+    if len(pairs) != axes or not all(n is not None and 0 <= n <= _LARGEST for n in numbers):
         raise ValueError(
-            f"padding is {value!r}, expected an integer, one per axis ({axes}) or one pair (before, after) per axis, "
-            f"from 0 to {_LARGEST}"
+            f"padding is {checks.shown(value)}, expected an integer, one per axis ({axes}) or one pair (before, after) "
+            f"per axis, from 0 to {_LARGEST}"
         )
-    return pairs
+    whole = [n for n in numbers if n is not None]
+    return tuple(zip(whole[::2], whole[1::2]))
 
 
 # ---------------------------------------------------------------- convolutions

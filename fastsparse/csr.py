@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
+from fastsparse.checks import INT64_MAX, as_array, float_dtype, shown
 from fastsparse.runtime.memo import Memoized
 
 __all__ = ["CSR", "Pattern", "csr"]
@@ -30,14 +31,11 @@ _DENSE_BYTES = 2**30  # what np.asarray(W) may take: more is hardly meant
 # What a CSR has in place of methods of SciPy's matrices.
 _INSTEAD = {"dot": "W @ x", "transpose": "W.T", "astype": "fastsparse.csr(W, dtype)", "todense": "W.toarray()"}
 INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
 
 IntArray = NDArray[Any]  # int64, or int32 for indices
 FloatArray = NDArray[Any]  # float32 or float64
 MatrixLike: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix | CSR"
 Product: TypeAlias = "Callable[[CSR, MatrixLike], NDArray[Any]]"
-
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
@@ -57,30 +55,10 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     try:
         rows, columns = (operator.index(size) for size in shape)
     except (TypeError, ValueError):
-        raise ValueError(f"shape is {shape!r}, expected two non-negative integers (rows, columns)") from None
+        raise ValueError(f"shape is {shown(shape)}, expected two non-negative integers (rows, columns)") from None
     if min(rows, columns) < 0 or max(rows, columns) > INT64_MAX:
         raise ValueError(f"shape is {(rows, columns)}, expected two non-negative integers below 2**63")
     return rows, columns
-
-
-def checked_dtype(dtype: DTypeLike | None, name: str = "dtype") -> np.dtype[Any] | None:
-    """Return `dtype` as float32 or float64, or None for None.
-
-    Raises
-    ------
-    TypeError
-        For any other data type.
-    """
-    if dtype is None:
-        return None
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"{name} is {dtype!r}, expected float32 or float64") from None
-    native = found.newbyteorder("=")
-    if native not in _FLOATS:
-        raise TypeError(f"{name} is {found.name}, expected float32 or float64")
-    return native
 
 
 def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
@@ -102,16 +80,14 @@ def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
 
 def owned_values(values: ArrayLike, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
     """Copy `values`, of any layout and byte order, into a new native float32 or float64 array of the same shape."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, expected an array without a mask (fill it first)")
-    array = np.asarray(values)
+    array = as_array(values, name)
     kept = value_dtype(array.dtype, name)
     return np.array(array, dtype=dtype or kept, order="C", copy=True, subok=False)
 
 
 def owned_integers(values: ArrayLike, name: str) -> IntArray:
     """Copy a one-dimensional integer array into a new native array that int64 can hold."""
-    array = np.asarray(values)
+    array = as_array(values, name)
     if array.size == 0 and not isinstance(values, np.ndarray):
         array = array.astype(np.int64)  # an empty list carries no type
     if array.dtype.kind not in "iu":
@@ -637,30 +613,32 @@ def csr(obj: MatrixLike, dtype: DTypeLike | None = None) -> CSR:
     >>> fs.csr([[1.0, 0.0], [0.0, 2.0]], dtype="float32")
     <CSR 2x2, 2 nonzeros, density 0.5, float32>
     """
-    wanted = checked_dtype(dtype)
+    return as_csr(obj, "obj", None if dtype is None else float_dtype(dtype))
+
+
+def as_csr(obj: Any, name: str, dtype: np.dtype[Any] | None = None) -> CSR:
+    """`csr` of an argument that errors call `name`."""
     if isinstance(obj, CSR):
-        if wanted is None or wanted == obj.dtype:
-            return obj
-        return CSR._trusted(obj.pattern, frozen(obj.data.astype(wanted)))
+        return obj if dtype in (None, obj.dtype) else CSR._trusted(obj.pattern, frozen(obj.data.astype(dtype)))
     if isinstance(obj, Pattern):
-        raise TypeError("obj is a Pattern, which has no values, expected a matrix (use fs.CSR with the values)")
-    if sparse.issparse(obj):
-        return _from_scipy(obj, wanted)
-    return _from_dense(obj, wanted)
+        raise TypeError(f"{name} is a Pattern, which has no values, expected a matrix (use fs.CSR with the values)")
+    if not sparse.issparse(obj):
+        return _from_dense(obj, name, dtype)
+    if len(obj.shape) != 2:
+        raise ValueError(f"{name} has shape {obj.shape}, expected two dimensions (rows, columns)")
+    return _from_scipy(obj, dtype)
 
 
-def _from_dense(obj: ArrayLike, dtype: np.dtype[Any] | None) -> CSR:
+def _from_dense(obj: ArrayLike, name: str, dtype: np.dtype[Any] | None) -> CSR:
     """Keep the nonzeros of a dense array; NaN counts as one."""
-    if isinstance(obj, np.ma.MaskedArray):
-        raise TypeError("obj is a masked array, expected an array without a mask (fill it first)")
-    dense = np.asarray(obj)
-    value_dtype(dense.dtype, "obj")
+    dense = as_array(obj, name)
+    value_dtype(dense.dtype, name)
     if dense.ndim != 2:
-        raise ValueError(f"obj has shape {dense.shape}, expected two dimensions (rows, columns)")
+        raise ValueError(f"{name} has shape {dense.shape}, expected two dimensions (rows, columns)")
     rows, columns = dense.shape
     kept = dense != 0  # four times faster than np.nonzero on numbers in two dimensions
     places = np.flatnonzero(kept)
-    values = frozen(owned_values(np.ascontiguousarray(dense).reshape(-1)[places], "obj", dtype))
+    values = frozen(owned_values(np.ascontiguousarray(dense).reshape(-1)[places], name, dtype))
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(np.count_nonzero(kept, 1), out=indptr[1:])
     places -= np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(indptr))
@@ -669,8 +647,6 @@ def _from_dense(obj: ArrayLike, dtype: np.dtype[Any] | None) -> CSR:
 
 def _from_scipy(obj: Any, dtype: np.dtype[Any] | None) -> CSR:
     """Take over a scipy.sparse array or matrix of any format; its fields are not trusted."""
-    if len(obj.shape) != 2:
-        raise ValueError(f"obj has shape {obj.shape}, expected two dimensions (rows, columns)")
     if obj.format in ("csr", "csc"):
         what = "column" if obj.format == "csr" else "row"
         indices, data = _without_slack(obj.indptr, obj.indices, obj.data)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fastsparse import checks
 from fastsparse.nn.module import Module
 from fastsparse.nn.spec import from_spec, to_spec
 from fastsparse.runtime.atomic_file import PathLike, replacing
@@ -81,8 +82,10 @@ def save(model: Module, path: PathLike) -> None:
     TypeError
         When the model holds other layers; `path` has not been touched then.
     """
+    if not isinstance(model, Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a fastsparse.nn.Module")
     metadata = {"architecture": to_spec(model)}
-    write(path, "model", model.state_dict(), metadata)
+    write(checks.path(path), "model", model.state_dict(), metadata)
 
 
 def load(path: PathLike) -> Module:
@@ -106,6 +109,7 @@ def load(path: PathLike) -> Module:
     >>> (again[0].weight.data == model[0].weight.data).all()
     np.True_
     """
+    path = checks.path(path)
     arrays, metadata = read(path, "model")
     with damage(path):
         model = from_spec(metadata.get("architecture"), arrays)

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from fastsparse import checks
 from fastsparse.arguments import (
     Axes,
     Padding,
     Samples,
-    as_array,
     as_bias,
     as_float,
     check_activation,
@@ -27,6 +27,7 @@ from fastsparse.arguments import (
     is_sparse,
     transposed_geometry,
 )
+from fastsparse.checks import as_array
 from fastsparse.csr import CSR, INT32_MAX, MatrixLike, Pattern, csr
 from fastsparse.ops import conv as conv_ops
 from fastsparse.ops import linear as linear_ops
@@ -211,6 +212,7 @@ def linear_backward(grad: ArrayLike, x: Samples, W: CSR, *, need_input: bool = T
         When a shape or dtype does not fit.
     """
     check_matrix(W)
+    checks.flag(need_input, "need_input")
     rows = W.shape[0]
     sparse_samples = is_sparse(x)
     x = _as_sparse_samples(x, W) if sparse_samples else _as_samples(x, W)
@@ -522,6 +524,7 @@ def _conv_backward(
     need_input: bool,
 ) -> Gradients:  # fmt: skip
     x, geometry = checked_geometry(axes, x, W, kernel_size, stride, padding, dilation, groups)
+    need_input = checks.flag(need_input, "need_input")
     grad = as_float(grad, W.dtype, "grad")
     expected = (len(x), W.shape[0], *geometry.out_spatial)
     if grad.shape != expected:

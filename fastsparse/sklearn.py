@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,7 @@ try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state, column_or_1d
+    from sklearn.utils._param_validation import Interval, StrOptions
     from sklearn.utils.class_weight import compute_sample_weight
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -28,7 +30,8 @@ except ImportError as error:
         "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install -e '.[sklearn]' in the checkout"
     ) from error
 
-from fastsparse import nn, sparsity, training
+from fastsparse import checks, nn, sparsity, training
+from fastsparse.functional import ACTIVATIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing from Python 3.11 on
@@ -48,8 +51,30 @@ class _Steps:
         self.step = algorithm.step
 
 
+_FROM_ONE = Interval(Integral, 1, None, closed="left")
+_FROM_ZERO = Interval(Real, 0, None, closed="left")
+
+
 class _SparseMLP(BaseEstimator):
     """What classifier and regressor share."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": ["array-like", _FROM_ONE],
+        "sparsity": [Interval(Real, 0, 1, closed="left")],
+        "evolve": [StrOptions(set(_EVOLVE)), None],
+        "every": [_FROM_ONE],
+        "activation": [StrOptions({name for name in ACTIVATIONS if name is not None}), None],
+        "alpha": [_FROM_ZERO],
+        "batch_size": [StrOptions({"auto"}), _FROM_ONE],
+        "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "max_iter": [_FROM_ONE],
+        "tol": [_FROM_ZERO],
+        "n_iter_no_change": [_FROM_ONE],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
 
     def __init__(
         self,
@@ -147,6 +172,8 @@ class _SparseMLP(BaseEstimator):
         weights = self._class_weights(y)
         if sample_weight is not None:
             given = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            if not np.isfinite(given).all():
+                raise ValueError("sample_weight holds NaN or infinity, expected finite numbers of at least 0")
             weights = given if weights is None else given * weights
         if weights is None:
             return X, target, None
@@ -156,24 +183,9 @@ class _SparseMLP(BaseEstimator):
         return (X, target, weights) if len(kept) == len(weights) else (X[kept], target[kept], weights[kept])
 
     def _check_parameters(self) -> None:
-        sizes: Any = self.hidden_layer_sizes
-        self._sizes: list[int] = [int(sizes)] if isinstance(sizes, (int, np.integer)) else list(sizes)
-        for name in ("max_iter", "n_iter_no_change"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
-        for size in self._sizes:
-            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-                raise ValueError(f"hidden_layer_sizes is {sizes!r}, expected integers of at least 1")
-        rate, names = self.learning_rate_init, ["alpha", "tol", "validation_fraction"]
-        if isinstance(rate, str) and rate != "auto":
-            raise ValueError(f"learning_rate_init is {rate!r}, expected 'auto' or a number above 0")
-        for name in names if isinstance(rate, str) else [*names, "learning_rate_init"]:
-            value, end = getattr(self, name), 1 if name == "validation_fraction" else np.inf
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < end:
-                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below {end}")
-        if self.evolve is not None and self.evolve not in _EVOLVE:
-            raise ValueError(f"evolve is {self.evolve!r}, expected one of {', '.join(map(repr, _EVOLVE))} or None")
+        self._validate_params()
+        sizes = self.hidden_layer_sizes
+        self._sizes = [checks.integer(n, "hidden_layer_sizes") for n in ([sizes] if np.ndim(sizes) == 0 else sizes)]
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         return validate_data(
@@ -223,12 +235,12 @@ class _SparseMLP(BaseEstimator):
                 random_state=int(self._rng.integers(2**31)),
             )  # fmt: skip
             data, validation = tuple(parts[::2]), tuple(parts[1::2])
-        samples = data[0].shape[0]
+        samples, size = data[0].shape[0], self.batch_size
         history = training.fit(
             self.model_,
             data,
             epochs=epochs,
-            batch_size=min(200, samples) if self.batch_size == "auto" else self._capped(samples),
+            batch_size=min(200 if isinstance(size, str) else size, samples),
             optimizer=self._optimizer,
             loss=self._loss,
             sparsity=algorithm,
@@ -241,12 +253,6 @@ class _SparseMLP(BaseEstimator):
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = self.history_["loss"]
         self.loss_ = self.loss_curve_[-1]
-
-    def _capped(self, samples: int) -> int:
-        size = self.batch_size
-        if isinstance(size, (bool, str)) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"batch_size is {size!r}, expected 'auto' or an integer of at least 1")
-        return min(int(size), samples)
 
     def _output(self, X: Samples) -> Array:
         """The network's output (samples, outputs)."""
@@ -342,6 +348,10 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
 
     _loss = staticmethod(training.cross_entropy)
     _monitor = "val_accuracy"
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_SparseMLP._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
 
     def __init__(
         self,

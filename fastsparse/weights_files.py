@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.csr import CSR, Pattern, csr, frozen
 from fastsparse.files import FileFormatError, Folder
 from fastsparse.runtime.atomic_file import PathLike
@@ -87,7 +88,7 @@ def load_weights(path: PathLike) -> Weights:
     ...     fs.load_weights(os.path.join(folder, "a.safetensors"))
     {'bias': array([1., 1., 1., 1.]), 'weight': <CSR 4x4, 4 nonzeros, density 0.25, float32>}
     """
-    file = _found(Path(path))
+    file = _found(Path(checks.path(path)))
     tensors = _read(file, shards=True)
     with _damage(file):
         return {name: _as_kept(array) for name, array in _combined(tensors).items()}

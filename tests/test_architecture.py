@@ -19,6 +19,7 @@ LEVELS = {
     "fastsparse.timing": 0,
     "fastsparse.text_table": 0,
     "fastsparse.runtime": 1,
+    "fastsparse.checks": 1,
     "fastsparse.csr": 2,
     "fastsparse.scipy_matrices": 3,
     "fastsparse.html_page": 2,

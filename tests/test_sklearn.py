@@ -145,27 +145,25 @@ def test_grid_search_and_pickle(tmp_path: Any) -> None:
     assert copy.n_iter_ == model.n_iter_ + 1, "training goes on after a pickle"
 
 
-REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"sparsity": 1.0}, ValueError, "sparsity is 1.0, expected a number in [0, 1)"),
-    ({"evolve": "magic"}, ValueError, "evolve is 'magic', expected one of 'rigl', 'set' or None"),
-    ({"max_iter": 0}, ValueError, "max_iter is 0, expected an integer of at least 1"),
-    ({"batch_size": "all"}, ValueError, "batch_size is 'all', expected 'auto' or an integer of at least 1"),
-    ({"activation": "step"}, ValueError, "activation is 'step', expected"),
-    ({"hidden_layer_sizes": (8, 0)}, ValueError, "hidden_layer_sizes is (8, 0), expected integers of at least 1"),
-    ({"learning_rate_init": "adaptive"}, ValueError, "learning_rate_init is 'adaptive', expected 'auto' or a number"),
-    ({"learning_rate_init": -1}, ValueError, "learning_rate_init is -1, expected a number from 0 to below inf"),
-    ({"alpha": -1}, ValueError, "alpha is -1, expected a number from 0 to below inf"),
-    ({"tol": "x"}, ValueError, "tol is 'x', expected a number from 0 to below inf"),
-    ({"validation_fraction": 3}, ValueError, "validation_fraction is 3, expected a number from 0 to below 1"),
-]
+REFUSED: list[dict[str, Any]] = [
+    {"sparsity": 1.0}, {"evolve": "magic"}, {"max_iter": 0}, {"batch_size": "all"}, {"activation": "step"},
+    {"hidden_layer_sizes": None}, {"every": 1.5}, {"alpha": -1}, {"learning_rate_init": "adaptive"}, {"tol": "small"},
+    {"n_iter_no_change": 0}, {"early_stopping": "yes"}, {"validation_fraction": 0}, {"class_weight": "even"},
+    {"random_state": "seed"}, {"verbose": None},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
-def test_bad_parameters_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("options", REFUSED)
+def test_bad_parameters_are_named(options: dict[str, Any]) -> None:
     X, y = load_iris(return_X_y=True)
-    with pytest.raises(error) as caught:
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of .* must be .* Got {value!r} instead"):
         SparseMLPClassifier(**options).fit(X, y)
-    assert str(caught.value).startswith(message)
+
+
+def test_layers_of_no_units() -> None:
+    with pytest.raises(ValueError, match="hidden_layer_sizes is 0, expected an integer of at least 1"):
+        SparseMLPClassifier((8, 0)).fit(*load_iris(return_X_y=True))
 
 
 @pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])

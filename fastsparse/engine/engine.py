@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsparse import nn
-from fastsparse.arguments import as_cast, check_count, is_sparse
+from fastsparse import checks, nn
+from fastsparse.arguments import as_cast, is_sparse
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised, uses_of
@@ -106,7 +106,7 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
-    sizes = checked_batch_sizes(batch_sizes)
+    sizes, tune = checked_batch_sizes(batch_sizes), checks.flag(tune, "tune")
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
         model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
@@ -240,7 +240,7 @@ class Engine:
 
         What a file says was chosen is measured against the estimate, and dropped where that is clearly faster.
         """
-        with self._pool(check_count(batch, "batch"), tune).workspace():
+        with self._pool(checks.integer(batch, "batch"), tune).workspace():
             pass
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -282,7 +282,7 @@ class Engine:
 
     def random_inputs(self, batch: int | None = None) -> list[Array]:
         """Inputs to try the network on: normally distributed numbers, integers for an Embedding, no key padded."""
-        count = self.input_shape[0] if batch is None else check_count(batch, "batch")
+        count = self.input_shape[0] if batch is None else checks.integer(batch, "batch")
         rng, found = np.random.default_rng(0), []
         for shape, (_, lookup) in zip(self._program.user_shapes, self._program.user_inputs(), strict=True):
             if lookup is None:

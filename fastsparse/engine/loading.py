@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from fastsparse import checks
 from fastsparse.engine import serial
 from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
@@ -50,6 +51,7 @@ def load_engine(path: PathLike) -> Engine | GraphEngine:
     >>> (again(x) == engine(x)).all()
     np.True_
     """
+    path = checks.path(path)
     arrays, found = read(path, KIND)
     with damage(path):
         threads = found["threads"]

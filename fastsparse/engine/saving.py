@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse import checks
 from fastsparse.engine.choosing import to_json
 from fastsparse.files import write
 from fastsparse.ops.target import target_for
@@ -21,7 +22,7 @@ def save_engine(path: PathLike, engine: Any, described: dict[str, Any], arrays: 
     """Write an engine: what it says of itself, its arrays, and its choices."""
     choices = [[list(key), to_json(choice)] for key, choice in engine._choices.items()]
     found = {"threads": engine._threads, "lanes": lanes_of(engine.dtype), "choices": choices, **described}
-    write(path, KIND, arrays, found)
+    write(checks.path(path), KIND, arrays, found)
 
 
 def pickled(engine: Any) -> tuple[Any, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastsparse import nn
+from fastsparse import checks, nn
 from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
 from fastsparse.nn.containers import first_layer
 from fastsparse.onnx.engine import GraphEngine
@@ -88,7 +87,7 @@ def _shape(network: Network, input_shape: Sequence[int] | None) -> tuple[int, ..
             raise TypeError("input_shape belongs to models: an engine knows its own")
         return network.input_shape
     if input_shape is not None:
-        return tuple(operator.index(n) for n in input_shape)
+        return checks.shape(input_shape, "input_shape")
     first = first_layer(network)
     if isinstance(first, (nn.Linear, nn.SparseLinear)):
         return (1, first.in_features)

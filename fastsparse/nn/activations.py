@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsparse import checks
+from fastsparse.checks import as_array
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.ops import activations as activation_ops
 from fastsparse.ops import softmax as softmax_ops
@@ -17,7 +19,7 @@ Array = NDArray[Any]
 
 def floating(x: ArrayLike) -> Array:
     """`x` as a float32 or float64 array; float16, integers and bool become float32."""
-    array = np.asarray(x)
+    array = as_array(x, "x")
     if array.dtype in (np.float32, np.float64):
         return array
     if array.dtype.kind in "biu" or array.dtype == np.float16:
@@ -144,9 +146,7 @@ class GELU(_Activation):
     _name = "gelu"
 
     def __init__(self, approximate: str = "none") -> None:
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate is {approximate!r}, expected 'none' or 'tanh'")
-        self.approximate = approximate
+        self.approximate = checks.choice(approximate, "approximate", ("none", "tanh"))
         if approximate == "tanh":
             self._name = "gelu_tanh"  # type: ignore[misc]
 
@@ -158,11 +158,13 @@ class Softmax(Module):
     """exp(x) over its sum along `axis`."""
 
     def __init__(self, axis: int = -1) -> None:
-        self.axis = int(axis)
+        self.axis = checks.integer(axis, "axis", -checks.INT64_MAX)
 
     def forward(self, x: ArrayLike) -> Array:
         array = floating(x)
-        if array.ndim and self.axis in (-1, array.ndim - 1):
+        if not -array.ndim <= self.axis < array.ndim or not array.shape[self.axis]:
+            raise ValueError(f"x has shape {array.shape}, expected at least one number along axis {self.axis}")
+        if self.axis in (-1, array.ndim - 1):
             y = softmax_ops.softmax(array)
         else:
             y = np.exp(array - array.max(axis=self.axis, keepdims=True))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import Seed
-from fastsparse.nn import _arguments as check
+from fastsparse import checks
+from fastsparse.checks import Seed, as_array
 from fastsparse.nn.containers import Residual, Sequential
 from fastsparse.nn.linear import SparseLinear
 from fastsparse.nn.module import Module, check_gradient, distinct
@@ -66,12 +66,12 @@ class MultiheadAttention(Module):
         dtype: DTypeLike = "float32",
         rng: Seed = None,
     ) -> None:
-        self.embed_dim = check.integer(embed_dim, "embed_dim")
-        self.num_heads = check.integer(num_heads, "num_heads")
+        self.embed_dim = checks.integer(embed_dim, "embed_dim")
+        self.num_heads = checks.integer(num_heads, "num_heads")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of embed_dim = {embed_dim}")
-        self.causal = check.flag(causal, "causal")
-        generator = check.generator(rng)
+        self.causal = checks.flag(causal, "causal")
+        generator = checks.generator(rng)
         layers = []
         for name, given in zip(PROJECTIONS, (query, key, value, output)):
             layer = given
@@ -100,7 +100,7 @@ class MultiheadAttention(Module):
         -------
         array of the first one's shape
         """
-        arrays = [np.asarray(one) for one in (x if isinstance(x, tuple) else (x,))]
+        arrays = [as_array(one, "x") for one in (x if isinstance(x, tuple) else (x,))]
         masked = len(arrays) > 1 and arrays[-1].ndim == 2
         hidden = arrays.pop() if masked else None
         if not 1 <= len(arrays) <= 2:
@@ -231,19 +231,24 @@ class TransformerEncoderLayer(Sequential):
         dtype: DTypeLike = "float32",
         rng: Seed = None,
     ) -> None:
-        generator = check.generator(rng)
+        generator = checks.generator(rng)
+        d_model, nhead = checks.integer(d_model, "d_model"), checks.integer(nhead, "nhead")
+        if d_model % nhead:
+            raise ValueError(f"nhead is {nhead}, expected a divisor of d_model = {d_model}")
+        dim_feedforward = checks.integer(dim_feedforward, "dim_feedforward")
+        layer_norm_eps = checks.number(layer_norm_eps, "layer_norm_eps")
+        drop = checks.number(dropout, "dropout", 0, 1, ends="[)")
         weights: dict[str, Any] = {"sparsity": sparsity, "dtype": dtype, "rng": generator}
         attention = MultiheadAttention(d_model, nhead, causal=causal, **weights)
         wide = SparseLinear(d_model, dim_feedforward, activation=activation, **weights)
         narrow = SparseLinear(dim_feedforward, d_model, **weights)
-        drop = check.number(dropout, "dropout", 0.0)
         parts = [attention, *_dropped(drop, generator)], [
             wide, *_dropped(drop, generator), narrow, *_dropped(drop, generator)
         ]  # fmt: skip
         layers: list[Module] = []
         for part in parts:
             norm = LayerNorm(d_model, layer_norm_eps, dtype=dtype)
-            if check.flag(norm_first, "norm_first"):
+            if checks.flag(norm_first, "norm_first"):
                 layers.append(Residual(Sequential(norm, *part)))
             else:
                 layers += [Residual(Sequential(*part)), norm]

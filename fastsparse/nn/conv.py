@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse import functional
-from fastsparse.arguments import Axes, Padding, Seed, as_cast, padding_pairs, per_axis
+from fastsparse import checks, functional
+from fastsparse.arguments import Axes, Padding, as_cast, padding_pairs, per_axis
+from fastsparse.checks import Seed
 from fastsparse.csr import CSR, Pattern, csr
-from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
 from fastsparse.nn.linear import PatternMaker, SparseWeight
@@ -45,13 +45,13 @@ class _Window:
         dilation: Axes,
         groups: int,
     ) -> None:
-        self.in_channels = check.integer(in_channels, "in_channels")
-        self.out_channels = check.integer(out_channels, "out_channels")
+        self.in_channels = checks.integer(in_channels, "in_channels")
+        self.out_channels = checks.integer(out_channels, "out_channels")
         self.kernel_size = per_axis(kernel_size, axes, "kernel_size", 1)
         self.stride = per_axis(stride, axes, "stride", 1)
         self.padding = padding_pairs(padding, axes)
         self.dilation = per_axis(dilation, axes, "dilation", 1)
-        self.groups = check.integer(groups, "groups")
+        self.groups = checks.integer(groups, "groups")
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % self.groups:
                 raise ValueError(f"groups is {self.groups}, expected a divisor of {name} = {channels}")
@@ -196,7 +196,7 @@ class _SparseConv(_Convolution, SparseWeight):
         stride, padding, dilation, groups, activation
             As for the constructor.
         """
-        full = np.asarray(weight)
+        full = checks.real_array(weight, "weight")
         if full.ndim != cls._axes + 2:
             raise ValueError(
                 f"weight has shape {full.shape}, expected {cls._axes + 2} axes (out, in / groups, *kernel)"
@@ -354,7 +354,7 @@ class SparseConvTranspose2d(_Convolution, SparseWeight):
         stride, padding, output_padding, groups, dilation, activation
             As for the constructor.
         """
-        full = np.asarray(weight)
+        full = checks.real_array(weight, "weight")
         if full.ndim != 4:
             raise ValueError(f"weight has shape {full.shape}, expected 4 axes (in, out / groups, height, width)")
         matrix = csr(full.reshape(len(full), -1))
@@ -440,11 +440,11 @@ class Conv2d(_Convolution):
     ) -> None:
         window = _Window(self._axes, in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         functional.check_activation(activation)
-        kind = check.dtype(dtype)
+        kind = checks.float_dtype(dtype)
         self._window, self.activation, self._pattern = window, activation, _full_pattern(window.weight_shape)
         self._geometry = window.geometry()
-        self.weight = Parameter(initial.kaiming(window.weight_shape, kind, check.generator(rng)))
-        use_bias = check.flag(bias, "bias")
+        self.weight = Parameter(initial.kaiming(window.weight_shape, kind, checks.generator(rng)))
+        use_bias = checks.flag(bias, "bias")
         self.bias = Parameter(initial.constant(window.out_channels, 0.0, kind)) if use_bias else None
 
     def forward(self, x: ArrayLike) -> Array:

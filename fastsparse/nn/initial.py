@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse.checks import INT64_MAX
 from fastsparse.csr import Pattern
 
 Array = NDArray[Any]
@@ -34,6 +36,7 @@ def constant(shape: int | tuple[int, ...], value: float, dtype: np.dtype[Any]) -
     """An array of one value."""
     if _shells.get():
         return _shell(shape, dtype)
+    _check_size(shape, dtype)
     return np.full(shape, value, dtype)
 
 
@@ -41,6 +44,7 @@ def standard_normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random
     """Normal numbers of variance 1."""
     if _shells.get():
         return _shell(shape, dtype)
+    _check_size(shape, dtype)
     return np.asarray(rng.standard_normal(shape, dtype))
 
 
@@ -62,6 +66,12 @@ def sparse_kaiming(pattern: Pattern, dtype: np.dtype[Any], rng: np.random.Genera
         counts = np.diff(pattern.indptr)
         values *= np.repeat(np.sqrt(2 / np.maximum(counts, 1)).astype(dtype), counts)
     return values
+
+
+def _check_size(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    if math.prod(sizes) * dtype.itemsize > INT64_MAX:
+        raise ValueError(f"the layer has an array of shape {sizes}, expected sizes whose product is below 2**63 bytes")
 
 
 def scale(values: Array, factor: float) -> None:

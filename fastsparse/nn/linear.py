@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
-from fastsparse import functional
-from fastsparse.arguments import Samples, Seed, as_cast, is_sparse
-from fastsparse.csr import CSR, MatrixLike, Pattern, csr
-from fastsparse.nn import _arguments as check
+from fastsparse import checks, functional
+from fastsparse.arguments import Samples, as_cast, is_sparse
+from fastsparse.checks import Seed
+from fastsparse.csr import CSR, MatrixLike, Pattern, as_csr
 from fastsparse.nn import initial
 from fastsparse.nn.activations import activation_gradient, run_fused
 from fastsparse.nn.module import Module, check_gradient
@@ -62,11 +62,11 @@ class SparseWeight(Module):
     ) -> None:
         """outputs : size of the bias, by default the rows of the weight."""
         functional.check_activation(activation)
-        kind = check.dtype(dtype)
-        generator = check.generator(rng)
+        kind = checks.float_dtype(dtype)
+        generator = checks.generator(rng)
         if pattern is None:
             pattern = random_pattern(shape, sparsity, rng=generator)
-        elif callable(pattern):
+        elif callable(pattern) and not isinstance(pattern, type):
             pattern = pattern(shape)
         if not isinstance(pattern, Pattern):
             raise TypeError(f"pattern is a {type(pattern).__name__}, expected a fastsparse.Pattern")
@@ -75,7 +75,7 @@ class SparseWeight(Module):
         self.activation = activation
         self.values = Parameter(initial.sparse_kaiming(pattern, kind, generator), pattern)
         size = shape[0] if outputs is None else outputs
-        self.bias = Parameter(initial.constant(size, 0.0, kind)) if check.flag(bias, "bias") else None
+        self.bias = Parameter(initial.constant(size, 0.0, kind)) if checks.flag(bias, "bias") else None
 
     @property
     def weight(self) -> CSR:
@@ -107,7 +107,7 @@ class SparseWeight(Module):
         """Start from given values (float64 stays, anything else is float32)."""
         self.values.value = weight.data
         if self.bias is not None:
-            given = np.asarray(bias)
+            given = checks.real_array(bias, "bias")
             if given.shape != self.bias.value.shape:
                 raise ValueError(f"bias has shape {given.shape}, expected {self.bias.value.shape} to match weight")
             self.bias.value = given
@@ -157,8 +157,8 @@ class SparseLinear(SparseWeight):
         dtype: DTypeLike = "float32",
         rng: Seed = None,
     ) -> None:
-        self.in_features = check.integer(in_features, "in_features")
-        self.out_features = check.integer(out_features, "out_features")
+        self.in_features = checks.integer(in_features, "in_features")
+        self.out_features = checks.integer(out_features, "out_features")
         shape = (self.out_features, self.in_features)
         self._set_weight(shape, bias, sparsity, pattern, activation, dtype, rng)
 
@@ -175,7 +175,7 @@ class SparseLinear(SparseWeight):
         bias : array (out,), optional
         activation : str, optional
         """
-        matrix = csr(weight)
+        matrix = as_csr(weight, "weight")
         out_features, in_features = matrix.shape
         layer = cls(
             in_features,
@@ -240,14 +240,14 @@ class Linear(Module):
         dtype: DTypeLike = "float32",
         rng: Seed = None,
     ) -> None:
-        self.in_features = check.integer(in_features, "in_features")
-        self.out_features = check.integer(out_features, "out_features")
+        self.in_features = checks.integer(in_features, "in_features")
+        self.out_features = checks.integer(out_features, "out_features")
         functional.check_activation(activation)
         self.activation = activation
-        kind = check.dtype(dtype)
+        kind = checks.float_dtype(dtype)
         shape = (self.out_features, self.in_features)
-        self.weight = Parameter(initial.kaiming(shape, kind, check.generator(rng)))
-        use_bias = check.flag(bias, "bias")
+        self.weight = Parameter(initial.kaiming(shape, kind, checks.generator(rng)))
+        use_bias = checks.flag(bias, "bias")
         self.bias = Parameter(initial.constant(self.out_features, 0.0, kind)) if use_bias else None
 
     def forward(self, x: Samples) -> Array:

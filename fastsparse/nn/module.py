@@ -13,7 +13,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsparse.arguments import Samples
+from fastsparse import checks
+from fastsparse.arguments import Samples, as_cast
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.state import commit, pattern_prefix, stage
 from fastsparse.nn.summary import summary_table
@@ -224,9 +225,9 @@ def distinct(modules: list[Module], owner: str) -> None:
             seen.add(id(inner))
 
 
-def check_gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """`dy` as an array of the output's shape and type."""
-    array = np.asarray(dy)
+def check_gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
+    """`dy` as an array of the output's shape and, unless it is None, type."""
+    array = checks.real_array(dy, "dy") if dtype is None else as_cast(dy, dtype, "dy", "the output")
     if array.shape != shape:
         raise ValueError(f"dy has shape {array.shape}, expected {shape}, the shape of the output")
-    return array if array.dtype == dtype else array.astype(dtype)
+    return array

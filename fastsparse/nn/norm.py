@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastsparse import checks
 from fastsparse.arguments import Axes, as_cast, per_axis
-from fastsparse.nn import _arguments as check
 from fastsparse.nn import initial
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
@@ -42,10 +42,10 @@ class _BatchNorm(Module):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: DTypeLike = "float32"
     ) -> None:
-        self.num_features = check.integer(num_features, "num_features")
-        self.eps = check.number(eps, "eps", 0.0)
-        self.momentum = check.number(momentum, "momentum", 0.0, 1.0)
-        kind = check.dtype(dtype)
+        self.num_features = checks.integer(num_features, "num_features")
+        self.eps = checks.number(eps, "eps", 0.0)
+        self.momentum = checks.number(momentum, "momentum", 0.0, 1.0)
+        kind = checks.float_dtype(dtype)
         self.weight = Parameter(initial.constant(self.num_features, 1.0, kind))
         self.bias = Parameter(initial.constant(self.num_features, 0.0, kind))
         self.running_mean = initial.constant(self.num_features, 0.0, kind)
@@ -73,7 +73,7 @@ class _BatchNorm(Module):
         """The running mean and variance, which users may have replaced: one number per channel."""
         running = []
         for name in self.buffer_names:
-            array = np.asarray(getattr(self, name))
+            array = checks.as_array(getattr(self, name), name)
             if array.shape != (self.num_features,) or array.dtype.kind not in "fiu":
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, expected numbers ({self.num_features},)")
             running.append(array)
@@ -90,7 +90,9 @@ class _BatchNorm(Module):
         dtype = self.weight.dtype
         if not self.training:
             scale = (self.weight.value / np.sqrt(self._statistics()[1] + self.eps)).astype(dtype)
-            grad = np.asarray(dy, dtype)
+            grad = as_cast(dy, dtype, "dy", "the layer")
+            if grad.ndim < 2 or grad.shape[1] != self.num_features:
+                raise ValueError(f"dy has shape {grad.shape}, expected (N, {self.num_features}, ...), the output's")
             return grad * scale.reshape(1, -1, *(1 for _ in grad.shape[2:])) if need_input else None
         x, mean, variance = self._taken()
         grad = check_gradient(dy, x.shape, dtype)
@@ -131,8 +133,8 @@ class _RowNorm(Module):
     def __init__(self, normalized_shape: Axes, eps: float = 1e-5, *, dtype: DTypeLike = "float32") -> None:
         axes = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
         self.normalized_shape = per_axis(normalized_shape, max(axes, 1), "normalized_shape", 1)
-        self.eps = check.number(eps, "eps", 0.0)
-        kind = check.dtype(dtype)
+        self.eps = checks.number(eps, "eps", 0.0)
+        kind = checks.float_dtype(dtype)
         self.weight = Parameter(initial.constant(self.normalized_shape, 1.0, kind))
         self.bias = Parameter(initial.constant(self.normalized_shape, 0.0, kind)) if self._centred else None
 

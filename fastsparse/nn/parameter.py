@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsparse import checks
 from fastsparse.csr import CSR, Pattern
 from fastsparse.runtime import buffers
 from fastsparse.sparsity import growth
@@ -111,6 +112,10 @@ class Parameter:
         if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") not in _FLOATS:
             found = f"has dtype {value.dtype}" if isinstance(value, np.ndarray) else f"is {type(value).__name__}"
             raise TypeError(f"value {found}, expected an array of float32 or float64")
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError("value is a masked array, expected an array without a mask (fill it first)")
+        if pattern is not None and not isinstance(pattern, Pattern):
+            raise TypeError(f"pattern is {checks.shown(pattern)}, expected a fastsparse.Pattern")
         if pattern is not None and value.shape != (pattern.nnz,):
             raise ValueError(f"value has shape {value.shape}, expected {(pattern.nnz,)}, one for each nonzero")
         # The empty shell of a model being read repeats one number and takes no memory: it is replaced, never trained.
@@ -134,7 +139,7 @@ class Parameter:
     @value.setter
     def value(self, new: ArrayLike) -> None:
         if new is not self._value:
-            array = np.asarray(new)
+            array = checks.real_array(new, "value")
             if array.shape != self._value.shape:
                 raise ValueError(f"value has shape {array.shape}, expected {self._value.shape}")
             np.copyto(self.writable(), array, casting="same_kind")
@@ -308,6 +313,8 @@ class Parameter:
         """
         if self._pattern is None:
             raise TypeError("a dense parameter has no pattern to replace")
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"pattern is {checks.shown(pattern)}, expected a fastsparse.Pattern")
         where = growth.checked_source(self._pattern, pattern, source)
         fresh = np.flatnonzero(where < 0)
         for name, array in ((name, array) for state in self._states() for name, array in state.items()):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsparse.arguments import Axes, Seed, per_axis
-from fastsparse.nn import _arguments as check
+from fastsparse import checks
+from fastsparse.arguments import Axes, per_axis
+from fastsparse.checks import Seed, as_array
 from fastsparse.nn import initial
 from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient
@@ -21,7 +22,7 @@ class Flatten(Module):
     """x (N, ...) -> (N, product of the rest)."""
 
     def forward(self, x: ArrayLike) -> Array:
-        array = np.asarray(x)
+        array = as_array(x, "x")
         if array.ndim < 1:
             raise ValueError(f"x has shape {array.shape}, expected (N, ...)")
         self._keep(array.shape)
@@ -30,7 +31,7 @@ class Flatten(Module):
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         shape = self._taken()
         flat = (shape[0], int(np.prod(shape[1:])))
-        return check_gradient(dy, flat, np.asarray(dy).dtype).reshape(shape)
+        return check_gradient(dy, flat).reshape(shape)
 
     def config(self) -> dict[str, Any]:
         return {}
@@ -49,9 +50,7 @@ class Upsample(Module):
     def __init__(self, scale_factor: Axes, mode: str = "nearest") -> None:
         height, width = per_axis(scale_factor, 2, "scale_factor", 1)
         self.scale_factor = (height, width)
-        if mode not in ("nearest", "bilinear"):
-            raise ValueError(f"mode is {mode!r}, expected 'nearest' or 'bilinear'")
-        self.mode = mode
+        self.mode = checks.choice(mode, "mode", ("nearest", "bilinear"))
 
     def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, H * height, W * width)."""
@@ -129,10 +128,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Seed = None) -> None:
-        self.p = check.number(p, "p", 0.0)
-        if self.p >= 1:
-            raise ValueError(f"p is {p!r}, expected a number from 0 to below 1")
-        self.rng = check.generator(rng)
+        self.p = checks.number(p, "p", 0, 1, ends="[)")
+        self.rng = checks.generator(rng)
 
     def forward(self, x: ArrayLike) -> Array:
         """x of any shape -> the same shape; x itself in evaluation mode."""
@@ -218,18 +215,22 @@ class Embedding(Module):
         dtype: DTypeLike = "float32",
         rng: Seed = None,
     ) -> None:
-        self.num_embeddings = check.integer(num_embeddings, "num_embeddings")
-        self.embedding_dim = check.integer(embedding_dim, "embedding_dim")
-        self.positions = check.integer(positions, "positions", 0)
-        self.sparse = check.flag(sparse, "sparse")
-        shape, kind, generator = (self.num_embeddings, self.embedding_dim), check.dtype(dtype), check.generator(rng)
+        self.num_embeddings = checks.integer(num_embeddings, "num_embeddings")
+        self.embedding_dim = checks.integer(embedding_dim, "embedding_dim")
+        self.positions = checks.integer(positions, "positions", 0)
+        self.sparse = checks.flag(sparse, "sparse")
+        shape, kind, generator = (
+            (self.num_embeddings, self.embedding_dim),
+            checks.float_dtype(dtype),
+            checks.generator(rng),
+        )
         self.weight = Parameter(initial.standard_normal(shape, kind, generator))
         places = (self.positions, self.embedding_dim)
         self.position = Parameter(initial.standard_normal(places, kind, generator)) if self.positions else None
 
     def forward(self, x: ArrayLike) -> Array:
         """x integers (...) in [0, num_embeddings) -> (..., embedding_dim); with positions x is (N, tokens)."""
-        array = np.asarray(x)
+        array = as_array(x, "x")
         y = embedded(self.weight.value, array, None if self.position is None else self.position.value)
         self._keep(array)
         return y

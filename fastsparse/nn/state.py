@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.csr import Pattern
 from fastsparse.nn.parameter import Parameter
 
@@ -34,13 +35,15 @@ def stage(model: Module, state: Mapping[str, Any]) -> Staged:
     ValueError
         Naming the entry that is missing, unknown, or of another shape, type or structure than expected.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is {checks.shown(state)}, expected a dict as state_dict gives it")
     staged, used = Staged([], []), set()
 
     def entry(name: str) -> Array:
         used.add(name)
         if name not in state:
             raise ValueError(f"state has no entry {name!r}, expected one for each parameter, pattern and buffer")
-        return np.asarray(state[name])
+        return checks.as_array(state[name], f"state[{name!r}]")
 
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""

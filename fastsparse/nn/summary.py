@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.watching import watching
 from fastsparse.text_table import text_bytes, text_table
@@ -26,7 +27,7 @@ def summary_table(model: Module, input_shape: tuple[int, ...] | None = None) -> 
     input_shape : tuple of int, optional
         Batch first; output shapes are found by one run on zeros in evaluation mode.
     """
-    shapes = {} if input_shape is None else _output_shapes(model, input_shape)
+    shapes = {} if input_shape is None else _output_shapes(model, checks.shape(input_shape, "input_shape"))
     rows = []
     for name, module in model.named_modules():
         own = [item for _, item in module.members() if isinstance(item, Parameter)]

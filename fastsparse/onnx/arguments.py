@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.arguments import as_array
+from fastsparse.checks import as_array
 from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.model import Array, Shape, Value
 from fastsparse.runtime.buffers import check_out

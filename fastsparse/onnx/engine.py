@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsparse.arguments import check_count
+from fastsparse import checks
 from fastsparse.engine.choosing import Choice, chosen, scheduled
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
@@ -263,7 +263,7 @@ class GraphEngine:
         shapes = dict(self.input_shapes)
         if batch is None:
             return shapes
-        count = check_count(batch, "batch")
+        count = checks.integer(batch, "batch")
         for value in self._model.inputs:
             if value.name not in shapes:
                 continue

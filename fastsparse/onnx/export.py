@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import nn
+from fastsparse import checks, nn
 from fastsparse.csr import CSR
 from fastsparse.engine.engine import Engine
 from fastsparse.engine.program import (
@@ -80,6 +80,7 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     True
     """
     import_onnx()
+    path, sparse = checks.path(path), checks.flag(sparse, "sparse")
     given: Any = model
     if isinstance(given, GraphEngine):
         proto = _of_graph(given, sparse)

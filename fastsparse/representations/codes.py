@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from fastsparse.arguments import as_array, as_float, is_sparse
-from fastsparse.csr import CSR, csr, value_dtype
+from fastsparse.arguments import as_float, is_sparse
+from fastsparse.checks import as_array, shown
+from fastsparse.csr import CSR, as_csr, value_dtype
 
 Array = NDArray[Any]
 CodesLike: TypeAlias = "Codes | CSR | sparse.sparray | sparse.spmatrix | ArrayLike"
@@ -45,7 +46,7 @@ def as_samples(x: ArrayLike, shape: tuple[int, ...], name: str = "x") -> Array:
 def as_matrix(codes: CodesLike, columns: int) -> Any:
     """The matrix of `codes`: CSR, or a dense array, (samples, columns)."""
     found: Any = codes.matrix if isinstance(codes, Codes) else codes
-    matrix = csr(found) if isinstance(found, CSR) or is_sparse(found) else as_array(found, "codes")
+    matrix = as_csr(found, "codes") if isinstance(found, CSR) or is_sparse(found) else as_array(found, "codes")
     if matrix.ndim != 2 or matrix.shape[1] != columns:
         raise ValueError(f"codes has shape {matrix.shape}, expected (samples, {columns})")
     return matrix if isinstance(matrix, CSR) else as_float(matrix, value_dtype(matrix.dtype, "codes"), "codes")
@@ -57,7 +58,7 @@ def as_count(keep: Any, size: int) -> int:
         return int(keep)
     if isinstance(keep, (float, np.floating)) and 0 < keep <= 1:
         return max(1, math.floor(size * float(keep) + 0.5))
-    raise ValueError(f"keep is {keep!r}, expected an integer from 1 to {size} or a share in (0.0, 1.0]")
+    raise ValueError(f"keep is {shown(keep)}, expected an integer from 1 to {size} or a share in (0.0, 1.0]")
 
 
 def soft_threshold(values: Array, threshold: Any) -> Array:

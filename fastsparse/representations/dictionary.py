@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from fastsparse.arguments import as_array, is_sparse
-from fastsparse.csr import CSR, MatrixLike, csr
+from fastsparse import checks
+from fastsparse.arguments import is_sparse
+from fastsparse.checks import as_array
+from fastsparse.csr import CSR, MatrixLike, as_csr, csr
 from fastsparse.functional import matmul
 from fastsparse.representations.codes import (
     Codes,
@@ -51,7 +53,9 @@ class Dictionary:
     """
 
     def __init__(self, atoms: MatrixLike) -> None:
-        self._atoms: Any = csr(atoms) if isinstance(atoms, CSR) or is_sparse(atoms) else as_array(atoms, "atoms")
+        self._atoms: Any = (
+            as_csr(atoms, "atoms") if isinstance(atoms, CSR) or is_sparse(atoms) else as_array(atoms, "atoms")
+        )
         if self._atoms.ndim != 2 or 0 in self._atoms.shape:
             raise ValueError(f"atoms has shape {self._atoms.shape}, expected (atoms, features), neither of them 0")
         if not isinstance(self._atoms, CSR):
@@ -108,8 +112,11 @@ class Dictionary:
                 "Dictionary.learn needs scikit-learn: pip install -e '.[sklearn]' in the checkout"
             ) from error
         samples = _as_rows(x)
+        atoms, epochs = checks.integer(atoms, "atoms"), checks.integer(epochs, "epochs", 0)
+        batch_size, alpha = checks.integer(batch_size, "batch_size"), checks.number(alpha, "alpha")
+        seed = None if rng is None else checks.integer(rng, "rng", 0, 2**32 - 1)
         learner = MiniBatchDictionaryLearning(
-            atoms, alpha=alpha, max_iter=epochs, batch_size=batch_size, fit_algorithm="cd", random_state=rng
+            atoms, alpha=alpha, max_iter=epochs, batch_size=batch_size, fit_algorithm="cd", random_state=seed
         )
         with warnings.catch_warnings():
             # The codes of one step need not be exact.
@@ -175,11 +182,10 @@ class Dictionary:
                 "both of the others"
             )
         rows = self._as_samples(x)
-        for name, number in (("tolerance", tolerance), ("gap", gap), ("iterations", iterations)):
-            if number is not None and not 0 <= number < np.inf:
-                raise ValueError(f"{name} is {number!r}, expected a finite number of at least 0")
-        if alpha is not None and not 0 < alpha < np.inf:
-            raise ValueError(f"alpha is {alpha!r}, expected a finite number above 0")
+        tolerance = None if tolerance is None else checks.number(tolerance, "tolerance")
+        alpha = None if alpha is None else checks.number(alpha, "alpha", ends="(]")
+        gap, iterations = checks.number(gap, "gap"), checks.integer(iterations, "iterations", 0)
+        accelerated = checks.flag(accelerated, "accelerated")
         most, features = self._atoms.shape
         mask = None if known is None else _as_mask(known, rows.shape)
         if greedy:
@@ -196,7 +202,7 @@ class Dictionary:
                 parts.append(self._omp(block, count, tolerance or 0.0))
             else:
                 part = None if mask is None else mask[start : start + size]
-                parts.append(self._lasso(block, float(alpha or 0.0), part, accelerated, iterations, gap))
+                parts.append(self._lasso(block, alpha or 0.0, part, accelerated, iterations, gap))
         codes = csr(sparse.vstack([csr(part).to_scipy() for part in parts]))
         missing = rows - self._combined(codes)
         return Codes(codes.to_scipy(), energy(missing if mask is None else np.where(mask, missing, 0)))

@@ -8,7 +8,6 @@ default of PyWavelets, makes more coefficients than numbers and does not preserv
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
-from fastsparse.arguments import Axes, as_array, per_axis
+from fastsparse import checks
+from fastsparse.arguments import Axes, per_axis
 from fastsparse.csr import CSR, csr
 from fastsparse.representations.codes import (
     Codes,
@@ -121,7 +121,7 @@ class _Transform:
         """
         if (keep is None) == (threshold is None):
             raise ValueError(f"keep is {keep!r} and threshold is {threshold!r}, expected one of them")
-        if soft and keep is not None:
+        if checks.flag(soft, "soft") and keep is not None:
             raise ValueError("soft is for a threshold, expected threshold in place of keep")
         rows = self.analyze(x)
         rows = rows.reshape(len(rows), self._size)
@@ -144,12 +144,9 @@ class _Transform:
         return self.synthesize(rows.reshape(len(rows), *self._shape))
 
     def _as_threshold(self, threshold: Any, rows: Array) -> Array:
-        level = as_array(threshold, "threshold").astype(rows.dtype)
-        try:
-            fits = np.broadcast_shapes(level.shape, rows.shape) == rows.shape
-        except ValueError:
-            fits = False
-        if not fits:
+        level = checks.real_array(threshold, "threshold").astype(rows.dtype)
+        sizes = zip(level.shape[::-1], rows.shape[::-1])
+        if level.ndim > 2 or not all(size in (1, whole) for size, whole in sizes):
             raise ValueError(
                 f"threshold has shape {level.shape}, expected one that fits (samples, coefficients), {rows.shape}"
             )
@@ -200,14 +197,14 @@ class Wavelet(_Transform):
     def __init__(self, shape: int | Sequence[int], wavelet: str = "db4", levels: int | None = None) -> None:
         super().__init__(shape)
         self._pywt = _pywavelets()
-        self._wavelet = self._pywt.Wavelet(wavelet)
+        self._wavelet = self._pywt.Wavelet(checks.choice(wavelet, "wavelet", self._pywt.wavelist(kind="discrete")))
         longest = self._pywt.dwt_max_level(min(self._shape), self._wavelet)
         most = min(longest, *((size & -size).bit_length() - 1 for size in self._shape))
         impulse = np.eye(1, 2 * self._wavelet.dec_len)[0]
         pair = self._pywt.dwt(impulse, self._wavelet, "periodization")
         if np.abs(self._pywt.idwt(*pair, self._wavelet, "periodization") - impulse).max() > _INVERTIBLE:
             raise ValueError(f"wavelet {wavelet!r} does not reconstruct what it analyses, expected one that does")
-        self._levels = most if levels is None else operator.index(levels)
+        self._levels = most if levels is None else checks.integer(levels, "levels", 0)
         if not 1 <= self._levels <= most:
             wanted = f"levels from 1 to {most}" if most else "even sizes that are longer than its filter"
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.csr import Pattern
 
 Array = NDArray[Any]
@@ -49,6 +50,11 @@ class Model(Protocol):
 @functools.singledispatch
 def named_parameters(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield (name, parameter), the sparse ones as `SparseParameter`; `fastsparse.torch` registers torch's modules."""
+    if isinstance(model, type) or not callable(getattr(model, "named_parameters", None)):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(
+            f"model is {kind}, expected a fastsparse.nn.Module, or a torch.nn.Module after importing fastsparse.torch"
+        )
     found: Iterator[tuple[str, Any]] = model.named_parameters()
     return found
 
@@ -62,7 +68,7 @@ def pattern_of(parameter: SparseParameter) -> Pattern:
 
 def chosen_parameters(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
     """The sparse parameters that no name in `exclude` covers."""
-    unwanted = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    unwanted = checks.names(exclude, "exclude")
     named = list(named_parameters(model))
     for name in unwanted:
         if not any(_covers(name, parameter) for parameter, _ in named):

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse.arguments import Seed
+from fastsparse import checks
+from fastsparse.checks import Seed
 from fastsparse.csr import Pattern
 from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.growth import PathScores, offered
-from fastsparse.sparsity.pruning import magnitude_prune, magnitudes_of
+from fastsparse.sparsity.pruning import SCOPES, magnitude_prune, magnitudes_of
 from fastsparse.sparsity.schedules import SparsitySchedule
 from fastsparse.sparsity.selection import Places, TopK, checked_places, exchanged, free_places, largest, places_of
 
@@ -54,15 +55,14 @@ class GradualPruning:
     ) -> None:
         if not callable(schedule) or not callable(getattr(schedule, "due", None)):
             raise TypeError(f"schedule is a {type(schedule).__name__}, expected PolynomialDecay or ConstantSparsity")
-        if scope not in ("layer", "global"):
-            raise ValueError(f"scope is {scope!r}, expected 'layer' or 'global'")
-        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        checks.choice(scope, "scope", SCOPES)
+        self.exclude = checks.names(exclude, "exclude")
         chosen_parameters(model, self.exclude)
         self.model, self.schedule, self.scope = model, schedule, scope
 
     def step(self, step: int) -> None:
         """Prune when the schedule says so."""
-        if self.schedule.due(step):
+        if self.schedule.due(checks.integer(step, "step", 0)):
             magnitude_prune(self.model, self.schedule(step), scope=self.scope, exclude=self.exclude)
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,13 +115,13 @@ class Evolving:
         exclude: Iterable[str] = (),
         rng: Seed = None,
     ) -> None:
-        self.drop_fraction = _number(drop_fraction, "drop_fraction")
-        self.stop = _number(stop, "stop")
-        self.every = _integer(every, "every")
-        self.steps = None if steps is None else _integer(steps, "steps")
+        self.drop_fraction = checks.number(drop_fraction, "drop_fraction", 0, 1)
+        self.stop = checks.number(stop, "stop", 0, 1)
+        self.every = checks.integer(every, "every")
+        self.steps = None if steps is None else checks.integer(steps, "steps")
         self.model = model
         self.parameters: list[tuple[str, SparseParameter]] = chosen_parameters(model, exclude)
-        self.rng = np.random.default_rng(rng)
+        self.rng = checks.generator(rng)
         self._given = self.steps
         self._last = 0
         self._watch(1)
@@ -136,8 +136,9 @@ class Evolving:
         made : int, optional
             How many it has made: layers are prepared for the next one. Default: as many as `step` was told.
         """
+        steps = None if steps is None else checks.integer(steps, "steps", 0)
         self.steps = self._given if self._given is not None else steps
-        self._last = self._last if made is None else made
+        self._last = self._last if made is None else checks.integer(made, "made", 0)
         self._watch(self._last + 1)
 
     def fraction(self, step: int) -> float:
@@ -159,6 +160,7 @@ class Evolving:
         ValueError
             When a value is NaN; nothing has been changed then. When `grow` gives what are no places for new weights.
         """
+        step = checks.integer(step, "step", 0)
         if self.due(step):
             fraction = self.fraction(step)
             strengths = [self.strengths(name, parameter) for name, parameter in self.parameters]
@@ -226,8 +228,7 @@ class Evolving:
         """Continue from :meth:`state_dict`."""
         _check_type(self, state)
         last = state["last"]
-        if not isinstance(last, int) or isinstance(last, bool) or last < 0:
-            raise ValueError(f"last is {last!r}, expected an integer of at least 0")
+        last = checks.integer(last, "last", 0)
         self.rng.bit_generator.state = state["rng"]
         self._last = last
         self._watch(self._last + 1)
@@ -391,9 +392,7 @@ class CHT(Evolving):
         super().__init__(
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
         )
-        if not isinstance(soft, bool):
-            raise TypeError(f"soft is {soft!r}, expected True or False")
-        self.soft = soft
+        self.soft = checks.flag(soft, "soft")
 
     def _exchange(
         self, name: str, parameter: SparseParameter, strengths: Array, fraction: float, step: int
@@ -428,15 +427,3 @@ def _check_type(algorithm: Any, state: Any) -> None:
     found = state.get("type") if isinstance(state, dict) else None
     if found != type(algorithm).__name__:
         raise ValueError(f"state is of the sparsity algorithm {found}, expected {type(algorithm).__name__}")
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
-    return float(value)
-
-
-def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
-    return int(value)

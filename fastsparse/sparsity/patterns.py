@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsparse.arguments import Seed
-from fastsparse.csr import Pattern
+from fastsparse import checks
+from fastsparse.checks import Seed
+from fastsparse.csr import Pattern, checked_shape
 from fastsparse.sparsity.selection import distinct, from_places, largest_of_each
-
-_INT64_MAX = 2**63 - 1
 
 
 def count_nonzeros(size: int, sparsity: float) -> int:
@@ -26,14 +25,7 @@ def count_nonzeros(size: int, sparsity: float) -> int:
     ValueError
         When sparsity is outside [0, 1).
     """
-    if isinstance(sparsity, (bool, str)):
-        raise TypeError(f"sparsity is {sparsity!r}, expected a number in [0, 1)")
-    try:
-        share = float(sparsity)
-    except (TypeError, ValueError):
-        raise TypeError(f"sparsity is {sparsity!r}, expected a number in [0, 1)") from None
-    if not 0 <= share < 1:
-        raise ValueError(f"sparsity is {sparsity!r}, expected a number in [0, 1)")
+    share = checks.number(sparsity, "sparsity", 0, 1, ends="[)")
     return math.floor(size * (1 - share) + 0.5)
 
 
@@ -61,17 +53,14 @@ def random_pattern(shape: Sequence[int], sparsity: float, *, rng: Seed = None) -
     """
     rows, columns = _matrix_shape(shape)
     size = rows * columns
-    places = distinct(size, count_nonzeros(size, sparsity), np.random.default_rng(rng))
+    places = distinct(size, count_nonzeros(size, sparsity), checks.generator(rng))
     return from_places(places, (rows, columns))
 
 
 def _matrix_shape(shape: Any) -> tuple[int, int]:
-    try:
-        rows, columns = (operator.index(n) for n in shape)
-    except (TypeError, ValueError):
-        raise ValueError(f"shape is {shape!r}, expected two non-negative integers (rows, columns)") from None
-    if min(rows, columns) < 0 or rows * columns > _INT64_MAX:
-        raise ValueError(f"shape is {shape!r}, expected two non-negative integers with a product below 2**63")
+    rows, columns = checked_shape(shape)
+    if rows * columns > checks.INT64_MAX:
+        raise ValueError(f"shape is {(rows, columns)}, expected two non-negative integers with a product below 2**63")
     return rows, columns
 
 
@@ -98,15 +87,13 @@ def nm_pattern(shape: Sequence[int], n: int, m: int, *, scores: ArrayLike | None
     <Pattern 64x128, 4096 nonzeros, density 0.5>
     """
     rows, columns = _matrix_shape(shape)
-    for name, number in (("n", n), ("m", m)):
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-            raise ValueError(f"{name} is {number!r}, expected an integer of at least 1")
+    n, m = checks.integer(n, "n"), checks.integer(m, "m")
     if n > m:
         raise ValueError(f"n is {n}, expected at most m = {m}")
     if scores is None:
-        magnitude = np.random.default_rng(rng).random((rows, columns), np.float32)
+        magnitude = checks.generator(rng).random((rows, columns), np.float32)
     else:
-        magnitude = np.abs(np.asarray(scores))
+        magnitude = np.abs(checks.real_array(scores, "scores"))
         if magnitude.shape != (rows, columns):
             raise ValueError(f"scores has shape {magnitude.shape}, expected {(rows, columns)} to match shape")
         if np.isnan(magnitude).any():
@@ -137,7 +124,7 @@ def mask_pattern(mask: ArrayLike) -> Pattern:
     >>> mask_pattern([[True, False, True], [False, False, True]])
     <Pattern 2x3, 3 nonzeros, density 0.5>
     """
-    array = np.asarray(mask)
+    array = checks.as_array(mask, "mask")
     if array.ndim < 2 or array.dtype.kind not in "biuf":
         raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype.name}, expected numbers (rows, columns)")
     flat = array.reshape(len(array), math.prod(array.shape[1:]))
@@ -171,6 +158,9 @@ def erdos_renyi(shapes: Sequence[Sequence[int]], sparsity: float, *, kernel: boo
     >>> erdos_renyi([(100, 100), (10, 100)], 0.8)
     [0.1419, 0.781]
     """
+    if not checks.is_sequence(shapes):
+        raise TypeError(f"shapes is {checks.shown(shapes)}, expected a list of shapes (out, in, ...)")
+    kernel = checks.flag(kernel, "kernel")
     checked = [_layer_shape(shape, position) for position, shape in enumerate(shapes)]
     sizes = [math.prod(shape) for shape in checked]
     total = count_nonzeros(sum(sizes), sparsity)

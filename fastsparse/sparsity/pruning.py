@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.arguments import Seed
+from fastsparse import checks
+from fastsparse.checks import Seed
 from fastsparse.csr import Pattern
 from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_parameters, pattern_of
 from fastsparse.sparsity.patterns import count_nonzeros
 from fastsparse.sparsity.selection import largest
+
+SCOPES = ("layer", "global")
 
 
 def magnitude_prune(model: Model, sparsity: float, *, scope: str = "layer", exclude: Iterable[str] = ()) -> None:
@@ -55,7 +58,7 @@ def random_prune(
     ValueError
         As :func:`magnitude_prune`. Nothing has been changed then.
     """
-    generator = np.random.default_rng(rng)
+    generator = checks.generator(rng)
     _prune(model, sparsity, scope, exclude, lambda name, parameter: generator.random(len(parameter.value)))
 
 
@@ -110,8 +113,7 @@ def _prune(
     model: Model, sparsity: float, scope: str, exclude: Iterable[str], score: Callable[[str, SparseParameter], Array]
 ) -> None:
     """Keep the weights of highest score."""
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope is {scope!r}, expected 'layer' or 'global'")
+    checks.choice(scope, "scope", SCOPES)
     count_nonzeros(1, sparsity)
     chosen = chosen_parameters(model, exclude)
     scores = [score(name, parameter) for name, parameter in chosen]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from fastsparse.sparsity.patterns import count_nonzeros
+from fastsparse import checks
 
 
 class SparsitySchedule(Protocol):
@@ -50,17 +50,16 @@ class PolynomialDecay:
     frequency: int = 100
 
     def __post_init__(self) -> None:
-        _check_sparsity(self.initial_sparsity, "initial_sparsity")
-        _check_sparsity(self.final_sparsity, "final_sparsity")
+        checks.number(self.initial_sparsity, "initial_sparsity", 0, 1, ends="[)")
+        checks.number(self.final_sparsity, "final_sparsity", 0, 1, ends="[)")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
                 f"initial_sparsity is {self.initial_sparsity}, expected at most final_sparsity = {self.final_sparsity}"
             )
-        _check_integer(self.begin_step, "begin_step", 0)
-        _check_integer(self.end_step, "end_step", self.begin_step + 1)
-        _check_integer(self.frequency, "frequency", 1)
-        if isinstance(self.power, (bool, str)) or not self.power > 0:
-            raise ValueError(f"power is {self.power!r}, expected a number above 0")
+        checks.integer(self.begin_step, "begin_step", 0)
+        checks.integer(self.end_step, "end_step", self.begin_step + 1)
+        checks.integer(self.frequency, "frequency", 1)
+        checks.number(self.power, "power", ends="(]")
 
     def due(self, step: int) -> bool:
         """Whether to prune after step number `step`."""
@@ -93,11 +92,11 @@ class ConstantSparsity:
     frequency: int = 100
 
     def __post_init__(self) -> None:
-        _check_sparsity(self.sparsity, "sparsity")
-        _check_integer(self.begin_step, "begin_step", 0)
+        checks.number(self.sparsity, "sparsity", 0, 1, ends="[)")
+        checks.integer(self.begin_step, "begin_step", 0)
         if self.end_step is not None:
-            _check_integer(self.end_step, "end_step", self.begin_step)
-        _check_integer(self.frequency, "frequency", 1)
+            checks.integer(self.end_step, "end_step", self.begin_step)
+        checks.integer(self.frequency, "frequency", 1)
 
     def due(self, step: int) -> bool:
         """Whether to prune after step number `step`."""
@@ -108,15 +107,3 @@ class ConstantSparsity:
     def __call__(self, step: int) -> float:
         """The sparsity wanted."""
         return self.sparsity
-
-
-def _check_sparsity(value: Any, name: str) -> None:
-    try:
-        count_nonzeros(1, value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} is {value!r}, expected a number in [0, 1)") from None
-
-
-def _check_integer(value: Any, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")

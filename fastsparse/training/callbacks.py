@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.nn.state import stage
 from fastsparse.training.history import History
 
@@ -47,12 +47,11 @@ class EarlyStopping:
     def __init__(
         self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0, restore_best: bool = True
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, (int, np.integer)) or patience < 1:
-            raise ValueError(f"patience is {patience!r}, expected an integer of at least 1")
-        if isinstance(min_delta, (bool, str)) or not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta is {min_delta!r}, expected a number of at least 0")
-        self.monitor, self.patience, self.min_delta = monitor, int(patience), float(min_delta)
-        self.restore_best = bool(restore_best)
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor is {checks.shown(monitor)}, expected a name, for example 'val_loss'")
+        self.monitor, self.patience = monitor, checks.integer(patience, "patience")
+        self.min_delta = checks.number(min_delta, "min_delta")
+        self.restore_best = checks.flag(restore_best, "restore_best")
         self._best: dict[str, Array] = {}
 
     def best_epoch(self, history: History) -> int:

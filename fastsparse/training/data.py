@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
+from fastsparse import checks
 from fastsparse.arguments import Samples
+from fastsparse.checks import as_array
 from fastsparse.scipy_matrices import compressed_rows
 
 Batch = tuple[Any, ...]  # x and y, or x, y and weights
@@ -30,8 +32,11 @@ class Arrays:
     ) -> None:
         self._several = isinstance(x, tuple)
         given = x if isinstance(x, tuple) else (x,)
-        self._x = [compressed_rows(one, f"x of {name}") if sparse.issparse(one) else np.asarray(one) for one in given]
-        self._y = np.asarray(y)
+        self._x = [
+            compressed_rows(one, f"x of {name}") if sparse.issparse(one) else as_array(one, f"x of {name}")
+            for one in given
+        ]
+        self._y = as_array(y, f"y of {name}")
         sizes = {array.shape[0] if array.ndim else 0 for array in (*self._x, self._y)}
         self.samples = sizes.pop() if len(sizes) == 1 else 0
         if not self.samples:
@@ -45,7 +50,7 @@ class Arrays:
         for part, array in (*(("x", array) for array in self._x), ("y", self._y)):
             if _has_nan(array.data if sparse.issparse(array) else array):
                 raise ValueError(f"{name} holds NaN in {part}, expected numbers")
-        self._weights = None if weights is None else np.asarray(weights)
+        self._weights = None if weights is None else as_array(weights, f"weights of {name}")
         if self._weights is not None and not _are_weights(self._weights, self.samples):
             raise ValueError(
                 f"{name} has weights of shape {self._weights.shape} and dtype {self._weights.dtype}, expected "
@@ -114,11 +119,10 @@ class Stream:
 
 def batches(data: Any, batch_size: int, name: str = "data") -> Arrays | Stream:
     """Mini-batches of `data`: a tuple (x, y) or (x, y, weights) of arrays, or an iterable of such batches."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
+    batch_size = checks.integer(batch_size, "batch_size")
     if isinstance(data, tuple) and len(data) in (2, 3):
-        return Arrays(data[0], data[1], int(batch_size), name, *data[2:])
-    if not isinstance(data, tuple) and isinstance(data, Iterable):
+        return Arrays(data[0], data[1], batch_size, name, *data[2:])
+    if not isinstance(data, (tuple, str, bytes, np.ndarray)) and isinstance(data, Iterable):
         return Stream(data, name)
     raise TypeError(f"{name} is a {type(data).__name__}, expected (x, y) or an iterable of batches (x, y)")
 

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from fastsparse.arguments import Seed
+from fastsparse import checks
+from fastsparse.checks import Seed
 from fastsparse.nn.module import Array, Module
 from fastsparse.runtime.atomic_file import check_writable
 from fastsparse.training import checkpoint as checkpoints
@@ -114,19 +116,20 @@ def fit(
     FloatingPointError
         When the loss is NaN or infinite; the message names the layer where that began.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 0:
-        raise ValueError(f"epochs is {epochs!r}, expected an integer of at least 0")
+    epochs, generator = checks.integer(epochs, "epochs", 0), checks.generator(rng)
+    progress, resume = checks.flag(progress, "progress"), checks.flag(resume, "resume")
     callbacks = _checked(model, optimizer, loss, sparsity, callbacks)
     if resume and checkpoint is None:
         raise ValueError("resume is True and checkpoint is None, expected the path of a checkpoint")
     if checkpoint is not None:
+        checkpoint = checks.path(checkpoint, "checkpoint")
         check_writable(checkpoint)
     source = batches(data, batch_size)
     held_out = None if validation is None else batches(validation, _capped(validation, batch_size), "validation")
-    run = _Run(model, optimizer, loss, sparsity, np.random.default_rng(rng), callbacks)
+    run = _Run(model, optimizer, loss, sparsity, generator, callbacks)
     if resume and checkpoint is not None and os.path.exists(checkpoint):
         checkpoints.restore(checkpoint, run.snapshot())
-    return run.train(source, held_out, int(epochs), progress, checkpoint)
+    return run.train(source, held_out, epochs, progress, checkpoint)
 
 
 def _checked(
@@ -137,11 +140,11 @@ def _checked(
         raise TypeError(f"model is {_kind(model)}, expected a fastsparse.nn.Module")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer is {_kind(optimizer)}, expected a fastsparse.training.Optimizer")
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, (type, Module)):
         raise TypeError(f"loss is {loss!r}, expected a function of (output, y)")
     if sparsity is not None and (isinstance(sparsity, type) or not callable(getattr(sparsity, "step", None))):
         raise TypeError(f"sparsity is {_kind(sparsity)}, expected an object with a method step(step)")
-    if not isinstance(callbacks, Iterable):
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, np.ndarray):
         raise TypeError(f"callbacks is {_kind(callbacks)}, expected a list of callables")
     callbacks = list(callbacks)
     for place, callback in enumerate(callbacks):
@@ -166,6 +169,8 @@ def _value_and_gradient(result: Any) -> tuple[float, Array]:
         items = result if isinstance(result, (tuple, list)) else (result,)
         found = " and ".join(f"{_kind(item)} of shape {np.shape(item)}" for item in items) or "nothing"
         raise TypeError(f"loss returned {found}, expected the mean loss, a number, and its gradient at the output")
+    if not isinstance(result[0], (Real, np.ndarray)) or result[1] is None:
+        raise TypeError(f"loss returned {result[0]!r} and {_kind(result[1])}, expected a number and the gradient")
     return float(result[0]), result[1]
 
 

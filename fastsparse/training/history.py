@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fastsparse.checks import shown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,6 +24,8 @@ class History:
     """
 
     def __init__(self, records: list[dict[str, float]] | None = None) -> None:
+        if not (records is None or (isinstance(records, list) and all(isinstance(r, dict) for r in records))):
+            raise TypeError(f"records is {shown(records)}, expected a list of dictionaries")
         self.records: list[dict[str, float]] = [] if records is None else records
 
     def __getitem__(self, name: str) -> list[float]:

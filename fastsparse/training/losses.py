@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsparse.checks import as_array, real_array
+
 Array = NDArray[Any]
 
 
@@ -43,7 +45,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
     (0.6931, [[0.5, -0.5]])
     """
     scores = _output(logits, "logits")
-    classes = np.asarray(labels)
+    classes = as_array(labels, "labels")
     if scores.ndim != 2 or scores.shape[1] < 1 or len(scores) < 1:
         raise ValueError(f"logits has shape {scores.shape}, expected (N, classes), neither of them 0")
     if classes.shape != scores.shape[:1]:
@@ -110,7 +112,7 @@ def binary_cross_entropy(logits: ArrayLike, target: ArrayLike, weights: ArrayLik
 def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
     """Mean of the losses, each times its sample's weight, and its gradient; `grad` is taken over."""
     if weights is not None:
-        factors = np.asarray(weights)
+        factors = as_array(weights, "weights")
         if factors.shape != losses.shape[:1] or factors.dtype.kind not in "fbiu":
             raise ValueError(
                 f"weights has shape {factors.shape} and dtype {factors.dtype}, expected {losses.shape[:1]}, one number "
@@ -123,16 +125,14 @@ def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
 
 
 def _output(value: ArrayLike, name: str) -> Array:
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {array.dtype.name}, expected float32 or float64")
     return array
 
 
 def _target(value: ArrayLike, output: Array) -> Array:
-    array = np.asarray(value)
+    array = real_array(value, "target")
     if array.shape != output.shape or output.size == 0:
         raise ValueError(f"target has shape {array.shape}, expected {output.shape} like the output, not empty")
-    if array.dtype.kind not in "fbiu":
-        raise TypeError(f"target has dtype {array.dtype.name}, expected real numbers")
     return array.astype(output.dtype, copy=False)

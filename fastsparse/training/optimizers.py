@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import checks
 from fastsparse.nn.parameter import OptimizerState, Parameter, RowGradient
 from fastsparse.ops import optimizers as kernels
 from fastsparse.runtime import buffers
@@ -59,13 +60,13 @@ class Optimizer:
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parameters: Parameters, lr: float | Schedule, max_norm: float | None = None) -> None:
-        self.parameters = list(dict.fromkeys(_parameter(item) for item in parameters))
+        self.parameters = _parameters(parameters)
         if not self.parameters:
             raise ValueError("parameters is empty, expected at least one Parameter")
         if not callable(lr):
-            _at_least_zero(lr, "lr")
+            checks.number(lr, "lr")
         if max_norm is not None:
-            _check_norm(max_norm)
+            _norm(max_norm)
         self.lr = lr
         self.max_norm = max_norm
         self.steps = 0
@@ -185,9 +186,9 @@ class SGD(Optimizer):
         *,
         max_norm: float | None = None,
     ) -> None:
-        self.momentum = _below_one(momentum, "momentum")
-        self.nesterov = bool(nesterov)
-        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        self.momentum = checks.number(momentum, "momentum", 0, 1, ends="[)")
+        self.nesterov = checks.flag(nesterov, "nesterov")
+        self.weight_decay = checks.number(weight_decay, "weight_decay")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov is True and momentum is 0, expected a momentum above 0")
         if self.momentum:
@@ -215,9 +216,15 @@ class Adam(Optimizer):
         *,
         max_norm: float | None = None,
     ) -> None:
-        self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
-        self.eps = _at_least_zero(eps, "eps")
-        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        if not checks.is_sequence(betas) or len(betas) != 2:
+            raise TypeError(f"betas is {checks.shown(betas)}, expected two numbers in [0, 1)")
+        first, second = betas
+        self.betas = (
+            checks.number(first, "betas[0]", 0, 1, ends="[)"),
+            checks.number(second, "betas[1]", 0, 1, ends="[)"),
+        )
+        self.eps = checks.number(eps, "eps")
+        self.weight_decay = checks.number(weight_decay, "weight_decay")
         super().__init__(parameters, lr, max_norm)
 
     def _update(self, value: Array, grad: Array, state: OptimizerState, rate: float) -> None:
@@ -258,8 +265,8 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     TypeError, ValueError
         When max_norm is not a positive number.
     """
-    _check_norm(max_norm)
-    clipped = [(p, _gradient(p.grad, p.value, "grad")) for p in parameters if p.grad is not None]
+    _norm(max_norm)
+    clipped = [(p, _gradient(p.grad, p.value, "grad")) for p in _parameters(parameters) if p.grad is not None]
     norm = math.sqrt(sum(_squares(_numbers(grad)) for _, grad in clipped))
     if norm > max_norm:
         for parameter, grad in clipped:
@@ -320,30 +327,17 @@ def _apart(grads: list[Any], written: list[tuple[int, int]]) -> list[Any]:
     return found
 
 
-def _parameter(item: Any) -> Parameter:
-    found = item[1] if isinstance(item, tuple) and len(item) == 2 else item
-    if not isinstance(found, Parameter):
-        raise TypeError(f"parameters holds a {type(found).__name__}, expected fs.nn.Parameter (model.parameters())")
-    return found
+def _parameters(items: Any) -> list[Parameter]:
+    """What is to be trained, each once."""
+    if not isinstance(items, Iterable) or isinstance(items, (str, bytes, np.ndarray)):
+        raise TypeError(f"parameters is {checks.shown(items)}, expected a list of fs.nn.Parameter (model.parameters())")
+    found = [item[1] if isinstance(item, tuple) and len(item) == 2 else item for item in items]
+    for item in found:
+        if not isinstance(item, Parameter):
+            raise TypeError(f"parameters holds a {type(item).__name__}, expected fs.nn.Parameter (model.parameters())")
+    return list(dict.fromkeys(found))
 
 
-def _at_least_zero(value: Any, name: str) -> float:
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} is {value!r}, expected a number of at least 0")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
-    return float(value)
-
-
-def _check_norm(value: Any) -> None:
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"max_norm is {value!r}, expected a positive number")
-    if not value > 0:
-        raise ValueError(f"max_norm is {value!r}, expected a positive number")
-
-
-def _below_one(value: Any, name: str) -> float:
-    number = _at_least_zero(value, name)
-    if number >= 1:
-        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
-    return number
+def _norm(value: Any) -> None:
+    if not (isinstance(value, float) and value == math.inf):  # measured, and nothing scaled
+        checks.number(value, "max_norm", ends="(]")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
+from fastsparse import checks
 
 Schedule = Callable[[int], float]
 
@@ -24,9 +23,9 @@ class CosineDecay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_rate(self.initial, "initial")
-        _check_rate(self.final, "final")
-        _check_steps(self.steps, "steps")
+        checks.number(self.initial, "initial")
+        checks.number(self.final, "final")
+        checks.integer(self.steps, "steps")
 
     def __call__(self, step: int) -> float:
         """Learning rate of step number `step`, from 0."""
@@ -43,9 +42,9 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_rate(self.initial, "initial")
-        _check_rate(self.factor, "factor")
-        _check_steps(self.every, "every")
+        checks.number(self.initial, "initial")
+        checks.number(self.factor, "factor")
+        checks.integer(self.every, "every")
 
     def __call__(self, step: int) -> float:
         """Learning rate of step number `step`, from 0."""
@@ -61,8 +60,8 @@ class WarmUp:
 
     def __post_init__(self) -> None:
         if not callable(self.then):
-            _check_rate(self.then, "then")
-        _check_steps(self.steps, "steps")
+            checks.number(self.then, "then")
+        checks.integer(self.steps, "steps")
 
     def __call__(self, step: int) -> float:
         """Learning rate of step number `step`, from 0."""
@@ -74,15 +73,3 @@ class WarmUp:
 def rate_at(lr: float | Schedule, step: int) -> float:
     """The learning rate of a step, whether `lr` is a number or a schedule."""
     return float(lr(step)) if callable(lr) else float(lr)
-
-
-def _check_steps(steps: int, name: str) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{name} is {steps!r}, expected an integer of at least 1")
-
-
-def _check_rate(value: Any, name: str) -> None:
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} is {value!r}, expected a number of at least 0")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
