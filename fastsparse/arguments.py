@@ -35,7 +35,8 @@ def check_matrix(W: Any, name: str = "W") -> CSR:
 
 def check_activation(activation: Any) -> str | None:
     """The activation's name, if it is known."""
-    return checks.choice(activation, "activation", ACTIVATIONS)
+    known = (activation is None or isinstance(activation, str)) and activation in ACTIVATIONS
+    return activation if known else str(checks.choice(activation, "activation", ACTIVATIONS))
 
 
 def is_sparse(value: Any) -> bool:

@@ -80,7 +80,7 @@ def value_dtype(found: np.dtype[Any], name: str) -> np.dtype[Any]:
 
 def owned_values(values: ArrayLike, name: str = "data", dtype: np.dtype[Any] | None = None) -> FloatArray:
     """Copy `values`, of any layout and byte order, into a new native float32 or float64 array of the same shape."""
-    array = as_array(values, name)
+    array = values if type(values) is np.ndarray else as_array(values, name)
     kept = value_dtype(array.dtype, name)
     return np.array(array, dtype=dtype or kept, order="C", copy=True, subok=False)
 

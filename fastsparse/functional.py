@@ -212,7 +212,8 @@ def linear_backward(grad: ArrayLike, x: Samples, W: CSR, *, need_input: bool = T
         When a shape or dtype does not fit.
     """
     check_matrix(W)
-    checks.flag(need_input, "need_input")
+    if need_input is not True:
+        need_input = checks.flag(need_input, "need_input")
     rows = W.shape[0]
     sparse_samples = is_sparse(x)
     x = _as_sparse_samples(x, W) if sparse_samples else _as_samples(x, W)
@@ -524,7 +525,8 @@ def _conv_backward(
     need_input: bool,
 ) -> Gradients:  # fmt: skip
     x, geometry = checked_geometry(axes, x, W, kernel_size, stride, padding, dilation, groups)
-    need_input = checks.flag(need_input, "need_input")
+    if need_input is not True:
+        need_input = checks.flag(need_input, "need_input")
     grad = as_float(grad, W.dtype, "grad")
     expected = (len(x), W.shape[0], *geometry.out_spatial)
     if grad.shape != expected:

@@ -106,7 +106,7 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
-    sizes, tune = checked_batch_sizes(batch_sizes), checks.flag(tune, "tune")
+    sizes = checked_batch_sizes(batch_sizes)
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
         model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 def floating(x: ArrayLike) -> Array:
     """`x` as a float32 or float64 array; float16, integers and bool become float32."""
-    array = as_array(x, "x")
+    array = x if type(x) is np.ndarray else as_array(x, "x")
     if array.dtype in (np.float32, np.float64):
         return array
     if array.dtype.kind in "biu" or array.dtype == np.float16:

@@ -227,7 +227,9 @@ def distinct(modules: list[Module], owner: str) -> None:
 
 def check_gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
     """`dy` as an array of the output's shape and, unless it is None, type."""
-    array = checks.real_array(dy, "dy") if dtype is None else as_cast(dy, dtype, "dy", "the output")
+    array = dy
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        array = checks.real_array(dy, "dy") if dtype is None else as_cast(dy, dtype, "dy", "the output")
     if array.shape != shape:
         raise ValueError(f"dy has shape {array.shape}, expected {shape}, the shape of the output")
     return array

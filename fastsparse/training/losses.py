@@ -45,7 +45,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
     (0.6931, [[0.5, -0.5]])
     """
     scores = _output(logits, "logits")
-    classes = as_array(labels, "labels")
+    classes = labels if type(labels) is np.ndarray else as_array(labels, "labels")
     if scores.ndim != 2 or scores.shape[1] < 1 or len(scores) < 1:
         raise ValueError(f"logits has shape {scores.shape}, expected (N, classes), neither of them 0")
     if classes.shape != scores.shape[:1]:
@@ -125,7 +125,7 @@ def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
 
 
 def _output(value: ArrayLike, name: str) -> Array:
-    array = as_array(value, name)
+    array = value if type(value) is np.ndarray else as_array(value, name)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {array.dtype.name}, expected float32 or float64")
     return array

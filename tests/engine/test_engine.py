@@ -440,7 +440,7 @@ def test_sparse_input_is_checked_before_it_is_converted(kind):
 def test_batch_sizes_to_prepare_for(batch):
     engine = fs.compile(nn.Sequential(nn.SparseLinear(60, 8, rng=0)), (4, 60), tune=False)
     for call in (engine.prepare, engine.random_inputs):
-        with pytest.raises((ValueError, TypeError), match=f"batch is {batch}, expected a positive integer"):
+        with pytest.raises((ValueError, TypeError), match=f"batch is {batch}, expected an integer of at least 1"):
             call(batch)
 
 

@@ -43,7 +43,7 @@ def test_report_of_another_batch_size_and_of_dense_layers():
     report = fs.compile(model, (1, *shape)).report(batch=40)
     assert "batch: 40 samples of 40, float32" in str(report)
     assert "dense layers: run on the sparse kernels as full patterns" in str(report)
-    with pytest.raises(ValueError, match="batch is 0, expected a positive integer"):
+    with pytest.raises(ValueError, match="batch is 0, expected an integer of at least 1"):
         fs.compile(model, (1, *shape)).report(batch=0)
 
 

@@ -90,7 +90,7 @@ def test_out_is_written_in_place(rng, network):
         (lambda e, x: e.run([x, x]), ValueError, "inputs has 2 arrays, expected 1, for x"),
         (lambda e, x: e.run({"z": x}), ValueError, "inputs has 'z', expected 'x'"),
         (lambda e, x: e.run([x], out=[]), ValueError, "out has"),
-        (lambda e, x: e.report(batch=0), ValueError, "batch is 0, expected a positive integer"),
+        (lambda e, x: e.report(batch=0), ValueError, "batch is 0, expected an integer of at least 1"),
         (lambda e, x: e.prepare([(0, 3, 32, 32)]), ValueError, "expected sizes of at least 1"),
     ],
 )
