@@ -60,8 +60,11 @@ class Sequential(Module):
 
     def forward(self, x: Samples) -> Array:
         y, mask = _without_mask(self, x)
-        if mask is not None:
-            self._keep(mask)
+        if mask is None:
+            for layer in self.layers:
+                y = layer(y)
+            return y
+        self._keep(mask)
         for position, layer in enumerate(self.layers):
             y = layer(_with_mask(layer, y, None if position and masks_memory(self, x) else mask))
         return y
@@ -78,7 +81,7 @@ class Sequential(Module):
             if grad is None:
                 raise RuntimeError(f"layer {position + 1} gives no gradient at its input, which layer {position} needs")
             grad = self.layers[position].backward(grad, need_input=need_input or position > first)
-            if position:
+            if masked and position:
                 grad = _of_array(grad)
         if masked and need_input and not (len(self) and self.layers[0].takes_mask()):
             return (*grad, None) if isinstance(grad, tuple) else (grad, None)
