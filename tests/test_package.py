@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +64,14 @@ def test_every_public_name_is_there():
 def test_unknown_names_of_the_package():
     with pytest.raises(AttributeError, match=r"^module 'fastsparse' has no attribute 'nonsense'$"):
         fs.nonsense  # noqa: B018
+
+
+def test_without_pytorch_the_bridge_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("fastsparse.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"^fastsparse.torch needs PyTorch: pip install"):
+        importlib.import_module("fastsparse.torch")
 
 
 def _public_functions(module: Any) -> Iterator[tuple[str, Any]]:

@@ -56,8 +56,8 @@ def require_extra() -> None:
     missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ImportError(
-            f"the demo needs {' and '.join(missing)}, not installed here; "
-            'the extra "demo" brings it: pip install -e ".[demo]"'
+            f"the demo needs {', '.join(missing)}, not installed here; "
+            'the extra "demo" brings what it needs: pip install -e ".[demo]"'
         )
 
 

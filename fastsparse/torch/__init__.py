@@ -21,6 +21,14 @@ change of patterns is compared by a hash; SET needs the same ``rng`` on all rank
 (gradual pruning) needs a new wrapper, as any change of sizes does.
 """
 
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "fastsparse.torch needs PyTorch: pip install -e '.[torch]' in the checkout; on Linux, PyTorch's own index has "
+        "builds for CPUs alone"
+    ) from error
+
 from fastsparse.torch.attention import MultiheadAttention
 from fastsparse.torch.converting import compile, from_torch, to_torch  # noqa: A004
 from fastsparse.torch.layers import SparseConv1d, SparseConv2d, SparseConv3d, SparseLinear

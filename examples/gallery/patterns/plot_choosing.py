@@ -32,7 +32,7 @@ SMALL = os.environ.get("FASTSPARSE_EXAMPLES") == "small"
 SEED = int(os.environ.get("FASTSPARSE_EXAMPLES_SEED", 0))
 COUNT = 1 if SMALL else int(os.environ.get("FASTSPARSE_EXAMPLES_SEEDS", 2))
 SEEDS = range(SEED, SEED + COUNT)
-SPARSITIES = (0.99,) if SMALL else (0.8, 0.9, 0.95, 0.98, 0.99)
+SPARSITIES = (0.9, 0.99) if SMALL else (0.8, 0.9, 0.95, 0.98, 0.99)
 EPOCHS, BATCH, EVERY = 20 if SMALL else 40, 128, 10
 
 pixels, labels = load_digits(return_X_y=True)
@@ -135,7 +135,7 @@ METHODS = {
     "CHTs": moving(sparsity.CHT, soft=True, rng=SEED),
 }
 if SMALL:
-    METHODS = {name: METHODS[name] for name in ("ER", "SNIP", "RigL", "CHTs")}
+    METHODS = {name: METHODS[name] for name in ("ER", "SNIP", "RigL")}
 accuracy = {
     name: np.array([[method(s, np.random.default_rng(seed), seed) for seed in SEEDS] for s in SPARSITIES])
     for name, method in METHODS.items()
