@@ -84,7 +84,9 @@ class Heuristics:
     stream_chunk: int = 4096  # nonzeros and rows of a task, at most, except for long rows
     stream_least_chunk: int = 64
     stream_chunks_per_worker: int = 16
-    stream_prefetch_vectors: int = 64  # of X in flight
+    stream_prefetch_bytes: int = 12 * 1024  # of X in flight, within these distances in nonzeros
+    stream_prefetch_least: int = 24
+    stream_prefetch_most: int = 48
     stream_length_nonzeros: float = 16  # most nonzeros per row, on average, for rows by length
     stream_length_row_bytes: int = 32  # most bytes of a row of X and Y
     stream_uneven_rows: float = 0.25  # share of rows that are not as long as the one before, at least
@@ -97,6 +99,7 @@ class Heuristics:
 
     # --- SpMV by loads
     spmv_prefetch_bytes: int = 4096  # distance: loads of x between those of W keep the CPU from prefetching W
+    spmv_prefetch_nonzeros: int = 96  # distance of x, where no near cache holds it
     slice_nonzeros: float = 16  # most nonzeros per row, on average, for slices
     slice_filling: float = 1.1  # items of slices per nonzero above which rows are sorted by length
     slice_room: float = 1.5  # most items of slices per nonzero
@@ -311,11 +314,17 @@ class Heuristics:
         entry_cycles = self.panel_entry_cycles + (self.panel_first_cycles if vectors == 1 else 0.0)
         return nonzeros * self.panel_cycles + entries * entry_cycles + packed * _step(self.pack_cycles, x_bytes)
 
-    def stream_prefetch_distance(self, nonzeros: int, x_bytes: int, tile_bytes: int) -> int:
-        """Prefetch distance of rows of X in nonzeros; 0 where a near cache holds X."""
-        if x_bytes <= self.stream_near_bytes or nonzeros == 0:
+    def stream_prefetch_distance(self, x_bytes: int, row_bytes: int, tile_bytes: int, reach: float) -> int:
+        """Prefetch distance of rows of X in nonzeros; 0 where a near cache holds X, or the part of it that is in use.
+
+        reach : rows of X that two neighbouring rows of W span, on average. In grids and bands they are few, and X is
+            read in order, so for rows of less than a line hardware prefetch does better.
+        """
+        in_order = row_bytes < 64 and reach * row_bytes <= self.stream_small_bytes
+        if x_bytes <= self.stream_near_bytes or in_order:
             return 0
-        return max(8, min(16, 64 * self.stream_prefetch_vectors // tile_bytes))
+        bounds = self.stream_prefetch_least, self.stream_prefetch_most
+        return max(bounds[0], min(bounds[1], self.stream_prefetch_bytes // tile_bytes))
 
     def stream_by_length(self, rows: int, nonzeros: int, row_bytes: int) -> bool:
         """Whether rows are so short that it pays to compute them by length, so that their ends are predicted."""
@@ -364,6 +373,10 @@ class Heuristics:
     def spmv_prefetch_distance(self, nbytes: int) -> int:
         """Prefetch distance of columns and values, of so many bytes in all; 0 where a near cache holds them."""
         return self.spmv_prefetch_bytes if nbytes > self.near_bytes else 0
+
+    def spmv_x_distance(self, x_bytes: int) -> int:
+        """Prefetch distance of x in nonzeros; 0 where a near cache holds it."""
+        return self.spmv_prefetch_nonzeros if x_bytes > self.stream_near_bytes else 0
 
     def spmv_by_slices(self, rows: int, nonzeros: int) -> bool:
         """Whether rows of W are so short that SpMV takes one nonzero of many rows at once."""

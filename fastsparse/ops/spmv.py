@@ -320,6 +320,7 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
         column_starts=plan.column_starts,
         columns=plan.columns,
         masks=plan.masks,
+        distance=target.heuristics.spmv_prefetch_distance(len(plan.masks) * plan.lanes * target.size),
         sum_index=plan.sum_index if len(plan.sum_index) else None,
         scratch_stride=scratch,
     )
@@ -327,14 +328,15 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
 
 
 def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tuple[Arguments, Any, int]:
-    scratch = spmv.scratch_bytes(target.bits, target.lanes)
+    h, scratch = target.heuristics, spmv.scratch_bytes(target.bits, target.lanes)
     arguments = Arguments(
         spmv.ARGUMENTS,
         group_starts=plan.group_starts,
         indptr=plan.indptr,
         columns=plan.columns,
         nonzeros=plan.nonzeros,
-        distance=target.heuristics.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
+        distance=h.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
+        x_distance=h.spmv_x_distance(plan.inputs * target.size),
         scratch_stride=scratch,
     )
     kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)

@@ -25,6 +25,7 @@ from fastsparse_kernels.sparse_operator import QUARTERS, WHOLE
 Array = NDArray[Any]
 
 _CACHE_LINE = 64
+_SAMPLED_ROWS = 1024
 
 
 def pays(pattern: Pattern, columns: int, target: Target, x_row_stride: int = 0) -> bool:
@@ -124,7 +125,8 @@ def plan_rows(pattern: Pattern, columns: int, target: Target, y_alignment: int =
     if y_alignment > 0 and vector >= 16:
         nontemporal = WHOLE if y_alignment % vector == 0 else QUARTERS if y_alignment % 16 == 0 else 0
     x_bytes = batches * pattern.shape[1] * columns * target.size
-    distance = h.stream_prefetch_distance(pattern.nnz, x_bytes, tiles.width * vector)
+    row_bytes = columns * target.size
+    distance = h.stream_prefetch_distance(x_bytes, row_bytes, tiles.width * vector, column_reach(pattern))
     bounds = chunk_bounds(pattern.indptr, tiles.tiles, h, target.threads)
     plan = StreamPlan(pattern.indptr, pattern.indices, pattern.shape[1], columns, tiles, bounds, distance, nontemporal)
     if h.stream_by_length(pattern.shape[0], pattern.nnz, columns * target.size):
@@ -188,6 +190,18 @@ def _row_cuts(indptr: NDArray[np.int64], h: Heuristics, threads: int) -> tuple[N
     cuts = np.searchsorted(indptr + np.arange(rows + 1), targets)  # the first row that begins there or behind
     long = cuts[indptr[cuts] - indptr[cuts - 1] > most]
     return np.unique(np.concatenate([[0], cuts, long - 1, [rows]])), most
+
+
+def column_reach(pattern: Pattern) -> float:
+    """Columns from the first to the last nonzero of two neighbouring rows, on average over some pairs."""
+    rows, indptr, indices = pattern.shape[0], pattern.indptr, pattern.indices
+    first = np.arange(0, rows - 1, max(1, rows // _SAMPLED_ROWS))
+    first = first[(indptr[first] < indptr[first + 1]) & (indptr[first + 1] < indptr[first + 2])]
+    if not len(first):
+        return float(pattern.shape[1])
+    left = np.minimum(indices[indptr[first]], indices[indptr[first + 1]])
+    right = np.maximum(indices[indptr[first + 1] - 1], indices[indptr[first + 2] - 1])
+    return float((right - left + 1).mean())
 
 
 def work(indptr: NDArray[np.int64], columns: int, h: Heuristics) -> float:
@@ -270,7 +284,9 @@ def prepare_sddmm(
         x_row_stride=x_row_stride,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        distance=h.stream_prefetch_distance(pattern.nnz, pattern.shape[1] * row_bytes * batches, row_bytes),
+        distance=h.stream_prefetch_distance(
+            pattern.shape[1] * row_bytes * batches, row_bytes, row_bytes, column_reach(pattern)
+        ),
     )
     kernel = stream.sddmm_kernel(target.bits, target.lanes, pattern.indices.itemsize * 8)
     return Launch(

@@ -36,6 +36,7 @@ from .layouts import make_copy_numbers
 from .sparse_operator import FIRST, KINDS, LAST, ONLY, WHOLE
 
 RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
+PACK_DISTANCE = 8  # prefetch distance of rows that are packed: their parts are too short for hardware prefetch
 DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
@@ -99,11 +100,12 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
     # ------------------------------------------------------------ load: the inputs of a block
 
     @kernel_function
-    def pack_panel(source, stride, columns, panel, rows):  # type: ignore[no-untyped-def]
-        """Copy `columns` columns of `rows` rows into a panel, zeros after them."""
+    def pack_panel(source, stride, columns, panel, rows, final):  # type: ignore[no-untyped-def]
+        """Copy `columns` columns of `rows` rows into a panel, zeros after them. final : address of x's last row."""
         like = simd.zeros(width, lanes, bits)
         if columns >= width * lanes:
             for k in range(rows):
+                simd.prefetch_l2(min(source + (k + PACK_DISTANCE) * stride, final), tile_bytes)
                 simd.store(simd.load(like, source + k * stride), panel + k * tile_bytes)
         else:
             nothing = simd.zeros(1, lanes, bits)
@@ -121,8 +123,10 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                 return base + simd.load_i64(positions)
             row = simd.load_i64(a.block_rows + block * 8)
             rows = simd.load_i64(a.block_rows + block * 8 + 8) - row
-            source = x + simd.load_i64(positions) + row * a.x_row_stride
-            pack_panel(source, a.x_row_stride, simd.load_u32(a.tile_columns + tile * 4), panel, rows)
+            source, stride = x + simd.load_i64(positions), a.x_row_stride
+            final = source + (simd.load_i64(a.block_rows + a.blocks * 8) - 1) * stride
+            columns = simd.load_u32(a.tile_columns + tile * 4)
+            pack_panel(source + row * stride, stride, columns, panel, rows, final)
             return panel
         return simd.gather_addresses(width, base, positions)
 

@@ -39,6 +39,7 @@ ARGUMENTS = kernel_arguments(
     "columns",  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], the last of them any that x has
     "nonzeros",
     "distance",  # prefetch distance of columns and values in bytes; 0: no prefetch
+    "x_distance",  # prefetch distance of x in nonzeros; 0: no prefetch
     "values",  # float [nnz]
     "x",  # float [K]
     "y",  # float [M]
@@ -79,8 +80,11 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
         p += rest
         while p < end:
             if a.distance > 0:
-                simd.prefetch_l2(a.values + p * size + a.distance)
-                simd.prefetch_l2(a.columns + p * column_size + a.distance)
+                simd.prefetch_l2(a.values + p * size + a.distance, 1)
+                simd.prefetch_l2(a.columns + p * column_size + a.distance, 1)
+            if a.x_distance > 0:
+                later = min(p + a.x_distance, a.nonzeros)
+                simd.prefetch_gathered(sums, a.x, a.columns + later * column_size, column_bits)
             sums = simd.gather_fma(sums, a.values + p * size, a.x, a.columns + p * column_size, column_bits)
             p += SPMV_ACCUMULATORS
         return sums
@@ -133,6 +137,7 @@ SLICE_ARGUMENTS = kernel_arguments(
     "column_starts",  # int64 [slices + 1], columns of slices before
     "columns",  # uint32 [VL] of each vector, or its first one only in slices of runs
     "masks",  # uint16 [vectors]
+    "distance",  # prefetch distance of columns and values in bytes; 0: no prefetch
     "values",  # float [vectors, VL]
     "sum_index",  # uint16 [slices, VL]: index of a row's sum in its group; 0 where rows have their own order
     "x",  # float [K]
@@ -152,7 +157,7 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
     vector = lanes * size
 
     @inlined_function
-    def slice_sums(slice_starts, column_starts, columns, masks, values, x, i):  # type: ignore[no-untyped-def]
+    def slice_sums(slice_starts, column_starts, columns, masks, values, x, distance, i):  # type: ignore[no-untyped-def]
         acc = simd.zeros(1, lanes, bits)
         v, end = simd.load_i64(slice_starts + i * 8), simd.load_i64(slice_starts + i * 8 + 8)
         first, last = simd.load_i64(column_starts + i * 8), simd.load_i64(column_starts + i * 8 + 8)
@@ -165,6 +170,9 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
                 v = simd.opaque_i64(v + 1)
         else:
             while v < end:
+                if distance > 0:
+                    simd.prefetch_l2(values + v * vector + distance, 1)
+                    simd.prefetch_l2(columns + distance, 1)
                 mask = simd.load_u16(masks + v * 2)
                 acc = simd.gather_fma_masked(acc, values + v * vector, x, columns, 32, mask)
                 columns += lanes * 4
@@ -187,7 +195,7 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
         a = _slice_arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         plain = a.bias == 0 and a.activation == 0 and low == -np.inf and high == np.inf
-        arrays = a.slice_starts, a.column_starts, a.columns, a.masks, a.values, a.x
+        arrays = a.slice_starts, a.column_starts, a.columns, a.masks, a.values, a.x, a.distance
         y, whole = a.y, a.rows // lanes if plain else 0  # slices that need no more than a store
         scratch = a.scratch + slot * a.scratch_stride
         sums = scratch + vector
@@ -252,7 +260,7 @@ def make_lookup() -> Callable[..., None]:
         def add_vectors(acc, number, x, columns, weights):  # type: ignore[no-untyped-def]
             end = weights + number * vector
             while weights < end:
-                simd.prefetch_l2(weights + PREFETCH_DISTANCE)
+                simd.prefetch_l2(weights + PREFETCH_DISTANCE, 1)
                 acc = simd.lookup_fma(acc, weights, x, columns, masked)
                 weights += vector
                 columns += LOOKUP_LANES

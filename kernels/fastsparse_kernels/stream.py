@@ -112,8 +112,7 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
         indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
             ahead = x + load_index(indices, min(p + distance, final)) * stride
-            simd.prefetch_l1(ahead, tile_bytes)
-            simd.prefetch_l1(ahead + tile_bytes - size, 64)  # one line more where X is not aligned to lines
+            simd.prefetch_l2(ahead, tile_bytes)
             acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
             p = simd.opaque_i64(p + 1)
         return acc
@@ -235,8 +234,8 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
         while p < end:
             row = x + load_index(a.indices, p) * a.x_row_stride
             for at in range(0, nbytes, 64):
-                simd.prefetch_l1(row + at, 64)
-            simd.prefetch_l1(row + nbytes - size, 64)  # as above
+                simd.prefetch_l2(row + at, 1)
+            simd.prefetch_l2(row + nbytes - size, 1)  # one line more where x is not aligned to lines
             p += 1
 
     @kernel_function

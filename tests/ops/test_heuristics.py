@@ -222,3 +222,21 @@ def test_only_large_matrices_are_prefetched_in_spmv():
     h = heuristics_for(64)
     assert h.spmv_prefetch_distance(h.near_bytes) == 0
     assert h.spmv_prefetch_distance(h.near_bytes + 1) == h.spmv_prefetch_bytes
+    assert h.spmv_x_distance(h.stream_near_bytes) == 0
+    assert h.spmv_x_distance(h.stream_near_bytes + 1) == h.spmv_prefetch_nonzeros
+
+
+PREFETCHES = [  # bytes of X, of its rows and of a tile, rows in use, distance
+    (3 * 2**20, 256, 256, 2e4, 0),  # a near cache holds X
+    (50 * 2**20, 64, 64, 2e5, 48),
+    (50 * 2**20, 256, 256, 2e5, 48),
+    (50 * 2**20, 1024, 512, 2e5, 24),
+    (5 * 2**20, 32, 32, 801, 0),  # a grid
+    (5 * 2**20, 32, 32, 8e4, 48),
+    (50 * 2**20, 256, 256, 801, 48),  # a grid, with rows of several lines
+]
+
+
+@pytest.mark.parametrize(("x_bytes", "row_bytes", "tile_bytes", "reach", "expected"), PREFETCHES)
+def test_prefetch_distances_when_streaming(x_bytes, row_bytes, tile_bytes, reach, expected):
+    assert heuristics_for(64).stream_prefetch_distance(x_bytes, row_bytes, tile_bytes, reach) == expected

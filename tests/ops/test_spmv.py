@@ -24,9 +24,9 @@ ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
 SLICES = {"slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
 FORMS = {
     "rows": ROWS_FORM,
-    "rows prefetched": {**ROWS_FORM, "near_bytes": 0},
+    "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "stream_near_bytes": -1},
     "slices": {**SLICES, "slice_filling": math.inf},
-    "sorted slices": {**SLICES, "slice_filling": 0.0},
+    "sorted slices prefetched": {**SLICES, "slice_filling": 0.0, "near_bytes": 0},
 }
 
 

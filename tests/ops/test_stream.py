@@ -34,6 +34,7 @@ TILES = [1, 2, 8, 16, 24]  # vectors of a row
 ALWAYS = {"stream_margin": math.inf, "stream_small_bytes": -1, "stream_length_nonzeros": -1.0}
 BY_LENGTH = {
     **ALWAYS, "stream_length_nonzeros": math.inf, "stream_length_row_bytes": math.inf, "stream_uneven_rows": -1.0,
+    "stream_near_bytes": -1,
 }  # fmt: skip
 NEVER = {"stream_margin": 0.0}
 
@@ -48,7 +49,7 @@ def streamed():
 def ways(W, product):
     """Results of `product` by streaming and through panels, on matrices that carry no plans.
 
-    Rows sorted by length give the same.
+    Rows sorted by length, with X prefetched, give the same.
     """
     found = []
     for choice in (ALWAYS, BY_LENGTH, NEVER):
@@ -386,6 +387,17 @@ class Sizes:
 
     def __init__(self, shape, nnz):
         self.shape, self.nnz = shape, nnz
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40, 5000])
+def test_the_reach_of_neighbouring_rows(rng, rows):
+    band = matrix(rng, np.eye(rows, 3 * rows, 1, dtype=bool) | np.eye(rows, 3 * rows, 4, dtype=bool), np.float32)
+    assert stream.column_reach(band.pattern) == (5 if rows > 1 else 3)  # one row has no neighbour
+    order = rng.permutation(rows)
+    scattered = fs.CSR(np.arange(rows + 1), order, np.ones(rows), (rows, rows))
+    assert rows < 3 or stream.column_reach(scattered.pattern) > rows / 6
+    empty = fs.CSR(np.zeros(rows + 1, int), [], [], (rows, 7))
+    assert stream.column_reach(empty.pattern) == 7
 
 
 def test_whatever_needs_more_than_32_bits_is_streamed():

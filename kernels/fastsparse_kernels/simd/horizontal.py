@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -11,6 +12,7 @@ from numba.extending import intrinsic
 from .types import (
     I32,
     I64,
+    L2,
     Tile,
     at,
     first_lanes,
@@ -20,6 +22,7 @@ from .types import (
     masked_load,
     masked_store,
     pack,
+    prefetch_line,
     shifted,
     shuffle,
     splat,
@@ -241,18 +244,20 @@ def load_even(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.int64), codegen
 
 
-def _gather(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Any:
-    """A vector of x[c], for VL contiguous columns of `bits` bits.
-
-    Columns are loaded 64 bits at a time and each x by a scalar load into its lane: gather instructions are slower.
-    """
-    numbers = ir.Constant(tile.vector, ir.Undefined)
+def _gathered_addresses(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Iterator[Any]:
+    """Addresses of x[c], for VL contiguous columns of `bits` bits, which are loaded 64 bits at a time."""
     low = ir.Constant(I64, (1 << bits) - 1)
     for lane in range(tile.lanes):
         if lane * bits % 64 == 0:
             word = load_value(builder, shifted(builder, columns, lane * bits // 8), I64, bits // 8)
         column = builder.and_(builder.lshr(word, ir.Constant(I64, lane * bits % 64)), low)
-        address = builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
+        yield builder.add(base, builder.mul(column, ir.Constant(I64, tile.size)))
+
+
+def _gather(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Any:
+    """A vector of x[c], each by a scalar load into its lane: gather instructions are slower."""
+    numbers = ir.Constant(tile.vector, ir.Undefined)
+    for lane, address in enumerate(_gathered_addresses(builder, tile, base, columns, bits)):
         number = load_value(builder, address, tile.element, tile.size)
         numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
     return numbers
@@ -266,6 +271,18 @@ def gather(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> An
         return pack(builder, like.vector, [_gather(builder, like, args[1], args[2], column_bits.literal_value)])
 
     return like(like, types.int64, types.int64, column_bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch_gathered(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+    """Prefetch to L2 what `gather` reads."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for address in _gathered_addresses(builder, like, args[1], args[2], column_bits.literal_value):
+            prefetch_line(builder, address, L2)
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64, column_bits), codegen
 
 
 @intrinsic(prefer_literal=True)

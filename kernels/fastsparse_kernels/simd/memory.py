@@ -6,6 +6,7 @@ here trusts its caller.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from .types import (
     FLOATS,
     I32,
     I64,
+    L1,
+    L2,
     NUMBA_FLOATS,
     Addresses,
     Tile,
@@ -30,6 +33,7 @@ from .types import (
     opaque,
     overlapping_addresses,
     pack,
+    prefetch_line,
     shifted,
     shuffle,
     unpack,
@@ -221,24 +225,24 @@ def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
     return like(like, types.int64, types.int64), codegen
 
 
-_L1, _L2 = 3, 2  # LLVM's locality hints
+def _lines(nbytes: int) -> Iterable[int]:
+    """A byte of every cache line that `nbytes` bytes may touch: they need not begin on a line."""
+    return dict.fromkeys((*range(0, nbytes, 64), nbytes - 1))
 
 
-def _prefetch(builder: Any, address: Any, locality: int) -> None:
-    byte = ir.IntType(8).as_pointer()
-    function = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
-    function(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, locality, 1)))
+@intrinsic(prefer_literal=True)
+def prefetch_l2(typing: Any, address: Any, nbytes: Any) -> Any:
+    """Prefetch the lines of `nbytes` bytes to L2; an address that is not mapped does no harm.
 
-
-@intrinsic
-def prefetch_l2(typing: Any, address: Any) -> Any:
-    """Prefetch the cache line at an address to L2; an address that is not mapped does no harm."""
+    What is far away is prefetched to L2 and not to L1: more such prefetches may be in flight (Zen 4).
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _prefetch(builder, args[0], _L2)
+        for distance in _lines(nbytes.literal_value):
+            prefetch_line(builder, shifted(builder, args[0], distance), L2)
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+    return types.void(types.int64, nbytes), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -247,7 +251,7 @@ def prefetch_l1(typing: Any, address: Any, nbytes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for distance in range(0, nbytes.literal_value, 64):
-            _prefetch(builder, shifted(builder, args[0], distance), _L1)
+            prefetch_line(builder, shifted(builder, args[0], distance), L1)
         return context.get_dummy_value()
 
     return types.void(types.int64, nbytes), codegen
@@ -262,11 +266,10 @@ def prefetch_l2_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
         if isinstance(bases, Addresses):
             addresses = vector_addresses(builder, tile, bases, base, offset)
         else:
-            first, nbytes = builder.add(base, offset), tile.count * tile.vector_bytes
-            # Each line, and that of the last byte: a tile need not begin on a line.
-            addresses = [shifted(builder, first, distance) for distance in (*range(0, nbytes, 64), nbytes - 1)]
+            first = builder.add(base, offset)
+            addresses = [shifted(builder, first, line) for line in _lines(tile.count * tile.vector_bytes)]
         for address in addresses:
-            _prefetch(builder, address, _L2)
+            prefetch_line(builder, address, L2)
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen

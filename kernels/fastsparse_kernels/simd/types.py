@@ -92,6 +92,16 @@ def load_value(builder: Any, address: Any, pointee: ir.Type, align: int) -> Any:
     return builder.load(at(builder, address, pointee), align=align)
 
 
+L1, L2 = 3, 2  # LLVM's locality hints
+
+
+def prefetch_line(builder: Any, address: Any, cache: int) -> None:
+    """Prefetch the cache line at an address to L1 or L2."""
+    byte = ir.IntType(8).as_pointer()
+    prefetch = llvm_function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+    prefetch(builder.inttoptr(address, byte), *(ir.Constant(I32, flag) for flag in (0, cache, 1)))
+
+
 def splat(builder: Any, tile: Tile, scalar: Any) -> Any:
     undefined = ir.Constant(tile.vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
