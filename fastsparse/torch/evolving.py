@@ -149,5 +149,9 @@ def _(model: nn.Module) -> Iterator[tuple[str, Any]]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
+            if name.endswith("values_orig") and hasattr(layer, "_columns"):
+                raise ValueError(
+                    f"{name} is masked by torch.nn.utils.prune, expected values (prune.remove makes them so)"
+                )
             values = getattr(layer, "indices", None) is not None and parameter is getattr(layer, "values", None)
             yield name, LayerParameter(layer) if values else _DenseParameter()

@@ -160,12 +160,17 @@ class SparseLayer(nn.Module):
     def _weight_of(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """values, bias, indptr and indices, for an x that is where they are."""
         parameters, buffers = self._parameters, self._buffers  # a third of the time that four attributes take
-        values: Any = parameters["values"]
+        values: Any = parameters.get("values")
+        if values is None:  # pruned by torch.nn.utils.prune, which computes an attribute before each call
+            values = self.values
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}, expected a Tensor")
         if not (x.is_cpu and values.is_cpu) and not (x.is_meta and values.is_meta):
             raise ValueError(f"x is on {x.device} and the layer on {values.device}, expected both on the CPU")
-        return values, parameters["bias"], buffers["indptr"], buffers["indices"]
+        bias = parameters.get("bias")
+        if bias is None and "bias" not in parameters:
+            bias = self.bias
+        return values, bias, buffers["indptr"], buffers["indices"]
 
 
 def _trainable(layer: nn.Module, name: str) -> bool:
@@ -430,6 +435,8 @@ def why_not_plain(layer: nn.Module) -> str | None:
     if any(_parametrization_mask(p) is None for p in _parametrizations(layer)):
         kinds = ", ".join(type(p).__name__ for p in _parametrizations(layer))
         return f"made by a parametrization ({kinds}), expected a mask or none"
+    if "bias" in getattr(layer, "parametrizations", ()):
+        return "beside a bias that a parametrization makes, expected a parameter"
     weight = getattr(layer, "weight_orig", None)
     weight = getattr(layer, "weight", None) if weight is None else weight
     if not isinstance(weight, Tensor):

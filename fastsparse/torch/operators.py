@@ -158,15 +158,15 @@ def _storable(values: Tensor) -> Tensor:
     return values.detach().view(torch.int16) if values.dtype in _CONVERTED else values.detach()
 
 
-Identity = tuple[int, int]
+Identity = tuple[int, object]
 
 
 def _identity(tensor: Tensor) -> Identity:
     """Changes when a tensor has other memory, or has been written to in a way that torch counts."""
     try:
         return tensor.data_ptr(), tensor._version
-    except RuntimeError:  # made in inference mode: nothing is counted
-        return tensor.data_ptr(), 0
+    except RuntimeError:  # made in inference mode: nothing is counted, so anything may have been written
+        return tensor.data_ptr(), object()
 
 
 def _array(tensor: Tensor) -> Array:
@@ -435,9 +435,11 @@ def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Te
         x = x.to(kind)
     if bias is not None and bias.dtype != kind:
         bias = bias.to(kind)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if (
+        torch.is_grad_enabled()
+        and (x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad))
+        and not torch.jit.is_tracing()
+    ):  # which keeps operators, and no functions of autograd
         y = function.apply(x, values, bias, *rest)
     else:
         y = operator(x, values, bias, *rest, False)

@@ -289,7 +289,7 @@ def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Cand
     for key, group in found.items():
         own = {part for c in group for part in (c.layer, *c.layer.modules())}  # of parametrizations, too
         others = sorted(names[holder] for holder in holders[key] - own)
-        if others or len({(type(c.layer), c.weight.shape) for c in group}) > 1:
+        if others or not all(_alike(c, group[0]) for c in group):
             others = others or [c.name for c in group]
             kept += [_kept_line(c.name, c.layer, f"shares its weight with {', '.join(others)}") for c in group]
             continue
@@ -297,6 +297,12 @@ def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Cand
             candidate.group = group
         candidates += group
     return candidates, kept
+
+
+def _alike(one: _Candidate, other: _Candidate) -> bool:
+    """Whether two layers of one parameter multiply with the same weight: not where masks differ."""
+    same = type(one.layer) is type(other.layer) and one.weight.shape == other.weight.shape
+    return same and np.array_equal(one.mask, other.mask)
 
 
 def _parameter(layer: nn.Module) -> Any:
@@ -458,14 +464,19 @@ def _twin(candidate: _Candidate) -> SparseLayer:
     return twin
 
 
-def _move_hooks(layer: nn.Module, twin: nn.Module) -> None:
+def _move_hooks(layer: Any, twin: Any) -> None:
     """Users' hooks go with the layer, and their handles stay good; those that prune it have done their work."""
     for key, hook in list(layer._forward_pre_hooks.items()):
-        if isinstance(hook, BasePruningMethod):
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
             del layer._forward_pre_hooks[key]
     for name, hooks in vars(layer).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and "state_dict" not in name:
             setattr(twin, name, hooks)
+    if hasattr(layer, "bias_mask"):  # a pruned bias stays so, by the hook that has moved
+        del twin._parameters["bias"]
+        twin.register_parameter("bias_orig", layer.bias_orig)
+        twin.register_buffer("bias_mask", layer.bias_mask)
+        twin.bias = layer.bias_orig * layer.bias_mask
 
 
 def _share(first: Any, other: Any) -> None:

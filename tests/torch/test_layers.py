@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 import fastsparse as fs
 import fastsparse.torch as fst
@@ -511,3 +512,39 @@ def test_a_sparse_input_has_no_gradient():
         layer(x.requires_grad_())
     with pytest.raises(ValueError, match=r"x has shape \(5, 5\), expected \(\.\.\., 6\)"):
         fst.SparseLinear(6, 4)(torch.eye(5).to_sparse_csr())
+
+
+@pytest.mark.parametrize("name", ["values", "bias"])
+@pytest.mark.parametrize("make", [lambda: fst.SparseLinear(20, 10), lambda: fst.SparseConv2d(5, 4, (1, 2), padding=1)])
+def test_layers_are_pruned_by_torch(make, name):
+    layer = make()
+    x = torch.randn(3, 20) if isinstance(layer, fst.SparseLinear) else torch.randn(2, 5, 3, 4)
+    prune.random_unstructured(layer, name, 0.5)
+    y = layer(x)
+    torch.testing.assert_close(y, layer.to_dense()(x), atol=1e-5, rtol=1e-5)
+    y.sum().backward()
+    original, mask = getattr(layer, f"{name}_orig"), getattr(layer, f"{name}_mask")
+    assert not original.grad[mask == 0].any()
+    if name == "values":
+        with pytest.raises(ValueError, match=r"values_orig is masked by torch\.nn\.utils\.prune, expected values"):
+            RigL(nn.Sequential(layer))
+    prune.remove(layer, name)
+    torch.testing.assert_close(layer(x), y)
+
+
+def test_any_change_of_values_made_in_inference_mode_is_noticed():
+    """torch counts no changes of such tensors."""
+    with torch.inference_mode():
+        layer, x = fst.SparseLinear(100, 50), torch.ones(2, 100)
+        before = layer(x)
+        layer.values[7] += 100
+        assert (layer(x) - before).abs().max() > 99
+
+
+def test_a_trace_keeps_the_operator():
+    layer = fst.SparseLinear(20, 10)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, torch.ones(2, 20)), file)
+    file.seek(0)
+    x = torch.randn(5, 20)
+    torch.testing.assert_close(torch.jit.load(file)(x), layer(x))

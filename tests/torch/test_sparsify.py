@@ -500,3 +500,50 @@ def test_subclasses_are_left_alone():
     report = fst.sparsify(module, 0.9, measure=False)
     assert kinds(module) == {"0": "Own", "1": "SparseLinear"}
     assert report.layers[0].note == "a class of its own"
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, of which the first is pruned alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        prune.random_unstructured(self.first, "weight", 0.9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_layers_of_one_weight_under_different_masks_stay(both):
+    module, x = Tied(), torch.randn(3, 16)
+    if both:
+        prune.random_unstructured(module.second, "weight", 0.9)
+    expected = module(x)
+    report = fst.sparsify(module, threshold=0, measure=False)
+    assert not report.replaced
+    assert all("shares its weight" in line.note for line in report.layers)
+    assert_close(module(x), expected)
+
+
+def test_a_pruned_bias_stays_pruned():
+    module = nn.Sequential(nn.Linear(16, 8))
+    nn.init.normal_(module[0].bias)
+    prune.random_unstructured(module[0], "weight", 0.9)
+    prune.random_unstructured(module[0], "bias", 0.5)
+    zeros = module[0].bias_mask == 0
+    x, expected = torch.randn(3, 16), module(torch.zeros(3, 16))
+    assert fst.sparsify(module, measure=False).replaced
+    assert_close(module(torch.zeros(3, 16)), expected)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    module(x).sum().backward()
+    optimizer.step()
+    assert not module(torch.zeros(1, 16))[:, zeros].any()
+    assert module(torch.zeros(1, 16))[:, ~zeros].all()
+
+
+def test_a_bias_that_a_parametrization_makes_keeps_its_layer():
+    module = nn.Sequential(nn.Linear(16, 8))
+    parametrize.register_parametrization(module[0], "bias", nn.Tanh())
+    assert fst.sparsify(module, 0.9, measure=False).layers[0].note.startswith("beside a bias that a parametrization")
