@@ -230,7 +230,8 @@ def _foldable(node: Node) -> bool:
 
 
 def check_sizes(model: Model, infos: Mapping[str, Info]) -> None:
-    """Refuse tensors that this machine's memory does not hold, before any of it is taken.
+    """Refuse tensors that this machine's memory does not hold, before any of it is taken; and pools that leave nothing
+    of their image, which onnxruntime may die of.
 
     Raises
     ------
@@ -243,6 +244,8 @@ def check_sizes(model: Model, infos: Mapping[str, Info]) -> None:
         for name in node.writes:
             info = infos.get(name)
             shape = info.fixed if info is not None else None
+            if node.op in _POOLS and shape is not None and 0 in shape[2:]:
+                raise FileFormatError(f"{node} makes an image of shape {shape}")
             if info is not None and shape is not None:
                 size = math.prod(shape) * (info.dtype.itemsize if info.dtype is not None else 1)
                 folded += size if id(node) in constants else 0

@@ -39,7 +39,7 @@ from fastsparse.onnx.windows import Window, WindowError, kernel_of, window
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
-_LARGEST_VECTOR = 65536  # channels that are scaled one by one
+_LARGEST_VECTOR = 65536  # channels that are scaled one by one, or sizes of an image with windows
 _LARGEST_GATHER = 2**23  # numbers of an image whose indices are written down
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
@@ -311,7 +311,7 @@ class Lowering:
     # --- pooling -------------------------------------------------------------------------------
 
     def _pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        if len(x) != 4 or form not in (None, Form(x[0], x[1:])):
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or max(x) > _LARGEST_VECTOR:
             return None
         found: Window = window(node, x[2:])
         if set(found.dilation) != {1} or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads)):

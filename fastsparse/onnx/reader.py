@@ -228,7 +228,7 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     proto.name = name
     op = proto.op_type if proto.domain in DOMAINS else f"{proto.domain}.{proto.op_type}"
     attributes, captured = {}, list[str]()
-    fewest = _fewest_inputs(proto.op_type, version) if proto.domain in DOMAINS else 0
+    fewest, kinds = _rules(proto.op_type, version) if proto.domain in DOMAINS else (0, {})
     if len(proto.input) < fewest:
         raise FileFormatError(f"node {name!r} ({op}) has {len(proto.input)} inputs, expected at least {fewest}")
     for tensor in tensors_inside(proto):
@@ -237,6 +237,8 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
         if tensor.data_location == _EXTERNAL:
             tensor.CopyFrom(inline(tensor, external(tensor, what, folder)))
     for attribute in proto.attribute:
+        if attribute.type != kinds.get(attribute.name, attribute.type):
+            raise FileFormatError(f"node {name!r} ({op}) has the attribute {attribute.name!r} in another type")
         if attribute.type in _ATTRIBUTES:
             found = getattr(attribute, _ATTRIBUTES[attribute.type])
             if attribute.type == 3:
@@ -252,13 +254,14 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
 
 
 @functools.cache
-def _fewest_inputs(op: str, version: int) -> int:
-    """The number of inputs that an operator of ONNX must have; 0 where it is not known."""
+def _rules(op: str, version: int) -> tuple[int, dict[str, int]]:
+    """The number of inputs that an operator of ONNX must have, and types of its attributes, where they are known."""
     defs = import_onnx().defs
     try:
-        return int(defs.get_schema(op, max_inclusive_version=version).min_input)
+        schema = defs.get_schema(op, max_inclusive_version=version)
     except (defs.SchemaError, TypeError):  # a name that is no text
-        return 0
+        return 0, {}
+    return int(schema.min_input), {name: int(kind.type) for name, kind in schema.attributes.items()}
 
 
 def _captured(graph: Any) -> list[str]:

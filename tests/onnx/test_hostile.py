@@ -358,14 +358,15 @@ def test_negative_sizes_of_inputs_are_open(rng):
         assert engine(np.ones((batch, 4), np.float32)).shape == (batch, 3)
 
 
-@pytest.mark.parametrize("op", ["DepthToSpace", "Resize"])
+@pytest.mark.parametrize("op", ["DepthToSpace", "Resize", "MaxPool"])
 def test_images_of_any_size_take_no_memory_before_a_call(op):
-    """Kernels gather by indices, eight bytes for each number of an image."""
+    """Kernels gather by indices, eight bytes for each number of an image, and have tables of windows."""
     b = models.Builder()
     y = b.conv("x", 4, 4)
     scales = b.constant([1, 1, 2, 2], "float32")
-    y = b.add(op, y, blocksize=2) if op == "DepthToSpace" else b.add(op, y, "", scales, mode="nearest")
-    model = b.model({"x": [1, 4, 2**12, 2**12]}, [y])
+    more = {"DepthToSpace": {"blocksize": 2}, "Resize": {"mode": "nearest"}, "MaxPool": {"kernel_shape": [1, 2]}}[op]
+    y = b.add(op, y, *(["", scales] if op == "Resize" else []), **more)
+    model = b.model({"x": [1, 4, 2, 2**23] if op == "MaxPool" else [1, 4, 2**12, 2**12]}, [y])
     tracemalloc.start()
     try:
         models.on_kernels(model)
@@ -379,3 +380,20 @@ def test_outputs_that_follow_from_constants_and_cannot_be_computed():
     y = b.add("Gather", b.vector(4), b.constant([7], "int64"))
     with pytest.raises(fs.FileFormatError, match="'t0_0' follows from constants, and the model cannot be computed"):
         fs.compile(b.model({"x": [1]}, [y]))
+
+
+@pytest.mark.parametrize("kind", [onnx.AttributeProto.STRING, onnx.AttributeProto.UNDEFINED])
+def test_attributes_of_another_type(kind):
+    b = models.Builder()
+    model = b.model({"x": [2, 4]}, [b.add("Gemm", "x", b.weight(4, 3), b.vector(3), alpha=0.5)])
+    model.graph.node[0].attribute[0].type = kind
+    with pytest.raises(fs.FileFormatError, match=r"'n0' \(Gemm\) has the attribute 'alpha' in another type"):
+        fs.compile(model)
+
+
+def test_pools_that_leave_nothing():
+    """onnxruntime may end the process."""
+    b = models.Builder()
+    y = b.add("MaxPool", b.conv("x", 3, 4), kernel_shape=[6, 2], strides=[2, 2])
+    with pytest.raises(fs.FileFormatError, match=r"makes an image of shape \(1, 4, 0, 2\)"):
+        fs.compile(b.model({"x": [1, 3, 4, 4]}, [b.add("Softsign", y)]))
