@@ -152,11 +152,11 @@ def _gradients(
     """Gradients of attention at Q, K and V, from probabilities that are computed again."""
 
     def split(x: Array) -> Array:
-        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
     def joined(x: Array) -> Array:
         samples, _, rows, _ = x.shape
-        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(samples, rows, -1)
+        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(samples, rows, heads * x.shape[3])
 
     dy, q, k, v = map(split, (dy, q, k, v))
     scale = q.dtype.type(q.shape[-1] ** -0.5)

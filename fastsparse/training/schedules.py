@@ -72,4 +72,5 @@ class WarmUp:
 
 def rate_at(lr: float | Schedule, step: int) -> float:
     """The learning rate of a step, whether `lr` is a number or a schedule."""
-    return float(lr(step)) if callable(lr) else float(lr)
+    rate = lr(step) if callable(lr) else lr
+    return rate if type(rate) is float and 0 <= rate < math.inf else checks.number(rate, "lr")

@@ -238,3 +238,13 @@ def test_a_row_gradient_of_another_table_is_refused():
     table = fs.nn.Parameter(np.ones((4, 2), "f"))
     with pytest.raises(ValueError, match=r"grad has shape \(5, 2\), expected \(4, 2\), the shape of value"):
         table.accumulate(fs.nn.RowGradient(np.array([1]), np.ones((1, 2), "f"), (5, 2)))
+
+
+@pytest.mark.parametrize(("rate", "error"), [(np.nan, ValueError), (-0.1, ValueError), ("fast", TypeError)])
+def test_learning_rates_of_a_schedule_are_checked(rate, error):
+    parameter = Parameter(np.ones(3, np.float32))
+    optimizer = SGD([parameter], lambda step: rate)
+    parameter.grad = np.ones(3, np.float32)
+    with pytest.raises(error, match=f"^lr is {rate!r}, expected a number of at least 0$"):
+        optimizer.step()
+    assert (parameter.value == 1).all()
