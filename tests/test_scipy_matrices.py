@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 import fastsparse as fs
 from fastsparse import scipy_matrices
+from fastsparse.scipy_matrices import matrix_of
 
 FORMATS = ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"]
 
@@ -96,6 +97,27 @@ def test_matrices_are_checked_once(A, monkeypatch, form):
         assert remembered(S.T.T, X, monkeypatch) == 0
         assert remembered(S.T, integers(20), monkeypatch) == 0
     assert remembered(S.copy(), X, monkeypatch) == 1
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_other_values_at_the_same_places_keep_the_plans(index):
+    A = sp.csr_array(np.eye(5, 9, 2))
+    A.indices, A.indptr = A.indices.astype(index), A.indptr.astype(index)
+    X = np.arange(27.0).reshape(9, 3)
+    before = matrix_of(A, np.dtype(np.float64))
+    A.data[:] = np.arange(1.0, 6.0)
+    assert np.array_equal(fs.matmul(A, X), A @ X)
+    assert (matrix_of(A, np.dtype(np.float64)).pattern is before.pattern) == (index is np.int32)
+    A.indices[0] = 8
+    assert np.array_equal(fs.matmul(A, X), A @ X)
+
+
+def test_other_values_in_an_order_of_their_own():
+    """Columns that do not rise, and one that comes twice."""
+    A = sp.csr_array((np.ones(4), np.array([3, 0, 1, 1], np.int32), np.array([0, 2, 4], np.int32)), shape=(2, 4))
+    for values in ([1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 11.0, 13.0]):
+        A.data[:] = values
+        assert np.array_equal(fs.matmul(A, np.eye(4)), [[values[1], 0, 0, values[0]], [0, values[2] + values[3], 0, 0]])
 
 
 def test_what_is_remembered_goes_with_the_matrix():
