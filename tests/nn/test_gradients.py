@@ -291,3 +291,24 @@ def test_frozen_batch_norm_passes_scaled_gradients(rng: np.random.Generator) -> 
     slopes = _slopes(lambda: float(np.sum(layer(x) * dy)), x, lambda: None)
     np.testing.assert_allclose(layer.backward(dy), slopes, rtol=1e-9, atol=1e-10)
     assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.SparseLinear(4, 3, rng=0), (0, 5, 4)),
+        (nn.SparseConv2d(2, 3, 3, rng=0), (0, 2, 4, 4)),
+        (nn.SparseConvTranspose2d(2, 3, 2, rng=0), (0, 2, 4, 4)),
+        (nn.MultiheadAttention(8, 2, rng=0), (0, 4, 8)),
+        (nn.TransformerEncoderLayer(8, 2, 16, rng=0), (0, 4, 8)),
+        (nn.LayerNorm(4), (0, 4)),
+        (nn.Softmax(), (0, 4)),
+        (nn.MaxPool2d(2), (0, 2, 4, 4)),
+        (nn.Upsample(2, "bilinear"), (0, 2, 4, 4)),
+    ],
+)
+def test_a_batch_of_no_samples(layer, shape):
+    x = np.zeros(shape, np.float32)
+    assert len(layer.eval()(x)) == 0
+    y = layer.train()(x)
+    assert layer.backward(np.zeros_like(y)).shape == shape

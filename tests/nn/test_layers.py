@@ -686,24 +686,3 @@ def test_sparse_samples_are_checked_before_they_are_converted(kind: str, layer: 
     optimizer = fs.training.SGD(layer.parameters(), 0.1)
     with pytest.raises(ValueError, match="x of data is not a valid sparse matrix"):
         fs.training.fit(layer, (_hostile(kind), np.zeros(3, int)), epochs=1, batch_size=3, optimizer=optimizer)
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.SparseLinear(4, 3, rng=0), (0, 5, 4)),
-        (nn.SparseConv2d(2, 3, 3, rng=0), (0, 2, 4, 4)),
-        (nn.SparseConvTranspose2d(2, 3, 2, rng=0), (0, 2, 4, 4)),
-        (nn.MultiheadAttention(8, 2, rng=0), (0, 4, 8)),
-        (nn.TransformerEncoderLayer(8, 2, 16, rng=0), (0, 4, 8)),
-        (nn.LayerNorm(4), (0, 4)),
-        (nn.Softmax(), (0, 4)),
-        (nn.MaxPool2d(2), (0, 2, 4, 4)),
-        (nn.Upsample(2, "bilinear"), (0, 2, 4, 4)),
-    ],
-)
-def test_a_batch_of_no_samples(layer, shape):
-    x = np.zeros(shape, np.float32)
-    assert len(layer.eval()(x)) == 0
-    y = layer.train()(x)
-    assert layer.backward(np.zeros_like(y)).shape == shape
