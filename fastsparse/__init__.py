@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from fastsparse.onnx.export import to_onnx
     from fastsparse.weights_files import load_weights
 
-_MODULES = ("engine", "files", "functional", "nn", "representations", "sparsity", "training")
+_BRIDGES = ("sklearn", "torch")  # each needs a package of its own, so a star import leaves them out
+_MODULES = ("engine", "files", "functional", "nn", "representations", "sparsity", "training", *_BRIDGES)
 _HOMES = {
     **dict.fromkeys(
         ("spmm", "sddmm", "matmul", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d"), "functional"

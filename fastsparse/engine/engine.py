@@ -156,7 +156,8 @@ def _checked_shape(input_shape: Any, axes: int) -> tuple[int, ...]:
     try:
         shape = tuple(operator.index(n) for n in input_shape)
     except TypeError:
-        raise TypeError(f"input_shape is {input_shape!r}, expected a tuple of integers, batch first") from None
+        found = checks.shown(input_shape)
+        raise TypeError(f"input_shape is {found}, expected a tuple of integers, batch first") from None
     if len(shape) < axes or min(shape) < 1:
         least = "(batch, features)" if axes == 2 else "(batch,)"
         raise ValueError(f"input_shape is {shape}, expected at least {least}, all at least 1")

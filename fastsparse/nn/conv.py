@@ -222,6 +222,9 @@ class _SparseConv(_Convolution, SparseWeight):
         """x (N, in_channels, *spatial) -> (N, out_channels, *output spatial)."""
         matrix, bias, keywords = self.values.matrix(), self._bias(), self._window.keywords()
         x, run = as_cast(x, self.values.dtype, "x", "the layer"), _FUNCTIONS[self._axes]
+        if x.ndim != self._axes + 2 or x.shape[1] != self.in_channels:
+            sizes = ", ".join(("L",) if self._axes == 1 else "DHW"[-self._axes :])
+            raise ValueError(f"x has shape {x.shape}, expected (N, {self.in_channels}, {sizes}) to match the layer")
         y, kept = run_fused(
             lambda activation: run(x, matrix, bias, **keywords, activation=activation),
             self.activation,

@@ -430,6 +430,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         "x has shape (3, 4), expected (N, C, H, W) with H and W at least 1",
     ),
     (
+        lambda: nn.SparseConv2d(3, 8, 3)(np.ones((1, 8, 8, 3), "f")),
+        ValueError,
+        "x has shape (1, 8, 8, 3), expected (N, 3, H, W) to match the layer",
+    ),
+    (
         lambda: nn.MultiheadAttention(10, 3),
         ValueError,
         "num_heads is 3, expected a divisor of embed_dim = 10",
