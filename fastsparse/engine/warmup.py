@@ -13,6 +13,7 @@ from fastsparse import checks, nn
 from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
 from fastsparse.nn.containers import first_layer
 from fastsparse.onnx.engine import GraphEngine
+from fastsparse.runtime.launch import rehearsal
 from fastsparse_kernels import compiler, registry
 
 Network: TypeAlias = nn.Module | Engine | GraphEngine
@@ -75,7 +76,9 @@ def warmup(
     with compiler.on_compile(lambda: None) if progress else nullcontext():  # the bar says enough
         for batch in tqdm(sizes, desc="kernels", unit="batch size", disable=not progress, delay=1):
             if isinstance(twin, nn.Module):
-                _run_model(twin, (batch, *shape[1:]), backward=trains)
+                with rehearsal(), np.errstate(all="ignore"):
+                    _run_model(twin, (batch, *shape[1:]), backward=trains)
+                compiler.compile_waiting()
             else:
                 make_ready(twin, (batch,))
 

@@ -131,8 +131,10 @@ class Sddmm(NamedTuple):
 
 
 def expect_kernel(by_fours: bool, target: Target) -> None:
-    """Have a plan's kernel compiled at once with the function that builds its operator."""
+    """Have a plan's kernel, and what moves its gradients, compiled while its operator is built."""
     (sddmm.sddmm_runs_kernel if by_fours else sddmm.sddmm_kernel).expect(target.bits, target.lanes)
+    kernels.find_runs.expect()
+    kernels.copy_runs.expect(target.bits)
     expect_launcher(target.threads > 1)
 
 

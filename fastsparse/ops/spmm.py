@@ -292,7 +292,7 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
 
 @functools.lru_cache(256)  # no Python call when it is known
 def expect_kernel(target: Target, width: int, contiguous: bool, full: bool) -> None:
-    """Have the kernel of a plan, see `prepare`, compiled at once with what builds its operator, which may be `full`."""
+    """Have the kernel of a plan, see `prepare`, compiled while its operator, which may be `full`, is built."""
     h, row_unroll = target.heuristics, 0
     if full and width <= len(h.dense_rates):
         row_unroll = spmm.DENSE

@@ -45,8 +45,12 @@ def multiply(
     target = target or target_for(W.dtype)
     if not x.flags.c_contiguous:
         x = np.ascontiguousarray(x)
-    launch = W.cached(("spmv", activation, target), _prepared, W, activation, target)
-    launch.run(address(x), address(y), optional_address(bias))
+    launch(W, activation, target).run(address(x), address(y), optional_address(bias))
+
+
+def launch(W: CSR, activation: str | None, target: Target) -> Launch:
+    """The product, on addresses of x, y and bias."""
+    return W.cached(("spmv", activation, target), _prepared, W, activation, target)
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
@@ -210,7 +214,7 @@ def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvS
     """
     h, lanes, indptr, (rows, inputs) = target.heuristics, target.lanes, pattern.indptr, pattern.shape
     slices, window = -(-rows // lanes), SLICE_ORDER_ROWS // lanes
-    sparse_operator.slice_columns.expect()  # compiled with the one that is needed first
+    sparse_operator.slice_columns.expect()  # compiled while the first one is
     starts, sum_index = np.empty(slices + 1, np.int64), np.empty(0, np.uint16)
     sparse_operator.slice_starts()(indptr, lanes, np.empty(0, np.int64), sum_index, starts)
     if starts[-1] * lanes > h.slice_filling * pattern.nnz:
@@ -233,7 +237,9 @@ def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvS
 def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
     """Tables of SpMV by lookup; None where they would be too large."""
     indptr, indices, inputs = pattern.indptr, pattern.indices.view(np.uint32), pattern.shape[1]
-    sparse_operator.lookup_columns.expect()  # compiled with the one that is needed first
+    sparse_operator.lookup_columns.expect()  # compiled while the first one is
+    sparse_operator.scatter.expect(LOOKUP_BITS)
+    spmv.lookup_kernel.expect()
     chunks = max(1, -(-inputs // LOOKUP_CHUNK))
     group_starts = _slice_groups(pattern, target, chunks)
     slices = -(-np.diff(group_starts) // LOOKUP_LANES)

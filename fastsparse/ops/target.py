@@ -21,9 +21,9 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _CACHES = cache_bytes(1), cache_bytes(3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
-    """Everything a plan depends on besides pattern and geometry.
+    """Everything a plan depends on besides pattern and geometry. Made once, and compared by identity.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class Target:
     lanes: int
     threads: int
     heuristics: Heuristics
-    size: int = field(init=False, compare=False)
-    vector: int = field(init=False, compare=False)
-    sharing: Sharing = field(init=False, compare=False)
+    size: int = field(init=False)
+    vector: int = field(init=False)
+    sharing: Sharing = field(init=False)
 
     def __post_init__(self) -> None:
         # No cached properties: before Python 3.12 they hold a lock, which a child would inherit from a fork.
@@ -58,7 +58,12 @@ class Target:
     @property
     def serial(self) -> Target:
         """The same for one thread."""
-        return replace(self, threads=1)
+        return _serial(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _serial(target: Target) -> Target:
+    return replace(target, threads=1)
 
 
 def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heuristics | None = None) -> Target:

@@ -2,8 +2,8 @@
 
 Kernels are compiled by Python code under its global lock, so only other processes help. Helpers are new interpreters
 that run `fastsparse_kernels.worker` and nothing of the program that started them: no fork, and no second run of
-``__main__``. What they compile goes into the cache, from which this process loads it. This process compiles, too, and
-whatever helpers leave: where none can be started, all of it.
+``__main__``. What they compile goes into the cache, from which this process loads it when it needs it. This process
+compiles what it needs at once and nobody has begun: where no helper can be started, all of it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastsparse.runtime import cpu, kernel_cache, threading_layer
 from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
@@ -29,7 +28,7 @@ from fastsparse_kernels.compiler import Unit, Variant
 from fastsparse_kernels.kernel_cache import source_digest
 
 _SECONDS = 0.04, 0.7e-4  # of compiling: for each unit, and for each byte of its Python code
-_WORTH = 0.9  # seconds of compiling for each helper, which takes half a second to start
+_WORTH = 0.7  # seconds of compiling for each helper, which takes half a second to start
 _MOST_HELPERS = 7
 _IDLE = 5.0  # seconds that helpers wait for more
 _HELD_UP = 300.0  # seconds after which a helper is given up
@@ -43,13 +42,20 @@ _LATE = 2.0  # seconds until something is said
 _PAUSE = 60.0  # seconds until it is said again, or until the time begins anew
 
 
-def compile_ahead(units: Sequence[Unit], done: Callable[[Unit], object]) -> None:
-    """Compile units that are not in the cache, here and in helpers; call `done` with each, from any thread.
+def compile_ahead(units: Sequence[Unit], asked: Sequence[Unit], done: Callable[[Unit], object]) -> None:
+    """Compile units that are not in the cache: those that are asked for, before it returns, calling `done` with each;
+    meanwhile, and afterwards, helpers compile the others.
 
-    Helpers are not worth their start for little work; some units may be left to the caller.
+    Helpers are not worth their start for little work; what they leave is left to the caller.
     """
-    with _announced():
-        _share(units, done)
+    with _announced() if asked else nullcontext():
+        first = _hand_out(units, asked)
+        if asked:
+            _compile_here(asked, first, done)
+
+
+def _size(unit: Unit) -> int:
+    return unit.bytecodes
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -60,30 +66,40 @@ class _Helper:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-S", "-c", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         self._say(sys.path)
         self._say([source_digest(), codegen.chosen_level()])
+        self.started = False
+
+    @property
+    def _answers(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
 
     def _say(self, message: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
         self.process.stdin.flush()
 
+    def wait_for_start(self) -> None:
+        """OSError when it ends instead."""
+        if not self.started and not self._answers.readline():
+            raise BrokenPipeError("the helper has ended")
+        self.started = True
+
     def compile(self, variant: Variant, directory: str) -> None:
         """Compile a variant and keep it in a directory of the cache.
 
         OSError when the process has ended. What cannot be compiled is not in the cache then.
         """
-        answers = self.process.stdout
-        assert answers is not None
         self._say(variant)
-        answer = answers.readline()
+        answer = self._answers.readline()
         name, size = json.loads(answer) if answer else ("", -1)
-        content = answers.read(size) if size > 0 else b""
+        content = self._answers.read(size) if size > 0 else b""
         if size < 0 or len(content) < size:
             raise BrokenPipeError("the helper has ended")
         if content:
@@ -100,25 +116,103 @@ class _Helper:
 
 
 _lock = fork_safe_lock()
+_todo: list[Unit] = []  # the largest last
+_doing: dict[Unit, threading.Event] = {}  # by helpers
 _idle: list[_Helper] = []
+_working: list[_Helper] = []
 _inherited: list[_Helper] = []  # the parent's, in a child of fork()
 _ending: threading.Timer | None = None
 
 
-def _take() -> _Helper:
+def start_early() -> None:
+    """Start a helper where nothing is compiled yet: its imports take as long as those that a first call needs."""
+    with suppress(OSError):
+        found = kernel_cache.cache_directories()
+        if _may_help() and found.package is None and not any(map(os.listdir, found.private)):
+            _give_back(_Helper())
+
+
+def _hand_out(units: Sequence[Unit], asked: Sequence[Unit]) -> Unit | None:
+    """Give units to as many helpers as are worth it, first those that are asked for; return the one that this process
+    is to begin with: the largest while a helper has yet to start, else the largest that is asked for."""
+    starting: list[_Helper] = []
     with _lock:
-        if _idle:
-            return _idle.pop()
-    return _Helper()
+        queued = {*_todo, *_doing}
+        _todo.extend(unit for unit in units if unit.variant is not None and unit not in queued)
+        _todo.sort(key=lambda unit: (unit in asked, unit.bytecodes))
+        with suppress(OSError):
+            more = range(_helpers_worth(_todo) - len(_working))
+            starting.extend(_idle.pop() if _idle else _Helper() for _ in more)
+        _working.extend(starting)
+        wanted = asked if all(helper.started for helper in _working) else units
+        first = max((unit for unit in wanted if unit not in _doing), key=_size, default=None) if asked else None
+        if first in _todo:
+            _todo.remove(first)
+    for helper in starting:
+        threading.Thread(target=_feed, args=[helper], daemon=True, name="fastsparse helper").start()
+    return first
 
 
-def _give_back(helpers: list[_Helper]) -> None:
-    """Keep helpers for a moment: one plan follows another."""
+def _feed(helper: _Helper) -> None:
+    """Have a helper compile what there is to do."""
+    directory, broken = kernel_cache.cache_directories().write or "", True
+    with suppress(OSError, ValueError):  # ValueError: closed
+        helper.wait_for_start()
+        while (unit := _next()) is not None:
+            try:
+                assert unit.variant is not None
+                helper.compile(unit.variant, directory)
+            finally:
+                with _lock:
+                    _doing.pop(unit).set()
+        broken = False
+    with _lock:
+        _working.remove(helper)
+    if broken:
+        helper.close()
+    else:
+        _give_back(helper)
+
+
+def _next() -> Unit | None:
+    with _lock:
+        if not _todo:
+            return None
+        unit = _todo.pop()
+        _doing[unit] = threading.Event()
+        return unit
+
+
+def _compile_here(asked: Sequence[Unit], first: Unit | None, done: Callable[[Unit], object]) -> None:
+    """Compile `first`, then what is asked for and no helper has begun; while one compiles the last of it, something
+    else."""
+    if first is not None:
+        first.compile()
+    left = dict.fromkeys(sorted(asked, key=_size, reverse=True))
+    while True:
+        with _lock:
+            finished = [unit for unit in left if unit.is_compiled or (unit.is_cached() and unit not in _doing)]
+        for unit in finished:
+            del left[unit]
+            done(unit)
+        if not left:
+            return
+        with _lock:
+            events = [_doing[unit] for unit in left if unit in _doing]
+            next_one = next((unit for unit in left if unit not in _doing), _todo[0] if _todo else None)
+            if next_one in _todo:
+                _todo.remove(next_one)
+        if next_one is not None:
+            next_one.compile()
+        elif not events[0].wait(_HELD_UP):
+            return  # what asked for it compiles it
+
+
+def _give_back(helper: _Helper) -> None:
+    """Keep a helper for a moment: one plan follows another."""
     global _ending
-    if not helpers:
-        return
     with _lock:
-        _idle.extend(helpers)
+        _idle.append(helper)
         if _ending is not None:
             _ending.cancel()
         _ending = threading.Timer(_IDLE, _end_idle)
@@ -126,7 +220,6 @@ def _give_back(helpers: list[_Helper]) -> None:
         _ending.start()
 
 
-@atexit.register
 def _end_idle() -> None:
     with _lock:
         helpers = _idle[:]
@@ -135,67 +228,38 @@ def _end_idle() -> None:
         helper.close()
 
 
+@atexit.register
+def _end_all() -> None:
+    with _lock:
+        _todo.clear()
+        working = _working[:]
+    for helper in working:
+        helper.process.kill()
+    _end_idle()
+
+
 @after_fork_in_child
 def _leave_to_parent() -> None:
-    _inherited.extend(_idle)
-    _idle.clear()
+    _inherited.extend((*_idle, *_working))
+    for own in (_idle, _working, _todo, _doing):
+        own.clear()
+
+
+def _may_help() -> bool:
+    """Whether helpers can be started: not in children of other processes, and not by programs that are no plain Python
+    interpreter, where starting `sys.executable` would start the program again."""
+    plain = Path(sys.executable or "").name.lower().startswith("python") and not getattr(sys, "frozen", False)
+    child = threading_layer.forked() or multiprocessing.parent_process() is not None
+    return plain and not child and kernel_cache.cache_directories().write is not None and cpu.available_cpus() > 1
 
 
 def _helpers_worth(units: Sequence[Unit]) -> int:
-    """How many helpers to work with: those that run already, and more where there is work for them; none in children of
-    other processes, and in programs that are no plain Python interpreter, where starting `sys.executable` would start
-    the program again."""
-    plain = Path(sys.executable or "").name.lower().startswith("python") and not getattr(sys, "frozen", False)
-    child = threading_layer.forked() or multiprocessing.parent_process() is not None
-    if not plain or child or kernel_cache.cache_directories().write is None:
+    """How many helpers to work with: those that run already, and more where there is work for them."""
+    if not _may_help():
         return 0
     work = sum(_SECONDS[0] + _SECONDS[1] * unit.bytecodes for unit in units)
-    return min(max(int(work / _WORTH), len(_idle)), cpu.available_cpus() - 1, len(units) - 1, _MOST_HELPERS)
-
-
-def _share(units: Sequence[Unit], done: Callable[[Unit], object]) -> None:
-    todo = deque(sorted(units, key=lambda unit: -unit.bytecodes))
-    alone = deque(unit for unit in todo if unit.variant is None)
-    todo = deque(unit for unit in todo if unit.variant is not None)
-    directory = kernel_cache.cache_directories().write or ""
-    working: list[_Helper] = []
-    back: list[_Helper] = []
-
-    def feed() -> None:
-        helper = None
-        with suppress(OSError, ValueError):  # ValueError: closed
-            helper = _take()
-            working.append(helper)
-            while todo:
-                try:
-                    unit = todo.popleft()
-                except IndexError:
-                    break
-                assert unit.variant is not None
-                helper.compile(unit.variant, directory)
-                done(unit)
-            back.append(helper)
-
-    threads = [threading.Thread(target=feed, daemon=True) for _ in range(_helpers_worth(units))]
-    try:
-        for thread in threads:
-            thread.start()
-        for queue in (todo, alone):
-            while queue:
-                try:
-                    unit = queue.popleft()
-                except IndexError:
-                    break
-                unit.compile()
-                done(unit)
-        until = time.monotonic() + _HELD_UP
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
-    finally:
-        for helper in working:
-            if helper not in back:
-                helper.close()
-        _give_back(back)
+    running = len(_idle) + len(_working)
+    return min(max(int(work / _WORTH), running), cpu.available_cpus() - 1, len(units) - 1, _MOST_HELPERS)
 
 
 # ------------------------------------------------------------------------------------------------- saying so

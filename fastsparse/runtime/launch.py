@@ -14,7 +14,9 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,21 @@ from fastsparse_kernels import compiler, parallel
 
 compiler.set_cache_directories(kernel_cache.cache_directories, kernel_cache.write_cached)
 compiler.set_processes(compiling.compile_ahead)
+compiling.start_early()
+
+_rehearsing: list[int] = []  # threads
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Within the block, launches of this thread compute nothing: their results are whatever was in memory. Plans are
+    made, so that all kernels are known before one is needed, and compiled by several processes."""
+    _rehearsing.append(get_ident())
+    try:
+        yield
+    finally:
+        _rehearsing.remove(get_ident())
+
 
 Field = int | NDArray[Any] | None
 Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
@@ -40,8 +57,10 @@ def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
 
 @functools.cache  # no Python call when it is known
 def expect_launcher(shared: bool) -> None:
-    """Have what runs kernels, shared by workers or not, compiled with the next kernel."""
-    (_run_parallel if shared and available_workers(2) > 1 else _run_serial).expect()
+    """Have what runs kernels, shared by workers or not, compiled while they are planned; small ones never are."""
+    _run_serial.expect()
+    if shared and available_workers(2) > 1:
+        _run_parallel.expect()
 
 
 _run_serial, _run_parallel = parallel.run_serial, parallel.run_parallel
@@ -154,6 +173,8 @@ class Launch:
 
     def run(self, *addresses: int) -> None:
         """Run all tasks on operands at these addresses; omitted operands stay as prepared."""
+        if _rehearsing and get_ident() in _rehearsing:
+            return
         if self.before is not None:
             self.before()
         words, indices = self.arguments.words[:], self._words

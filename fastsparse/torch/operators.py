@@ -91,10 +91,10 @@ class Structure:
             that torch counts, and of the others (through ``.data`` or NumPy) those that some of the values show. None
             in a backward pass, where the forward pass was fresh: those that torch counts.
         """
-        known = self._values
-        if known is None or not known.hold(values):
+        known, identity = self._values, _identity(values)
+        if known is None or not known.hold(values, identity):
             known = self._values = _Values(values, self.pattern)
-        elif fresh or not known.current(values, sampled=fresh is not None):
+        elif fresh or known.identity != identity or (fresh is not None and known.sample_changed()):
             known.update(values, sampled=fresh is False)
         return known.matrix
 
@@ -126,14 +126,14 @@ class _Values:
         self.identity = _identity(values)
         self._sample: bytes | None = self._samples.tobytes()
 
-    def hold(self, values: Tensor) -> bool:
+    def hold(self, values: Tensor, identity: Identity) -> bool:
         """Whether `values` is this memory."""
-        same = values.data_ptr() == self.identity[0] and values.dtype is self.dtype
+        same = identity[0] == self.identity[0] and values.dtype is self.dtype
         return same and values.numel() == len(self.array)
 
-    def current(self, values: Tensor, sampled: bool) -> bool:
-        """Whether the memory is known not to have been written to, as far as torch or the sample say."""
-        return self.identity == _identity(values) and (not sampled or self._sample == self._samples.tobytes())
+    def sample_changed(self) -> bool:
+        """Whether some of the values show that the memory was written to."""
+        return self._sample != self._samples.tobytes()
 
     def update(self, values: Tensor, sampled: bool) -> None:
         """Take over what was written.
@@ -241,13 +241,16 @@ def _linear(
 ) -> Tensor:
     structure = structure_of(indptr, indices, in_features)
     matrix = structure.matrix(values, fresh)
-    array = _samples(x, matrix)
-    rows = matrix.shape[0]
-    y = buffers.array((*array.shape[:-1], rows), matrix.dtype)
-    if y.size == rows:
-        spmv.multiply(matrix, array, y, structure.bias(bias, matrix), None, _target(matrix))
+    target, added, at = _target(matrix), structure.bias(bias, matrix), x.data_ptr()
+    y = buffers.array((*x.shape[:-1], matrix.shape[0]), matrix.dtype)
+    one = y.size == matrix.shape[0] and x.shape[-1:] == (in_features,)
+    if not (one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not at % x.itemsize):
+        rows = linear_ops.as_rows(_samples(x, matrix))  # not for one sample: a view takes as long as the product
+        at = buffers.address(rows)
+    if one:
+        spmv.launch(matrix, None, target).run(at, buffers.address(y), buffers.optional_address(added))
     elif y.size:
-        linear_ops.forward(matrix, linear_ops.as_rows(array), y, structure.bias(bias, matrix), None, _target(matrix))
+        linear_ops.forward(matrix, rows, y, added, None, target)
     return torch.from_numpy(y)
 
 

@@ -79,6 +79,10 @@ class Arrays:
         """Yield the batches in the order of the data."""
         return (self._batch(slice(a, b)) for a, b in self._bounds)
 
+    def of_each_size(self) -> list[Any]:
+        """x of one batch of each size that there is."""
+        return [self._batch(slice(a, b))[0] for a, b in {b - a: (a, b) for a, b in self._bounds}.values()]
+
     def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield batches of the data in a new random order."""
         order = rng.permutation(self.samples)
@@ -96,6 +100,7 @@ class Stream:
     def __init__(self, batches: Iterable[Batch], name: str = "data") -> None:
         self._batches = batches
         self._name = name
+        self._given: list[Any] = []
 
     def __len__(self) -> int:
         """Number of batches, 0 when unknown."""
@@ -108,9 +113,15 @@ class Stream:
             empty = False
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise ValueError(f"{self._name} gives a {type(batch).__name__}, expected pairs (x, y)")
+            self._given = [batch[0]]
             yield tuple(batch)
+        self._given = []
         if empty:
             raise ValueError(f"{self._name} gives no batch, expected an iterable that starts anew for every epoch")
+
+    def of_each_size(self) -> list[Any]:
+        """x of the batch that was given last."""
+        return self._given
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield the batches in the iterable's order."""

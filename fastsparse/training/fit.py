@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from fastsparse import checks
 from fastsparse.checks import Seed
 from fastsparse.nn.module import Array, Module
 from fastsparse.runtime.atomic_file import check_writable
+from fastsparse.runtime.launch import rehearsal
 from fastsparse.training import checkpoint as checkpoints
 from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
 from fastsparse.training.diagnosis import find_not_finite
@@ -232,6 +235,7 @@ class _Run:
     rng: np.random.Generator
     callbacks: list[Callable[[Progress], object]]
     history: History = field(default_factory=History)
+    _rehearsed: bool = False
 
     def snapshot(self) -> checkpoints.Snapshot:
         """What a checkpoint holds."""
@@ -257,7 +261,7 @@ class _Run:
         try:
             with (
                 tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
-                compiler.on_compile(lambda: bar.set_description("compiling kernels (once)")),
+                compiler.on_compile(lambda: self._compiling(source, held_out, bar)),
             ):
                 while state.epoch < epochs and not state.stop:
                     self.history.records.append(self._epoch(source, held_out, state, bar))
@@ -269,6 +273,20 @@ class _Run:
         finally:
             self.model.eval()
         return self.history
+
+    def _compiling(self, source: Arrays | Stream, held_out: Arrays | Stream | None, bar: Any) -> None:
+        """A kernel is missing: say so, and have a copy of the model find out at once which others will be."""
+        bar.set_description("compiling kernels (once)")
+        if self._rehearsed:
+            return
+        self._rehearsed = True
+        with suppress(Exception), np.errstate(all="ignore"), rehearsal():
+            model, optimizer = copy.deepcopy((self.model, self.optimizer))
+            for x in source.of_each_size():
+                model.backward(np.zeros_like(model(x)), need_input=False)
+                optimizer.step()
+            for x in [] if held_out is None else held_out.of_each_size():
+                model.eval()(x)
 
     def _epoch(
         self, source: Arrays | Stream, held_out: Arrays | Stream | None, state: Progress, bar: Any

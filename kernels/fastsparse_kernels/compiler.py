@@ -6,8 +6,8 @@ atomic counter in the arguments until `stop`; a task's result does not depend on
 region, in `parallel.py`, serves all kernels: a variant costs one serial compilation, and serial and parallel calls run
 the same machine code.
 
-A kernel is compiled when its address is first asked for, together with all that were built until then: what a plan
-needs is compiled at once, in several processes where that pays (`set_processes`). Each variant has a
+A kernel is compiled when its address is first asked for. All that were built until then and are not in the cache are
+compiled meanwhile in other processes, where that pays (`set_processes`). Each variant has a
 `__qualname__` and one explicit signature of its own, which its file in the cache is named by.
 """
 
@@ -121,7 +121,7 @@ class Unit:
     variant : Variant or None
         None for functions that no builder knows: they are compiled in this process.
     bytecodes : int
-        Bytes of Python code, with all closures: seconds of compiling are proportional to it.
+        Bytes of Python code, with all functions that it calls: seconds of compiling are proportional to it.
     """
 
     def __init__(
@@ -148,9 +148,12 @@ def _bytecodes(function: Any, seen: set[int]) -> int:
     if isinstance(function, (tuple, list)):
         return sum(_bytecodes(item, seen) for item in function)
     if not isinstance(function, FunctionType) or id(function) in seen:
-        return 0
+        called = getattr(function, "calls", None)  # of an intrinsic
+        return _bytecodes(called, seen) if called is not None else 0
     seen.add(id(function))
     inner = [cell.cell_contents for cell in function.__closure__ or ()]
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    inner += [item for item in named if hasattr(item, "kernel_options") or hasattr(item, "calls")]
     return len(function.__code__.co_code) + _bytecodes(inner, seen)
 
 
@@ -237,13 +240,14 @@ def is_heard() -> bool:
 
 
 Done = Callable[[Unit], object]
-_ahead: Callable[[Sequence[Unit], Done], None] | None = None
+_ahead: Callable[[Sequence[Unit], Sequence[Unit], Done], None] | None = None
 
 
-def set_processes(ahead: Callable[[Sequence[Unit], Done], None] | None) -> None:
-    """Say who compiles units that are not in the cache: `ahead(units, done)` may compile them, here and elsewhere.
+def set_processes(ahead: Callable[[Sequence[Unit], Sequence[Unit], Done], None] | None) -> None:
+    """Say who compiles units that are not in the cache: `ahead(units, asked, done)` may compile those that are asked
+    for, here and elsewhere, and the others meanwhile elsewhere.
 
-    It calls `done` with each of them; whatever it leaves is compiled after it.
+    It calls `done` with each that is asked for; whatever it leaves is compiled after it.
     """
     global _ahead
     _ahead = ahead
@@ -255,12 +259,17 @@ def waiting() -> int:
 
 
 def compile_waiting(done: Callable[[], object] | None = None) -> None:
-    """Compile, or load, all that waits; call `done` after each of it, from any thread."""
-    _compile(done=done)
+    """Compile, or load, all that waits; call `done` after each of it."""
+    with _lock:
+        _compile(*_waiting, done=done)
+
+
+def _missing() -> list[Unit]:
+    return [unit for unit in _waiting if not unit.is_compiled and not unit.is_cached()]
 
 
 def _compile(*asked: Unit, done: Callable[[], object] | None = None) -> None:
-    """Compile what was asked for, and with it what waits."""
+    """Compile what is asked for, while others may compile what waits."""
     finished: set[Unit] = set()
 
     def finish(unit: Unit) -> None:
@@ -269,14 +278,14 @@ def _compile(*asked: Unit, done: Callable[[], object] | None = None) -> None:
             done()
 
     with _compiling.counted():
-        units = [unit for unit in dict.fromkeys((*asked, *_waiting)) if not unit.is_compiled]
-        missing = [unit for unit in units if not unit.is_cached()]
-        if missing:
+        missing = _missing()
+        if not set(missing).isdisjoint(asked):
             for listener in _compiling.listeners:
                 listener()
-            if _ahead is not None:
-                _ahead(missing, finish)
-        for unit in units:
+            missing = _missing()  # a listener may have more be built
+        if missing and _ahead is not None:
+            _ahead(missing, [unit for unit in missing if unit in asked], finish)
+        for unit in asked:
             unit.compile()
             _waiting.pop(unit, None)
             finish(unit)
@@ -297,9 +306,9 @@ def compile_function(function: Callable[..., Any], signature: Any) -> Callable[.
         dispatcher.compile(signature)
         dispatcher.disable_compile()
 
-    unit = _wait_for(function, signature, dispatcher, compile_one_signature)
+    dispatcher.unit = _wait_for(function, signature, dispatcher, compile_one_signature)
     if _building is None:
-        _compile(unit)
+        _compile(dispatcher.unit)
     return dispatcher
 
 
@@ -315,7 +324,7 @@ def compiled_once(build: Callable[..., Any]) -> Any:
     """Memoise `build(*ints)`: each variant is built once per process, by the first thread that needs it.
 
     A kernel is compiled when its address is asked for, a function before it is returned. `expect(*ints)` of the result
-    says that a variant will be needed: it is compiled with the next one that is.
+    says that a variant will be needed: other processes may compile it while this one compiles another.
     """
     known: dict[tuple[Any, ...], Any] = {}
 
@@ -333,8 +342,8 @@ def compiled_once(build: Callable[..., Any]) -> Any:
     def get(*key: Any) -> Any:
         with _lock:
             built = build_once(*key)
-            if not isinstance(built, Kernel):
-                compile_waiting()
+            if not isinstance(built, Kernel) and not built.unit.is_compiled:
+                _compile(built.unit)
             return built
 
     once: Any = functools.update_wrapper(functools.cache(get), build)  # no Python call for what is known

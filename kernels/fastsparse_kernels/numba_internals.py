@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 
 # First version and first excluded version whose interfaces are those below; the same range stands in pyproject.toml.
@@ -177,6 +178,12 @@ class _Typing(typing.BaseContext):
             return dispatcher_of(value)._type
         return super()._get_global_type(value)
 
+    def resolve_value_type(self, val: Any) -> Any:
+        """What has a type here keeps Numba from finding out whether it is a buffer, or of cffi, or a typed list."""
+        number = isinstance(val, type) and issubclass(val, np.generic)
+        known = self._get_global_type(val) if callable(val) and not number else None
+        return super().resolve_value_type(val) if known is None else known
+
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
         if not isinstance(func, types.Type):  # an operator, whose operands may be slices
             return super().resolve_function_type(func, args, kws)
@@ -197,7 +204,7 @@ class _Context(cpu.CPUContext):
         self.is32bit = False
 
     def load_additional_registries(self) -> None:
-        from numba.cpython import builtins, iterators, mathimpl, numbers, rangeobj, tupleobj  # noqa: F401
+        from numba.cpython import builtins, iterators, listobj, mathimpl, numbers, rangeobj, tupleobj  # noqa: F401
         from numba.np import arrayobj  # noqa: F401
 
         self.install_registry(mathimpl.registry)

@@ -129,6 +129,7 @@ def on_threads(function: Callable[[int, int], None]) -> Any:
 
         return types.void(*[types.int64] * 3), codegen
 
+    run.calls = function
     return run
 
 

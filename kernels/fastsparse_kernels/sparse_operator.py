@@ -45,6 +45,7 @@ ABSENT = 0xFFFFFFFF  # instead of an entry's key: the row has no nonzeros in the
 ROW_UNROLL = 4  # rows computed at once: interleaved entries, or dense rows that share what is read of X
 OVERREAD = 9  # items after the last value, offset and entry that kernels may read
 SPMV_ACCUMULATORS = 8  # of a row of SpMV, the lanes of one vector
+RUNS_AHEAD = 8  # prefetch distance of `copy_runs`: runs lie anywhere in an array larger than L2
 RUN_VECTORS = 4  # vectors of a contiguous SDDMM run, and nonzeros that are reduced at once there
 
 WHOLE, QUARTERS = 1, 2  # non-temporal stores: of vector-aligned vectors, or of 16-byte-aligned quarters of them
@@ -240,11 +241,14 @@ def make_copy_runs(bits: int, vector_lanes: int) -> Callable[..., None]:
         like = simd.zeros(1, vector_lanes, bits)
         first, start, at = np.int64(values.ctypes.data), np.int64(out.ctypes.data), np.int64(0)
         sources_end, targets_end = values.shape[0] - vector_lanes, out.shape[0] - vector_lanes
-        for i in range(runs.shape[0] - 1):
+        count = runs.shape[0] - 1
+        for i in range(count):
+            simd.prefetch_l1(first + np.int64(runs[min(i + RUNS_AHEAD, count), 0]) * size, 128)
             index, stop = np.int64(runs[i, 0]), np.int64(runs[i + 1, 1])
             source, target = first + index * size, start + at * size
             if index + stop - at <= sources_end and stop <= targets_end:
-                for step in range(0, (stop - at) * size, vector):
+                simd.store(simd.load(like, source), target)  # most runs are one vector
+                for step in range(vector, (stop - at) * size, vector):
                     simd.store(simd.load(like, source + step), target + step)
             else:
                 copy_numbers(source, target, stop - at)

@@ -1,8 +1,8 @@
 """A process that compiles kernels for another one, which starts it and keeps what it gives.
 
 stdin has a line of JSON for each variant: module, builder, key; before them one with the digest of the sources, which
-must be the same here, and the level, or null. The answer is a line of JSON, name and size of the file that the cache
-would hold, and the file; size 0 for what cannot be compiled.
+must be the same here, and the level, or null. The answer to that is an empty line, that to a variant a line of JSON,
+name and size of the file that the cache would hold, and the file; size 0 for what cannot be compiled.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def serve() -> None:
         return
     if level is not None:
         codegen.use_level(level)
+    answers.write(b"\n")
+    answers.flush()
     for line in sys.stdin:
         module, builder, key = json.loads(line)
         files[:] = [("", b"")]

@@ -8,24 +8,34 @@ import pytest
 
 from fastsparse.runtime import compiling, kernel_cache
 
-# A script as users write them, without `if __name__ == "__main__"`. It has four functions compiled at once, with a
+# A script as users write them, without `if __name__ == "__main__"`. It has three functions compiled, two of them by a
 # helper, and tells what came of it.
 SCRIPT = """
 print("main")
-import sys
+import sys, threading
 import numpy as np
-from fastsparse.runtime import compiling, launch
+from fastsparse.runtime import compiling
 from fastsparse_kernels import compiler, sparse_operator
 
 compiling._helpers_worth = lambda units: 1
 {prelude}
+from fastsparse.runtime import launch
 for bits in (32, 64):
     sparse_operator.gather.expect(bits)
 scatter = sparse_operator.scatter(32)
 out = np.zeros(2, np.float32)
 scatter(np.array([3, 4], np.float32), np.array([1, 0], np.uint32), out)
-print(out, len(compiling._idle))
+compiler.compile_waiting()
+for thread in threading.enumerate():
+    if thread.name == "fastsparse helper":
+        thread.join(30)
+print(out, len(compiling._idle + compiling._working))
 {epilogue}
+"""
+STARTED = """
+compiling.start_early = lambda: None
+compiling._idle.append(compiling._Helper())
+compiling._idle[0].wait_for_start()
 """
 COUNT = """
 loaded = []
@@ -41,13 +51,13 @@ import os
 if hasattr(os, "fork"):
     child = os.fork()
     if not child:
-        os._exit(len(compiling._idle))
+        os._exit(len(compiling._idle + compiling._working))
     assert os.waitpid(child, 0)[1] == 0, "a child of fork() has its parent's helper"
 """
 PRELUDES = {
     "cannot be started": "def refused(*args, **kwargs): raise OSError('no more processes')\n"
     "compiling.subprocess.Popen = refused",
-    "dies while it compiles": "compiling._PROGRAM = 'import sys; [sys.stdin.readline() for _ in range(3)]'",
+    "dies while it compiles": "compiling._PROGRAM = 'input(), input(), print(flush=True), input()'" + STARTED,
     "has other sources": "compiling.source_digest = lambda: 'other'",
 }
 
@@ -57,12 +67,23 @@ def run(tmp_path, run_python, prelude="", epilogue="", **environment):
     return run_python(code, FASTSPARSE_CACHE_DIR=str(tmp_path / "cache"), **environment)
 
 
+def test_a_helper_starts_with_the_first_import_where_nothing_is_compiled(tmp_path, run_python):
+    code = "from fastsparse.runtime import compiling, launch; print(len(compiling._idle))"
+    helpers = 0 if compiling.cpu.available_cpus() == 1 else 1
+    for content, expected in (None, helpers), ("some.kernel", 0):
+        if content is not None:
+            directory = next((tmp_path / "cache").iterdir())
+            (directory / content).touch()
+        done = run_python(code, FASTSPARSE_CACHE_DIR=str(tmp_path / "cache"))
+        assert done.stdout.split() == [str(expected)]
+
+
 def kernels(tmp_path):
     return sorted(path.name.partition(".")[0] for path in tmp_path.glob("cache/*/*.kernel"))
 
 
 def test_a_helper_compiles_into_the_cache(tmp_path, run_python):
-    done = run(tmp_path, run_python, COUNT, FORK + "print(sum(loaded))", FASTSPARSE_VERBOSE="0")
+    done = run(tmp_path, run_python, STARTED + COUNT, FORK + "print(sum(loaded))", FASTSPARSE_VERBOSE="0")
     assert done.stdout.splitlines()[:2] == ["main", "[4. 3.] 1"], "the program runs once"
     assert int(done.stdout.splitlines()[2]) > 0, "the helper was of no use"
     assert done.stderr == ""
