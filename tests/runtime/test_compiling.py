@@ -133,6 +133,48 @@ def test_where_no_helper_is_started(monkeypatch, tmp_path):
     assert compiling._helpers_worth(units) == 0, "nowhere to put what they compile"
 
 
+class Asked:
+    """A unit, and where it was compiled."""
+
+    variant, by = ("module", "builder", ()), ""
+
+    def __init__(self, bytecodes):
+        self.bytecodes = bytecodes
+
+    is_compiled = property(lambda self: self.by == "here")
+
+    def is_cached(self):
+        return self.by == "helper"
+
+    def compile(self):
+        self.by = self.by or "here"
+
+
+def test_what_is_asked_for_does_not_wait_for_the_rest(monkeypatch):
+    begun, go_on = compiling.threading.Event(), compiling.threading.Event()
+
+    class Helper:
+        started = True
+        wait_for_start = close = lambda self: None
+
+        def compile(self, variant, directory):
+            begun.set()
+            assert go_on.wait(30)
+            large.by = "helper"
+
+    small, large = Asked(100), Asked(10**4)
+    monkeypatch.setattr(compiling, "_helpers_worth", lambda units: 1)
+    monkeypatch.setattr(compiling, "_idle", [Helper()])
+    monkeypatch.setattr(compiling, "_give_back", lambda helper: None)
+    done = []
+    compiling.compile_ahead([small, large], [small], done.append)
+    assert begun.wait(30)
+    assert (small.by, large.by, done) == ("here", "", [small]), "the helper has not ended"
+    go_on.set()
+    compiling.compile_ahead([large], [large], done.append)
+    assert (large.by, done) == ("helper", [small, large])
+
+
 # ------------------------------------------------------------------------------------------------- saying so
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,24 @@ def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
     assert "compiling kernels (once)" in shown
     assert "epoch 2/2" in shown.splitlines()[-1].split("\r")[-1]
     assert "compiling" not in shown.splitlines()[-1].split("\r")[-1]
+
+
+def test_a_missing_kernel_has_a_copy_plan_all_batches_and_changes_nothing(monkeypatch: Any) -> None:
+    @contextmanager
+    def missing(listener: Callable[[], object]) -> Iterator[None]:
+        listener()
+        yield
+
+    expected, model = _run(epochs=2)[0], _model()
+    patterns = [parameter.pattern for parameter in model.parameters() if parameter.pattern is not None]
+    before = [len(pattern._entries) for pattern in patterns]
+    monkeypatch.setattr(compiler, "on_compile", missing)
+    _run(epochs=0, model=model)  # batches of 16, the last of 8
+    assert _same(model, _model())
+    planned = [{key for key in pattern._entries if "linear launch" in key} for pattern in patterns]
+    assert all(len(pattern._entries) > count for pattern, count in zip(patterns, before))
+    assert all({key[1] for key in keys} >= {16, 8} for keys in planned), "batches of each size"
+    assert _same(_run(epochs=2)[0], expected), "launches compute again"
 
 
 def test_progress_goes_to_stderr(capsys: Any) -> None:
