@@ -18,7 +18,7 @@ from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
 from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
-from fastsparse_kernels import sequence
+from fastsparse.runtime.sequence import expect_sequence
 
 
 class Choice(NamedTuple):
@@ -56,8 +56,7 @@ def choices(program: Program, batch: int, workers: int, tune: bool) -> list[Choi
 
 def scheduled(program: Program, batch: int, workers: int, choice: Choice) -> Schedule:
     """The schedule of a choice."""
-    sequence.sequence_kernel.expect()  # compiled while steps are planned, and what runs them
-    (sequence.run_steps if workers > 1 else sequence.run_steps_serial).expect()
+    expect_sequence(shared=workers > 1)
     make = {
         "padded": padded.schedule,
         "spatial tiles": spatial_tiles.schedule,

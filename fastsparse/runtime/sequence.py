@@ -47,6 +47,13 @@ def tables(launches: Sequence[Sequence[BoundLaunch]], fields: Sequence[Sequence[
     return np.stack(steps), np.stack(patches)
 
 
+@functools.cache  # no Python call when it is known
+def expect_sequence(shared: bool) -> None:
+    """Have what runs steps, shared by workers or not, compiled while they are planned."""
+    sequence.sequence_kernel.expect()
+    (sequence.run_steps if shared else sequence.run_steps_serial).expect()
+
+
 def sequence_launch(steps: Table, patches: Table, variables: Table, tasks: int, flops: float) -> BoundLaunch:
     """Launch of the sequence kernel on its tables [slots, ...]: a worker runs all steps of a task."""
     arguments = Arguments(
