@@ -193,11 +193,11 @@ def _described(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
 def damage(path: PathLike) -> Iterator[None]:
     """Turn exceptions inside the block into a FileFormatError that names the file.
 
-    OSError and MemoryError, which say nothing about the contents, pass through.
+    OSError, MemoryError and ImportError, which say nothing about the contents, pass through.
     """
     try:
         yield
-    except (FileFormatError, OSError, MemoryError):
+    except (FileFormatError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         raise FileFormatError(f"{os.fspath(path)} is damaged or not a fastsparse file: {error}") from error

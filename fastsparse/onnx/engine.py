@@ -3,6 +3,7 @@ threads."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -430,6 +431,6 @@ def _distinct(results: Sequence[Any], given: Sequence[Any]) -> list[Any]:
     """The results, copied where they are the user's arrays or the same one twice."""
     seen, found = list(given), []
     for result in results:
-        found.append(np.array(result) if any(result is other for other in seen) else result)
+        found.append(copy.deepcopy(result) if any(result is other for other in seen) else result)
         seen.append(result)
     return found

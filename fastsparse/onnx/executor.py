@@ -329,8 +329,8 @@ class Frame:
 
     @staticmethod
     def fits(plan: Plan, values: Mapping[str, Any]) -> bool:
-        """Whether all tensors between steps are arrays of numbers."""
-        names = {name for step in plan.steps for name in (*step.inputs, *step.outputs)}
+        """Whether all tensors of steps, and all results, are arrays of numbers."""
+        names = {name for step in plan.steps for name in (*step.inputs, *step.outputs)} | {*plan.inputs, *plan.given}
         return all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from fastsparse.files import FileFormatError
 from fastsparse.onnx.dtypes import TYPES, code_of
 from fastsparse.onnx.model import Array, Constant, Model, Node, Shape, SparseWeight, dense
-from fastsparse.onnx.sessions import Session, extracted, onnxruntime
+from fastsparse.onnx.sessions import Session, declare, extracted, has_onnx, onnxruntime
 
 _INLINE = 1024  # numbers up to which shapes may depend on a constant
 LARGEST = 2**28  # bytes of a tensor that is computed before a model runs
@@ -41,9 +41,10 @@ class Info:
 
 
 def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[str, Info]:
-    """What ONNX's rules say of every tensor, for inputs of these shapes, or with open sizes as the model names them."""
-    import onnx
+    """What ONNX's rules say of every tensor, for inputs of these shapes, or with open sizes as the model names them.
 
+    Without the package onnx, as engines that are loaded may do, onnxruntime says it.
+    """
     small: dict[str, Constant] = {
         n: c for n, c in model.constants.items() if isinstance(c, np.ndarray) and c.size <= _INLINE
     }
@@ -55,24 +56,28 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
         constant: Any = model.constants[name]
         tensor = isinstance(constant, np.ndarray | SparseWeight)
         code, sizes = (code_of(constant.dtype), constant.shape) if tensor else (constant.data_type, constant.dims)
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, code, sizes))
+        declare(proto.graph.input.add(name=name), code, sizes)
     for value, found in zip(model.inputs, proto.graph.input):
         sizes = (shapes or {}).get(value.name, value.shape)
         if value.dtype is not None and sizes is not None:
-            found.CopyFrom(onnx.helper.make_tensor_value_info(value.name, code_of(value.dtype), list(sizes)))
+            declare(found, code_of(value.dtype), sizes)
     for found in proto.graph.output:
         if found.type.HasField("tensor_type"):
             found.type.tensor_type.ClearField("shape")  # what exporters say there is not always so
-    _correct_pools(proto)
+    sized = replace(model, inputs=tuple(replace(v, proto=p) for v, p in zip(model.inputs, proto.graph.input)))
     with contextlib.suppress(Exception):  # the library that runs the model says what is wrong with it
+        import onnx.shape_inference
+
+        _correct_pools(proto)
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     graph = proto.graph
     infos = {v.name: _info(v.type) for v in (*graph.output, *graph.value_info, *graph.input)}
     for name, constant in small.items():
         infos[name] = Info(constant.dtype, constant.shape)
-    unknown = [name for node in model.nodes for name in node.writes if _unknown(infos.get(name))]
+    written = [name for node in model.nodes for name in node.writes]
+    unknown = [name for name in written if not has_onnx() or _unknown(infos.get(name))]
     if unknown and onnxruntime() is not None:
-        infos.update(_by_session(model, unknown, shapes))
+        infos.update(_by_session(sized, unknown))
     return infos
 
 
@@ -104,10 +109,8 @@ def _unknown(info: Info | None) -> bool:
     return info is None or info.proto is None or info.proto.WhichOneof("value") is None
 
 
-def _by_session(model: Model, names: Sequence[str], shapes: Mapping[str, Shape] | None) -> dict[str, Info]:
+def _by_session(model: Model, names: Sequence[str]) -> dict[str, Info]:
     """Types as onnxruntime finds them: it knows operators that ONNX does not have."""
-    import onnx
-
     try:
         inputs = [v.name for v in model.inputs]
         native = Session(model, model.nodes, inputs, list(dict.fromkeys(names)), {}, optimised=False).native
@@ -118,9 +121,8 @@ def _by_session(model: Model, names: Sequence[str], shapes: Mapping[str, Shape] 
         kind = output.type.removeprefix("tensor(").removesuffix(")")
         code = _KINDS.get(kind)
         if code is not None:
-            value = onnx.helper.make_tensor_value_info(
-                output.name, code, output.shape or None
-            )  # [] without a rank, too
+            value = type(model.header)().graph.output.add()
+            declare(value, code, output.shape or None)  # [] is any rank
             found[output.name] = _info(value.type)
     return found
 

@@ -96,16 +96,16 @@ def _summed_in_double(node: Node, constants: Constants) -> Node:
     summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
     if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
         return node
-    from onnx import helper
-
     (proto,), stem = node.protos, node.outputs[0]
     while {f"{stem}.wide", f"{stem}.sum"} & {*constants.names, *constants.infos}:
         stem += "_"
     double = type(proto)()
     double.CopyFrom(proto)
     double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
-    before = helper.make_node("Cast", [node.inputs[0]], [f"{stem}.wide"], to=11)
-    after = helper.make_node("Cast", [f"{stem}.sum"], [node.outputs[0]], to=1)
+    before = type(proto)(op_type="Cast", input=[node.inputs[0]], output=[f"{stem}.wide"])
+    after = type(proto)(op_type="Cast", input=[f"{stem}.sum"], output=[node.outputs[0]])
+    for cast, code in ((before, 11), (after, 1)):
+        cast.attribute.add(name="to", type=2, i=code)
     return replace(node, protos=(before, double, after))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from fastsparse.files import FileFormatError, Folder
 from fastsparse.onnx.dtypes import TYPES
 from fastsparse.onnx.model import Constant, Model, Node, Value
+from fastsparse.onnx.sessions import has_onnx
 from fastsparse.onnx.tensors import (
     check_size,
     constant_of,
@@ -48,8 +49,8 @@ def import_onnx() -> Any:
     return onnx
 
 
-def parsed(content: bytes, what: str) -> Any:
-    """The ModelProto of some bytes.
+def parsed(content: bytes, what: str, messages: bytes = b"") -> Any:
+    """The ModelProto of some bytes; `messages` describes it where the package onnx, which does, is not there.
 
     Raises
     ------
@@ -58,10 +59,16 @@ def parsed(content: bytes, what: str) -> Any:
     """
     if content[8:].startswith(b'{"__metadata__": {"fastsparse"'):
         raise FileFormatError(f"{what} is no ONNX model but a file of fastsparse, for fs.load or fs.load_engine")
-    onnx = import_onnx()
+    if messages and not has_onnx():
+        from google.protobuf import descriptor_pool, message_factory
+
+        pool = descriptor_pool.DescriptorPool()
+        pool.AddSerializedFile(messages)
+        proto = message_factory.GetMessageClass(pool.FindMessageTypeByName("onnx.ModelProto"))()
+    else:
+        proto = import_onnx().ModelProto()
     from google.protobuf.message import DecodeError
 
-    proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
     except (DecodeError, ValueError, RuntimeError):
@@ -256,6 +263,8 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
 @functools.cache
 def _rules(op: str, version: int) -> tuple[int, dict[str, int]]:
     """The number of inputs that an operator of ONNX must have, and types of its attributes, where they are known."""
+    if not has_onnx():
+        return 0, {}
     defs = import_onnx().defs
     try:
         schema = defs.get_schema(op, max_inclusive_version=version)

@@ -44,6 +44,7 @@ def to_plain(model: Model, arrays: dict[str, Array]) -> dict[str, Any]:
     names = [v.name for v in model.inputs], [v.name for v in model.outputs]
     content = serialised(extracted(lean, model.nodes, *names, {})[0])
     arrays["model"] = np.frombuffer(content, np.uint8)
+    arrays["messages"] = np.frombuffer(model.header.DESCRIPTOR.file.serialized_pb, np.uint8)
     return {"constants": constants}
 
 
@@ -62,7 +63,8 @@ def from_plain(plain: Any, arrays: Mapping[str, Array]) -> Model:
         When `plain` and `arrays` describe no model.
     """
     constants = {str(name): _constant(entry, arrays) for name, entry in plain["constants"].items()}
-    return model_of(parsed(np.asarray(arrays["model"], np.uint8).tobytes(), "the model"), None, constants)
+    messages = arrays.get("messages", np.empty(0, np.uint8)).tobytes()  # files of earlier versions have none
+    return model_of(parsed(np.asarray(arrays["model"], np.uint8).tobytes(), "the model", messages), None, constants)
 
 
 def _constant(entry: Any, arrays: Mapping[str, Array]) -> Constant:

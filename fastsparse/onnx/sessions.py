@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,11 @@ def onnxruntime() -> ModuleType | None:
     except ImportError:
         return None
     return found
+
+
+def has_onnx() -> bool:
+    """Whether the package onnx is there: to load an engine, onnxruntime is enough."""
+    return find_spec("onnx") is not None
 
 
 def library(found: ModuleType | None = None) -> str:
@@ -114,8 +120,10 @@ class Session:
         return lambda feeds: native.run(names, feeds, None)
 
     def _by_reference(self) -> Any:
-        from onnx.reference import ReferenceEvaluator
-
+        try:
+            from onnx.reference import ReferenceEvaluator
+        except ImportError:
+            raise ImportError('ONNX models need onnxruntime, or onnx; the extra "onnx" brings both') from None
         proto, _ = extracted(*self._parts)
         try:
             evaluator = ReferenceEvaluator(proto)
@@ -195,16 +203,17 @@ def extracted(
     outside: bool = False,
 ) -> tuple[Any, dict[str, Array]]:  # fmt: skip
     """A ModelProto of some nodes, and the large constants that are not in it where `outside` permits that."""
-    import onnx
-    from onnx import numpy_helper
-
-    proto = onnx.ModelProto()
+    proto = type(model.header)()
     proto.CopyFrom(model.header)
     graph = proto.graph
     graph.name = "part"
     for ends, names, values in ((graph.input, inputs, model.inputs), (graph.output, outputs, model.outputs)):
         declared = {value.name: value.proto for value in values if value.proto is not None}
-        ends.extend(declared[name] if name in declared else _value_info(name, types.get(name)) for name in names)
+        for name in names:
+            if name in declared:
+                ends.append(declared[name])
+            else:
+                ends.add(name=name, type=types.get(name))
     made = {name for node in nodes for name in node.writes}
     read = {name for node in nodes for name in node.reads} | set(outputs)
     kept: dict[str, Array] = {}
@@ -213,10 +222,8 @@ def extracted(
         if isinstance(constant, SparseWeight):
             constant = constant.dense()
         if not isinstance(constant, np.ndarray):
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(constant)
-            tensor.name = name
-            graph.initializer.append(tensor)
+            graph.initializer.append(constant)
+            graph.initializer[-1].name = name
         elif outside and constant.nbytes >= _OUTSIDE:
             kept[name] = np.ascontiguousarray(constant)
             tensor = graph.initializer.add(name=name, data_type=code_of(constant.dtype), dims=constant.shape)
@@ -224,7 +231,9 @@ def extracted(
             for key, value in (("location", f"#{len(kept)}"), ("offset", 0), ("length", constant.nbytes)):
                 tensor.external_data.add(key=key, value=str(value))
         else:
-            graph.initializer.append(numpy_helper.from_array(constant, name))
+            little = constant.astype(constant.dtype.newbyteorder("<"), copy=False)
+            dims, code = constant.shape, code_of(constant.dtype)
+            graph.initializer.add(name=name, data_type=code, dims=dims, raw_data=little.tobytes())
     for node in nodes:
         graph.node.extend(node.protos)
     return proto, kept
@@ -246,13 +255,15 @@ def serialised(proto: Any) -> bytes:
         raise FileFormatError(f"the model cannot be written as one message: {error}") from error
 
 
-def _value_info(name: str, kind: Any) -> Any:
-    import onnx
-
-    value = onnx.ValueInfoProto(name=name)
-    if kind is not None:
-        value.type.CopyFrom(kind)
-    return value
+def declare(value: Any, code: int, sizes: Sequence[int | str | None] | None) -> None:
+    """Say in a ValueInfoProto that it is a tensor of a type, and of which shape, as far as that is known."""
+    kind = value.type.tensor_type
+    kind.elem_type = code
+    kind.ClearField("shape")
+    if sizes is not None:
+        kind.shape.SetInParent()
+    for n in sizes or ():
+        kind.shape.dim.add(**({} if n is None else {"dim_value" if isinstance(n, int) else "dim_param": n}))
 
 
 # ---------------------------------------------------------------- fork

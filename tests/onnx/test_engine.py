@@ -282,6 +282,19 @@ def test_outputs_that_no_step_writes(case, rng):
     assert not np.may_share_memory(found[0], x)
 
 
+def test_sequences_that_follow_from_constants(rng):
+    b = models.Builder()
+    numbers = np.arange(4, dtype="float32")
+    y, z = b.conv("x", 3, 4), b.add("SequenceConstruct", b.constant(numbers))
+    model = b.model({"x": [1, 3, 6, 10]}, [y, z])
+    model.graph.output[1].type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT
+    engine, x = models.on_kernels(model), rng.standard_normal((1, 3, 6, 10)).astype("float32")
+    for _ in range(2):
+        found = engine.run([x])[1]
+        assert isinstance(found, list)
+        np.testing.assert_array_equal(found, [numbers])
+
+
 @pytest.mark.parametrize("make", [fs.compile, models.on_kernels])
 def test_indices_out_of_range_are_told(make):
     engine = make(models.encoder(), [(1, 8), (1, 8)], tune=False)

@@ -36,6 +36,43 @@ def test_engines_come_back_to_the_bit(name, tmp_path):
             np.testing.assert_array_equal(y, z)
 
 
+def test_without_the_package_onnx_engines_come_back_to_the_bit(tmp_path, run_python):
+    """onnxruntime is enough."""
+    pytest.importorskip("onnxruntime")
+    for name in ("mobile_network", "u_network", "encoder"):
+        engine = compiled(name, tune=False)
+        engine.save(tmp_path / name)
+        inputs = engine.random_inputs(3)
+        np.savez(tmp_path / f"{name}.npz", *inputs, *engine.run(inputs))
+    run_python("""
+import sys
+from pathlib import Path
+sys.modules["onnx"] = None
+import numpy as np, fastsparse as fs
+for path in Path(sys.argv[1]).glob("*.npz"):
+    engine = fs.load_engine(path.with_suffix(""))
+    arrays = list(np.load(path).values())
+    assert engine.output_shapes is not None and engine._plan().kernels
+    outputs = engine.run(arrays[: len(engine.input_names)])
+    for y, z in zip(outputs, arrays[len(engine.input_names) :], strict=True):
+        np.testing.assert_array_equal(y, z)
+""", tmp_path)  # fmt: skip
+
+
+def test_without_any_library_the_error_says_what_is_missing(tmp_path, run_python):
+    compiled("u_network", tune=False).save(tmp_path / "engine")
+    run_python("""
+import sys
+sys.modules["onnx"] = sys.modules["onnxruntime"] = None
+import numpy as np, fastsparse as fs
+try:
+    fs.load_engine(sys.argv[1])(np.ones((1, 3, 16, 16), np.float32))
+except ImportError as error:
+    raise SystemExit("need onnxruntime, or onnx" not in str(error)) from None
+raise SystemExit("no ImportError")
+""", tmp_path / "engine")  # fmt: skip
+
+
 def test_what_tuning_chose_is_kept(tmp_path, monkeypatch):
     engine = compiled("residual_network", tune=False)
     engine.prepare([x.shape for x in engine.random_inputs(20)], tune=True)
