@@ -14,8 +14,8 @@ from docstrings import ROOT
 import fastsparse
 
 HOMES = "files", "functional"  # their names are fastsparse's own
-MODULES = "fastsparse", *(f"fastsparse.{each}" for each in (*fastsparse._MODULES, "sklearn") if each not in HOMES)
 FROM_SOURCE = ("fastsparse.torch",)
+MODULES = "fastsparse", *(f"fastsparse.{each}" for each in fastsparse._MODULES if each not in (*HOMES, "torch"))
 
 
 def _names(module: ModuleType) -> list[str]:

@@ -24,9 +24,10 @@ change of patterns is compared by a hash; SET needs the same ``rng`` on all rank
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ImportError(
+    raise ModuleNotFoundError(
         "fastsparse.torch needs PyTorch: pip install -e '.[torch]' in the checkout; on Linux, PyTorch's own index has "
-        "builds for CPUs alone"
+        "builds for CPUs alone",
+        name="torch",
     ) from error
 
 from fastsparse.torch.attention import MultiheadAttention
