@@ -21,6 +21,7 @@ from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, split_rows
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Arguments, Launch
+from fastsparse.runtime.memo import once
 from fastsparse_kernels import sparse_operator, spmv
 from fastsparse_kernels.compiler import aligned_empty
 from fastsparse_kernels.sparse_operator import (
@@ -55,14 +56,24 @@ def launch(W: CSR, activation: str | None, target: Target) -> Launch:
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
     if W.shape[1] > INDEX_LIMIT:  # columns of plans have 32 bits
-        rows = stream.plan(W.pattern, 1, target)
-        launch = stream.prepare(
-            rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
-        )
-        return rows.values(W).fixed(launch)
+        return _streamed(W, activation, target)
+    called: list[bool] = W.pattern.cached(("spmv called", target), list)
+    if not called:
+        called.append(True)
+        if not takes_lookup(W.pattern, target) and takes_slices(W.pattern, target):
+            spmv.slices_kernel.expect(target.bits, target.lanes)
+            return once(_streamed(W, activation, target))  # the same sums; slices take the time of several calls
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
     return PackedValues(W, plan.pack).fixed(launch)
+
+
+def _streamed(W: CSR, activation: str | None, target: Target) -> Launch:
+    rows = stream.plan_rows(W.pattern, 1, target, sort=False)
+    launch = stream.prepare(
+        rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
+    )
+    return rows.values(W).fixed(launch)
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -190,10 +201,8 @@ def _plan(pattern: Pattern, target: Target) -> Plan:
         by_lookup = plan_lookup(pattern, target)
         if by_lookup is not None:
             return by_lookup
-    if pattern.indices.itemsize == 4 and h.spmv_by_slices(pattern.shape[0], pattern.nnz):
-        by_slices = plan_slices(pattern, target)
-        if by_slices is not None:
-            return by_slices
+    if takes_slices(pattern, target):
+        return plan_slices(pattern, target)
     narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
     columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
@@ -207,13 +216,23 @@ def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[An
     return padded
 
 
-def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvSlicePlan | None:
-    """Slices of rows in their own order, or sorted by length where that saves vectors.
+def takes_slices(pattern: Pattern, target: Target) -> bool:
+    """Whether rows are short, and slices have few empty lanes: a few long rows among short ones would leave many."""
+    h = target.heuristics
+    if pattern.indices.itemsize != 4 or not h.spmv_by_slices(pattern.shape[0], pattern.nnz):
+        return False
+    starts, _ = _slices(pattern, target)
+    return bool(starts[-1] * target.lanes <= h.slice_room * pattern.nnz)
 
-    None where vectors are too many, unless `always`.
-    """
-    h, lanes, indptr, (rows, inputs) = target.heuristics, target.lanes, pattern.indptr, pattern.shape
-    slices, window = -(-rows // lanes), SLICE_ORDER_ROWS // lanes
+
+def _slices(pattern: Pattern, target: Target) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """Vectors before each slice of rows in their own order, or sorted by length where that saves vectors."""
+    return pattern.cached(("spmv slices", target), _cut_slices, pattern, target)
+
+
+def _cut_slices(pattern: Pattern, target: Target) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    h, lanes, indptr = target.heuristics, target.lanes, pattern.indptr
+    slices = -(-pattern.shape[0] // lanes)
     sparse_operator.slice_columns.expect()  # compiled while the first one is
     starts, sum_index = np.empty(slices + 1, np.int64), np.empty(0, np.uint16)
     sparse_operator.slice_starts()(indptr, lanes, np.empty(0, np.int64), sum_index, starts)
@@ -221,9 +240,13 @@ def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvS
         longest = int(np.diff(starts).max(initial=0))
         sum_index = np.empty(slices * lanes, np.uint16)
         sparse_operator.slice_starts()(indptr, lanes, np.empty(longest + 1, np.int64), sum_index, starts)
-    vectors = int(starts[-1])
-    if not always and vectors * lanes > h.slice_room * pattern.nnz:  # a few long rows among short ones
-        return None
+    return starts, sum_index
+
+
+def plan_slices(pattern: Pattern, target: Target) -> SpmvSlicePlan:
+    """Slices of rows, whatever `takes_slices` says."""
+    lanes, indptr, (starts, sum_index) = target.lanes, pattern.indptr, _slices(pattern, target)
+    slices, window, vectors = len(starts) - 1, SLICE_ORDER_ROWS // target.lanes, int(starts[-1])
     column_starts, masks = np.empty(slices + 1, np.int64), np.zeros(vectors, np.uint16)
     columns = np.zeros(vectors * lanes, np.uint32)
     write = sparse_operator.slice_columns()
@@ -231,6 +254,7 @@ def plan_slices(pattern: Pattern, target: Target, always: bool = False) -> SpmvS
     if count < len(columns) // 2:
         columns = columns[:count].copy()
     group_starts = np.append(np.arange(0, slices, window), slices)
+    inputs = pattern.shape[1]
     return SpmvSlicePlan(inputs, indptr, lanes, group_starts, starts, column_starts, columns, masks, sum_index)
 
 

@@ -114,10 +114,13 @@ def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, b
     return pattern.cached(("stream", *key), plan_rows, pattern, *key)
 
 
-def plan_rows(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:
+def plan_rows(
+    pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1, sort: bool = True
+) -> StreamPlan:
     """Plan of row-major X (K, columns) -> row-major Y (M, columns), `batches` times.
 
     y_alignment : see `row_alignment`
+    sort : whether rows are sorted by length where that pays
     """
     tiles, h = tiling(columns, target), target.heuristics
     vector = tiles.lanes * target.size
@@ -129,7 +132,7 @@ def plan_rows(pattern: Pattern, columns: int, target: Target, y_alignment: int =
     distance = h.stream_prefetch_distance(x_bytes, row_bytes, tiles.width * vector, column_reach(pattern))
     bounds = chunk_bounds(pattern.indptr, tiles.tiles, h, target.threads)
     plan = StreamPlan(pattern.indptr, pattern.indices, pattern.shape[1], columns, tiles, bounds, distance, nontemporal)
-    if h.stream_by_length(pattern.shape[0], pattern.nnz, columns * target.size):
+    if sort and h.stream_by_length(pattern.shape[0], pattern.nnz, columns * target.size):
         return by_length(plan, h)
     return plan
 

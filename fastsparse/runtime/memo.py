@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -24,6 +24,15 @@ MOST_ENTRIES = 256  # bound for small entries, such as launches
 
 # One lock serves all stores: it is held for a dictionary access, never while something is built.
 _lock = fork_safe_lock()
+
+
+class _Once(NamedTuple):
+    value: Any
+
+
+def once(value: T) -> T:
+    """Returned by a build function, has `value` used once and not kept: next time something better is built."""
+    return cast(T, _Once(value))
 
 
 class Memoized:
@@ -45,7 +54,7 @@ class Memoized:
         self._bytes = 0
 
     def cached(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
-        """Return the entry of `key`, made by `build(*arguments)` when there is none.
+        """Return the entry of `key`, made by `build(*arguments)` when there is none, and kept unless it is for `once`.
 
         `build` runs outside of the lock. Threads that miss the same key at once may each build an entry; all of them
         get the one that was stored first. When `build` raises, nothing is stored.
@@ -58,6 +67,8 @@ class Memoized:
             if key in self._entries:
                 return self._moved_to_end(key)
         built = build(*arguments)
+        if isinstance(built, _Once):
+            return cast(T, built.value)
         size = array_bytes(built)
         with _lock:
             if key not in self._entries:

@@ -78,7 +78,7 @@ def _lookup(bits: int, lanes: int) -> list[Arguments]:
 def _stream(bits: int, lanes: int) -> list[Arguments]:
     """Tiles of any width on whole vectors, of one or two on shorter ones. Only huge matrices have 64-bit indices."""
     short = [(each, width) for each in (2, 4, 8) if each < lanes for width in (1, 2)]
-    tiles = [*short, *((lanes, width) for width in TILE_WIDTHS)]
+    tiles = [(1, 1), *short, *((lanes, width) for width in TILE_WIDTHS)]
     return [(bits, *tile, 32) for tile in tiles]
 
 

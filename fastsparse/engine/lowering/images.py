@@ -334,7 +334,7 @@ class Lowering:
         t, target_cpu, pattern = self.roots[node.inputs[0]], self.target, op.weight.pattern
         source = self._get(t, "plain", node)
         # Bits of a convolution do not depend on how many images there are: slices sum in the order of SpMM.
-        in_order = spmv.plan_slices(pattern, target_cpu, always=True) if isinstance(op, Conv) else None
+        in_order = spmv.plan_slices(pattern, target_cpu) if isinstance(op, Conv) else None
         own = Pattern._trusted(pattern.indptr, pattern.indices, pattern.shape)
         plan = in_order or spmv.plan_spmv(own, target_cpu)
         values, activation = plan.pack(op.weight.data), op.activation if node.residual is None else None
