@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsparse import checks
 from fastsparse.torch.layers import SparseLinear
 
 
@@ -23,8 +24,12 @@ class MultiheadAttention(nn.Module):
 
     def __init__(self, in_proj: nn.Module, out_proj: nn.Module, num_heads: int, dropout: float, batch_first: bool):
         super().__init__()
+        for name, layer in (("in_proj", in_proj), ("out_proj", out_proj)):
+            if not isinstance(layer, nn.Module):
+                raise TypeError(f"{name} is {checks.shown(layer)}, expected a linear layer")
         self.in_proj, self.out_proj = in_proj, out_proj
-        self.num_heads, self.dropout, self.batch_first = num_heads, dropout, batch_first
+        self.num_heads, self.dropout = checks.integer(num_heads, "num_heads"), checks.number(dropout, "dropout", 0, 1)
+        self.batch_first = checks.flag(batch_first, "batch_first")
 
     @property
     def embed_dim(self) -> int:

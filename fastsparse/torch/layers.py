@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastsparse import checks
 from fastsparse.arguments import per_axis
 from fastsparse.csr import CSR, Pattern
 from fastsparse.sparsity.patterns import mask_pattern, random_pattern
@@ -27,6 +28,7 @@ Array = NDArray[Any]
 Layer = TypeVar("Layer", bound="SparseLayer")
 
 _FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
+_PADDING_MODES = "zeros", "reflect", "replicate", "circular"
 
 
 class SparseLayer(nn.Module):
@@ -50,11 +52,12 @@ class SparseLayer(nn.Module):
     def _set_weight(
         self, shape: tuple[int, int], bias: bool, sparsity: float, pattern: Pattern | None, device: Any, dtype: Any
     ) -> None:
-        if torch.device("cpu" if device is None else device).type != "cpu":
-            raise ValueError(f"device is {device}, expected the CPU")
+        if device is not None and str(device).partition(":")[0] != "cpu":
+            raise ValueError(f"device is {checks.shown(device)}, expected the CPU")
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in _FLOATS:
-            raise TypeError(f"dtype is {dtype}, expected one of {', '.join(map(str, _FLOATS))}")
+        if not isinstance(dtype, torch.dtype) or dtype not in _FLOATS:
+            raise TypeError(f"dtype is {checks.shown(dtype)}, expected one of {', '.join(map(str, _FLOATS))}")
+        bias = checks.flag(bias, "bias")
         if pattern is None:
             pattern = random_pattern(shape, sparsity, rng=int(torch.randint(2**63 - 1, ())))
         if not isinstance(pattern, Pattern):
@@ -233,7 +236,7 @@ class SparseLinear(SparseLayer):
         mask : Tensor (out, in), optional
             Where the weights are; by default where they are not zero.
         """
-        weight, found = effective_weight(linear)
+        weight, found = effective_weight(_module(linear, "linear"))
         pattern = mask_pattern(_mask(weight, found if mask is None else mask))
         bias = getattr(linear, "bias", None)
         out_features, in_features = weight.shape
@@ -305,6 +308,20 @@ class _SparseConv(SparseLayer):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        axes = (nn.Conv1d, nn.Conv2d, nn.Conv3d).index(self._dense) + 1
+        in_channels = checks.integer(in_channels, "in_channels")
+        out_channels, groups = checks.integer(out_channels, "out_channels"), checks.integer(groups, "groups")
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"groups is {groups}, expected a divisor of {name} = {channels}")
+        kernel_size, stride = per_axis(kernel_size, axes, "kernel_size", 1), per_axis(stride, axes, "stride", 1)
+        dilation = per_axis(dilation, axes, "dilation", 1)
+        if isinstance(padding, str):
+            padding = checks.choice(padding, "padding", ("same", "valid"))
+        else:
+            padding = per_axis(padding, axes, "padding", 0)
+        padding_mode = checks.choice(padding_mode, "padding_mode", _PADDING_MODES)
+        bias = checks.flag(bias, "bias")
         with torch.device("meta"):  # torch checks the arguments, and says in which form it keeps them
             like = self._dense(
                 in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
@@ -322,7 +339,7 @@ class _SparseConv(SparseLayer):
     @classmethod
     def from_dense(cls: type[Layer], conv: nn.Module, mask: Any = None) -> Layer:
         """Make a layer of the nonzeros of a torch convolution; see ``SparseLinear.from_dense``."""
-        weight, found = effective_weight(conv)
+        weight, found = effective_weight(_module(conv, "conv"))
         pattern = mask_pattern(_mask(weight, found if mask is None else mask))
         c: Any = conv
         layer = cls(
@@ -406,6 +423,12 @@ def is_transposed(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
+def _module(layer: Any, name: str) -> nn.Module:
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"{name} is {checks.shown(layer)}, expected a torch.nn.Module")
+    return layer
+
+
 def effective_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The weight that a dense layer multiplies with, (out, ...), and its mask where it is being pruned.
 
@@ -462,8 +485,12 @@ def _parametrization_mask(parametrization: nn.Module) -> Tensor | None:
 
 def _mask(weight: Tensor, mask: Any) -> Array:
     """`mask` as an array (out, columns), by default where the weight is not zero."""
-    found = torch.as_tensor(weight if mask is None else mask).detach()
-    if found.shape != weight.shape:
-        raise ValueError(f"mask has shape {tuple(found.shape)}, expected {tuple(weight.shape)} to match the weight")
+    try:
+        found = torch.as_tensor(weight if mask is None else mask).detach()
+        shape = found.shape
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"mask is {checks.shown(mask)}, expected a tensor: {error}") from error
+    if shape != weight.shape:
+        raise ValueError(f"mask has shape {tuple(shape)}, expected {tuple(weight.shape)} to match the weight")
     array: Array = (found != 0).reshape(len(found), -1).numpy()
     return array

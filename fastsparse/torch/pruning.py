@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from fastsparse import checks
 from fastsparse.sparsity.patterns import count_nonzeros
 from fastsparse.text_table import text_table
 from fastsparse.timing import interleaved
@@ -185,6 +186,7 @@ def sparsify(
     >>> model[0]
     SparseLinear(in_features=64, out_features=64, bias=True, sparsity=0.9)
     """
+    measure = checks.flag(measure, "measure")
     _check_arguments(module, sparsity, threshold, method, scope, filter_fn, example_inputs)
     apart = _taken_apart(module, filter_fn)
     try:
@@ -227,19 +229,16 @@ def _check_arguments(
             raise ValueError(f"{name} is on {parameter.device}, expected the CPU (use module.cpu())")
     if sparsity is not None:
         count_nonzeros(1, sparsity)
-    if isinstance(threshold, (bool, str)) or not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold!r}, expected a number from 0 to 1")
-    if method not in scores.METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, scores.METHODS))}")
-    if scope not in scores.SCOPES:
-        raise ValueError(f"scope is {scope!r}, expected one of {', '.join(map(repr, scores.SCOPES))}")
+    checks.number(threshold, "threshold", 0, 1)
+    checks.choice(method, "method", scores.METHODS)
+    checks.choice(scope, "scope", scores.SCOPES)
     named = scores.CALIBRATED.get(method)
     if named and scope == "global":
         raise ValueError(f"scope is 'global', expected 'layer' or 'erk': {named} compares weights of one layer")
     if named and example_inputs is None:
         raise ValueError(f"example_inputs is None, expected inputs: {named} weighs weights with them")
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(f"filter_fn is {type(filter_fn).__name__}, expected a function of (name, layer)")
+    if filter_fn is not None and (not callable(filter_fn) or isinstance(filter_fn, type)):
+        raise TypeError(f"filter_fn is {checks.shown(filter_fn)}, expected a function of (name, layer)")
 
 
 # ------------------------------------------------------------------------------------------------- finding layers
@@ -562,6 +561,8 @@ def densify(module: nn.Module) -> nn.Module:
         return module.to_dense()
     shared: dict[int, Any] = {}
     new: dict[nn.Module, nn.Module] = {}
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}, expected torch.nn.Module")
     for layer in module.modules():
         if isinstance(layer, SparseLayer):
             dense: Any = layer.to_dense()

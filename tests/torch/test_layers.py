@@ -443,7 +443,7 @@ def test_the_weight_as_torch_has_it():
     (lambda layer: layer(torch.zeros(3, 8).long()), TypeError, "x has dtype torch.int64"),
     (lambda layer: layer(torch.zeros(3, 8, device="meta")), ValueError, "x is on meta and the layer on cpu"),
     (lambda layer: layer(np.zeros((3, 8))), TypeError, "x is ndarray, expected a Tensor"),
-    (lambda layer: fst.SparseLinear(8, 4, device="meta"), ValueError, "device is meta, expected the CPU"),
+    (lambda layer: fst.SparseLinear(8, 4, device="meta"), ValueError, "device is .meta., expected the CPU"),
     (lambda layer: fst.SparseLinear(8, 4, dtype=torch.int8), TypeError, "dtype is torch.int8"),
     (lambda layer: fst.SparseLinear(0, 4), ValueError, "in_features is 0"),
     (lambda layer: fst.SparseLinear(8, 4, sparsity=1.5), ValueError, "sparsity is 1.5"),
@@ -548,3 +548,31 @@ def test_a_trace_keeps_the_operator():
     file.seek(0)
     x = torch.randn(5, 20)
     torch.testing.assert_close(torch.jit.load(file)(x), layer(x))
+
+
+STRANGE = (None, "strange", 1.5, -1, 2**70, [1, None], np.ones(3), torch.ones(2, 3), object(), nn.Linear)
+ARGUMENTS = [
+    (fst.SparseLinear, {"in_features": 4, "out_features": 3}, ("in_features", "out_features", "bias", "sparsity")),
+    (
+        fst.SparseConv2d,
+        {"in_channels": 4, "out_channels": 2, "kernel_size": 3},
+        ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode"),
+    ),
+    (fst.SparseLinear.from_dense, {"linear": nn.Linear(3, 3)}, ("linear",)),
+    (
+        fst.sparsify,
+        {"module": nn.Sequential(), "measure": False},
+        ("module", "threshold", "method", "scope", "measure"),
+    ),
+    (fst.densify, {}, ("module",)),
+    (fst.SparseLinear, {"in_features": 4, "out_features": 3}, ("device", "dtype", "pattern")),
+    (fst.SparseLinear.from_dense, {"linear": nn.Linear(3, 3)}, ("mask",)),
+]
+
+
+@pytest.mark.parametrize(("function", "good", "names"), ARGUMENTS)
+def test_whatever_comes_is_refused_by_name(function, good, names):
+    for name in names:
+        for value in STRANGE[name in ("device", "dtype", "pattern", "mask") :]:
+            with pytest.raises((TypeError, ValueError), match=name):
+                function(**{**good, name: value})
