@@ -29,6 +29,7 @@ from fastsparse.training.optimizers import Optimizer
 from fastsparse_kernels import compiler
 
 Loss = Callable[..., tuple[float, Array]]
+_BATCH = 32  # samples, where nobody says how many
 
 
 class SparsityAlgorithm(Protocol):
@@ -66,7 +67,7 @@ def fit(
     data: Data,
     *,
     epochs: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     optimizer: Optimizer,
     loss: Loss = cross_entropy,
     sparsity: SparsityAlgorithm | None = None,
@@ -86,8 +87,8 @@ def fit(
         x may be a scipy.sparse matrix, or a tuple of arrays for a model of several inputs. Arrays are shuffled for each
         epoch; an iterable is iterated over anew. A third member is one weight for each sample, which the loss is given.
     epochs : int
-    batch_size : int
-        Of arrays; iterables bring their own.
+    batch_size : int, optional
+        Of arrays; iterables bring their own. Default: 32, or all samples where there are fewer.
     optimizer : Optimizer
     loss : callable
         (output, y) -> (loss, gradient at the output); (output, y, weights) where the data have weights.
@@ -127,6 +128,7 @@ def fit(
     if checkpoint is not None:
         checkpoint = checks.path(checkpoint, "checkpoint")
         check_writable(checkpoint)
+    batch_size = _capped(data, _BATCH) if batch_size is None else batch_size
     source = batches(data, batch_size)
     held_out = None if validation is None else batches(validation, _capped(validation, batch_size), "validation")
     run = _Run(model, optimizer, loss, sparsity, generator, callbacks)
@@ -177,10 +179,10 @@ def _value_and_gradient(result: Any) -> tuple[float, Array]:
     return float(result[0]), result[1]
 
 
-def _capped(validation: Any, batch_size: int) -> int:
-    """The batch size, or the number of validation samples when there are fewer."""
-    if isinstance(validation, tuple) and len(validation) in (2, 3) and np.ndim(validation[1]):
-        return max(1, min(batch_size, len(validation[1])))
+def _capped(data: Any, batch_size: int) -> int:
+    """The batch size, or the number of samples when there are fewer."""
+    if isinstance(data, tuple) and len(data) in (2, 3) and np.ndim(data[1]):
+        return max(1, min(batch_size, len(data[1])))
     return batch_size
 
 

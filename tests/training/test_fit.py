@@ -105,6 +105,14 @@ def test_batches_of_an_iterable() -> None:
         _run(1, data=[x])
 
 
+def test_few_samples_are_one_batch() -> None:
+    x, y = _data()
+    model, given = _model(), _model()
+    for each, size in ((model, {}), (given, {"batch_size": 20})):
+        fit(each, (x[:20], y[:20]), epochs=1, optimizer=Adam(each.parameters()), progress=False, rng=0, **size)
+    np.testing.assert_array_equal(model(x), given(x))
+
+
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
     sizes: list[int] = []
 
