@@ -225,7 +225,7 @@ def _compile(path: Path) -> Any:
     except UnsupportedOperatorError as error:
         raise fs.FileFormatError(str(error)) from error
     except ValueError as error:
-        if type(error) is not ValueError or not str(error).endswith("give input_shape"):
+        if type(error) is not ValueError or "give input_shape" not in str(error):
             raise
         raise fs.FileFormatError(str(error)) from error
 

@@ -191,7 +191,8 @@ def check_onnx(network: Network, rng: Rng) -> None:
     try:
         with poisoned(), choices[0], choices[1]:
             engine = compile_onnx(model, x.shape, threads=int(rng.integers(1, 3)), tune=False, costs=KERNELS_FIRST)
-            found = engine.run([x])
+            engine.run([x])
+            found = engine.run([x])  # at fixed places
     except (ValueError, NotImplementedError):
         if wanted is None and find_spec("onnxruntime") is not None:
             return  # onnxruntime refuses it as well, which runs parts of it
@@ -199,8 +200,13 @@ def check_onnx(network: Network, rng: Rng) -> None:
     if wanted is None or not all(map(_near, found, wanted)):
         from onnx.reference import ReferenceEvaluator
 
-        with np.errstate(all="ignore"):  # onnxruntime errs, too; two against one
-            others = ReferenceEvaluator(model).run(None, {"x": x})
+        try:
+            with np.errstate(all="ignore"):  # onnxruntime errs, too; two against one
+                others = ReferenceEvaluator(model).run(None, {"x": x})
+        except Exception:
+            if wanted is None:
+                return  # nobody else runs it
+            raise
         for number, (y, other) in enumerate(zip(found, others, strict=True)):
             if not _near(y, other) and (wanted is None or not _near(y, wanted[number])):
                 wrong = np.argwhere(~(abs(y - other) <= _limit(other))) if y.shape == other.shape else []
