@@ -41,7 +41,7 @@ def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape
         if shape is None:
             shape = _declared(value, names)
         if shape is None:
-            said = "no shape" if value.shape is None else f"shape ({', '.join(map(str, value.shape))})"
+            said = "no shape" if value.shape is None else f"shape {_said(value.name, value.shape)}"
             missing.append(f"input {value.name!r} has {said}")
             continue
         check_fit(value, shape)
@@ -103,8 +103,13 @@ def check_fit(value: Value, shape: Shape, what: str = "input_shape") -> None:
         return
     fits = len(shape) == len(declared) and all(n == d for n, d in zip(shape, declared) if isinstance(d, int))
     if not fits:
-        said = "(" + ", ".join(map(str, declared)) + ")"
+        said = _said(value.name, declared)
         raise ValueError(f"{what} is {shape} for {value.name!r}, expected {said} as in the model")
+
+
+def _said(name: str, shape: Sequence[Any]) -> str:
+    """A shape for a message; sizes that the model gives no name have got one of their input's."""
+    return "(" + ", ".join("?" if size == f"{name}.{i}" else str(size) for i, size in enumerate(shape)) + ")"
 
 
 def checked_input(value: Value, x: Any) -> Any:

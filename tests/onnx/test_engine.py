@@ -119,6 +119,12 @@ def test_what_is_missing_is_named_all_at_once():
         fs.compile(models.encoder())
     # One shape says what the name stands for.
     assert fs.compile(models.encoder(), {"ids": (2, 8)}, tune=False).input_shapes["mask"] == (2, 8)
+    unnamed = models.encoder()
+    for source in unnamed.graph.input:
+        for size in source.type.tensor_type.shape.dim:
+            size.ClearField("dim_param")
+    with pytest.raises(ValueError, match=r"input 'ids' has shape \(\?, \?\), input 'mask' has shape \(\?, \?\) in the"):
+        fs.compile(unnamed)
 
 
 def test_equal_names_of_sizes_are_a_hint(rng):
