@@ -152,8 +152,12 @@ def _offsets(operator: Any, group: int) -> NDArray[np.int64]:
 
 
 def _spmm(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
-    """Tasks are (batch, tile, row group): the offsets of the group's nonzeros at T positions, and the group's rows."""
+    """Tasks are (batch, tile, row group), or (batch, row group, tile) where workers own rows: what is read are the
+    offsets of the group's nonzeros at T positions, what is written the group's rows."""
     operator, tiles, groups = plan.operator, plan.tiles, plan.operator.groups
+    if plan.by_rows:
+        batch, part = np.divmod(tasks, groups * tiles.count)
+        tasks = (batch * tiles.count + part % tiles.count) * groups + part // tiles.count
     for group in np.unique(tasks % groups):
         offsets = _offsets(operator, group)
         rows = np.arange(*operator.group_starts[group : group + 2]) * field("y_row_stride")

@@ -223,6 +223,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch-blocked": {"layouts": ("batch-blocked",)},
     "planes": {"layouts": ("planes",)},
     "planes, in parts": {"layouts": ("planes",), "chunk_share": 0},
+    "planes, workers own positions": {"layouts": ("planes",), "parallel_flops": 0, "owned_plane_bytes": 0},
     "slices": {"slice_flops": 500},
     "parallel": {"parallel_flops": 0},
     "serial": {"parallel_flops": 1e30},

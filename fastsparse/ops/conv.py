@@ -603,7 +603,8 @@ def plan_padded(
     width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     tiles = tiles_over(starts, y_offsets, width, target.lanes, size, target.vector)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
-    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
+    by_rows = h.owns_channels(geometry.positions * size, images, target.threads)
+    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
@@ -611,7 +612,7 @@ def plan_padded(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
         channel_stride, width * target.vector,
     )  # fmt: skip
-    return PaddedConv(planes, SpmmPlan(operator, tiles))
+    return PaddedConv(planes, SpmmPlan(operator, tiles, by_rows=by_rows))
 
 
 def _phase_row_offsets(
@@ -647,13 +648,14 @@ def plan_between_padded(
     step = target.vector if x.slack >= width * target.vector else 0
     tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
-    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector)
+    by_rows = h.owns_channels(y.channel_stride, images, target.threads)
+    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
     operator = window_operator(
         pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
         h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,
     )  # fmt: skip
-    return SpmmPlan(operator, tiles)
+    return SpmmPlan(operator, tiles, by_rows=by_rows)
 
 
 def plan_identity(positions: int, target: Target) -> SpmmPlan:

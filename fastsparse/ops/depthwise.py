@@ -36,7 +36,8 @@ def prepare(
     zeros = np.zeros(g.spatial[1], target.dtype)
     rows, columns = g.out_spatial
     target = narrowed(target, columns)
-    bands = min(target.threads, -(-rows // kernels.ROWS))  # workers own rows of all layers
+    by_channels = target.heuristics.owns_channels(y.channel_stride, images, target.threads)
+    bands = 1 if by_channels else min(target.threads, -(-rows // kernels.ROWS))
     row = -(-columns // target.lanes) * target.vector
     arguments = Arguments(
         kernels.DEPTHWISE,

@@ -56,6 +56,7 @@ class Heuristics:
     entry_nonzeros: float = 14  # nonzeros per entry that pay for starting and ending it
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
     group_rows: int = 8  # smallest row group
+    owned_plane_bytes: int = 4096  # of a worker's part of a plane, from which on workers own positions
     expanded_bytes: int = 256 * 1024  # of channels between a product and a depthwise convolution: a part of L2
     near_bytes: int = 4 * 2**20  # largest array that stays in a near cache
     far_share: float = 3 / 8  # share of the L3 cache beyond which an array leaves it: see `leaves_cache`
@@ -233,13 +234,25 @@ class Heuristics:
             block = self.l1_bytes if overlap else 2 * self.l1_block_bytes
         return max(1, block // max(1, window_bytes))
 
-    def row_groups(self, rows: int, tiles: int, threads: int, tile_bytes: int) -> int:
+    def owns_channels(self, plane_bytes: int, images: int, threads: int) -> bool:
+        """Whether workers own channels of an image in padded planes, and not positions.
+
+        They write planes from begin to end then. Where each writes a part of every small plane, cores that share no
+        cache fetch each other's lines ahead in vain.
+        """
+        return threads > 1 and images % threads != 0 and plane_bytes < threads * self.owned_plane_bytes
+
+    def row_groups(self, rows: int, tiles: int, threads: int, tile_bytes: int, by_rows: bool = False) -> int:
         """Number of row groups: several where tiles alone keep workers unevenly busy, or partial sums would leave L2.
 
         No more than that: every row group reads, or packs, its tiles' inputs again.
+
+        by_rows : workers own rows, so that there is a group for each
         """
         for_workers = 1 if threads == 1 else _even_parts(tiles, threads, self.balance)
         for_partials = -(-rows * tile_bytes // self.partial_bytes)
+        if by_rows:
+            return max(1, min(-(-for_partials // threads) * threads, rows))
         return max(1, min(max(for_workers, for_partials), rows // self.group_rows or 1))
 
     def position_parts(self, positions: int, images: int, threads: int) -> int:

@@ -142,12 +142,14 @@ class SpmmPlan:
     x_row_stride : bytes between rows of X that are packed
     nontemporal : WHOLE or QUARTERS: whole tiles get non-temporal stores, their vectors are aligned to a vector's bytes
         or to 16; 0: ordinary stores
+    by_rows : whether workers own rows of Y, and not positions: see `Heuristics.owns_channels`
     """
 
     operator: SparseOperator
     tiles: Tiles
     x_row_stride: int = 0
     nontemporal: int = 0
+    by_rows: bool = False
 
     def values(self, W: CSR) -> PackedValues:
         """W's values in the order the kernel reads them."""
@@ -331,6 +333,7 @@ def prepare(
         spmm.ARGUMENTS,
         tiles=tiles.count,
         groups=operator.groups,
+        by_rows=plan.by_rows,
         blocks=operator.blocks,
         group_starts=operator.group_starts,
         segments=operator.segments,

@@ -41,9 +41,10 @@ DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
 ARGUMENTS = kernel_arguments(
-    # tasks are (batch, tile, row group), the group innermost
+    # tasks are (batch, tile, row group), the last one innermost
     "tiles",  # tiles per batch
     "groups",  # row groups
+    "by_rows",  # 1: tasks are (batch, row group, tile), so that workers own rows of y
     # operator: see sparse_operator.py
     "blocks",  # column blocks
     "group_starts",  # int64 [groups + 1], first row of every group
@@ -319,8 +320,8 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
         groups, blocks = a.groups, a.blocks
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            group, tile = task % groups, task // groups
-            batch, tile = tile // a.tiles, tile % a.tiles
+            batch, part = task // (groups * a.tiles), task % (groups * a.tiles)
+            group, tile = (part // a.tiles, part % a.tiles) if a.by_rows else (part % groups, part // groups)
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
             positions = a.y_positions + tile * width * 8
             out = y + simd.load_i64(positions) if contiguous else simd.gather_addresses(width, y, positions)

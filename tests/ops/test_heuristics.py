@@ -69,6 +69,16 @@ def test_row_groups_keep_workers_evenly_busy(tiles_, threads, groups):
     assert h64.row_groups(512, tiles_, 1, 448) == 1
 
 
+def test_workers_own_channels_of_small_planes():
+    planes = [28 * 28 * 4, 56 * 56 * 4]
+    assert [h64.owns_channels(plane, 1, 2) for plane in planes] == [True, False]
+    assert not h64.owns_channels(planes[0], 1, 1)
+    assert not h64.owns_channels(planes[0], 4, 2), "then every worker has images of its own"
+    found = [h64.row_groups(rows, 7, 2, 448, by_rows=True) for rows in (0, 1, 2, 512, 2048)]
+    assert found == [1, 1, 2, 2, 2], "a group for each"
+    assert h64.row_groups(2500, 7, 2, 448, by_rows=True) == 4, "partial sums stay in L2"
+
+
 def test_workers_pack_the_positions_that_they_compute():
     assert [h64.position_parts(196, 1, threads) for threads in (1, 2, 8)] == [1, 2, 8]
     assert h64.position_parts(14, 1, 8) == 2, "no more parts than tiles"
