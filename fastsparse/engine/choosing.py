@@ -116,7 +116,10 @@ def _by_image(program: Program, batch: int, target: Target) -> list[Choice]:
         cuts.append(split.Split(False, batch, 1))
     layouts = ["padded"]
     if any(isinstance(node.operator, Conv) for node in program.nodes) and _tiles_can_be_addressed(program):
-        layouts = ["spatial tiles", "padded"] if _prefers_tiles(program, target) else ["padded", "spatial tiles"]
+        shared = target.threads > 1 and cuts[0].inner == 1 and not cuts[0].per_worker
+        layouts = (
+            ["spatial tiles", "padded"] if _prefers_tiles(program, target, shared) else ["padded", "spatial tiles"]
+        )
     return [Choice(layout, cut) for cut in dict.fromkeys(cuts) for layout in layouts]
 
 
@@ -125,10 +128,13 @@ def _tiles_can_be_addressed(program: Program) -> bool:
     return all(2 * math.prod(shape[1:]) * program.dtype.itemsize < SPATIAL_TILES_LIMIT for shape in program.shapes)
 
 
-def _prefers_tiles(program: Program, target: Target) -> bool:
-    """Whether spatial tiles cost less than padded planes, with their halo, overhang and gathers."""
+def _prefers_tiles(program: Program, target: Target, shared: bool = False) -> bool:
+    """Whether spatial tiles cost less than padded planes, with their halo, overhang and gathers.
+
+    shared : whether workers share every image
+    """
     padded_cost, tiles_cost = _costs(program, target)
-    return tiles_cost < padded_cost
+    return tiles_cost < padded_cost * (target.heuristics.shared_planes_cost if shared else 1.0)
 
 
 def _costs(program: Program, target: Target) -> tuple[float, float]:

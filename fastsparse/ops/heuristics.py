@@ -147,6 +147,7 @@ class Heuristics:
     group_overhang: float = 1.15  # most positions that are computed then, relative to those of one group
     # Padded planes against spatial tiles, in multiplications and additions
     planes_cost: float = 1.3  # relative cost of a window, where vectors are unaligned
+    shared_planes_cost: float = 1.1  # relative cost of planes of an image that workers share: they write them in turns
     planes_store_flops: float = 10  # per output: many vectors are stored in pieces
     phase_flops: float = 11  # per number of x that is packed for strides
     tiles_store_flops: float = 6  # per output

@@ -127,6 +127,19 @@ def test_channels_beyond_31_bits_stay_on_padded_planes():
         assert choosing._tiles_can_be_addressed(program) == fits
 
 
+def test_workers_that_share_an_image_prefer_spatial_tiles():
+    rng, at, layers = np.random.default_rng(0), 128, []
+    for stride, width in ((1, 64), (1, 64), (2, 128), (1, 128)):
+        for inputs, outputs, kernel, step in ((at, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)):
+            layers.append(
+                nn.SparseConv2d(inputs, outputs, kernel, step, kernel // 2, sparsity=0.9, activation="relu", rng=rng)
+            )
+        at = 4 * width
+    program = fs.compile(nn.Sequential(*layers).eval(), (1, 128, 28, 28), tune=False)._program
+    found = [choosing._by_image(program, 1, replace(TARGET, threads=threads, lanes=16))[0] for threads in (1, 2)]
+    assert [choice.layout for choice in found] == ["padded", "spatial tiles"]
+
+
 def test_large_images_go_in_spatial_tiles_and_tiny_ones_do_not():
     def first(model, shape):
         return choosing.choices(fs.compile(model, (1, *shape), tune=False)._program, 1, 1, False)[0].layout
