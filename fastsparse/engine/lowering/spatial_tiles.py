@@ -29,6 +29,7 @@ from fastsparse.ops.pooling import Windows
 from fastsparse.ops.target import Target
 
 _CONTIGUOUS = np.empty(0, np.int64)
+_MOST_HALO = 64  # times a tile's positions that it may take with its halo, where workers share an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,9 @@ class _TilesLowering(Lowering):
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self._known: dict[int, _Tiles] = {}
-        reach = max(math.prod(shape) for shape in program.shapes) * self.target.size
-        self._shares = self.images == 1 and 4 * reach < tiles.SPATIAL_TILES_LIMIT
+        # Gathers address all groups of tiles, whose halos may be many times as large as they are themselves.
+        reach = _MOST_HALO * max(math.prod(shape) for shape in program.shapes) * self.target.size
+        self._shares = self.images == 1 and reach < tiles.SPATIAL_TILES_LIMIT
 
     # --- layouts of tensors ---------------------------------------------------------------------
 
@@ -163,8 +165,8 @@ class _TilesLowering(Lowering):
         source, positions, strides = self._source(t)
         spatial = self._spatial(t)
         if step is not None:
-            grid = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
-            positions, spatial = grid.ravel(), grid.shape
+            picked = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
+            positions, spatial = picked.ravel(), picked.shape
         plan = tiles.gather_tiles(positions, spatial, to.reading, to.planes, self.target, only)
         self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
