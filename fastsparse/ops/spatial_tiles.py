@@ -67,6 +67,11 @@ class Reading:
     padding: Padding
     outside: float | None
 
+    @property
+    def padded(self) -> Ints:
+        """Size of a tile with its halo."""
+        return tuple(n + before + after for n, (before, after) in zip(self.partition.size, self.padding, strict=True))
+
     def serves(self, wanted: Reading) -> bool:
         """Whether tiles in this layout hold everything that `wanted` reads."""
         enough = all(h[0] >= w[0] and h[1] >= w[1] for h, w in zip(self.padding, wanted.padding, strict=True))
@@ -235,12 +240,10 @@ def exchange_halo(
     source: NDArray[np.int64], spatial: Ints, r: Reading, planes: BlockedPlanes, target: Target
 ) -> Gather:
     """Fill halos, and positions past the image's end, from the tiles themselves, at offsets `source`."""
-    at = _image_positions(spatial, r)
-    padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
-    strides = row_major_strides(padded)
-    inner = grid(r.partition.size, (1,) * len(padded), strides)
+    at, strides = _image_positions(spatial, r), row_major_strides(r.padded)
+    inner = grid(r.partition.size, (1,) * len(strides), strides)
     corner = sum(before * step for (before, _), step in zip(r.padding, strides, strict=True))
-    own = np.zeros(math.prod(padded), bool)
+    own = np.zeros(math.prod(r.padded), bool)
     own[inner + corner] = True
     vectors = np.flatnonzero(~np.tile(own, r.partition.groups) | (at < 0).any(axis=1))
     return _gather_tiles(np.where(at < 0, -1, source[at]), vectors, source, r, planes, target)
@@ -267,8 +270,8 @@ def _gather_tiles(
     """Gather of these vectors of groups of tiles and their halos."""
     near, groups = _nearest(r), np.arange(r.partition.groups)[:, None]
     tile = math.prod(r.partition.size)
-    padded = tuple(n + before + after for n, (before, after) in zip(r.partition.size, r.padding, strict=True))
-    targets = (groups * planes.group_stride + grid(padded, (1,) * len(padded), planes.strides)).ravel()
+    in_planes = grid(r.padded, (1,) * len(r.padded), planes.strides)
+    targets = (groups * planes.group_stride + in_planes).ravel()
     return replace(
         _gather(sources[vectors], targets[vectors], source, target, r.outside),
         near=(groups * tile + near).ravel()[vectors],

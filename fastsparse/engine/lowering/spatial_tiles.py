@@ -247,12 +247,12 @@ class _TilesLowering(Lowering):
         source, r, x = self._tiles_for(node, kernel, stride, (1, 1))
         y = self._natural(node.output)
         corner = [have[0] - want for have, want in zip(r.padding, before, strict=True)]
-        padded = [n + sum(pads) for n, pads in zip(r.partition.size, r.padding, strict=True)]
         rows, columns = (
             _table(*axis) for axis in zip(y.reading.partition.size, kernel, stride, corner, weights, strict=True)
         )
-        windows = Windows((padded[0], padded[1]), rows, columns)
-        offsets = grid((padded[0], padded[1]), (1, 1), x.strides)
+        height, width = r.padded
+        windows = Windows((height, width), rows, columns)
+        offsets = grid(r.padded, (1, 1), x.strides)
         whole = replace(x, offsets=offsets if (np.diff(offsets) != self.target.vector).any() else _CONTIGUOUS)
         launch = pooling.prepare_blocked(op.kind, windows, whole, y.planes, self._groups_of(node.output), self.target)
         kernel_name = f"{op.kind} pool on spatial tiles"
