@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import importlib.metadata
 import importlib.util
 import itertools
@@ -303,6 +304,8 @@ def decoder(options: argparse.Namespace) -> list[Row]:
             half = copy.deepcopy(dense).to(torch.bfloat16)
             calls = {"ours": generate(model), "torch float32": generate(dense), "torch bfloat16": generate(half)}
             rows += race(f"decode {sparsity:.0%}, {layers} layers, a token", calls, options, unit=tokens)
+        del model, dense, half, calls, report
+        gc.collect()  # modules refer to each other, and three times these are more than 24 GB
     return rows
 
 
