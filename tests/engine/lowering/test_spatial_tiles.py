@@ -13,6 +13,8 @@ from fastsparse.engine import choosing, workspace
 from fastsparse.engine import program as programs
 from fastsparse.engine.lowering import padded, spatial_tiles
 from fastsparse.engine.program import Conv, Pool
+from fastsparse.engine.split import Split
+from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.spatial_tiles import shared_partition
 from fastsparse.ops.target import target_for
 
@@ -138,6 +140,17 @@ def test_workers_that_share_an_image_prefer_spatial_tiles():
     program = fs.compile(nn.Sequential(*layers).eval(), (1, 128, 28, 28), tune=False)._program
     found = [choosing._by_image(program, 1, replace(TARGET, threads=threads, lanes=16))[0] for threads in (1, 2)]
     assert [choice.layout for choice in found] == ["padded", "spatial tiles"]
+
+
+def test_groups_of_tiles_that_gathers_cannot_address_are_one_group(monkeypatch):
+    """Halos are eight times as large as these tiles, and a gather reaches from one group to the other."""
+    rng, target = np.random.default_rng(0), replace(TARGET, threads=2, lanes=16)
+    convs = [nn.SparseConv2d(8, 8, 5, padding=2, sparsity=0.5, rng=rng) for _ in range(2)]
+    program = fs.compile(nn.Sequential(*convs).eval(), (1, 8, 14, 14), tune=False)._program
+    assert spatial_tiles._TilesLowering(program, 1, Split(False, 1, 1), target)._groups_of(0) == 2
+    monkeypatch.setattr(tiles, "SPATIAL_TILES_LIMIT", 26_000)
+    assert spatial_tiles._TilesLowering(program, 1, Split(False, 1, 1), target)._groups_of(0) == 1
+    assert spatial_tiles.schedule(program, 1, target, Split(False, 1, 1)).steps
 
 
 def test_large_images_go_in_spatial_tiles_and_tiny_ones_do_not():
