@@ -95,7 +95,11 @@ class Lowering:
 
     def operand(self, node: Node) -> str:
         """The input that is no constant, of nodes that have only one such."""
-        if node.op in ("Add", "Mul") and len(node.inputs) == 2 and node.inputs[0] in self.constants.names:
+        if (
+            len(node.inputs) > 1
+            and node.op in ("Add", "Mul", "MatMul", "Gemm")
+            and node.inputs[0] in self.constants.names
+        ):
             return node.inputs[1]
         return node.inputs[0] if node.inputs else ""
 
@@ -206,12 +210,41 @@ class Lowering:
         return Lowered(operator, source, Form(y[0], y[1:]), y, key, starts=True, sparse=sparse)
 
     def _gemm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        if node.get("transA", 0) or len(x) != 2:
+        alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
+        trans_a, trans_b = bool(node.get("transA", 0)), bool(node.get("transB", 0))
+        if len(x) != 2:
             return None
-        return self._product(node, form, x, bool(node.get("transB", 0)), node.get("alpha", 1.0), node.get("beta", 1.0))
+        if node.inputs[0] in self.constants.names:
+            return None if trans_b else self._product_from_left(node, form, x, not trans_a, alpha, beta)
+        return None if trans_a else self._product(node, form, x, trans_b, alpha, beta)
 
     def _matmul(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+        if node.inputs[0] in self.constants.names:
+            return self._product_from_left(node, form, x)
         return self._product(node, form, x, by_rows=False)
+
+    def _product_from_left(
+        self, node: Node, form: Form | None, x: Shape, by_rows: bool = True, alpha: float = 1.0, beta: float = 1.0
+    ) -> Lowered | None:
+        """W @ x by a sparse W: a 1x1 convolution whose channels are the rows of x."""
+        weight, bias = self.constants.get(node.inputs[0]), self._optional(node, 2)
+        source = Form(math.prod(x[:-2]), x[-2:])
+        if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) != 2:
+            return None
+        rows, columns = weight.shape if by_rows else weight.shape[::-1]
+        if columns != x[-2] or not self.weights.is_sparse(weight):
+            return None
+        y = (*x[:-2], rows, x[-1])
+        if bias is not None:
+            bias = per_channel(bias, y, len(y) - 2)
+            if bias is None:
+                return None
+            bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
+        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
+        geometry = ConvGeometry(columns, rows, x[-1:], (1,), (1,), ((0, 0),), (1,), 1)
+        key = "conv", id(matrix), _token(bias), geometry
+        operator = Conv(matrix, bias, geometry, None, dense=False)
+        return Lowered(operator, source, Form(source.samples, y[-2:]), y, key, starts=True, sparse=True)
 
     def _product(
         self, node: Node, form: Form | None, x: Shape, by_rows: bool, alpha: float = 1.0, beta: float = 1.0
@@ -232,7 +265,7 @@ class Lowering:
                 return None
             bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
         sparse = self.weights.is_sparse(weight)
-        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, float(alpha))
+        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
         key = "linear", id(matrix), _token(bias)
         operator = Linear(matrix, bias, None, dense=not sparse)
         return Lowered(operator, source, Form(source.samples, (rows,)), y, key, starts=True, sparse=sparse)
@@ -287,10 +320,11 @@ class Lowering:
         name = self.operand(node)
         other = node.inputs[1] if name == node.inputs[0] else node.inputs[0]
         array = self.constants.array(other)
-        axis = len(x) - 1 if form == Form(math.prod(x[:-1]), x[-1:]) else 1
-        if array is None or form.shape[0] > _LARGEST_VECTOR or (node.op in ("Sub", "Div") and name != node.inputs[0]):
+        places = (len(x) - len(form.shape), 1)  # of the channels: the second for features as images of one position
+        axis = next((a for a in places if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
+        if array is None or axis is None or form.shape[0] > _LARGEST_VECTOR:
             return None
-        if form.shape[:1] != x[axis : axis + 1] or form.samples != math.prod(x[:axis]):
+        if node.op in ("Sub", "Div") and name != node.inputs[0]:
             return None
         vector = per_channel(array, x, axis)
         if vector is None or (node.op == "Div" and not vector.all()):

@@ -122,6 +122,31 @@ def test_weights_with_axes_of_one(rng):
     _same(model, rng, (5, 16))
 
 
+@pytest.mark.parametrize("shape", [(16, 24), (3, 16, 24), (2, 3, 16, 24), (1, 1, 16, 1), (16, 16), (2, 24, 16, 16)])
+def test_a_sparse_matrix_on_the_left(shape, rng):
+    """Its bias is one number per row of the result, also where rows and columns, or other sizes, are as many."""
+    for per_row in (True, False):
+        b = models.Builder()
+        bias = b.constant(rng.standard_normal((24, 1) if per_row else shape[-1:]))
+        y = b.add("Relu", b.add("Add", b.add("MatMul", b.weight(24, 16), "x"), bias))
+        model = b.model({"x": list(shape)}, [y])
+        segments, hosts = _cut(model, x=shape)
+        assert len(segments) == 1
+        assert not hosts or (not per_row and shape[-1] > 1)
+        _same(model, rng, shape)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_with_a_sparse_matrix_on_the_left(transposed, rng):
+    b = models.Builder()
+    shape = (16, 24) if transposed else (24, 16)
+    bias = b.constant(rng.standard_normal((24, 1)))
+    y = b.add("Gemm", b.weight(*shape), "x", bias, transA=transposed, alpha=0.5, beta=2.0)
+    model = b.model({"x": [16, 5]}, [b.add("Relu", y)])
+    assert _cut(model, x=(16, 5))[1] == []
+    _same(model, rng, (16, 5))
+
+
 # ---------------------------------------------------------------- cutting
 
 
