@@ -39,10 +39,10 @@ from fastsparse.onnx.inference import Constants, check_sizes
 from fastsparse.onnx.lowering import Lowering
 from fastsparse.onnx.model import Array, Model, Shape
 from fastsparse.onnx.partition import Cut
-from fastsparse.onnx.patterns import simplified
 from fastsparse.onnx.reader import read
 from fastsparse.onnx.region import Region
 from fastsparse.onnx.report import measured
+from fastsparse.onnx.rewriting import simplified
 from fastsparse.onnx.serial import to_plain
 from fastsparse.runtime.buffers import array
 from fastsparse.runtime.fork import fork_safe_lock

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,13 @@ from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.inference import Constants, Info
 from fastsparse.onnx.model import Array, Node, SparseWeight
-from fastsparse.onnx.patterns import clip_limits
 from fastsparse.onnx.weights import Weights, wide
-from fastsparse.onnx.windows import Window, WindowError, kernel_of, window
+from fastsparse.onnx.windows import window
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
 _LARGEST_VECTOR = 65536  # channels that are scaled one by one, or sizes of an image with windows
 _LARGEST_GATHER = 2**23  # numbers of an image whose indices are written down
-_ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
 
 
@@ -125,16 +123,15 @@ class Lowering:
 
         `form` is how the region has the operand; with None it is read from outside, in the form that the node wants.
         """
-        if len(node.writes) != 1 or len(node.outputs) != 1 or node.op not in _METHODS or not math.prod(shape):
+        method = self._activation if node.activation is not None else getattr(self, _METHODS.get(node.op, ""), None)
+        if len(node.writes) != 1 or len(node.outputs) != 1 or method is None or not math.prod(shape):
             return None
         name = self.operand(node)
         dtypes = {self._dtype(name), self._dtype(node.outputs[0])}
         if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
             return None
-        try:
-            return getattr(self, "_" + _METHODS[node.op])(node, form, shape)
-        except WindowError:
-            return None
+        found: Lowered | None = method(node, form, shape)
+        return found
 
     def lower_join(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """A node of several tensors, when the kernels can run it on operands of these shapes and forms.
@@ -196,8 +193,8 @@ class Lowering:
             return None
         if bias is not None and bias.shape != shape[:1]:
             return None
-        found = window(node, x[2:], kernel_of(node, shape))
-        if min(found.outputs) < 1:
+        found = window(node, x[2:], shape)
+        if found is None or min(found.outputs) < 1:
             return None
         geometry = ConvGeometry(
             x[1], shape[0], x[2:], found.kernel, found.stride, found.pads, found.dilation, groups
@@ -273,35 +270,17 @@ class Lowering:
     # --- what follows products -----------------------------------------------------------------
 
     def _activation(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        name = self._activation_name(node)
-        if node.op == "HardSigmoid" and form is not None:
-            return self._hard_sigmoid(node, form, x)
-        return None if name is None or form is None else Lowered(Activate(name), form, form, x, ("activate", name))
+        name = node.activation
+        return None if form is None or name is None else Lowered(Activate(name), form, form, x, ("activate", name))
 
-    def _hard_sigmoid(self, node: Node, form: Form, x: Shape) -> Lowered | None:
+    def _hard_sigmoid(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         """Of any slope and offset: that of the kernels on a scaled operand."""
-        slope, offset = node.get("alpha", 0.2), node.get("beta", 0.5)
-        lowered = Lowered(Activate("hardsigmoid"), form, form, x, ("activate", "hardsigmoid", slope, offset))
-        precision = np.finfo(self.kernel_dtype(node.inputs[0])).eps  # files hold slopes as float32
-        if abs(slope - _SLOPE) <= precision * _SLOPE and offset == 0.5:
-            return lowered
-        if form.shape[0] > _LARGEST_VECTOR:
+        if form is None or form.shape[0] > _LARGEST_VECTOR:
             return None
-        ones = np.ones(form.shape[0])
+        slope, offset, ones = node.get("alpha", 0.2), node.get("beta", 0.5), np.ones(form.shape[0])
         scale = Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE))
-        return replace(lowered, before=((scale, form.shape),))
-
-    def _activation_name(self, node: Node) -> str | None:
-        if node.op == "LeakyRelu":
-            return "leaky_relu" if abs(node.get("alpha", 0.01) - 0.01) < 1e-9 else None
-        if node.op == "Gelu":
-            return "gelu_tanh" if node.get("approximate", "none") == "tanh" else "gelu"
-        if node.op == "Swish":
-            return "silu" if node.get("alpha", 1.0) == 1 else None
-        if node.op == "Clip":
-            limits = clip_limits(node, self.constants)
-            return {(0.0, np.inf): "relu", (0.0, 6.0): "relu6"}.get(limits) if limits is not None else None
-        return _ACTIVATIONS.get(node.op)
+        key = "activate", "hardsigmoid", slope, offset
+        return Lowered(Activate("hardsigmoid"), form, form, x, key, before=((scale, form.shape),))
 
     def _batch_norm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         arrays = [self.constants.array(name) for name in node.inputs[1:5]]
@@ -347,8 +326,12 @@ class Lowering:
     def _pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or max(x) > _LARGEST_VECTOR:
             return None
-        found: Window = window(node, x[2:])
-        if set(found.dilation) != {1} or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads)):
+        found = window(node, x[2:])
+        if (
+            found is None
+            or set(found.dilation) != {1}
+            or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads))
+        ):
             return None
         counted = node.op == "MaxPool" or bool(node.get("count_include_pad", 0))
         tables = windows(x[2:], found.kernel, found.stride, found.pads, count_padding=counted)
@@ -498,15 +481,13 @@ def _token(array: Array | None) -> Any:
     return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array).tobytes()).digest()
 
 
+# Names of the methods above; activations that the kernels have are known by what they compute.
 _METHODS = {
-    "Conv": "conv", "Gemm": "gemm", "MatMul": "matmul", "BatchNormalization": "batch_norm",
-    **dict.fromkeys(
-        ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Swish", "HardSwish", "HardSigmoid"), "activation"
-    ),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "arithmetic"),
-    **dict.fromkeys(("MaxPool", "AveragePool"), "pool"),
-    **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "global_pool"),
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), "reshape"),
-    **dict.fromkeys(("Identity", "Dropout"), "nothing"),
-    "Resize": "resize", "DepthToSpace": "depth_to_space",
+    "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "BatchNormalization": "_batch_norm",
+    "HardSigmoid": "_hard_sigmoid", "Resize": "_resize", "DepthToSpace": "_depth_to_space",
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "_arithmetic"),
+    **dict.fromkeys(("MaxPool", "AveragePool"), "_pool"),
+    **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "_global_pool"),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), "_reshape"),
+    **dict.fromkeys(("Identity", "Dropout"), "_nothing"),
 }  # fmt: skip

@@ -41,6 +41,7 @@ class Node:
 
     protos : the NodeProto that it is in the model, or all those that it stands for.
     captured : other tensors that these read: graphs in attributes, and nodes that are stood for.
+    activation : the activation of the kernels that it computes.
     """
 
     op: str
@@ -51,6 +52,7 @@ class Node:
     version: int
     protos: tuple[Any, ...]
     captured: tuple[str, ...] = ()
+    activation: str | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""
@@ -117,6 +119,13 @@ def wanted_outside(nodes: Iterable[Node], every: Iterable[Node], outputs: Iterab
     made = {name for node in nodes for name in node.writes}
     read = {name for node in every if id(node) not in inside for name in node.reads}
     return made & (read | set(outputs))
+
+
+def copied(message: Any) -> Any:
+    """Another message like this one."""
+    made = type(message)()
+    made.CopyFrom(message)
+    return made
 
 
 def dense(constant: Constant) -> Array:

@@ -76,6 +76,23 @@ def test_silu_and_hard_swish(rng):
     _same(model, rng, (4, 8))
 
 
+@pytest.mark.parametrize("spelling", ["x / (1 + exp(-x))", "x * min(max(x / 6 + 0.5, 0), 1)", "0.5 x (tanh + 1)"])
+def test_activations_are_known_by_what_they_compute(spelling, rng):
+    b = models.Builder()
+    if spelling.startswith("x / "):
+        y, op = b.add("Div", "x", b.add("Add", b.constant(1), b.add("Exp", b.add("Neg", "x")))), "Swish"
+    elif spelling.startswith("x * "):
+        line = b.add("Add", b.add("Div", "x", b.constant(6)), b.constant(0.5))
+        y, op = b.add("Mul", "x", b.add("Min", b.add("Max", line, b.constant(0)), b.constant(1))), "HardSwish"
+    else:
+        square = b.add("Add", b.add("Mul", b.add("Mul", "x", "x"), b.constant(0.044715)), b.constant(1))
+        tanh = b.add("Tanh", b.add("Mul", b.add("Mul", "x", b.constant(math.sqrt(2 / math.pi))), square))
+        y, op = b.add("Mul", b.add("Mul", "x", b.add("Add", tanh, b.constant(1))), b.constant(0.5)), "Gelu"
+    model = b.model({"x": [4, 8]}, [y])
+    assert _ops(model, x=(4, 8)) == [op]
+    _same(model, rng, (4, 8))
+
+
 @pytest.mark.parametrize("constant", [0.5005, 1 / math.sqrt(2) + 1e-4])
 def test_constants_near_those_of_gelu_are_no_gelu(constant, rng):
     b = models.Builder()

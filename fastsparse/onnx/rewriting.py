@@ -1,0 +1,113 @@
+"""What is rewritten before a graph is cut: activations as one node, known shapes and pads, sums that drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastsparse.onnx.activations import with_activations
+from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.model import Model, Node, copied
+from fastsparse.onnx.windows import SAME, window
+
+_MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
+
+
+def simplified(model: Model, constants: Constants, infos: Mapping[str, Info]) -> tuple[Model, list[Node]]:
+    """The nodes that do not follow from constants, activations among them as one node each.
+
+    New shapes that inference proves, whatever the open sizes of `infos` are, become constants of the model.
+    """
+    shapes = dict(model.constants)
+    nodes = [_with_known_shape(node, constants, infos, shapes) for node in with_activations(model, constants)]
+    nodes = [_with_pads(_summed_in_double(node, constants), infos) for node in nodes]
+    constants.names.update(shapes)
+    constants.model = replace(model, constants=shapes)
+    return constants.model, _without_dead(nodes, {value.name for value in model.outputs})
+
+
+def _with_known_shape(
+    node: Node, constants: Constants, infos: Mapping[str, Info], shapes: dict[str, Any]
+) -> Node:  # fmt: skip
+    """A Reshape to the first size of its input and numbers, as one with a constant shape, which goes to `shapes`."""
+    if node.op != "Reshape" or node.version < 5 or len(node.inputs) != 2 or node.inputs[1] in constants.names:
+        return node
+    before, after = infos.get(node.inputs[0]), infos.get(node.outputs[0])
+    if before is None or after is None or not before.shape or not after.shape:
+        return node
+    first, *rest = after.shape
+    if first is None or first != before.shape[0] or not all(isinstance(n, int) for n in rest):
+        return node
+    name = f"{node.outputs[0]}.shape"
+    while name in shapes or name in infos:
+        name += "_"
+    shapes[name] = np.array([first if isinstance(first, int) else 0, *rest], np.int64)
+    proto = copied(node.protos[0])
+    proto.input[1] = name
+    del proto.attribute[:]
+    return replace(node, inputs=(node.inputs[0], name), protos=(proto,), attributes={})
+
+
+def _summed_in_double(node: Node, constants: Constants) -> Node:
+    """A float32 sum or mean of very many rows, through float64: added one by one they would drift."""
+    info = constants.infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
+    if info is None or info.dtype != np.float32 or info.fixed is None:
+        return node
+    axes = node.get("axes")
+    if axes is None and len(node.inputs) > 1:
+        axes = constants.array(node.inputs[1])
+    rank = len(info.fixed)
+    summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
+    if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
+        return node
+    (proto,), stem = node.protos, node.outputs[0]
+    while {f"{stem}.wide", f"{stem}.sum"} & {*constants.names, *constants.infos}:
+        stem += "_"
+    double = copied(proto)
+    double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
+    before = type(proto)(op_type="Cast", input=[node.inputs[0]], output=[f"{stem}.wide"])
+    after = type(proto)(op_type="Cast", input=[f"{stem}.sum"], output=[node.outputs[0]])
+    for cast, code in ((before, 11), (after, 1)):
+        cast.attribute.add(name="to", type=2, i=code)
+    return replace(node, protos=(before, double, after))
+
+
+def _with_pads(node: Node, infos: Mapping[str, Info]) -> Node:
+    """A dilated window with auto_pad, as one with pads: onnxruntime refuses dilations beside SAME_UPPER."""
+    if node.op not in ("Conv", "MaxPool", "AveragePool", "LpPool") or node.get("auto_pad") not in SAME:
+        return node
+    if all(n == 1 for n in node.get("dilations") or (1,)):
+        return node
+    x, weight = (infos.get(name) for name in (*node.inputs, "")[:2])
+    shape = weight.fixed if weight is not None and node.op == "Conv" else None
+    if x is None or x.shape is None or (node.op == "Conv" and shape is None):
+        return node
+    sizes = [n if isinstance(n, int) else None for n in x.shape[2:]]
+    strides = node.get("strides") or (1,) * len(sizes)
+    if any(n is None and s != 1 for n, s in zip(sizes, strides)):
+        return node  # the pads follow from sizes that are open
+    found = window(node, [1 if n is None else n for n in sizes], shape)
+    if found is None:
+        return node
+    proto = copied(node.protos[0])
+    kept = [a for a in proto.attribute if a.name not in ("auto_pad", "pads")]
+    del proto.attribute[:]
+    proto.attribute.extend(kept)
+    pads = [pad for side in zip(*found.pads) for pad in side]
+    proto.attribute.add(name="pads", type=7, ints=pads)
+    attributes = {name: value for name, value in node.attributes.items() if name != "auto_pad"}
+    return replace(node, attributes={**attributes, "pads": pads}, protos=(proto,))
+
+
+def _without_dead(nodes: list[Node], results: set[str]) -> list[Node]:
+    """The nodes that something needs."""
+    needed, kept = set(results), []
+    for node in reversed(nodes):
+        if needed.intersection(node.writes):
+            kept.append(node)
+            needed.update(node.reads)
+    return kept[::-1]
