@@ -1,8 +1,7 @@
-"""Activations as layers, and the part that layers with an ``activation`` argument share."""
+"""Activations as layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,38 +26,6 @@ def floating(x: ArrayLike) -> Array:
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         return array.astype(array.dtype.newbyteorder("="))
     raise TypeError(f"x has dtype {array.dtype.name}, expected float32 or float64")
-
-
-def run_fused(
-    product: Callable[[str | None], Array], activation: str | None, training: bool
-) -> tuple[Array, Array | None]:
-    """Run a product with its activation.
-
-    Parameters
-    ----------
-    product : callable
-        Takes the activation to apply at the product's end.
-    activation : str or None
-    training : bool
-
-    Returns
-    -------
-    y, kept
-        The layer's output, and what :func:`activation_gradient` needs of it: the output or the value before the
-        activation, None without an activation or out of training.
-    """
-    if activation is None or not training:
-        return product(activation), None
-    if activation in activation_ops.FROM_OUTPUT:
-        y = product(activation)
-        return y, y
-    before = product(None)
-    return activation_ops.activate(activation, before), before
-
-
-def activation_gradient(activation: str | None, dy: Array, kept: Array | None) -> Array:
-    """The gradient before the activation."""
-    return dy if activation is None or kept is None else activation_ops.activate_backward(activation, dy, kept)
 
 
 class _Activation(Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -14,7 +14,6 @@ from fastsparse.arguments import Samples, as_cast, is_sparse
 from fastsparse.checks import Seed
 from fastsparse.csr import CSR, MatrixLike, Pattern, as_csr
 from fastsparse.nn import initial
-from fastsparse.nn.activations import activation_gradient, run_fused
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter
 from fastsparse.ops import activations
@@ -25,6 +24,7 @@ from fastsparse.sparsity.patterns import random_pattern
 
 Array = NDArray[Any]
 PatternMaker = Callable[[tuple[int, int]], Pattern]
+SparseLayer = TypeVar("SparseLayer", bound="SparseWeight")
 
 
 def _cast(x: Any, dtype: np.dtype[Any]) -> Any:
@@ -35,19 +35,63 @@ def _cast(x: Any, dtype: np.dtype[Any]) -> Any:
     return rows.astype(dtype, copy=False) if rows.dtype in (np.float32, np.float64) else rows
 
 
-class SparseWeight(Module):
-    """What layers with a sparse weight share: the values, the bias and the activation's name.
+class Weighted(Module):
+    """What layers with a weight, a bias and an activation share.
+
+    Attributes
+    ----------
+    bias : Parameter or None
+    activation : str or None
+    """
+
+    bias: Parameter | None
+    activation: str | None
+
+    def _set_activation(self, activation: str | None) -> None:
+        functional.check_activation(activation)
+        self.activation = activation
+
+    def _set_bias(self, bias: bool, size: int, dtype: np.dtype[Any]) -> None:
+        self.bias = Parameter(initial.constant(size, 0.0, dtype)) if checks.flag(bias, "bias") else None
+
+    def _bias(self) -> Array | None:
+        return None if self.bias is None else self.bias.value
+
+    def _activated(self, x: Any, product: Callable[[str | None], Array]) -> Array:
+        """The output for x: `product` takes the activation to apply at its end. What backward needs is kept."""
+        activation, before = self.activation, None
+        if activation is None or not self.training:
+            y = product(activation)
+        elif activation in activations.FROM_OUTPUT:
+            y = before = product(activation)
+        else:
+            before = product(None)
+            y = activations.activate(activation, before)
+        self._keep((x, before, y.shape, y.dtype))
+        return y
+
+    def _gradient(self, dy: ArrayLike) -> tuple[Any, Array]:
+        """The x of the forward call, and the gradient before the activation."""
+        x, kept, shape, dtype = self._taken()
+        grad = check_gradient(dy, shape, dtype)
+        if self.activation is None or kept is None:
+            return x, grad
+        return x, activations.activate_backward(self.activation, grad, kept)
+
+    def _common_config(self, dtype: np.dtype[Any]) -> dict[str, Any]:
+        return {"bias": self.bias is not None, "activation": self.activation, "dtype": dtype.name}
+
+
+class SparseWeight(Weighted):
+    """What layers with a sparse weight share.
 
     Attributes
     ----------
     values : Parameter
         One value per nonzero; ``values.pattern`` says where they stand.
-    bias : Parameter or None
-    activation : str or None
     """
 
     values: Parameter
-    bias: Parameter | None
 
     def _set_weight(
         self,
@@ -61,7 +105,7 @@ class SparseWeight(Module):
         outputs: int | None = None,
     ) -> None:
         """outputs : size of the bias, by default the rows of the weight."""
-        functional.check_activation(activation)
+        self._set_activation(activation)
         kind = checks.float_dtype(dtype)
         generator = checks.generator(rng)
         if pattern is None:
@@ -72,10 +116,28 @@ class SparseWeight(Module):
             raise TypeError(f"pattern is a {type(pattern).__name__}, expected a fastsparse.Pattern")
         if pattern.shape != shape:
             raise ValueError(f"pattern has shape {pattern.shape}, expected {shape} to match the layer")
-        self.activation = activation
         self.values = Parameter(initial.sparse_kaiming(pattern, kind, generator), pattern)
-        size = shape[0] if outputs is None else outputs
-        self.bias = Parameter(initial.constant(size, 0.0, kind)) if checks.flag(bias, "bias") else None
+        self._set_bias(bias, shape[0] if outputs is None else outputs, kind)
+
+    @classmethod
+    def _with_weight(
+        cls: type[SparseLayer], matrix: CSR, bias: ArrayLike | None, *sizes: Any, **options: Any
+    ) -> SparseLayer:
+        """A layer of these sizes and a given weight; float64 stays, anything else is float32."""
+        make: Any = cls  # each with sizes of its own
+        layer: SparseLayer = make(*sizes, bias=bias is not None, pattern=matrix.pattern, dtype=matrix.dtype, **options)
+        layer.values.value = matrix.data
+        if layer.bias is not None:
+            given = checks.real_array(bias, "bias")
+            if given.shape != layer.bias.value.shape:
+                raise ValueError(f"bias has shape {given.shape}, expected {layer.bias.value.shape} to match weight")
+            layer.bias.value = given
+        return layer
+
+    def _gather(self, grad_values: Array, grad_bias: Array) -> None:
+        self.values.accumulate(grad_values)
+        if self.bias is not None:
+            self.bias.accumulate(grad_bias)
 
     @property
     def weight(self) -> CSR:
@@ -94,30 +156,6 @@ class SparseWeight(Module):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, sparsity={self.sparsity:.3g})"
-
-    def _bias(self) -> Array | None:
-        return None if self.bias is None else self.bias.value
-
-    def _gather(self, grad_values: Array, grad_bias: Array) -> None:
-        self.values.accumulate(grad_values)
-        if self.bias is not None:
-            self.bias.accumulate(grad_bias)
-
-    def _take_weight(self, weight: CSR, bias: ArrayLike | None) -> None:
-        """Start from given values (float64 stays, anything else is float32)."""
-        self.values.value = weight.data
-        if self.bias is not None:
-            given = checks.real_array(bias, "bias")
-            if given.shape != self.bias.value.shape:
-                raise ValueError(f"bias has shape {given.shape}, expected {self.bias.value.shape} to match weight")
-            self.bias.value = given
-
-    def _common_config(self) -> dict[str, Any]:
-        return {
-            "bias": self.bias is not None,
-            "activation": self.activation,
-            "dtype": self.values.dtype.name,
-        }
 
 
 class SparseLinear(SparseWeight):
@@ -176,34 +214,17 @@ class SparseLinear(SparseWeight):
         activation : str, optional
         """
         matrix = as_csr(weight, "weight")
-        out_features, in_features = matrix.shape
-        layer = cls(
-            in_features,
-            out_features,
-            bias is not None,
-            pattern=matrix.pattern,
-            activation=activation,
-            dtype=matrix.dtype,
-        )
-        layer._take_weight(matrix, bias)
-        return layer
+        return cls._with_weight(matrix, bias, *matrix.shape[::-1], activation=activation)
 
     def forward(self, x: Samples) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
-        x = _cast(x, self.values.dtype)
-        matrix, bias = self.values.matrix(), self._bias()
-        y, kept = run_fused(
-            lambda activation: functional.linear(x, matrix, bias, activation=activation),
-            self.activation,
-            self.training,
-        )
-        self._keep((x, kept, y.shape))
-        return y
+        matrix = self.values.matrix()
+        x, bias = _cast(x, matrix.dtype), self._bias()
+        return self._activated(x, lambda activation: functional.linear(x, matrix, bias, activation=activation))
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         """As ``Module.backward``; there is no gradient at a sparse input."""
-        x, kept, shape = self._taken()
-        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.values.dtype), kept)
+        x, grad = self._gradient(dy)
         need_input = need_input and not sparse.issparse(x)
         if self.values.watched:
             self.values.keep(LinearGradient(grad, x))
@@ -214,10 +235,11 @@ class SparseLinear(SparseWeight):
         return grad_x
 
     def config(self) -> dict[str, Any]:
-        return {"in_features": self.in_features, "out_features": self.out_features, **self._common_config()}
+        sizes = {"in_features": self.in_features, "out_features": self.out_features}
+        return {**sizes, **self._common_config(self.values.dtype)}
 
 
-class Linear(Module):
+class Linear(Weighted):
     """Dense linear layer.
 
     Parameters
@@ -242,20 +264,15 @@ class Linear(Module):
     ) -> None:
         self.in_features = checks.integer(in_features, "in_features")
         self.out_features = checks.integer(out_features, "out_features")
-        functional.check_activation(activation)
-        self.activation = activation
-        kind = checks.float_dtype(dtype)
-        shape = (self.out_features, self.in_features)
+        self._set_activation(activation)
+        kind, shape = checks.float_dtype(dtype), (self.out_features, self.in_features)
         self.weight = Parameter(initial.kaiming(shape, kind, checks.generator(rng)))
-        use_bias = checks.flag(bias, "bias")
-        self.bias = Parameter(initial.constant(self.out_features, 0.0, kind)) if use_bias else None
+        self._set_bias(bias, self.out_features, kind)
 
     def forward(self, x: Samples) -> Array:
         """x (..., in_features), or a scipy.sparse matrix (batch, in_features) -> (..., out_features)."""
         x = self._checked(x)
-        y, kept = run_fused(lambda activation: self._product(x, activation), self.activation, self.training)
-        self._keep((x, kept, y.shape))
-        return y
+        return self._activated(x, lambda activation: self._product(x, activation))
 
     def _checked(self, x: Any) -> Any:
         array = _cast(x, self.weight.dtype)
@@ -271,11 +288,10 @@ class Linear(Module):
 
     def backward(self, dy: Array, *, need_input: bool = True) -> Array | None:
         """As ``Module.backward``; there is no gradient at a sparse input."""
-        x, kept, shape = self._taken()
-        grad = activation_gradient(self.activation, check_gradient(dy, shape, self.weight.dtype), kept)
+        x, grad = self._gradient(dy)
         flat = grad.reshape(-1, self.out_features)
         if sparse.issparse(x):
-            self.weight.accumulate(np.ascontiguousarray((x.T @ flat).T, self.weight.dtype))
+            self.weight.accumulate(np.ascontiguousarray((x.T @ flat).T, grad.dtype))
         else:
             self.weight.accumulate(flat.T @ x.reshape(-1, self.in_features))
         if self.bias is not None:
@@ -283,10 +299,5 @@ class Linear(Module):
         return grad @ self.weight.value if need_input and not sparse.issparse(x) else None
 
     def config(self) -> dict[str, Any]:
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bias": self.bias is not None,
-            "activation": self.activation,
-            "dtype": self.weight.dtype.name,
-        }
+        sizes = {"in_features": self.in_features, "out_features": self.out_features}
+        return {**sizes, **self._common_config(self.weight.dtype)}

@@ -7,49 +7,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fastsparse import nn
 from fastsparse.csr import Pattern
-from fastsparse.nn import activations, attention, containers, conv, linear, norm, pooling, shape
+from fastsparse.nn import attention, containers, linear
 from fastsparse.nn.initial import shells
 from fastsparse.nn.module import Module
 
 # Every layer that files may name. Files never name anything else.
 LAYERS: dict[str, type[Module]] = {
-    layer.__name__: layer
-    for layer in (
-        activations.GELU,
-        activations.Hardsigmoid,
-        activations.Hardswish,
-        activations.LeakyReLU,
-        activations.ReLU,
-        activations.ReLU6,
-        activations.SiLU,
-        activations.Sigmoid,
-        activations.Softmax,
-        activations.Tanh,
-        attention.MultiheadAttention,
-        attention.TransformerEncoderLayer,
-        containers.Concat,
-        containers.Residual,
-        containers.Sequential,
-        conv.Conv2d,
-        conv.SparseConv1d,
-        conv.SparseConv2d,
-        conv.SparseConv3d,
-        conv.SparseConvTranspose2d,
-        linear.Linear,
-        linear.SparseLinear,
-        norm.BatchNorm1d,
-        norm.BatchNorm2d,
-        norm.LayerNorm,
-        norm.RMSNorm,
-        pooling.AdaptiveAvgPool2d,
-        pooling.AvgPool2d,
-        pooling.MaxPool2d,
-        shape.Dropout,
-        shape.Embedding,
-        shape.Flatten,
-        shape.Upsample,
-    )
+    name: layer
+    for name, layer in vars(nn).items()
+    if name in nn.__all__ and issubclass(layer, Module) and layer is not Module
 }
 
 _DEEPEST = 64

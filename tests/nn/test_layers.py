@@ -406,7 +406,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: nn.SparseConvTranspose2d(4, 6, 3)(np.ones((1, 6, 5, 5), "f")),
         ValueError,
-        "x has shape (1, 6, 5, 5), expected (N, 4, H, W) to match W of shape (4, 54)",
+        "x has shape (1, 6, 5, 5), expected (N, 4, H, W) to match the layer",
     ),
     (
         lambda: nn.SparseConvTranspose2d(4, 6, 3)(np.ones((1, 4, 5, 5), complex)),
