@@ -155,9 +155,7 @@ def random_input(value: Value, shapes: Mapping[str, Shape], rng: np.random.Gener
 def checked_results(
     out: Any, names: Sequence[str], sizes: Sequence[tuple[Shape, np.dtype[Any]]], inputs: Sequence[Any]
 ) -> list[Array]:
-    """Arrays to write the results to: those of the user's that fit, or new ones."""
-    if out is None:
-        return [check_out(None, shape, dtype) for shape, dtype in sizes]
+    """The user's arrays to write the results to, which fit."""
     if not isinstance(out, (list, tuple)) or len(out) != len(names):
         raise ValueError(f"out has {np.shape(out)[:1]} arrays, expected {len(names)}, for {', '.join(names)}")
     found = [check_out(o, shape, dtype, *inputs) for o, (shape, dtype) in zip(out, sizes)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastsparse.onnx.executor import Kernels, Plan, Tensors, bound
+from fastsparse.onnx.executor import Kernels, Plan, Tensors
 from fastsparse.runtime import measure
 from fastsparse.runtime.buffers import address
 
@@ -68,7 +68,7 @@ def _wins(step: Kernels, values: dict[str, Any], workers: int, reasons: dict[str
     arrays |= {name: values[name].copy() for name in step.outputs}
     places = {name: address(array) for name, array in arrays.items()}
     tensors: Tensors = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    (ours, _), (library, _) = (bound(each, places, tensors, workers) for each in (step, step.twin))
+    (ours, _), (library, _) = (each.bound(places, tensors, workers) for each in (step, step.twin))
     times = _interleaved(lambda: ours({}), lambda: library({}), _EACH)
     reasons[step.outputs[0]] = f"{times[0] * 1e3:.3f} ms measured, the library {times[1] * 1e3:.3f} ms"
     return times[0] <= times[1] * _GAIN

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from fastsparse import checks
 from fastsparse.engine.choosing import Choice, chosen, scheduled
-from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
@@ -33,7 +32,7 @@ from fastsparse.onnx.arguments import (
 )
 from fastsparse.onnx.cases import Cases
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
-from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, ProgramCache, make_plan
+from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, make_plan
 from fastsparse.onnx.folding import folded
 from fastsparse.onnx.inference import Constants, check_sizes
 from fastsparse.onnx.lowering import Lowering
@@ -106,7 +105,6 @@ class GraphEngine:
         self._constants = Constants(model, known)
         self._simple, self._nodes = simplified(model, self._constants, self._infos)
         self._lowering = Lowering(self._constants, self._infos, costs)
-        self._programs = ProgramCache(optimised)
         complete = all(name in self._shapes for name in self.output_names)
         self.output_shapes = {name: self._shapes[name] for name in self.output_names} if complete else None
         self._library: tuple[str, ...] = ()  # what the library runs of what the kernels could, by first results
@@ -350,8 +348,7 @@ class GraphEngine:
 
     def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:
         return make_plan(
-            self._simple, self._nodes, self._constants, self._infos, regions, self._schedule, self._programs,
-            known,
+            self._simple, self._nodes, self._constants, self._infos, regions, self._schedule, known
         )  # fmt: skip
 
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
@@ -373,58 +370,28 @@ class GraphEngine:
     # ------------------------------------------------------------------------------------------
 
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
-        given = list(values.values())
+        """By a first call step by step; from then on at places that stay, where all tensors are arrays of numbers."""
+        given, names = list(values.values()), self.output_names
         key = (*map(shape_of, given), workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
-        if pool is None:
-            seen = key in self._frames
-            results = plan.run(values, workers)
-            if not seen:
-                frame = Frame(plan, values) if Frame.fits(plan, values) else None
-                self._keep(key, None if frame is None else Pool(frame, workers))
-            results = _distinct(results, [*given, *plan.given.values()])
-            return results if out is None else written(out, self.output_names, results, given)
-        frame = pool.frame
-        if out is None and frame.complete:
-            targets = [array(*frame.shapes[name]) for name in self.output_names]
-        else:
-            targets = self._targets(frame, out, given, values, plan)
-        space = pool.take()
-        try:
-            space.run(
-                {**values, **plan.given} if plan.given else values, {n: targets[k] for n, k in frame.results.items()}
-            )
-        except Exception:
-            results = plan.run(dict(values), workers)  # raises what is wrong
-            self._keep(key, None)  # sizes that depend on numbers
-            return results if out is None else written(out, self.output_names, results, given)
-        finally:
-            pool.give(space)
-        if not frame.complete:
-            for k, name in enumerate(self.output_names):
-                first = frame.results.get(name, k)
-                if first != k:
-                    np.copyto(targets[k], targets[first])
-        return targets
-
-    def _targets(
-        self, frame: Frame, out: Any, given: Sequence[Any], values: Mapping[str, Any], plan: Plan
-    ) -> list[Array]:
-        """Arrays to write the results to; what no step writes is copied."""
-        shapes = [frame.shapes[name] if name in frame.results else None for name in self.output_names]
-        sources = [
-            None if s is not None else np.asarray({**values, **plan.given}[n])
-            for n, s in zip(self.output_names, shapes)
-        ]
-        sizes = [s if s is not None else (source.shape, source.dtype) for s, source in zip(shapes, sources)]  # type: ignore[union-attr]
-        targets = checked_results(out, self.output_names, sizes, given)
-        for target, source in zip(targets, sources):
-            if source is not None:
-                np.copyto(target, source)
-        return targets
-
-    def _keep(self, key: Hashable, pool: Pool | None) -> None:
-        self._frames.put(key, pool, pool, replace=True)
+        if pool is not None:
+            shapes = [pool.frame.shapes[name] for name in names]
+            targets = [array(*s) for s in shapes] if out is None else checked_results(out, names, shapes, given)
+            space = pool.take()
+            try:
+                space.run(values, dict(zip(names, targets)))
+                return targets
+            except Exception:  # sizes that depend on numbers, or what `plan.run` says
+                self._frames.put(key, None, None, replace=True)
+            finally:
+                pool.give(space)
+        seen = key in self._frames
+        results = plan.run(values, workers)
+        if not seen:
+            made = Pool(Frame(plan, values), workers) if Frame.fits(plan, values) else None
+            self._frames.put(key, made, made, replace=True)
+        results = _distinct(results, [*given, *plan.given.values()])
+        return results if out is None else written(out, names, results, given)
 
 
 def _distinct(results: Sequence[Any], given: Sequence[Any]) -> list[Any]:

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +18,18 @@ from typing import Any
 import numpy as np
 
 from fastsparse.engine import workspace as programs
+from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
 from fastsparse.onnx import sessions
-from fastsparse.onnx.dtypes import FLOATS, TYPES, code_of
+from fastsparse.onnx.dtypes import TYPES, code_of
 from fastsparse.onnx.inference import Constants, Info
 from fastsparse.onnx.model import Array, Model, Node, Shape
 from fastsparse.onnx.partition import arranged, host_outputs
 from fastsparse.onnx.region import Region, Specialised
 from fastsparse.onnx.sessions import Session
 from fastsparse.runtime.buffers import address
+from fastsparse.runtime.memo import Memoized
 from fastsparse_kernels.compiler import aligned_empty
 
 _MOST_THREADS = os.cpu_count() or 1  # of a session: more would wait for one another
@@ -43,7 +44,35 @@ Call = Callable[[Places], None]
 _SAME_NUMBERS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose")
 
 
-class Host:
+class Step:
+    """Nodes that run in one go, with the names of tensors that they read and write."""
+
+    nodes: list[Node]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, values: Values, workers: int) -> None:
+        """Run on what is in `values`, and add the results."""
+        raise NotImplementedError
+
+    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
+        """A call for tensors of these shapes and types, and bytes of its own memory.
+
+        places : addresses of tensors that stay where they are; a call gets those of the others
+        """
+        names, fixed = (*self.inputs, *self.outputs), dict(places)
+
+        def call(places: Places) -> None:
+            arrays = _arrays({**fixed, **places}, names, tensors)
+            values = dict(arrays)
+            self.run(values, workers)
+            for name in self.outputs:
+                np.copyto(arrays[name], values[name])
+
+        return call, 0
+
+
+class Host(Step):
     """Nodes that the library runs; its sessions are made when a number of threads is first used."""
 
     def __init__(
@@ -76,7 +105,6 @@ class Host:
         return found
 
     def run(self, values: Values, workers: int) -> None:
-        """Run on what is in `values`, and add the results."""
         feeds = {name: values[name] for name in self.inputs}
         for name, x in feeds.items():
             kind = self._types.get(name)
@@ -87,18 +115,16 @@ class Host:
         found = self.session(workers).run(feeds)
         values.update(zip(self.outputs, found))
 
-    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int] | None:
-        """See `bound`; None where the library cannot be told addresses."""
+    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
         session = self.session(workers)
         binding = session.binding()
-        if binding is None:
-            return None
+        if binding is None:  # the library cannot be told addresses
+            return super().bound(places, tensors, workers)
         late: list[tuple[str, Callable[[int], None]]] = []
         for method, names in ((binding.bind_input, session.inputs), (binding.bind_output, session.outputs)):
             for name in names:
-                bind = functools.partial(
-                    method, name, sessions.device(), code_of(tensors[name][1]), tensors[name][0]
-                )  # fmt: skip
+                shape, dtype = tensors[name]
+                bind = functools.partial(method, name, sessions.device(), code_of(dtype), shape)
                 if name in places:
                     bind(places[name])
                 else:
@@ -114,13 +140,6 @@ class Host:
 
         return call if late else lambda places: run(), 0
 
-    def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
-        """Run on arrays, and write the results to those that are there for them."""
-        made = dict(arrays)
-        self.run(made, workers)
-        for name in self.outputs:
-            np.copyto(arrays[name], made[name])
-
 
 def _fits(kind: Any, shape: Shape) -> bool:
     """Whether an array of this shape is of a type."""
@@ -130,14 +149,15 @@ def _fits(kind: Any, shape: Shape) -> bool:
     return len(sizes) == len(shape) and all(n == d.dim_value for d, n in zip(sizes, shape) if d.HasField("dim_value"))
 
 
-class Kernels:
+class Kernels(Step, Memoized):
     """A region that the kernels run, by a program for each set of shapes; what does not fit goes to the library."""
 
-    def __init__(self, region: Region, twin: Host, schedule_of: ScheduleOf, cache: ProgramCache) -> None:
+    def __init__(self, region: Region, twin: Host, schedule_of: ScheduleOf) -> None:
         self.region, self.twin = region, twin
         self.nodes, self.inputs, self.outputs = region.nodes, region.inputs, region.outputs
-        self._schedule_of, self._cache = schedule_of, cache
+        self._schedule_of = schedule_of
         self._plans = programs.PoolStore()
+        self._start(0)  # programs after all passes, which batches of all sizes share
 
     def plan(self, shapes: Sequence[Shape], workers: int) -> tuple[Specialised, programs.Pool] | None:
         """The program for inputs of these shapes, with its workspaces; None where the library runs them."""
@@ -148,7 +168,7 @@ class Kernels:
         found = self.region.specialised(dict(zip(self.inputs, shapes)))
         made = None
         if found is not None:
-            found.program = self._cache.get(found)
+            found.program = self.cached(found.key, optimised, found.program)
             made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers))
         kept: tuple[tuple[Specialised, programs.Pool] | None] = self._plans.put(key, (made,), made and made[1])
         return kept[0]
@@ -157,80 +177,40 @@ class Kernels:
         """Plan anew when it is next called."""
         self._plans.clear()
 
-    def run_into(self, arrays: Mapping[str, Array], workers: int) -> None:
-        """Run on arrays, and write the results to those that are there for them."""
-        self.run(dict(arrays), workers, arrays)
-
-    def run(self, values: Values, workers: int, targets: Mapping[str, Array] | None = None) -> None:
-        """Run on what is in `values`, and add the results, or write them to `targets`."""
-        arrays = [values[name] for name in self.inputs]
-        plan = self.plan([array.shape for array in arrays], workers)
+    def run(self, values: Values, workers: int) -> None:
+        arrays = {name: values[name] for name in self.inputs}
+        plan = self.plan([array.shape for array in arrays.values()], workers)
         if plan is None:
-            if targets is None:
-                self.twin.run(values, workers)
-            else:
-                self.twin.run_into(targets, workers)
+            self.twin.run(values, workers)
             return
-        found, pool = plan
+        (found, pool), kind = plan, arrays[self.inputs[0]].dtype
         dtype, samples = found.program.dtype, found.samples
-        by_name = dict(zip(self.inputs, arrays))
-        x = [np.ascontiguousarray(by_name[name], dtype).reshape(samples, -1) for name in found.inputs]
-        results = []
-        for name, shape in zip(self.outputs, found.outputs):
-            target = None if targets is None else targets[name]
-            results.append(target if target is not None and target.dtype == dtype else np.empty(shape, dtype))
+        x = [np.ascontiguousarray(arrays[name], dtype).reshape(samples, -1) for name in found.inputs]
+        results = [np.empty(shape, dtype) for shape in found.outputs]
         with pool.workspace() as workspace:
             workspace.run(x, [y.reshape(samples, -1) for y in results])
-        narrow = None if arrays[0].dtype in FLOATS else arrays[0].dtype
-        for name, result in zip(self.outputs, results):
-            if targets is not None:
-                if targets[name] is not result:
-                    with np.errstate(over="ignore"):
-                        np.copyto(targets[name], result, casting="same_kind")
-            else:
-                with np.errstate(over="ignore"):
-                    values[name] = result if narrow is None else result.astype(narrow)
+        with np.errstate(over="ignore"):
+            values.update((name, y.astype(kind, copy=False)) for name, y in zip(self.outputs, results))
 
-    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int] | None:
-        """See `bound`; None where it has to convert, or the library runs it."""
+    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
         plan = self.plan([tensors[name][0] for name in self.inputs], workers)
+        by_arrays, size = Step.bound(self, places, tensors, workers)
         if plan is None or {tensors[name][1] for name in (*self.inputs, *self.outputs)} != {plan[0].program.dtype}:
-            return None
+            return by_arrays, size  # the library runs it, or it has to convert
         found, space = plan[0], plan[1].make()
         names = (*found.inputs, *self.outputs)
         run, addresses = space.bound(found.samples, [places.get(name, 0) for name in names])
         late = [(i, name) for i, name in enumerate(names[: len(addresses)]) if name not in places]
-        fixed = dict(places)
 
         def call(places: Places) -> None:
             if space.by_arrays:
-                self.run_into(_arrays({**fixed, **places}, (*self.inputs, *self.outputs), tensors), workers)
+                by_arrays(places)
                 return
             for i, name in late:
                 addresses[i] = places[name]
             run()
 
         return call, space.nbytes
-
-
-class ProgramCache:
-    """Programs after all passes, made once for all batch sizes."""
-
-    def __init__(self, optimise: Callable[[Program], Program], kept: int = 512) -> None:
-        self._made: OrderedDict[Any, Program] = OrderedDict()
-        self._optimise, self._kept = optimise, kept
-
-    def get(self, found: Specialised) -> Program:
-        """The program to be run."""
-        made = self._made.get(found.key)
-        if made is None:
-            made = self._made[found.key] = self._optimise(found.program)
-            while len(self._made) > self._kept:
-                self._made.popitem(last=False)
-        return made
-
-
-Step = Host | Kernels
 
 
 @dataclass(eq=False)
@@ -262,7 +242,7 @@ class Plan:
 
 def make_plan(
     model: Model, nodes: Sequence[Node], constants: Constants, infos: Mapping[str, Info], regions: Sequence[Region],
-    schedule_of: ScheduleOf, cache: ProgramCache, known: Sequence[Kernels] = (),
+    schedule_of: ScheduleOf, known: Sequence[Kernels] = (),
 ) -> Plan:  # fmt: skip
     """The plan that runs these regions by the kernels, and the rest by the library; `known` steps are taken again."""
     inputs, outputs = tuple(v.name for v in model.inputs), tuple(v.name for v in model.outputs)
@@ -283,58 +263,44 @@ def make_plan(
             steps.append(again[part.key])
             continue
         host = Host(model, constants, infos, group, twin_of, False)
-        steps.append(Kernels(part, host, schedule_of, cache) if isinstance(part, Region) else host)
+        steps.append(Kernels(part, host, schedule_of) if isinstance(part, Region) else host)
     return Plan(steps, inputs, outputs, given)
 
 
 # ---------------------------------------------------------------- fixed places
 
 
-def bound(step: Step, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
-    """A call of a step for tensors of these shapes and types, and bytes of its own memory.
-
-    places : addresses of tensors that stay where they are; a call gets those of the others
-    """
-    found = step.bound(places, tensors, workers)
-    if found is not None:
-        return found
-    names, fixed = (*step.inputs, *step.outputs), dict(places)
-    return lambda places: step.run_into(_arrays({**fixed, **places}, names, tensors), workers), 0
-
-
 class Frame:
     """Places of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
-        self.plan = plan
         self.views: dict[str, str] = {}  # tensors that are others in another shape
         self.steps: list[Step] = []
         lives: dict[str, tuple[int, int]] = {}
-        ends = {*plan.inputs, *plan.given}
         for i, step in enumerate(plan.steps):
             read = {self.views.get(name, name) for name in step.inputs}
-            lives.update((name, (lives[name][0], i)) for name in read if name not in ends)
+            lives.update((name, (lives[name][0], i)) for name in read if name not in plan.inputs)
             views = {} if isinstance(step, Kernels) else _views(step, values, plan.outputs)
             self.views |= {name: self.views.get(source, source) for name, source in views.items()}
             if not views:
                 self.steps.append(step)
                 lives.update((name, (i, i)) for name in step.outputs)
-        self.results = {name: plan.outputs.index(name) for name in plan.outputs if name in lives}
-        self.complete = len(self.results) == len(plan.outputs)  # whether a step writes each of the results
-        inner = [name for name in lives if name not in self.results]
-        names = (*lives, *self.views, *ends)
+        inner = [name for name in lives if name not in plan.outputs]
+        names = (*lives, *self.views, *plan.inputs)
         self.shapes: Tensors = {name: (values[name].shape, values[name].dtype) for name in names}
         offsets, self.nbytes = assign_memory([Buffer(values[name].nbytes, *lives[name]) for name in inner])
         self.offsets = dict(zip(inner, offsets))
 
     @staticmethod
     def fits(plan: Plan, values: Mapping[str, Any]) -> bool:
-        """Whether all tensors of steps, and all results, are arrays of numbers."""
-        names = {name for step in plan.steps for name in (*step.inputs, *step.outputs)} | {*plan.inputs, *plan.given}
-        return all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
+        """Whether all tensors of steps are arrays of numbers, and each result is written by one of them."""
+        made = [name for step in plan.steps for name in step.outputs]
+        names = {*made, *plan.inputs, *(name for step in plan.steps for name in step.inputs)}
+        whole = len(set(plan.outputs).intersection(made)) == len(plan.outputs)
+        return whole and all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
 
 
-def _views(step: Host, values: Mapping[str, Any], results: Sequence[str]) -> dict[str, str]:
+def _views(step: Step, values: Mapping[str, Any], results: Sequence[str]) -> dict[str, str]:
     """What the results of a step that makes no new numbers are views of; nothing where it makes some."""
     found: dict[str, str] = {}
     for node in step.nodes:
@@ -362,7 +328,7 @@ class Workspace:
         self._places = {name: start + offset for name, offset in frame.offsets.items()}
         self._late_views = [(n, source) for n, source in frame.views.items() if source not in self._places]
         self._places |= {n: self._places[source] for n, source in frame.views.items() if source in self._places}
-        calls = [bound(step, self._places, frame.shapes, workers) for step in frame.steps]
+        calls = [step.bound(self._places, frame.shapes, workers) for step in frame.steps]
         self._calls = [call for call, _ in calls]
         self.nbytes += sum(size for _, size in calls)
 

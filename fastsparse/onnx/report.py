@@ -12,7 +12,7 @@ import numpy as np
 from fastsparse.engine import report as programs
 from fastsparse.engine.report import Report, Row
 from fastsparse.onnx import sessions
-from fastsparse.onnx.executor import Host, Kernels, Plan
+from fastsparse.onnx.executor import Kernels, Plan
 from fastsparse.onnx.model import Node
 from fastsparse.runtime import measure
 from fastsparse.text_table import text_bytes
@@ -68,7 +68,7 @@ def _program_row(first: str, row: Row, why: str) -> Row:
     return replace(row, layer=layer, operator=" + ".join(words), why=f"{row.why}; {why}".strip("; "))
 
 
-def _host_row(host: Host, values: dict[str, Any], workers: int, unfit: bool) -> Row:
+def _host_row(host: Any, values: dict[str, Any], workers: int, unfit: bool) -> Row:
     session = host.session(workers)
     feeds = {name: values[name] for name in session.inputs}
     spent = programs.fastest_seconds(lambda: session.run(feeds))
