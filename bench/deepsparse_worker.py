@@ -1,4 +1,4 @@
-"""DeepSparse in an environment of its own, driven by `bench.end_to_end` over pipes: needs nothing of this project.
+"""DeepSparse in an environment of its own, driven by `bench.baselines.networks` over pipes; it imports nothing of ours.
 
 `PYTHON deepsparse_worker.py MODEL BATCH THREADS X.npy Y.npy` compiles the model, writes its output for the input, says
 `ready`, and answers every line, a number of calls, with a JSON list of their seconds.

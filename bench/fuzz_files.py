@@ -93,7 +93,7 @@ def onnx_model() -> Any:
         return np.where(rng.random(shape) < 0.8, 0, rng.standard_normal(shape)).astype(np.float32)
 
     constants = {
-        "w1": weight(8, 2, 3, 3), "b1": weight(8), "w2": weight(8, 8, 1, 1), "w3": weight(64, 32), "w4": weight(32, 6),
+        "w1": weight(8, 2, 3, 3), "b1": weight(8), "w2": weight(8, 8, 1, 1), "w3": weight(72, 32), "w4": weight(32, 6),
         "shape": np.array([0, -1]), "axes": np.array([1]), "start": np.array([1]), "end": np.array([9]),
     }  # fmt: skip
     node = helper.make_node
@@ -118,9 +118,6 @@ def onnx_model() -> Any:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "yz"],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )  # fmt: skip
-    for position, name in enumerate(constants):
-        if name == "w3":  # 9 pooled positions of 8 channels
-            graph.initializer[position].CopyFrom(numpy_helper.from_array(weight(72, 32), name))
     found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     found.ir_version = 10
     return found

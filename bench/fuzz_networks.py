@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import fastsparse as fs
+from bench.baselines import onnx_session
 from bench.random_networks import Network, as_layers, as_onnx, random_network
 from fastsparse.engine import choosing, split
 from fastsparse.engine.engine import Engine
@@ -224,14 +225,7 @@ def _near(y: Array, want: Array) -> bool:
 
 def _onnxruntime(model: Any, x: Array) -> list[Array] | None:
     try:
-        import onnxruntime
-    except ImportError:
-        return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found: list[Array] = session.run(None, {"x": x})
+        found: list[Array] = onnx_session(model.SerializeToString(), 1).run(None, {"x": x})
     except Exception:
         return None
     return found

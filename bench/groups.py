@@ -141,11 +141,6 @@ def _networks(options: Options) -> list[workloads.Network]:
     return [workloads.Network(case.network, case.batch, case.sample, **extra) for case in workloads.NETWORKS]
 
 
-def expected_any(case: workloads.Spmm | workloads.Conv) -> checks.Expected:
-    """A product's or a convolution's result."""
-    return checks.expected_spmm(case) if isinstance(case, workloads.Spmm) else checks.expected_conv(case)
-
-
 _SMALL: dict[str, Any] = {"rounds": 200, "seconds": 3.0}
 GROUPS = [
     Group("kernels", "spmm", "SpMM", workloads.SPMM, products.SPMM, checks.expected_spmm),
@@ -174,7 +169,7 @@ GROUPS = [
         "layers", "conv step", "Convolution, forward and backward", workloads.CONV_STEPS, steps.CONV,
         checks.expected_conv_step,
     ),
-    Group("scaling", "threads", "More threads against one", _threaded, products.THREADS, expected_any),
+    Group("scaling", "threads", "More threads against one", _threaded, products.THREADS, checks.expected_any),
     Group("scaling", "sizes", "One size at a time", workloads.SIZES, products.DLMC, checks.expected_spmm),
     Group(
         "crossover", "crossover", "Sparsity against columns", workloads.CROSSOVER, products.SPMM, checks.expected_spmm

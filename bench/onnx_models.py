@@ -12,9 +12,10 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ import onnx
 import onnxruntime
 
 import fastsparse as fs
+from bench.baselines import onnx_session
+from fastsparse import timing
 from fastsparse.onnx import pruning
 from fastsparse.onnx.engine import GraphEngine
+from fastsparse.text_table import text_table
 
 # Where a model leaves sizes open, by its axes: the first of them that onnxruntime takes.
 _SIZES = [{4: (1, 3, n, m), 3: (1, 1, 128), 2: (1, k)} for n, m, k in ((320, 320, 512), (48, 320, 512), (64, 64, 64))]
@@ -32,26 +36,15 @@ _SECONDS = 0.6  # of both sides together
 
 @dataclass(frozen=True)
 class Result:
-    """One model, dense or pruned: largest relative difference, and milliseconds of one call."""
+    """One model, dense or pruned: largest relative difference, milliseconds of a call, onnxruntime's time over ours."""
 
     name: str
     difference: float
     ours: float
     theirs: float
+    ratio: float
     compiled: float
     kernels: int
-
-    @property
-    def ratio(self) -> float:
-        """onnxruntime's time over ours."""
-        return self.theirs / self.ours
-
-
-def session(path: Path, threads: int) -> Any:
-    """onnxruntime's session of a file."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def inputs_for(found: Any) -> dict[str, Any]:
@@ -76,7 +69,7 @@ def inputs_for(found: Any) -> dict[str, Any]:
 
 def compared(path: Path, threads: int, tune: bool = True) -> Result:
     """Compile a file, and compare with onnxruntime."""
-    baseline = session(path, threads)
+    baseline = onnx_session(str(path), threads)
     feeds = inputs_for(baseline)
     begin = time.perf_counter()
     engine: GraphEngine = fs.compile(path, {n: x.shape for n, x in feeds.items()}, threads=threads, tune=tune)
@@ -84,9 +77,11 @@ def compared(path: Path, threads: int, tune: bool = True) -> Result:
     wanted = baseline.run(None, feeds)
     for _ in range(2):  # as it comes, and on memory that is shared
         difference = max((relative(a, b) for a, b in zip(engine.run(feeds), wanted)), default=0.0)
-    ours, theirs = interleaved(lambda: engine.run(feeds), lambda: baseline.run(None, feeds))
+    calls = {"ours": lambda: engine.run(feeds), "theirs": lambda: baseline.run(None, feeds)}
+    ours, theirs = timing.interleaved(calls, seconds=_SECONDS, rounds=(7, 1000)).values()
     kernels = len(engine._for(engine._checked(feeds))._plan().kernels)
-    return Result(path.stem, difference, ours * 1e3, theirs * 1e3, compiled, kernels)
+    ratio = timing.ratio(theirs, ours)
+    return Result(path.stem, difference, median(ours) * 1e3, median(theirs) * 1e3, ratio, compiled, kernels)
 
 
 def relative(ours: Any, theirs: Any) -> float:
@@ -97,31 +92,19 @@ def relative(ours: Any, theirs: Any) -> float:
     return float(np.abs(a - b).max(initial=0)) / (float(np.abs(b).max(initial=0)) or 1.0)
 
 
-def interleaved(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """Medians of two calls that take turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    begin = time.perf_counter()
-    while len(times[0]) < 7 or time.perf_counter() - begin < _SECONDS:
-        for call, taken in zip((first, second), times):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-    return float(np.median(times[0])), float(np.median(times[1]))
-
-
 def table(kind: str, results: Sequence[Result]) -> str:
     """A row per model, and worst and geometric mean."""
-    lines = [f"{kind:40} {'difference':>10} {'ours ms':>9} {'ort ms':>9} {'ratio':>6} {'compile s':>9} {'regions':>7}"]
-    lines += [
-        f"{r.name[:40]:40} {r.difference:10.1e} {r.ours:9.3f} {r.theirs:9.3f} {r.ratio:6.2f} "
-        f"{r.compiled:9.2f} {r.kernels:7}"
+    header = (kind, "difference", "ours ms", "onnxruntime ms", "ratio", "compile s", "regions")
+    rows = [
+        (r.name, f"{r.difference:.1e}", f"{r.ours:.3f}", f"{r.theirs:.3f}", f"{r.ratio:.2f}", f"{r.compiled:.2f}",
+         str(r.kernels))
         for r in results
-    ]
+    ]  # fmt: skip
     if results:
-        mean = math.exp(sum(math.log(r.ratio) for r in results) / len(results))
-        worst, far = min(r.ratio for r in results), max(r.difference for r in results)
-        lines.append(f"{'geometric mean / worst / difference':40} {mean:.2f}x / {worst:.2f}x / {far:.1e}")
-    return "\n".join(lines)
+        ratios, far = [r.ratio for r in results], max(r.difference for r in results)
+        rows.append(("geometric mean", f"{far:.1e}", "", "", f"{geometric_mean(ratios):.2f}", "", ""))
+        rows.append(("worst", "", "", "", f"{min(ratios):.2f}", "", ""))
+    return text_table(header, rows, text=1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
                     failed += "no constant weight" not in str(error)
                     print(f"FAILED {kind} {path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
                     continue
-                print(table(kind, results[-1:]).splitlines()[1], kind, flush=True)
+                print(f"{kind}: {results[-1]}", flush=True)
     for kind, results in every.items():
         print(f"\n{table(kind, results)}")
         failed += sum(r.difference > 1e-4 for r in results)

@@ -24,6 +24,7 @@ from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 from tabulate import tabulate
 
+from bench.baselines import onnx_session
 from fastsparse.onnx.backend import FastsparseBackend
 from fastsparse.onnx.engine import compile_onnx
 from fastsparse.onnx.estimates import KERNELS_FIRST
@@ -106,11 +107,7 @@ Runs = Callable[[Any], Callable[[list[Any]], list[Any]]]  # from a model to what
 
 def by_onnxruntime(model: Any) -> Callable[[list[Any]], list[Any]]:
     """onnxruntime by itself."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(model.SerializeToString(), 1)
     names = [value.name for value in session.get_inputs()]
     return lambda inputs: session.run(None, dict(zip(names, inputs)))
 

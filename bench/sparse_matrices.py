@@ -103,19 +103,34 @@ class Row:
         return min(self.baselines.values()) / self.ours
 
 
-def _fastest(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of some calls in a row; the first ones replace what others left in the caches."""
-    call()
-    seconds = np.inf
-    for _ in range(3):
+def _row(
+    name: str, columns: int, first: Callable[[], object], calls: dict[str, Callable[[], object]],
+    options: argparse.Namespace,
+) -> Row:  # fmt: skip
+    """Time calls in interleaved rounds, the fastest counts; `first` is the first call on a new pattern.
+
+    A few calls follow each other; the first of them replaces what others left in the caches.
+    """
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+
+    def once(call: Callable[[], object]) -> float:
         begin = clock()
         call()
-        seconds = min(seconds, clock() - begin)
-    return seconds
+        return clock() - begin
+
+    calls["out"]()
+    first_call = once(first)
+    seconds = dict.fromkeys(calls, np.inf)
+    for _ in range(options.rounds):
+        for call_name, call in calls.items():
+            call()
+            seconds[call_name] = min(seconds[call_name], *(once(call) for _ in range(3)))
+    ours = seconds.pop("out")
+    return Row(name, columns, ours, seconds.pop("allocating", ours), first_call, seconds)
 
 
 def product(name: str, matrix: Matrix, columns: int, options: argparse.Namespace) -> Row:
-    """Time W @ X, or W.T @ X, in interleaved rounds; the fastest counts."""
+    """Time W @ X, or W.T @ X."""
     dtype, transposed = np.dtype(options.dtype), options.transposed
     matrix = matrix.astype(dtype)
     product = matrix.T if transposed else matrix
@@ -126,11 +141,6 @@ def product(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     out = np.empty((product.shape[0], *x.shape[1:]), dtype)
     weight, first = fs.csr(matrix), fs.csr(matrix)
     weight = weight.T if transposed else weight
-    fs.spmm(weight, x, out=out)
-    clock = time.thread_time if options.cpu_time else time.perf_counter
-    begin = clock()
-    fs.spmm(first.T if transposed else first, x, out=out)
-    first_call = clock() - begin
     calls: dict[str, Callable[[], object]] = {
         "out": lambda: fs.spmm(weight, x, out=out),
         "allocating": lambda: fs.spmm(weight, x),
@@ -138,12 +148,7 @@ def product(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     }
     if mkl.available() and not options.column_major:
         calls["mkl"] = mkl.spmm(matrix, x, options.threads, transposed=transposed)
-    seconds = dict.fromkeys(calls, np.inf)
-    for _ in range(options.rounds):
-        for call_name, call in calls.items():
-            seconds[call_name] = min(seconds[call_name], _fastest(call, clock))
-    ours, allocating = seconds.pop("out"), seconds.pop("allocating")
-    return Row(name, columns, ours, allocating, first_call, seconds)
+    return _row(name, columns, lambda: fs.spmm(first.T if transposed else first, x, out=out), calls, options)
 
 
 def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace) -> Row:
@@ -152,11 +157,6 @@ def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, columns), dtype) for size in matrix.shape)
     pattern, first = fs.csr(matrix).pattern, fs.csr(matrix).pattern
-    fs.sddmm(pattern, a, b.T)
-    clock = time.thread_time if options.cpu_time else time.perf_counter
-    begin = clock()
-    fs.sddmm(first, a, b.T)
-    first_call = clock() - begin
     rows, indices = pattern.rows(), matrix.indices
 
     def loop() -> NDArray[np.floating]:
@@ -166,7 +166,7 @@ def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
             np.einsum("ij,ij->i", a[rows[part]], b[indices[part]], out=values[part])
         return values
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: fs.sddmm(pattern, a, b.T), "numpy": loop}
+    calls: dict[str, Callable[[], object]] = {"out": lambda: fs.sddmm(pattern, a, b.T), "numpy": loop}
     if find_spec("torch"):
         import torch
 
@@ -178,12 +178,7 @@ def sampled(name: str, matrix: Matrix, columns: int, options: argparse.Namespace
         )
         left, right = torch.from_numpy(a), torch.from_numpy(b).T
         calls["torch"] = lambda: torch.sparse.sampled_addmm(sparse, left, right, beta=0.0)
-    seconds = dict.fromkeys(calls, np.inf)
-    for _ in range(options.rounds):
-        for call_name, call in calls.items():
-            seconds[call_name] = min(seconds[call_name], _fastest(call, clock))
-    ours = seconds.pop("ours")
-    return Row(name, columns, ours, ours, first_call, seconds)
+    return _row(name, columns, lambda: fs.sddmm(first, a, b.T), calls, options)
 
 
 def line(row: Row) -> str:

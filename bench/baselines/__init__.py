@@ -8,12 +8,13 @@ It may also have `facts`, a dict of what is to be said beside its times, and `el
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from bench import machine
 
 Call = Callable[[], Any]
 
@@ -41,15 +42,7 @@ class Baseline:
     @property
     def missing(self) -> list[str]:
         """Distributions this baseline needs and this environment lacks."""
-        return [name for name in self.needs if not _installed(name)]
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return [name for name in self.needs if machine.version(name) is None]
 
 
 def torch_on(threads: int) -> Any:
@@ -61,11 +54,11 @@ def torch_on(threads: int) -> Any:
 
 
 def onnx_session(model: str | bytes, threads: int) -> Any:
-    """A session of onnxruntime for a file or a serialised model."""
+    """A session of onnxruntime for a file or a serialised model; it says nothing of what it finds odd there."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

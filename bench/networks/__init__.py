@@ -12,10 +12,9 @@ from collections.abc import Callable
 import onnx
 
 from .bert import bert
-from .inverted_residuals import efficientnet_b0, mobilenet_v3_small
 from .mlp import mlp
-from .mobilenet import mobilenet
-from .resnet import resnet50, resnet50_model
+from .mobilenet import efficientnet_b0, mobilenet, mobilenet_v3_small
+from .resnet import resnet50
 
 # By name: the DLMC's folder, if it is at hand, and a seed, to the model.
 BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
@@ -26,14 +25,3 @@ BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
     "bert": lambda dlmc=None, seed=0: bert(seed),
     "mlp": lambda dlmc=None, seed=0: mlp(seed),
 }
-
-__all__ = [
-    "BUILDERS",
-    "bert",
-    "efficientnet_b0",
-    "mlp",
-    "mobilenet",
-    "mobilenet_v3_small",
-    "resnet50",
-    "resnet50_model",
-]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from bench.baselines import onnx_session
 from bench.networks import BUILDERS, bert
 
 _SEQUENCE = 16
@@ -21,10 +22,9 @@ def _described(model: onnx.ModelProto, path: Path) -> str:
     weights, nonzeros = sum(a.size for a in large), sum(np.count_nonzero(a) for a in large)
     text = f"{path}: {len(model.graph.node)} nodes, {weights / 1e6:.1f} M weights, {1 - nonzeros / weights:.1%} zeros"
     try:
-        import onnxruntime
+        session = onnx_session(str(path), 1)
     except ImportError:
         return text
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng, feeds = np.random.default_rng(0), {}
     for item in session.get_inputs():
         free = [1, _SEQUENCE]

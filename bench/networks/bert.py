@@ -8,39 +8,32 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from bench.networks.writer import Writer, drawn, random_mask
-
-SPARSITY = 0.9
+from bench.networks.writer import Writer
 
 
 class _Encoder:
-    def __init__(self, width: int, heads: int, hidden: int, decomposed: bool, seed: int) -> None:
-        self.width, self.heads, self.hidden, self.decomposed = width, heads, hidden, decomposed
-        self.rng, self.w = np.random.default_rng(seed), Writer("bert")
+    def __init__(self, width: int, heads: int, hidden: int, seed: int) -> None:
+        self.width, self.heads, self.hidden, self.w = width, heads, hidden, Writer("bert", seed)
         self.constants = {
-            name: self.w.weight(np.float32(value), name)
+            name: self.w.constant(np.float32(value), name)
             for name, value in (
                 ("one", 1), ("two", 2), ("half", 0.5), ("root_two", math.sqrt(2)), ("epsilon", 1e-12),
                 ("root_of_size", math.sqrt(width // heads)),
             )
         }  # fmt: skip
-        self.split = self.w.weight(np.array([0, 0, heads, width // heads]), "split_heads")
-        self.joined = self.w.weight(np.array([0, 0, width]), "join_heads")
+        self.split = self.w.constant(np.array([0, 0, heads, width // heads]), "split_heads")
+        self.joined = self.w.constant(np.array([0, 0, width]), "join_heads")
 
     def linear(self, x: str, inputs: int, outputs: int, name: str, gain: float = 1.0) -> str:
         """MatMul with a weight (in, out), then Add, bias first as torch exports it."""
-        weight = drawn(self.rng, random_mask(self.rng, (outputs, inputs), SPARSITY), gain).T
-        y = self.w.node("MatMul", x, self.w.weight(weight, f"{name}.weight"), name=f"{name}.matmul")
-        bias = self.w.weight(self.rng.uniform(-0.1, 0.1, outputs).astype(np.float32), f"{name}.bias")
-        return self.w.node("Add", bias, y, name=f"{name}.add")
+        weight = self.w.drawn(self.w.pruned(outputs, inputs), gain).T
+        y = self.w.node("MatMul", x, self.w.constant(weight, f"{name}.weight"), name=f"{name}.matmul")
+        return self.w.node("Add", self.w.near(0, 0.1, outputs, f"{name}.bias"), y, name=f"{name}.add")
 
     def norm(self, x: str, name: str) -> str:
-        """LayerNormalization, or what it was before there was an operator for it."""
+        """Layer normalisation in eight nodes, as exporters write it before opset 17."""
         w, c = self.w, self.constants
-        gamma = w.weight(self.rng.uniform(0.8, 1.2, self.width).astype(np.float32), f"{name}.weight")
-        beta = w.weight(self.rng.uniform(-0.1, 0.1, self.width).astype(np.float32), f"{name}.bias")
-        if not self.decomposed:
-            return w.node("LayerNormalization", x, gamma, beta, name=name, axis=-1, epsilon=1e-12)
+        gamma, beta = w.near(1, 0.2, self.width, f"{name}.weight"), w.near(0, 0.1, self.width, f"{name}.bias")
         centred = w.node("Sub", x, w.node("ReduceMean", x, name=f"{name}.mean", axes=[-1]), name=f"{name}.centred")
         square = w.node("Pow", centred, c["two"], name=f"{name}.square")
         variance = w.node("ReduceMean", square, name=f"{name}.variance", axes=[-1])
@@ -82,17 +75,14 @@ class _Encoder:
 
 def bert(
     seed: int = 0, layers: int = 12, width: int = 768, heads: int = 12, hidden: int = 3072, *, ids: bool = False,
-    decomposed: bool = True, vocabulary: int = 30522,
+    vocabulary: int = 30522,
 ) -> onnx.ModelProto:  # fmt: skip
-    """The ONNX model: hidden states (batch, sequence, width), or with `ids` the ids of tokens, to hidden states.
-
-    decomposed : write layer norms as exporters before opset 17 do, of eight nodes
-    """
-    encoder = _Encoder(width, heads, hidden, decomposed, seed)
+    """The ONNX model: hidden states (batch, sequence, width), or with `ids` the ids of tokens, to hidden states."""
+    encoder = _Encoder(width, heads, hidden, seed)
     if ids:
         tokens = encoder.w.input("ids", ["batch", "sequence"], TensorProto.INT64)
-        table = encoder.rng.standard_normal((vocabulary, width), np.float32)
-        x = encoder.w.node("Gather", encoder.w.weight(table, "embedding"), tokens, name="embed", axis=0)
+        table = encoder.w.rng.standard_normal((vocabulary, width), np.float32)
+        x = encoder.w.node("Gather", encoder.w.constant(table, "embedding"), tokens, name="embed", axis=0)
     else:
         x = encoder.w.input("hidden", ["batch", "sequence", width])
     x = encoder.norm(x, "norm0")

@@ -1,4 +1,4 @@
-"""Writing ONNX models node by node, and drawing pruned weights."""
+"""Writing ONNX models of pruned, randomly drawn weights, node by node."""
 
 from __future__ import annotations
 
@@ -11,28 +11,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
+Mask = NDArray[np.bool_]
 OPSET, IR_VERSION = 17, 9
-
-
-def random_mask(rng: np.random.Generator, shape: tuple[int, ...], sparsity: float) -> NDArray[np.bool_]:
-    """A mask with exactly the share of nonzeros that is asked for."""
-    size = math.prod(shape)
-    mask = np.zeros(size, bool)
-    mask[rng.permutation(size)[: max(1, round(size * (1 - sparsity)))]] = True
-    return mask.reshape(shape)
-
-
-def drawn(rng: np.random.Generator, mask: NDArray[np.bool_], gain: float = 2.0) -> NDArray[np.float32]:
-    """Normal values at a mask (out, ...), sized by He's rule at the nonzeros, which keeps variances."""
-    per_row = max(1.0, mask.sum() / len(mask))
-    values = rng.standard_normal(mask.shape, np.float32) * np.float32(math.sqrt(gain / per_row))
-    return np.where(mask, values, np.float32(0))
+SPARSITY = 0.9  # of pruned weights
 
 
 class Writer:
-    """A model being written: every method gives the name of what it computes."""
+    """A model being written: methods give the name of what they compute, and draw the weights that it needs."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
@@ -43,7 +31,7 @@ class Writer:
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def weight(self, array: Array, name: str) -> str:
+    def constant(self, array: Array, name: str) -> str:
         """A constant."""
         self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
@@ -53,10 +41,50 @@ class Writer:
         self._nodes.append(helper.make_node(operator, list(inputs), [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def batch_norm(self, x: str, parameters: dict[str, Array], name: str) -> str:
-        """BatchNormalization with gamma, beta, mean and var."""
-        names = [self.weight(parameters[part], f"{name}.{part}") for part in ("gamma", "beta", "mean", "var")]
+    def pruned(self, *shape: int) -> Mask:
+        """A random mask with exactly 1 - SPARSITY of nonzeros."""
+        size = math.prod(shape)
+        mask = np.zeros(size, bool)
+        mask[self.rng.permutation(size)[: max(1, round(size * (1 - SPARSITY)))]] = True
+        return mask.reshape(shape)
+
+    def drawn(self, mask: Mask, gain: float = 2.0) -> NDArray[np.float32]:
+        """Normal values at a mask (out, ...), sized by He's rule at the nonzeros, which keeps variances."""
+        per_row = max(1.0, mask.sum() / len(mask))
+        values = self.rng.standard_normal(mask.shape, np.float32) * np.float32(math.sqrt(gain / per_row))
+        return np.where(mask, values, np.float32(0))
+
+    def near(self, value: float, spread: float, size: int, name: str) -> str:
+        """A constant of numbers about `value`, as biases and batch norms have them after training."""
+        return self.constant(self.rng.uniform(value - spread, value + spread, size).astype(np.float32), name)
+
+    def linear(self, x: str, mask: Mask, name: str, gain: float = 2.0) -> str:
+        """x (N, in) through a linear layer with a weight at the mask (out, in)."""
+        weight = self.constant(self.drawn(mask, gain), f"{name}.weight")
+        return self.node("Gemm", x, weight, self.near(0, 0.1, len(mask), f"{name}.bias"), name=name, transB=1)
+
+    def conv(
+        self, x: str, mask: Mask, name: str, stride: int = 1, groups: int = 1, gain: float = 2.0, bias: bool = False
+    ) -> str:  # fmt: skip
+        """A convolution with a weight at the mask OIHW, which keeps the size but for its stride."""
+        inputs = [x, self.constant(self.drawn(mask, gain), f"{name}.weight")]
+        if bias:
+            inputs.append(self.near(0, 0.1, len(mask), f"{name}.bias"))
+        kernel = mask.shape[2]
+        return self.node(
+            "Conv", *inputs, name=name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4,
+            group=groups,
+        )  # fmt: skip
+
+    def batch_norm(self, x: str, channels: int, name: str, gain: float = 1.0) -> str:
+        """BatchNormalization with statistics and parameters as a trained one might have them."""
+        parts = ("gamma", gain, 0.2 * gain), ("beta", 0, 0.1), ("mean", 0, 0.2), ("var", 1, 0.3)
+        names = [self.near(value, spread, channels, f"{name}.{part}") for part, value, spread in parts]
         return self.node("BatchNormalization", x, *names, name=name, epsilon=1e-5)
+
+    def mean(self, x: str) -> str:
+        """The mean of each channel of an image."""
+        return self.node("Flatten", self.node("GlobalAveragePool", x, name="mean"), name="flatten", axis=1)
 
     def model(self, output: str, shape: list[str | int]) -> onnx.ModelProto:
         """The model, checked."""
@@ -67,12 +95,3 @@ class Writer:
         )
         onnx.checker.check_model(model)
         return model
-
-
-def norm_parameters(rng: np.random.Generator, channels: int, gain: float = 1.0) -> dict[str, Array]:
-    """Statistics and parameters of a batch norm as a trained one might have them."""
-
-    def near(value: float, spread: float) -> Array:
-        return rng.uniform(value - spread, value + spread, channels).astype(np.float32)
-
-    return {"gamma": near(gain, 0.2 * gain), "beta": near(0, 0.1), "mean": near(0, 0.2), "var": near(1, 0.3)}
