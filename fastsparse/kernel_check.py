@@ -253,6 +253,17 @@ def _depthwise(c: Case) -> Iterator[Comparison]:
         yield _run(c, padded.schedule, layer, c.images, want)
 
 
+def _interpolation(c: Case) -> Iterator[Comparison]:
+    x = c.normal(1, 3, 5, 2 * target_for(c.dtype, 1).lanes + 1)
+    yield _run(c, padded.schedule, nn.Upsample(2, "bilinear"), x, ref.interpolate(x.astype(np.float64), (2, 2)))
+
+
+def _blocked_interpolation(c: Case) -> Iterator[Comparison]:
+    x = c.normal(SAMPLES, 3, 5, 4)
+    layer = nn.Upsample((2, 3), "bilinear")
+    yield _run(c, batch_blocked.schedule, layer, x, ref.interpolate(x.astype(np.float64), (2, 3)))
+
+
 def _batch_norm(c: Case) -> Iterator[Comparison]:
     gamma, beta, eps = c.normal(5), c.normal(5), 1e-5
     for shape in ((SAMPLES, 5), (4, 5, 7, 3)):
@@ -319,6 +330,7 @@ CHECKS: dict[str, Check] = {
     "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
     "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
     "pooling of batch-blocked arrays": _blocked_pooling, "depthwise convolution": _depthwise,
+    "interpolation": _interpolation, "interpolation of batch-blocked arrays": _blocked_interpolation,
     "gate": _gate, "recurrent cell": _recurrent_cell,
     "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
     "attention": _attention, "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, recurrent, spatial_tiles
 from fastsparse.engine.lowering.images import work_of_images
-from fastsparse.engine.program import Conv, Gather, Linear, Pool, Program, Recurrent
+from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Pool, Program, Recurrent
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
@@ -170,7 +170,7 @@ def _costs(program: Program, target: Target) -> tuple[float, float]:
                 stride = tuple(-(-n // max(1, o)) for n, o in zip(spatial, op.windows.out_spatial, strict=True))
                 tiles = _Tiled(tuple(spatial), op.windows.out_spatial, stride, stride, lanes)
                 gather(t, tiles.name, channels * lanes * tiles.gathered)
-        elif isinstance(op, Linear | Gather):
+        elif isinstance(op, Linear | Gather | Interpolate):
             gather(t, "plain", channels * math.prod(spatial) if spatial else 0)
     return padded_cost, tiles_cost + h.gathered_flops * sum(gathered.values())
 

@@ -18,8 +18,10 @@ from fastsparse.engine.program import (
     Conv,
     Gate,
     Gather,
+    Interpolate,
     Linear,
     Node,
+    Operator,
     Pool,
     Program,
     Reshape,
@@ -29,10 +31,13 @@ from fastsparse.engine.program import (
 )
 from fastsparse.ops.conv import absolute_columns
 from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.interpolation import takes
 
 Array = NDArray[Any]
 # Share of weights from which on multiplying the zeros, too, is faster: full rows run at about twice the rate.
 _FULL_FROM = 0.5
+# Multiplications and additions that an interpolated number costs.
+_INTERPOLATION = 16.0
 # These never turn the order of two numbers round, so they may be applied before a maximum as well as behind it.
 _MONOTONE = ("relu", "relu6", "leaky_relu")
 
@@ -64,7 +69,7 @@ def check_optimised(program: Program) -> None:
     """
     roots = program.roots()
     for node in program.nodes:
-        if not isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gate | Gather):
+        if not isinstance(node.operator, Conv | Linear | Interpolate | Pool | Reshape | RowWise | Gate | Gather):
             raise ValueError(f"node {node.name!r} is a {type(node.operator).__name__}, expected a part of a product")
         if node.residual is not None and program.shapes[roots[node.residual]] != program.shapes[node.output]:
             raise ValueError(f"node {node.name!r} adds a tensor that has another shape in memory")
@@ -110,13 +115,51 @@ def move_before_gathers(program: Program) -> Program:
     return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
 
 
+def move_products_before_interpolation(program: Program) -> Program:
+    """A 1x1 convolution of an interpolated image that nothing else reads goes in front of the interpolation, where
+    there are fewer positions: weights of positions add up to 1, so that its bias may go with it."""
+    uses, shapes, nodes = uses_of(program), list(program.shapes), list[Node]()
+    found: dict[int, int] = {}  # interpolations that one node reads, by their output
+    for node in program.nodes:
+        op, index = node.operator, found.get(node.inputs[0])
+        alone = uses[node.output] == 1 and node.residual is None
+        if isinstance(op, Interpolate) and op.activation is None and alone:
+            found[node.output] = len(nodes)
+        before = None if index is None or len(node.inputs) > 1 else nodes[index]
+        if before is None or not isinstance(op, Conv) or not _saves_by_moving(op, before.operator):
+            nodes.append(node)
+            continue
+        assert index is not None
+        spatial = tuple(shapes[before.inputs[0]][1:])
+        shapes[before.output] = (op.geometry.out_channels, *spatial)
+        moved = replace(op, activation=None, geometry=replace(op.geometry, spatial=spatial))
+        nodes[index] = replace(node, operator=moved, inputs=before.inputs, output=before.output)
+        nodes.append(replace(before, inputs=(before.output,), output=node.output))
+        if op.activation is not None:
+            shapes.append(shapes[node.output])
+            nodes[-1] = replace(nodes[-1], output=len(shapes) - 1)
+            nodes.append(Node(node.name, Activate(op.activation), (len(shapes) - 1,), node.output))
+    return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
+
+
+def _saves_by_moving(op: Conv, before: Operator) -> bool:
+    """Whether a convolution costs less in front of an interpolation, which then has its channels."""
+    if not isinstance(before, Interpolate):
+        return False
+    g = op.geometry
+    alone = {*g.kernel, *g.stride} == {1} and not any(map(any, g.padding))
+    saved = op.useful_flops * (1 - 1 / math.prod(before.scale))
+    return alone and saved > _INTERPOLATION * (g.out_channels - g.channels) * g.positions
+
+
 def fold_scales(program: Program) -> Program:
     """Batch norm right behind a product goes into its values and bias, rounded once from float64."""
 
     def merged(product: Node, scale: Node) -> Node | None:
         if not _takes_residual(product) or not isinstance(scale.operator, Scale):
             return None
-        assert isinstance(product.operator, Conv | Linear)
+        if not isinstance(product.operator, Conv | Linear):
+            return None
         rows, channels = getattr(product.operator, "rows", 1), len(scale.operator.scale)
         if rows > 1 or channels != product.operator.weight.shape[0]:  # the scale is along another axis
             return None
@@ -153,11 +196,12 @@ def fuse_activations(program: Program) -> Program:
     """An activation right behind a product or a sum becomes part of its epilogue."""
 
     def merged(product: Node, activation: Node) -> Node | None:
-        if not isinstance(product.operator, Conv | Linear | Add) or not isinstance(activation.operator, Activate):
+        op = product.operator
+        if not isinstance(op, Conv | Linear | Add | Interpolate) or not isinstance(activation.operator, Activate):
             return None
-        if product.operator.activation is not None:
+        if op.activation is not None or (isinstance(op, Interpolate) and not takes(activation.operator.name)):
             return None
-        return replace(product, operator=replace(product.operator, activation=activation.operator.name))
+        return replace(product, operator=replace(op, activation=activation.operator.name))
 
     return _merge_pairs(program, merged)
 
@@ -243,7 +287,8 @@ def _columns_between(weight: CSR, first: int, stop: int) -> CSR:
 
 
 def fuse_adds(program: Program) -> Program:
-    """A sum goes into the epilogue of the product that gives one of its terms: of the one that runs last.
+    """A sum goes into the epilogue of the product, or interpolation, that gives one of its terms: of the one that runs
+    last.
 
     What is left of sums becomes a product with the identity that has a residual.
     """
@@ -252,7 +297,8 @@ def fuse_adds(program: Program) -> Program:
     chosen: dict[int, Node] = {}  # by the output of the sum
     for node in program.nodes:
         if isinstance(node.operator, Add):
-            terms = [t for t in node.inputs if uses[t] == 1 and _takes_residual(producers.get(t))]
+            activation = node.operator.activation
+            terms = [t for t in node.inputs if uses[t] == 1 and _takes_residual(producers.get(t), activation)]
             if terms:
                 chosen[node.output] = producers[max(terms, key=lambda t: position[t])]
     gone = {product.output for product in chosen.values()}
@@ -264,12 +310,11 @@ def fuse_adds(program: Program) -> Program:
         shape, product = program.shapes[node.output], chosen.get(node.output)
         if product is None:
             x, residual = node.inputs
-            product = Node("", _diagonal(np.ones(shape[0], program.dtype), None, None, shape), (x,), node.output)
+            product = Node("", identity(shape, program.dtype), (x,), node.output)
         else:
             residual = node.inputs[node.inputs[0] == product.output]
         if shapes[roots[residual]] != shape:  # in memory it has the shape from before it was flattened
-            identity = _diagonal(np.ones(shape[0], program.dtype), None, None, shape)
-            nodes.append(Node(f"{node.name} (copy)", identity, (residual,), len(shapes)))
+            nodes.append(Node(f"{node.name} (copy)", identity(shape, program.dtype), (residual,), len(shapes)))
             residual = len(shapes)
             shapes.append(shape)
         operator = replace(product.operator, activation=node.operator.activation)  # type: ignore[arg-type]
@@ -278,11 +323,12 @@ def fuse_adds(program: Program) -> Program:
     return replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
 
 
-def _takes_residual(node: Node | None) -> bool:
-    """Whether the node is a product whose epilogue has room for a residual."""
+def _takes_residual(node: Node | None, activation: str | None = None) -> bool:
+    """Whether the node has an epilogue with room for a residual and an activation."""
     return (
         node is not None
-        and isinstance(node.operator, Conv | Linear)
+        and isinstance(node.operator, Conv | Linear | Interpolate)
+        and (takes(activation) or not isinstance(node.operator, Interpolate))
         and node.operator.activation is None
         and node.residual is None
     )
@@ -297,8 +343,7 @@ def scales_as_products(program: Program) -> Program:
             scale, shift = (v.astype(program.dtype) for v in (node.operator.scale, node.operator.shift))
             node = replace(node, operator=_diagonal(scale, shift, None, shape))
         elif isinstance(node.operator, Activate):
-            ones = np.ones(shape[0], program.dtype)
-            node = replace(node, operator=_diagonal(ones, None, node.operator.name, shape))
+            node = replace(node, operator=replace(identity(shape, program.dtype), activation=node.operator.name))
         nodes.append(node)
     return replace(program, nodes=tuple(nodes))
 
@@ -362,6 +407,11 @@ def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: 
     return replace(product, weight=product.weight.with_data(scale), bias=shift, activation=activation)
 
 
+def identity(shape: Shape, dtype: np.dtype[Any]) -> Conv | Linear:
+    """The product that leaves a tensor of `shape` as it is."""
+    return _placed(shape, 0, shape[0], dtype)
+
+
 def _placed(shape: Shape, first: int, channels: int, dtype: np.dtype[Any]) -> Conv | Linear:
     """The product that puts a tensor of `shape` into `channels` channels, from `first` on."""
     count, *spatial = shape
@@ -378,6 +428,7 @@ _PASSES = (
     move_activations_before_max,
     move_before_gathers,
     fold_scales,
+    move_products_before_interpolation,
     fold_scales_forward,
     fuse_activations,
     split_products_of_concats,

@@ -138,6 +138,18 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Interpolate:
+    """activation(x interpolated to a multiple of its size); x (C, *spatial), as `fastsparse.nn.Upsample` does it.
+
+    scale : of each spatial axis
+    activation : one that `ops.interpolation.takes`; a second input is a residual, as in `Conv`
+    """
+
+    scale: tuple[int, ...]
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
 class Attention:
     """softmax(Q K^T / sqrt(length)) V for every head; inputs Q (queries, features), K and V (keys, features).
 
@@ -202,6 +214,7 @@ RowWise = LayerNorm | Softmax | Attention  # operators on contiguous rows, in th
 Operator = (
     Conv
     | Linear
+    | Interpolate
     | Scale
     | Activate
     | Pool
@@ -228,8 +241,9 @@ class Node:
 
     @property
     def residual(self) -> int | None:
-        """The tensor that a product adds before its activation."""
-        return self.inputs[1] if len(self.inputs) > 1 and isinstance(self.operator, Conv | Linear) else None
+        """The tensor that a product or an interpolation adds before its activation."""
+        adds = isinstance(self.operator, Conv | Linear | Interpolate)
+        return self.inputs[1] if len(self.inputs) > 1 and adds else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,5 @@
-"""Transposed convolutions and interpolation as convolutions of stride 1 whose channels are the phases of the stride,
-followed by a gather that interleaves them.
+"""Transposed convolutions, and interpolation where it has no kernel, as convolutions of stride 1 whose channels are the
+phases of the stride, followed by a gather that interleaves them.
 
 An output at o + padding = s * q + r, with s the stride, reads inputs around q with weights that depend on r alone.
 """
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.csr import CSR
-from fastsparse.engine.program import Conv, Gather, Operator, Shape
-from fastsparse.nn.shape import interpolation_weights
+from fastsparse.engine.program import Conv, Gather, Interpolate, Operator, Shape
 from fastsparse.ops.conv import absolute_columns
 from fastsparse.ops.geometry import ConvGeometry, Ints, row_major_strides
+from fastsparse.ops.interpolation import interpolation_weights, serves
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -69,6 +69,8 @@ def repeated(shape: Shape, scale: Ints) -> Steps:
 
 def interpolated(shape: Shape, scale: Ints, dtype: Any = np.float64) -> Steps:
     """An image (C, H, W) interpolated between its positions, continued by its edges; by weights of this type."""
+    if serves(scale):
+        return [(Interpolate(scale), (shape[0], *(n * s for n, s in zip(shape[1:], scale, strict=True))))]
     channels, *spatial = shape
     padded = tuple(n + 2 for n in spatial)
     edges = _grid([np.arange(-1, n + 1).clip(0, n - 1) for n in spatial], tuple(spatial))

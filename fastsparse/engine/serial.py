@@ -24,6 +24,7 @@ from fastsparse.engine.program import (
     Conv,
     Gate,
     Gather,
+    Interpolate,
     LayerNorm,
     Linear,
     Lookup,
@@ -40,6 +41,7 @@ from fastsparse.engine.program import (
 )
 from fastsparse.ops.activations import ACTIVATIONS
 from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.interpolation import serves, takes
 from fastsparse.ops.pooling import Windows
 
 Array = NDArray[Any]
@@ -110,6 +112,8 @@ def _described(
         fields.update(kind=op.kind, spatial=list(op.windows.spatial), **tables)
     elif isinstance(op, Add):
         fields["activation"] = op.activation
+    elif isinstance(op, Interpolate):
+        fields.update(scale=list(op.scale), activation=op.activation)
     elif isinstance(op, Attention):
         fields.update(heads=op.heads, causal=op.causal)
     elif isinstance(op, Gather):
@@ -221,6 +225,11 @@ class _Reader:
             return Attention(heads, entry["causal"])
         if kind == "Concat":
             return Concat()
+        if kind == "Interpolate":
+            factors, activation = _ints(entry["scale"], 1), _activation(entry["activation"])
+            if not (serves(factors) and takes(activation)):
+                raise ValueError(f"{entry!r} is no interpolation")
+            return Interpolate(factors, activation)
         if kind == "Gather":
             (blocks,) = _ints([entry["blocks"]], 1)
             return Gather(self.array(entry["index"], np.int64), blocks, _ints(entry["shape"], 1))
@@ -304,7 +313,7 @@ def _activation(name: Any, optional: bool = True) -> Any:
 
 def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     """The shape that an operator gives, None where the shapes do not fit it."""
-    x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear)
+    x, many = shapes[0] if shapes else (), isinstance(op, Conv | Linear | Interpolate)
     if isinstance(op, Concat):
         fits = bool(shapes) and len({shape[1:] for shape in shapes}) == 1
         return (sum(shape[0] for shape in shapes), *x[1:]) if fits else None
@@ -338,6 +347,9 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
         fits = not (x[0] % op.blocks or op.shape[0] % op.blocks) and size(op.shape) == op.blocks * op.index.size
         inside = fits and op.index.ndim == 1 and op.index.min() >= 0 and op.index.max() < size(x) // op.blocks
         found = op.shape if inside else None
+    elif isinstance(op, Interpolate):
+        fits = len(x) == len(op.scale) + 1
+        found = (x[0], *(n * s for n, s in zip(x[1:], op.scale, strict=True))) if fits else None
     elif isinstance(op, Gate):
         found = x if len(shapes) == 2 and len(x) > 1 and size(shapes[1]) == shapes[1][0] == x[0] else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found

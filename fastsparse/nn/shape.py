@@ -14,6 +14,7 @@ from fastsparse.nn import initial
 from fastsparse.nn.activations import floating
 from fastsparse.nn.module import Module, check_gradient
 from fastsparse.nn.parameter import Parameter, RowGradient
+from fastsparse.ops.interpolation import interpolation_weights
 
 Array = NDArray[Any]
 
@@ -76,12 +77,6 @@ class Upsample(Module):
 
     def config(self) -> dict[str, Any]:
         return {"scale_factor": list(self.scale_factor), "mode": self.mode}
-
-
-def interpolation_weights(scale: int) -> NDArray[np.float64]:
-    """Weights of the pixel before, the own one and the next for each of the `scale` pixels made of one, (scale, 3)."""
-    shift = (np.arange(scale) + 0.5) / scale - 0.5
-    return np.stack([np.maximum(-shift, 0), 1 - abs(shift), np.maximum(shift, 0)], 1)
 
 
 def _neighbours(x: Array, axis: int) -> list[Array]:

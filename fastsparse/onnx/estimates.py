@@ -15,6 +15,7 @@ from fastsparse.engine.program import (
     Conv,
     Gate,
     Gather,
+    Interpolate,
     Linear,
     Operator,
     Pool,
@@ -87,7 +88,7 @@ class Costs:
             every = 2.0 * operator.times * sum(math.prod(w.shape) for d in operator.directions for w in (d.W, d.R))
             slower = shape[1] * (self.vectors if shape[1] < self.few else 1.0)
             return (every * self.dense - operator.useful_flops * self.sparse) * slower
-        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Gather | Concat):
+        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Gather | Interpolate | Concat):
             return self.elementwise * math.prod(shape) * samples
         return 0.0
 

@@ -19,6 +19,7 @@ from fastsparse.engine.program import (
     Attention,
     Conv,
     Gather,
+    Interpolate,
     LayerNorm,
     Linear,
     Lookup,
@@ -327,6 +328,11 @@ def _of_program(engine: Engine, sparse: bool) -> Any:
             q, k, v, *hidden = (names[t] for t in node.inputs)
             rows = [program.shapes[t][0] for t in node.inputs[:2]]
             y = graph.attention(q, k, v, operator.heads, shape[1], rows if operator.causal else None, *hidden)
+        elif isinstance(operator, Interpolate):
+            y = _interpolated(graph, x, operator.scale, name)
+            if node.residual is not None:
+                y = graph.node("Add", [y, names[node.residual]])
+            y = graph.activation(operator.activation, y)
         elif isinstance(operator, Gather):
             flat = _reshaped(graph, x, (operator.blocks, math.prod(shape) // operator.blocks))
             y = graph.node("Gather", [flat, graph.constant(operator.index, name)], axis=2)
@@ -478,12 +484,16 @@ def _conv_transpose(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 
 def _upsample(graph: _Graph, layer: Any, x: str, name: str) -> str:
+    if layer.mode != "nearest":
+        return _interpolated(graph, x, layer.scale_factor, name)
     scales = graph.constant(np.array([1.0, 1.0, *layer.scale_factor]), name, np.float32)
-    if layer.mode == "nearest":
-        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    else:
-        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return graph.node("Resize", [x, "", scales], **how)
+
+
+def _interpolated(graph: _Graph, x: str, scale: Sequence[int], name: str) -> str:
+    scales = graph.constant(np.array([1.0, 1.0, *scale]), name, np.float32)
+    return graph.node("Resize", [x, "", scales], mode="linear", coordinate_transformation_mode="half_pixel")
 
 
 def _linear_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:

@@ -131,6 +131,7 @@ class Heuristics:
     optimizer_flops: float = 8.0  # bound by memory
     pack_flops: float = 4.0
     gather_flops: float = 8.0
+    interpolation_flops: float = 16.0
     row_chunk: int = 8192  # elements per task of whole rows
     norm_block_bytes: int = 1024  # contiguous bytes of x per read of a batch norm task
     norm_blocks_per_worker: int = 3

@@ -87,20 +87,22 @@ def _broadcast(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.int64), codegen
 
 
-def _row(
+def spread(builder: Any, tile: Tile, number: Any) -> Any:
+    """An int64 in 32 bits, in all lanes."""
+    lanes = ir.VectorType(I32, tile.lanes)
+    undefined = ir.Constant(lanes, ir.Undefined)
+    one = builder.insert_element(undefined, builder.trunc(number, I32), ir.Constant(I32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(lanes, [0] * tile.lanes))
+
+
+def load_windows(
     builder: Any, tile: Tile, row: Any, first: Any, columns: Any, side: int, stride: int, masked: bool
 ) -> list[Any]:
     """What the columns of a window read of a row, whose number `first` is that of lane 0 in column 0: number
     `stride * i + column` from there in lane i, for every column; zeros outside of the `columns` numbers of the row."""
     address = builder.add(row, builder.mul(first, ir.Constant(I64, tile.size)))
     lanes = ir.VectorType(I32, tile.lanes)
-
-    def spread(number: Any) -> Any:
-        undefined = ir.Constant(lanes, ir.Undefined)
-        one = builder.insert_element(undefined, builder.trunc(number, I32), ir.Constant(I32, 0))
-        return builder.shuffle_vector(one, undefined, ir.Constant(lanes, [0] * tile.lanes))
-
-    start, end = (spread(first), spread(columns)) if masked else (None, None)
+    start, end = (spread(builder, tile, number) for number in (first, columns)) if masked else (None, None)
 
     def load(column: int) -> Any:
         at = shifted(builder, address, column * tile.size)
@@ -138,7 +140,9 @@ def _make_windows(side: int, stride: int, masked: bool) -> Any:
                 address = builder.add(x, builder.mul(distance, at))
                 address = builder.select(builder.icmp_unsigned("<", at, rows), address, zeros)
                 over = [i for i in range(sums.count) if 0 <= row - i * stride < side]  # rows of y that read it
-                for column, vector in enumerate(_row(builder, sums, address, left, columns, side, stride, masked)):
+                for column, vector in enumerate(
+                    load_windows(builder, sums, address, left, columns, side, stride, masked)
+                ):
                     for i in over:
                         totals[i] = fma(taps[(row - i * stride) * side + column], vector, totals[i])
                 for i, total in zip(over, in_order(builder, [totals[i] for i in over]), strict=True):

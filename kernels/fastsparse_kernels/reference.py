@@ -291,6 +291,18 @@ def avg_pool_backward(
 # --- batch normalisation ------------------------------------------------------------------------
 
 
+def interpolate(x: Array, scale: Sequence[int]) -> Array:
+    """x (N, C, *spatial) linearly interpolated to a multiple of its size, as if the edges went on."""
+    for axis, (n, s) in enumerate(zip(x.shape[2:], scale, strict=True), 2):
+        at = (np.arange(n * s) + 0.5) / s - 0.5
+        low = np.floor(at).astype(int)
+        shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+        after = (at - low).reshape(shape)
+        before, behind = (x.take(i.clip(0, n - 1), axis) for i in (low, low + 1))
+        x = np.where(after > 0, (1 - after) * before + after * behind, before)
+    return x
+
+
 def _per_channel(v: Array, ndim: int) -> Array:
     """v (C,) shaped to meet x (N, C, ...) of `ndim` axes."""
     return v.reshape(1, -1, *(1 for _ in range(ndim - 2)))

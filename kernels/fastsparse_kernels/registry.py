@@ -16,6 +16,7 @@ from . import (
     compiler,
     depthwise,
     gates,
+    interpolation,
     layouts,
     norm,
     optimizers,
@@ -128,6 +129,8 @@ FAMILIES = (
         depthwise.depthwise_kernel,
         lambda bits, lanes: [(*window, bits, lanes) for window in depthwise.WINDOWS],
     ),
+    Family("interpolation", interpolation.interpolation_kernel, lambda bits, lanes: [(2, bits, lanes)]),
+    Family("interpolation of batch-blocked arrays", interpolation.interpolation_batch_blocked_kernel, _once),
     Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),
     Family(
         "recurrent cell",

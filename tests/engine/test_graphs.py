@@ -14,7 +14,20 @@ from fastsparse.engine import split
 from fastsparse.engine.choosing import choices
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
 from fastsparse.engine.passes import fuse_adds, optimised
-from fastsparse.engine.program import Activate, Add, Conv, Gate, Linear, Node, Operator, Pool, Program, Reshape, Shape
+from fastsparse.engine.program import (
+    Activate,
+    Add,
+    Conv,
+    Gate,
+    Interpolate,
+    Linear,
+    Node,
+    Operator,
+    Pool,
+    Program,
+    Reshape,
+    Shape,
+)
 from fastsparse.engine.schedule import Schedule, assign_memory
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops.geometry import ConvGeometry
@@ -64,6 +77,10 @@ class Graph:
     def gate(self, x: int, g: int) -> int:
         return self.add(Gate(), self.shapes[x], x, g)
 
+    def interpolate(self, x: int, *scale: int) -> int:
+        channels, *spatial = self.shapes[x]
+        return self.add(Interpolate(scale), (channels, *(n * s for n, s in zip(spatial, scale, strict=True))), x)
+
     def mean(self, x: int) -> int:
         channels, *spatial = self.shapes[x]
         return self.add(Pool("mean", adaptive_windows(tuple(spatial), (1, 1))), (channels, 1, 1), x)
@@ -101,6 +118,8 @@ def exact(program: Program, inputs: list[Array]) -> list[Array]:
         elif isinstance(op, Pool):
             mean = op.kind == "mean"
             y = x.mean((2, 3), keepdims=True) if mean else ref.max_pool(x, (2, 2), (2, 2), ((0, 0), (0, 0)))
+        elif isinstance(op, Interpolate):
+            y = ref.interpolate(x, op.scale)
         elif isinstance(op, Gate):
             y = x * rest[0].reshape(*rest[0].shape[:2], *(1,) * (x.ndim - 2))
         else:
@@ -196,11 +215,22 @@ def gated_inputs() -> Program:
     return g.program(g.gate(0, 1), g.gate(2, 3), g.conv(g.gate(0, 1), 2, stride=2), 1)
 
 
+def interpolated() -> Program:
+    """Between padded images and others, with and without a residual and an activation; a signal, too."""
+    g = Graph((3, 4, 5), (3, 9))
+    a = g.add(Activate("relu6"), (3, 8, 10), g.interpolate(g.conv(0, 3), 2, 2))
+    b = g.interpolate(a, 2, 1)
+    c = g.sum(g.conv(g.interpolate(0, 4, 2), 3), b, "relu")
+    d = g.sum(g.interpolate(g.conv(a, 3, kernel=1), 2, 1), c, "relu")
+    e = g.conv(g.interpolate(g.conv(d, 8, stride=2), 2, 2), 2, kernel=1, activation="relu")
+    return g.program(e, g.sum(g.interpolate(1, 2), g.conv(g.interpolate(1, 2), 3), None), a, g.interpolate(0, 2, 2))
+
+
 PROGRAMS = {
     f.__name__: f()
     for f in (
         two_inputs_two_outputs, everything_is_an_output, unused_input, pyramid, features, sum_of_inputs,
-        sum_of_flattened, signals_and_volumes, gates, squeezed, gated_inputs,
+        sum_of_flattened, signals_and_volumes, gates, squeezed, gated_inputs, interpolated,
     )
 }  # fmt: skip
 

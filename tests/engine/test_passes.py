@@ -20,7 +20,18 @@ from fastsparse.engine.passes import (
     optimised,
     scales_as_products,
 )
-from fastsparse.engine.program import Activate, Conv, Gather, Linear, Pool, Program, Reshape, RowWise, Scale
+from fastsparse.engine.program import (
+    Activate,
+    Conv,
+    Gather,
+    Interpolate,
+    Linear,
+    Pool,
+    Program,
+    Reshape,
+    RowWise,
+    Scale,
+)
 from fastsparse.engine.serial import to_plain
 from tests.engine.networks import NETWORKS, network
 from tests.engine.test_graphs import PROGRAMS, Graph
@@ -150,7 +161,7 @@ def test_programs_end_with_what_can_be_run(name):
     model, shape = network(name)
     program = optimised(program_of(model, shape))
     for node in program.nodes:
-        assert isinstance(node.operator, Conv | Linear | Pool | Reshape | RowWise | Gather)
+        assert isinstance(node.operator, Conv | Linear | Interpolate | Pool | Reshape | RowWise | Gather)
         assert not isinstance(node.operator, Scale)
     written = set(program.inputs)
     for node in program.nodes:
@@ -218,6 +229,24 @@ def test_a_product_of_joined_images_copies_nothing():
     np.testing.assert_array_equal(
         np.hstack([node.operator.weight.toarray() for node in found.nodes[1:]]), read.weight.toarray()
     )
+
+
+def test_products_go_in_front_of_interpolation_where_that_costs_less():
+    def layers(channels, side=1, activation="relu", scale=2):
+        conv = nn.SparseConv2d(4, channels, side, padding=side // 2, sparsity=0, activation=activation, rng=0)
+        return nn.Upsample(scale, "bilinear"), conv
+
+    found = optimised(program(*layers(2), nn.BatchNorm2d(2)))
+    assert kinds(found) == ["Conv", "Interpolate", "Conv"]  # the norm is behind the activation
+    assert found.shapes[found.nodes[0].output] == (2, 6, 6)
+    assert [node.operator.activation for node in found.nodes] == [None, "relu", None]
+    found = optimised(program(*layers(2, activation="gelu")))
+    assert kinds(found) == ["Conv", "Interpolate", "Conv"]  # the kernel has no such epilogue
+    assert [node.operator.activation for node in found.nodes] == [None, None, "gelu"]
+    for stays in (layers(8), layers(2, side=3), layers(4, scale=1)):
+        assert kinds(optimised(program(*stays))) == ["Interpolate", "Conv"]
+    read_twice = nn.Residual(nn.Sequential(layers(4)[1]))
+    assert kinds(optimised(program(layers(4)[0], read_twice)))[0] == "Interpolate"
 
 
 def test_norms_and_activations_go_in_front_of_gathers_into_the_product():

@@ -16,7 +16,7 @@ from tests.checking import target
 from tests.kernels.support import Guarded, lanes_of, target_of, unit
 
 
-def _planes(images, channels, spatial, pads, dtype):
+def planes_in_nan(images, channels, spatial, pads, dtype):
     """Memory of NaN, the images in it, and where they are."""
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, pads, strict=True))
     memory, size = Guarded((images, channels, *padded), dtype), np.dtype(dtype).itemsize
@@ -42,8 +42,8 @@ def _check(side, stride, spatial, pads, rng, dtype, on, activation=None, bias=Tr
     )  # fmt: skip
     assert depthwise.serves(g, W)
     b = rng.standard_normal(channels).astype(dtype) if bias else None
-    x_memory, x, x_planes = _planes(images, channels, spatial, ((1, 0), (0, 2)), dtype)
-    memory, y, y_planes = _planes(images, channels, out, ((0, 1), (2, 1)), dtype)
+    x_memory, x, x_planes = planes_in_nan(images, channels, spatial, ((1, 0), (0, 2)), dtype)
+    memory, y, y_planes = planes_in_nan(images, channels, out, ((0, 1), (2, 1)), dtype)
     x[...] = rng.standard_normal(x.shape)
     added = rng.standard_normal(y.shape).astype(dtype) if residual else None
     if added is not None:

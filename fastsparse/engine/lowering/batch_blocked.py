@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
-from fastsparse.engine.program import Conv, Gate, Gather, Linear, Node, Pool, Program, Reshape
+from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
-from fastsparse.ops import gates, pooling, spatial_tiles
+from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
@@ -226,6 +226,10 @@ class _Lowering:
         if isinstance(op, Pool):
             launch = pooling.prepare_blocked(op.kind, op.windows, x, y, count, self.target)
             return Step(node.name, f"{op.kind} pool batch-blocked", node, sources, result, launch)
+        operands = ("x", "residual", "y") if len(sources) > 1 else ("x", "y")
+        if isinstance(op, Interpolate):
+            launch = interpolation.prepare_blocked(x, y, op.scale, op.activation, count, self.target)
+            return Step(node.name, "interpolation batch-blocked", node, sources, result, launch, operands)
         if isinstance(op, Gather):
             launch = self._gather(op, self.planes[self.roots[node.inputs[0]]], y, count)
             return Step(node.name, "gather batch-blocked", node, sources, result, launch)
@@ -244,7 +248,6 @@ class _Lowering:
             batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
         )  # fmt: skip
         kernel = f"spmm batch-blocked, tile {weight.plan.tiles.width}"
-        operands = ("x", "residual", "y") if len(sources) > 1 else ("x", "y")
         return Step(node.name, kernel, node, sources, result, launch, operands)
 
     def _gather(self, op: Gather, x: BlockedPlanes, y: BlockedPlanes, count: int) -> Launch:

@@ -21,6 +21,7 @@ from fastsparse.engine.program import (
     Conv,
     Gate,
     Gather,
+    Interpolate,
     LayerNorm,
     Linear,
     Node,
@@ -30,7 +31,7 @@ from fastsparse.engine.program import (
     RowWise,
 )
 from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
-from fastsparse.ops import attention, gates, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
+from fastsparse.ops import attention, gates, interpolation, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
@@ -147,6 +148,8 @@ class Lowering:
             self._gate(node)
         elif isinstance(op, Gather):
             self._rearrange(node, op)
+        elif isinstance(op, Interpolate):
+            self._interpolate(node, op)
         else:
             assert isinstance(op, Linear)
             (self._spmv if self.batch == op.rows == 1 else self._linear)(node, op)
@@ -317,6 +320,22 @@ class Lowering:
         )
         source = self._get(t, "plain", node)
         self._add(node.name, "gather", node, (source,), self._target(node.output, "plain"), launch)
+
+    def _interpolate(self, node: Node, op: Interpolate) -> None:
+        """Append the step of an interpolation, in the user's layout."""
+        t, added = self.roots[node.inputs[0]], node.residual
+        residual = None if added is None else self._get(self.roots[added], "plain", node)
+        source, target = self._get(t, "plain", node), self._target(node.output, "plain")
+        self._add_interpolation(node, op, self._plain(t), source, residual, self._plain(node.output), target)
+
+    def _add_interpolation(
+        self, node: Node, op: Interpolate, x: PaddedPlanes, source: Place, residual: Place | None, y: PaddedPlanes,
+        target: Place,
+    ) -> None:  # fmt: skip
+        launch = interpolation.prepare(x, y, op.scale, op.activation, self.images, self.target)
+        sources = (source,) if residual is None else (source, residual)
+        operands = ("x", "y") if residual is None else ("x", "residual", "y")
+        self._add(node.name, "interpolation", node, sources, target, launch, operands)
 
     def _add_gate(
         self, node: Node, where: str, x: gates.Image, source: Place, gate: gates.Image, gate_source: Place,

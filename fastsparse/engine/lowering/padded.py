@@ -17,7 +17,7 @@ from fastsparse.csr import CSR
 from fastsparse.engine import split
 from fastsparse.engine.lowering.images import Lowering, name_before
 from fastsparse.engine.lowering.weights import PackedWeight, packed, planned
-from fastsparse.engine.program import Conv, Gather, Linear, Node, Pool, Program, RowWise
+from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Node, Pool, Program, RowWise
 from fastsparse.engine.schedule import Place, Zeros
 from fastsparse.ops import depthwise
 from fastsparse.ops.conv import plan_between_padded, plan_padded
@@ -237,6 +237,14 @@ class _PaddedLowering(Lowering):
         source = self._get(t, have, node)
         target = self._target(node.output, form)
         self._pool_planes(node, op, self._planes(t, have), source, self._planes(node.output, form), target)
+
+    def _interpolate(self, node: Node, op: Interpolate) -> None:
+        t, form = self.roots[node.inputs[0]], self._written(node)
+        residual = None if node.residual is None else self._get(self.roots[node.residual], form, node)
+        have = "planes" if (t, "planes") in self.forms else "plain"
+        source, y = self._get(t, have, node), self._planes(node.output, form)
+        target = self._target(node.output, form, residual)
+        self._add_interpolation(node, op, self._planes(t, have), source, residual, y, target)
 
     def _gate(self, node: Node) -> None:
         t, g, form = self.roots[node.inputs[0]], self.roots[node.inputs[1]], self._written(node)
