@@ -328,7 +328,7 @@ def _takes_residual(node: Node | None, activation: str | None = None) -> bool:
     return (
         node is not None
         and isinstance(node.operator, Conv | Linear | Interpolate)
-        and (takes(activation) or not isinstance(node.operator, Interpolate))
+        and (not isinstance(node.operator, Interpolate) or takes(activation))
         and node.operator.activation is None
         and node.residual is None
     )
