@@ -25,7 +25,7 @@ def interleaved(
     rounds: tuple[int, int] = (3, 15),
     seconds: float = 1.0,
     block: float = 0.003,
-    pause: float = 0.0,
+    pause: float | Mapping[str, float] = 0.0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call, one entry for each round that a call took part in.
@@ -41,8 +41,9 @@ def interleaved(
         For everything; exceeded where the fewest rounds take longer.
     block : float
         A measurement is the mean of calls that take about so many seconds, after untimed ones that take as long.
-    pause : float
-        Seconds of rest before each measurement: threads of other libraries stop waiting for work.
+    pause : float, or mapping of name to float
+        Seconds of rest before each measurement, or before those of some calls: threads of other libraries stop waiting
+        for work.
     clock : callable
         Wall clock, or processor time where the machine does something else as well.
 
@@ -61,7 +62,7 @@ def interleaved(
         for name, call in calls.items():
             if turn >= fewest and spent[name] > seconds / len(calls):
                 continue
-            time.sleep(pause)
+            time.sleep(pause.get(name, 0.0) if isinstance(pause, Mapping) else pause)
             begin = clock()
             if once[name] < _LONG:
                 while clock() - begin < block:
