@@ -19,7 +19,7 @@ class Options:
 
     seeds: int = 1
     seed: int = 0
-    epochs: int = 12
+    epochs: int = 8
     threads: int | None = None
     report: Path = Path("fastsparse-demo.html")
     rounds: int = 5
