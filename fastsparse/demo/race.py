@@ -89,7 +89,9 @@ def race_in_chunks(engine: Engine, stages: Sequence[Stage], x: Images, rounds: i
     return best, ratio(times[str(best)], times[OURS])
 
 
-def _interleaved(calls: dict[str, Callable[[], object]], rounds: int, pause: Mapping[str, float]) -> dict[str, list[float]]:
+def _interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, pause: Mapping[str, float]
+) -> dict[str, list[float]]:
     return interleaved(calls, rounds=(rounds, rounds), block=_BLOCK, pause=pause)
 
 
