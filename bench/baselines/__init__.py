@@ -53,12 +53,14 @@ def torch_on(threads: int) -> Any:
     return torch
 
 
-def onnx_session(model: str | bytes, threads: int) -> Any:
+def onnx_session(model: str | bytes, threads: int, optimised: bool = True) -> Any:
     """A session of onnxruntime for a file or a serialised model; it says nothing of what it finds odd there."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

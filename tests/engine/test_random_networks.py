@@ -31,8 +31,8 @@ BLOCK = 20
 def test_engines_of_random_layers_are_right_in_every_layout(first):
     """Contracts R1, R3, R7 and R8; a longer run is a command, `python -m bench.fuzz_networks`."""
     for number in range(first, first + BLOCK):
-        network = bench.drawn(SEED, number, False)
-        wrong = bench.failure(network, SEED, number, False)
+        network = bench.drawn(SEED, number, "layers")
+        wrong = bench.failure(network, SEED, number, "layers")
         assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
 
 
@@ -42,8 +42,8 @@ def test_engines_of_random_layers_are_right_in_every_layout(first):
 def test_engines_of_random_onnx_models_are_right(first):
     pytest.importorskip("onnx")
     for number in range(first, first + 2 * BLOCK):
-        network = bench.drawn(SEED, number, True)
-        wrong = bench.failure(network, SEED, number, True)
+        network = bench.drawn(SEED, number, "onnx")
+        wrong = bench.failure(network, SEED, number, "onnx")
         assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
 
 
@@ -73,9 +73,9 @@ BEHIND = {
 
 @pytest.mark.R7
 def test_what_nobody_has_written_is_found(monkeypatch):
-    assert not bench.failure(BEHIND, 0, 0, False)
+    assert not bench.failure(BEHIND, 0, 0, "layers")
     monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
-    assert "wrong" in bench.failure(BEHIND, 0, 0, False, tries=2)
+    assert "wrong" in bench.failure(BEHIND, 0, 0, "layers", tries=2)
 
 
 def test_a_network_that_fails_is_made_smaller():

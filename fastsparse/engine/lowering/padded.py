@@ -79,10 +79,11 @@ class _PaddedLowering(Lowering):
         return "plain" if unread or pooled or features or t in self.whole else "planes"
 
     def _on_vectors(self, node: Node) -> bool:
-        """Whether a node is a convolution of one image of one position, which is an SpMV."""
-        geometry = node.operator.geometry if isinstance(node.operator, Conv) else None
-        alone = geometry is not None and geometry.groups == 1 and not {*geometry.spatial, *geometry.kernel} - {1}
-        return alone and self.images == 1 and geometry is not None and geometry.positions == 1
+        """Whether a node is a convolution of one image of one position, which is an SpMV unless it reads padding."""
+        if not isinstance(node.operator, Conv) or self.images != 1:
+            return False
+        g = node.operator.geometry
+        return g.groups == g.positions == 1 == max(*g.spatial, *g.kernel) and not any(front for front, _ in g.padding)
 
     def _memory_of(self, t: int) -> tuple[int, Zeros | None, int]:
         planes, images = self._in_planes(t), self.images

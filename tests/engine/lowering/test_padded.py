@@ -64,3 +64,18 @@ def test_channels_in_groups_give_the_same_bits(window, activation, rng):
 def test_products_of_one_position_are_vectors(rng):
     model = _model({"kernel_size": 3, "padding": 1}, "silu")
     assert [row.kernel for row in fs.compile(model, (1, 3, 8, 8), tune=False).report().rows].count("spmv") == 2
+
+
+@pytest.mark.R7
+@pytest.mark.R8
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_windows_that_see_padding_alone(size, stride):
+    x = np.ones((1, 2, size), np.float32)
+    for padding in [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (3, 0)]:
+        for kernel in (1, 2):
+            if size + sum(padding) >= kernel:
+                layer = nn.SparseConv1d(2, 3, kernel, stride, (padding,), sparsity=0.3, bias=False, rng=0)
+                model = nn.Sequential(layer).eval()
+                y = fs.compile(model, x.shape, tune=False)(x)
+                np.testing.assert_allclose(y, model(x), rtol=1e-5, err_msg=f"padding {padding}, kernel {kernel}")

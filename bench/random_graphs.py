@@ -1,0 +1,606 @@
+"""Random ONNX graphs of what the kernels run and what they leave to the library, for `bench.fuzz_networks`.
+
+A graph is plain data, {"seed": 5, "steps": [0, 1, 4]}: every step adds a few nodes behind one of the last tensors and
+draws by itself, so that steps can be left out and the others stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.random_networks import windows_out
+
+Array = NDArray[Any]
+Graph = dict[str, Any]
+Shape = tuple[int, ...]
+Made = tuple[str, Shape]  # a tensor and its shape without the batch axis
+MOST_STEPS = 9
+MOST_NUMBERS = 12_000  # of one sample
+KINDS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
+_SIMPLE = (
+    "Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "HardSigmoid", "Elu", "Selu", "Softplus", "Softsign", "Abs",
+    "Neg", "Identity", "Sin", "Erf", "Dropout", "Softmax", "Celu", "Mish", "Gelu", "ThresholdedRelu",
+)  # fmt: skip
+_SINCE = {"Mish": 18, "Gelu": 20}
+
+
+def random_graph(rng: np.random.Generator) -> Graph:
+    """Draw a graph."""
+    return {"seed": int(rng.integers(2**31)), "steps": list(range(int(rng.integers(1, MOST_STEPS + 1))))}
+
+
+def as_float32(model: Any) -> Any:
+    """The model in float32, for libraries that have few operators in other types."""
+    other = {KINDS["float64"], KINDS["float16"]}
+    if model.graph.input[0].type.tensor_type.elem_type not in other:
+        return model
+    found = type(model)()
+    found.CopyFrom(model)
+
+    def cast(tensor: Any) -> None:
+        if tensor.data_type in other:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    def cast_graph(graph: Any) -> None:
+        for tensor in graph.initializer:
+            cast(tensor)
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.elem_type = KINDS["float32"]
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i in other:
+                    attribute.i = KINDS["float32"]
+                cast(attribute.t)
+                if attribute.HasField("g"):
+                    cast_graph(attribute.g)
+
+    cast_graph(found.graph)
+    return found
+
+
+class Builder:
+    """The model that a graph stands for.
+
+    Attributes
+    ----------
+    model : ModelProto
+    shapes : dict of str to tuple of int
+        Of one sample of each input.
+    open : whether the images' sizes are open, too.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.rng = rng = np.random.default_rng(graph["seed"])
+        self.dtype = str(rng.choice(["float32"] * 8 + ["float64", "float16"]))
+        self.opset = int(rng.choice([13, 14, 17, 18, 20, 20, 21]))
+        axes = int(rng.choice([0, 1, 1, 2, 2, 2, 2, 3]))
+        most = {0: 1, 1: 24, 2: int(rng.choice([8, 20, 40])), 3: 7}[axes]
+        shape = (int(rng.integers(1, 40 if axes == 0 else 9)), *(int(n) for n in rng.integers(1, most + 1, axes)))
+        self.shapes = {"x": shape, **({"z": shape} if rng.random() < 0.2 else {})}
+        self.open = bool(axes and rng.random() < 0.15)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.sparse: list[Any] = []
+        self.weights: list[tuple[Shape, str]] = []
+        self.tensors: list[Made] = list(self.shapes.items())
+        whole = np.random.default_rng([graph["seed"], 1])
+        for step in graph["steps"]:
+            self.rng = np.random.default_rng([graph["seed"], 2, step])
+            self._step()
+        self.model = self._finished(whole)
+
+    def _finished(self, rng: np.random.Generator) -> Any:
+        results = [self.tensors[-1][0]]
+        results += [name for name, _ in self.tensors[:-1] if rng.random() < 0.1 and name not in (*results, "x", "z")]
+        batch = "N" if rng.random() < 0.8 else None
+        sources = []
+        for name, shape in self.shapes.items():
+            sizes = [shape[0], *(f"size{i}" for i in range(len(shape) - 1))] if self.open else list(shape)
+            sources.append(helper.make_tensor_value_info(name, KINDS[self.dtype], [batch, *sizes]))
+        targets = [helper.make_tensor_value_info(name, KINDS[self.dtype], None) for name in results]
+        graph = helper.make_graph(
+            self.nodes, "graph", sources, targets, self.constants, sparse_initializer=self.sparse or None
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        model.ir_version = 8 if self.opset < 19 else 9
+        if rng.random() < 0.05 and self.constants:  # constants that a caller could replace
+            for constant in self.constants[:2]:
+                model.graph.input.append(
+                    helper.make_tensor_value_info(constant.name, constant.data_type, list(constant.dims))
+                )
+        return model
+
+    # ---------------------------------------------------------------- parts
+
+    def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """A node; its output's name, or a list of them."""
+        number = len(self.nodes)
+        names = [f"t{number}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"n{number}", **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, array: Any, dtype: Any = None) -> str:
+        """An initializer, or a node that holds it."""
+        array = np.asarray(array, dtype or self.dtype)
+        if self.rng.random() < 0.05:
+            return str(self.add("Constant", value=numpy_helper.from_array(array)))
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
+        return name
+
+    def integers(self, *numbers: int) -> str:
+        return self.constant(np.array(numbers), "int64")
+
+    def one(self, *among: Any) -> Any:
+        return among[int(self.rng.integers(len(among)))]
+
+    def numbers(self, shape: Shape, scale: float = 1.0) -> Array:
+        return self.rng.standard_normal(shape) * scale
+
+    def weight(self, *shape: int) -> str:
+        """A weight in one of the ways that files have them; one of the same shape may be used again."""
+        known = [name for size, name in self.weights if size == shape]
+        if known and self.rng.random() < 0.3:
+            return str(self.one(*known))
+        sparsity = float(self.one(0.0, 0.5, 0.8, 0.8, 0.95, 1.0))
+        fan = max(1.0, math.prod(shape[1:]) * (1 - sparsity))
+        array = np.where(self.rng.random(shape) < sparsity, 0, self.numbers(shape, fan**-0.5))
+        name = self._stored(array, int(self.rng.integers(12)))
+        self.weights.append((shape, name))
+        return name
+
+    def _stored(self, array: Array, how: int) -> str:
+        if how == 0 and array.ndim == 2:
+            return str(self.add("Transpose", self.constant(array.T), perm=[1, 0]))
+        if how == 1 and self.dtype == "float32":
+            kind = self.one("float16", "float64")
+            return str(self.add("Cast", self.constant(array, kind), to=KINDS[self.dtype]))
+        if how == 2:
+            return str(self.add("Reshape", self.constant(array.reshape(-1)), self.integers(*array.shape)))
+        if how == 3:
+            return str(self.add("Mul", self.constant(array), self.constant(0.5)))
+        if how == 4 and self.dtype == "float32" and abs(array).max(initial=0) > 0:
+            scale = abs(array).max() / 100
+            quantised = self.constant(np.round(array / scale), "int8")
+            return str(self.add("DequantizeLinear", quantised, self.constant(scale), self.constant(0, "int8")))
+        if how == 5 and self.dtype == "float32":
+            flat, name = array.astype(self.dtype).ravel(), f"s{len(self.sparse)}"
+            places = np.flatnonzero(flat)
+            values = numpy_helper.from_array(flat[places], name)
+            indices = numpy_helper.from_array(places.astype(np.int64), f"{name}_indices")
+            self.sparse.append(helper.make_sparse_tensor(values, indices, list(array.shape)))
+            return name
+        if how == 6:
+            return str(self.add("Identity", self.constant(array)))
+        return self.constant(array)
+
+    def bias(self, size: int) -> list[str]:
+        return [self.constant(self.numbers((size,)))] if self.rng.random() < 0.6 else []
+
+    # ---------------------------------------------------------------- steps
+
+    def _step(self) -> None:
+        name, shape = self.tensors[-1 - int(self.rng.integers(min(3, len(self.tensors))))]
+        kinds: list[Callable[[str, Shape], Made | None]] = [
+            self._activation, self._activation, self._scale, self._scale, self._join, self._join, self._concat,
+            self._split, self._slice, self._reduce, self._transposed, self._cast, self._branch, self._product,
+            self._normalised, self._padded, self._flattened,
+        ]  # fmt: skip
+        if len(shape) == 1:
+            kinds += [self._gemm] * 5
+        if len(shape) == 2:
+            kinds += [self._attention, self._recurrent, self._recurrent, self._gather, self._product, self._product]
+        if len(shape) > 1:
+            kinds += [self._conv] * 6 + [self._deconv, self._batch_norm, self._batch_norm]
+        if len(shape) == 3:
+            kinds += [self._pool] * 4 + [self._squeeze] * 2 + [self._resize, self._shuffle, self._pixels]
+        made = self.one(*kinds)(name, shape)
+        if made is not None and min(made[1], default=1) >= 1 and math.prod(made[1]) <= MOST_NUMBERS:
+            self.tensors.append(made)
+
+    def _activation(self, x: str, shape: Shape) -> Made | None:
+        number = self.constant
+        kind = int(self.rng.integers(8))
+        if kind == 0:  # by erf
+            root = self.one(self.add("Div", x, number(math.sqrt(2))), self.add("Mul", x, number(math.sqrt(0.5))))
+            one = self.add("Add", *self._either(self.add("Erf", root), number(1)))
+            half = self.one(self.add("Mul", x, number(0.5)), self.add("Div", x, number(2)))
+            y = self.one(self.add("Mul", half, one), self.add("Mul", self.add("Mul", one, x), number(0.5)))
+        elif kind == 1:  # by tanh
+            cube = self.one(self.add("Pow", x, number(3)), self.add("Mul", self.add("Mul", x, x), x))
+            inner = self.add("Add", *self._either(x, self.add("Mul", cube, number(0.044715))))
+            tanh = self.add("Tanh", self.add("Mul", inner, number(math.sqrt(2 / math.pi))))
+            y = self.add("Mul", self.add("Mul", x, number(0.5)), self.add("Add", tanh, number(1)))
+        elif kind == 2:
+            scaled = x if self.rng.random() < 0.7 else self.add("Mul", x, number(1.702))
+            y = self.add("Mul", *self._either(x, self.add("Sigmoid", scaled)))
+        elif kind == 3:
+            shifted = self.add("Add", *self._either(x, number(3)))
+            inner = self.add("Clip", shifted, number(0), number(self.one(6, 6, 5)))
+            y = self.add("Mul", self.add("Div", inner, number(6)), x)
+        elif kind == 4:
+            low, high = self.one((0, 6), (0, 1), (-1, 1), (0, None), (None, 2), (None, None), (2, 3))
+            limits = ["" if n is None else number(n) for n in (low, high)]
+            y = self.add("Clip", x, *limits)
+        elif kind == 5:
+            slope = self.numbers((shape[0], *[1] * (len(shape) - 1))) if self.rng.random() < 0.5 else self.numbers((1,))
+            y = self.add("PRelu", x, self.constant(slope))
+        else:
+            op = str(self.one(*_SIMPLE))
+            more: dict[str, Any] = {}
+            if self.opset < _SINCE.get(op, 0) or (op == "Celu" and self.dtype != "float32"):
+                op = "Relu"
+            if op in ("LeakyRelu", "Elu", "ThresholdedRelu") and self.rng.random() < 0.7:
+                more["alpha"] = float(self.one(0.01, 0.1, 0.3, 1.0))
+            if op == "HardSigmoid":
+                more = {"alpha": float(self.one(1 / 6, 0.2, 0.3)), "beta": float(self.one(0.5, 0.4))}
+            if op == "Softmax":
+                more["axis"] = int(self.one(-1, 1))
+            if op == "Gelu":
+                more["approximate"] = self.one("none", "tanh")
+            y = self.add(op, x, **more)
+        return y, shape
+
+    def _either(self, a: str, b: str) -> tuple[str, str]:
+        return (a, b) if self.rng.random() < 0.5 else (b, a)
+
+    def _scale(self, x: str, shape: Shape) -> Made | None:
+        """With constants of every shape that broadcasts."""
+        rank = len(shape)
+        sizes = self.one(
+            (), (1,), (1,) * rank, (shape[0], *[1] * (rank - 1)), (1, shape[0], *[1] * (rank - 1)), shape[-1:], shape,
+            (1, *shape), (*shape[:-1], 1),
+        )  # fmt: skip
+        array = self.rng.uniform(0.5, 1.5, sizes) * self.one(1, 1, -1)
+        op = str(self.one("Add", "Mul", "Sub", "Div", "Pow" if self.dtype == "float32" else "Add", "Max", "Min"))
+        if op == "Pow":
+            return self.add("Pow", x, self.constant(2.0)), shape
+        operands = (x, self.constant(array)) if op == "Div" else self._either(x, self.constant(array))
+        return self.add(op, *operands), shape
+
+    def _same(self, x: str, shape: Shape) -> list[str]:
+        return [n for n, s in self.tensors if s == shape and n != x]
+
+    def _join(self, x: str, shape: Shape) -> Made | None:
+        others = [*self._same(x, shape), x]
+        other = str(self.one(*others))
+        op = str(self.one("Add", "Add", "Add", "Mul", "Sub", "Max", "Sum", "Mean", "Where"))
+        if op in ("Sum", "Mean") and self.rng.random() < 0.5:
+            return self.add(op, x, other, str(self.one(*others))), shape
+        if op == "Where":
+            return self.add("Where", self.add("Greater", x, other), x, self.constant(0.5)), shape
+        y = self.add(op, *self._either(x, other))
+        return (self.add("Relu", y) if self.rng.random() < 0.4 else y), shape
+
+    def _concat(self, x: str, shape: Shape) -> Made | None:
+        axis = int(self.rng.integers(len(shape)))
+        others = [(n, s) for n, s in self.tensors if (*s[:axis], *s[axis + 1 :]) == (*shape[:axis], *shape[axis + 1 :])
+                  and len(s) == len(shape)]  # fmt: skip
+        some = [self.one(*others) for _ in range(int(self.rng.integers(1, 3)))]
+        y = (*shape[:axis], shape[axis] + sum(s[axis] for _, s in some), *shape[axis + 1 :])
+        names = [x, *(n for n, _ in some)]
+        return self.add("Concat", *names, axis=axis + 1 - (len(shape) + 1) * int(self.rng.random() < 0.3)), y
+
+    def _split(self, x: str, shape: Shape) -> Made | None:
+        axis = int(self.rng.integers(len(shape)))
+        if shape[axis] < 2:
+            return None
+        first = int(self.rng.integers(1, shape[axis]))
+        both = self.add("Split", x, self.integers(first, shape[axis] - first), outputs=2, axis=axis + 1)
+        sizes = [(*shape[:axis], n, *shape[axis + 1 :]) for n in (first, shape[axis] - first)]
+        self.tensors.append((both[0], sizes[0]))
+        return both[1], sizes[1]
+
+    def _slice(self, x: str, shape: Shape) -> Made | None:
+        axis = int(self.rng.integers(len(shape)))
+        n, step = shape[axis], int(self.one(1, 1, 2, -1))
+        if self.open and axis:
+            return None
+        start, end = sorted(int(i) for i in self.rng.integers(0, n + 1, 2))
+        if start == end:
+            return None
+        kept = len(range(start, end, abs(step)))
+        bounds = (start, end) if step > 0 else (end - 1, start - 1 if start else -n - 1)
+        y = self.add("Slice", x, *(self.integers(v) for v in (*bounds, axis + 1, step)))
+        return y, (*shape[:axis], kept, *shape[axis + 1 :])
+
+    def _reduce(self, x: str, shape: Shape) -> Made | None:
+        op, axes = str(self.one("ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2")), [len(shape)]
+        if len(shape) == 3 and self.rng.random() < 0.7:
+            axes = [2, 3] if self.rng.random() < 0.7 else [-1, -2]
+        keep = bool(self.rng.random() < 0.5)
+        by_input = self.opset >= 18 or op == "ReduceSum"
+        more = [self.integers(*axes)] if by_input else []
+        y = self.add(op, x, *more, keepdims=int(keep), **({} if by_input else {"axes": axes}))
+        gone = {a % (len(shape) + 1) for a in axes}
+        kept = tuple(1 if i + 1 in gone else n for i, n in enumerate(shape) if keep or i + 1 not in gone)
+        return (y, kept) if kept else None
+
+    def _transposed(self, x: str, shape: Shape) -> Made | None:
+        """And back, or not."""
+        if len(shape) < 2:
+            return None
+        order = [int(n) for n in self.rng.permutation(len(shape))]
+        y = self.add("Transpose", x, perm=[0, *(n + 1 for n in order)])
+        turned = tuple(shape[n] for n in order)
+        if self.rng.random() < 0.5:
+            return None if self.open else (y, turned)
+        y = self.add(str(self.one("Relu", "Sigmoid", "Identity")), y)
+        return self.add("Transpose", y, perm=[0, *(order.index(n) + 1 for n in range(len(shape)))]), shape
+
+    def _cast(self, x: str, shape: Shape) -> Made | None:
+        other = self.one(*(kind for kind in ("float32", "float64") if kind != self.dtype))
+        y = self.add("Relu", self.add("Cast", x, to=KINDS[other]))
+        return self.add("Cast", y, to=KINDS[self.dtype]), shape
+
+    def _branch(self, x: str, shape: Shape) -> Made | None:
+        """An If whose branches read what is outside, a weight among it."""
+        total = self.add("ReduceSum", x, self.integers(*range(len(shape) + 1)), keepdims=0)
+        flag = self.add("Greater", total, self.constant(0))
+        graphs = []
+        for op in self.one(("Neg", "Abs"), ("MatMul", "MatMul"), ("Relu", "MatMul")):
+            inputs = [x, self.weight(shape[-1], shape[-1])] if op == "MatMul" else [x]
+            value = helper.make_tensor_value_info(f"b{len(self.nodes)}_{len(graphs)}", KINDS[self.dtype], None)
+            node = helper.make_node(op, inputs, [value.name])
+            graphs.append(helper.make_graph([node], f"{op}{len(graphs)}", [], [value]))
+        return self.add("If", flag, then_branch=graphs[0], else_branch=graphs[1]), shape
+
+    def _product(self, x: str, shape: Shape) -> Made | None:
+        """A matrix product over the last axis, with what exporters write around it."""
+        if self.open and len(shape) > 1:
+            return None
+        out = int(self.rng.integers(1, 30))
+        y = self.add("MatMul", x, self.weight(shape[-1], out))
+        target = (*shape[:-1], out)
+        if self.rng.random() < 0.6:
+            sizes = self.one((out,), (1, out), (1,) * len(shape) + (out,), (1,), target)
+            y = self.add("Add", *self._either(y, self.constant(self.numbers(sizes))))
+        return y, target
+
+    def _gemm(self, x: str, shape: Shape) -> Made | None:
+        out, by_rows = int(self.rng.integers(1, 40)), bool(self.rng.random() < 0.6)
+        weight = self.weight(*((out, shape[0]) if by_rows else (shape[0], out)))
+        more: dict[str, Any] = {"transB": int(by_rows)}
+        if self.rng.random() < 0.3:
+            more |= {"alpha": float(self.one(0.5, 2.0, -1.0)), "beta": float(self.one(1.0, 0.0, 0.3))}
+        sizes = self.one(None, (out,), (out,), (1, out), (1,), ())
+        bias = [] if sizes is None else [self.constant(self.numbers(sizes))]
+        return self.add("Gemm", x, weight, *bias, **more), (out,)
+
+    def _flattened(self, x: str, shape: Shape) -> Made | None:
+        if len(shape) < 2 or self.open:
+            return None
+        count = math.prod(shape)
+        kind = int(self.rng.integers(4))
+        if kind == 0:
+            return self.add("Flatten", x), (count,)
+        if kind == 1:
+            return self.add("Reshape", x, self.integers(0, -1)), (count,)
+        if kind == 2:
+            y = self.add("Reshape", x, self.integers(0, shape[0], -1))
+            return y, (shape[0], count // shape[0])
+        y = self.add("Reshape", x, self.integers(-1, shape[-1]))  # rows of all samples
+        y = self.add("MatMul", y, self.weight(shape[-1], 5))
+        return self.add("Reshape", y, self.integers(-1, *shape[:-1], 5)), (*shape[:-1], 5)
+
+    def _normalised(self, x: str, shape: Shape) -> Made | None:
+        kind = int(self.rng.integers(4))
+        if self.open and kind != 1:
+            return None
+        if kind == 0 and self.opset >= 17:
+            scale = [self.constant(self.rng.uniform(0.5, 1.5, shape[-1:])), *self.bias(shape[-1])]
+            return self.add("LayerNormalization", x, *scale, axis=-1), shape
+        if kind == 1 and len(shape) > 1:
+            numbers = [self.constant(self.rng.uniform(0.5, 1.5, shape[0])), self.constant(self.numbers(shape[:1]))]
+            return self.add("InstanceNormalization", x, *numbers, epsilon=1e-3), shape
+        if kind == 2 and len(shape) == 3:
+            return self.add("LRN", x, size=3), shape
+        if kind == 3 and self.opset < 18:
+            centred = self.add("Sub", x, self.add("ReduceMean", x, axes=[-1]))
+            variance = self.add("ReduceMean", self.add("Mul", centred, centred), axes=[-1])
+            root = self.add("Sqrt", self.add("Add", variance, self.constant(1e-3)))
+            return self.add("Mul", self.add("Div", centred, root), self.constant(self.numbers(shape[-1:]))), shape
+        return None
+
+    def _padded(self, x: str, shape: Shape) -> Made | None:
+        pads = [[0, 0], *([int(n) for n in self.rng.integers(0, 3, 2)] for _ in shape)]
+        if self.rng.random() < 0.7:
+            pads[1] = [0, 0]
+        mode = str(self.one("constant", "constant", "edge", "reflect"))
+        if mode == "reflect" and any(max(pair) >= n for pair, n in zip(pads[1:], shape, strict=True)):
+            return None
+        value = [self.constant(self.one(0, 0, 0.5))] if mode == "constant" else []
+        y = self.add("Pad", x, self.integers(*(p for side in zip(*pads, strict=True) for p in side)), *value, mode=mode)
+        return y, tuple(n + sum(pair) for n, pair in zip(shape, pads[1:], strict=True))
+
+    # ---------------------------------------------------------------- sequences
+
+    def _attention(self, x: str, shape: Shape) -> Made | None:
+        """Heads by Reshape and Transpose."""
+        tokens, width = shape
+        if self.open or width > 64:
+            return None
+        heads = int(self.one(*(n for n in range(1, width + 1) if width % n == 0)))
+        parts = []
+        for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
+            part = self.add("MatMul", x, self.weight(width, width))
+            if self.rng.random() < 0.5:
+                part = self.add("Add", self.constant(self.numbers((width,))), part)
+            part = self.add("Reshape", part, self.integers(0, tokens, heads, width // heads))
+            parts.append(self.add("Transpose", part, perm=order))
+        scores = self.add("Mul", self.add("MatMul", *parts[:2]), self.constant((width // heads) ** -0.5))
+        if self.rng.random() < 0.4:
+            scores = self.add("Add", scores, self.constant(np.where(np.tri(tokens), 0, -1e4)))
+        y = self.add("Transpose", self.add("MatMul", self.add("Softmax", scores, axis=-1), parts[2]), perm=[0, 2, 1, 3])
+        y = self.add("Reshape", y, self.integers(0, tokens, width))
+        return self.add("MatMul", y, self.weight(width, width)), shape
+
+    def _recurrent(self, x: str, shape: Shape) -> Made | None:
+        tokens, width = shape
+        if self.open or self.dtype == "float16":
+            return None
+        op, hidden = str(self.one("LSTM", "GRU", "RNN")), int(self.rng.integers(1, 20))
+        direction, rows = str(self.one("forward", "reverse", "bidirectional")), {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+        ways = 1 + (direction == "bidirectional")
+        inputs = [self.add("Transpose", x, perm=[1, 0, 2]), self.weight(ways, rows * hidden, width)]
+        inputs.append(self.weight(ways, rows * hidden, hidden))
+        inputs += [self.constant(self.numbers((ways, 2 * rows * hidden)))] if self.rng.random() < 0.7 else []
+        more: dict[str, Any] = {"linear_before_reset": int(self.rng.random() < 0.8)} if op == "GRU" else {}
+        if op == "RNN" and self.rng.random() < 0.4:
+            more["activations"] = ["Relu"] * ways
+        several = 1 + (op == "LSTM")
+        made = self.add(op, *inputs, outputs=1 + several, hidden_size=hidden, direction=direction, **more)
+        if self.rng.random() < 0.3:
+            return self.add("Reshape", self.add("Transpose", made[-1], perm=[1, 0, 2]), self.integers(0, -1)), (
+                ways * hidden,
+            )
+        y = self.add("Transpose", made[0], perm=[2, 0, 1, 3])
+        return self.add("Reshape", y, self.integers(0, tokens, ways * hidden)), (tokens, ways * hidden)
+
+    def _gather(self, x: str, shape: Shape) -> Made | None:
+        axis = int(self.rng.integers(2))
+        if self.open:
+            return None
+        chosen = self.rng.integers(-shape[axis], shape[axis], int(self.rng.integers(1, 6)))
+        y = self.add("Gather", x, self.integers(*map(int, chosen)), axis=axis + 1)
+        return y, (*shape[:axis], len(chosen), *shape[axis + 1 :])
+
+    # ---------------------------------------------------------------- images, signals, volumes
+
+    def _conv(self, x: str, shape: Shape) -> Made | None:
+        channels, *spatial = shape
+        axes = len(spatial)
+        kernel = [int(self.one(1, 1, 2, 3, 3, 5)) for _ in spatial]
+        if self.rng.random() < 0.6:
+            kernel = [kernel[0]] * axes
+        stride = [int(self.one(1, 1, 1, 2, 3)) for _ in spatial]
+        dilation = [int(self.one(1, 1, 1, 1, 2)) for _ in spatial]
+        pads = [[int(n) for n in self.rng.integers(0, self.one(1, 2, 3), 2)] for _ in spatial]
+        auto = str(self.one(*["NOTSET"] * 6, "SAME_UPPER", "SAME_LOWER", "VALID"))
+        if auto.startswith("SAME"):
+            dilation = [1] * axes
+            sizes = [-(-n // s) for n, s in zip(spatial, stride, strict=True)]
+        else:
+            pads = [[0, 0]] * axes if auto == "VALID" else pads
+            geometry = zip(spatial, kernel, stride, pads, dilation, strict=True)
+            sizes = [windows_out(*each) for each in geometry]
+        groups = int(self.one(1, 1, 1, channels, *(g for g in range(1, channels + 1) if channels % g == 0)))
+        out = groups * int(self.rng.integers(1, 4 if groups > 1 else 13))
+        if min(sizes) < 1 or (self.open and math.prod(sizes) == 0):
+            return None
+        how: dict[str, Any] = {"auto_pad": auto}
+        if auto == "NOTSET":
+            how = {"pads": [p for side in zip(*pads, strict=True) for p in side]}
+        weight = self.weight(out, channels // groups, *kernel)
+        y = self.add("Conv", x, weight, *self.bias(out), strides=stride, dilations=dilation, group=groups, **how)
+        return y, (out, *sizes)
+
+    def _deconv(self, x: str, shape: Shape) -> Made | None:
+        channels, *spatial = shape
+        kernel, stride = [int(self.one(1, 2, 3, 4)) for _ in spatial], [int(self.one(1, 2, 2, 3)) for _ in spatial]
+        pads = [[int(n) for n in self.rng.integers(0, min(2, k), 2)] for k in kernel]
+        more = [int(self.rng.integers(0, s)) for s in stride]
+        dilation = [int(self.one(1, 1, 1, 2)) for _ in spatial]
+        sides = zip(spatial, kernel, stride, pads, more, dilation, strict=True)
+        sizes = [(n - 1) * s + d * (k - 1) + 1 - sum(p) + m for n, k, s, p, m, d in sides]
+        groups = int(self.one(1, 1, *(g for g in range(1, channels + 1) if channels % g == 0)))
+        out = int(self.rng.integers(1, 5))
+        if min(sizes) < 1:
+            return None
+        y = self.add(
+            "ConvTranspose", x, self.weight(channels, out, *kernel), *self.bias(out * groups), strides=stride,
+            pads=[p for side in zip(*pads, strict=True) for p in side], output_padding=more, group=groups,
+            dilations=dilation,
+        )  # fmt: skip
+        return y, (out * groups, *sizes)
+
+    def _batch_norm(self, x: str, shape: Shape) -> Made | None:
+        gamma, beta, mean = (self.constant(self.numbers(shape[:1])) for _ in range(3))
+        variance = self.constant(self.rng.uniform(0.3, 2, shape[0]))
+        return self.add("BatchNormalization", x, gamma, beta, mean, variance, epsilon=1e-3), shape
+
+    def _pool(self, x: str, shape: Shape) -> Made | None:
+        op, spatial = str(self.one("MaxPool", "AveragePool")), shape[1:]
+        kernel, stride = (
+            [int(self.one(1, 2, 2, 3, 3)) for _ in spatial],
+            [int(self.one(1, 1, 2, 2, 3)) for _ in spatial],
+        )
+        pads = [[int(n) for n in self.rng.integers(0, k // 2 + 1, 2)] for k in kernel]
+        dilation = [int(self.one(1, 1, 1, 1, 2)) for _ in spatial]
+        if op == "AveragePool" and self.opset < 19:
+            dilation = [1, 1]
+        auto = str(self.one(*["NOTSET"] * 6, "SAME_UPPER", "SAME_LOWER", "VALID"))
+        ceil = bool(auto == "NOTSET" and self.rng.random() < 0.3)
+        if auto.startswith("SAME"):
+            dilation, sizes = [1, 1], [-(-n // s) for n, s in zip(spatial, stride, strict=True)]
+        else:
+            pads = [[0, 0], [0, 0]] if auto == "VALID" else pads
+            geometry = zip(spatial, kernel, stride, pads, dilation, strict=True)
+            sizes = [windows_out(*each, ceil=ceil) for each in geometry]
+        if min(sizes) < 1:
+            return None
+        how: dict[str, Any] = {"auto_pad": auto}
+        if auto == "NOTSET":
+            how = {"pads": [p for side in zip(*pads, strict=True) for p in side]}
+        if op == "AveragePool":
+            how["count_include_pad"] = int(self.rng.random() < 0.5)
+        if set(dilation) != {1}:
+            how["dilations"] = dilation
+        y = self.add(op, x, kernel_shape=kernel, strides=stride, ceil_mode=int(ceil), **how)
+        return y, (shape[0], *sizes)
+
+    def _squeeze(self, x: str, shape: Shape) -> Made | None:
+        """A gate, by convolutions or by matrix products."""
+        channels, inner = shape[0], int(self.rng.integers(1, 6))
+        g = self.add(str(self.one("GlobalAveragePool", "GlobalAveragePool", "GlobalMaxPool")), x)
+        if self.rng.random() < 0.5:
+            g = self.add("Relu", self.add("Conv", g, self.weight(inner, channels, 1, 1), *self.bias(inner)))
+            g = self.add("Conv", g, self.weight(channels, inner, 1, 1), *self.bias(channels))
+        else:
+            g = self.add("Relu", self.add("Gemm", self.add("Flatten", g), self.weight(inner, channels), transB=1))
+            g = self.add("Gemm", g, self.weight(inner, channels))
+            g = self.add("Reshape", g, self.integers(0, channels, 1, 1))
+        g = self.add(str(self.one("Sigmoid", "HardSigmoid", "Tanh", "Identity")), g)
+        return self.add(str(self.one("Mul", "Mul", "Add")), *self._either(x, g)), shape
+
+    def _resize(self, x: str, shape: Shape) -> Made | None:
+        mode = str(self.one("nearest", "linear", "cubic"))
+        where = str(self.one("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"))
+        scale = [float(self.one(1, 2, 2, 3, 0.5)) for _ in shape[1:]]
+        sizes = [int(n * s) for n, s in zip(shape[1:], scale, strict=True)]
+        if min(sizes) < 1:
+            return None
+        more = {"nearest_mode": self.one("floor", "round_prefer_floor", "ceil")} if mode == "nearest" else {}
+        if self.rng.random() < 0.5 or self.open:
+            sources = ["", self.constant([1, 1, *scale], "float32")]
+        else:
+            first = self.add("Slice", self.add("Shape", x), self.integers(0), self.integers(2))
+            sources = ["", "", self.add("Concat", first, self.integers(*sizes), axis=0)]
+        y = self.add("Resize", x, *sources, mode=mode, coordinate_transformation_mode=where, **more)
+        return y, (shape[0], *sizes)
+
+    def _shuffle(self, x: str, shape: Shape) -> Made | None:
+        """Channels of groups in turn."""
+        groups = [g for g in range(2, shape[0] + 1) if shape[0] % g == 0]
+        if not groups or self.open:
+            return None
+        g = int(self.one(*groups))
+        y = self.add("Reshape", x, self.integers(0, g, shape[0] // g, *shape[1:]))
+        y = self.add("Transpose", y, perm=[0, 2, 1, 3, 4])
+        return self.add("Reshape", y, self.integers(0, *shape)), shape
+
+    def _pixels(self, x: str, shape: Shape) -> Made | None:
+        n = int(self.one(1, 2, 2, 3))
+        if self.rng.random() < 0.5 and shape[0] % (n * n) == 0:
+            y = self.add("DepthToSpace", x, blocksize=n, mode=self.one("DCR", "CRD"))
+            return y, (shape[0] // (n * n), shape[1] * n, shape[2] * n)
+        if not self.open and shape[1] % n == 0 and shape[2] % n == 0:
+            return self.add("SpaceToDepth", x, blocksize=n), (shape[0] * n * n, shape[1] // n, shape[2] // n)
+        return None
