@@ -197,6 +197,7 @@ class Builder:
             kinds += [self._gemm] * 5
         if len(shape) == 2:
             kinds += [self._attention, self._recurrent, self._recurrent, self._gather, self._product, self._product]
+            kinds += [self._left_product]
         if len(shape) > 1:
             kinds += [self._conv] * 6 + [self._deconv, self._batch_norm, self._batch_norm]
         if len(shape) == 3:
@@ -207,8 +208,14 @@ class Builder:
 
     def _activation(self, x: str, shape: Shape) -> Made | None:
         number = self.constant
-        kind = int(self.rng.integers(8))
-        if kind == 0:  # by erf
+        kind = int(self.rng.integers(10))
+        if kind == 8:
+            y = self.add("Div", x, self.add("Add", number(1), self.add("Exp", self.add("Neg", x))))
+        elif kind == 9:
+            line = self.add("Add", self.add("Div", x, number(6)), number(0.5))
+            limited = self.add("Min", self.add("Max", line, number(0)), number(1))
+            y = self.one(limited, self.add("Mul", x, limited))
+        elif kind == 0:  # by erf
             root = self.one(self.add("Div", x, number(math.sqrt(2))), self.add("Mul", x, number(math.sqrt(0.5))))
             one = self.add("Add", *self._either(self.add("Erf", root), number(1)))
             half = self.one(self.add("Mul", x, number(0.5)), self.add("Div", x, number(2)))
@@ -363,6 +370,17 @@ class Builder:
             sizes = self.one((out,), (1, out), (1,) * len(shape) + (out,), (1,), target)
             y = self.add("Add", *self._either(y, self.constant(self.numbers(sizes))))
         return y, target
+
+    def _left_product(self, x: str, shape: Shape) -> Made | None:
+        """By a weight on the left, over the axis in front of the last one."""
+        if self.open:
+            return None
+        rows, columns = int(self.rng.integers(1, 30)), shape[1]
+        y = self.add("MatMul", self.weight(rows, shape[0]), x)
+        if self.rng.random() < 0.6:
+            sizes = self.one((rows, 1), (columns,), (1, rows, 1), (1,))
+            y = self.add("Add", *self._either(y, self.constant(self.numbers(sizes))))
+        return y, (rows, columns)
 
     def _gemm(self, x: str, shape: Shape) -> Made | None:
         out, by_rows = int(self.rng.integers(1, 40)), bool(self.rng.random() < 0.6)

@@ -126,7 +126,7 @@ class _Finder:
                 yield nodes[::-1], next(iter(waiting))
             makers = [self.producer[name] for name in waiting if name in self.producer]
             last = max(makers, key=lambda node: self.position[id(node)], default=nodes[-1])
-            if last is nodes[-1]:
+            if last is nodes[-1] or len(last.outputs) != 1:
                 return
             nodes.append(last)
             name = last.outputs[0]

@@ -93,6 +93,15 @@ def test_activations_are_known_by_what_they_compute(spelling, rng):
     _same(model, rng, (4, 8))
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_activations_behind_a_node_of_several_results(both, rng):
+    b = models.Builder()
+    first, second = b.add("Split", "x", b.constant([3, 5], "int64"), outputs=2, axis=1)
+    y = b.add("Relu", b.add("Add", second, second))
+    model = b.model({"x": [4, 8]}, [y, b.add("Neg", first)] if both else [y])
+    _same(model, rng, (4, 8))
+
+
 @pytest.mark.parametrize("constant", [0.5005, 1 / math.sqrt(2) + 1e-4])
 def test_constants_near_those_of_gelu_are_no_gelu(constant, rng):
     b = models.Builder()
