@@ -40,8 +40,6 @@ Values = dict[str, Any]
 Places = Mapping[str, int]  # addresses of tensors
 Tensors = dict[str, tuple[Shape, np.dtype[Any]]]  # their shapes and types
 Call = Callable[[Places], None]
-# Nodes whose result has the numbers of their first input in the same order; of Transpose where it moves sizes of 1.
-_SAME_NUMBERS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose")
 
 
 class Step:
@@ -274,20 +272,13 @@ class Frame:
     """Places of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
-        self.views: dict[str, str] = {}  # tensors that are others in another shape
-        self.steps: list[Step] = []
+        self.steps = plan.steps
         lives: dict[str, tuple[int, int]] = {}
-        for i, step in enumerate(plan.steps):
-            read = {self.views.get(name, name) for name in step.inputs}
-            lives.update((name, (lives[name][0], i)) for name in read if name not in plan.inputs)
-            views = {} if isinstance(step, Kernels) else _views(step, values, plan.outputs)
-            self.views |= {name: self.views.get(source, source) for name, source in views.items()}
-            if not views:
-                self.steps.append(step)
-                lives.update((name, (i, i)) for name in step.outputs)
+        for i, step in enumerate(self.steps):
+            lives.update((name, (lives[name][0], i)) for name in step.inputs if name not in plan.inputs)
+            lives.update((name, (i, i)) for name in step.outputs)
         inner = [name for name in lives if name not in plan.outputs]
-        names = (*lives, *self.views, *plan.inputs)
-        self.shapes: Tensors = {name: (values[name].shape, values[name].dtype) for name in names}
+        self.shapes: Tensors = {name: (values[name].shape, values[name].dtype) for name in (*lives, *plan.inputs)}
         offsets, self.nbytes = assign_memory([Buffer(values[name].nbytes, *lives[name]) for name in inner])
         self.offsets = dict(zip(inner, offsets))
 
@@ -300,23 +291,6 @@ class Frame:
         return whole and all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
 
 
-def _views(step: Step, values: Mapping[str, Any], results: Sequence[str]) -> dict[str, str]:
-    """What the results of a step that makes no new numbers are views of; nothing where it makes some."""
-    found: dict[str, str] = {}
-    for node in step.nodes:
-        source, known = node.inputs[0], isinstance(values.get(node.inputs[0]), np.ndarray)
-        if node.op not in _SAME_NUMBERS or not (known or (source in found and node.op != "Transpose")):
-            return {}
-        if node.op == "Transpose":
-            shape = values[source].shape
-            moved = [axis for axis in node.get("perm", range(len(shape))[::-1]) if shape[axis] != 1]
-            if moved != sorted(moved):
-                return {}
-        found[node.outputs[0]] = found.get(source, source)
-    wanted = {name: found[name] for name in step.outputs}
-    return {} if set(results).intersection(wanted) else wanted
-
-
 class Workspace:
     """Memory of one call, with the kernels and the library's sessions bound to it."""
 
@@ -325,20 +299,14 @@ class Workspace:
         self.memory = aligned_empty((frame.nbytes + 64,), np.uint8)
         self.nbytes = self.memory.nbytes
         start = address(self.memory)
-        self._places = {name: start + offset for name, offset in frame.offsets.items()}
-        self._late_views = [(n, source) for n, source in frame.views.items() if source not in self._places]
-        self._places |= {n: self._places[source] for n, source in frame.views.items() if source in self._places}
-        calls = [step.bound(self._places, frame.shapes, workers) for step in frame.steps]
+        places = {name: start + offset for name, offset in frame.offsets.items()}
+        calls = [step.bound(places, frame.shapes, workers) for step in frame.steps]
         self._calls = [call for call, _ in calls]
         self.nbytes += sum(size for _, size in calls)
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
-        places = {name: address(array) for name, array in values.items()}
-        for name, array in results.items():
-            places[name] = address(array)
-        for name, source in self._late_views:
-            places[name] = places[source]
+        places = {name: address(array) for name, array in (*values.items(), *results.items())}
         for call in self._calls:
             call(places)
 
@@ -357,7 +325,7 @@ class Pool(programs.Pool):
     """Workspaces of one frame: made when needed, at most `limit`, and handed round."""
 
     def __init__(self, frame: Frame, workers: int, limit: int = programs.MOST_WORKSPACES) -> None:
-        self.frame, self.workers, self.generation = frame, workers, sessions.generation[0]
+        self.frame, self.workers = frame, workers
         super().__init__(frame, limit)  # type: ignore[arg-type]
 
     @property

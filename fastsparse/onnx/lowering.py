@@ -101,66 +101,51 @@ class Lowering:
             return node.inputs[1]
         return node.inputs[0] if node.inputs else ""
 
-    def joins(self, node: Node) -> bool:
-        """Whether it adds or multiplies two tensors that are no constants, or joins some."""
-        if node.op == "Concat" and node.version >= 4:
-            return 1 < len(node.inputs) == len({*node.inputs} - self.constants.names)
-        return (
-            ((node.op in ("Add", "Mul") and node.version >= 7) or node.op == "Sum")
-            and len(node.inputs) == 2
-            and not self.constants.names.intersection(node.inputs)
-            and node.inputs[0] != node.inputs[1]
-        )
+    def tensors(self, node: Node) -> tuple[str, ...]:
+        """What a node reads that is no constant: several tensors where it joins them, else one."""
+        names, others = node.inputs, {*node.inputs} - self.constants.names
+        joins = node.op in _JOINS and node.version >= _JOINS[node.op] and len(others) == len(names)
+        if joins and (len(names) == 2 or (node.op == "Concat" and len(names) > 2)):
+            return names
+        return (self.operand(node),)
 
     def lowered(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
-        """The node, when the kernels can run it on tensors of these shapes and, where not None, forms."""
-        if len(shapes) > 1:
-            return self.lower_join(node, forms, shapes) if any(forms) else None
-        return self.lower(node, forms[0], shapes[0])
+        """The node, when the kernels can run it on tensors of these shapes and forms.
 
-    def lower(self, node: Node, form: Form | None, shape: Shape) -> Lowered | None:
-        """The node, when the kernels can run it on an operand of this shape and form.
-
-        `form` is how the region has the operand; with None it is read from outside, in the form that the node wants.
+        Forms are how the region has the tensors; those with None are read from outside, in the form that the others, or
+        the node, want.
         """
+        names, several = self.tensors(node), len(shapes) > 1
+        dtypes = {self._dtype(name) for name in (*names, *node.outputs)}
+        if len(node.outputs) != 1 or len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
+            return None
+        if several:
+            if not any(forms):
+                return None
+            return {"Concat": self._concat, "Mul": self._gate}.get(node.op, self._add)(node, forms, shapes)
         method = self._activation if node.activation is not None else getattr(self, _METHODS.get(node.op, ""), None)
-        if len(node.writes) != 1 or len(node.outputs) != 1 or method is None or not math.prod(shape):
-            return None
-        name = self.operand(node)
-        dtypes = {self._dtype(name), self._dtype(node.outputs[0])}
-        if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
-            return None
-        found: Lowered | None = method(node, form, shape)
+        found: Lowered | None = (
+            None if method is None or not math.prod(shapes[0]) else method(node, forms[0], shapes[0])
+        )
         return found
 
-    def lower_join(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
-        """A node of several tensors, when the kernels can run it on operands of these shapes and forms.
-
-        Those whose form is None are read from outside, in the form that the others, or the node, want.
-        """
-        dtypes = {self._dtype(name) for name in (*node.inputs, *node.outputs)}
-        if len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
-            return None
-        if node.op == "Concat":
-            return self._concat(node, shapes)
-        if node.op == "Mul":
-            return self._gate(forms, shapes)
+    def _add(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         form = next(form for form in forms if form is not None)
         return Lowered(Add(), form, form, shapes[0], ("add",), others=(form,)) if shapes[0] == shapes[1] else None
 
-    def _concat(self, node: Node, shapes: Sequence[Shape]) -> Lowered | None:
+    def _concat(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """Channels of images, or features of rows."""
         first, rank = shapes[0], len(shapes[0])
         axis = int(node.get("axis", 1)) % rank if rank else 0
         around = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
         if len(around) != 1 or any(len(shape) != rank for shape in shapes) or axis not in (1, rank - 1) or rank < 2:
             return None
-        forms = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
+        parts = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
         y = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
-        target = Form(forms[0].samples, y[axis:])
-        return Lowered(Concat(), forms[0], target, y, ("concat", len(forms)), others=tuple(forms[1:]))
+        target = Form(parts[0].samples, y[axis:])
+        return Lowered(Concat(), parts[0], target, y, ("concat", len(parts)), others=tuple(parts[1:]))
 
-    def _gate(self, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
+    def _gate(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """A number per channel times an image."""
         rank = len(shapes[0])
         at = next((i for i in (1, 0) if set(shapes[i][2:]) == {1}), None)
@@ -481,6 +466,8 @@ def _token(array: Array | None) -> Any:
     return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array).tobytes()).digest()
 
 
+# Operators of several tensors, and the opset from which on they are as the kernels have them.
+_JOINS = {"Concat": 4, "Add": 7, "Mul": 7, "Sum": 1}
 # Names of the methods above; activations that the kernels have are known by what they compute.
 _METHODS = {
     "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "BatchNormalization": "_batch_norm",

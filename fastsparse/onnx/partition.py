@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fastsparse.engine.program import Reshape, Shape
+from fastsparse.engine.program import Shape
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.lowering import Form, Lowering
 from fastsparse.onnx.model import Node, wanted_outside
@@ -74,60 +74,31 @@ class Cut:
                 level = member.level
                 members[id(node)] = maker[member.output] = member
             available.update((name, level) for name in node.writes)
-        groups = [kept for group in _connected(members, maker) if (kept := self._without_loose_ends(group))]
+        groups = _connected(members, maker)
         return [group for group in groups if self.costs.always or any(member.lowered.sparse for member in group)]
 
     def _member(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
-        if self.lowering.joins(node):
-            return self._joined(node, maker, available)
-        name = self.lowering.operand(node)
-        shape = self.shapes.get(name)
-        if shape is None:
+        names = self.lowering.tensors(node)
+        shapes = [self.shapes[name] for name in names if name in self.shapes]
+        if len(shapes) != len(names):
             return None
-        above = maker.get(name)
-        if above is not None:
-            lowered = self.lowering.lower(node, above.lowered.target, shape)
-            if lowered is not None:
-                return self._fitting(Member(node, lowered, (name,), (True,), above.level))
-        lowered = self.lowering.lower(node, None, shape)
-        if lowered is None or not lowered.starts:
-            return None
-        return self._fitting(Member(node, lowered, (name,), (False,), available.get(name, 0) + 1))
-
-    def _fitting(self, member: Member) -> Member | None:
-        """The member, where inference says the same of its result."""
-        return member if self.shapes.get(member.output, member.lowered.shape) == member.lowered.shape else None
-
-    def _joined(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
-        shapes = [self.shapes.get(name) for name in node.inputs]
-        makers = [maker.get(name) for name in node.inputs]
-        found = [above for above in makers if above is not None]
-        if not found or None in shapes:
-            return None
-        first = max(found, key=lambda above: above.level)
+        makers = [maker.get(name) for name in names]
+        first = max(filter(None, makers), key=lambda above: above.level, default=None)
         every = node.op in ("Mul", "Concat")
-        forms = [above.lowered.target if above is first or (above and every) else None for above in makers]
-        lowered = self.lowering.lowered(node, forms, shapes)  # type: ignore[arg-type]
-        if lowered is None:
-            return None
-        # A term of another form, or of the library, is read from outside.
-        inside = [above is not None and above.lowered.target == form for above, form in zip(makers, lowered.sources)]
-        level = first.level
-        for name, within in zip(node.inputs, inside):
-            level = max(level, available.get(name, 0) + (not within))
-        inside = [within and maker[name].level == level for name, within in zip(node.inputs, inside)]
-        return Member(node, lowered, node.inputs, tuple(inside), level) if any(inside) else None
-
-    def _without_loose_ends(self, group: list[Member]) -> list[Member]:
-        """The group without new shapes at its end: they cost the library nothing."""
-        kept = list(group)
-        for member in reversed(group):
-            operator = member.lowered.operator
-            if operator is None or isinstance(operator, Reshape):
-                inside = any(member.output in m.tensors for m in kept if m is not member)
-                if not inside:
-                    kept.remove(member)
-        return kept
+        forms = [above.lowered.target if above and (above is first or every) else None for above in makers]
+        for held in (forms, [None] * len(names)):
+            lowered = self.lowering.lowered(node, held, shapes)
+            if lowered is None or self.shapes.get(node.outputs[0], lowered.shape) != lowered.shape:
+                continue
+            # A term of another form, or of the library, is read from outside.
+            inside = [
+                above is not None and above.lowered.target == form for above, form in zip(makers, lowered.sources)
+            ]
+            level = max(available.get(name, 0) + (not within) for name, within in zip(names, inside))
+            within = tuple(maker[name].level == level if known else False for name, known in zip(names, inside))
+            if any(within) or lowered.starts:
+                return Member(node, lowered, names, within, level)
+        return None
 
     # --- what is worth it ------------------------------------------------------------------------
 

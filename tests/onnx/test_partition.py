@@ -256,7 +256,7 @@ def test_a_sum_with_a_tensor_of_the_host(rng):
         _same(model, rng, (batch, 16))
 
 
-def test_new_shapes_that_others_want_are_views_of_the_host(rng):
+def test_new_shapes_that_others_want(rng):
     b = models.Builder()
     x = b.add("Relu", b.add("Conv", "x", b.weight(4, 3, 1, 1)))
     flat = b.add("Flatten", x)
@@ -312,7 +312,7 @@ def test_channels_become_positions_in_the_kernels(mode, rng):
         _same(model, rng, (batch, 3, 5, 6))
 
 
-def test_chains_of_new_shapes_between_regions_are_views(rng):
+def test_chains_of_new_shapes_between_regions(rng):
     b = models.Builder()
     x = b.add("Conv", "x", b.weight(4, 3, 5, 1))
     for op, axis in (("Squeeze", 2), ("Identity", None), ("Unsqueeze", 3)):
@@ -323,8 +323,6 @@ def test_chains_of_new_shapes_between_regions_are_views(rng):
     for _ in range(3):
         x = rng.standard_normal((2, 3, 5, 6)).astype("float32")
         assert max(models.shares(engine.run([x]), models.reference(model, [x]))) < 2e-6
-    (pool,) = engine._frames.pools
-    assert [type(step) for step in pool.frame.steps] == [Kernels, Kernels]
 
 
 def test_rows_of_more_axes_are_samples(rng):
