@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,7 +178,7 @@ class Pool:
 
     def __init__(self, schedule: Schedule, limit: int = MOST_WORKSPACES) -> None:
         self.schedule = schedule
-        self.store: PoolStore | None = None  # which keeps it, and is told when it grows
+        self.store: ref[PoolStore] | None = None  # which keeps it, and is told when it grows
         self._limit = limit
         self.nbytes = 0  # of all workspaces
         self._free: list[Workspace] = []
@@ -236,8 +236,9 @@ class Pool:
                 self._changed.notify()
             raise
         self.nbytes = self._made * (made.nbytes + self.steps * STEP_BYTES)
-        if self.store is not None:
-            self.store.shrink()
+        store = None if self.store is None else self.store()
+        if store is not None:
+            store.shrink()
         return made
 
 
@@ -274,7 +275,7 @@ class PoolStore:
         """Keep an entry, unless another thread was first and `replace` is False; give the one that is kept."""
         arrays = {} if pool is None else pool.arrays()
         if pool is not None:
-            pool.store = self
+            pool.store = ref(self)
         with _lock:
             self._newest = None
             if replace or key not in self._entries:

@@ -22,6 +22,8 @@ from fastsparse.runtime.launch import Launch
 
 Array = NDArray[Any]
 
+KEPT_BYTES = 2**21  # of a part's panels: longer ones are packed again for the backward pass, and held by nobody
+
 
 def as_rows(x: Array) -> Array:
     """(..., features) as (samples, features) with contiguous rows, copied only where necessary."""
@@ -35,14 +37,29 @@ def as_rows(x: Array) -> Array:
 # ------------------------------------------------------------------------------------------------- forward
 
 
+Panels = list[tuple[Packing, Array]]  # of parts of a batch, with how they were packed
+
+
 def forward(
-    W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None, target: Target | None = None
+    W: CSR,
+    x: Array,
+    y: Array,
+    bias: Array | None,
+    activation: str | None,
+    target: Target | None = None,
+    kept: Panels | None = None,
 ) -> None:
-    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
+    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y.
+
+    kept : gets x in panels, for `backward`, which packs it once more otherwise
+    """
     target = narrowed(target or target_for(W.dtype), len(x))
     key = len(x), x.strides[0], activation, target
     for part in W.cached(("linear", *key), _forward, W, *key):
-        _panels, packed_x = part.packing.run(x, part.x_offset, "x")
+        keep = kept is not None and buffers.POOLED_BYTES <= part.packing.panel_bytes <= KEPT_BYTES
+        panels, packed_x = part.packing.run(x, part.x_offset, None if keep else "x")
+        if kept is not None and keep:
+            kept.append((part.packing, panels))
         part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y")
 
 
@@ -153,10 +170,13 @@ def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]
 
 
 def backward(
-    grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None
+    grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None, kept: Panels | None = None
 ) -> tuple[Array | None, Array]:
-    """dX (samples, in), when asked for, and the values' gradient (nnz,)."""
-    return _weight_gradient(W.pattern, grad, x, W if need_input else None, target)
+    """dX (samples, in), when asked for, and the values' gradient (nnz,).
+
+    kept : x in panels, from `forward`
+    """
+    return _weight_gradient(W.pattern, grad, x, W if need_input else None, target, kept)
 
 
 def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
@@ -168,47 +188,77 @@ def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
 
 
 def _weight_gradient(
-    pattern: Pattern, grad: Array, x: Array, W: CSR | None, target: Target | None
+    pattern: Pattern, grad: Array, x: Array, W: CSR | None, target: Target | None, kept: Panels | None = None
 ) -> tuple[Array | None, Array]:
     """grad^T x at the pattern, and grad @ W from the same packed gradient when W is given."""
     target = target or target_for(grad.dtype)
     samples, features = x.shape
     grad_x = None if W is None else buffers.array((samples, features), grad.dtype)
-    gradients: Array | None = None
-    last: sddmm.SddmmPlan | None = None
-    group_bytes = layouts.panel_stride(pattern.shape[0], 1, target) + layouts.panel_stride(features, 1, target)
+    key = samples, grad.strides[0], x.strides[0], target
+    parts = pattern.cached(("weight gradient", *key), _backward, pattern, *key)
+    plan = parts[0].plan if parts else None
+    if plan is None:  # streamed, or no samples or no nonzeros
+        gradients = np.zeros(pattern.nnz, grad.dtype)
+    else:
+        gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
+    for i, part in enumerate(parts):
+        _y_panels, packed_y = part.grad_packing.run(grad, part.grad_offset, "y")
+        if part.product is not None:
+            if kept and len(kept) == len(parts) and kept[i][0] is part.x_packing:
+                packed_x = address(kept[i][1])
+            else:
+                _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x")
+            if part.plan is None or plan is None:
+                part.product.run(packed_x, packed_y, address(gradients))
+            else:
+                if part.plan.operator is not plan.operator or part.plan.by_fours != plan.by_fours:
+                    gradients = part.plan.order.pack(plan.order.csr.take(gradients))  # from the other one's order
+                plan = part.plan
+                part.product.run(packed_x, packed_y, address(gradients), i == 0)
+        if grad_x is not None and W is not None and features:
+            ways = part.samples, part.width, target
+            transposed = W.cached(("transposed panels", *ways), _transposed_product, W, *ways)
+            transposed.run(packed_y, address(grad_x) + part.result_offset, 0, "x")
+    return grad_x, gradients if plan is None else plan.order.csr.take(gradients)
+
+
+class _BackwardPart(NamedTuple):
+    """A part of a batch: how it is packed and multiplied, and the bytes in the arrays before it."""
+
+    samples: int
+    width: int
+    grad_packing: Packing
+    grad_offset: int
+    x_packing: Packing
+    x_offset: int
+    product: Any  # the launch of x^T grad; None without nonzeros
+    plan: sddmm.SddmmPlan | None  # None where W is streamed
+    result_offset: int
+
+
+def _backward(pattern: Pattern, samples: int, grad_stride: int, x_stride: int, target: Target) -> list[_BackwardPart]:
+    (rows, features), parts = pattern.shape, []
+    group_bytes = layouts.panel_stride(rows, 1, target) + layouts.panel_stride(features, 1, target)
     streamed = stream.pays(pattern, samples, target)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
         count = stop - start
         width = panel_width(pattern, count, target, backward=True)
-        packing = panel_packing(count, pattern.shape[0], grad.strides[0], width, target)
-        _y_panels, packed_y = packing.run(grad, start * grad.strides[0], "y")
+        plan: sddmm.SddmmPlan | None = None
+        product: Launch | sddmm.Sddmm | None = None
         if pattern.nnz and streamed:
-            packing = panel_packing(count, features, x.strides[0], width, target)
-            _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
-            launch = pattern.cached(
-                ("streamed panels", count, width, target), _streamed_panels, pattern, count, width, target
-            )
-            gradients = np.zeros(pattern.nnz, grad.dtype) if gradients is None else gradients
-            launch.run(packed_x, packed_y, gradients.ctypes.data)
+            key = count, width, target
+            product = pattern.cached(("streamed panels", *key), _streamed_panels, pattern, *key)
         elif pattern.nnz:
             plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
-            from_zero = last is None
-            if gradients is None or last is None:
-                gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
-            elif plan.operator is not last.operator or plan.by_fours != last.by_fours:  # in the order of the other one
-                gradients = plan.order.pack(last.order.csr.take(gradients))
-            last = plan
-            packing = panel_packing(count, features, x.strides[0], width, target)
-            _x_panels, packed_x = packing.run(x, start * x.strides[0], "x")
-            product.run(packed_x, packed_y, gradients.ctypes.data, from_zero)
-        if grad_x is not None and W is not None and features:
-            key = count, width, target
-            transposed = W.cached(("transposed panels", *key), _transposed_product, W, *key)
-            transposed.run(packed_y, grad_x.ctypes.data + start * grad_x.strides[0], 0, "x")
-    if gradients is None:  # no samples or no nonzeros
-        return grad_x, np.zeros(pattern.nnz, grad.dtype)
-    return grad_x, gradients if last is None else last.order.csr.take(gradients)
+        parts.append(
+            _BackwardPart(
+                count, width,
+                panel_packing(count, rows, grad_stride, width, target), start * grad_stride,
+                panel_packing(count, features, x_stride, width, target), start * x_stride,
+                product, plan, start * features * target.size,
+            )
+        )  # fmt: skip
+    return parts
 
 
 def _streamed_panels(pattern: Pattern, samples: int, width: int, target: Target) -> Launch:

@@ -10,6 +10,7 @@ around them: a call costs half of what one by ``torch.library.custom_op`` does (
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Structure:
     def __init__(self, indptr: Tensor, indices: Tensor, columns: int) -> None:
         # Held, it keeps the storage's number from being given to another one.
         self._storage = StorageWeakRef(indices.untyped_storage())
+        self.indices = weakref.ref(indices, _forget)
         self._tensors = *_identity(indptr), *_identity(indices)
         self.pattern = checked_pattern(indptr, indices, columns)
         self.columns = columns
@@ -63,6 +65,7 @@ class Structure:
         self.gradients: list[FullGradient] = []
         self._values: _Values | None = None
         self._bias: tuple[int, Array] | None = None
+        self._kept: tuple[weakref.ref[Tensor], Identity, linear_ops.Panels] | None = None
 
     @property
     def expired(self) -> bool:
@@ -111,6 +114,20 @@ class Structure:
                 return np.ascontiguousarray(array)
             known = self._bias = bias.data_ptr(), array
         return known[1]
+
+    def keeping(self, x: Tensor) -> linear_ops.Panels:
+        """An empty list for the panels of x, which is emptied again when nobody has x any more."""
+        panels: linear_ops.Panels = []
+        self._kept = weakref.ref(x, lambda _: panels.clear()), _identity(x), panels
+        return panels
+
+    def kept(self, x: Tensor) -> linear_ops.Panels | None:
+        """The panels of x from the last forward pass, once; None where it was that of another x."""
+        known = self._kept
+        if known is None or known[0]() is not x or known[1] != _identity(x):
+            return None
+        self._kept = None
+        return known[2]
 
 
 class _Values:
@@ -191,6 +208,13 @@ def checked_pattern(indptr: Tensor, indices: Tensor, columns: int) -> Pattern:
 _structures: dict[int, Structure] = {}
 
 
+def _forget(indices: weakref.ref[Tensor]) -> None:
+    """Drop what is kept for indices that are gone, which is memory of the layer and more."""
+    for key, structure in list(_structures.items()):
+        if structure.indices is indices:
+            _structures.pop(key, None)
+
+
 def structure_of(indptr: Tensor, indices: Tensor, columns: int) -> Structure:
     """What is kept for these tensors; made anew when they hold another pattern than before."""
     key = indices.untyped_storage()._cdata
@@ -250,7 +274,8 @@ def _linear(
     if one:
         spmv.launch(matrix, None, target).run(at, buffers.address(y), buffers.optional_address(added))
     elif y.size:
-        linear_ops.forward(matrix, rows, y, added, None, target)
+        kept = structure.keeping(x) if fresh else None
+        linear_ops.forward(matrix, rows, y, added, None, target, kept)
     return torch.from_numpy(y)
 
 
@@ -273,7 +298,8 @@ def _linear_backward(
     grad_rows, x_rows = linear_ops.as_rows(dy), linear_ops.as_rows(array)
     if structure.watched:
         structure.gradients.append(LinearGradient(grad_rows.copy(), x_rows.copy()))
-    grad_x, grad_values = linear_ops.backward(grad_rows, x_rows, matrix, need_input, _target(matrix))
+    kept = structure.kept(x)
+    grad_x, grad_values = linear_ops.backward(grad_rows, x_rows, matrix, need_input, _target(matrix), kept)
     return _results(None if grad_x is None else grad_x.reshape(array.shape), grad_values, batch_sum(grad_rows))
 
 

@@ -114,7 +114,6 @@ class _Candidate:
     layer: nn.Module
     weight: Tensor  # what it multiplies with, (out, ...)
     mask: Array  # (out, columns), of the weights to keep
-    group: list[_Candidate] = field(default_factory=list)  # all that share its weight, itself included
     input_shape: tuple[int, ...] | None = None
     squares: Array | None = None  # of the input's features or channels, summed over all samples
     products: Array | None = None  # of the input's features with each other, likewise
@@ -126,6 +125,9 @@ class _Candidate:
     @property
     def sparsity(self) -> float:
         return 1.0 - float(np.count_nonzero(self.mask)) / max(1, self.mask.size)
+
+
+_Group = list[_Candidate]  # layers that share a weight
 
 
 def sparsify(
@@ -190,13 +192,14 @@ def sparsify(
     _check_arguments(module, sparsity, threshold, method, scope, filter_fn, example_inputs)
     apart = _taken_apart(module, filter_fn)
     try:
-        candidates, kept = _candidates(module, filter_fn)
+        groups, kept = _candidate_groups(module, filter_fn)
+        candidates = [candidate for group in groups for candidate in group]
         _guard_encoders(module)
         if example_inputs is not None and candidates:
             _watch_inputs(module, candidates, example_inputs, method)
         if sparsity is not None and candidates:
-            _choose(candidates, sparsity, method, scope)
-        decided = _decided(candidates, sparsity is None, threshold, measure, module.training)
+            _choose(groups, sparsity, method, scope)
+        decided = _decided(groups, sparsity is None, threshold, measure, module.training)
     except BaseException:
         _substitute(module, {new: old for old, new in apart.items()})
         _guard_encoders(module)
@@ -257,8 +260,8 @@ def _taken_apart(module: nn.Module, filter_fn: Filter | None) -> dict[nn.Module,
     return found
 
 
-def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Candidate], list[LayerReport]]:
-    """Layers that take part, and lines on those that cannot."""
+def _candidate_groups(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Group], list[LayerReport]]:
+    """Layers that take part, by the weight that they share, and lines on those that cannot."""
     inside = {part for m in module.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
     names = {layer: name for name, layer in module.named_modules()}
     holders: dict[int, set[nn.Module]] = defaultdict(set)
@@ -284,7 +287,7 @@ def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Cand
         weight, mask = effective_weight(layer)
         array = (weight if mask is None else mask).reshape(len(weight), -1) != 0
         found[id(_parameter(layer))].append(_Candidate(name, layer, weight, array.numpy()))
-    candidates = []
+    groups = []
     for key, group in found.items():
         own = {part for c in group for part in (c.layer, *c.layer.modules())}  # of parametrizations, too
         others = sorted(names[holder] for holder in holders[key] - own)
@@ -292,10 +295,8 @@ def _candidates(module: nn.Module, filter_fn: Filter | None) -> tuple[list[_Cand
             others = others or [c.name for c in group]
             kept += [_kept_line(c.name, c.layer, f"shares its weight with {', '.join(others)}") for c in group]
             continue
-        for candidate in group:
-            candidate.group = group
-        candidates += group
-    return candidates, kept
+        groups.append(group)
+    return groups, kept
 
 
 def _alike(one: _Candidate, other: _Candidate) -> bool:
@@ -377,42 +378,44 @@ def _features_axis(layer: nn.Module) -> int:
     return -len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else -1
 
 
-def _choose(candidates: list[_Candidate], sparsity: float, method: str, scope: str) -> None:
+def _choose(groups: list[_Group], sparsity: float, method: str, scope: str) -> None:
     """Masks at the sparsity wanted; of layers that share a weight the first decides."""
-    firsts = [c for c in candidates if c.group[0] is c]
+    firsts = [group[0] for group in groups]
     for candidate in firsts:
         if torch.isnan(candidate.weight).any():
             raise ValueError(f"{candidate.name}: a weight is NaN, expected numbers")
     if method == "sparsegpt":
-        for candidate, density in zip(firsts, scores.chosen_densities([c.weight for c in firsts], sparsity, scope)):
-            _make_up(candidate, density)
+        for group, density in zip(groups, scores.chosen_densities([c.weight for c in firsts], sparsity, scope)):
+            _make_up(group, density)
         return
-    norms = [_column_norms(c) if method == "wanda" else None for c in firsts]
+    norms = [_column_norms(group) if method == "wanda" else None for group in groups]
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ()))) if method == "random" else np.random.default_rng(0)
     masks = scores.chosen_masks(
         [c.weight for c in firsts], [c.mask for c in firsts], norms, sparsity, method, scope, rng
     )
-    for first, mask in zip(firsts, masks):
-        for candidate in first.group:
+    for group, mask in zip(groups, masks):
+        for candidate in group:
             candidate.mask = mask
 
 
-def _make_up(candidate: _Candidate, density: float) -> None:
-    """Prune by SparseGPT: masks and weights of all layers that share the candidate's weight."""
+def _make_up(group: list[_Candidate], density: float) -> None:
+    """Prune by SparseGPT: masks and weights of layers that share a weight."""
+    candidate = group[0]
     if hasattr(candidate.layer, "kernel_size"):
         kind = type(candidate.layer).__name__
         raise ValueError(f"{candidate.name} is a {kind}, expected linear layers for SparseGPT (use filter_fn)")
-    products = [c.products for c in candidate.group if c.products is not None]
+    products = [c.products for c in group if c.products is not None]
     if not products:
         raise ValueError(f"{candidate.name} gets no input from example_inputs, expected inputs for all layers")
     mask, weight = scores.sparsegpt(candidate.weight.float().numpy(), candidate.mask, np.sum(products, axis=0), density)
-    for c in candidate.group:
+    for c in group:
         c.mask, c.weight, c.updated, c.products = mask, torch.from_numpy(weight), True, None
 
 
-def _column_norms(candidate: _Candidate) -> Array:
+def _column_norms(group: list[_Candidate]) -> Array:
     """Norm of the input that each column of the weight meets, or of every row: (columns,) or (out, columns)."""
-    squares = [c.squares for c in candidate.group if c.squares is not None]
+    candidate = group[0]
+    squares = [c.squares for c in group if c.squares is not None]
     if not squares:
         raise ValueError(f"{candidate.name} gets no input from example_inputs, expected inputs for all layers")
     norms = np.sqrt(sum(squares)).astype(np.float32)
@@ -427,15 +430,12 @@ def _column_norms(candidate: _Candidate) -> Array:
 
 
 def _decided(
-    candidates: list[_Candidate], as_they_are: bool, threshold: float, measure: bool, training: bool
+    groups: list[_Group], as_they_are: bool, threshold: float, measure: bool, training: bool
 ) -> set[_Candidate]:
     """The candidates to replace, each with its twin; layers that share a weight together."""
     decided: set[_Candidate] = set()
-    for candidate in candidates:
-        group = candidate.group
-        if group[0] is not candidate:
-            continue
-        if as_they_are and candidate.sparsity < threshold:
+    for group in groups:
+        if as_they_are and group[0].sparsity < threshold:
             for c in group:
                 c.note = f"below the threshold of {threshold:.0%}"
             continue

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from itertools import product
 
 import numpy as np
@@ -474,3 +476,16 @@ def test_engines_pickle_and_copy(copied):
     assert again._threads == 1
     with pytest.raises(fs.FileFormatError):
         pickle.loads(pickle.dumps(engine).replace(b"float32", b"float23"))
+
+
+def test_engines_are_freed_at_once():
+    engine = fs.compile(nn.Sequential(nn.SparseLinear(30, 20, rng=0)), (4, 30))
+    engine(np.ones((4, 30), np.float32))
+    store = weakref.ref(engine._plans)
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert store() is None
+    finally:
+        gc.enable()

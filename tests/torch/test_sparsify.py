@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -74,6 +76,24 @@ def test_pruned_layers_become_sparse_and_back():
     assert kinds(module) == kinds(dense)
     for name, parameter in dense.named_parameters():
         assert torch.equal(module.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_layers_are_freed_at_once(method):
+    gc.collect()
+    gc.disable()
+    try:
+        module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        dense, x = weakref.ref(module[0]), torch.randn(8, 64)
+        report = fst.sparsify(module, 0.9, method=method, example_inputs=x, measure=False)
+        assert len(report.replaced) == 2
+        assert dense() is None
+        module(x).sum().backward()
+        sparse = weakref.ref(module[0].values)
+        del module
+        assert sparse() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("training", [True, False])
