@@ -147,7 +147,7 @@ def sampled_product(pattern: Pattern, A: Array, B: Array, target: Target | None 
         y, y_row_stride, _y = _row_major(A, "y", target)
         x, x_row_stride, _x = _row_major(B.T, "x", target)
         key = target, columns, x_row_stride, y_row_stride
-        pattern.cached(("streamed sddmm", *key), _streamed_sddmm, pattern, *key).run(x, y, address(gradients))
+        pattern.cached(("streamed sddmm", *key), _streamed_sddmm, pattern, *key).run(x, y, gradients.ctypes.data)
     return gradients
 
 
@@ -209,16 +209,16 @@ def _weight_gradient(
             else:
                 _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x")
             if part.plan is None or plan is None:
-                part.product.run(packed_x, packed_y, address(gradients))
+                part.product.run(packed_x, packed_y, gradients.ctypes.data)
             else:
                 if part.plan.operator is not plan.operator or part.plan.by_fours != plan.by_fours:
                     gradients = part.plan.order.pack(plan.order.csr.take(gradients))  # from the other one's order
                 plan = part.plan
-                part.product.run(packed_x, packed_y, address(gradients), i == 0)
+                part.product.run(packed_x, packed_y, gradients.ctypes.data, i == 0)
         if grad_x is not None and W is not None and features:
             ways = part.samples, part.width, target
             transposed = W.cached(("transposed panels", *ways), _transposed_product, W, *ways)
-            transposed.run(packed_y, address(grad_x) + part.result_offset, 0, "x")
+            transposed.run(packed_y, grad_x.ctypes.data + part.result_offset, 0, "x")
     return grad_x, gradients if plan is None else plan.order.csr.take(gradients)
 
 
@@ -246,10 +246,16 @@ def _backward(pattern: Pattern, samples: int, grad_stride: int, x_stride: int, t
         plan: sddmm.SddmmPlan | None = None
         product: Launch | sddmm.Sddmm | None = None
         if pattern.nnz and streamed:
-            key = count, width, target
-            product = pattern.cached(("streamed panels", *key), _streamed_panels, pattern, *key)
+            row_bytes = width * target.vector
+            product = stream.prepare_sddmm(
+                pattern, target, columns=width * target.lanes, x_row_stride=row_bytes, y_row_stride=row_bytes,
+                batches=-(-count // (width * target.lanes)),
+                x_batch_stride=layouts.panel_stride(features, width, target),
+                y_batch_stride=layouts.panel_stride(rows, width, target),
+            )  # fmt: skip
         elif pattern.nnz:
-            plan, product = pattern.cached(("sddmm launch", count, target), _sddmm, pattern, count, target)
+            plan = sddmm.panels_plan(pattern, count, target)
+            product = sddmm.prepare(plan, target, y_row_stride=plan.run_length * target.vector)
         parts.append(
             _BackwardPart(
                 count, width,
@@ -259,17 +265,3 @@ def _backward(pattern: Pattern, samples: int, grad_stride: int, x_stride: int, t
             )
         )  # fmt: skip
     return parts
-
-
-def _streamed_panels(pattern: Pattern, samples: int, width: int, target: Target) -> Launch:
-    (rows, features), row_bytes = pattern.shape, width * target.vector
-    return stream.prepare_sddmm(
-        pattern, target, columns=width * target.lanes, x_row_stride=row_bytes, y_row_stride=row_bytes,
-        batches=-(-samples // (width * target.lanes)), x_batch_stride=layouts.panel_stride(features, width, target),
-        y_batch_stride=layouts.panel_stride(rows, width, target),
-    )  # fmt: skip
-
-
-def _sddmm(pattern: Pattern, samples: int, target: Target) -> tuple[sddmm.SddmmPlan, sddmm.Sddmm]:
-    plan = sddmm.panels_plan(pattern, samples, target)
-    return plan, sddmm.prepare(plan, target, y_row_stride=plan.run_length * target.vector)
