@@ -1,10 +1,10 @@
 """Inference on Dask: two workers of one thread against one: ``python -m bench.dask_inference``.
 
-The recipe of docs/many-machines.md on one machine: each worker loads the engine once, blocks of rows are read from files
-where they are computed, and ``map_blocks`` runs them. Blocks that wait in the workers' memory (``persist``) would be
-computed where they happen to be: 13 of 32 on one worker and 19 on the other, so two workers were 1.6 times as fast as
-one. Both clusters compute the same answers first; then they take turns. Needs ``pip install "dask[array]" distributed``
-(the extra `dask`), and two CPUs that do nothing else.
+The recipe of docs/many-machines.md on one machine: each worker loads the engine once, blocks of rows are read from
+files where they are computed, and ``map_blocks`` runs them. Blocks that wait in the workers' memory (``persist``) are
+computed where they happen to be: 13 of 32 on one worker and 19 on the other, which is 1.6 times as fast as one worker.
+Both clusters compute the same answers first; then they take turns. Needs ``pip install "dask[array]" distributed`` (the
+extra `dask`), and two CPUs that do nothing else.
 """
 
 from __future__ import annotations
