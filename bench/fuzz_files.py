@@ -14,15 +14,10 @@ Workers have limited memory, so that what a file declares cannot be allocated un
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
-import faulthandler
 import json
-import mmap
 import os
 import resource
-import struct
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -34,16 +29,15 @@ from typing import Any
 import numpy as np
 
 import fastsparse as fs
-from bench import foreign_files
+from bench import foreign_files, guarded
 from bench.damage import damaged, hostile, rewired, with_other_header
+from bench.guarded import work
 from fastsparse import files, nn
 from fastsparse.engine.program import UnsupportedOperatorError
 
-ROOT = Path(__file__).parents[1]
 LOADING = 256 << 20  # bytes that loading may take beyond what the process has when the fuzzing starts
 RUNNING = 1 << 30  # the same for running what was loaded
 LARGEST_RUN = 1 << 24  # numbers in the inputs of what is run; larger networks are only loaded
-PATIENCE = 300  # seconds without progress after which a worker hangs
 
 
 # ---------------------------------------------------------------- what is saved, loaded and run
@@ -337,18 +331,12 @@ def _limited(extra: int) -> Iterator[None]:
 
 
 def _work(name: str, first: int, last: int, seed: int, progress: Path) -> int:
-    """Worker: cases `first` to `last`; `progress` holds the number of the one that is being tried."""
-    faulthandler.enable()
-    with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder, progress.open("r+b") as file:
-        shared = mmap.mmap(file.fileno(), 8)
+    with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder:
         cases = Fuzz(name, seed, Path(folder))
-        counts: collections.Counter[str] = collections.Counter()
-        for number in range(first, last):
-            shared[:8] = struct.pack("<q", number)
-            faulthandler.dump_traceback_later(PATIENCE, exit=True)
-            counts[cases.outcome(number, lambda: _limited(LOADING), lambda: _limited(RUNNING))] += 1
-            progress.with_suffix(".counts").write_text(json.dumps(counts), encoding="ascii")
-        faulthandler.cancel_dump_traceback_later()
+        work(
+            first, last, progress,
+            lambda number: cases.outcome(number, lambda: _limited(LOADING), lambda: _limited(RUNNING)),
+        )  # fmt: skip
     return 0
 
 
@@ -357,30 +345,8 @@ def _fast_folder() -> str | None:
 
 
 def supervise(name: str, first: int, last: int, seed: int, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Run cases in worker processes, a new one after each that fails; counts of the outcomes, "failed" among them."""
-    total: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        progress = Path(folder) / "progress"
-        while first < last:
-            progress.write_bytes(struct.pack("<q", first - 1))
-            counts = progress.with_suffix(".counts")
-            counts.write_text("{}", encoding="ascii")
-            command = [sys.executable, "-m", "bench.fuzz_files", "--format", name, "--seed", str(seed)]
-            done = subprocess.run(
-                [*command, "--worker", str(first), str(last), str(progress)],
-                cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))},
-                stderr=subprocess.PIPE, text=True, check=False,
-            )  # fmt: skip
-            total.update(json.loads(counts.read_text(encoding="ascii")))
-            if done.returncode == 0:
-                break
-            (number,) = struct.unpack("<q", progress.read_bytes())
-            if number < first:
-                raise RuntimeError(f"no worker starts: {done.stderr}")
-            total["failed"] += 1
-            say(f"{name} {number}: exit status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
-            first = number + 1
-    return dict(total)
+    """Run cases of a format in worker processes; counts of the outcomes, "failed" among them."""
+    return guarded.supervise(["-m", "bench.fuzz_files", "--format", name, "--seed", str(seed)], first, last, name, say)
 
 
 def main() -> int:

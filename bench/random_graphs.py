@@ -555,6 +555,8 @@ class Builder:
         if op == "AveragePool" and self.opset < 19:
             dilation = [1, 1]
         auto = str(self.one(*["NOTSET"] * 6, "SAME_UPPER", "SAME_LOWER", "VALID"))
+        if any(a > b for a, b in zip(stride, kernel, strict=True)):
+            auto = "NOTSET"  # what SAME means then, libraries do not agree on
         ceil = bool(auto == "NOTSET" and self.rng.random() < 0.3)
         if auto.startswith("SAME"):
             dilation, sizes = [1, 1], [-(-n // s) for n, s in zip(spatial, stride, strict=True)]
