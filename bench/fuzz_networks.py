@@ -43,8 +43,8 @@ from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import Workspace
 from fastsparse.onnx.engine import compile_onnx
 from fastsparse.onnx.estimates import KERNELS_FIRST
+from fastsparse.onnx.lowering import Region
 from fastsparse.onnx.partition import Cut
-from fastsparse.onnx.region import Region
 from fastsparse.ops.target import target_for, tuned
 from fastsparse_kernels import compiler
 from tests.checking import SETTINGS

@@ -25,7 +25,6 @@ from onnx.backend.test.runner import Runner
 from tabulate import tabulate
 
 from bench.baselines import onnx_session
-from fastsparse.onnx.backend import FastsparseBackend
 from fastsparse.onnx.engine import compile_onnx
 from fastsparse.onnx.estimates import KERNELS_FIRST
 
@@ -113,8 +112,8 @@ def by_onnxruntime(model: Any) -> Callable[[list[Any]], list[Any]]:
 
 
 def by_engine(model: Any) -> Callable[[list[Any]], list[Any]]:
-    """The engine, through the interface of the backend's tests."""
-    return lambda inputs: list(FastsparseBackend.prepare(model).run(inputs))
+    """The engine."""
+    return compile_onnx(model, tune=False).run
 
 
 def by_kernels(model: Any) -> Callable[[list[Any]], list[Any]]:

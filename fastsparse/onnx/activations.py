@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import erf, expit
 
-from fastsparse.onnx.dtypes import FLOATS, HALF
 from fastsparse.onnx.inference import Constants
-from fastsparse.onnx.model import Array, Model, Node
+from fastsparse.onnx.model import FLOATS, HALF, Array, Model, Node
 from fastsparse.ops.activations import ACTIVATIONS
 from fastsparse_kernels.reference import activate
 

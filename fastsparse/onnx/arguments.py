@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.checks import as_array
-from fastsparse.onnx.dtypes import FLOATS, HALF
-from fastsparse.onnx.model import Array, Shape, Value
+from fastsparse.onnx.model import FLOATS, HALF, Array, Shape, Value
 from fastsparse.runtime.buffers import check_out
 
 

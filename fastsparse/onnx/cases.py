@@ -16,8 +16,7 @@ import numpy as np
 
 from fastsparse.files import FileFormatError
 from fastsparse.onnx.arguments import shape_of
-from fastsparse.onnx.branches import with_branches
-from fastsparse.onnx.folding import folded
+from fastsparse.onnx.folding import folded, with_branches
 from fastsparse.onnx.model import Model
 from fastsparse.runtime.fork import fork_safe_lock
 

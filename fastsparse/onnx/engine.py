@@ -35,11 +35,10 @@ from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, make_plan
 from fastsparse.onnx.folding import folded
 from fastsparse.onnx.inference import Constants, check_sizes
-from fastsparse.onnx.lowering import Lowering
+from fastsparse.onnx.lowering import Lowering, Region
 from fastsparse.onnx.model import Array, Model, Shape
 from fastsparse.onnx.partition import Cut
 from fastsparse.onnx.reader import read
-from fastsparse.onnx.region import Region
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.rewriting import simplified
 from fastsparse.onnx.serial import to_plain

@@ -22,11 +22,10 @@ from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
 from fastsparse.onnx import sessions
-from fastsparse.onnx.dtypes import TYPES, code_of
 from fastsparse.onnx.inference import Constants, Info
-from fastsparse.onnx.model import Array, Model, Node, Shape
+from fastsparse.onnx.lowering import Region, Specialised
+from fastsparse.onnx.model import TYPES, Array, Model, Node, Shape, code_of
 from fastsparse.onnx.partition import arranged, host_outputs
-from fastsparse.onnx.region import Region, Specialised
 from fastsparse.onnx.sessions import Session
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.memo import Memoized

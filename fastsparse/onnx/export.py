@@ -30,9 +30,8 @@ from fastsparse.engine.program import (
     Softmax,
     UnsupportedOperatorError,
 )
-from fastsparse.onnx.dtypes import FLOATS
 from fastsparse.onnx.engine import GraphEngine
-from fastsparse.onnx.model import Array
+from fastsparse.onnx.model import FLOATS, Array
 from fastsparse.onnx.pruning import write_model
 from fastsparse.onnx.reader import import_onnx
 from fastsparse.onnx.sessions import extracted

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from fastsparse.onnx.branches import with_branches
+from fastsparse.files import FileFormatError
 from fastsparse.onnx.inference import Constants, Info, inferred
-from fastsparse.onnx.model import Array, Constant, Model, Node, Shape
+from fastsparse.onnx.model import Array, Constant, Model, Node, Shape, copied
+from fastsparse.onnx.reader import add_node, checked, constants_of, defined, free_name, graphs_of, node_of
 from fastsparse.onnx.sessions import Session
 
 _SMALL = 1024  # numbers up to which shapes and conditions may depend on a constant
@@ -73,15 +75,8 @@ def _small(model: Model, infos: Mapping[str, Info]) -> dict[str, Array]:
         for n in constants.nodes
         if not outputs.intersection(n.writes) and all(_is_small(infos.get(w)) for w in n.writes)
     ]
-    names = [name for node in nodes for name in node.writes]
-    if not names:
-        return {}
-    try:
-        session = Session(model, constants.before([], names), [], names, {}, optimised=False)
-        results = session.run({})
-    except (ValueError, NotImplementedError):  # what cannot be computed is said when the model runs
-        return {}
-    return dict(zip(names, results)) if all(isinstance(r, np.ndarray) for r in results) else {}
+    found = constants.computed([name for node in nodes for name in node.writes])
+    return found if all(isinstance(array, np.ndarray) for array in found.values()) else {}
 
 
 def _is_small(info: Info | None) -> bool:
@@ -101,3 +96,63 @@ def _sizes(model: Model, infos: Mapping[str, Info]) -> dict[str, Array]:
         part = sizes[node.get("start", 0) : node.get("end")]
         found[node.outputs[0]] = np.asarray(sizes.prod(dtype=np.int64)) if node.op == "Size" else part
     return found
+
+
+# ---------------------------------------------------------------- branches
+
+
+def with_branches(model: Model, taken: Mapping[str, bool]) -> Model:
+    """The model with branches in place of nodes, by the names of these; nodes in branches can be named, too."""
+    while any(node.op == "If" and node.name in taken for node in model.nodes):
+        names = {*model.constants, *(name for node in model.nodes for name in (node.name, *node.writes))}
+        names |= {value.name for value in model.inputs}
+        nodes, constants = list[Node](), dict(model.constants)
+        for node in model.nodes:
+            if node.op == "If" and node.name in taken:
+                inner, more = _branch(node, taken[node.name], names)
+                nodes += inner
+                constants |= more
+            else:
+                nodes.append(node)
+        model = checked(replace(model, nodes=tuple(nodes), constants=constants))
+    return model
+
+
+def _branch(node: Node, taken: bool, names: set[str]) -> tuple[list[Node], dict[str, Constant]]:
+    """The nodes and constants of a branch of an If, to stand in its place; `names` are those that are in use."""
+    (proto,) = node.protos
+    name = "then_branch" if taken else "else_branch"
+    graph = next((a.g for a in proto.attribute if a.name == name), None)
+    if graph is None:
+        raise FileFormatError(f"{node} has no {name}")
+    own = sorted(defined(graph))
+    renamed, copies = dict[str, str](), list[tuple[str, str]]()
+    for value, result in zip(graph.output, node.outputs):
+        if result and value.name in own and value.name not in renamed:
+            renamed[value.name] = result
+        elif result:
+            copies.append((value.name, result))
+    renamed |= {name: free_name(f"{node.name}/{name}", names) for name in own if name and name not in renamed}
+    nodes, constants = list[Node](), {renamed[name]: constant for name, constant in constants_of(graph, {})}
+    for i, inner in enumerate(graph.node):
+        made = copied(inner)
+        _rename(made, renamed)
+        name = f"{node.name}/{inner.name or f'{inner.op_type}_{i}'}"
+        add_node(node_of(made, free_name(name, names), node.version), nodes, constants)
+    for source, result in copies:
+        made = type(proto)(op_type="Identity", input=[renamed.get(source, source)], output=[result])
+        nodes.append(node_of(made, free_name(f"{node.name}/{result}", names), node.version))
+    return nodes, constants
+
+
+def _rename(node: Any, renamed: Mapping[str, str]) -> None:
+    """Give tensors their new names, in a node and in the graphs inside it."""
+    for names in (node.input, node.output):
+        names[:] = [renamed.get(name, name) for name in names]
+    for graph in graphs_of(node):
+        own = defined(graph)
+        outer = {old: new for old, new in renamed.items() if old not in own}
+        for inner in graph.node:
+            _rename(inner, outer)
+        for value in graph.output:
+            value.name = outer.get(value.name, value.name)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.files import FileFormatError
-from fastsparse.onnx.dtypes import TYPES, code_of
-from fastsparse.onnx.model import Array, Constant, Model, Node, Shape, SparseWeight, dense
+from fastsparse.onnx.model import TYPES, Array, Constant, Model, Node, Shape, SparseWeight, code_of, dense
 from fastsparse.onnx.sessions import Session, declare, extracted, has_onnx, onnxruntime
 
 _INLINE = 1024  # numbers up to which shapes may depend on a constant
@@ -204,16 +203,17 @@ class Constants:
         others = [node for node in self.model.nodes if id(node) not in inside]
         wanted = {name for node in others for name in node.reads} | {v.name for v in self.model.outputs}
         names = [n for node in self.nodes for n in node.writes if n in wanted and self._is_bounded(n)]
-        if not names:
-            return {}
-        nodes = self.before([], names)
-        every = [n for node in nodes for n in node.writes]
+        every = [n for node in self.before([], names) for n in node.writes]
         if not all(map(self._is_bounded, every)) or sum(map(self._size, every)) > LARGEST:
             return {}
+        return {name: a for name, a in self.computed(names).items() if isinstance(a, np.ndarray)}
+
+    def computed(self, names: Sequence[str]) -> dict[str, Any]:
+        """What follows from constants; nothing where it cannot be computed, which is said when the model runs."""
         try:
-            session = Session(self.model, nodes, [], names, {}, optimised=False)
-            return {n: a for n, a in zip(names, session.run({})) if isinstance(a, np.ndarray)}
-        except (ValueError, NotImplementedError):  # what cannot be computed is said when the model runs
+            session = Session(self.model, self.before([], names), [], names, {}, optimised=False)
+            return dict(zip(names, session.run({}))) if names else {}
+        except (ValueError, NotImplementedError):
             return {}
 
     def _is_bounded(self, name: str) -> bool:

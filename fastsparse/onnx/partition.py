@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fastsparse.engine.program import Shape
 from fastsparse.onnx.estimates import Costs
-from fastsparse.onnx.lowering import Form, Lowering
+from fastsparse.onnx.lowering import Form, Lowering, Member, Region
 from fastsparse.onnx.model import Node, wanted_outside
 from fastsparse.onnx.recurrent import recurrent_region
-from fastsparse.onnx.region import Member, Region
 
 Part = Region | list[Node]
 

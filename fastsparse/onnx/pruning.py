@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from fastsparse.files import Folder
-from fastsparse.onnx.model import Array
-from fastsparse.onnx.reader import DOMAINS, load_proto
+from fastsparse.onnx.model import Array, copied
+from fastsparse.onnx.reader import DOMAINS, graphs_of, load_proto
 from fastsparse.onnx.tensors import check_size, external, inline, tensors_inside
 from fastsparse.runtime.atomic_file import check_writable, replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
+from fastsparse.text_table import text_table
 
 _FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -118,8 +119,7 @@ def prune_onnx(
     check_writable(target)
     proto, folder = load_proto(source)
     if proto is source:
-        proto = type(source)()
-        proto.CopyFrom(source)
+        proto = copied(source)
     skipped: list[SkippedWeight] = []
     found = _chosen(list(_Weights(folder, skipped).of(proto)), set(exclude))
     shapes = [f.array.shape for f in found]
@@ -159,9 +159,8 @@ class _Weights:
         for i, node in enumerate(nodes):
             layer = node.name or f"{node.op_type}_{i}"
             yield from self._of_node(node, layer, known, makers)
-            for attribute in node.attribute:
-                for g in (attribute.g, *attribute.graphs):
-                    yield from self._in(g.node, g.initializer, g.sparse_initializer, known, makers)
+            for g in graphs_of(node):
+                yield from self._in(g.node, g.initializer, g.sparse_initializer, known, makers)
 
     def _of_node(self, node: Any, layer: str, known: dict[str, Any], makers: dict[str, Any]) -> Iterator[_Found]:
         ours = node.domain in DOMAINS and node.op_type in _WEIGHTS
@@ -285,17 +284,11 @@ def write_model(proto: Any, target: Path, folder: Folder | None) -> None:
 
 def summary(pruning: Pruning) -> str:
     """A table of what was pruned, and what was not."""
-    results = pruning.weights
-    rows = [("layer", "weight", "shape", "nonzeros", "of", "sparsity")]
+    results, rows = pruning.weights, []
     for r in results:
         shape, share = "x".join(map(str, r.shape)), f"{1 - r.after / r.size:.1%}"
         rows.append((r.layer, r.weight, shape, f"{r.after:,}", f"{r.size:,}", share))
     after, size = sum(r.after for r in results), sum(r.size for r in results)
     rows.append(("all", "", "", f"{after:,}", f"{size:,}", f"{1 - after / max(1, size):.1%}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    left = [f"left alone: {s.weight} of {s.layer}: {s.why}" for s in pruning.skipped]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *left])
+    table = text_table(("layer", "weight", "shape", "nonzeros", "of", "sparsity"), rows, text=3, total=True)
+    return "\n".join([table, *(f"left alone: {s.weight} of {s.layer}: {s.why}" for s in pruning.skipped)])

@@ -8,17 +8,16 @@ is executed but operators.
 from __future__ import annotations
 
 import functools
-import heapq
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from fastsparse.files import FileFormatError, Folder
-from fastsparse.onnx.dtypes import TYPES
-from fastsparse.onnx.model import Constant, Model, Node, Value
+from fastsparse.onnx.model import TYPES, Constant, Model, Node, Value, copied
 from fastsparse.onnx.sessions import has_onnx
 from fastsparse.onnx.tensors import (
     check_size,
@@ -121,9 +120,7 @@ def model_of(proto: Any, folder: Folder | None = None, known: dict[str, Constant
 
 
 def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | None) -> Model:
-    _check_count(proto)
     proto = _inlined(proto)
-    _check_count(proto)
     graph = proto.graph
     constants = {**(known or {}), **dict(constants_of(graph, known or {}, folder))}
     versions = {entry.domain: entry.version for entry in proto.opset_import}
@@ -148,49 +145,41 @@ def checked(model: Model) -> Model:
         When there is none, or a name is written twice or never.
     """
     _check_names(model)
-    return replace(model, nodes=tuple(_sorted(model)))
-
-
-def _check_count(proto: Any) -> None:
-    count, waiting = 0, [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
-    while waiting:
-        node = waiting.pop()
-        count += 1
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                waiting.extend(graph.node)
-        if count > MOST_NODES:
-            total = max(count, len(proto.graph.node))
-            raise FileFormatError(f"the model has {total} nodes, expected at most {MOST_NODES}")
+    return replace(model, nodes=_sorted(model))
 
 
 # ---------------------------------------------------------------- functions
 
 
 def _inlined(proto: Any) -> Any:
-    """The model with the functions that it defines put in place of their calls."""
-    if not proto.functions:
-        return proto
+    """The model with the functions that it defines put in place of their calls: counted before they are."""
     bodies = {(f.domain, f.name): f for f in proto.functions}
+    if len(bodies) > 500:
+        raise FileFormatError(f"the model has {len(bodies)} functions, expected at most 500")
     sizes: dict[tuple[str, str], int] = {}
 
     def size_of(nodes: Any, inside: tuple[tuple[str, str], ...]) -> int:
-        """Nodes after inlining, counted before they are made."""
-        total = 0
-        for node in nodes:
+        """Nodes after inlining, those in graphs inside of nodes, too."""
+        total, waiting = 0, list(nodes)
+        while waiting:
+            node = waiting.pop()
             key = node.domain, node.op_type
-            if key in inside or len(inside) > len(bodies):
+            if key in inside:
                 raise FileFormatError(f"function {node.op_type!r} calls itself")
             if key in bodies and key not in sizes:
                 sizes[key] = size_of(bodies[key].node, (*inside, key))
             total += sizes.get(key, 1)
-            if total > MOST_NODES:
+            waiting += [inner for graph in graphs_of(node) for inner in graph.node]
+            most = max(total, len(waiting))
+            if most > MOST_NODES and bodies:
                 raise FileFormatError(f"the model's functions make more than {MOST_NODES} nodes")
+            if most > MOST_NODES:
+                raise FileFormatError(f"the model has {most} nodes, expected at most {MOST_NODES}")
         return total
 
-    if len(bodies) > 500:
-        raise FileFormatError(f"the model has {len(bodies)} functions, expected at most 500")
     size_of(proto.graph.node, ())
+    if not bodies:
+        return proto
     import onnx.inliner
 
     try:
@@ -205,16 +194,19 @@ def _inlined(proto: Any) -> Any:
 def _unique_names(nodes: Any) -> list[str]:
     """A name for every node that no other one has: files may have names twice, or none."""
     counts = Counter(node.name for node in nodes)
-    taken, names = set(counts), list[str]()
-    for i, node in enumerate(nodes):
-        name = node.name
-        if not name or counts[name] > 1:
-            name = stem = f"{node.name or node.op_type}_{i}"
-            while name in taken:
-                name += "_" + stem.rpartition("_")[2]
-            taken.add(name)
-        names.append(name)
-    return names
+    taken = set(counts)
+    return [
+        node.name if node.name and counts[node.name] == 1 else free_name(f"{node.name or node.op_type}_{i}", taken)
+        for i, node in enumerate(nodes)
+    ]
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """A name that nothing has, like this one; it is taken from now on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def add_node(node: Node, nodes: list[Node], constants: dict[str, Constant]) -> None:
@@ -230,11 +222,10 @@ def add_node(node: Node, nodes: list[Node], constants: dict[str, Constant]) -> N
 
 def node_of(source: Any, name: str, version: int, folder: Folder | None = None) -> Node:
     """The node of a message."""
-    proto = type(source)()
-    proto.CopyFrom(source)  # which is the user's
+    proto = copied(source)  # which is the user's
     proto.name = name
     op = proto.op_type if proto.domain in DOMAINS else f"{proto.domain}.{proto.op_type}"
-    attributes, captured = {}, list[str]()
+    attributes = {}
     fewest, kinds = _rules(proto.op_type, version) if proto.domain in DOMAINS else (0, {})
     if len(proto.input) < fewest:
         raise FileFormatError(f"node {name!r} ({op}) has {len(proto.input)} inputs, expected at least {fewest}")
@@ -253,8 +244,7 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
             if attribute.type == 8:
                 found = [text.decode("utf-8", "replace") for text in found]
             attributes[attribute.name] = list(found) if attribute.type in (6, 7, 8) else found
-        for graph in (attribute.g, *attribute.graphs):
-            captured += _captured(graph)
+    captured = [name for graph in graphs_of(proto) for name in _captured(graph)]
     return Node(
         op, name, tuple(proto.input), tuple(proto.output), attributes, version, (proto,), tuple(dict.fromkeys(captured))
     )  # fmt: skip
@@ -273,16 +263,21 @@ def _rules(op: str, version: int) -> tuple[int, dict[str, int]]:
     return int(schema.min_input), {name: int(kind.type) for name, kind in schema.attributes.items()}
 
 
+def graphs_of(node: Any) -> list[Any]:
+    """The graphs in a node's attributes."""
+    return [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+
+
+def defined(graph: Any) -> set[str]:
+    """Names that a graph defines."""
+    named = [*graph.input, *graph.initializer, *(tensor.values for tensor in graph.sparse_initializer)]
+    return {value.name for value in named} | {name for node in graph.node for name in node.output}
+
+
 def _captured(graph: Any) -> list[str]:
     """Names that a graph reads and does not define."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {t.values.name for t in graph.sparse_initializer}
-    own |= {name for node in graph.node for name in node.output}
-    found = [name for node in graph.node for name in node.input]
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                found += _captured(inner)
+    own, found = defined(graph), [name for node in graph.node for name in node.input]
+    found += [name for node in graph.node for inner in graphs_of(node) for name in _captured(inner)]
     found += [v.name for v in graph.output]
     return [name for name in found if name and name not in own]
 
@@ -356,24 +351,17 @@ def _check_names(model: Model) -> None:
             raise FileFormatError(f"output {value.name!r} is written by nothing")
 
 
-def _sorted(model: Model) -> Iterator[Node]:
+def _sorted(model: Model) -> tuple[Node, ...]:
     """Nodes in an order in which they can run, which is the file's where that is one."""
-    producer = model.producers()
-    readers = model.readers()
-    waiting = {id(node): sum(1 for name in node.reads if name in producer) for node in model.nodes}
-    position = {id(node): i for i, node in enumerate(model.nodes)}
-    ready = [position[i] for i, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
-    done = 0
-    while ready:
-        node = model.nodes[heapq.heappop(ready)]
-        done += 1
-        yield node
-        for name in node.writes:
-            for reader in readers.get(name, []):
-                waiting[id(reader)] -= 1
-                if waiting[id(reader)] == 0:
-                    heapq.heappush(ready, position[id(reader)])
-    if done < len(model.nodes):
-        stuck = next(node for node in model.nodes if waiting[id(node)])
-        raise FileFormatError(f"{stuck} waits for itself: the graph has a cycle")
+    producer, known = model.producers(), set[str]()
+    for node in model.nodes:
+        if any(name in producer and name not in known for name in node.reads):
+            break
+        known.update(node.writes)
+    else:
+        return model.nodes
+    try:
+        needs = {node: [producer[name] for name in node.reads if name in producer] for node in model.nodes}
+        return tuple(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise FileFormatError(f"{error.args[1][0]} waits for itself: the graph has a cycle") from None

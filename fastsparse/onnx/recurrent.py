@@ -12,10 +12,8 @@ import numpy as np
 
 from fastsparse.engine.program import Direction, Program, Recurrent
 from fastsparse.engine.program import Node as ProgramNode
-from fastsparse.onnx.dtypes import FLOATS
-from fastsparse.onnx.lowering import Lowering
-from fastsparse.onnx.model import Array, Node, Shape
-from fastsparse.onnx.region import Region, Specialised
+from fastsparse.onnx.lowering import Lowering, Region, Specialised
+from fastsparse.onnx.model import FLOATS, Array, Node, Shape
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}

@@ -11,8 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from fastsparse.csr import CSR, csr
-from fastsparse.onnx.dtypes import FLOATS, TYPES
-from fastsparse.onnx.model import Array, Constant, Model, SparseWeight
+from fastsparse.onnx.model import FLOATS, TYPES, Array, Constant, Model, SparseWeight
 from fastsparse.onnx.reader import model_of, parsed
 from fastsparse.onnx.sessions import extracted, serialised
 from fastsparse.onnx.weights import density

@@ -18,8 +18,7 @@ import numpy as np
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
 from fastsparse.onnx import blas
-from fastsparse.onnx.dtypes import code_of
-from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight
+from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, code_of, copied
 
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -203,8 +202,7 @@ def extracted(
     outside: bool = False,
 ) -> tuple[Any, dict[str, Array]]:  # fmt: skip
     """A ModelProto of some nodes, and the large constants that are not in it where `outside` permits that."""
-    proto = type(model.header)()
-    proto.CopyFrom(model.header)
+    proto = copied(model.header)
     graph = proto.graph
     graph.name = "part"
     for ends, names, values in ((graph.input, inputs, model.inputs), (graph.output, outputs, model.outputs)):

@@ -10,8 +10,7 @@ import numpy as np
 
 from fastsparse.csr import CSR
 from fastsparse.files import FileFormatError, Folder
-from fastsparse.onnx.dtypes import TYPES, bits_of
-from fastsparse.onnx.model import Array, Constant, Shape, SparseWeight
+from fastsparse.onnx.model import TYPES, Array, Constant, Shape, SparseWeight, bits_of
 
 _EXTERNAL = 1  # TensorProto.DataLocation
 _FIELDS = {1: "float_data", 8: "string_data", 11: "double_data", 7: "int64_data", 12: "uint64_data", 13: "uint64_data",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
 import numpy as np
 
 from fastsparse.csr import CSR, csr
-from fastsparse.onnx.dtypes import FLOATS
-from fastsparse.onnx.model import Array, Constant, SparseWeight, dense
+from fastsparse.onnx.model import FLOATS, Array, Constant, SparseWeight, dense
+
+T = TypeVar("T")
 
 
 def density(weight: Constant) -> float:
@@ -22,24 +26,19 @@ class Weights:
 
     def __init__(self, densest: float, least: int) -> None:
         self._densest, self._least = densest, least
-        self._made: dict[tuple[int, bool, float], tuple[Constant, CSR]] = {}
-        self._stacks: dict[int, tuple[Constant, list[CSR]]] = {}
-        self._density: dict[int, tuple[Constant, float]] = {}
+        self._made: dict[Hashable, tuple[Constant, Any]] = {}
 
     def rows(self, weight: Constant, factor: float = 1.0) -> CSR:
         """CSR (shape[0], product of the rest), times a factor."""
-        return self._get(weight, False, factor)
+        return self._once(_matrix, weight, False, factor)
 
     def columns(self, weight: Constant, factor: float = 1.0) -> CSR:
         """CSR (shape[-1], shape[-2]) of a matrix, times a factor."""
-        return self._get(weight, True, factor)
+        return self._once(_matrix, weight, True, factor)
 
     def stack(self, weight: Constant) -> list[CSR]:
         """The matrices of a weight of three axes."""
-        found = self._stacks.get(id(weight))
-        if found is None:
-            found = self._stacks[id(weight)] = weight, [csr(wide(matrix)) for matrix in dense(weight)]
-        return found[1]
+        return self._once(_matrices, weight)
 
     def is_sparse(self, weight: Constant) -> bool:
         """Whether the sparse kernels are made for it."""
@@ -47,17 +46,18 @@ class Weights:
 
     def density(self, weight: Constant) -> float:
         """Share of elements that are not zero."""
-        found = self._density.get(id(weight))
-        if found is None:
-            found = self._density[id(weight)] = weight, density(weight)
-        return found[1]
+        return self._once(density, weight)
 
-    def _get(self, weight: Constant, transposed: bool, factor: float) -> CSR:
-        key = id(weight), transposed, factor
-        found = self._made.get(key)
-        if found is None:  # the weight is kept, so that no other one gets its id
-            found = self._made[key] = weight, _matrix(weight, transposed, factor)
-        return found[1]
+    def _once(self, make: Callable[..., T], weight: Constant, *how: Any) -> T:
+        key = make, id(weight), *how
+        if key not in self._made:  # the weight is kept, so that no other one gets its id
+            self._made[key] = weight, make(weight, *how)
+        found: T = self._made[key][1]
+        return found
+
+
+def _matrices(weight: Constant) -> list[CSR]:
+    return [csr(wide(matrix)) for matrix in dense(weight)]
 
 
 def _matrix(weight: Constant, transposed: bool, factor: float) -> CSR:
