@@ -385,6 +385,8 @@ def plan_between_blocked(
     apart = tile_groups > 1 and geometry.positions < width
     windows = set(geometry.kernel) != {1}
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector, apart), windows)
+    if not windows and x.channel_stride <= 2 * width * target.vector:
+        per_block = h.adjacent_block(geometry.channels, per_block)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 

@@ -52,6 +52,8 @@ class Heuristics:
     l1_block_bytes: int = 32 * 1024  # panel of one column block; operator and output need the rest of L1
     l2_block_bytes: int = 256 * 1024  # larger blocks for very sparse rows: half of a small L2
     beyond_l1: float = 1.2  # least size, relative to an L1 block, at which a larger block pays
+    beyond_adjacent: float = 1.4  # size of blocks of channels side by side, relative to L1
+    one_adjacent: float = 1.8  # the same of a single block
     one_block: float = 1.5  # a single block may be this much larger than the usual size
     entry_nonzeros: float = 14  # nonzeros per entry that pay for starting and ending it
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
@@ -235,6 +237,21 @@ class Heuristics:
         if self.l1_bytes > 32 * 1024:
             block = self.l1_bytes if overlap else 2 * self.l1_block_bytes
         return max(1, block // max(1, window_bytes))
+
+    def adjacent_block(self, channels: int, held: int) -> int:
+        """Channels per column block of equal size, of a 1x1 convolution whose tiles read channels side by side.
+
+        held : those that L1 holds. With vectors of 64 bytes larger blocks, which store fewer partial sums, are faster:
+            what L1 lacks is fetched ahead.
+        """
+        if self.vector_bytes != 64:
+            return held
+        size = channels if channels <= self.one_adjacent * held else int(self.beyond_adjacent * held)
+        return -(-channels // -(-channels // size))
+
+    def tiles_within_rows(self, positions: int, row: int) -> bool:
+        """Whether tiles over `positions` positions in rows of `row` do not cross from one row to the next."""
+        return row % self.tile_width(positions, self.window_rates(row)) == 0
 
     def owns_channels(self, plane_bytes: int, images: int, threads: int) -> bool:
         """Whether workers own channels of an image in padded planes, and not positions.

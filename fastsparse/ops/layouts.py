@@ -4,7 +4,7 @@ Besides the user's NCHW (`PaddedPlanes` without padding), kernels read two layou
 
 - *batch-blocked* (`BlockedPlanes`), written NCHW16n elsewhere: VL samples innermost, (groups, channels, positions, VL).
   Vectors of every window are aligned. With spatial tiles in place of samples (`spatial_tiles`) the same layout serves
-  single images.
+  single images, or one with channels between rows and columns.
 - *padded NCHW* (`PaddedPlanes`): every channel a plane with zeros around it, a vector is VL consecutive positions.
 
 Memory after an image, a panel or a plane is either never read, or written by the same code that writes the layout: the
@@ -27,6 +27,7 @@ from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import layouts as kernels
 
 _NONE = np.empty(0, np.int64)
+_EVEN_BYTES = 512  # tiles of parts of rows this far apart leave a part of the cache sets unused
 
 
 # ------------------------------------------------------------------------------------------------- batch-blocked
@@ -48,32 +49,43 @@ class BlockedPlanes:
     panel_groups: int = 1  # groups `group_stride` apart; with 1, each group is a panel
     panel_stride: int = 0  # bytes between panels of more groups
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether channels lie between rows and columns, see `blocked_planes`."""
+        return max(self.strides, default=0) > self.channel_stride
+
     def all_offsets(self) -> NDArray[np.int64]:
         """Offset of every position, int64 [positions]."""
         return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
 
 
 def blocked_planes(
-    channels: int, spatial: Ints, padding: Padding, target: Target, order: Ints | None = None
+    channels: int, spatial: Ints, padding: Padding, target: Target, order: Ints | None = None, *, by_rows: bool = False
 ) -> BlockedPlanes:
     """Batch-blocked planes of padded images. spatial () is for features: one position per channel.
 
     order : the spatial axes as they lie in memory, the last one with neighbours side by side; row-major by default
+    by_rows : channels lie between rows and columns, (groups, rows, channels, columns, VL): what a tile within one row
+        reads of all channels is one piece of memory, which fills cache sets evenly and which the CPU fetches ahead
     """
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, padding, strict=True))
     order = order or tuple(range(len(padded)))
-    ordered = row_major_strides(tuple(padded[axis] for axis in order))
-    strides = tuple(ordered[order.index(axis)] * target.vector for axis in range(len(padded)))
     total, positions = math.prod(padded), math.prod(spatial)
-    channel_stride = unaliased_stride(max(1, total) * target.vector, target.vector)
-    group_stride = unaliased_stride(channels * channel_stride, target.vector)
+    row = padded[order[-1]] if by_rows else total  # positions of a channel side by side
+    channel_stride = unaliased_stride(max(1, row) * target.vector, target.vector)
+    if by_rows and channel_stride % _EVEN_BYTES == 0:
+        channel_stride += target.vector
+    row_stride = unaliased_stride(channels * channel_stride, target.vector)
+    group_stride = unaliased_stride(total // max(1, row) * row_stride, target.vector)
+    ordered = [n * target.vector for n in row_major_strides(tuple(padded[axis] for axis in order))]
+    if by_rows:
+        ordered[:-1] = [n // (row * target.vector) * row_stride for n in ordered[:-1]]
+    strides = tuple(ordered[order.index(axis)] for axis in range(len(padded)))
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
     offsets = padding_offsets = _NONE
     if total != positions or strides != tuple(s * target.vector for s in row_major_strides(padded)):
         offsets = grid(spatial, (1,) * len(spatial), strides) + corner
-        inside = np.zeros(total, bool)
-        inside[offsets // target.vector] = True
-        padding_offsets = np.flatnonzero(~inside) * target.vector
+        padding_offsets = np.setdiff1d(grid(padded, (1,) * len(padded), strides), offsets)
         offsets = np.concatenate([offsets, np.zeros(-positions % target.lanes, np.int64)])
     return BlockedPlanes(
         channels, positions, offsets, padding_offsets, channel_stride, group_stride, spatial, strides, corner

@@ -222,8 +222,15 @@ def _image_positions(spatial: Ints, r: Reading) -> NDArray[np.int64]:
 
 
 def tile_planes(channels: int, r: Reading, target: Target) -> BlockedPlanes:
-    """Planes of tiles with their halos, of one group."""
-    return blocked_planes(channels, r.partition.size, r.padding, target, r.partition.order)
+    """Planes of tiles with their halos, of one group; by rows where tiles of a product stay within one row.
+
+    By rows gathers address all channels, and not one alone.
+    """
+    size, order = r.partition.size, r.partition.order
+    reach = 2 * channels * math.prod(r.padded) * r.partition.groups * target.vector
+    within = target.heuristics.tiles_within_rows(math.prod(size), size[order[-1]])
+    by_rows = len(size) > 1 and within and reach < SPATIAL_TILES_LIMIT
+    return blocked_planes(channels, size, r.padding, target, order, by_rows=by_rows)
 
 
 def gather_tiles(

@@ -86,6 +86,21 @@ def test_workers_pack_the_positions_that_they_compute():
     assert h64.position_parts(196, 3, 2) == 2
 
 
+@given(st.integers(1, 4096), st.integers(1, 600))
+def test_blocks_of_channels_side_by_side_are_larger_and_of_equal_size(channels, held):
+    found = h64.adjacent_block(channels, held)
+    count = -(-channels // found)
+    assert found <= max(h64.beyond_adjacent, h64.one_adjacent) * held
+    assert found == -(-channels // count) and count <= max(1, -(-channels // held))
+    assert h32.adjacent_block(channels, held) == held
+    assert [h64.adjacent_block(n, 73) for n in (64, 128, 256, 1024)] == [64, 128, 86, 94]
+
+
+@pytest.mark.parametrize(("positions", "row", "within"), [(196, 14, True), (49, 7, True), (14, 7, True), (4, 2, False)])
+def test_tiles_within_rows(positions, row, within):
+    assert h64.tiles_within_rows(positions, row) == within
+
+
 @given(st.integers(0, 2**40))
 def test_blocks_fit_the_cache(row_bytes):
     small, large = heuristics_for(64, 32 * 1024), heuristics_for(64, 48 * 1024)

@@ -63,6 +63,26 @@ def test_batch_blocked_there_and_back(rng, channels, spatial, padding, threads, 
 
 
 @BOTH
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("channels", "spatial", "padding"), [s for s in SHAPES if len(s[1]) == 2])
+def test_by_rows_every_vector_has_a_place_of_its_own(channels, spatial, padding, order, dtype):
+    m = target_of(dtype, 1)
+    planes = layouts.blocked_planes(channels, spatial, padding, m, order, by_rows=True)
+    inside, around = planes.all_offsets(), planes.padding_offsets
+    row, columns = order
+    length = spatial[columns] + sum(padding[columns])
+    assert planes.strides[columns] == m.vector <= length * m.vector <= max(planes.channel_stride, m.vector)
+    assert planes.strides[row] >= channels * planes.channel_stride
+    vectors = np.add.outer(np.arange(channels) * planes.channel_stride, np.concatenate([inside, around])).ravel()
+    assert len(np.unique(vectors // m.vector)) == channels * int(
+        np.prod([n + a + b for n, (a, b) in zip(spatial, padding, strict=True)])
+    )
+    assert (vectors % m.vector == 0).all()
+    assert ((vectors >= 0) & (vectors < max(1, planes.group_stride))).all()
+    assert len(inside) == planes.positions == np.prod(spatial)
+
+
+@BOTH
 def test_samples_far_apart(rng, dtype):
     """Rows of a wider array, in any order; what lies between them is not read."""
     m = target_of(dtype)

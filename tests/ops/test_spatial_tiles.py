@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as plans
 from fastsparse.ops.geometry import grid
-from fastsparse.ops.target import target_for
+from fastsparse.ops.heuristics import heuristics_for
+from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address
 
 TARGET = target_for(np.dtype("float32"), 1)
+AVX512 = Target(32, 16, 1, heuristics_for(64))
 spatials = st.lists(st.integers(1, 13), min_size=1, max_size=3).map(tuple)
 
 
@@ -129,3 +131,16 @@ def test_channels_beyond_31_bits_are_refused():
     r = plans.Reading(plans.partition((3,), TARGET.lanes), ((0, 0),), 0.0)
     with pytest.raises(ValueError, match="spans 2147483648 bytes"):
         plans.gather_tiles(np.array([0, 1, 2**31]), (3,), r, plans.tile_planes(1, r, TARGET), TARGET)
+
+
+def test_channels_lie_between_rows_where_tiles_stay_within_them():
+    """Of an image of 56 x 56, with a halo or without; not where one row of the grid is shorter than a tile, or where
+    gathers would not reach all channels."""
+
+    def by_rows(side: int, channels: int, halo: int = 0) -> bool:
+        r = plans.Reading(plans.partition((side, side), 16), ((halo, halo),) * 2, 0.0)
+        return plans.tile_planes(channels, r, AVX512).by_rows
+
+    assert by_rows(56, 64) and by_rows(56, 64, halo=1) and by_rows(28, 512)
+    assert not by_rows(7, 512)
+    assert by_rows(1792, 64) and not by_rows(1792, 256)

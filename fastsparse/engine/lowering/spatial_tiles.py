@@ -47,7 +47,8 @@ class _Tiles:
     @property
     def plane(self) -> int:
         """Bytes between the parts of the memory that workers own, see `Buffer.plane`."""
-        return self.planes.group_stride if self.reading.partition.groups > 1 else self.planes.channel_stride
+        parts = self.reading.partition.groups > 1 or self.planes.by_rows
+        return self.planes.group_stride if parts else self.planes.channel_stride
 
 
 def _regular(op: Pool) -> tuple[tuple[int, int, int, int], ...] | None:
