@@ -141,6 +141,9 @@ def test_channels_lie_between_rows_where_tiles_stay_within_them():
         r = plans.Reading(plans.partition((side, side), 16), ((halo, halo),) * 2, 0.0)
         return plans.tile_planes(channels, r, AVX512).by_rows
 
-    assert by_rows(56, 64) and by_rows(56, 64, halo=1) and by_rows(28, 512)
+    assert by_rows(56, 64)
+    assert by_rows(56, 64, halo=1)
+    assert by_rows(28, 512)
     assert not by_rows(7, 512)
-    assert by_rows(1792, 64) and not by_rows(1792, 256)
+    assert by_rows(1792, 64)
+    assert not by_rows(1792, 256)
