@@ -22,6 +22,7 @@ from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, co
 
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
 _EXTERNAL = 1  # TensorProto.DataLocation
+_NEVER_EMPTY = ("LSTM", "GRU")  # on no samples or no times, onnxruntime's end the process
 
 
 @functools.cache
@@ -89,6 +90,8 @@ class Session:
                 except (ValueError, NotImplementedError):
                     raise error from None
         del self._parts
+        recurrent = self.library is not None and any(node.op in _NEVER_EMPTY for node in nodes)
+        self._behind_empty = (model, nodes, types) if recurrent else None
         _sessions.add(self)
 
     def _by_onnxruntime(self, spinning: bool, optimised: bool) -> Any:
@@ -145,10 +148,32 @@ class Session:
         ValueError
             When a node cannot be computed.
         """
+        if self._behind_empty is not None and any(map(_is_empty, feeds.values())):
+            self._refuse_empty(feeds, *self._behind_empty)
         try:
             return list(self._run(feeds))
         except Exception as error:
             raise run_error(error) from error
+
+    def _refuse_empty(self, feeds: Mapping[str, Any], model: Model, nodes: Sequence[Node], types: Any) -> None:
+        """Raise ValueError where one of the first recurrent layers would read nothing."""
+        read: dict[str, Node] = {}
+        behind = set[str]()  # of a recurrent layer
+        before: list[Node] = []
+        for node in nodes:
+            if node.op not in _NEVER_EMPTY and behind.isdisjoint(node.reads):
+                before.append(node)
+                continue
+            if node.op in _NEVER_EMPTY and behind.isdisjoint(node.reads):
+                read.setdefault(node.inputs[0], node)
+            behind.update(node.writes)
+        found = {name: feeds[name] for name in read if name in feeds}
+        inner = [name for name in read if any(name in node.writes for node in before)]
+        if inner:
+            found.update(zip(inner, Session(model, before, self.inputs, inner, types).run(dict(feeds))))
+        for name, x in found.items():
+            if _is_empty(x):
+                raise ValueError(f"the model cannot be computed: {read[name]} reads an empty tensor, of {x.shape}")
 
     def binding(self) -> Any:
         """An onnxruntime binding: inputs and outputs at fixed addresses. None where there is no onnxruntime."""
@@ -157,6 +182,10 @@ class Session:
     def bound_run(self, binding: Any) -> Callable[[], None]:
         """A call that runs on what was bound."""
         return functools.partial(self.native._sess.run_with_iobinding, binding, None)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.size == 0
 
 
 @functools.cache

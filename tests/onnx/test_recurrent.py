@@ -87,3 +87,33 @@ def test_sparse_layers_run_on_the_kernels_by_estimate():
     engine = models.compile_onnx(b.model({"x": [8, 1, 128]}, [y]), tune=False)
     assert len(engine._plan().kernels) == 1
     assert "lstm cell" in str(engine.report())
+
+
+EMPTY = """
+import numpy as np
+from tests.onnx import models
+
+for op, rows in (("LSTM", 4), ("GRU", 3)):
+    for inner in (False, True):
+        b = models.Builder()
+        x = b.add("Relu", "x") if inner else "x"
+        y, _ = b.add(op, x, b.weight(1, rows * 6, 5), b.weight(1, rows * 6, 6), outputs=2, hidden_size=6)
+        z, _ = b.add(op, b.add("Squeeze", y, b.constant([1], "int64")), b.weight(1, rows * 6, 6),
+                     b.weight(1, rows * 6, 6), outputs=2, hidden_size=6)
+        engine = models.on_kernels(b.model({"x": ["T", "N", 5]}, [z]), (3, 2, 5))
+        for times, batch in ((3, 0), (0, 2)):
+            for _ in range(2):
+                try:
+                    engine.run([np.zeros((times, batch, 5), np.float32)])
+                except ValueError as error:
+                    assert "reads an empty tensor" in str(error), error
+                else:
+                    raise AssertionError(op)
+        assert engine.run([np.zeros((4, 2, 5), np.float32)])[0].shape == (4, 1, 2, 6)
+print("alive")
+"""
+
+
+def test_recurrent_layers_that_would_read_nothing_are_refused(run_python):
+    """onnxruntime would end the process."""
+    assert run_python(EMPTY).stdout == "alive\n"
