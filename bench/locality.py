@@ -71,7 +71,8 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
     steps = []
     for step in schedule.steps:
         places = (*step.sources, step.target)
-        bound = step.bound(tuple(0 if b < 0 else BASE + offsets[b] + more for b, more in places), 2 * BASE)
+        addresses = (0 if b < 0 else BASE + offsets[b] + more for b, more in places)
+        bound = step.launch.bind(2 * BASE, **dict(zip(step.operands, addresses)))
         sharing = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
         parts = [_part(bound.tasks, sharing, w) for w in range(sharing)]
         steps.append([_touched(step, bound, part, schedule, offsets, size) for part in parts])

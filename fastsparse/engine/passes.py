@@ -122,8 +122,7 @@ def move_products_before_interpolation(program: Program) -> Program:
     found: dict[int, int] = {}  # interpolations that one node reads, by their output
     for node in program.nodes:
         op, index = node.operator, found.get(node.inputs[0])
-        alone = uses[node.output] == 1 and node.residual is None
-        if isinstance(op, Interpolate) and op.activation is None and alone:
+        if isinstance(op, Interpolate) and op.activation is None and uses[node.output] == 1 and node.residual is None:
             found[node.output] = len(nodes)
         before = None if index is None or len(node.inputs) > 1 else nodes[index]
         if before is None or not isinstance(op, Conv) or not _saves_by_moving(op, before.operator):
@@ -213,7 +212,7 @@ def split_products_of_concats(program: Program) -> Program:
     for node in program.nodes:
         op, source = node.operator, producers.get(node.inputs[0])
         whole = (isinstance(op, Linear) and op.rows == 1) or (isinstance(op, Conv) and op.geometry.groups == 1)
-        if not whole or node.residual is not None or source is None or not isinstance(source.operator, Concat):
+        if not whole or source is None or not isinstance(source.operator, Concat) or node.residual is not None:
             nodes.append(node)
             continue
         assert isinstance(op, Conv | Linear)

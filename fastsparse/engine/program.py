@@ -6,6 +6,7 @@ input, and nodes stand in an order in which they can run. Passes take a program 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -239,7 +240,7 @@ class Node:
     inputs: tuple[int, ...]
     output: int
 
-    @property
+    @functools.cached_property
     def residual(self) -> int | None:
         """The tensor that a product or an interpolation adds before its activation."""
         adds = isinstance(self.operator, Conv | Linear | Interpolate)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR
 from fastsparse.engine.program import Conv, Gather, Interpolate, Operator, Shape
 from fastsparse.ops.conv import absolute_columns
-from fastsparse.ops.geometry import ConvGeometry, Ints, row_major_strides
+from fastsparse.ops.geometry import ConvGeometry, Ints
 from fastsparse.ops.interpolation import interpolation_weights, serves
+from fastsparse.ops.layouts import row_major_strides
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]

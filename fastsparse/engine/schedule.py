@@ -22,6 +22,7 @@ scratch         Undefined when a step begins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from fastsparse.engine.program import Node
 from fastsparse.ops.heuristics import Heuristics
-from fastsparse.runtime.launch import BoundLaunch, Launch
+from fastsparse.runtime.launch import Launch
 
 SAMPLES = 0  # variables of a call: number of samples, then addresses of the user's arrays, inputs before outputs
 
@@ -41,11 +42,6 @@ def user_place(array: int) -> Place:
     return -1 - array, 0
 
 
-def variable_of(place: Place) -> int | None:
-    """The variable that holds the address of a place of the user's; None for places in buffers."""
-    return -place[0] if place[0] < 0 else None
-
-
 @dataclass(frozen=True)
 class Patch:
     """An argument of the step's kernel that depends on the call: variables[variable] + offset + task * per_task."""
@@ -54,6 +50,12 @@ class Patch:
     variable: int
     offset: int
     per_task: int
+
+
+def patches_of(fields: Sequence[str], places: Sequence[Place], per_task: Sequence[int]) -> tuple[Patch, ...]:
+    """Those for arguments at places of the user's, whose arrays have so many bytes per task."""
+    found = ((field, -buffer) for field, (buffer, _) in zip(fields, places, strict=True) if buffer < 0)
+    return tuple(Patch(field, variable, 0, per_task[variable - 1]) for field, variable in found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +70,6 @@ class Step:
     launch: Launch
     operands: tuple[str, ...] = ("x", "y")
     patches: tuple[Patch, ...] = ()
-
-    def bound(self, addresses: tuple[int, ...], scratch: int) -> BoundLaunch:
-        """The launch on sources and target at these addresses, and with scratch at that one."""
-        return self.launch.bind(scratch, **dict(zip(self.operands, addresses, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,18 @@ class Workspace:
         self.schedule, self.heuristics = schedule, schedule.heuristics
         h = self.heuristics
         self.offsets, size = assign_memory(schedule.buffers, schedule.owned)
+        slots = schedule.slots
         workers = 1 if schedule.per_worker else schedule.workers
         scratch = max((step.launch.scratch for step in schedule.steps), default=0) * workers
         size = -(-size // 4096) * 4096
-        self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(schedule.slots)]
+        self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(slots)]
         self.launches: list[list[BoundLaunch]] = []
         for memory in self.memory:
             memory.fill(0)  # what buffers say is zero for good, among other things
             start = address(memory)
             self.launches.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
+        self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
+        self._spans = _spans(self.launches[0], h.slice_flops)
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
         self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
         fields = [[(p.field, p.variable, p.offset, p.per_task) for p in step.patches] for step in schedule.steps]
@@ -66,11 +69,9 @@ class Workspace:
         bound, parallel = self.launches[0], h.parallel_flops
         self._serial = sequence.SerialSteps(self._steps[0], self._patches[0], self._variables)
         self._shared = None if workers == 1 else sequence.SharedSteps(bound, fields, workers, parallel)
-        self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._sequence = sequence.sequence_launch(
             self._steps, self._patches, self._variables, schedule.tasks, self.flops
         )
-        self._spans = _spans(self.launches[0], h.slice_flops)
 
     @property
     def nbytes(self) -> int:
@@ -155,7 +156,8 @@ def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> BoundLaun
     def at(place: Place) -> int:
         return 0 if place[0] < 0 else base + offsets[place[0]] + place[1]
 
-    return step.bound((*map(at, step.sources), at(step.target)), scratch)
+    places = dict(zip(step.operands, (*map(at, step.sources), at(step.target)), strict=True))
+    return step.launch.bind(scratch, **places)
 
 
 def _listed(arrays: Arrays) -> Sequence[Array]:

@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import sddmm, spmm
-from fastsparse.ops.geometry import ConvGeometry, Ints, grid, row_major_strides
+from fastsparse.ops.geometry import ConvGeometry, Ints
 from fastsparse.ops.layouts import (
     BlockedPlanes,
     PaddedPlanes,
     PhasePlanes,
     blocked_planes,
     expect_packing,
+    grid,
     pack_blocked,
     pack_padded,
+    row_major_strides,
     unaliased_stride,
     unpack_blocked,
 )

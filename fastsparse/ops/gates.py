@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import Ints, grid
-from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes
+from fastsparse.ops.geometry import Ints
+from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, grid
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import gates as kernels

@@ -5,24 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]  # (before, after) per axis
-
-
-def grid(sizes: Ints, steps: Ints, strides: Ints) -> NDArray[np.int64]:
-    """sum of index * step * stride over all index tuples below `sizes`, in row-major order."""
-    total = np.zeros((), np.int64)
-    for size, step, stride in zip(sizes, steps, strides, strict=True):
-        total = np.add.outer(total, np.arange(size, dtype=np.int64) * step * stride)
-    return total.ravel()
-
-
-def row_major_strides(sizes: Ints) -> Ints:
-    """Strides of a contiguous row-major array, in elements."""
-    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, grid, row_major_strides
+from fastsparse.ops.geometry import ConvGeometry, Ints, Padding
 from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
@@ -31,6 +31,19 @@ _EVEN_BYTES = 512  # tiles of parts of rows this far apart leave a part of the c
 
 
 # ------------------------------------------------------------------------------------------------- batch-blocked
+
+
+def grid(sizes: Ints, steps: Ints, strides: Ints) -> NDArray[np.int64]:
+    """sum of index * step * stride over all index tuples below `sizes`, in row-major order."""
+    total = np.zeros((), np.int64)
+    for size, step, stride in zip(sizes, steps, strides, strict=True):
+        total = np.add.outer(total, np.arange(size, dtype=np.int64) * step * stride)
+    return total.ravel()
+
+
+def row_major_strides(sizes: Ints) -> Ints:
+    """Strides of a contiguous row-major array, in elements."""
+    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import Ints, Padding, grid, row_major_strides
-from fastsparse.ops.layouts import BlockedPlanes, blocked_planes
+from fastsparse.ops.geometry import Ints, Padding
+from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, grid, row_major_strides
 from fastsparse.ops.pooling import Table
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch

@@ -7,8 +7,8 @@ import pytest
 
 from fastsparse.csr import CSR
 from fastsparse.ops import depthwise
-from fastsparse.ops.geometry import ConvGeometry, row_major_strides
-from fastsparse.ops.layouts import PaddedPlanes
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.layouts import PaddedPlanes, row_major_strides
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference
 from fastsparse_kernels.depthwise import ROWS, WINDOWS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastsparse.ops.gates import Image, prepare
-from fastsparse.ops.geometry import row_major_strides
+from fastsparse.ops.layouts import row_major_strides
 from fastsparse.runtime.buffers import address
 from tests.kernels.support import DTYPES, Guarded, lanes_of, target_of
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse.ops import conv, layouts, sddmm, sparse_operator, spmm, spmv, tiles
-from fastsparse.ops.geometry import ConvGeometry, grid
+from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.heuristics import heuristics_for
+from fastsparse.ops.layouts import grid
 from fastsparse_kernels import sparse_operator as kernels
 from tests.checking import PATTERNS, TARGETS, Array, matrix, target
 from tests.geometries import TABLE, geometry_of

@@ -213,11 +213,11 @@ class _Lowering:
         x, y, op, target = self.planes[node.inputs[0]], self.planes[node.output], node.operator, self.target
         groups = self.sizes.outer if node.output in self.late else self.sizes.inner
         if isinstance(op, Linear):
-            return planned(op.weight, lambda p: plan_linear_between(p, x, y, target, groups))
+            return planned(op.weight, plan_linear_between, x, y, target, groups)
         if isinstance(op, Conv):
             geometry = op.geometry
             tile_groups = split.tile_groups(geometry.positions, groups, target.heuristics)
-            return planned(op.weight, lambda p: plan_between_blocked(p, geometry, x, y, target, groups, tile_groups))
+            return planned(op.weight, plan_between_blocked, geometry, x, y, target, groups, tile_groups)
         return None
 
     def _step(self, node: Node, weight: PackedWeight | None, first: int, count: int) -> Step:

@@ -30,7 +30,7 @@ from fastsparse.engine.program import (
     Reshape,
     RowWise,
 )
-from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros, user_place, variable_of
+from fastsparse.engine.schedule import Buffer, Place, Schedule, Step, Zeros, patches_of, user_place
 from fastsparse.ops import attention, gates, interpolation, layouts, norm, pooling, softmax, spatial_tiles, spmm, spmv
 from fastsparse.ops.conv import plan_identity, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, blocked_planes, user_planes
@@ -233,11 +233,7 @@ class Lowering:
         for buffer, _ in sources:
             if buffer >= 0:
                 self.buffers[buffer] = replace(self.buffers[buffer], last=len(self.steps))
-        patches = tuple(
-            Patch(field, variable, 0, self.outer * self.user_bytes[variable - 1])
-            for field, place in zip(operands, (*sources, target), strict=True)
-            if (variable := variable_of(place)) is not None
-        )
+        patches = patches_of(operands, (*sources, target), [self.outer * size for size in self.user_bytes])
         self.steps.append(Step(name, kernel, node, sources, target, launch, operands, patches))
 
     def _add_weighted(
@@ -392,7 +388,7 @@ class Lowering:
         x, y, form = self._features(t, op.rows)[0], self._features(node.output, op.rows)[0], f"{_BLOCKS}{op.rows}"
         source = self._get(t, form, node)
         residual = None if node.residual is None else self._get(self.roots[node.residual], form, node)
-        weight = planned(op.weight, lambda p: plan_linear_between(p, x, y, self.target, self._groups(op.rows)))
+        weight = planned(op.weight, plan_linear_between, x, y, self.target, self._groups(op.rows))
         target = self._new(node.output, form)
         self._add_weighted(node, op, weight, "batch-blocked", source, residual, target, y_row_stride=self.target.vector)
 

@@ -41,6 +41,7 @@ class _PaddedLowering(Lowering):
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self.planes: dict[int, PaddedPlanes] = {}
+        self.padding_readers = {node.output for node in program.nodes if _reads_padding(node)}
         self.expansions = self._expansions() if self.inner == 1 else {}
         self.by_channels = {node.output for node in self.expansions.values()}
 
@@ -54,7 +55,7 @@ class _PaddedLowering(Lowering):
             geometries = [
                 node.operator.geometry
                 for other in members for node in self.readers[other]
-                if isinstance(node.operator, Conv) and _reads_padding(node)
+                if isinstance(node.operator, Conv) and node.output in self.padding_readers
             ]  # fmt: skip
             channels, *spatial = self.program.shapes[leader]
             self.planes[leader] = padded_planes(channels, tuple(spatial), geometries, self.target)
@@ -135,7 +136,7 @@ class _PaddedLowering(Lowering):
         t = self.roots[node.inputs[0]]
         residual = None if node.residual is None else self._get(self.roots[node.residual], "planes", node)
         form = self._written(node)
-        if _reads_padding(node):
+        if node.output in self.padding_readers:
             self._get(t, "planes", node)
         have = "planes" if (t, "planes") in self.forms else "plain"
         source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
@@ -172,7 +173,7 @@ class _PaddedLowering(Lowering):
         """The product of a convolution from planes to planes; its input is split into phases now if need be."""
         geometry, images = op.geometry, self.images
         if _steps_by_one(node):
-            weight = planned(op.weight, lambda p: plan_between_padded(p, geometry, x, y, self.target, images))
+            weight = planned(op.weight, plan_between_padded, geometry, x, y, self.target, images)
             return _Product(weight, "on padded planes", source, x.image_stride)
         phases = plan_padded(op.weight.pattern, geometry, self.target, images, y.all_offsets())
         image_stride = geometry.channels * phases.x.channel_stride
@@ -194,7 +195,7 @@ class _PaddedLowering(Lowering):
     def _expansions(self) -> dict[int, Node]:
         """Products that a depthwise convolution alone reads, and that would leave a near cache, by its output."""
         h, found = self.target.heuristics, dict[int, Node]()
-        products = {node.output: node for node in self.early if _reads_padding(node) and node.residual is None}
+        products = {n.output: n for n in self.early if n.output in self.padding_readers and n.residual is None}
         for node in self.early:
             op, first = node.operator, products.get(self.roots[node.inputs[0]])
             if first is None or not isinstance(op, Conv) or node.residual is not None:

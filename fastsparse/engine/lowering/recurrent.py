@@ -253,6 +253,6 @@ class _Form:
 
     def product(self, W: CSR, bias: Array | None, *, residual: bool = False, **between: int) -> Launch:
         """W x + bias; operands x, y, residual."""
-        weight = planned(W, lambda pattern: spmm.plan_panels(pattern, self.samples, self.width, self.target))
+        weight = planned(W, spmm.plan_panels, self.samples, self.width, self.target)
         strides = {"y_row_stride": self.width * self.target.vector, **between}
         return prepared(weight, Linear(W, bias), self.target, residual=residual, **strides)

@@ -23,8 +23,8 @@ from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
 from fastsparse.ops.gates import Image
-from fastsparse.ops.geometry import ConvGeometry, grid
-from fastsparse.ops.layouts import BlockedPlanes
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.layouts import BlockedPlanes, grid
 from fastsparse.ops.pooling import Windows
 from fastsparse.ops.target import Target
 
@@ -228,7 +228,7 @@ class _TilesLowering(Lowering):
         # Of a tile alone; behind it the windows may end before its last position.
         padding = tiles.exact_padding(self._partition(node.output), g.kernel, g.stride, g.dilation, _before(g))
         inside = replace(g, spatial=r.partition.size, padding=padding)
-        weight = planned(op.weight, lambda p: plan_between_blocked(p, inside, x, y, self.target, groups))
+        weight = planned(op.weight, plan_between_blocked, inside, x, y, self.target, groups)
         fresh = node.residual is not None and self.roots[node.residual] != self.roots[node.inputs[0]]
         target = self._new(node.output, "tiles", residual[0] if residual and fresh else -1)
         self._add_weighted(

@@ -42,13 +42,13 @@ _known: WeakValueDictionary[tuple[int, bytes], _SharedValues] = WeakValueDiction
 _lock = fork_safe_lock()
 
 
-def planned(weight: CSR, make: Callable[[Pattern], SpmmPlan]) -> PackedWeight:
-    """The plan that `make` gives for the weight's pattern, and the values in its order.
+def planned(weight: CSR, make: Callable[..., SpmmPlan], *how: Any) -> PackedWeight:
+    """The plan that `make` gives for the weight's pattern, planned so, and the values in its order.
 
     Nothing is cached on the pattern, as layers in training do, so what an engine no longer uses is freed.
     """
     pattern = weight.pattern
-    return packed(weight, make(Pattern._trusted(pattern.indptr, pattern.indices, pattern.shape)))
+    return packed(weight, make(Pattern._trusted(pattern.indptr, pattern.indices, pattern.shape), *how))
 
 
 def packed(weight: CSR, plan: SpmmPlan) -> PackedWeight:
