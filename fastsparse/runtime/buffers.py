@@ -11,11 +11,12 @@ Kernels get bare addresses, so every array that a user can reach is checked once
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def take(purpose: str, size: int) -> NDArray[np.uint8]:
         if len(buffer) <= KEEP_BYTES:
             buffers[purpose] = buffer
     return buffer
+
+
+@contextlib.contextmanager
+def other_buffers() -> Iterator[None]:
+    """Within the block, this thread takes other buffers: a call that is interrupted for it keeps what is in its own."""
+    held, _own.buffers = _own.buffers, {}
+    try:
+        yield
+    finally:
+        _own.buffers = held
 
 
 def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -37,10 +37,14 @@ _rehearsing: list[int] = []  # threads
 @contextmanager
 def rehearsal() -> Iterator[None]:
     """Within the block, launches of this thread compute nothing: their results are whatever was in memory. Plans are
-    made, so that all kernels are known before one is needed, and compiled by several processes."""
+    made, so that all kernels are known before one is needed, and compiled by several processes.
+
+    It may interrupt a call that waits for a kernel.
+    """
     _rehearsing.append(get_ident())
     try:
-        yield
+        with buffers.other_buffers():
+            yield
     finally:
         _rehearsing.remove(get_ident())
 

@@ -12,6 +12,7 @@ import pytest
 import fastsparse as fs
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address
+from fastsparse.runtime.launch import rehearsal
 from fastsparse_kernels.compiler import aligned_empty
 from tests.checking import watch_launches
 from tests.runtime.test_interrupt import NAMES, calls
@@ -77,6 +78,17 @@ def test_workspace_is_reused_and_bounded(monkeypatch):
     assert len(huge) >= 10_001
     assert not np.shares_memory(huge, buffers.take("test", 10_001)), "not kept"
     assert buffers.take("test", 3000) is larger
+
+
+@pytest.mark.R7
+def test_a_rehearsal_leaves_the_buffers_of_a_call_that_waits_for_a_kernel(rng):
+    packed = buffers.take("x", 4096)
+    packed[:] = 7
+    W, x = fs.csr(rng.standard_normal((8, 16)) * (rng.random((8, 16)) < 0.5)), rng.standard_normal((32, 16))
+    with rehearsal():
+        fs.linear(x, W)  # packs x
+    assert (packed == 7).all()
+    assert np.shares_memory(buffers.take("x", 4096), packed)
 
 
 @pytest.mark.T6
