@@ -37,6 +37,7 @@ from fastsparse.engine.program import (
     Softmax,
     UnsupportedOperatorError,
 )
+from fastsparse.nn.activations import Activation
 from fastsparse.nn.containers import masks_last, masks_memory
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
@@ -361,10 +362,7 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.SparseConvTranspose2d,), _conv_transpose),
     ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    (
-        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),
-        _activation,
-    ),
+    ((Activation,), _activation),
     ((nn.LayerNorm, nn.RMSNorm), _row_norm),
     ((nn.Softmax,), _softmax),
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),

@@ -28,7 +28,7 @@ def floating(x: ArrayLike) -> Array:
     raise TypeError(f"x has dtype {array.dtype.name}, expected float32 or float64")
 
 
-class _Activation(Module):
+class Activation(Module):
     """A layer of one activation."""
 
     _name: ClassVar[str]
@@ -53,55 +53,55 @@ class _Activation(Module):
         return {}
 
 
-class ReLU(_Activation):
+class ReLU(Activation):
     """max(x, 0)."""
 
     _name = "relu"
 
 
-class ReLU6(_Activation):
+class ReLU6(Activation):
     """min(max(x, 0), 6)."""
 
     _name = "relu6"
 
 
-class LeakyReLU(_Activation):
+class LeakyReLU(Activation):
     """x where it is positive, 0.01 x elsewhere."""
 
     _name = "leaky_relu"
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """1 / (1 + exp(-x))."""
 
     _name = "sigmoid"
 
 
-class Tanh(_Activation):
+class Tanh(Activation):
     """Hyperbolic tangent."""
 
     _name = "tanh"
 
 
-class SiLU(_Activation):
+class SiLU(Activation):
     """x * sigmoid(x)."""
 
     _name = "silu"
 
 
-class Hardswish(_Activation):
+class Hardswish(Activation):
     """x * min(max(x + 3, 0), 6) / 6."""
 
     _name = "hardswish"
 
 
-class Hardsigmoid(_Activation):
+class Hardsigmoid(Activation):
     """min(max(x + 3, 0), 6) / 6."""
 
     _name = "hardsigmoid"
 
 
-class GELU(_Activation):
+class GELU(Activation):
     """x times the normal distribution function of x.
 
     Parameters

@@ -30,6 +30,7 @@ from fastsparse.engine.program import (
     Softmax,
     UnsupportedOperatorError,
 )
+from fastsparse.nn.activations import Activation
 from fastsparse.onnx.engine import GraphEngine
 from fastsparse.onnx.model import FLOATS, Array
 from fastsparse.onnx.pruning import write_model
@@ -557,8 +558,7 @@ _LAYERS: list[tuple[tuple[type[nn.Module], ...], _Write]] = [
     ((nn.MultiheadAttention,), _attention),
     ((nn.MaxPool2d, nn.AvgPool2d), _pool_layer),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
-    ((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU),
-     lambda graph, layer, x, name: graph.activation(layer.activation, x)),
+    ((Activation,), lambda graph, layer, x, name: graph.activation(layer.activation, x)),
     ((nn.Softmax,), lambda graph, layer, x, name: graph.node("Softmax", [x], axis=-1)),
     ((nn.Flatten,), lambda graph, layer, x, name: graph.node("Flatten", [x])),
     ((nn.Dropout,), lambda graph, layer, x, name: x),

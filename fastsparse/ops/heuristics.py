@@ -62,7 +62,6 @@ class Heuristics:
     expanded_bytes: int = 256 * 1024  # of channels between a product and a depthwise convolution: a part of L2
     near_bytes: int = 4 * 2**20  # largest array that stays in a near cache
     far_share: float = 3 / 8  # share of the L3 cache beyond which an array leaves it: see `leaves_cache`
-    rows_share: float = 3 / 8  # the same share where rows of X are not contiguous
     uses_in_place: float = 3.0  # nonzeros per row of X up to which packing does not pay
     uses_in_l1: float = 8.0  # the same where L1 holds the part of X that a tile reads
     uses_from_memory: float = 1.0  # the same where no cache holds a tile's part of X between two rows of W

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
-from .compiler import compile_kernel, compiled_once, kernel_arguments
+from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments
 from .simd.math import Lanes, clip, exp, fma, lanewise, normal_cdf_pdf, sigmoid, sigmoid_pair, tanh, where
 
 LEAKY_SLOPE = 0.01
@@ -150,6 +150,26 @@ def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
 def activation_kernel(code: int, bits: int, lanes: int) -> Any:
     """The compiled variant; its `.address` is what the SpMM arguments take."""
     return compile_kernel(make_activation(code, bits, lanes), f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
+
+
+def make_finish(bits: int, lanes: int) -> Callable[..., None]:
+    """finish(a, acc, at, count, y, low, high, scratch): epilogue of one vector of sums, whose first `count` lanes are y
+    from number `at` on, and the store. `a` has the bias, the activation, or 0; the scratch has room for a vector.
+    """
+    size = bits // 8
+
+    @inlined_function
+    def finish(a, acc, at, count, y, low, high, scratch):  # type: ignore[no-untyped-def]
+        if a.bias != 0:
+            acc = simd.add(acc, simd.load_first(acc, a.bias + at * size, count))
+        acc = simd.clamp(acc, low, high)
+        if a.activation != 0:
+            simd.store(acc, scratch)
+            simd.call(a.activation, scratch, 1)
+            acc = simd.load(acc, scratch)
+        simd.store_first(acc, y + at * size, count)
+
+    return finish
 
 
 def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., None]:

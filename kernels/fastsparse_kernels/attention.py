@@ -17,7 +17,7 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
-from .simd.math import broadcast, lanewise
+from .simd.math import broadcast, multiply
 from .softmax import make_softmax_row
 
 # Tasks: samples * heads.
@@ -39,7 +39,6 @@ ATTENTION = kernel_arguments(
 TILE = 4  # vectors of scores, or of a result, at a time
 
 _attention = simd.arguments_view(ATTENTION)
-_multiply = lanewise(lambda a, b: a * b, 2)
 
 
 def scratch_bytes(length: int, keys: int, bits: int, lanes: int) -> int:
@@ -69,13 +68,13 @@ def make_attention(bits: int, lanes: int) -> Callable[..., None]:
             tile = simd.zeros(TILE, lanes, bits)
             for c in range(length):
                 tile = simd.axpy(tile, q + c * size, kt + j * size, c * kt_row)
-            simd.store(_multiply(tile, broadcast(tile, scale)), to + j * size)
+            simd.store(multiply(tile, broadcast(tile, scale)), to + j * size)
             j += TILE * lanes
         while j < count:
             vector = simd.zeros(1, lanes, bits)
             for c in range(length):
                 vector = simd.axpy(vector, q + c * size, kt + j * size, c * kt_row)
-            simd.store(_multiply(vector, broadcast(vector, scale)), to + j * size)
+            simd.store(multiply(vector, broadcast(vector, scale)), to + j * size)
             j += lanes
 
     @kernel_function

@@ -87,14 +87,6 @@ def _broadcast(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.int64), codegen
 
 
-def spread(builder: Any, tile: Tile, number: Any) -> Any:
-    """An int64 in 32 bits, in all lanes."""
-    lanes = ir.VectorType(I32, tile.lanes)
-    undefined = ir.Constant(lanes, ir.Undefined)
-    one = builder.insert_element(undefined, builder.trunc(number, I32), ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(lanes, [0] * tile.lanes))
-
-
 def load_windows(
     builder: Any, tile: Tile, row: Any, first: Any, columns: Any, side: int, stride: int, masked: bool
 ) -> list[Any]:
@@ -102,7 +94,7 @@ def load_windows(
     `stride * i + column` from there in lane i, for every column; zeros outside of the `columns` numbers of the row."""
     address = builder.add(row, builder.mul(first, ir.Constant(I64, tile.size)))
     lanes = ir.VectorType(I32, tile.lanes)
-    start, end = (spread(builder, tile, number) for number in (first, columns)) if masked else (None, None)
+    start, end = (splat(builder, tile, builder.trunc(n, I32)) for n in (first, columns)) if masked else (None, None)
 
     def load(column: int) -> Any:
         at = shifted(builder, address, column * tile.size)
@@ -122,11 +114,11 @@ def load_windows(
 
 def _make_windows(side: int, stride: int, masked: bool) -> Any:
     @intrinsic
-    def windows(typing: Any, sums: Any, weights: Any, image: Any, place: Any, sizes: Any) -> Any:
+    def windows(typing: Any, sums: Any, weights: Any, image: Any, corner: Any, sizes: Any) -> Any:
         """sums + the windows of as many rows.
 
         image : address, of a row of zeros, bytes between rows
-        place : row and column of the first window's first number
+        corner : row and column of the first window's first number
         sizes : of the image
         """
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import sddmm, simd, spmm, spmv
 from .compiler import compile_kernel, compiled_once, kernel_arguments, set_cache_directories
+from .numba_internals import assembly
 from .simd.math import fma, lanewise
 
 ACCUMULATORS = 12  # independent sums: more than latency times FMAs per cycle
@@ -86,10 +87,8 @@ def inner_loops(assembly: str, instruction: str = "vfmadd") -> list[list[str]]:
 
 def assembly_of(name: str, *arguments: int) -> str:
     """Compile a variant anew, without the cache, and return its assembly."""
-    from .compiler import compile_kernel
-
     set_cache_directories()
-    return str(compile_kernel(KERNELS[name](*arguments), f"{name}_inspected").compiled._library.get_asm_str())
+    return assembly(compile_kernel(KERNELS[name](*arguments), f"{name}_inspected"))
 
 
 def main(arguments: list[str]) -> int:

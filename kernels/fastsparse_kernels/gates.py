@@ -14,7 +14,7 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
-from .simd.math import lanewise
+from .simd.math import multiply
 
 # A task is a channel of an image. Tasks: images * channels.
 GATE = kernel_arguments(
@@ -36,7 +36,6 @@ GATE = kernel_arguments(
 ONE, BY_LANE = 0, 1  # a gate is a number or a vector
 
 _gate = simd.arguments_view(GATE)
-_multiply = lanewise(lambda a, b: a * b, 2)
 
 
 def make_gate(kind: int, bits: int, lanes: int) -> Callable[..., None]:
@@ -68,10 +67,10 @@ def make_gate(kind: int, bits: int, lanes: int) -> Callable[..., None]:
                 x = x_channel + simd.load_i64(a.x_rows + row * 8)
                 y = y_channel + simd.load_i64(a.y_rows + row * 8)
                 for i in range(0, full, lanes):
-                    simd.store(_multiply(simd.load(like, x + i * size), factor), y + i * size)
+                    simd.store(multiply(simd.load(like, x + i * size), factor), y + i * size)
                 if full < length:
                     last = simd.load_first(like, x + full * size, length - full)
-                    simd.store_first(_multiply(last, factor), y + full * size, length - full)
+                    simd.store_first(multiply(last, factor), y + full * size, length - full)
             task = simd.fetch_add(a.counter, 1)
 
     return gate

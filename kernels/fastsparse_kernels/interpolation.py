@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
-from .depthwise import load_windows, spread
+from .depthwise import load_windows
 from .simd.types import I32, I64, Tile, fma_function, load_value, pack, shifted, shuffle, splat, unpack
 
 MOST = 8  # times a row is made longer, at most
@@ -92,9 +92,9 @@ def _make_vectors(scale: int, both: bool) -> Any:
                 other = load_windows(builder, tile, addresses[1], before, columns, 3, 1, True)
                 own = [fma(of_other, b, fma(of_own, a, zero)) for a, b in zip(own, other, strict=True)]
             lanes = ir.Constant(ir.VectorType(I32, tile.lanes), list(range(tile.lanes)))
-            at = builder.add(spread(builder, tile, first), lanes)
+            at = builder.add(splat(builder, tile, builder.trunc(first, I32)), lanes)
             ends = ir.Constant(I64, 0), shifted(builder, columns, -1)
-            edges = (builder.icmp_signed("==", at, spread(builder, tile, end)) for end in ends)
+            edges = (builder.icmp_signed("==", at, splat(builder, tile, builder.trunc(end, I32))) for end in ends)
             near = [builder.select(edge, own[1], own[i]) for edge, i in zip(edges, (0, 2), strict=True)]
             phases = []
             for phase in range(scale):

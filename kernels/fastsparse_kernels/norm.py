@@ -25,7 +25,19 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
-from .simd.math import Lanes, broadcast, convert, fma, horizontal_sum, keep_first, lanewise, sqrt, where
+from .simd.math import (
+    Lanes,
+    broadcast,
+    convert,
+    fma,
+    horizontal_sum,
+    keep_first,
+    lanewise,
+    multiply,
+    multiply_add,
+    sqrt,
+    where,
+)
 
 # Arrays per channel are float64 [C]. Tasks: ceil(lines / block).
 _SHAPE = (
@@ -82,9 +94,7 @@ def _variance(sum1: Lanes, sum2: Lanes, n: Lanes) -> Lanes:
 
 
 _subtract = lanewise(lambda a, b: a - b, 2)
-_multiply = lanewise(lambda a, b: a * b, 2)
 _divide = lanewise(lambda a, b: a / b, 2)
-_multiply_add = lanewise(fma, 3)
 _negative = lanewise(lambda a: -a, 1)
 _variance_of = lanewise(_variance, 3)
 _inverse_root = lanewise(lambda variance, eps: 1.0 / sqrt(variance + eps), 2)
@@ -147,11 +157,11 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
                     v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
-                    sum1, sum2 = simd.add(sum1, v), _multiply_add(v, v, sum2)
+                    sum1, sum2 = simd.add(sum1, v), multiply_add(v, v, sum2)
                 if full < count:
                     v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
                     v = keep_first(v, count - full)
-                    sum1, sum2 = simd.add(sum1, v), _multiply_add(v, v, sum2)
+                    sum1, sum2 = simd.add(sum1, v), multiply_add(v, v, sum2)
                 simd.store(sum1, sums)
                 simd.store(sum2, sums + wide_vector)
                 at, sums = at + count * size, sums + pitch
@@ -171,11 +181,11 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
                 for i in range(0, full, lanes):
                     g = convert(one, simd.load(like, at + to_dy + i * size))
                     v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
-                    sum1, sum2 = simd.add(sum1, g), _multiply_add(g, v, sum2)
+                    sum1, sum2 = simd.add(sum1, g), multiply_add(g, v, sum2)
                 if full < count:  # g is 0 after the line's end
                     g = convert(one, simd.load_first(like, at + to_dy + full * size, count - full))
                     v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
-                    sum1, sum2 = simd.add(sum1, g), _multiply_add(g, v, sum2)
+                    sum1, sum2 = simd.add(sum1, g), multiply_add(g, v, sum2)
                 simd.store(sum1, sums)
                 simd.store(sum2, sums + wide_vector)
                 at, sums = at + count * size, sums + pitch
@@ -201,10 +211,10 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
                     v = _subtract(simd.load(like, at + i * size), centre)
-                    simd.store(_multiply_add(v, scale, shift), at + to_y + i * size)
+                    simd.store(multiply_add(v, scale, shift), at + to_y + i * size)
                 if full < count:
                     v = _subtract(simd.load_first(like, at + full * size, count - full), centre)
-                    simd.store_first(_multiply_add(v, scale, shift), at + to_y + full * size, count - full)
+                    simd.store_first(multiply_add(v, scale, shift), at + to_y + full * size, count - full)
                 at, target = at + count * size, target + pitch
 
     @kernel_function
@@ -219,13 +229,13 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tup
                 shift, scale = simd.load(like, target + 2 * vector), simd.load(like, target + 3 * vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
-                    v = _multiply_add(_subtract(simd.load(like, at + i * size), centre), slope, shift)
-                    v = _multiply_add(simd.load(like, at + (dy - x) + i * size), scale, v)
+                    v = multiply_add(_subtract(simd.load(like, at + i * size), centre), slope, shift)
+                    v = multiply_add(simd.load(like, at + (dy - x) + i * size), scale, v)
                     simd.store(v, at + (dx - x) + i * size)
                 if full < count:
                     end, rest = at + full * size, count - full
-                    v = _multiply_add(_subtract(simd.load_first(like, end, rest), centre), slope, shift)
-                    v = _multiply_add(simd.load_first(like, end + (dy - x), rest), scale, v)
+                    v = multiply_add(_subtract(simd.load_first(like, end, rest), centre), slope, shift)
+                    v = multiply_add(simd.load_first(like, end + (dy - x), rest), scale, v)
                     simd.store_first(v, end + (dx - x), rest)
                 at, target = at + count * size, target + pitch
 
@@ -278,11 +288,11 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
                 target = scratch + (line - first) * pitch + 3 * wide_vector
                 mean = read(a, a.mean, line)
                 centre = convert(like, mean)
-                scale = _multiply(read(a, a.gamma, line), _inverse_root(read(a, a.variance, line), eps))
+                scale = multiply(read(a, a.gamma, line), _inverse_root(read(a, a.variance, line), eps))
                 lost = _subtract(convert(one, centre), mean)
                 simd.store(centre, target)
                 simd.store(convert(like, scale), target + vector)
-                simd.store(convert(like, _multiply_add(lost, scale, read(a, a.beta, line))), target + 2 * vector)
+                simd.store(convert(like, multiply_add(lost, scale, read(a, a.beta, line))), target + 2 * vector)
             normalise(a, a.x + start, a.y + start, first, last, scratch)
             task = simd.fetch_add(a.counter, 1)
 
@@ -303,18 +313,18 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         sum1, sum2 = collected(simd.load(one, sums)), collected(simd.load(one, sums + wide_vector))
         mean, inverse = read(a, a.mean, line), _inverse_root(read(a, a.variance, line), eps)
-        scale = _multiply(read(a, a.gamma, line), inverse)
+        scale = multiply(read(a, a.gamma, line), inverse)
         write(a, sum1, a.grad_beta, line)
-        write(a, _multiply(sum2, inverse), a.grad_gamma, line)
+        write(a, multiply(sum2, inverse), a.grad_gamma, line)
         target = sums + 3 * wide_vector
         # dx = scale (dy - mean(dy) - (x - mean) inverse^2 mean(dy (x - mean)))
         rate = _divide(_negative(scale), broadcast(one, float(a.images * a.positions)))
-        slope = _multiply(_multiply(rate, sum2), _multiply(inverse, inverse))
+        slope = multiply(multiply(rate, sum2), multiply(inverse, inverse))
         centre = convert(like, mean)
         lost = _subtract(convert(one, centre), mean)
         simd.store(centre, target)
         simd.store(convert(like, slope), target + vector)
-        simd.store(convert(like, _multiply_add(lost, slope, _multiply(rate, sum1))), target + 2 * vector)
+        simd.store(convert(like, multiply_add(lost, slope, multiply(rate, sum1))), target + 2 * vector)
         simd.store(convert(like, scale), target + 3 * vector)
 
     def batch_norm_grad(arguments, slot):  # type: ignore[no-untyped-def]
@@ -412,7 +422,7 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
     @kernel_function
     def normalised(x, centre, lost, scale):  # type: ignore[no-untyped-def]
         """(x - mean) * scale; what rounding the mean to x's type lost is subtracted, too."""
-        return _multiply(_subtract(_subtract(x, centre), lost), scale)
+        return multiply(_subtract(_subtract(x, centre), lost), scale)
 
     @kernel_function
     def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
@@ -430,13 +440,13 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
             v, shift = normalised(simd.load(like, x + at), centre, lost, scale), like
             if a.beta != 0:
                 shift = simd.load(like, a.beta + at)
-            simd.store(_multiply_add(v, simd.load(like, a.gamma + at), shift), y + at)
+            simd.store(multiply_add(v, simd.load(like, a.gamma + at), shift), y + at)
         if rest > 0:
             at = full * size
             v, shift = normalised(simd.load_first(like, x + at, rest), centre, lost, scale), like
             if a.beta != 0:
                 shift = simd.load_first(like, a.beta + at, rest)
-            simd.store_first(_multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
+            simd.store_first(multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
 
     return make_over_rows(_layer_norm, row, size, lanes)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments
-from .simd.math import Lanes, broadcast, fma, lanewise, sqrt
+from .simd.math import Lanes, broadcast, fma, lanewise, multiply, multiply_add, sqrt
 
 CHUNK = 8192  # elements of a task, a multiple of VL
 PLAIN, MOMENTUM, NESTEROV = range(3)
@@ -40,7 +40,6 @@ def _root(second: Lanes, scale: Lanes, eps: Lanes) -> Lanes:
 def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
     """g = grad + decay value; v = momentum v + g; value -= rate (g + momentum v | v | g) by `kind`."""
     size = bits // 8
-    add_product = lanewise(fma, 3)
 
     def sgd(arguments, slot):  # type: ignore[no-untyped-def]
         a = _sgd(arguments)
@@ -53,12 +52,12 @@ def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i
                 value = simd.load_first(like, a.value + at, rest)
-                step = add_product(decay, value, simd.load_first(like, a.grad + at, rest))
+                step = multiply_add(decay, value, simd.load_first(like, a.grad + at, rest))
                 if kind:
-                    velocity = add_product(momentum, simd.load_first(like, a.velocity + at, rest), step)
+                    velocity = multiply_add(momentum, simd.load_first(like, a.velocity + at, rest), step)
                     simd.store_first(velocity, a.velocity + at, rest)
-                    step = add_product(momentum, velocity, step) if kind == NESTEROV else velocity
-                simd.store_first(add_product(rate, step, value), a.value + at, rest)
+                    step = multiply_add(momentum, velocity, step) if kind == NESTEROV else velocity
+                simd.store_first(multiply_add(rate, step, value), a.value + at, rest)
             task = simd.fetch_add(a.counter, 1)
 
     return sgd
@@ -67,9 +66,7 @@ def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
 def make_adam(bits: int, lanes: int) -> Callable[..., None]:
     """Both moments and value, which is shrunk first (AdamW); decay is added to the gradient (Adam)."""
     size = bits // 8
-    add_product = lanewise(fma, 3)
     root = lanewise(_root, 3)
-    product = lanewise(lambda x, y: x * y, 2)
     quotient = lanewise(lambda x, y: x / y, 2)
 
     def adam(arguments, slot):  # type: ignore[no-untyped-def]
@@ -89,14 +86,14 @@ def make_adam(bits: int, lanes: int) -> Callable[..., None]:
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i
                 value = simd.load_first(like, a.value + at, rest)
-                grad = add_product(decay, value, simd.load_first(like, a.grad + at, rest))
-                first = add_product(beta1, simd.load_first(like, a.first + at, rest), product(rest1, grad))
-                squares = product(rest2, product(grad, grad))
-                second = add_product(beta2, simd.load_first(like, a.second + at, rest), squares)
+                grad = multiply_add(decay, value, simd.load_first(like, a.grad + at, rest))
+                first = multiply_add(beta1, simd.load_first(like, a.first + at, rest), multiply(rest1, grad))
+                squares = multiply(rest2, multiply(grad, grad))
+                second = multiply_add(beta2, simd.load_first(like, a.second + at, rest), squares)
                 simd.store_first(first, a.first + at, rest)
                 simd.store_first(second, a.second + at, rest)
                 step = quotient(first, root(second, scale, eps))
-                simd.store_first(add_product(rate, step, product(value, shrink)), a.value + at, rest)
+                simd.store_first(multiply_add(rate, step, multiply(value, shrink)), a.value + at, rest)
             task = simd.fetch_add(a.counter, 1)
 
     return adam

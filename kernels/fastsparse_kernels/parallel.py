@@ -121,8 +121,8 @@ def on_threads(function: Callable[[int, int], None]) -> Any:
                 called_by_others(context, builder, inside, function, [inside.ptrtoint(part.args[3], I64), slot])
             inside.ret_void()
             array, length, stride = (cgutils.alloca_once(builder, I64) for _ in range(3))
-            for place, number in ((array, I64(0)), (length, args[2]), (stride, I64(1))):
-                builder.store(number, place)
+            for word, number in ((array, I64(0)), (length, args[2]), (stride, I64(1))):
+                builder.store(number, word)
             call = builder.inttoptr(args[0], layer.as_pointer())
             builder.call(call, [part, array, length, stride, args[1], I64(0), I64(1), args[2]])
             return context.get_dummy_value()

@@ -90,12 +90,7 @@ _lowest = lanewise(lambda like: like.broadcast(float("-inf")), 1)
 
 def _numbers(builder: Any, tile: simd.Tile, number: Any) -> Any:
     """An int64 in every lane, as integers of the lanes' size."""
-    lane = ir.IntType(tile.bits)
-    number = builder.trunc(number, lane) if tile.bits < 64 else number
-    undefined = ir.Constant(ir.VectorType(lane, tile.lanes), ir.Undefined)
-    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), tile.lanes), [0] * tile.lanes)
-    return builder.shuffle_vector(first, undefined, zeros)
+    return tiles.splat(builder, tile, builder.trunc(number, ir.IntType(tile.bits)) if tile.bits < 64 else number)
 
 
 @intrinsic

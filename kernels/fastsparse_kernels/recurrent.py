@@ -20,7 +20,7 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments
-from .simd.math import Lanes, fma, lanewise, sigmoid, tanh, where
+from .simd.math import Lanes, fma, lanewise, multiply, multiply_add, sigmoid, tanh, where
 
 LSTM, GRU, RNN_TANH, RNN_RELU = KINDS = range(4)
 GATES = (4, 3, 1, 1)
@@ -46,7 +46,6 @@ _cell = simd.arguments_view(CELL)
 
 _sigmoid, _tanh = lanewise(sigmoid, 1), lanewise(tanh, 1)
 _sigmoid_of_sum = lanewise(lambda a, b: sigmoid(a + b), 2)
-_multiply, _fma = lanewise(lambda a, b: a * b, 2), lanewise(fma, 3)
 _candidate = lanewise(lambda x, r, u: tanh(fma(r, u, x)), 3)
 _mixed = lanewise(lambda z, before, n: fma(z, before - n, n), 3)
 
@@ -79,9 +78,9 @@ def make_cell(kind: int, bits: int, lanes: int) -> Callable[..., None]:
         def next_state(like, x, u, before, after, gate, valid):  # type: ignore[no-untyped-def]
             i, g = _sigmoid(load(like, x, valid)), _tanh(load(like, x + 3 * gate, valid))
             f = _sigmoid(load(like, x + 2 * gate, valid))
-            c = _fma(f, load(like, before, valid), _multiply(i, g))
+            c = multiply_add(f, load(like, before, valid), multiply(i, g))
             store(c, after, valid)
-            return _multiply(_sigmoid(load(like, x + gate, valid)), _tanh(c))
+            return multiply(_sigmoid(load(like, x + gate, valid)), _tanh(c))
 
     elif kind == GRU:
 

@@ -17,57 +17,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erfc
 
-__all__ = [
-    "ACTIVATIONS",
-    "activate",
-    "activate_grad",
-    "avg_pool",
-    "avg_pool_backward",
-    "batch_norm",
-    "batch_norm_backward",
-    "batch_norm_eval",
-    "batch_norm_eval_backward",
-    "bound",
-    "cell",
-    "conv",
-    "conv_backward",
-    "layer_norm",
-    "linear",
-    "linear_backward",
-    "max_pool",
-    "max_pool_backward",
-    "output_size",
-    "pad_spatial",
-    "row_of",
-    "sddmm",
-    "softmax",
-    "spmm",
-    "spmv",
-    "wide",
-]
-
 Array = NDArray[Any]
 Pairs = Sequence[tuple[int, int]]
-
-ACTIVATIONS = (
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "sigmoid",
-    "tanh",
-    "gelu",
-    "gelu_tanh",
-    "silu",
-    "hardswish",
-    "hardsigmoid",
-)
 
 LEAKY_SLOPE = 0.01
 _GELU_TANH = 0.044715
@@ -104,29 +62,7 @@ def activate(name: str | None, z: Array) -> Array:
 @np.errstate(invalid="ignore", over="ignore")
 def apply_activation(name: str | None, z: Array) -> Array:
     """Like :func:`activate` for a z that is wide already; the result has z's type."""
-    if name is None:
-        return z
-    if name == "relu":
-        return np.where(z < 0, 0, z)
-    if name == "relu6":
-        return np.where(z < 0, 0, np.where(z > 6, 6, z))
-    if name == "leaky_relu":
-        return np.where(z < 0, LEAKY_SLOPE * z, z)
-    if name == "sigmoid":
-        return _sigmoid(z)
-    if name == "tanh":
-        return np.tanh(z)
-    if name == "gelu":
-        return z * _normal_cdf(z)
-    if name == "gelu_tanh":
-        return z * (1 + np.tanh(_gelu_tanh_inner(z))) / 2
-    if name == "silu":
-        return z * _sigmoid(z)
-    if name == "hardswish":
-        return z * apply_activation("relu6", z + 3) / 6
-    if name == "hardsigmoid":
-        return apply_activation("relu6", z + 3) / 6
-    raise ValueError(f"unknown activation {name!r}")
+    return z if name is None else _ACTIVATIONS[name][0](z)
 
 
 def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
@@ -141,33 +77,46 @@ def activate_grad(name: str | None, dy: Array, z: Array) -> Array:
 
 @np.errstate(invalid="ignore", over="ignore")
 def _slope(name: str | None, z: Array) -> Array:
-    one = np.ones_like(z)
-    if name is None:
-        return one
-    if name == "relu":
-        return np.where(z > 0, one, 0)
-    if name == "relu6":
-        return np.where((z > 0) & (z < 6), one, 0)
-    if name == "leaky_relu":
-        return np.where(z > 0, one, LEAKY_SLOPE)
-    if name == "sigmoid":
-        return _sigmoid(z) * (1 - _sigmoid(z))
-    if name == "tanh":
-        return 1 - np.tanh(z) ** 2
-    if name == "gelu":
-        return _normal_cdf(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    if name == "gelu_tanh":
-        t = np.tanh(_gelu_tanh_inner(z))
-        inner_slope = np.sqrt(2 / np.pi) * (1 + 3 * _GELU_TANH * z**2)
-        return (1 + t) / 2 + z * (1 - t**2) * inner_slope / 2
-    if name == "silu":
-        s = _sigmoid(z)
-        return s + z * s * (1 - s)
-    if name == "hardswish":
-        return np.where(z <= -3, 0, np.where(z >= 3, one, z / 3 + 0.5))
-    if name == "hardsigmoid":
-        return np.where((z > -3) & (z < 3), one / 6, 0)
-    raise ValueError(f"unknown activation {name!r}")
+    return np.ones_like(z) if name is None else _ACTIVATIONS[name][1](z)
+
+
+def _relu6(z: Array) -> Array:
+    return np.where(z < 0, 0, np.where(z > 6, 6, z))
+
+
+def _gelu_slope(z: Array) -> Array:
+    return _normal_cdf(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def _gelu_tanh_slope(z: Array) -> Array:
+    t = np.tanh(_gelu_tanh_inner(z))
+    inner_slope = np.sqrt(2 / np.pi) * (1 + 3 * _GELU_TANH * z**2)
+    return (1 + t) / 2 + z * (1 - t**2) * inner_slope / 2
+
+
+def _between(z: Array, low: float, high: float, slope: Array) -> Array:
+    return np.where((z > low) & (z < high), slope, 0)
+
+
+# One table: name -> (activation of z, slope at z).
+_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "relu": (lambda z: np.where(z < 0, 0, z), lambda z: np.where(z > 0, np.ones_like(z), 0)),
+    "relu6": (_relu6, lambda z: _between(z, 0, 6, np.ones_like(z))),
+    "leaky_relu": (
+        lambda z: np.where(z < 0, LEAKY_SLOPE * z, z), lambda z: np.where(z > 0, np.ones_like(z), LEAKY_SLOPE),
+    ),
+    "sigmoid": (_sigmoid, lambda z: _sigmoid(z) * (1 - _sigmoid(z))),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "gelu": (lambda z: z * _normal_cdf(z), _gelu_slope),
+    "gelu_tanh": (lambda z: z * (1 + np.tanh(_gelu_tanh_inner(z))) / 2, _gelu_tanh_slope),
+    "silu": (lambda z: z * _sigmoid(z), lambda z: _sigmoid(z) + z * _sigmoid(z) * (1 - _sigmoid(z))),
+    "hardswish": (
+        lambda z: z * _relu6(z + 3) / 6,
+        lambda z: np.where(z <= -3, 0, np.where(z >= 3, np.ones_like(z), z / 3 + 0.5)),
+    ),
+    "hardsigmoid": (lambda z: _relu6(z + 3) / 6, lambda z: _between(z, -3, 3, np.ones_like(z) / 6)),
+}  # fmt: skip
+ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
 # --- windows -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ one shuffle tree that leaves the eight sums in one vector. (A dot product per no
 some images are, a fifth faster: two runs of a row of y stay in eight registers over all the row's nonzeros, at eight
 multiply-adds with vectors of x in memory each. A shuffle tree reduces four nonzeros to one vector of partial sums,
 which are buffered, so that the rest of the tree has full vectors, too. Rows are padded to a multiple of RUN_VECTORS
-nonzeros in the gradients and in the offsets: see `fastsparse.plan.sddmm`.
+nonzeros in the gradients and in the offsets: see `fastsparse/ops/sddmm.py`.
 """
 
 from __future__ import annotations
@@ -76,16 +76,13 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
 
         @inlined_function
         def take(a, x, y_row, p, valid, run, run_end, from_zero):  # type: ignore[no-untyped-def]
-            bases = simd.gather_addresses_u32(width, x, a.offsets + p * 4, valid)
+            bases = simd.row_addresses(width, x, a.offsets + p * 4, 32, 1, valid)
             acc = simd.zeros(width, lanes, bits)
             while run < run_end:
                 offset = simd.load_i64(a.x_runs + run * 8)
                 acc = add_run(acc, a, run, y_row + simd.load_i64(a.y_runs + run * 8), bases, offset)
                 run += 1
-            if valid == width:
-                simd.add_reduced(acc, a.gradients + p * size, from_zero)
-            else:
-                simd.add_reduced_first(acc, a.gradients + p * size, valid, from_zero)
+            simd.add_reduced(acc, a.gradients + p * size, valid, from_zero)
 
         return take
 

@@ -99,12 +99,12 @@ def share_steps(  # type: ignore[no-untyped-def]
         simd.store_release(begun, flag)
         step = table + i * STEP_BYTES
         kernel, words = simd.load_i64(step), simd.load_i64(step + 16)
-        tasks, sharing = simd.load_i64(step + 24), simd.load_i64(step + 32)
+        tasks, workers = simd.load_i64(step + 24), simd.load_i64(step + 32)
         records, stride = simd.load_i64(step + 40), (words + SLOT_WORDS) * 8
         own = records + slot * stride
         parity = simd.load_i64(own + words * 8)
-        _reset_counter(own, words, 1 - parity, part_start(tasks, sharing, slot))
-        counter, end = own + (words + 8 + parity * 8) * 8, part_start(tasks, sharing, slot + 1)
+        _reset_counter(own, words, 1 - parity, part_start(tasks, workers, slot))
+        counter, end = own + (words + 8 + parity * 8) * 8, part_start(tasks, workers, slot + 1)
         if simd.load_acquire(counter) < end:
             take_from(own, counter, end)
             simd.call(kernel, own, slot)
@@ -112,7 +112,7 @@ def share_steps(  # type: ignore[no-untyped-def]
         # Wait until all tasks are taken; help who is held up.
         for distance in range(1, slots):
             other = (slot + distance) % slots
-            if other >= sharing:
+            if other >= workers:
                 continue  # it has no tasks
             theirs, waited = records + other * stride + (words + 8 + parity * 8) * 8, 0
             near = i == first or simd.load_acquire(flags + other * 64) >= begun - 2  # at most a step behind

@@ -13,7 +13,7 @@ from typing import Any
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
 from .norm import make_over_rows
-from .simd.math import broadcast, convert, exp, horizontal_max, horizontal_sum, keep_first, lanewise, where
+from .simd.math import broadcast, convert, exp, horizontal_max, horizontal_sum, keep_first, lanewise, multiply, where
 
 # A task is `chunk` rows. Tasks: ceil(rows / chunk).
 SOFTMAX = kernel_arguments("rows", "columns", "chunk", "x", "y")
@@ -24,7 +24,6 @@ _ones = lanewise(lambda x: x.broadcast(1.0), 1)
 _larger = lanewise(lambda a, b: where(b > a, b, a), 2)
 _minus_inf_unless = lanewise(lambda x, kept: where(kept > 0.0, x, -math.inf), 2)
 _exp_of_difference = lanewise(lambda x, top: exp(x - top), 2)
-_multiply = lanewise(lambda a, b: a * b, 2)
 _inverse = lanewise(lambda a: 1.0 / a, 1)
 
 
@@ -58,10 +57,10 @@ def make_softmax_row(bits: int, lanes: int) -> Any:
             simd.store_first(power, y + full * size, rest)
         scale = convert(like, _inverse(broadcast(sums, horizontal_sum(sums))))
         for i in range(0, full, lanes):
-            simd.store(_multiply(simd.load(like, y + i * size), scale), y + i * size)
+            simd.store(multiply(simd.load(like, y + i * size), scale), y + i * size)
         if rest > 0:
             end = y + full * size
-            simd.store_first(_multiply(simd.load_first(like, end, rest), scale), end, rest)
+            simd.store_first(multiply(simd.load_first(like, end, rest), scale), end, rest)
 
     return row
 

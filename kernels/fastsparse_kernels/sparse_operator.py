@@ -258,8 +258,8 @@ def make_copy_runs(bits: int, vector_lanes: int) -> Callable[..., None]:
 
 
 @kernel_function
-def _slice_place(sum_index, row):  # type: ignore[no-untyped-def]
-    """Place of a row among the lanes of all slices."""
+def _slice_rank(sum_index, row):  # type: ignore[no-untyped-def]
+    """Rank of a row among the lanes of all slices."""
     return row // SLICE_ORDER_ROWS * SLICE_ORDER_ROWS + sum_index[row] if sum_index.shape[0] else row
 
 
@@ -289,11 +289,11 @@ def make_slice_starts() -> Callable[..., None]:
                 before, buckets[length] = before + buckets[length], before
             for row in range(window, stop):
                 length = indptr[row + 1] - indptr[row]
-                place = buckets[length]
+                rank = buckets[length]
                 buckets[length] += 1
-                sum_index[row] = place
-                if place % lanes == 0:
-                    starts[(window + place) // lanes + 1] = length
+                sum_index[row] = rank
+                if rank % lanes == 0:
+                    starts[(window + rank) // lanes + 1] = length
             for row in range(stop, min(window + SLICE_ORDER_ROWS, slices * lanes)):  # rows that do not exist
                 sum_index[row] = row - window
         for i in range(slices):
@@ -332,8 +332,8 @@ def make_slice_columns() -> Callable[..., int]:
             at += (starts[i + 1] - starts[i]) * (1 if run else lanes)
         column_starts[starts.shape[0] - 1] = at
         for row in range(rows):
-            place = _slice_place(sum_index, row)
-            i, lane = place // lanes, place % lanes
+            rank = _slice_rank(sum_index, row)
+            i, lane = rank // lanes, rank % lanes
             bit, run = np.uint16(1 << lane), column_starts[i + 1] - column_starts[i] == starts[i + 1] - starts[i]
             at, step = column_starts[i] + lane, lanes
             if run:
@@ -353,8 +353,8 @@ def make_slice_values() -> Callable[..., None]:
 
     def slice_values(indptr, values, sum_index, lanes, starts, out):  # type: ignore[no-untyped-def]
         for row in range(indptr.shape[0] - 1):
-            place = _slice_place(sum_index, row)
-            at = starts[place // lanes] * lanes + place % lanes
+            rank = _slice_rank(sum_index, row)
+            at = starts[rank // lanes] * lanes + rank % lanes
             for p in range(indptr[row], indptr[row + 1]):
                 out[at] = values[p]
                 at += lanes
@@ -396,11 +396,11 @@ def make_lookup_slices() -> Callable[..., None]:
                     buckets[count + 1] += buckets[count]
                 for row in range(rows):
                     count = counts[chunk, row]
-                    place = buckets[count]
+                    rank = buckets[count]
                     buckets[count] += 1
-                    ordered[place] = count
+                    ordered[rank] = count
                     part = row // LOOKUP_LANES * chunks + chunk
-                    sum_index[at * LOOKUP_LANES + part * LOOKUP_LANES + row % LOOKUP_LANES] = place
+                    sum_index[at * LOOKUP_LANES + part * LOOKUP_LANES + row % LOOKUP_LANES] = rank
                 for i in range(slices):
                     least, most = np.int64(ordered[i * LOOKUP_LANES]), np.int64(ordered[(i + 1) * LOOKUP_LANES - 1])
                     vector_counts[at + chunk * slices + i] = least + 256 * (most - least)
@@ -422,15 +422,15 @@ def make_lookup_columns() -> Callable[..., None]:
             first, before = group_starts[group], slice_starts[group]
             slices = (slice_starts[group + 1] - before) // chunks
             for row in range(first, group_starts[group + 1]):
-                place = row - first
-                index = (before + place // LOOKUP_LANES * chunks) * LOOKUP_LANES + place % LOOKUP_LANES
+                rank = row - first
+                index = (before + rank // LOOKUP_LANES * chunks) * LOOKUP_LANES + rank % LOOKUP_LANES
                 previous, at = np.int64(-1), np.int64(0)
                 for p in range(indptr[row], indptr[row + 1]):
                     chunk = np.int64(columns[p]) // LOOKUP_CHUNK
                     if chunk != previous:
-                        place, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
-                        vector = first_vectors[before + chunk * slices + place // LOOKUP_LANES]
-                        at = vector * LOOKUP_LANES + place % LOOKUP_LANES
+                        rank, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
+                        vector = first_vectors[before + chunk * slices + rank // LOOKUP_LANES]
+                        at = vector * LOOKUP_LANES + rank % LOOKUP_LANES
                     out[at] = columns[p] % LOOKUP_CHUNK
                     order[p] = at
                     at += LOOKUP_LANES

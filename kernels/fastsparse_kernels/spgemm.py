@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import simd
+from .activations import make_finish
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
 
 FORWARD = kernel_arguments(
@@ -52,7 +53,7 @@ _gradient = simd.arguments_view(GRADIENT)
 
 def make_forward(bits: int, lanes: int) -> Callable[..., None]:
     """y = epilogue(x @ W^T)."""
-    size = bits // 8
+    size, finish = bits // 8, make_finish(bits, lanes)
 
     @kernel_function
     def clear(y, count):  # type: ignore[no-untyped-def]
@@ -70,18 +71,10 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
             p += 1
 
     @kernel_function
-    def finish(a, y, count, low, high, scratch):  # type: ignore[no-untyped-def]
-        like = simd.zeros(1, lanes, bits)
+    def finish_row(a, y, count, low, high, scratch):  # type: ignore[no-untyped-def]
         for i in range(0, count, lanes):
-            acc = simd.load_first(like, y + i * size, count - i)
-            if a.bias != 0:
-                acc = simd.add(acc, simd.load_first(like, a.bias + i * size, count - i))
-            acc = simd.clamp(acc, low, high)
-            if a.activation != 0:
-                simd.store(acc, scratch)
-                simd.call(a.activation, scratch, 1)
-                acc = simd.load(acc, scratch)
-            simd.store_first(acc, y + i * size, count - i)
+            acc = simd.load_first(simd.zeros(1, lanes, bits), y + i * size, count - i)
+            finish(a, acc, i, count - i, y, low, high, scratch)
 
     def forward(arguments, slot):  # type: ignore[no-untyped-def]
         a = _forward(arguments)
@@ -93,7 +86,7 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
                 clear(y, a.outputs)
                 for p in range(simd.load_i64(a.x_indptr + sample * 8), simd.load_i64(a.x_indptr + sample * 8 + 8)):
                     add_row(a, simd.load_u32(a.x_indices + p * 4), simd.load_float(bits, a.x_values + p * size), y)
-                finish(a, y, a.outputs, low, high, a.scratch + slot * a.scratch_stride)
+                finish_row(a, y, a.outputs, low, high, a.scratch + slot * a.scratch_stride)
             task = simd.fetch_add(a.counter, 1)
 
     return forward

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from . import simd
+from .activations import make_finish
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
 
@@ -154,7 +155,7 @@ _slice_arguments = simd.arguments_view(SLICE_ARGUMENTS)
 def make_slices(bits: int, lanes: int) -> Callable[..., None]:
     """The kernel for slices."""
     size = bits // 8
-    vector = lanes * size
+    vector, finish = lanes * size, make_finish(bits, lanes)
 
     @inlined_function
     def slice_sums(slice_starts, column_starts, columns, masks, values, x, distance, i):  # type: ignore[no-untyped-def]
@@ -179,18 +180,6 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
                 v += 1
         return acc
 
-    @inlined_function
-    def finish(a, i, acc, low, high, scratch):  # type: ignore[no-untyped-def]
-        row = i * lanes
-        if a.bias != 0:
-            acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, a.rows - row))
-        acc = simd.clamp(acc, low, high)
-        if a.activation != 0:
-            simd.store(acc, scratch)
-            simd.call(a.activation, scratch, 1)
-            acc = simd.load(acc, scratch)
-        simd.store_first(acc, a.y + row * size, a.rows - row)
-
     def slices(arguments, slot):  # type: ignore[no-untyped-def]
         a = _slice_arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
@@ -206,13 +195,14 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
                 for i in range(first, min(last, whole)):
                     simd.store(slice_sums(*arrays, i), y + i * vector)
                 for i in range(max(first, whole), last):
-                    finish(a, i, slice_sums(*arrays, i), low, high, scratch)
+                    row = i * lanes
+                    finish(a, slice_sums(*arrays, i), row, a.rows - row, y, low, high, scratch)
             else:
                 for i in range(first, last):
                     simd.store(slice_sums(*arrays, i), sums + (i - first) * vector)
                 for i in range(first, last):
-                    acc = simd.gather(simd.zeros(1, lanes, bits), sums, a.sum_index + i * lanes * 2, 16)
-                    finish(a, i, acc, low, high, scratch)
+                    acc, row = simd.gather(simd.zeros(1, lanes, bits), sums, a.sum_index + i * lanes * 2, 16), i * lanes
+                    finish(a, acc, row, a.rows - row, y, low, high, scratch)
             group = simd.fetch_add(a.counter, 1)
 
     return slices
@@ -252,6 +242,7 @@ _lookup_arguments = simd.arguments_view(LOOKUP_ARGUMENTS)
 def make_lookup() -> Callable[..., None]:
     """The register-lookup kernel."""
     size, vector = LOOKUP_BITS // 8, LOOKUP_LANES * LOOKUP_BITS // 8
+    finish = make_finish(LOOKUP_BITS, LOOKUP_LANES)
 
     def make_add_vectors(masked: int) -> Callable[..., Any]:
         """Multiply some vectors, with (1) or without (0) empty lanes; also returns the addresses of the next ones."""
@@ -293,14 +284,7 @@ def make_lookup() -> Callable[..., None]:
             acc = simd.add(acc, simd.gather(acc, sums, sum_index, 16))
             sum_index += LOOKUP_LANES * 2
             sums += stride
-        if a.bias != 0:
-            acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
-        acc = simd.clamp(acc, low, high)
-        if a.activation != 0:
-            simd.store(acc, scratch)
-            simd.call(a.activation, scratch, 1)
-            acc = simd.load(acc, scratch)
-        simd.store_first(acc, a.y + row * size, last - row)
+        finish(a, acc, row, last - row, a.y, low, high, scratch)
 
     def lookup(arguments, slot):  # type: ignore[no-untyped-def]
         a = _lookup_arguments(arguments)

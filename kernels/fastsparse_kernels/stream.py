@@ -111,8 +111,8 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
     def add_row_prefetching(a, acc, x, p, end, last, distance, final):  # type: ignore[no-untyped-def]
         indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
-            ahead = x + load_index(indices, min(p + distance, final)) * stride
-            simd.prefetch_l2(ahead, tile_bytes)
+            later = x + load_index(indices, min(p + distance, final)) * stride
+            simd.prefetch_l2(later, tile_bytes)
             acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
             p = simd.opaque_i64(p + 1)
         return acc
@@ -171,14 +171,14 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
             row, stop = simd.load_i64(bounds), simd.load_i64(bounds + 8)
             first, after = simd.load_i64(bounds + 16), simd.load_i64(bounds + 24)
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-            together = stop - row if after - first == 1 else 1
+            step = stop - row if after - first == 1 else 1  # rows of all tiles in order
             while row < stop:
                 for tile in range(first, after):
                     at, last = tile * a.tile_stride, a.last_vector
                     if tile == a.tiles - 1:
                         at, last = a.last_tile, a.last_tile_vector
-                    run_rows(a, row, row + together, x + at, y + at, last, ends, slot)
-                row += together
+                    run_rows(a, row, row + step, x + at, y + at, last, ends, slot)
+                row += step
             task = simd.fetch_add(a.counter, 1)
         if a.nontemporal != 0:
             simd.store_fence()
@@ -218,10 +218,7 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
                 at += vector
             if at < a.columns * size:
                 acc = simd.dot_first(acc, y + at, bases, at, a.columns - at // size)
-            if valid == width:
-                simd.add_reduced(acc, a.gradients + p * size, 0)
-            else:
-                simd.add_reduced_first(acc, a.gradients + p * size, valid, 0)
+            simd.add_reduced(acc, a.gradients + p * size, valid, 0)
 
         return take
 
@@ -241,13 +238,13 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
     @kernel_function
     def run_rows(a, row, stop, x, y):  # type: ignore[no-untyped-def]
         p, final = simd.load_i64(a.indptr + row * 8), simd.load_i64(a.indptr + stop * 8)
-        distance, asked = a.distance, p
+        distance, prefetched = a.distance, p
         while row < stop:
             end, y_row = simd.load_i64(a.indptr + row * 8 + 8), y + row * a.y_row_stride
             if distance > 0:
                 reach = min(end + distance, final)
-                prefetch(a, x, max(asked, p), min(reach, max(asked, p) + distance))
-                asked = reach
+                prefetch(a, x, max(prefetched, p), min(reach, max(prefetched, p) + distance))
+                prefetched = reach
             while p + count <= end:
                 take_all(a, x, y_row, p, count)
                 p += count

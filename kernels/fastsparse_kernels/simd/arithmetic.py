@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -32,10 +33,9 @@ from .types import (
 WEIGHTS = 4  # loaded by one instruction
 
 
-def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, bases: Any, base: Any, offset: Any) -> Any:
-    """sums[i] + w * vector i of x, which stays in memory; see `vector_addresses`."""
+def _multiply_add(builder: Any, tile: Tile, sums: Any, w: Any, addresses: Sequence[Any]) -> Any:
+    """sums[i] + w * the vector at address i, which stays in memory."""
     fma, out = fma_function(builder, tile), []
-    addresses = vector_addresses(builder, tile, bases, base, offset)
     for acc, address in zip(unpack(builder, sums, tile.count), addresses, strict=True):
         out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
     return pack(builder, tile.vector, out)
@@ -74,7 +74,7 @@ def axpy_lane(typing: Any, tile: Any, weights: Any, index: Any, bases: Any, offs
         source = unpack(builder, args[1], weights.count)[index.literal_value // each]
         lanes = [lane // each * each + index.literal_value % each for lane in range(tile.lanes)]
         w = shuffle(builder, source, source, lanes)
-        return _multiply_add(builder, tile, args[0], w, bases, args[3], args[4])
+        return _multiply_add(builder, tile, args[0], w, vector_addresses(builder, tile, bases, args[3], args[4]))
 
     return tile(tile, weights, index, bases, types.int64), codegen
 
@@ -85,7 +85,7 @@ def axpy(typing: Any, tile: Any, weight: Any, bases: Any, offset: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
-        return _multiply_add(builder, tile, args[0], w, bases, args[2], args[3])
+        return _multiply_add(builder, tile, args[0], w, vector_addresses(builder, tile, bases, args[2], args[3]))
 
     return tile(tile, types.int64, bases, types.int64), codegen
 
@@ -98,12 +98,8 @@ def axpy_overlapping(typing: Any, tile: Any, weight: Any, first: Any, last: Any)
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma, out = fma_function(builder, tile), []
         w = splat(builder, tile, load_value(builder, args[1], tile.element, tile.size))
-        addresses = overlapping_addresses(builder, tile, args[2], args[3])
-        for acc, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            out.append(fma(w, load_value(builder, address, tile.vector, tile.size), acc))
-        return pack(builder, tile.vector, out)
+        return _multiply_add(builder, tile, args[0], w, overlapping_addresses(builder, tile, args[2], args[3]))
 
     return tile(tile, types.int64, types.int64, types.int64), codegen
 
@@ -125,13 +121,8 @@ def dot(typing: Any, tile: Any, row: Any, bases: Any, offset: Any) -> Any:
     """tile[j] + vector(row) * vector(bases[j] + offset): a vector of dY against T vectors of X (SDDMM)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        fma = fma_function(builder, tile)
         y = load_value(builder, args[1], tile.vector, tile.size)
-        out = []
-        sums, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[2], tile.count)
-        for acc, base in zip(sums, addresses, strict=True):
-            out.append(fma(y, load_value(builder, builder.add(base, args[3]), tile.vector, tile.size), acc))
-        return pack(builder, tile.vector, out)
+        return _multiply_add(builder, tile, args[0], y, vector_addresses(builder, tile, bases, args[2], args[3]))
 
     return tile(tile, types.int64, bases, types.int64), codegen
 

@@ -123,35 +123,28 @@ def _add_in_memory(builder: Any, part: Any, sums: Any, address: Any, from_zero: 
         masked_store(builder, part, builder.fadd(sums, before), address, mask)
 
 
-@intrinsic
-def add_reduced_first(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
-    """memory[i] += the sum of the lanes of vector i for i < count (T a power of two, T <= VL).
-
-    from_zero : as in `add_reduced`
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        part = Tile(1, tile.count, tile.bits)
-        _add_in_memory(builder, part, sums, args[1], args[3], first_lanes(builder, part, args[2]))
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64, types.int64), codegen
+def _add_first_in_memory(builder: Any, part: Any, sums: Any, address: Any, count: Any, from_zero: Any) -> None:
+    """`_add_in_memory` of the first `count` lanes; without a mask where these are all."""
+    with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(I64, part.lanes))) as (whole, some):
+        with whole:
+            _add_in_memory(builder, part, sums, address, from_zero)
+        with some:
+            _add_in_memory(builder, part, sums, address, from_zero, first_lanes(builder, part, count))
 
 
 @intrinsic
-def add_reduced(typing: Any, tile: Any, address: Any, from_zero: Any) -> Any:
-    """memory[i] += the sum of the lanes of vector i, for all T vectors at once (T a power of two, T <= VL).
+def add_reduced(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
+    """memory[i] += the sum of the lanes of vector i for i < count, for all at once (T a power of two, T <= VL).
 
     from_zero : 1: what is in memory counts as 0; 0: it is added to
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        _add_in_memory(builder, Tile(1, tile.count, tile.bits), sums, args[1], args[2])
+        _add_first_in_memory(builder, Tile(1, tile.count, tile.bits), sums, *args[1:])
         return context.get_dummy_value()
 
-    return types.void(tile, types.int64, types.int64), codegen
+    return types.void(tile, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -189,8 +182,7 @@ def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any, from_zer
 
     from_zero : as in `add_reduced`
     """
-    number = max(4, tile.lanes)
-    part = Tile(1, number, tile.bits)
+    part = Tile(1, max(4, tile.lanes), tile.bits)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors, lanes = unpack(builder, args[0], tile.count), tile.lanes
@@ -205,12 +197,7 @@ def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any, from_zer
                     for a, b in zip(vectors[::2], vectors[1::2], strict=True)
                 ]
             sums = vectors[0]
-        all_of_them = builder.icmp_signed(">=", args[2], ir.Constant(I64, number))
-        with builder.if_else(all_of_them) as (whole, some):
-            with whole:
-                _add_in_memory(builder, part, sums, args[1], args[3])
-            with some:
-                _add_in_memory(builder, part, sums, args[1], args[3], first_lanes(builder, part, args[2]))
+        _add_first_in_memory(builder, part, sums, *args[1:])
         return context.get_dummy_value()
 
     return types.void(tile, types.int64, types.int64, types.int64), codegen
@@ -424,10 +411,7 @@ def permute_bytes(typing: Any, like: Any, base: Any, first: Any, table: Any, oth
         integers = ir.VectorType(I32, lanes)
         offsets = load_value(builder, table, integers, 4)
         nowhere = builder.icmp_signed("<", offsets, ir.Constant(integers, None))
-        one = builder.insert_element(
-            ir.Constant(integers, ir.Undefined), builder.trunc(first, I32), ir.Constant(I32, 0)
-        )  # fmt: skip
-        start = shuffle(builder, one, one, [0] * lanes)
+        start = splat(builder, like, builder.trunc(first, I32))
         shift = ir.Constant(integers, [like.size.bit_length() - 1] * lanes)
         index = builder.lshr(builder.sub(offsets, start), shift)
         if bits == 64:

@@ -297,6 +297,10 @@ def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
     return intrinsic((of_one, of_two, of_three)[inputs - 1])
 
 
+multiply = lanewise(lambda a, b: a * b, 2)
+multiply_add = lanewise(fma, 3)  # a * b + c, rounded once
+
+
 @intrinsic
 def convert(typing: Any, like: Any, tile: Any) -> Any:
     """The tile's numbers, widened or rounded to the type of `like`."""

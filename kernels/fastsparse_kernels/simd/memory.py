@@ -24,10 +24,12 @@ from .types import (
     Addresses,
     Tile,
     at,
+    contiguous_addresses,
     first_lanes,
     is_x86,
     llvm_function,
     load_value,
+    load_vectors,
     masked_load,
     masked_store,
     opaque,
@@ -36,6 +38,7 @@ from .types import (
     prefetch_line,
     shifted,
     shuffle,
+    store_vectors,
     unpack,
     vector_addresses,
 )
@@ -150,23 +153,6 @@ def gather_addresses(typing: Any, count: Any, base: Any, table: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def gather_addresses_u32(typing: Any, count: Any, base: Any, table: Any, valid: Any) -> Any:
-    """`count` addresses base + table[min(i, valid - 1)] of a uint32 table: the last valid one is repeated."""
-    bases = Addresses(count.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        last, items = builder.sub(args[3], ir.Constant(I64, 1)), []
-        for i in range(bases.count):
-            index = ir.Constant(I64, i)
-            index = builder.select(builder.icmp_signed("<", index, last), index, last)
-            address = builder.add(args[2], builder.shl(index, ir.Constant(I64, 2)))
-            items.append(builder.add(args[1], builder.zext(load_value(builder, address, I32, 4), I64)))
-        return pack(builder, I64, items)
-
-    return bases(count, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic(prefer_literal=True)
 def row_addresses(typing: Any, count: Any, base: Any, indices: Any, bits: Any, stride: Any, valid: Any) -> Any:
     """`count` addresses base + indices[min(i, valid - 1)] * stride, of indices of 32 or 64 bits."""
     bases, integer = Addresses(count.literal_value), ir.IntType(bits.literal_value)
@@ -205,8 +191,7 @@ def load(typing: Any, like: Any, address: Any) -> Any:
     """A tile of the type of `like`, read from consecutive memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = [shifted(builder, args[1], i * like.vector_bytes) for i in range(like.count)]
-        return pack(builder, like.vector, [load_value(builder, a, like.vector, like.size) for a in addresses])
+        return load_vectors(builder, like, contiguous_addresses(builder, like, args[1]))
 
     return like(like, types.int64), codegen
 
@@ -280,9 +265,7 @@ def store(typing: Any, tile: Any, address: Any) -> Any:
     """Write the tile to consecutive memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-            address = shifted(builder, args[1], i * tile.vector_bytes)
-            builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+        store_vectors(builder, tile, args[0], contiguous_addresses(builder, tile, args[1]))
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
@@ -308,8 +291,9 @@ def store_nontemporal(typing: Any, tile: Any, address: Any) -> Any:
     """Non-temporal (streaming) store to a vector-aligned address. Call `store_fence` before other threads read it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-            _store_nontemporal(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes))
+        addresses = contiguous_addresses(builder, tile, args[1])
+        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+            _store_nontemporal(builder, tile, vector, address)
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
@@ -320,9 +304,7 @@ def store_overlapping(typing: Any, tile: Any, address: Any, last: Any) -> Any:
     """`store`, the last vector to address + last; see `axpy_overlapping`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = overlapping_addresses(builder, tile, args[1], args[2])
-        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+        store_vectors(builder, tile, args[0], overlapping_addresses(builder, tile, args[1], args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, types.int64, types.int64), codegen
@@ -376,8 +358,7 @@ def load_at(typing: Any, like: Any, bases: Any, offset: Any) -> Any:
     """A tile whose vector i is at bases[i] + offset; or, where `bases` is one int64, contiguous from there on."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = vector_addresses(builder, like, bases, args[1], args[2])
-        return pack(builder, like.vector, [load_value(builder, a, like.vector, like.size) for a in addresses])
+        return load_vectors(builder, like, vector_addresses(builder, like, bases, args[1], args[2]))
 
     return like(like, bases, types.int64), codegen
 
@@ -387,9 +368,7 @@ def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
     """Write a tile to where `load_at` reads it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = vector_addresses(builder, tile, bases, args[1], args[2])
-        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            builder.store(vector, at(builder, address, tile.vector), align=tile.size)
+        store_vectors(builder, tile, args[0], vector_addresses(builder, tile, bases, args[1], args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, bases, types.int64), codegen

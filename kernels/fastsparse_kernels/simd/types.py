@@ -103,9 +103,10 @@ def prefetch_line(builder: Any, address: Any, cache: int) -> None:
 
 
 def splat(builder: Any, tile: Tile, scalar: Any) -> Any:
-    undefined = ir.Constant(tile.vector, ir.Undefined)
+    """A scalar of any type in every lane."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, tile.lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, tile.lanes), [0] * tile.lanes))
+    return shuffle(builder, first, undefined, [0] * tile.lanes)
 
 
 def shuffle(builder: Any, a: Any, b: Any, indices: Sequence[int]) -> Any:
@@ -140,18 +141,21 @@ def pack(builder: Any, element: ir.Type, items: Sequence[Any]) -> Any:
     return out
 
 
+def contiguous_addresses(builder: Any, tile: Tile, first: Any) -> list[Any]:
+    """Addresses of a tile's vectors, contiguous from `first` on."""
+    return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
+
+
 def vector_addresses(builder: Any, tile: Tile, bases: Any, base: Any, offset: Any) -> list[Any]:
     """Addresses of a tile's vectors: `offset` from each of its `Addresses`, or contiguous from base + offset."""
     if isinstance(bases, Addresses):
         return [builder.add(one, offset) for one in unpack(builder, base, bases.count)]
-    first = builder.add(base, offset)
-    return [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count)]
+    return contiguous_addresses(builder, tile, builder.add(base, offset))
 
 
 def overlapping_addresses(builder: Any, tile: Tile, first: Any, last: Any) -> list[Any]:
     """Addresses of a tile's contiguous vectors, the last of which is at first + last and overlaps the one before."""
-    addresses = [shifted(builder, first, i * tile.vector_bytes) for i in range(tile.count - 1)]
-    return [*addresses, builder.add(first, last)]
+    return [*contiguous_addresses(builder, tile, first)[:-1], builder.add(first, last)]
 
 
 def llvm_function(builder: Any, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> Callable[..., Any]:
@@ -168,12 +172,19 @@ def first_lanes(builder: Any, tile: Tile, count: Any, number: Any = I64) -> Any:
 
     number : I32 where 32 bits hold the count: half as many registers
     """
-    vector = ir.VectorType(number, tile.lanes)
-    undefined = ir.Constant(vector, ir.Undefined)
-    count = count if number == I64 else builder.trunc(count, number)
-    first = builder.insert_element(undefined, count, ir.Constant(I32, 0))
-    wide = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, tile.lanes), [0] * tile.lanes))
-    return builder.icmp_signed("<", ir.Constant(vector, list(range(tile.lanes))), wide)
+    limit = splat(builder, tile, count if number == I64 else builder.trunc(count, number))
+    return builder.icmp_signed("<", ir.Constant(limit.type, list(range(tile.lanes))), limit)
+
+
+def load_vectors(builder: Any, tile: Tile, addresses: Sequence[Any]) -> Any:
+    """A tile of the vectors at these addresses."""
+    return pack(builder, tile.vector, [load_value(builder, at, tile.vector, tile.size) for at in addresses])
+
+
+def store_vectors(builder: Any, tile: Tile, value: Any, addresses: Sequence[Any]) -> None:
+    """Write the vectors of a tile to these addresses."""
+    for vector, address in zip(unpack(builder, value, tile.count), addresses, strict=True):
+        builder.store(vector, at(builder, address, tile.vector), align=tile.size)
 
 
 def masked_load(builder: Any, tile: Tile, address: Any, mask: Any) -> Any:
