@@ -637,12 +637,12 @@ def _from_dense(obj: ArrayLike, name: str, dtype: np.dtype[Any] | None) -> CSR:
         raise ValueError(f"{name} has shape {dense.shape}, expected two dimensions (rows, columns)")
     rows, columns = dense.shape
     kept = dense != 0  # four times faster than np.nonzero on numbers in two dimensions
-    places = np.flatnonzero(kept)
-    values = frozen(owned_values(np.ascontiguousarray(dense).reshape(-1)[places], name, dtype))
+    flat = np.flatnonzero(kept)
+    values = frozen(owned_values(np.ascontiguousarray(dense).reshape(-1)[flat], name, dtype))
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(np.count_nonzero(kept, 1), out=indptr[1:])
-    places -= np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(indptr))
-    return CSR._trusted(Pattern._trusted(indptr, places, (rows, columns)), values)
+    flat -= np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(indptr))
+    return CSR._trusted(Pattern._trusted(indptr, flat, (rows, columns)), values)
 
 
 def _from_scipy(obj: Any, dtype: np.dtype[Any] | None) -> CSR:

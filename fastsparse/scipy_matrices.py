@@ -31,7 +31,7 @@ _FIELDS = {
 
 _MOST = 64  # matrices that are remembered at once
 
-# By the arrays' places in memory: copies of the arrays, the matrix that they make, and what ends with their memory.
+# By the arrays' addresses: copies of the arrays, the matrix that they make, and what ends with their memory.
 _remembered: OrderedDict[Key, tuple[tuple[Array, ...], CSR, Any]] = OrderedDict()
 
 
@@ -74,12 +74,12 @@ def matrix_of(A: Any, dtype: np.dtype[Any]) -> CSR:
         return csr(A, dtype)
     transposed = A.format == "csc"  # compressed columns are the compressed rows of the transposed matrix
     kind, shape = ("csr", A.shape[::-1]) if transposed else (A.format, A.shape)
-    key = (kind, shape, dtype, tuple(map(_place, fields)))
+    key = (kind, shape, dtype, tuple(map(_address, fields)))
     known = _remembered.get(key)
     if known is None or not all(map(_equal, known[0], fields)):
         copies = [field.copy() for field in fields]
         if known is not None and known[0][1] is known[1].indices and all(map(_equal, known[0][:2], fields[:2])):
-            # Other values at the same places, in the order that the matrix has them: its plans stay.
+            # Other values of the same pattern, in the order that the matrix has them: its plans stay.
             matrix = CSR._trusted(known[1].pattern, frozen(copies[2].astype(dtype)))
         else:
             matrix = csr(A.T if transposed else A, dtype)
@@ -92,7 +92,7 @@ def matrix_of(A: Any, dtype: np.dtype[Any]) -> CSR:
     return known[1].T if transposed else known[1]
 
 
-def _place(array: Array) -> Key:
+def _address(array: Array) -> Key:
     return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
 
 

@@ -141,16 +141,16 @@ def _damage(path: Path) -> Iterator[None]:
 def _sharded(file: IO[bytes], path: Path) -> dict[str, Any]:
     """The tensors of all shards of an index."""
     index = json.loads(_bounded(file, os.fstat(file.fileno()).st_size, "the index"))
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError("it has no weight_map of names to files")
     folder, tensors = Folder(path), dict[str, Any]()
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shards.values())):
         held = _read(folder.find(shard, f"shard {shard!r}"), shards=False)
-        for name, where in places.items():
+        for name, where in shards.items():
             if where == shard and name not in held:
                 raise ValueError(f"shard {shard!r} does not hold {name!r}")
-        tensors.update((name, tensor) for name, tensor in held.items() if places.get(name, shard) == shard)
+        tensors.update((name, tensor) for name, tensor in held.items() if shards.get(name, shard) == shard)
     return tensors
 
 

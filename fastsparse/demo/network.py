@@ -46,18 +46,18 @@ def build(sparse: bool, seed: int) -> nn.Sequential:
     rng = np.random.default_rng(seed)
     densities = sparsity.erdos_renyi([layer.shape for layer in _SHAPES], SPARSITY, kernel=True) if sparse else None
 
-    def conv(place: int) -> nn.Module:
-        out, channels, kernel, _ = _SHAPES[place].shape
+    def conv(i: int) -> nn.Module:
+        out, channels, kernel, _ = _SHAPES[i].shape
         if densities is None:
             return nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False, rng=rng)
-        kept = densities[place]
+        kept = densities[i]
         return nn.SparseConv2d(channels, out, kernel, padding=kernel // 2, bias=False, sparsity=1 - kept, rng=rng)
 
-    def linear(place: int, activation: str | None = None) -> nn.Linear | nn.SparseLinear:
-        out, features = _SHAPES[place].shape
+    def linear(i: int, activation: str | None = None) -> nn.Linear | nn.SparseLinear:
+        out, features = _SHAPES[i].shape
         if densities is None:
             return nn.Linear(features, out, activation=activation, rng=rng)
-        return nn.SparseLinear(features, out, sparsity=1 - densities[place], activation=activation, rng=rng)
+        return nn.SparseLinear(features, out, sparsity=1 - densities[i], activation=activation, rng=rng)
 
     output = linear(4)
     values = output.values if isinstance(output, nn.SparseLinear) else output.weight
@@ -78,9 +78,9 @@ def layer_rows(model: nn.Sequential) -> list[LayerRow]:
 
 def shown_pattern(model: nn.Sequential) -> NDArray[np.bool_]:
     """Where the layer named `SHOWN` keeps its weights, as (out, in * kernel * kernel)."""
-    place = [layer.name for layer in _SHAPES].index(SHOWN)
+    i = [layer.name for layer in _SHAPES].index(SHOWN)
     sparse = [layer for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear)]
-    return sparse[place].weight.toarray() != 0
+    return sparse[i].weight.toarray() != 0
 
 
 def stages_of(model: nn.Sequential) -> list[Stage]:

@@ -273,7 +273,7 @@ class Parameter:
         self._full.append(full)
 
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
-        """Find the places outside the pattern where the gradient is largest.
+        """Find the elements outside the pattern where the gradient is largest.
 
         The gradient, summed over the backward passes since the last :meth:`zero_grad`, exists one block of rows at a
         time; memory follows the block and `k`.
@@ -284,7 +284,7 @@ class Parameter:
 
         Returns
         -------
-        places : int64 array (at most k,)
+        elements : int64 array (at most k,)
             row * columns + column, rising; of equal magnitudes the first. NaN is never chosen.
         scores : array
             Magnitudes of the gradient there.

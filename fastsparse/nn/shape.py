@@ -220,8 +220,10 @@ class Embedding(Module):
             checks.generator(rng),
         )
         self.weight = Parameter(initial.standard_normal(shape, kind, generator))
-        places = (self.positions, self.embedding_dim)
-        self.position = Parameter(initial.standard_normal(places, kind, generator)) if self.positions else None
+        self.position = None
+        if self.positions:
+            table = (self.positions, self.embedding_dim)
+            self.position = Parameter(initial.standard_normal(table, kind, generator))
 
     def forward(self, x: ArrayLike) -> Array:
         """x integers (...) in [0, num_embeddings) -> (..., embedding_dim); with positions x is (N, tokens)."""

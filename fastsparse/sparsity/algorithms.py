@@ -21,7 +21,15 @@ from fastsparse.sparsity._model import Array, Model, SparseParameter, chosen_par
 from fastsparse.sparsity.growth import PathScores, offered
 from fastsparse.sparsity.pruning import SCOPES, magnitude_prune, magnitudes_of
 from fastsparse.sparsity.schedules import SparsitySchedule
-from fastsparse.sparsity.selection import Places, TopK, checked_places, exchanged, free_places, largest, places_of
+from fastsparse.sparsity.selection import (
+    Elements,
+    TopK,
+    checked_elements,
+    elements_of,
+    exchanged,
+    free_elements,
+    largest,
+)
 
 
 class GradualPruning:
@@ -158,7 +166,7 @@ class Evolving:
         Raises
         ------
         ValueError
-            When a value is NaN; nothing has been changed then. When `grow` gives what are no places for new weights.
+            When a value is NaN; nothing has been changed then. When `grow` gives what are no elements for new weights.
         """
         step = checks.integer(step, "step", 0)
         if self.due(step):
@@ -179,7 +187,7 @@ class Evolving:
             return
         grown = self.grow(name, parameter, count)
         if not self._trusted:
-            grown = checked_places(grown, pattern, count, f"{type(self).__name__}.grow")
+            grown = checked_elements(grown, pattern, count, f"{type(self).__name__}.grow")
         # NaN gradients are left out, so there may be fewer than requested.
         kept = largest(strengths, pattern.nnz - len(grown))
         parameter.replace_pattern(*exchanged(pattern, kept, grown))
@@ -188,7 +196,7 @@ class Evolving:
         """How strong each weight is, (nnz,): the weakest are dropped. Here their magnitudes."""
         return magnitudes_of(name, parameter.value)
 
-    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Elements:
         """Where new weights come.
 
         Parameters
@@ -197,7 +205,7 @@ class Evolving:
             The parameter's, such as "0.values".
         parameter : SparseParameter
             With ``pattern``, ``value`` and ``grad``, both (nnz,), and where the class has ``watches = True``
-            ``grow_scores(count)``: the places outside the pattern with the largest gradients, and their magnitudes.
+            ``grow_scores(count)``: the elements outside the pattern with the largest gradients, and their magnitudes.
         count : int
             How many are wanted.
 
@@ -283,8 +291,8 @@ class SET(Evolving):
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
         )
 
-    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
-        return free_places(pattern_of(parameter), count, self.rng)
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Elements:
+        return free_elements(pattern_of(parameter), count, self.rng)
 
 
 class RigL(Evolving):
@@ -326,7 +334,7 @@ class RigL(Evolving):
             model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=0
         )
 
-    def grow(self, name: str, parameter: SparseParameter, count: int) -> Places:
+    def grow(self, name: str, parameter: SparseParameter, count: int) -> Elements:
         try:
             return parameter.grow_scores(count)[0]
         except RuntimeError as error:
@@ -403,9 +411,9 @@ class CHT(Evolving):
             return
         kept = largest(self._softened(strengths, step), pattern.nnz - count)
         predicted = self._predicted(exchanged(pattern, kept, np.empty(0, np.int64))[0], count)
-        places = places_of(pattern)
-        kept |= np.isin(places, predicted)
-        parameter.replace_pattern(*exchanged(pattern, kept, np.setdiff1d(predicted, places)))
+        elements = elements_of(pattern)
+        kept |= np.isin(elements, predicted)
+        parameter.replace_pattern(*exchanged(pattern, kept, np.setdiff1d(predicted, elements)))
 
     def _softened(self, magnitudes: Array, step: int) -> Array:
         """What decides which weights stay; with the soft rule, the largest of it are a sample without replacement."""
@@ -414,13 +422,13 @@ class CHT(Evolving):
         done = 0.0 if self.steps is None else step / (self.stop * self.steps)
         return np.asarray(magnitudes ** (1 + 2 * done) / self.rng.standard_exponential(len(magnitudes)))
 
-    def _predicted(self, pattern: Pattern, count: int) -> Places:
+    def _predicted(self, pattern: Pattern, count: int) -> Elements:
         scores = PathScores(pattern, self.rng if self.soft else None)
-        places = offered(TopK(pattern, count, above=0.0), pattern, [scores]).result()[0]
-        if len(places) < count:
-            both = exchanged(pattern, np.ones(pattern.nnz, np.bool_), places)[0]
-            places = np.union1d(places, free_places(both, count - len(places), self.rng))
-        return places
+        elements = offered(TopK(pattern, count, above=0.0), pattern, [scores]).result()[0]
+        if len(elements) < count:
+            both = exchanged(pattern, np.ones(pattern.nnz, np.bool_), elements)[0]
+            elements = np.union1d(elements, free_elements(both, count - len(elements), self.rng))
+        return elements
 
 
 def _check_type(algorithm: Any, state: Any) -> None:

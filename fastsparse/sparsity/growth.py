@@ -21,7 +21,7 @@ from fastsparse_kernels import pattern_updates as kernels
 
 Array = NDArray[Any]
 
-# Elements of the full gradient that exist at a time when places to grow are looked for.
+# Elements of the full gradient that exist at a time when elements to grow are looked for.
 _BLOCK = 1 << 18
 
 
@@ -33,13 +33,13 @@ class FullGradient(Protocol):
 
 
 def grow_scores(pattern: Pattern, gradients: Sequence[FullGradient], k: int) -> tuple[NDArray[np.int64], Array]:
-    """Find the places outside the pattern where the sum of the gradients is largest.
+    """Find the elements outside the pattern where the sum of the gradients is largest.
 
     It exists one block of rows at a time; memory follows the block and `k`.
 
     Returns
     -------
-    places : int64 array (at most k,)
+    elements : int64 array (at most k,)
         row * columns + column, rising; of equal magnitudes the first. NaN is never chosen.
     scores : array
         Magnitudes of the gradient there.
@@ -182,7 +182,7 @@ def checked_source(old: Pattern, new: Pattern, source: NDArray[np.integer[Any]] 
 
 
 def carried(array: Array, where: Array, fresh: Array) -> Array:
-    """array[where], with 0 at the places `fresh`, where `where` is -1."""
+    """array[where], with 0 at the elements `fresh`, where `where` is -1."""
     if len(array) == 0:
         return np.zeros(len(where), array.dtype)
     moved = np.take(array, where, mode="clip")  # checked by the caller; "clip" needs no second check

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from fastsparse import checks
 from fastsparse.checks import Seed
 from fastsparse.csr import Pattern, checked_shape
-from fastsparse.sparsity.selection import distinct, from_places, largest_of_each
+from fastsparse.sparsity.selection import distinct, from_elements, largest_of_each
 
 
 def count_nonzeros(size: int, sparsity: float) -> int:
@@ -53,8 +53,8 @@ def random_pattern(shape: Sequence[int], sparsity: float, *, rng: Seed = None) -
     """
     rows, columns = _matrix_shape(shape)
     size = rows * columns
-    places = distinct(size, count_nonzeros(size, sparsity), checks.generator(rng))
-    return from_places(places, (rows, columns))
+    elements = distinct(size, count_nonzeros(size, sparsity), checks.generator(rng))
+    return from_elements(elements, (rows, columns))
 
 
 def _matrix_shape(shape: Any) -> tuple[int, int]:
@@ -103,7 +103,7 @@ def nm_pattern(shape: Sequence[int], n: int, m: int, *, scores: ArrayLike | None
     chosen[:, :whole] = largest_of_each(magnitude[:, :whole].reshape(-1, m), n).reshape(rows, whole)
     if whole < columns:
         chosen[:, whole:] = largest_of_each(magnitude[:, whole:], n)
-    return from_places(np.flatnonzero(chosen), (rows, columns))
+    return from_elements(np.flatnonzero(chosen), (rows, columns))
 
 
 def mask_pattern(mask: ArrayLike) -> Pattern:
@@ -128,7 +128,7 @@ def mask_pattern(mask: ArrayLike) -> Pattern:
     if array.ndim < 2 or array.dtype.kind not in "biuf":
         raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype.name}, expected numbers (rows, columns)")
     flat = array.reshape(len(array), math.prod(array.shape[1:]))
-    return from_places(np.flatnonzero(flat), (flat.shape[0], flat.shape[1]))
+    return from_elements(np.flatnonzero(flat), (flat.shape[0], flat.shape[1]))
 
 
 def erdos_renyi(shapes: Sequence[Sequence[int]], sparsity: float, *, kernel: bool = True) -> list[float]:

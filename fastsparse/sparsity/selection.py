@@ -1,6 +1,6 @@
-"""Selection of nonzeros to keep and of places for new ones, and patterns made of them.
+"""Selection of nonzeros to keep and of elements for new ones, and patterns made of them.
 
-A place is the index of an element of the matrix, row * columns + column. Nothing here loops over nonzeros in Python.
+An element is given by its index in the matrix, row * columns + column. Nothing here loops over nonzeros in Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastsparse.csr import Pattern
 from fastsparse_kernels import pattern_updates as kernels
 
 Array = NDArray[Any]
-Places = NDArray[np.int64]
+Elements = NDArray[np.int64]
 
 # Compress the candidates when there are this many times more of them than are wanted.
 _SLACK = 3
@@ -55,10 +55,10 @@ class TopK:
     def __init__(self, pattern: Pattern, count: int, *, guess: bool = False, above: float = -1.0) -> None:
         self._pattern, self._count, self._guess = pattern, count, guess
         self._threshold = above
-        self._found: list[tuple[Places, Array]] = []
+        self._found: list[tuple[Elements, Array]] = []
         self._held = 0
         self._guessed = False
-        self._buffers: tuple[Places, Array] | None = None
+        self._buffers: tuple[Elements, Array] | None = None
 
     @property
     def complete(self) -> bool:
@@ -74,20 +74,20 @@ class TopK:
             return
         if self._buffers is None or len(self._buffers[0]) <= block.size:
             self._buffers = np.empty(block.size + 1, np.int64), np.empty(block.size + 1, block.dtype)
-        places, scores = self._buffers
+        elements, scores = self._buffers
         pattern = self._pattern
         run = kernels.candidates(block.dtype.itemsize * 8, pattern.indices.dtype.itemsize * 8)
         threshold = block.dtype.type(self._threshold)
-        found = run(block, first, pattern.indptr, pattern.indices, threshold, places, scores)
+        found = run(block, first, pattern.indptr, pattern.indices, threshold, elements, scores)
         if self._guess and not self._found:
-            found = self._pass_likely(places[:found], scores[:found])
+            found = self._pass_likely(elements[:found], scores[:found])
         if found:
-            self._found.append((places[:found].copy(), scores[:found].copy()))
+            self._found.append((elements[:found].copy(), scores[:found].copy()))
             self._held += found
         if self._held > _SLACK * self._count:
             self._compress()
 
-    def _pass_likely(self, places: Places, scores: Array) -> int:
+    def _pass_likely(self, elements: Elements, scores: Array) -> int:
         """Set the threshold by the first block's candidates; those above it move to the front. Their number."""
         self._guess = False
         rows, columns = self._pattern.shape
@@ -97,34 +97,34 @@ class TopK:
         self._threshold = float(np.partition(scores, len(scores) - wanted)[len(scores) - wanted])
         self._guessed = True
         above = np.flatnonzero(scores > self._threshold)
-        places[: len(above)], scores[: len(above)] = places[above], scores[above]
+        elements[: len(above)], scores[: len(above)] = elements[above], scores[above]
         return len(above)
 
-    def result(self) -> tuple[Places, Array]:
-        """Places in rising order and their magnitudes; fewer than `count` when there were fewer."""
+    def result(self) -> tuple[Elements, Array]:
+        """Elements in rising order and their magnitudes; fewer than `count` when there were fewer."""
         if not self._found:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         self._compress()
         return self._found[0]
 
     def _compress(self) -> None:
-        places, scores = (np.concatenate(arrays) for arrays in zip(*self._found))
+        elements, scores = (np.concatenate(arrays) for arrays in zip(*self._found))
         kept = np.flatnonzero(largest(scores, self._count))
-        self._found, self._held = [(places[kept], scores[kept])], len(kept)
+        self._found, self._held = [(elements[kept], scores[kept])], len(kept)
         if self._held == self._count:
             self._threshold = float(self._found[0][1].min())
 
 
-def free_places(pattern: Pattern, count: int, rng: np.random.Generator) -> Places:
-    """`count` different places outside the pattern in rising order, all such sets equally likely."""
+def free_elements(pattern: Pattern, count: int, rng: np.random.Generator) -> Elements:
+    """`count` different elements outside the pattern in rising order, all such sets equally likely."""
     rows, columns = pattern.shape
-    places = distinct(rows * columns - pattern.nnz, count, rng)
+    elements = distinct(rows * columns - pattern.nnz, count, rng)
     run = kernels.zero_indices(pattern.indices.dtype.itemsize * 8)
-    run(pattern.indptr, pattern.indices, columns, places)
-    return places
+    run(pattern.indptr, pattern.indices, columns, elements)
+    return elements
 
 
-def distinct(size: int, count: int, rng: np.random.Generator) -> Places:
+def distinct(size: int, count: int, rng: np.random.Generator) -> Elements:
     """`count` different integers below `size` in rising order, every such set with the same probability.
 
     Draws with repetition until there are enough different ones, then drops some at random. Whatever the number of
@@ -134,62 +134,64 @@ def distinct(size: int, count: int, rng: np.random.Generator) -> Places:
         mask = np.ones(size, np.bool_)
         mask[distinct(size, size - count, rng)] = False
         return np.flatnonzero(mask)
-    places = np.empty(0, np.int64)
-    while len(places) < count:
-        missing = count - len(places)
-        # A draw hits a place that is still free with probability (size - found) / size.
+    elements = np.empty(0, np.int64)
+    while len(elements) < count:
+        missing = count - len(elements)
+        # A draw hits an element that is still free with probability (size - found) / size.
         draws = int(missing * size / (size - count) * 1.01) + 16
-        places = np.concatenate([places, rng.integers(0, size, draws)])
-        places.sort()
-        fresh = np.ones(len(places), np.bool_)
-        np.not_equal(places[1:], places[:-1], out=fresh[1:])
-        places = places[fresh]
-    surplus = len(places) - count
+        elements = np.concatenate([elements, rng.integers(0, size, draws)])
+        elements.sort()
+        fresh = np.ones(len(elements), np.bool_)
+        np.not_equal(elements[1:], elements[:-1], out=fresh[1:])
+        elements = elements[fresh]
+    surplus = len(elements) - count
     if surplus:
-        kept = np.ones(len(places), np.bool_)
-        kept[rng.choice(len(places), surplus, replace=False)] = False
-        places = places[kept]
-    return places
+        kept = np.ones(len(elements), np.bool_)
+        kept[rng.choice(len(elements), surplus, replace=False)] = False
+        elements = elements[kept]
+    return elements
 
 
-def checked_places(places: Any, pattern: Pattern, count: int, who: str) -> Places:
-    """At most `count` different places outside the pattern, in rising order.
+def checked_elements(elements: Any, pattern: Pattern, count: int, who: str) -> Elements:
+    """At most `count` different elements outside the pattern, in rising order.
 
     Raises
     ------
     ValueError, TypeError
         When they are something else: `who` has given them.
     """
-    found = np.asarray(places)
+    found = np.asarray(elements)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise TypeError(f"{who} gave an array of {found.dtype} of shape {found.shape}, expected integers (n,)")
     found = np.sort(found.astype(np.int64, copy=False))
     size = pattern.shape[0] * pattern.shape[1]
     if len(found) > count or (len(found) and not 0 <= found[0] <= found[-1] < size) or not np.diff(found).all():
         raise ValueError(
-            f"{who} gave {len(found)} places, expected at most {count} different ones from 0 to {size - 1}"
+            f"{who} gave {len(found)} elements, expected at most {count} different ones from 0 to {size - 1}"
         )
-    old = places_of(pattern)
+    old = elements_of(pattern)
     near = np.minimum(np.searchsorted(old, found), max(0, len(old) - 1))
     if len(old) and (taken := found[old[near] == found]).size:
-        raise ValueError(f"{who} gave place {taken[0]}, where there is a weight, expected places outside the pattern")
+        raise ValueError(
+            f"{who} gave element {taken[0]}, where there is a weight, expected elements outside the pattern"
+        )
     return found
 
 
-def places_of(pattern: Pattern) -> Places:
-    """Places of the nonzeros, in rising order."""
+def elements_of(pattern: Pattern) -> Elements:
+    """Elements of the nonzeros, in rising order."""
     return np.asarray(pattern.rows().astype(np.int64) * pattern.shape[1] + pattern.indices)
 
 
-def from_places(places: Places, shape: tuple[int, int]) -> Pattern:
-    """The pattern whose nonzeros have these places, in rising order."""
+def from_elements(elements: Elements, shape: tuple[int, int]) -> Pattern:
+    """The pattern whose nonzeros have these elements, in rising order."""
     rows, columns = shape
-    indptr = np.searchsorted(places, np.arange(rows + 1, dtype=np.int64) * columns)
-    indices = (places % max(columns, 1)).astype(np.int32 if columns < 2**31 else np.int64)
+    indptr = np.searchsorted(elements, np.arange(rows + 1, dtype=np.int64) * columns)
+    indices = (elements % max(columns, 1)).astype(np.int32 if columns < 2**31 else np.int64)
     return Pattern._trusted(indptr, indices, shape)
 
 
-def exchanged(pattern: Pattern, kept: NDArray[np.bool_], grown: Places) -> tuple[Pattern, Places]:
+def exchanged(pattern: Pattern, kept: NDArray[np.bool_], grown: Elements) -> tuple[Pattern, Elements]:
     """The pattern without what is not `kept` and with `grown`.
 
     Parameters

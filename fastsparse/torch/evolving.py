@@ -74,7 +74,7 @@ class LayerParameter:
             structure.gradients = []
 
     def grow_scores(self, k: int) -> tuple[NDArray[np.int64], Array]:
-        """Places outside the pattern with the largest gradients, and their magnitudes; see `growth.grow_scores`."""
+        """Elements outside the pattern with the largest gradients, and their magnitudes; see `growth.grow_scores`."""
         gradients = self._structure().gradients
         return growth.grow_scores(self.pattern, [_Summed(gradients)] if gradients and _ranks() > 1 else gradients, k)
 

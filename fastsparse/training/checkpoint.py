@@ -57,8 +57,8 @@ def save(path: PathLike, run: Snapshot) -> None:
     for name, parameter in _optimized(run):
         state = run.optimizer.state_of(parameter)
         arrays.update((f"optimizer.{name}.{key}", array) for key, array in state.items())
-    for place, callback in _stateful(run):
-        arrays.update((f"callback.{place}.{name}", array) for name, array in callback.state_dict().items())
+    for i, callback in _stateful(run):
+        arrays.update((f"callback.{i}.{name}", array) for name, array in callback.state_dict().items())
     metadata = {
         "architecture": _architecture(run.model),
         "optimizer": {"type": type(run.optimizer).__name__, "steps": run.optimizer.steps},
@@ -114,8 +114,8 @@ def restore(path: PathLike, run: Snapshot) -> None:
             state.update(arrays_of)
         run.optimizer.steps = metadata["optimizer"]["steps"]
         run.history.records[:] = metadata["history"]
-        for place, callback in _stateful(run):
-            callback.load_state_dict(_within(f"callback.{place}.", arrays))
+        for i, callback in _stateful(run):
+            callback.load_state_dict(_within(f"callback.{i}.", arrays))
         undo.pop_all()
 
 

@@ -152,9 +152,9 @@ def _checked(
     if not isinstance(callbacks, Iterable) or isinstance(callbacks, np.ndarray):
         raise TypeError(f"callbacks is {_kind(callbacks)}, expected a list of callables")
     callbacks = list(callbacks)
-    for place, callback in enumerate(callbacks):
+    for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not callable(callback):
-            raise TypeError(f"callbacks[{place}] is {_kind(callback)}, expected an object that can be called")
+            raise TypeError(f"callbacks[{i}] is {_kind(callback)}, expected an object that can be called")
     own = set(map(id, model.parameters()))
     other = getattr(sparsity, "model", None)
     changed = other.parameters() if isinstance(other, Module) else []

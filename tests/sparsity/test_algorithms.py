@@ -102,13 +102,13 @@ def _grown(parameter: Any, full: Any, count: int) -> None:
     """grow_scores gives the largest of `full` outside the pattern."""
     scores = abs(full.reshape(parameter.shape))
     scores[parameter.pattern.rows(), parameter.pattern.indices] = -1
-    places, found = parameter.grow_scores(count)
-    assert len(places) == len(np.unique(places)) == count
-    assert np.all(np.diff(places) > 0)
+    elements, found = parameter.grow_scores(count)
+    assert len(elements) == len(np.unique(elements)) == count
+    assert np.all(np.diff(elements) > 0)
     flat = scores.ravel()
     want = np.sort(flat)[len(flat) - count :]
     np.testing.assert_allclose(np.sort(found), want, rtol=1e-10)
-    np.testing.assert_allclose(found, flat[places], rtol=1e-10)
+    np.testing.assert_allclose(found, flat[elements], rtol=1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 50, 1 << 20])
@@ -367,7 +367,7 @@ def test_patterns_stay_where_a_weight_is_nan(kind: Any) -> None:
 class _Diagonal(fs.sparsity.Evolving):
     """An algorithm of one's own: new weights on the diagonals, and those of the lowest columns are the weakest."""
 
-    def __init__(self, model: Any, change: Any = lambda places: places) -> None:
+    def __init__(self, model: Any, change: Any = lambda elements: elements) -> None:
         super().__init__(model, drop_fraction=0.5, every=1)
         self.change = change
 
@@ -391,11 +391,11 @@ def test_algorithms_of_ones_own_grow_where_they_say() -> None:
     dropped = np.nonzero(before & ~after)[1]
     assert dropped.max() <= np.nonzero(before & after & ~np.eye(8, dtype=bool))[1].min()
     for change, error, message in (
-        (lambda places: places * 1.5, TypeError, "_Diagonal.grow gave an array of float64"),
-        (lambda places: places + 64, ValueError, "expected at most 8 different ones from 0 to 63"),
-        (lambda places: np.append(places, places[:1]), ValueError, "different ones"),
-        (lambda places: np.arange(9), ValueError, "gave 9 places, expected at most 8"),
-        (lambda places: np.flatnonzero(before)[:1], ValueError, "where there is a weight"),
+        (lambda elements: elements * 1.5, TypeError, "_Diagonal.grow gave an array of float64"),
+        (lambda elements: elements + 64, ValueError, "expected at most 8 different ones from 0 to 63"),
+        (lambda elements: np.append(elements, elements[:1]), ValueError, "different ones"),
+        (lambda elements: np.arange(9), ValueError, "gave 9 elements, expected at most 8"),
+        (lambda elements: np.flatnonzero(before)[:1], ValueError, "where there is a weight"),
     ):  # fmt: skip
         layer = nn.SparseLinear(8, 8, sparsity=0.75, rng=0)
         with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Choosing places: running top-k, free places, exchanged patterns, N:M and masks."""
+"""Choosing elements: running top-k, free elements, exchanged patterns, N:M and masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fastsparse as fs
 from fastsparse.sparsity import mask_pattern, nm_pattern
-from fastsparse.sparsity.selection import TopK, exchanged, free_places
+from fastsparse.sparsity.selection import TopK, exchanged, free_elements
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -23,7 +23,7 @@ def _mask(pattern: fs.Pattern) -> Any:
     return mask
 
 
-def _places(pattern: fs.Pattern) -> Any:
+def _elements(pattern: fs.Pattern) -> Any:
     return np.flatnonzero(_mask(pattern))
 
 
@@ -44,11 +44,11 @@ def test_running_top_k_is_the_first_of_a_stable_sort(
         for first in range(0, rows, block):
             found.offer(matrix[first : first + block].copy(), first)
         assert found.complete
-    places, best = found.result()
+    elements, best = found.result()
     scores = np.where(_mask(pattern) | np.isnan(matrix), -1, abs(matrix)).ravel()
     order = np.argsort(-scores, kind="stable")
-    np.testing.assert_array_equal(places, np.sort([i for i in order if scores[i] >= 0][:count]))
-    np.testing.assert_array_equal(best, scores[places])
+    np.testing.assert_array_equal(elements, np.sort([i for i in order if scores[i] >= 0][:count]))
+    np.testing.assert_array_equal(best, scores[elements])
 
 
 @given(SEEDS, st.integers(0, 8), st.integers(0, 9), st.floats(0, 1))
@@ -58,28 +58,28 @@ def test_exchanged_patterns_are_valid_and_know_where_values_come_from(seed: int,
     pattern = mask_pattern(mask)
     kept = rng.random(pattern.nnz) < 0.6
     free = m * n - pattern.nnz
-    grown = free_places(pattern, int(rng.integers(0, free + 1)), rng)
+    grown = free_elements(pattern, int(rng.integers(0, free + 1)), rng)
     assert not mask.ravel()[grown].any()
     assert np.all(np.diff(grown) > 0)
     new, source = exchanged(pattern, kept, grown)
     assert fs.Pattern(new.indptr, new.indices, new.shape) == new
     after = _mask(new)
     want = np.zeros(m * n, bool)
-    want[_places(pattern)[kept]] = want[grown] = True
+    want[_elements(pattern)[kept]] = want[grown] = True
     np.testing.assert_array_equal(after.ravel(), want)
     old = source >= 0
-    np.testing.assert_array_equal(_places(new)[old], _places(pattern)[source[old]])
-    np.testing.assert_array_equal(_places(new)[~old], grown)
+    np.testing.assert_array_equal(_elements(new)[old], _elements(pattern)[source[old]])
+    np.testing.assert_array_equal(_elements(new)[~old], grown)
 
 
 def test_free_places_are_equally_likely(rng: Any) -> None:
     pattern = mask_pattern(np.eye(5))
     hits, draws = np.zeros(25), 3000
     for _ in range(draws):
-        hits[free_places(pattern, 6, rng)] += 1
+        hits[free_elements(pattern, 6, rng)] += 1
     assert not hits.reshape(5, 5).diagonal().any()
     p = 6 / 20
-    assert np.all(abs(hits[_places(mask_pattern(1 - np.eye(5)))] / draws - p) < 5 * math.sqrt(p * (1 - p) / draws))
+    assert np.all(abs(hits[_elements(mask_pattern(1 - np.eye(5)))] / draws - p) < 5 * math.sqrt(p * (1 - p) / draws))
 
 
 @given(SEEDS, st.integers(0, 6), st.integers(0, 19), st.integers(1, 5), st.integers(1, 5))
