@@ -19,6 +19,7 @@ import pytest
 
 from bench import groups, report, results
 from bench.machine import AVX2, ROOT
+from fastsparse.demo.options import report_path
 from fastsparse.runtime.atomic_file import write_bytes
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-k", metavar="EXPRESSION", help="only those whose names match: words with and, or, not")
     groups.add_options(parser.add_argument)
-    parser.add_argument("--html", metavar="FILE", type=_written, help="write a report with pictures")
-    parser.add_argument("--json", metavar="FILE", type=_written, help="write all measurements")
+    parser.add_argument("--html", metavar="FILE", type=report_path, help="write a report with pictures")
+    parser.add_argument("--json", metavar="FILE", type=report_path, help="write all measurements")
     parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
     parser.add_argument(
         "--cpu-time",
@@ -86,15 +87,6 @@ def _run_pytest(args: argparse.Namespace, others: list[str], file: Path) -> int:
         options.append("--benchmark-timer=time.process_time")
     with contextlib.redirect_stdout(sys.stderr):
         return int(pytest.main([str(ROOT / "bench" / "test_workloads.py"), *options, *others]))
-
-
-def _written(text: str) -> Path:
-    path = Path(text).resolve()
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a directory, expected a file name")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the directory {str(path.parent)!r} does not exist")
-    return path
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import checks, cold_start, dlmc, workloads
 from bench.baselines import Baseline, conv, mlp_stack, networks, products, steps, training
+from fastsparse.demo.options import positive
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,10 @@ class Options:
 
 def add_options(add: Callable[..., object]) -> None:
     """Declare what Options holds, for argparse and for pytest."""
-    add("--threads", type=_positive, default=1, help="threads for every baseline (default 1)")
+    add("--threads", type=positive, default=1, help="threads for every baseline (default 1)")
     add("--dlmc", type=_directory, metavar="DIR", help="also the .smtx patterns found below DIR")
     add("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
     add("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse, for end_to_end")
-
-
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
 
 
 def _directory(text: str) -> Path:
@@ -229,6 +224,6 @@ def chosen(what: str) -> list[Group]:
 
 
 def missing_baselines() -> list[str]:
-    """Who is not installed, and what that needs."""
-    everybody = [baseline for group in GROUPS for baseline in group.baselines]
-    return sorted({f"{b.name} (needs {', '.join(b.missing)})" for b in everybody if b.missing})
+    """Baselines that are not installed, and what they need."""
+    baselines = [baseline for group in GROUPS for baseline in group.baselines]
+    return sorted({f"{b.name} (needs {', '.join(b.missing)})" for b in baselines if b.missing})

@@ -1,4 +1,4 @@
-"""Measuring one workload: everybody is checked, then timed in interleaved rounds that go to pytest-benchmark.
+"""Measuring one workload: every baseline is checked, then timed in interleaved rounds that go to pytest-benchmark.
 
 pytest-benchmark times one callable after the other; ratios of two that ran minutes apart say little on a machine whose
 clock wanders. Here all callables of a workload take turns in one test, and each becomes an entry of its own in

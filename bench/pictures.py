@@ -108,7 +108,7 @@ def threads(results: Results) -> Figure | None:
 
 
 def sizes(results: Results) -> Figure | None:
-    """Useful GF/s of everybody while one size changes."""
+    """Useful GF/s of every library while one size changes."""
     sweeps = {varied: found for varied in _SWEEPS if len(found := _sweep(results, varied)) > 1}
     if not sweeps:
         return None

@@ -23,10 +23,10 @@ from fastsparse.runtime.atomic_file import write_text
 
 _SHORT = 24  # groups of at most so many workloads are printed whole
 _NOTE = (
-    "Median time, minimum in brackets. Ratios are medians of the ratios within one round, in which everybody ran in "
-    "turn; below 1 the other one is faster. Every result was held against a float64 reference before it was timed. "
-    "User arrays go in and come out, preallocated wherever a library takes them; groups that say so keep activations "
-    "in the kernels' layouts."
+    "Median time, minimum in brackets. Ratios are medians of the ratios within a round, in which all libraries ran one "
+    "after the other; below 1 the other one is faster. Every result was held against a float64 reference before it was "
+    "timed. User arrays go in and come out, preallocated wherever a library takes them; groups that say so keep "
+    "activations in the kernels' layouts."
 )
 _PICTURES = "over_sparsity", "crossover", "roofline", "threads", "sizes"  # of the documentation
 _STYLES = {"met": "good", "missed": "bad", "not measured": "note"}
@@ -170,9 +170,9 @@ def _means(results: Results) -> Iterator[Table]:
 
 
 def _slowest(results: Results) -> Iterator[Table]:
-    """Against sparse baselines where there are any, else against everybody."""
-    everybody = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
-    baselines = [name for name in everybody if name in SPARSE_BASELINES] or everybody
+    """Against sparse baselines where there are any, else against all."""
+    others = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
+    baselines = [name for name in others if name in SPARSE_BASELINES] or others
     rows = [
         (entry.label, name, _ratio(value), _speed(entry.rate(), 1)[0], _span(entry.seconds[OURS]))
         for value, name, entry in results.slowest(10, baselines)
@@ -184,10 +184,10 @@ def _slowest(results: Results) -> Iterator[Table]:
 
 def _losses(results: Results) -> Iterator[Table]:
     """Where another library is faster, dense ones included, the largest difference first."""
-    everybody = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
+    others = list(dict.fromkeys(name for entry in results.compared() for name in entry.baselines))
     rows = [
         (entry.label, name, _ratio(value), _span(entry.seconds[name]), _span(entry.seconds[OURS]))
-        for value, name, entry in results.slowest(len(results.entries), everybody)
+        for value, name, entry in results.slowest(len(results.entries), others)
         if value < 1
     ]
     yield Table("Where another library is faster", ["workload", "fastest", "fastsparse is", "its time", OURS], rows, 2)

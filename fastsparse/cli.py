@@ -141,24 +141,22 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(map(int, parts))
 
 
-def _seconds(text: str) -> float:
+def _number(text: str, wanted: str, fits: Callable[[float], bool]) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
+        number = math.nan
+    if not fits(number):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {wanted}")
     return number
+
+
+def _seconds(text: str) -> float:
+    return _number(text, "a positive number", lambda number: 0 < number < math.inf)
 
 
 def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number in [0, 1)")
-    return number
+    return _number(text, "a number in [0, 1)", lambda number: 0 <= number < 1)
 
 
 def _run_demo(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from bench import machine
 
 Call = Callable[[], Any]
 
-# fastsparse is measured first; everybody else is a baseline of it.
+# fastsparse is measured first; all others are its baselines.
 OURS = "fastsparse"
 
 

@@ -1,4 +1,4 @@
-"""Convolution by everybody: NCHW in, NCHW out, `out` preallocated where the library takes one.
+"""Convolution by every library: NCHW in, NCHW out, `out` preallocated where the library takes one.
 
 SciPy and NumPy lower each image by im2col (`sliding_window_view`, one copy into a preallocated buffer, one product):
 image by image the buffer stays in cache and the product lands in NCHW without a transposition.

@@ -1,4 +1,4 @@
-"""Linear layers one after the other on one sample, y = W8 ... W1 x, by everybody."""
+"""Linear layers one after the other on one sample, y = W8 ... W1 x, by every library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products with a sparse matrix by everybody: X row-major in, Y row-major out, `out` where the library takes one."""
+"""Products with a sparse matrix by every library: X and Y row-major, `out` where the library takes one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward and backward of one layer by everybody: returns (y, grad_x, grad_w, grad_b).
+"""Forward and backward of one layer by every library: returns (y, grad_x, grad_w, grad_b).
 
 SparseProp computes whole vectors of samples and is wrong on batches that do not fill them; those are not timed.
 

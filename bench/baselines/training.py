@@ -1,4 +1,4 @@
-"""Whole steps of training (forward, loss, backward, SGD with momentum) by everybody, from the same weights.
+"""Whole steps of training (forward, loss, backward, SGD with momentum) by every library, from the same weights.
 
 torch is dense, as torch networks are; SparseProp and SparseLab train with torch's optimizer. What is checked are the
 losses of some steps. The dense twin takes these with gradients outside the pattern set to zero, as a sparse network.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,22 +21,15 @@ OUTPUT_SCALE = 0.1
 SHOWN = "conv2"
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A layer with weights: its name and the shape of its weights, (out, in, ...)."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-# 8 x 8 pixels, halved by two poolings: 2 x 2 positions of 128 channels reach the linear layers.
-_SHAPES = [
-    _Shape("conv1", (64, 1, 3, 3)),
-    _Shape("conv2", (128, 64, 3, 3)),
-    _Shape("conv3", (128, 128, 3, 3)),
-    _Shape("linear1", (128, 128 * 2 * 2)),
-    _Shape("linear2", (CLASSES, 128)),
-]
+# Shapes of the weights, (out, in, ...). 8 x 8 pixels, halved by two poolings: 2 x 2 positions of 128 channels reach the
+# linear layers.
+_SHAPES = {
+    "conv1": (64, 1, 3, 3),
+    "conv2": (128, 64, 3, 3),
+    "conv3": (128, 128, 3, 3),
+    "linear1": (128, 128 * 2 * 2),
+    "linear2": (CLASSES, 128),
+}
 
 
 def build(sparse: bool, seed: int) -> nn.Sequential:
@@ -44,43 +38,44 @@ def build(sparse: bool, seed: int) -> nn.Sequential:
     U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the Lottery", ICML 2020, section 3.
     """
     rng = np.random.default_rng(seed)
-    densities = sparsity.erdos_renyi([layer.shape for layer in _SHAPES], SPARSITY, kernel=True) if sparse else None
+    densities = dict(zip(_SHAPES, sparsity.erdos_renyi(list(_SHAPES.values()), SPARSITY, kernel=True)))
 
-    def conv(i: int) -> nn.Module:
-        out, channels, kernel, _ = _SHAPES[i].shape
-        if densities is None:
-            return nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False, rng=rng)
-        kept = densities[i]
-        return nn.SparseConv2d(channels, out, kernel, padding=kernel // 2, bias=False, sparsity=1 - kept, rng=rng)
+    def conv(name: str) -> nn.Module:
+        out, channels, kernel, _ = _SHAPES[name]
+        options: dict[str, Any] = {"padding": kernel // 2, "bias": False, "rng": rng}
+        if not sparse:
+            return nn.Conv2d(channels, out, kernel, **options)
+        return nn.SparseConv2d(channels, out, kernel, sparsity=1 - densities[name], **options)
 
-    def linear(i: int, activation: str | None = None) -> nn.Linear | nn.SparseLinear:
-        out, features = _SHAPES[i].shape
-        if densities is None:
+    def linear(name: str, activation: str | None = None) -> nn.Linear | nn.SparseLinear:
+        out, features = _SHAPES[name]
+        if not sparse:
             return nn.Linear(features, out, activation=activation, rng=rng)
-        return nn.SparseLinear(features, out, sparsity=1 - densities[i], activation=activation, rng=rng)
+        return nn.SparseLinear(features, out, sparsity=1 - densities[name], activation=activation, rng=rng)
 
-    output = linear(4)
+    output = linear("linear2")
     values = output.values if isinstance(output, nn.SparseLinear) else output.weight
     values.value = values.value * np.float32(OUTPUT_SCALE)
     return nn.Sequential(
-        *[conv(0), nn.BatchNorm2d(64), nn.ReLU()],
-        *[conv(1), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
-        *[conv(2), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
-        *[nn.Flatten(), linear(3, "relu"), output],
+        *[conv("conv1"), nn.BatchNorm2d(64), nn.ReLU()],
+        *[conv("conv2"), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
+        *[conv("conv3"), nn.BatchNorm2d(128), nn.ReLU(), nn.MaxPool2d(2)],
+        *[nn.Flatten(), linear("linear1", "relu"), output],
     )
 
 
 def layer_rows(model: nn.Sequential) -> list[LayerRow]:
     """How many weights each layer of a sparse network keeps."""
-    counts = [layer.pattern.nnz for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear)]
-    return [LayerRow(layer.name, layer.shape, count) for layer, count in zip(_SHAPES, counts)]
+    return [LayerRow(name, _SHAPES[name], layer.pattern.nnz) for name, layer in _sparse_layers(model).items()]
+
+
+def _sparse_layers(model: nn.Sequential) -> dict[str, nn.SparseConv2d | nn.SparseLinear]:
+    return dict(zip(_SHAPES, (layer for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear))))
 
 
 def shown_pattern(model: nn.Sequential) -> NDArray[np.bool_]:
     """Where the layer named `SHOWN` keeps its weights, as (out, in * kernel * kernel)."""
-    i = [layer.name for layer in _SHAPES].index(SHOWN)
-    sparse = [layer for layer in model if isinstance(layer, nn.SparseConv2d | nn.SparseLinear)]
-    return sparse[i].weight.toarray() != 0
+    return _sparse_layers(model)[SHOWN].weight.toarray() != 0
 
 
 def stages_of(model: nn.Sequential) -> list[Stage]:
