@@ -22,7 +22,9 @@ from fastsparse.runtime.launch import Launch
 
 Array = NDArray[Any]
 
-KEPT_BYTES = 2**21  # of a part's panels: longer ones are packed again for the backward pass, and held by nobody
+# Bytes of a part's panels that are kept: shorter ones take less time packed once more, into memory that is in a near
+# cache, and longer ones much memory.
+KEPT_BYTES = range(2**20, 2**21)
 
 
 def as_rows(x: Array) -> Array:
@@ -56,7 +58,7 @@ def forward(
     target = narrowed(target or target_for(W.dtype), len(x))
     key = len(x), x.strides[0], activation, target
     for part in W.cached(("linear", *key), _forward, W, *key):
-        keep = kept is not None and buffers.POOLED_BYTES <= part.packing.panel_bytes <= KEPT_BYTES
+        keep = kept is not None and part.packing.panel_bytes in KEPT_BYTES
         panels, packed_x = part.packing.run(x, part.x_offset, None if keep else "x")
         if kept is not None and keep:
             kept.append((part.packing, panels))

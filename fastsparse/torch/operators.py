@@ -11,13 +11,14 @@ around them: a call costs half of what one by ``torch.library.custom_op`` does (
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -416,6 +417,25 @@ def _(
 # ------------------------------------------------------------------------------------------------- autograd
 
 _ops = torch.ops.fastsparse
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+_PLAIN = Tensor, nn.Parameter
+
+
+def _chosen(operator: Any, kernel: Callable[..., Any], x: Tensor, values: Tensor) -> Callable[..., Any]:
+    """The kernel itself, or the operator where somebody may look at which operators run: compilers, tracers, modes and
+    subclasses of tensors. The way through torch's dispatcher takes as long as 20 launches of kernels."""
+    if (
+        type(x) not in _PLAIN
+        or type(values) not in _PLAIN
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _dispatch_modes()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        kernel = operator
+    return kernel
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int) -> Tensor:
@@ -440,8 +460,11 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indic
     dense = x.layout is torch.strided
     if not dense and x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x is sparse and requires a gradient, expected one that does not, or a dense x")
-    function, operator = (_LinearFunction, _ops.linear.default) if dense else (_SparseInputFunction, _linear_of_sparse)
-    return _converted(function, operator, x, values, bias, indptr, indices, in_features)
+    if not dense:
+        operators = _linear_of_sparse, _linear_of_sparse
+        return _converted(_SparseInputFunction, operators, x, values, bias, indptr, indices, in_features)
+    operators = _ops.linear.default, _linear
+    return _converted(_LinearFunction, operators, x, values, bias, indptr, indices, in_features)
 
 
 def conv(
@@ -451,11 +474,15 @@ def conv(
     """Convolution over ``len(kernel_size)`` axes; see `linear`. `padding` is before and after, for one axis after the
     other."""
     window = kernel_size, stride, padding, dilation, groups
-    return _converted(_ConvFunction, _ops.conv.default, x, values, bias, indptr, indices, *window)
+    operators = _ops.conv.default, _conv
+    return _converted(_ConvFunction, operators, x, values, bias, indptr, indices, *window)
 
 
-def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    """The operator on types that kernels know; through autograd where there is something to differentiate."""
+def _converted(
+    function: Any, operators: tuple[Any, Any], x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any
+) -> Tensor:
+    """An operator, or its kernel, on types that kernels know; through autograd where there is something to
+    differentiate."""
     kind = torch.float32 if values.dtype in _CONVERTED else values.dtype
     given = x.dtype
     if given != kind:
@@ -471,7 +498,7 @@ def _converted(function: Any, operator: Any, x: Tensor, values: Tensor, bias: Te
     ):  # which keeps operators, and no functions of autograd
         y = function.apply(x, values, bias, *rest)
     else:
-        y = operator(x, values, bias, *rest, False)
+        y = _chosen(*operators, x, values)(x, values, bias, *rest, False)
     return y if given == kind else y.to(given)
 
 
@@ -514,11 +541,11 @@ class _LinearFunction(Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         ctx.save_for_backward(x, values, *rest[:2])
         ctx.rest = rest[2:]
-        return _ops.linear.default(x, values, bias, *rest, True)
+        return _chosen(_ops.linear.default, _linear, x, values)(x, values, bias, *rest, True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return _backward(_ops.linear_backward.default, ctx, grad)
+        return _backward(_ops.linear_backward.default, _linear_backward, ctx, grad)
 
 
 class _ConvFunction(Function):
@@ -526,17 +553,18 @@ class _ConvFunction(Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         ctx.save_for_backward(x, values, *rest[:2])
         ctx.rest = rest[2:]
-        return _ops.conv.default(x, values, bias, *rest, True)
+        return _chosen(_ops.conv.default, _conv, x, values)(x, values, bias, *rest, True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return _backward(_ops.conv_backward.default, ctx, grad)
+        return _backward(_ops.conv_backward.default, _conv_backward, ctx, grad)
 
 
-def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(operator: Any, kernel: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Gradients of x, values and bias, and None for the rest."""
     x, values, indptr, indices = ctx.saved_tensors
     need_input, need_values, need_bias = ctx.needs_input_grad[:3]
+    operator = _chosen(operator, kernel, grad, values)
     arguments = grad, x, values, indptr, indices, *ctx.rest, need_input
     if torch.is_grad_enabled():  # create_graph=True
         grad_x, grad_values, grad_bias = _Gradients.apply(operator, *arguments)

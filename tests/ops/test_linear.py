@@ -201,7 +201,7 @@ def test_sizes_of_zero(rng, samples, rows, columns, dtype):
 @pytest.mark.parametrize("chunk_share", [0.25, 0])
 @pytest.mark.parametrize("samples", [33, 64, 100, 128, 300, 513])
 def test_gradients_from_panels_of_the_forward_pass(rng, monkeypatch, dtype, samples, chunk_share):
-    monkeypatch.setattr("fastsparse.runtime.buffers.POOLED_BYTES", 1)
+    monkeypatch.setattr(linear, "KEPT_BYTES", range(1, 2**21))
     with tuned(chunk_share=chunk_share):
         x, W, grad = drawn(rng, samples, (24, 40), dtype)
         y, kept = np.empty((samples, 24), dtype), []

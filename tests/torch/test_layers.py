@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsparse as fs
 import fastsparse.torch as fst
@@ -313,6 +314,30 @@ def test_what_is_kept_goes_with_the_pattern():
     assert not any(structure.expired for structure in operators._structures.values())
 
 
+@pytest.mark.parametrize("name", ["linear", "conv"])
+def test_modes_see_the_operators(name):
+    if name == "linear":
+        layer, x = fst.SparseLinear(8, 8), torch.randn(3, 8)
+    else:
+        layer, x = fst.SparseConv1d(4, 4, 3), torch.randn(2, 4, 9)
+    seen = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    expected = layer(x)
+    with Names():
+        y = layer(x)
+        y.sum().backward()
+        with torch.no_grad():
+            layer(x)
+    assert torch.equal(y, expected)
+    ours = [called for called in seen if called.startswith("fastsparse")]
+    assert ours == [f"fastsparse.{called}.default" for called in (name, f"{name}_backward", name)]
+
+
 class TestKeptPanels:
     """x in panels goes from the forward to the backward pass; it is the same x, or x is packed again."""
 
@@ -323,6 +348,10 @@ class TestKeptPanels:
             grad, x.detach().clone(), layer.values, layer.indptr, layer.indices, x.shape[-1], x.requires_grad
         )
         return found if x.requires_grad else found[1:]
+
+    @pytest.fixture(autouse=True)
+    def any_size(self, monkeypatch):
+        monkeypatch.setattr("fastsparse.ops.linear.KEPT_BYTES", range(2**17, 2**21))
 
     @pytest.fixture
     def layer(self):
