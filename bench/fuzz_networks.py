@@ -107,12 +107,35 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
             raise AssertionError(f"{label}: other bits than {first[0]}")
     if rng.random() < 0.3:
         _check_form(model, engine, _in_another_form(x, rng))
-    if rng.random() < 0.05:
+    if rng.random() < 0.3:
+        other = {**network, "batch": int(rng.choice([1, 2, 5, 8, 16, 17, 33]))}
+        more = input_of(other)
+        with fs.threads(int(rng.integers(1, 3))):
+            y = engine(more)
+        _assert_within(y, *exact(model, more, np.dtype(network["dtype"])), f"a batch of {other['batch']}")
+    if rng.random() < 0.1:
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "engine")
-            engine.save(path)
-            if fs.load_engine(path)(x).tobytes() != engine(x).tobytes():
-                raise AssertionError("a loaded engine gives other numbers than the one that was saved")
+            _check_files(model, engine, x, want, bound, os.path.join(folder, "file"))
+
+
+def _check_files(model: Any, engine: Engine, x: Any, want: Array, bound: Array, path: str) -> None:
+    """An engine that was saved, and ONNX files of the model and of the engine, as onnxruntime runs them."""
+    engine.save(path)
+    if fs.load_engine(path)(x).tobytes() != engine(x).tobytes():
+        raise AssertionError("a loaded engine gives other numbers than the one that was saved")
+    if find_spec("onnxruntime") is None or engine.dtype != np.float32:  # which has few operators in float64
+        return
+    arrays = x if isinstance(x, tuple) else (x,)
+    sources = ((model, "the model"), (engine, "the engine"))
+    for source, label in sources[len(arrays) > 1 :]:  # models are written with one input
+        try:
+            fs.to_onnx(source, path)
+        except fs.UnsupportedOperatorError:
+            continue
+        session = onnx_session(path, 1)
+        feeds = {given.name: one for given, one in zip(session.get_inputs(), arrays, strict=True)}
+        (y,) = session.run(None, feeds)
+        _assert_within(y, want, 4 * bound + 1e-5 * abs(want).max(initial=1e-3), f"the ONNX file of {label}")
 
 
 def _check_form(model: Any, engine: Engine, form: Any) -> None:
@@ -179,7 +202,8 @@ def check_onnx(network: Network, rng: Rng) -> None:
     """
     # onnxruntime refuses names that stand twice.
     plain = as_onnx({**network, "odd_names": False})
-    _check_model(as_onnx(network), plain, [{"x": input_of(network)}], rng)
+    batches = network["batch"], int(rng.choice([1, 2, 3, 8, 17]))
+    _check_model(as_onnx(network), plain, [{"x": input_of({**network, "batch": batch})} for batch in batches], rng)
 
 
 def check_graph(graph: Graph, rng: Rng) -> None:

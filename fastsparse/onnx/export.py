@@ -51,8 +51,9 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     Parameters
     ----------
     model : fs.nn.Module, or an engine that `fastsparse.compile` made
-        A module is written as it runs in evaluation mode, with sizes of images and batches left open; an engine as it
-        is, batch norm folded and activations fused. The first axis of inputs is called "N".
+        A module is written as it runs in evaluation mode on one input, with sizes of images and batches left open; an
+        engine as it is, with all its inputs, batch norm folded and activations fused. The first axis of inputs is
+        called "N".
     path : path
         Replaced in one step when it exists. Weights go into a file beside it where they are too large for one.
     sparse : bool
@@ -62,7 +63,8 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     Raises
     ------
     UnsupportedOperatorError
-        Naming a layer that ONNX has no operator for; nothing has been written then.
+        Naming a layer that ONNX has no operator for, or when a module's layers do not fit one input; nothing has been
+        written then.
     TypeError
         When `model` is something else.
     OSError
@@ -132,12 +134,17 @@ class _Graph:
         return name
 
     def proto(self, inputs: Sequence[tuple[Any, Any]], output: str, sizes: Sequence[Any] | None) -> Any:
-        """The model from inputs, "x" and so on, to "y"; inputs are shapes, and types other than the model's or None."""
+        """The model from inputs, "x" and so on, to "y"; inputs are shapes, and types other than the model's or None.
+
+        Raises
+        ------
+        onnx.shape_inference.InferenceError
+            When `sizes` is None and the nodes do not fit these inputs.
+        """
         from onnx import helper, shape_inference
 
         element = helper.np_dtype_to_tensor_dtype
         kind = element(self.dtype)
-        self.nodes.append(helper.make_node("Identity", [output], ["y"], "y"))
         sources = [
             helper.make_tensor_value_info(
                 _input(i), helper.np_dtype_to_tensor_dtype(np.dtype(dtype or self.dtype)), shape
@@ -145,9 +152,10 @@ class _Graph:
             for i, (shape, dtype) in enumerate(inputs)
         ]
         y = helper.make_tensor_value_info("y", kind, sizes)
+        nodes = [*self.nodes, helper.make_node("Identity", [output], ["y"], "y")]
         graph = helper.make_graph(
-            self.nodes, "fastsparse", sources, [y], self.tensors, sparse_initializer=self.sparse_tensors
-        )
+            nodes, "fastsparse", sources, [y], self.tensors, sparse_initializer=self.sparse_tensors
+        )  # fmt: skip
         made = helper.make_model(graph, producer_name="fastsparse", opset_imports=[helper.make_opsetid("", _OPSET)])
         made.ir_version = _IR
         if sizes is None and made.ByteSize() < _INFERRED:
@@ -156,7 +164,8 @@ class _Graph:
             dense.CopyFrom(made)
             del dense.graph.sparse_initializer[:]
             dense.graph.input.extend(helper.make_tensor_value_info(name, kind, dims) for name, dims in held)
-            made.graph.output[0].CopyFrom(shape_inference.infer_shapes(dense).graph.output[0])  # with its shape
+            inferred = shape_inference.infer_shapes(dense, check_type=True, strict_mode=True)
+            made.graph.output[0].CopyFrom(inferred.graph.output[0])  # with its shape
         return made
 
     # ---------------------------------------------------------------- what both kinds of models consist of
@@ -406,6 +415,8 @@ def _axis(found: Windows, axis: int, counted: bool) -> tuple[int, int, tuple[int
 
 
 def _of_module(model: nn.Module, sparse: bool) -> Any:
+    from onnx import shape_inference
+
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if len(dtypes) > 1:
         names = " and ".join(sorted(dtype.name for dtype in dtypes))
@@ -413,7 +424,23 @@ def _of_module(model: nn.Module, sparse: bool) -> Any:
     graph = _Graph(dtypes.pop() if dtypes else np.dtype(np.float32), sparse)
     output = _layer(graph, model, "x", "")
     first = _first(model)
-    return graph.proto([(_open_shape(first), np.int64 if isinstance(first, nn.Embedding) else None)], output, None)
+    kind = np.int64 if isinstance(first, nn.Embedding) else None
+
+    def proto(shape: Any) -> Any:
+        try:
+            return graph.proto([(shape, kind)], output, None)
+        except shape_inference.InferenceError as error:
+            return error
+
+    made = proto(_open_shape(first))
+    if isinstance(made, Exception):
+        made = proto(None)  # linear layers take rows of more axes, too
+    if isinstance(made, Exception):
+        reason = " ".join(str(made).split())[:200]
+        raise UnsupportedOperatorError(
+            f"the layers do not fit one input ({reason}): of a model of several, write the engine that fs.compile makes"
+        )
+    return made
 
 
 def _first(layer: nn.Module) -> nn.Module:

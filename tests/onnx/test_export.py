@@ -85,6 +85,7 @@ def test_models_of_every_layer(tmp_path, sparse):
             np.random.default_rng(1).normal(size=(2, 5, 8)).astype("f"),
         ),
         (nn.SparseLinear(6, 4, bias=False, rng=0), np.ones((3, 6), "f")),
+        (nn.Sequential(nn.Linear(6, 4, rng=0), nn.SparseConv1d(5, 2, 3, rng=0)), np.ones((3, 5, 6), "f")),
         (nn.Sequential(nn.SparseLinear(6, 4, rng=0, dtype="float64"), nn.LayerNorm(4, dtype="float64")), np.eye(6)),
     ],
 )
@@ -133,6 +134,8 @@ def test_what_cannot_be_written(tmp_path):
         fs.to_onnx(3, path)
     with pytest.raises(fs.UnsupportedOperatorError, match=r"layer 0 is an AdaptiveAvgPool2d to \(2, 3\)"):
         fs.to_onnx(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))), path)
+    with pytest.raises(fs.UnsupportedOperatorError, match="the layers do not fit one input"):
+        fs.to_onnx(nn.Sequential(nn.Concat(nn.Embedding(9, 4), nn.Linear(6, 4)), nn.ReLU()), path)
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype="float64"))
     with pytest.raises(TypeError, match="model has parameters of float32 and float64"):
         fs.to_onnx(model, path)
