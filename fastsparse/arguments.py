@@ -26,10 +26,10 @@ _MOST_NUMBERS = 2**53  # elements in the planes of an image, so that bytes of a 
 _LARGEST = 2**31 - 1  # bound of kernel size, stride, padding and dilation: 64-bit geometry cannot overflow
 
 
-def check_matrix(W: Any, name: str = "W") -> CSR:
+def check_matrix(W: Any) -> CSR:
     """W, if it is a CSR."""
     if not isinstance(W, CSR):
-        raise TypeError(f"{name} is {type(W).__name__}, expected fastsparse.CSR (make one with fastsparse.csr)")
+        raise TypeError(f"W is {type(W).__name__}, expected fastsparse.CSR (make one with fastsparse.csr)")
     return W
 
 

@@ -434,7 +434,7 @@ def conv2d(
     bias : array_like (out,), optional
     kernel_size, stride, dilation : int or (int, int)
     padding : int, (int, int) or ((top, bottom), (left, right))
-        Zeros around the image. Stored weights multiply them, so an Inf weight gives NaN at borders.
+        Zeros around the image. Stored weights multiply them, so an Inf weight gives NaN at edges.
     groups : int
         Output channels in group g see input channels in group g only; groups=C is depthwise.
     activation : str, optional
@@ -572,7 +572,7 @@ def conv2d_backward(
     Returns
     -------
     grad_x : ndarray (N, C, H, W), or None without `need_input`
-        0 at inputs that no window reads. Weights multiply zeros around `grad`, so an Inf weight gives NaN at borders.
+        0 at inputs that no window reads. Weights multiply zeros around `grad`, so an Inf weight gives NaN at edges.
     grad_values : ndarray (nnz,)
         In the order of W.data: gradients exist at the nonzeros only.
     grad_bias : ndarray (out,)

@@ -79,9 +79,9 @@ def shortened(text: str, width: int) -> str:
     return f"{text[:front]}…{text[len(text) - (width - 1 - front) :]}"
 
 
-def wrapped(text: str, width: int | None = None) -> str:
+def wrapped(text: str) -> str:
     """A line of text broken where it would leave the terminal; what follows is indented."""
-    return textwrap.fill(text, terminal_width() if width is None else width, subsequent_indent="  ")
+    return textwrap.fill(text, terminal_width(), subsequent_indent="  ")
 
 
 def terminal_width() -> int:

@@ -17,6 +17,7 @@ Clock = Callable[[], float]
 PAUSE = 0.15
 # Seconds. From this on a call's own data flush the caches anyway: no untimed call comes first.
 _LONG = 0.03
+_BLOCK = 0.1  # seconds of calls by one side before the other's turn
 
 
 def interleaved(
@@ -73,7 +74,7 @@ def interleaved(
     return found
 
 
-def latencies(calls: Mapping[str, Call], seconds: float, block: float = 0.1) -> dict[str, list[list[float]]]:
+def latencies(calls: Mapping[str, Call], seconds: float) -> dict[str, list[list[float]]]:
     """Seconds of every single call, by rounds: about `seconds` for each of `calls`, at least three rounds.
 
     A round is a block of calls by each in turn; the first call of a block is not counted.
@@ -84,7 +85,7 @@ def latencies(calls: Mapping[str, Call], seconds: float, block: float = 0.1) -> 
         for name, call in calls.items():
             call()
             taken = [_elapsed(call, 1, time.perf_counter)]
-            while sum(taken) < min(block, seconds / 3):
+            while sum(taken) < min(_BLOCK, seconds / 3):
                 taken.append(_elapsed(call, 1, time.perf_counter))
             found[name].append(taken)
         turn += 1

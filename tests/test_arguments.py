@@ -85,9 +85,7 @@ def contents(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- I4: messages
 
 NO_DTYPE = "expected float64, float16, integers or bool"
-NAMES = (
-    "None, 'relu', 'relu6', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'gelu_tanh', 'silu', 'hardswish', 'hardsigmoid'"
-)  # fmt: skip
+NAMES = ", ".join(map(repr, functional.ACTIVATIONS))
 FITS_W = "expected (9, N) or (9,) to match W of shape (4, 9)"
 CAST = "expected float64 to match {}: convert one of them with .astype"
 FITS_BATCH = "expected (batch, 9) to match W of shape (4, 9)"

@@ -11,6 +11,7 @@ from fastsparse.demo.results import NUMPY, OURS, SCIPY, Curves, Mistakes, Speed
 SPARSE_COLOUR, DENSE_COLOUR = "#0b7285", "#adb5bd"
 COLOURS = {OURS: SPARSE_COLOUR, SCIPY: "#e8a33d", NUMPY: DENSE_COLOUR}
 _TEXT = "#343a40"
+_MOST_DIGITS = 12
 
 
 def curves(sparse: Curves, dense: Curves) -> Figure:
@@ -54,9 +55,9 @@ def pattern(mask: np.ndarray) -> Figure:
     return figure
 
 
-def digits(mistakes: Mistakes, at_most: int = 12) -> Figure:
-    """The first `at_most` misclassified digits, what they are and what they were taken for."""
-    shown = min(at_most, len(mistakes.labels))
+def digits(mistakes: Mistakes) -> Figure:
+    """The first misclassified digits, what they are and what they were taken for."""
+    shown = min(_MOST_DIGITS, len(mistakes.labels))
     columns = 6
     rows = max(1, -(-shown // columns))
     figure = Figure(figsize=(9, 1.75 * rows), layout="constrained")
