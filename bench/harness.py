@@ -137,7 +137,7 @@ def cores_apart() -> Iterator[None]:
     started before: one that is started inside stays with the thread that starts it. Does nothing on one core and on
     systems that cannot do it.
     """
-    masks = _masks()
+    masks = thread_masks()
     here = masks.get(os.getpid(), set())
     if len(here) < 2:
         yield
@@ -145,14 +145,14 @@ def cores_apart() -> Iterator[None]:
     first, *others = sorted(here)
     try:
         for thread in masks:
-            _move(thread, {first} if thread == os.getpid() else set(others))
+            move(thread, {first} if thread == os.getpid() else set(others))
         yield
     finally:
         for thread, mask in masks.items():
-            _move(thread, mask)
+            move(thread, mask)
 
 
-def _masks() -> dict[int, set[int]]:
+def thread_masks() -> dict[int, set[int]]:
     """The cores each thread of this process may use, by the thread's number; empty where the system does not tell."""
     masks: dict[int, set[int]] = {}
     if hasattr(os, "sched_getaffinity"):
@@ -163,6 +163,6 @@ def _masks() -> dict[int, set[int]]:
     return masks
 
 
-def _move(thread: int, cores: set[int]) -> None:
+def move(thread: int, cores: set[int]) -> None:
     with contextlib.suppress(OSError):  # it has ended, or a control group took the cores away
         os.sched_setaffinity(thread, cores)

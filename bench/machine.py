@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -18,6 +17,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from bench import internals
+from fastsparse.runtime.info import version
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "tbb", "mkl", "torch", "onnxruntime", "sparseprop", "sparselab")
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,14 +74,6 @@ def _bandwidth(repeats: int) -> float:
         np.copyto(target, source)
         fastest = min(fastest, time.perf_counter() - started)
     return 2 * source.nbytes / fastest
-
-
-def version(package: str) -> str | None:
-    """Version of an installed distribution."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def commit() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import fastsparse as fs
+from bench import harness
 from fastsparse import nn
 from fastsparse.engine.choosing import choices, scheduled
 from fastsparse.engine.workspace import Workspace
@@ -68,15 +69,15 @@ def state(name: str) -> Iterator[None]:
             busy.kill()
             busy.wait()
         return
-    tasks = [int(task) for task in os.listdir("/proc/self/task")]
+    masks = harness.thread_masks()
     try:
         if name == "one core":
-            for task in tasks:
-                os.sched_setaffinity(task, {cores[0]})
+            for thread in masks:
+                harness.move(thread, {cores[0]})
         yield
     finally:
-        for task in tasks:
-            os.sched_setaffinity(task, set(cores))
+        for thread, mask in masks.items():
+            harness.move(thread, mask)
 
 
 def loss(model: nn.Sequential, x: np.ndarray, threads: int) -> float:

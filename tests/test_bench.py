@@ -180,7 +180,7 @@ def test_engines_give_the_same_outputs(monkeypatch):
 
 
 def test_missing_baselines_are_named(monkeypatch):
-    monkeypatch.setattr(machine, "version", lambda name: None if name == "torch" else "1")
+    monkeypatch.setattr(bench.baselines, "version", lambda name: None if name == "torch" else "1")
     missing = {baseline.name: baseline.missing for baseline in products.SPMM if baseline.missing}
     assert missing == {"torch dense": ["torch"], "torch.sparse": ["torch"]}
     assert "torch.sparse (needs torch)" in groups.missing_baselines()

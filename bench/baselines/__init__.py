@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine
+from fastsparse.runtime.info import version
 
 Call = Callable[[], Any]
 
@@ -42,7 +42,7 @@ class Baseline:
     @property
     def missing(self) -> list[str]:
         """Distributions this baseline needs and this environment lacks."""
-        return [name for name in self.needs if machine.version(name) is None]
+        return [name for name in self.needs if version(name) is None]
 
 
 def torch_on(threads: int) -> Any:

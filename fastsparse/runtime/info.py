@@ -49,7 +49,7 @@ def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
         "vector_bits": 8 * codegen.vector_bytes(),
         "threads": get_num_threads(),
         "threading_layer": layer,
-        "tbb": _version("tbb"),
+        "tbb": version("tbb"),
         "parallel": threading_layer.parallel_allowed(),
         "level": codegen.level(),
         "cache_directory": directories.write,
@@ -60,7 +60,8 @@ def show_config(*, file: TextIO | None = None) -> dict[str, Any]:
     return found
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Version of an installed distribution; None where there is none."""
     from importlib import metadata
 
     try:
