@@ -6,6 +6,7 @@ All choices for a batch give the same bits, so the choice is one of time alone.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,12 @@ from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
 from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
+from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.sequence import expect_sequence
+
+_KEPT = 256
+# One lock serves the choices of all engines: held for a dictionary access, never while something is measured.
+_lock = fork_safe_lock()
 
 
 class Choice(NamedTuple):
@@ -89,6 +95,27 @@ def chosen(program: Program, batch: int, workers: int, tune: bool, known: Choice
         return found[0]
     candidates = [partial(scheduled, program, batch, workers, choice) for choice in found]
     return found[fastest(program, candidates, batch, workers)]
+
+
+class Choices(OrderedDict[Any, Choice]):
+    """What an engine chose by measuring, or has from a file, by keys; the oldest go when there are many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: set[Any] = set()  # here, and not only read from a file
+
+    def taken(self, key: Any, program: Program, batch: int, workers: int, tune: bool) -> Choice:
+        """The choice for a program, kept where it was measured."""
+        with _lock:
+            known = self.get(key)
+        choice = chosen(program, batch, workers, tune, known)
+        with _lock:
+            if tune:
+                self[key] = choice
+                self.measured.add(key)
+            while len(self) > _KEPT:
+                self.measured.discard(self.popitem(last=False)[0])
+        return choice
 
 
 def to_json(choice: Choice) -> list[Any]:

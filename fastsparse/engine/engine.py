@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import checks, nn
 from fastsparse.arguments import as_cast, is_sparse
-from fastsparse.engine.choosing import Choice, chosen, scheduled
+from fastsparse.engine.choosing import Choices, scheduled
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised, uses_of
 from fastsparse.engine.program import Linear, Lookup, Program
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 InputShapes: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
-_KEPT_CHOICES = 256
 
 
 @overload
@@ -187,8 +186,7 @@ class Engine:
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (batch, *self._sample_shape)
         self._plans = PoolStore()  # by batch and workers
-        self._choices: dict[tuple[int, int], Choice] = {}  # by batch and workers
-        self._measured: set[tuple[int, int]] = set()  # choices that were measured here, not only read from a file
+        self._choices = Choices()  # by batch and workers
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
@@ -371,13 +369,10 @@ class Engine:
         workers = usable_threads(self._threads)
         key = (batch, workers)
         pool: Pool | None = self._plans.get(key)
-        if pool is not None and (not tune or key in self._measured):
+        if pool is not None and (not tune or key in self._choices.measured):
             return pool
         tune = tune or (self._tune_again and batch == self.input_shape[0])
-        choice = chosen(self._program, batch, workers, tune, self._choices.get(key))
+        choice = self._choices.taken(key, self._program, batch, workers, tune)
         made = Pool(scheduled(self._program, batch, workers, choice))
-        if tune and (key in self._choices or len(self._choices) < _KEPT_CHOICES):
-            self._choices[key] = choice
-            self._measured.add(key)
         kept: Pool = self._plans.put(key, made, made, replace=tune)
         return kept

@@ -4,22 +4,26 @@ threads."""
 from __future__ import annotations
 
 import copy
+import math
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsparse import checks
-from fastsparse.engine.choosing import Choice, chosen, scheduled
+from fastsparse.engine.choosing import Choices, scheduled
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import PoolStore
-from fastsparse.onnx import choosing, sessions
+from fastsparse.files import FileFormatError
+from fastsparse.onnx import sessions
 from fastsparse.onnx.arguments import (
     check_fit,
     checked_input,
@@ -30,10 +34,9 @@ from fastsparse.onnx.arguments import (
     shape_of,
     written,
 )
-from fastsparse.onnx.cases import Cases
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
-from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, make_plan
-from fastsparse.onnx.folding import folded
+from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, Tensors, make_plan
+from fastsparse.onnx.folding import folded, with_branches
 from fastsparse.onnx.inference import Constants, check_sizes
 from fastsparse.onnx.lowering import Lowering, Region
 from fastsparse.onnx.model import Array, Model, Shape
@@ -42,16 +45,22 @@ from fastsparse.onnx.reader import read
 from fastsparse.onnx.report import measured
 from fastsparse.onnx.rewriting import simplified
 from fastsparse.onnx.serial import to_plain
-from fastsparse.runtime.buffers import array
+from fastsparse.runtime import measure
+from fastsparse.runtime.buffers import address, array
 from fastsparse.runtime.fork import fork_safe_lock
 from fastsparse.runtime.threads import checked_threads, usable_threads
 
-_KEPT_CHOICES = 256
+_SECONDS = 0.6  # for tuning the programs of an engine, about
+_EACH = 0.02  # for comparing one region
+_WHOLE = 0.3  # for comparing the engine with the library alone
+_GAIN = 0.97  # of the library's time: what the kernels must stay below
+_CLEAR = 1.3  # long calls on which the kernels win by this factor are not repeated
+_NUMBERS = 16  # of an input that may decide
+_KEPT, _ENGINES = 1024, 8  # cases, and engines for them
 # Tensors of other types may be such that onnxruntime has no operators for them.
 _LIBRARYS = [np.dtype(kind) for kind in ("float32", "float16", "int64", "int32", "bool", "uint8", "int8")]
 
-# One lock serves the choices of all engines: held for a dictionary access, never while something is planned or run.
-_lock = fork_safe_lock()
+_lock = fork_safe_lock()  # for dictionary accesses
 
 
 def compile_onnx(
@@ -110,8 +119,7 @@ class GraphEngine:
         self._reasons: dict[str, str] = {}
         self._budget = 0.0  # seconds of tuning that are left
         self._tune_again = False  # measure at the first call
-        self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
-        self._measured: set[Hashable] = set()  # choices that were measured here, not only read from a file
+        self._choices = Choices()
         self._cases = Cases(self, model) if any(node.op == "If" for node in model.nodes) else None
         self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
@@ -191,7 +199,7 @@ class GraphEngine:
         """Plan for input shapes now, instead of at their first call; with `tune` by measuring."""
         shapes = self.input_shapes if input_shape is None else checked_shapes(self._model.inputs, input_shape)
         if tune:
-            self._budget = choosing.SECONDS
+            self._budget = _SECONDS
             for step in self._plan().kernels:
                 step.forget()
             self._frames.clear()
@@ -335,15 +343,47 @@ class GraphEngine:
                 self._lowering = Lowering(self._constants, self._infos, self._costs)
                 plan = self._made_plan(self._regions())
         if tune and plan.kernels and sessions.onnxruntime() is not None and self._costs != KERNELS_FIRST:
-            self._budget = choosing.SECONDS
+            self._budget = _SECONDS
             try:
-                plan = choosing.measured_plan(self, plan)
+                plan = self._measured_plan(plan)
             finally:
                 self._budget = 0.0
         for step in plan.steps:
             if isinstance(step, Host):
                 step.session(self._workers())  # what the library refuses is said now
         self._plan_made = plan
+
+    def _measured_plan(self, plan: Plan) -> Plan:
+        """The plan without the regions that lose, or the one that is the library's alone, where that is faster."""
+        workers = self._workers()
+        try:
+            values = self._checked(self.random_inputs())
+            everything: dict[str, Any] = dict(values)
+            plan.run(everything, workers)
+        except (ValueError, TypeError):  # the model wants other numbers than random ones: the estimate stays
+            return plan
+        lost = [step for step in plan.kernels if not _wins(step, everything, workers, self._reasons)]
+        if lost:
+            self._library = tuple(sorted({name for step in lost for node in step.nodes for name in node.writes}))
+            count, plan = len(plan.kernels), self._made_plan(self._regions(), plan.kernels)
+            self._reasons[""] = (
+                f"{len(lost)} of {count} regions are slower on the kernels than in the library, measured"
+            )
+        if not plan.kernels:
+            return plan
+        whole = self._made_plan([])
+        assert whole.whole is not None
+        session = whole.whole.session(workers)
+        ours, library = _interleaved(
+            lambda: self._run_framed(plan, dict(values), workers, None),
+            lambda: session.run({n: values[n] for n in session.inputs}),
+            _WHOLE,
+        )
+        self._reasons[""] = f"{ours * 1e3:.3f} ms measured, the library alone {library * 1e3:.3f} ms"
+        if ours <= library * _GAIN:
+            return plan
+        self._library = tuple(sorted({name for step in plan.kernels for node in step.nodes for name in node.writes}))
+        return whole
 
     def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:
         return make_plan(
@@ -353,17 +393,10 @@ class GraphEngine:
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
         """A program's schedule. What was measured once is taken for all programs of the same sizes."""
         key = (samples, workers, program.shapes, round(program.useful_flops() / 1e5))
-        with _lock:
-            known = self._choices.get(key)
-            tune = key not in self._measured and self._budget > 0
-        choice, spent = choosing.timed(lambda: chosen(program, samples, workers, tune, known))
-        with _lock:
-            if tune:
-                self._budget -= spent
-                self._choices[key] = choice
-                self._measured.add(key)
-            while len(self._choices) > _KEPT_CHOICES:
-                self._measured.discard(self._choices.popitem(last=False)[0])
+        tune = key not in self._choices.measured and self._budget > 0
+        begin = time.perf_counter()
+        choice = self._choices.taken(key, program, samples, workers, tune)
+        self._budget -= time.perf_counter() - begin if tune else 0.0
         return scheduled(program, samples, workers, choice)
 
     # ------------------------------------------------------------------------------------------
@@ -400,3 +433,110 @@ def _distinct(results: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         found.append(copy.deepcopy(result) if any(result is other for other in seen) else result)
         seen.append(result)
     return found
+
+
+# ---------------------------------------------------------------- who runs what, by measuring
+
+
+def _wins(step: Kernels, values: dict[str, Any], workers: int, reasons: dict[str, str]) -> bool:
+    """Whether the kernels run a step faster than the library, both on memory that stays where it is."""
+    arrays = {name: np.require(values[name], requirements=["C", "A"]) for name in (*step.inputs, *step.twin.inputs)}
+    arrays |= {name: values[name].copy() for name in step.outputs}
+    places = {name: address(array) for name, array in arrays.items()}
+    tensors: Tensors = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    (ours, _), (library, _) = (each.bound(places, tensors, workers) for each in (step, step.twin))
+    times = _interleaved(lambda: ours({}), lambda: library({}), _EACH)
+    reasons[step.outputs[0]] = f"{times[0] * 1e3:.3f} ms measured, the library {times[1] * 1e3:.3f} ms"
+    return times[0] <= times[1] * _GAIN
+
+
+def _interleaved(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Least times of two calls that take turns, so that a machine that slows down slows both."""
+    first(), first(), second()  # the second call is the first one on memory that is shared
+    times = [measure.seconds(first)], [measure.seconds(second)]
+    if times[0][0] * _CLEAR < times[1][0] and sum(map(sum, times)) > seconds / 10:
+        return times[0][0], times[1][0]
+    for _ in range(max(4, min(50, int(seconds / max(1e-6, times[0][0] + times[1][0]))))):
+        times[0].append(measure.seconds(first))
+        times[1].append(measure.seconds(second))
+    return min(times[0]), min(times[1])
+
+
+# ---------------------------------------------------------------- branches
+
+
+class Cases:
+    """Engines of a model whose branches follow from shapes and small integers, such as a sampling rate: one per case.
+
+    Which branches a call takes is found once for its shapes and integers, and looked up from then on. What comes for
+    the first time, as it may be the last time, is run as the model says, with its branches in the library.
+    """
+
+    def __init__(self, engine: GraphEngine, model: Model) -> None:
+        self._engine, self._model = engine, model
+        self._numbers = _deciding(model)
+        self._known: OrderedDict[Hashable, GraphEngine | None] = OrderedDict()  # None where it came once
+        self._engines: OrderedDict[Hashable, GraphEngine] = OrderedDict()
+        self.tune = False
+
+    @property
+    def by_shapes(self) -> bool:
+        """Whether no numbers decide."""
+        return not self._numbers
+
+    @property
+    def library(self) -> set[str]:
+        """What the library runs in any of the engines, of what the kernels could."""
+        return {name for engine in list(self._engines.values()) for name in engine._library}
+
+    def engine(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
+        """The engine for these inputs; `now` finds it even if they come for the first time."""
+        key = (*map(shape_of, values.values()), *(values[name].tobytes() for name in self._numbers))
+        found = self._known.get(key)
+        if found is None:
+            if key in self._known or now:
+                found = self._found(values)
+            with _lock:
+                self._known[key] = found
+                _shrink(self._known, _KEPT)
+        return found or self._engine
+
+    def _found(self, values: Mapping[str, Any]) -> GraphEngine:
+        numbers, taken = {name: values[name].copy() for name in self._numbers}, dict[str, bool]()
+        inputs = tuple(value for value in self._model.inputs if value.name not in numbers)
+        shapes = {value.name: np.shape(values[value.name]) for value in inputs if value.dtype is not None}
+        folded(replace(self._model, inputs=inputs, constants={**self._model.constants, **numbers}), shapes, taken)
+        if not taken:
+            return self._engine
+        key = tuple(sorted(taken.items()))
+        found = self._engines.get(key)
+        if found is None:
+            try:
+                found = self._engine._case(with_branches(self._model, taken), shapes, self.tune)
+            except FileFormatError:  # the library may refuse behind an If what it runs in its branches
+                found = self._engine
+            with _lock:
+                self._engines[key] = found
+                _shrink(self._engines, _ENGINES)
+        return found
+
+
+def _shrink(entries: OrderedDict[Hashable, Any], most: int) -> None:
+    while len(entries) > most:
+        entries.popitem(last=False)
+
+
+def _deciding(model: Model) -> tuple[str, ...]:
+    """Inputs of a few integers, or truth values, from which conditions follow."""
+    wanted = {name for node in model.nodes if node.op == "If" for name in node.reads}
+    conditions = {node.inputs[0] for node in model.nodes if node.op == "If"}
+    for node in reversed(model.nodes):
+        if conditions.intersection(node.writes):
+            conditions.update(node.reads)
+    found = []
+    for value in model.inputs:
+        sizes = value.shape if value.shape is not None and all(isinstance(n, int) for n in value.shape) else None
+        few = value.dtype is not None and value.dtype.kind in "iub" and sizes is not None
+        if few and math.prod(sizes or ()) <= _NUMBERS and value.name in conditions | wanted:  # type: ignore[arg-type]
+            found.append(value.name)
+    return tuple(found)

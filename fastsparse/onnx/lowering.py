@@ -6,9 +6,8 @@ In a program a tensor is so many samples of a shape. Which, is its *form*: an im
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +61,6 @@ class Lowered:
     operator : None where nothing is to be done.
     source : of the tensor it reads, the first of several.
     shape : of the result, as ONNX has it.
-    key : tells the operator from others.
     starts : whether a region may begin with it.
     sparse : whether it multiplies by a sparse weight.
     """
@@ -71,7 +69,6 @@ class Lowered:
     source: Form
     target: Form
     shape: Shape
-    key: Hashable
     starts: bool = False
     sparse: bool = False
     others: tuple[Form, ...] = ()  # of further tensors that it reads
@@ -132,7 +129,7 @@ class Lowering:
 
     def _add(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         form = next(form for form in forms if form is not None)
-        return Lowered(Add(), form, form, shapes[0], ("add",), others=(form,)) if shapes[0] == shapes[1] else None
+        return Lowered(Add(), form, form, shapes[0], others=(form,)) if shapes[0] == shapes[1] else None
 
     def _concat(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """Channels of images, or features of rows."""
@@ -144,7 +141,7 @@ class Lowering:
         parts = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
         y = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
         target = Form(parts[0].samples, y[axis:])
-        return Lowered(Concat(), parts[0], target, y, ("concat", len(parts)), others=tuple(parts[1:]))
+        return Lowered(Concat(), parts[0], target, y, others=tuple(parts[1:]))
 
     def _gate(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
         """A number per channel times an image."""
@@ -156,7 +153,7 @@ class Lowering:
         image, flat = Form(x[0], x[1:]), Form(g[0], g[1:2])
         gate = flat if forms[at] == flat else Form(g[0], g[1:])
         both = (gate, image) if at == 0 else (image, gate)
-        return Lowered(Gate(), both[0], image, x, ("gate", at), others=both[1:], swapped=at == 0)
+        return Lowered(Gate(), both[0], image, x, others=both[1:], swapped=at == 0)
 
     def kernel_dtype(self, name: str) -> np.dtype[Any]:
         """The type that kernels compute with, for a tensor: float32 for float16."""
@@ -188,9 +185,8 @@ class Lowering:
         matrix, sparse = self.weights.rows(weight), self.weights.is_sparse(weight)
         bias = None if bias is None else wide(bias)
         y = (x[0], shape[0], *found.outputs)
-        key = "conv", id(matrix), _token(bias), geometry
         operator = Conv(matrix, bias, geometry, None, dense=not sparse)
-        return Lowered(operator, source, Form(y[0], y[1:]), y, key, starts=True, sparse=sparse)
+        return Lowered(operator, source, Form(y[0], y[1:]), y, starts=True, sparse=sparse)
 
     def _gemm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
@@ -225,9 +221,8 @@ class Lowering:
             bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
         matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
         geometry = ConvGeometry(columns, rows, x[-1:], (1,), (1,), ((0, 0),), (1,), 1)
-        key = "conv", id(matrix), _token(bias), geometry
         operator = Conv(matrix, bias, geometry, None, dense=False)
-        return Lowered(operator, source, Form(source.samples, y[-2:]), y, key, starts=True, sparse=True)
+        return Lowered(operator, source, Form(source.samples, y[-2:]), y, starts=True, sparse=True)
 
     def _product(
         self, node: Node, form: Form | None, x: Shape, by_rows: bool, alpha: float = 1.0, beta: float = 1.0
@@ -249,15 +244,14 @@ class Lowering:
             bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
         sparse = self.weights.is_sparse(weight)
         matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
-        key = "linear", id(matrix), _token(bias)
         operator = Linear(matrix, bias, None, dense=not sparse)
-        return Lowered(operator, source, Form(source.samples, (rows,)), y, key, starts=True, sparse=sparse)
+        return Lowered(operator, source, Form(source.samples, (rows,)), y, starts=True, sparse=sparse)
 
     # --- what follows products -----------------------------------------------------------------
 
     def _activation(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         name = node.activation
-        return None if form is None or name is None else Lowered(Activate(name), form, form, x, ("activate", name))
+        return None if form is None or name is None else Lowered(Activate(name), form, form, x)
 
     def _hard_sigmoid(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         """Of any slope and offset: that of the kernels on a scaled operand."""
@@ -265,8 +259,7 @@ class Lowering:
             return None
         slope, offset, ones = node.get("alpha", 0.2), node.get("beta", 0.5), np.ones(form.shape[0])
         scale = Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE))
-        key = "activate", "hardsigmoid", slope, offset
-        return Lowered(Activate("hardsigmoid"), form, form, x, key, before=((scale, form.shape),))
+        return Lowered(Activate("hardsigmoid"), form, form, x, before=((scale, form.shape),))
 
     def _batch_norm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         arrays = [self.constants.array(name) for name in node.inputs[1:5]]
@@ -305,7 +298,7 @@ class Lowering:
         return self._scale(form, x, scale, shift)
 
     def _scale(self, form: Form, x: Shape, scale: Array, shift: Array) -> Lowered:
-        return Lowered(Scale(scale, shift), form, form, x, ("scale", _token(scale), _token(shift)))
+        return Lowered(Scale(scale, shift), form, form, x)
 
     # --- pooling -------------------------------------------------------------------------------
 
@@ -325,8 +318,7 @@ class Lowering:
             return None
         kind = "max" if node.op == "MaxPool" else "mean"
         y = (*x[:2], *found.outputs)
-        key = "pool", kind, counted, found
-        return Lowered(Pool(kind, tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, key)
+        return Lowered(Pool(kind, tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y)
 
     def _global_pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         if len(x) != 4 or form not in (None, Form(x[0], x[1:])):
@@ -337,7 +329,7 @@ class Lowering:
                 return None
         y = (*x[:2], 1, 1)
         tables = adaptive_windows((x[2], x[3]), (1, 1))
-        return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y, ("global mean",))
+        return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y)
 
     def _resize(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         """To a multiple: every position repeated, or interpolated between them."""
@@ -365,7 +357,7 @@ class Lowering:
         dtype = self.kernel_dtype(node.inputs[0])
         *before, (operator, target) = repeated(image, scale) if nearest else interpolated(image, scale, dtype)
         source, y = Form(x[0], x[1:]), (x[0], *target)
-        return Lowered(operator, source, Form(x[0], target), y, ("resize", mode, scale), before=tuple(before))
+        return Lowered(operator, source, Form(x[0], target), y, before=tuple(before))
 
     def _depth_to_space(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         """Channels as positions."""
@@ -381,8 +373,7 @@ class Lowering:
         else:
             index = np.arange(math.prod(x[1:])).reshape(n, n, channels, height, width).transpose(2, 3, 0, 4, 1)
         gather = Gather(index.ravel(), channels if by_channel else 1, target)
-        key = "depth to space", n, by_channel
-        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target), key)
+        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target))
 
     # --- shapes --------------------------------------------------------------------------------
 
@@ -391,12 +382,12 @@ class Lowering:
         if form is None or not y or math.prod(y) != math.prod(x):
             return None
         if len(form.shape) == 1 and y[:2] == (form.samples, *form.shape) and math.prod(y[2:]) == 1:
-            return Lowered(None, form, form, y, ("same",))  # features as an image of one position
+            return Lowered(None, form, form, y)  # features as an image of one position
         if len(form.shape) == 1 and form == Form(math.prod(y[:-1]), y[-1:]):
-            return Lowered(None, form, form, y, ("same",))
+            return Lowered(None, form, form, y)
         flat = Form(form.samples, (math.prod(form.shape),))
         if len(form.shape) > 1 and y == (flat.samples, *flat.shape):
-            return Lowered(Reshape(), form, flat, y, ("flatten",))
+            return Lowered(Reshape(), form, flat, y)
         return None
 
     def _reshaped(self, node: Node, x: Shape) -> Shape | None:
@@ -439,7 +430,7 @@ class Lowering:
             return None
         if node.op == "Dropout" and node.version < 7 and not node.get("is_test", 0):
             return None
-        return Lowered(None, form, form, x, ("same",))
+        return Lowered(None, form, form, x)
 
     def _optional(self, node: Node, position: int) -> Any:
         """A constant input; None where it is left out, False where it is none."""
@@ -492,7 +483,6 @@ class Region:
         tensors: list[Shape] = []
         sources: dict[tuple[str, Form], int] = {}
         nodes: list[ProgramNode] = []
-        keys: list[object] = []
 
         def number(shape: Shape) -> int:
             tensors.append(shape)
@@ -523,7 +513,6 @@ class Region:
                 reads = [between]
             made[member.output] = target = number(lowered.target.shape)
             nodes.append(ProgramNode(name, lowered.operator, tuple(reads[::-1] if lowered.swapped else reads), target))
-            keys.append((lowered.key, tuple(form.shape for form in lowered.sources), tuple(reads)))
         samples = {form.samples for _, form in sources} | {forms[name].samples for name in self.outputs}
         if len(samples) != 1:
             return None
@@ -531,7 +520,7 @@ class Region:
         dtype = self.lowering.kernel_dtype(self.inputs[0])
         program = Program(tuple(tensors), *ends, tuple(nodes), dtype)
         results = [known[name] for name in self.outputs]
-        return Specialised(program, samples.pop(), [name for name, _ in sources], results, (dtype.str, *ends, *keys))
+        return Specialised(program, samples.pop(), [name for name, _ in sources], results)
 
 
 @dataclass(eq=False)
@@ -542,7 +531,13 @@ class Specialised:
     samples: int
     inputs: list[str]
     outputs: list[Shape]
-    key: object
+
+    @property
+    def key(self) -> object:
+        """What tells the program from those of other shapes of the same region."""
+        program = self.program
+        nodes = tuple((type(node.operator), node.inputs, node.output) for node in program.nodes)
+        return program.shapes, program.inputs, program.outputs, nodes
 
 
 # ---------------------------------------------------------------- constants
@@ -556,13 +551,6 @@ def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
     if any(n != 1 for i, n in enumerate(sizes) if i != axis) or sizes[axis] not in (1, shape[axis]):
         return None
     return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (shape[axis],)))
-
-
-def _token(array: Array | None) -> Any:
-    """What tells the numbers of a small array from others."""
-    if array is None:
-        return None
-    return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array).tobytes()).digest()
 
 
 # Operators of several tensors, and the opset from which on they are as the kernels have them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,14 +124,6 @@ class Model:
     def producers(self) -> dict[str, Node]:
         """The node that writes each tensor."""
         return {name: node for node in self.nodes for name in node.writes}
-
-
-def wanted_outside(nodes: Iterable[Node], every: Iterable[Node], outputs: Iterable[str]) -> set[str]:
-    """Tensors that some of the nodes write and others read, or that are results."""
-    inside = {id(node) for node in nodes}
-    made = {name for node in nodes for name in node.writes}
-    read = {name for node in every if id(node) not in inside for name in node.reads}
-    return made & (read | set(outputs))
 
 
 def copied(message: Any) -> Any:

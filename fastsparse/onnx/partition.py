@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastsparse.engine.program import Shape
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.lowering import Form, Lowering, Member, Region
-from fastsparse.onnx.model import Node, wanted_outside
+from fastsparse.onnx.model import Node
 from fastsparse.onnx.recurrent import recurrent_region
 
 Part = Region | list[Node]
@@ -228,5 +228,6 @@ def arranged(nodes: Sequence[Node], regions: Sequence[Region]) -> list[Part]:
 
 def host_outputs(group: Sequence[Node], nodes: Sequence[Node], outputs: Iterable[str]) -> list[str]:
     """What others need of a group, in its order."""
-    wanted = wanted_outside(group, nodes, outputs)
+    inside = {id(node) for node in group}
+    wanted = {name for node in nodes if id(node) not in inside for name in node.reads} | set(outputs)
     return [name for node in group for name in node.writes if name in wanted]

@@ -111,4 +111,4 @@ class RecurrentRegion(Region):
         node = ProgramNode(f"{self.node.name.replace(' ', '_')} {self.node.op}", operator, inputs, outputs[0])
         tensors = (x, *[state] * len(self.states), *results)
         program = Program(tensors, inputs, outputs, (node,), first.W.dtype)
-        return Specialised(program, 1, [self.x, *self.states.values()], results, (id(self.node), x))
+        return Specialised(program, 1, [self.x, *self.states.values()], results)

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto
 
 import fastsparse as fs
+from fastsparse.engine import choosing
 from fastsparse.engine.workspace import MOST_WORKSPACES
-from fastsparse.onnx import engine as engines
 from tests.onnx import models
 
 
@@ -180,9 +180,9 @@ def test_plans_are_bounded(rng, network):
 def test_a_plan_is_tuned_when_asked_for(network, monkeypatch):
     """Once, although there is one by estimate already."""
     asked = []
-    found = engines.chosen
+    found = choosing.chosen
     monkeypatch.setattr(
-        engines, "chosen", lambda p, b, w, tune, known: asked.append(tune) or found(p, b, w, tune, known)
+        choosing, "chosen", lambda p, b, w, tune, known: asked.append(tune) or found(p, b, w, tune, known)
     )
     network.prepare([(16, 3, 32, 32)])
     network.prepare([(16, 3, 32, 32)], tune=True)

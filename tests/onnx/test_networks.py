@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse.onnx import engine as engines
 from tests.onnx import models
 
 # The largest difference relative to the largest output: a few float32 roundings per layer.
@@ -108,9 +109,7 @@ def test_what_is_sparse_runs_on_the_kernels_by_estimate(rng):
 
 
 def test_measuring_may_take_a_region_away(monkeypatch):
-    from fastsparse.onnx import choosing
-
-    monkeypatch.setattr(choosing, "_GAIN", 0.0)
+    monkeypatch.setattr(engines, "_GAIN", 0.0)
     engine = models.on_kernels(models.residual_network())
     engine._costs = type(engine._costs)(dense=1e9, region=0.0, crossing=0.0, least=1)
     assert engine._plan().kernels
