@@ -82,10 +82,9 @@ class Lowering:
         self.buffers: list[Buffer] = []
         self.results = [self.roots[t] for t in program.outputs]
         self.user_bytes = [self._sample(t) for t in (*program.inputs, *self.results)]
+        self.user = [user_place(k) for k in range(len(self.user_bytes))]
         # (tensor, form) -> place
-        self.forms: dict[tuple[int, str], Place] = {
-            (t, "plain"): user_place(k) for k, t in enumerate(program.inputs)
-        }  # fmt: skip
+        self.forms: dict[tuple[int, str], Place] = {(t, "plain"): at for t, at in zip(program.inputs, self.user)}
         nodes = [node for node in program.nodes if not isinstance(node.operator, Reshape)]
         self.early = [node for node in nodes if node.output not in self.late]
         self.readers: dict[int, list[Node]] = {t: [] for t in self.roots.values()}
@@ -195,7 +194,7 @@ class Lowering:
         if form == "plain" and t in self.results and not self.readers[t] and t not in self.added:
             number = self.results.index(t)
             self.done.add(number)
-            self.forms[t, "plain"] = place = user_place(len(self.program.inputs) + number)
+            self.forms[t, "plain"] = place = self.user[len(self.program.inputs) + number]
             return place
         return self._new(t, form, -1 if residual is None else residual[0])
 
@@ -268,7 +267,7 @@ class Lowering:
         for number, result in enumerate(self.results):
             if result == t and number not in self.done:
                 self.done.add(number)
-                place = user_place(len(self.program.inputs) + number)
+                place = self.user[len(self.program.inputs) + number]
                 if (t, "plain") not in self.forms and (blocks := self._in_blocks(t)):
                     self._unpack(t, blocks, place, "output")
                 else:
