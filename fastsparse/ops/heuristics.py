@@ -145,6 +145,8 @@ class Heuristics:
     most_groups: int = 16  # groups of samples per task
     step_cost: float = 2e5  # barrier of all workers, in multiplications and additions (2 us)
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
+    stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images
+    stacked_vectors: float = 0.9  # most vectors per image of a stack, relative to one image
     group_positions: int = 7  # fewest of a spatial tile, where workers have groups of tiles of their own
     group_overhang: float = 1.15  # most positions that are computed then, relative to those of one group
     # Padded planes against spatial tiles, in multiplications and additions

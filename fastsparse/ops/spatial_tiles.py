@@ -97,6 +97,12 @@ def partition(spatial: Ints, lanes: int, groups: int = 1) -> Partition:
     return Partition(counts, tuple(-(-n // c) for n, c in zip(spatial, counts, strict=True)), groups)
 
 
+def stacked_partition(spatial: Ints, lanes: int, images: int) -> Partition:
+    """The partition of a stack (images, *spatial) into single images, and of each into lanes / images tiles."""
+    one = partition(spatial, lanes // images)
+    return Partition((images, *one.counts), (1, *one.size))
+
+
 @functools.lru_cache(maxsize=256)
 def shared_partition(spatial: Ints, target: Target) -> Partition:
     """The partition of an image that workers share: a group of tiles for each, or for several, where few positions more

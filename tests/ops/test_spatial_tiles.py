@@ -127,6 +127,15 @@ def test_irregular_windows_are_none():
     assert plans.windows_of(np.empty((0, 3), np.int64), 7) is None
 
 
+@pytest.mark.parametrize(
+    ("side", "images", "counts", "size"),
+    [(14, 4, (4, 2, 2), (1, 7, 7)), (7, 16, (16, 1, 1), (1, 7, 7)), (7, 2, (2, 8, 1), (1, 1, 7))],
+)
+def test_stacks_are_cut_into_images(side, images, counts, size):
+    found = plans.stacked_partition((side, side), 16, images)
+    assert (found.counts, found.size, found.lanes) == (counts, size, 16)
+
+
 def test_channels_beyond_31_bits_are_refused():
     r = plans.Reading(plans.partition((3,), TARGET.lanes), ((0, 0),), 0.0)
     with pytest.raises(ValueError, match="spans 2147483648 bytes"):

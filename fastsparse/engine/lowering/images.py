@@ -69,7 +69,8 @@ class Lowering:
     """Steps and buffers are appended node by node; `forms` has the place of every tensor in every form.
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
-    layers read of them is kept for all of these, plain. Subclasses say in which form images go from layer to layer.
+    layers read of them is kept for all of these, plain. Subclasses say in which form images go from layer to layer, and
+    which last layers on images, the joint ones, run on `together` images at a time.
     """
 
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
@@ -94,7 +95,13 @@ class Lowering:
         self.added = {self.roots[t] for node in nodes for t in node.inputs[1:]}
         self.whole = {self.roots[t] for node in nodes if node.output in self.late for t in node.inputs}
         self.done: set[int] = set()  # numbers of results that are where the user wants them
-        self.per_image: dict[int, int] = {}  # bytes of an image in the buffers that hold all images of a task
+        # Of buffers that hold images of several repetitions: bytes of an image, and how many images.
+        self.per_image: dict[int, tuple[int, int]] = {}
+        self.together, self.joint, self.in_joint = self.inner, set[int](), False
+        joint = self.joint_nodes()
+        self.joint = {node.output for node in joint}
+        read = {self.roots[t] for node in joint for t in node.inputs}
+        self.kept = read - {self.roots[t] for t in self.joint}  # from repetition to repetition, for joint layers
 
     @classmethod
     def schedule(cls, program: Program, batch: int, target: Target, sizes: split.Split | None = None) -> Schedule:
@@ -113,14 +120,26 @@ class Lowering:
 
     def lower(self) -> list[Step]:
         """All steps of a task."""
-        for node in self.early:
+        single = [node for node in self.early if node.output not in self.joint]
+        for node in single:
             self._node(node)
         for t in self.program.inputs:
             self._give(t)
-        repeated = [self._moved(step, first) for first in range(0, self.outer, self.inner) for step in self.steps]
+        alone = list(self.steps)
+        if self.joint:
+            self.images, self.in_joint = self.together, True
+            self._drop_forms(self.kept)
+            for node in self.early[len(single) :]:
+                self._node(node)
+        self.in_joint = False
+        joint, repeated = self.steps[len(alone) :], []
+        for start in range(0, self.outer, self.together):
+            for first in range(start, start + self.together, self.inner):
+                repeated += [self._moved(step, first) for step in alone]
+            repeated += [self._moved(step, start) for step in joint]
         before, self.images = len(self.steps), self.outer
         if self.outer != self.inner:
-            self.forms = {key: place for key, place in self.forms.items() if key[1] == "plain"}
+            self._drop_forms(set())
         for node in self.program.nodes:
             if node.output in self.late and not isinstance(node.operator, Reshape):
                 self._node(node)
@@ -130,10 +149,15 @@ class Lowering:
         """The step on the images from `first` on."""
 
         def moved(place: Place) -> Place:
-            return place[0], place[1] + first * self.per_image.get(place[0], 0)
+            nbytes, images = self.per_image.get(place[0], (0, 1))
+            return place[0], place[1] + first % images * nbytes
 
         patches = tuple(replace(p, offset=first * self.user_bytes[p.variable - 1]) for p in step.patches)
         return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
+
+    def _drop_forms(self, kept: set[int]) -> None:
+        """Forget the forms of single images, but for tensors that are kept."""
+        self.forms = {key: place for key, place in self.forms.items() if key[1] == "plain" or key[0] in kept}
 
     def _node(self, node: Node) -> None:
         op = node.operator
@@ -157,6 +181,10 @@ class Lowering:
         self._give(node.output)
 
     # --- what subclasses say ---------------------------------------------------------------------
+
+    def joint_nodes(self) -> list[Node]:
+        """The last early nodes, if they run on `together` images at a time, which this sets."""
+        return []
 
     def _memory_of(self, t: int) -> tuple[int, Zeros | None, int]:
         """Bytes, zeros and plane of a buffer for the tensor in the subclass's form."""
@@ -206,15 +234,22 @@ class Lowering:
             size = self._groups(rows) * self._features(t, rows)[0].group_stride
         elif form == "plain":
             planes, images = self._plain(t), self.images
-            if t in self.whole and t not in self.late:
-                images, first = self.outer, -1
-                self.per_image[len(self.buffers)] = planes.image_stride
+            if t not in self.late and (t in self.whole or self._keeps(t)):
+                images, first = self.outer if t in self.whole else self.together, -1
+                self.per_image[len(self.buffers)] = planes.image_stride, images
             size = images * planes.image_stride + planes.slack
             plane = planes.channel_stride
         else:
             size, zeros, plane = self._memory_of(t)
+            if self._keeps(t):
+                self.per_image[len(self.buffers)] = size // self.images, self.together
+                size, first = size // self.images * self.together, -1
         self.forms[t, form] = place = self._buffer(size, zeros, first, over, plane)
         return place
+
+    def _keeps(self, t: int) -> bool:
+        """Whether a tensor that is written now is kept for joint layers."""
+        return t in self.kept and self.images < self.together
 
     def _buffer(
         self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1, plane: int = 0

@@ -4,6 +4,9 @@ Tensors have the form "tiles", in planes with the halo that windows of their rea
 followed by a halo exchange where there is one. Where a reader wants other tiles (those of its own output, times its
 stride, where the grid of the smaller image is another one), they are gathered for it. Linear layers, and pools whose
 windows are not regular, read the user's layout.
+
+The last layers, where much of the tiles of small images hangs over (14 x 14, 7 x 7), run on a stack of images at a
+time: one image of one axis more, which is cut into single images along it, so that lanes hold larger parts of them.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ class _Tiles:
 
     @property
     def strides(self) -> tuple[int, int]:
-        """Bytes between images, where each is one group, and between channels."""
-        return self.planes.group_stride, self.planes.channel_stride
+        """Bytes between images and between channels."""
+        return self.reading.partition.groups * self.planes.group_stride, self.planes.channel_stride
 
     @property
     def plane(self) -> int:
@@ -73,26 +76,80 @@ class _TilesLowering(Lowering):
         reach = _MOST_HALO * max(math.prod(shape) for shape in program.shapes) * self.target.size
         self._shares = self.images == 1 and reach < tiles.SPATIAL_TILES_LIMIT
 
+    def joint_nodes(self) -> list[Node]:
+        """Those on small images at the end, from the first one whose images hang over."""
+        small = [self._on_small_images(node) for node in self.early]
+        first = len(small) - next((i for i, one in enumerate(reversed(small)) if not one), len(small))
+        while first < len(small) and not self._hangs_over(self.early[first]):
+            first += 1
+        classes = [self.classes[node.output] for node in self.early]
+        before = {*classes[:first], *(self.classes[t] for t in self.program.inputs)}
+        if first == len(small) or self.inner > 1 or not before.isdisjoint(classes[first:]):
+            return []
+        self.together = self._stack(self._spatial(self.early[first].output), self.outer)[0]
+        return self.early[first:] if self.together > 1 else []
+
+    def _stack(self, spatial: tuple[int, ...], images: int) -> tuple[int, float]:
+        """Images of the smallest stack with the fewest vectors per image, a divisor of `images`; and those vectors."""
+        lanes = self.target.lanes
+        sizes = [n for n in range(1, lanes + 1) if lanes % n == images % n == 0]
+        vectors = {n: math.prod(tiles.partition(spatial, lanes // n).size) / n for n in sizes}
+        return min(vectors.items(), key=lambda item: item[1])
+
+    def _vectors(self, t: int) -> int:
+        return math.prod(tiles.partition(self._spatial(t), self.target.lanes).size)
+
+    def _on_small_images(self, node: Node) -> bool:
+        """Whether the node is a convolution to small images, or a pool that does not run on tiles."""
+        if isinstance(node.operator, Pool):
+            return self._pooled_in_tiles(node, node.operator) is None
+        small = self._vectors(node.output) < self.target.heuristics.stacked_positions
+        return isinstance(node.operator, Conv) and small
+
+    def _hangs_over(self, node: Node) -> bool:
+        """Whether stacks of a convolution's images take clearly fewer vectors."""
+        stacked = self._stack(self._spatial(node.output), self.target.lanes)[1]
+        gains = stacked < self.target.heuristics.stacked_vectors * self._vectors(node.output)
+        return isinstance(node.operator, Conv) and gains
+
     # --- layouts of tensors ---------------------------------------------------------------------
+
+    def _images(self) -> int:
+        """Images of the steps that are being lowered, or stacks of them."""
+        return 1 if self.in_joint else self.images
 
     def _spatial(self, t: int) -> tuple[int, ...]:
         return tuple(self.program.shapes[t][1:])
 
+    def _image(self, t: int) -> tuple[int, ...]:
+        """Of the image that is being lowered, or of the stack."""
+        return (self.together, *self._spatial(t)) if self.in_joint else self._spatial(t)
+
+    def _geometry(self, node: Node, op: Conv) -> ConvGeometry:
+        g = _unstrided(op.geometry)
+        if node.output not in self.joint:
+            return g
+        return replace(
+            g, spatial=(self.together, *g.spatial), kernel=(1, *g.kernel), stride=(1, *g.stride),
+            padding=((0, 0), *g.padding), dilation=(1, *g.dilation),
+        )  # fmt: skip
+
     def _partition(self, t: int) -> tiles.Partition:
+        if t in self.joint:
+            return tiles.stacked_partition(self._spatial(t), self.target.lanes, self.together)
         if self._shares:
             return tiles.shared_partition(self._spatial(t), self.target)
         return tiles.partition(self._spatial(t), self.target.lanes)
 
     def _groups_of(self, t: int) -> int:
         """Groups of samples' planes, or of VL tiles', that hold the tensor's images."""
-        return self.images * self._natural(t).reading.partition.groups
+        return self._images() * self._natural(t).reading.partition.groups
 
     def _reading(self, node: Node) -> tiles.Reading | None:
         """What the node reads of its first input; None where it reads the plain image."""
         op = node.operator
         if isinstance(op, Conv):
-            g = _unstrided(op.geometry)
-            y = self._partition(node.output)
+            g, y = self._geometry(node, op), self._partition(node.output)
             return tiles.reading(y, g.kernel, g.stride, g.dilation, _before(g), g.spatial, g.out_spatial)
         if isinstance(op, Pool) and (axes := self._pooled_in_tiles(node, op)):
             kernel, stride, before, _ = zip(*axes, strict=True)
@@ -135,7 +192,7 @@ class _TilesLowering(Lowering):
         return self._bytes(natural), None, natural.plane
 
     def _bytes(self, layout: _Tiles) -> int:
-        return self.images * layout.reading.partition.groups * layout.planes.group_stride
+        return self._images() * layout.reading.partition.groups * layout.planes.group_stride
 
     # --- changing forms --------------------------------------------------------------------------
 
@@ -148,13 +205,23 @@ class _TilesLowering(Lowering):
     def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
         """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
         if (t, "tiles") in self.forms:
-            natural = self._natural(t)
-            positions = tiles.tile_offsets(
-                self._spatial(t), natural.reading.partition, natural.planes, self.target.size
-            )
-            return self.forms[t, "tiles"], positions, natural.strides
-        plain = self._plain(t)
-        return self.forms[t, "plain"], plain.all_offsets(), (plain.image_stride, plain.channel_stride)
+            place, strides = self.forms[t, "tiles"], self._natural(t).strides
+            positions = self._tile_offsets(t)
+            if t in self.joint:
+                return place, positions, strides
+        else:
+            plain = self._plain(t)
+            place, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
+            positions = plain.all_offsets()
+        if self.in_joint:
+            positions = np.add.outer(np.arange(self.together) * strides[0], positions).ravel()
+        return place, positions, strides
+
+    def _tile_offsets(self, t: int) -> NDArray[np.int64]:
+        spatial, natural = self._spatial(t), self._natural(t)
+        if t in self.joint:
+            spatial = (self.together, *spatial)
+        return tiles.tile_offsets(spatial, natural.reading.partition, natural.planes, self.target.size)
 
     def _gather(
         self, t: int, to: _Tiles, target: Place, node: Node, only: NDArray[np.bool_] | None = None,
@@ -164,22 +231,31 @@ class _TilesLowering(Lowering):
         if (t, "tiles") not in self.forms:
             self._get(t, "plain", node)
         source, positions, strides = self._source(t)
-        spatial = self._spatial(t)
+        spatial = self._image(t)
         if step is not None:
+            step = (1,) * (len(spatial) - len(step)) + step
             picked = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
             positions, spatial = picked.ravel(), picked.shape
         plan = tiles.gather_tiles(positions, spatial, to.reading, to.planes, self.target, only)
         self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
     def _copy_out(self, t: int, target: Place, name: str) -> None:
-        source, positions, strides = self._source(t)
         plain = self._plain(t)
+        if (t, "tiles") in self.forms:
+            source, strides = self.forms[t, "tiles"], self._natural(t).strides
+            positions = self._tile_offsets(t)[: math.prod(self._spatial(t))]
+            if t in self.joint:  # the next image of a stack lies in the next lanes; what follows a buffer is readable
+                strides = self.target.vector // self.together, strides[1]
+        else:
+            source, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
+            positions = plain.all_offsets()
         plan = tiles.gather_image(positions, self.target)
-        self._add_gather(t, plan, source, strides, target, (plain.image_stride, plain.channel_stride), name, "plain")
+        to = plain.image_stride, plain.channel_stride
+        self._add_gather(t, plan, source, strides, target, to, name, "plain", self.images)
 
     def _exchange(self, t: int, name: str) -> None:
         """Step that fills the halo of a tensor that has just been written, where readers look."""
-        natural, spatial = self._natural(t), self._spatial(t)
+        natural, spatial = self._natural(t), self._image(t)
         if natural.reading.exchanged(spatial):
             place, positions, strides = self._source(t)
             plan = tiles.exchange_halo(positions, spatial, natural.reading, natural.planes, self.target)
@@ -187,9 +263,10 @@ class _TilesLowering(Lowering):
 
     def _add_gather(
         self, t: int, plan: tiles.Gather, source: Place, x: tuple[int, int], target: Place, y: tuple[int, int],
-        name: str, what: str,
+        name: str, what: str, images: int | None = None,
     ) -> None:  # fmt: skip
-        launch = tiles.prepare(plan, x, y, self.program.shapes[t][0], self.images, self.target)
+        images = self._images() if images is None else images
+        launch = tiles.prepare(plan, x, y, self.program.shapes[t][0], images, self.target)
         self._add(name, f"gather {what}", None, (source,), target, launch)
 
     def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[Place, BlockedPlanes]:
@@ -217,9 +294,9 @@ class _TilesLowering(Lowering):
     # --- nodes on images -------------------------------------------------------------------------
 
     def _conv(self, node: Node, op: Conv) -> None:
-        groups, g = self._groups_of(node.output), _unstrided(op.geometry)
+        groups, g = self._groups_of(node.output), self._geometry(node, op)
         residual = None if node.residual is None else self._get(self.roots[node.residual], "tiles", node)
-        if g is op.geometry:
+        if _unstrided(op.geometry) is op.geometry:
             source, _, x = self._tiles_for(node, g.kernel, g.stride, g.dilation)
         else:
             source, x = self._picked(node, op.geometry.stride)

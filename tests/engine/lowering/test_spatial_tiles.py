@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,34 @@ def _models() -> dict[str, tuple[nn.Sequential, tuple[int, ...]]]:
             ),
             (3, 23, 17),
         ),
+        "small images behind large ones": (
+            nn.Sequential(
+                nn.SparseConv2d(3, 8, 3, stride=2, padding=1, sparsity=0.5, rng=rng),
+                nn.SparseConv2d(8, 16, 3, padding=1, sparsity=0.5, rng=rng, activation="relu"),
+                nn.Residual(
+                    nn.Sequential(
+                        nn.SparseConv2d(16, 8, 1, sparsity=0.5, rng=rng, activation="relu"),
+                        nn.SparseConv2d(8, 24, 3, stride=2, padding=1, sparsity=0.5, rng=rng),
+                    ),
+                    shortcut=nn.SparseConv2d(16, 24, 1, stride=2, sparsity=0.5, rng=rng),
+                ),
+                nn.Residual(nn.SparseConv2d(24, 24, 3, padding=1, sparsity=0.5, rng=rng)),
+                nn.SparseConv2d(24, 8, 3, stride=2, padding=(0, 2), sparsity=0.5, rng=rng),
+                nn.AvgPool2d(3, 2),
+                nn.SparseConv2d(8, 6, 2, sparsity=0.5, rng=rng),
+                nn.Flatten(),
+                nn.SparseLinear(12, 5, sparsity=0.5, rng=rng),
+            ),
+            (3, 56, 56),
+        ),
+        "small images for the user": (
+            nn.Sequential(
+                nn.SparseConv2d(3, 8, 3, padding=1, sparsity=0.5, rng=rng),
+                nn.SparseConv2d(8, 8, 3, stride=2, padding=1, sparsity=0.5, rng=rng),
+                nn.SparseConv2d(8, 5, 3, stride=2, padding=1, sparsity=0.5, rng=rng),
+            ),
+            (3, 28, 28),
+        ),
         "images smaller than vectors": (
             nn.Sequential(
                 nn.SparseConv2d(4, 8, 3, padding=1, sparsity=0.5, rng=rng),
@@ -67,7 +96,8 @@ MODELS = _models()
 
 @pytest.mark.R3
 @pytest.mark.parametrize(
-    ("batch", "threads", "group_positions"), [(3, 1, 7), (3, 2, 7), (1, 1, 7), (1, 2, 7), (1, 4, 1)]
+    ("batch", "threads", "group_positions"),
+    [(3, 1, 7), (3, 2, 7), (1, 1, 7), (1, 2, 7), (1, 4, 1), (4, 1, 7), (16, 2, 7)],
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_spatial_tiles_give_the_bits_of_padded_planes(name, batch, threads, group_positions):
@@ -119,6 +149,19 @@ def test_what_runs_on_spatial_tiles_is_said():
     assert sum("on spatial tiles" in kernel for kernel in pools) >= 2
     assert "on spatial tiles" not in pools[-1]  # its windows are not regular
     assert any(s.kernel == "gather halo" for s in steps)
+
+
+@pytest.mark.parametrize(("batch", "stack"), [(16, 4), (8, 4), (2, 1), (3, 1), (1, 1)])
+def test_layers_whose_small_images_hang_over_run_on_stacks(batch, stack):
+    """Four images of 14 x 14 fill 16 lanes with tiles of 7 x 7, two fill 8."""
+    model, shape = MODELS["small images behind large ones"]
+    program = fs.compile(model, (batch, *shape), tune=False)._program
+    steps = spatial_tiles.schedule(program, batch, TARGET, Split(False, batch, 1)).steps
+    stack = {16: stack, 8: 2 - batch % 2}.get(TARGET.lanes, 1)
+    runs = Counter(step.node.output for step in steps if step.node and isinstance(step.node.operator, Conv))
+    images = {t: count // (batch // stack) for t, count in runs.items()}
+    assert set(images.values()) == {stack, 1}
+    assert [images[t] for t in sorted(images)][:2] == [stack] * 2, "images of 28 x 28 fill their tiles"
 
 
 def test_channels_beyond_31_bits_stay_on_padded_planes():
