@@ -74,8 +74,10 @@ class Reading:
 
     def serves(self, wanted: Reading) -> bool:
         """Whether tiles in this layout hold everything that `wanted` reads."""
+        if self.partition != wanted.partition:
+            return False
         enough = all(h[0] >= w[0] and h[1] >= w[1] for h, w in zip(self.padding, wanted.padding, strict=True))
-        return self.partition == wanted.partition and enough and wanted.outside in (None, self.outside)
+        return enough and wanted.outside in (None, self.outside)
 
     def exchanged(self, spatial: Ints) -> bool:
         """Whether halos must be filled after all tiles of an image have been written."""

@@ -103,14 +103,16 @@ class _TilesLowering(Lowering):
         """Whether the node is a convolution to small images, or a pool that does not run on tiles."""
         if isinstance(node.operator, Pool):
             return self._pooled_in_tiles(node, node.operator) is None
-        small = self._vectors(node.output) < self.target.heuristics.stacked_positions
-        return isinstance(node.operator, Conv) and small
+        if not isinstance(node.operator, Conv):
+            return False
+        return self._vectors(node.output) < self.target.heuristics.stacked_positions
 
     def _hangs_over(self, node: Node) -> bool:
         """Whether stacks of a convolution's images take clearly fewer vectors."""
+        if not isinstance(node.operator, Conv):
+            return False
         stacked = self._stack(self._spatial(node.output), self.target.lanes)[1]
-        gains = stacked < self.target.heuristics.stacked_vectors * self._vectors(node.output)
-        return isinstance(node.operator, Conv) and gains
+        return stacked < self.target.heuristics.stacked_vectors * self._vectors(node.output)
 
     # --- layouts of tensors ---------------------------------------------------------------------
 
