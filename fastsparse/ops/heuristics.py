@@ -97,6 +97,7 @@ class Heuristics:
     # --- SDDMM
     sddmm_block_bytes: int = 96 * 1024  # inputs of one block: part of L2, since long entries are worth more than L1
     sddmm_panel_bytes: int = 48 * 1024  # the same of panels of samples in 64-byte vectors
+    sddmm_few_groups: int = 16  # of samples in panels, for which passes are short
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
 
     # --- SpMV by loads
@@ -370,12 +371,13 @@ class Heuristics:
 
     # ------------------------------------------------------------------------------------------ SDDMM
 
-    def sddmm_positions(self, panels: bool = False) -> int:
-        """Positions of one SDDMM pass, over panels of samples or not.
+    def sddmm_positions(self, groups: int = 0) -> int:
+        """Positions of one SDDMM pass, over panels of so many groups of samples.
 
-        With 32 KB of L1, half as long passes over panels take 5 to 10% less time: twice as many rows of x stay there.
+        With 32 KB of L1, half as long passes over few samples take 5 to 10% less time, since twice as many rows of x
+        stay there, and over many samples as much more, since every pass adds to the gradients.
         """
-        half = panels and self.vector_bytes == 64 and self.l1_bytes <= 32 * 1024
+        half = self.vector_bytes == 64 and self.l1_bytes <= 32 * 1024 and 0 < groups <= self.sddmm_few_groups
         return max(1, self.sddmm_pass_bytes // self.vector_bytes // (2 if half else 1))
 
     def sddmm_window_positions(self) -> int:
@@ -399,11 +401,12 @@ class Heuristics:
         """Input rows (or channels) of one SDDMM block, for rows of `row_bytes` bytes, in panels of samples or not.
 
         With 48 KB of L1, blocks of its size were best, by 5%; with 32 KB, entries would have too few nonzeros, except
-        for panels.
+        for short passes over panels.
         """
         held = self.l1_bytes if self.l1_bytes > 32 * 1024 else self.sddmm_block_bytes
         if panels and self.vector_bytes == 64:
-            held = min(held, self.sddmm_panel_bytes, self.l1_bytes)
+            short = 2 * row_bytes == self.sddmm_pass_bytes
+            held = min(held, self.l1_bytes if short else self.sddmm_panel_bytes)
         return max(1, held // max(1, row_bytes))
 
     # ------------------------------------------------------------------------------------------ SpMV

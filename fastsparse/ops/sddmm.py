@@ -100,7 +100,7 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     h, (rows, columns) = target.heuristics, pattern.shape
     sample_groups, width = -(-samples // target.lanes), panel_width(pattern, samples, target, backward=True)
     run = np.arange(-(-sample_groups // width), dtype=np.int64)
-    runs_per_block = max(1, h.sddmm_positions(panels=True) // width)
+    runs_per_block = max(1, h.sddmm_positions(sample_groups) // width)
     block_rows = h.sddmm_block_rows(runs_per_block * width * target.vector, panels=True)
     groups = h.row_groups(rows, 1, target.threads, 0)
     expect_kernel(width == RUN_VECTORS, target)
