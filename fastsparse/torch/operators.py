@@ -59,7 +59,7 @@ class Structure:
         # Held, it keeps the storage's number from being given to another one.
         self._storage = StorageWeakRef(indices.untyped_storage())
         self.indices = weakref.ref(indices, _forget)
-        self._tensors = *_identity(indptr), *_identity(indices)
+        self._tensors = _identities(indptr, indices)
         self.pattern = checked_pattern(indptr, indices, columns)
         self.columns = columns
         self.watched = False
@@ -75,7 +75,7 @@ class Structure:
 
     def current(self, indptr: Tensor, indices: Tensor, columns: int) -> bool:
         """Whether the tensors still hold this pattern."""
-        tensors, pattern = (*_identity(indptr), *_identity(indices)), self.pattern
+        tensors, pattern = _identities(indptr, indices), self.pattern
         if tensors == self._tensors and columns == self.columns:
             return True
         # Written to, maybe with what was there: DistributedDataParallel does so at each step.
@@ -96,7 +96,12 @@ class Structure:
             in a backward pass, where the forward pass was fresh: those that torch counts.
         """
         known, identity = self._values, _identity(values)
-        if known is None or not known.hold(values, identity):
+        if (
+            known is None
+            or identity[0] != known.identity[0]
+            or values.dtype is not known.dtype
+            or values.numel() != len(known.array)
+        ):
             known = self._values = _Values(values, self.pattern)
         elif fresh or known.identity != identity or (fresh is not None and known.sample_changed()):
             known.update(values, sampled=fresh is False)
@@ -144,11 +149,6 @@ class _Values:
         self.identity = _identity(values)
         self._sample: bytes | None = self._samples.tobytes()
 
-    def hold(self, values: Tensor, identity: Identity) -> bool:
-        """Whether `values` is this memory."""
-        same = identity[0] == self.identity[0] and values.dtype is self.dtype
-        return same and values.numel() == len(self.array)
-
     def sample_changed(self) -> bool:
         """Whether some of the values show that the memory was written to."""
         return self._sample != self._samples.tobytes()
@@ -185,6 +185,14 @@ def _identity(tensor: Tensor) -> Identity:
         return tensor.data_ptr(), tensor._version
     except RuntimeError:  # made in inference mode: nothing is counted, so anything may have been written
         return tensor.data_ptr(), object()
+
+
+def _identities(one: Tensor, other: Tensor) -> tuple[object, ...]:
+    """Of two tensors: one call takes less time than two."""
+    try:
+        return one.data_ptr(), one._version, other.data_ptr(), other._version
+    except RuntimeError:
+        return *_identity(one), *_identity(other)
 
 
 def _array(tensor: Tensor) -> Array:
@@ -267,8 +275,9 @@ def _linear(
     structure = structure_of(indptr, indices, in_features)
     matrix = structure.matrix(values, fresh)
     target, added, at = _target(matrix), structure.bias(bias, matrix), x.data_ptr()
-    y = buffers.array((*x.shape[:-1], matrix.shape[0]), matrix.dtype)
-    one = y.size == matrix.shape[0] and x.shape[-1:] == (in_features,)
+    shape = *x.shape[:-1], matrix.shape[0]
+    one = 0 < x.numel() == in_features and x.shape[-1:] == (in_features,)
+    y = np.empty(shape, matrix.dtype) if one else buffers.array(shape, matrix.dtype)
     if not (one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not at % x.itemsize):
         rows = linear_ops.as_rows(_samples(x, matrix))  # not for one sample: a view takes as long as the product
         at = buffers.address(rows)

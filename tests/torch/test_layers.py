@@ -314,6 +314,18 @@ def test_what_is_kept_goes_with_the_pattern():
     assert not any(structure.expired for structure in operators._structures.values())
 
 
+@pytest.mark.parametrize("features", [0, 4])
+@pytest.mark.parametrize("samples", [(), (0,), (1,), (5,), (2, 0)])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_operator_without_nonzeros(rows, samples, features):
+    empty, bias = torch.zeros(0, dtype=torch.int32), torch.arange(rows).float()
+    indptr = torch.zeros(rows + 1, dtype=torch.int64)
+    y = torch.ops.fastsparse.linear(
+        torch.randn(*samples, features), torch.zeros(0), bias, indptr, empty, features, False
+    )
+    assert torch.equal(y, bias.expand(*samples, rows))
+
+
 @pytest.mark.parametrize("name", ["linear", "conv"])
 def test_modes_see_the_operators(name):
     if name == "linear":
