@@ -74,7 +74,7 @@ class _Convolution(Weighted):
 
     def _geometry(self) -> dense.Geometry:
         """The window as dense convolutions take it."""
-        return dense.Geometry(*self._window().values())
+        return dense.Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def _checked(self, x: ArrayLike, dtype: np.dtype[Any]) -> Array:
         array = as_cast(x, dtype, "x", "the layer")

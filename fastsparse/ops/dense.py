@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ _BUFFER_BYTES = 16 << 20
 _buffers = threading.local()
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """How a convolution's window moves, one entry per spatial axis."""
 
     kernel: tuple[int, ...]
