@@ -384,6 +384,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: nn.SparseConv2d(4, 6, 3, groups=3), ValueError, "groups is 3, expected a divisor of in_channels = 4"),
     (lambda: nn.Conv2d(3, 4, 3, groups=3), ValueError, "groups is 3, expected a divisor of out_channels = 4"),
     (
+        lambda: nn.SparseConvTranspose2d(6, 4, 3, groups=4),
+        ValueError,
+        "groups is 4, expected a divisor of in_channels = 6",
+    ),
+    (
         lambda: nn.SparseConv2d.from_dense(np.ones((2, 3, 3))),
         ValueError,
         "weight has shape (2, 3, 3), expected 4 axes (out, in / groups, *kernel)",
