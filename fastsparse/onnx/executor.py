@@ -305,7 +305,9 @@ class Workspace:
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
-        places = {name: address(array) for name, array in (*values.items(), *results.items())}
+        places = {name: address(array) for name, array in values.items()}
+        for name, array in results.items():
+            places[name] = address(array)
         for call in self._calls:
             call(places)
 
