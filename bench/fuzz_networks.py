@@ -242,7 +242,7 @@ def _check_model(model: Any, plain: Any, feeds: list[dict[str, Array]], rng: Rng
     asked = feeds if in_its_type else [{name: x.astype(np.float32) for name, x in given.items()} for given in feeds]
     wanted = [_onnxruntime(plain, given) for given in asked]
     own = wanted if in_its_type else [_onnxruntime(model, given) for given in feeds]
-    choices = mock.patch("fastsparse.onnx.engine.chosen", any_choice), mock.patch.object(Cut, "regions", any_regions)
+    choices = mock.patch.object(choosing, "chosen", any_choice), mock.patch.object(Cut, "regions", any_regions)
     found: list[list[Array]] = []
     try:
         with poisoned(), choices[0], choices[1]:
