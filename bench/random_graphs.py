@@ -469,16 +469,29 @@ class Builder:
         ways = 1 + (direction == "bidirectional")
         inputs = [self.add("Transpose", x, perm=[1, 0, 2]), self.weight(ways, rows * hidden, width)]
         inputs.append(self.weight(ways, rows * hidden, hidden))
-        inputs += [self.constant(self.numbers((ways, 2 * rows * hidden)))] if self.rng.random() < 0.7 else []
+        bias = [self.constant(self.numbers((ways, 2 * rows * hidden)))] if self.rng.random() < 0.7 else [""]
+        states = [""] * (1 + (op == "LSTM"))
+        for i in range(len(states)):
+            if self.rng.random() < 0.3:  # of each sample, from its first token
+                first = self.add("Gather", x, self.constant(0, "int64"), axis=1)
+                state = self.add("Reshape", self.add("MatMul", first, self.weight(width, ways * hidden)),
+                                 self.integers(-1, ways, hidden))  # fmt: skip
+                states[i] = self.add("Transpose", state, perm=[1, 0, 2])
         more: dict[str, Any] = {"linear_before_reset": int(self.rng.random() < 0.8)} if op == "GRU" else {}
         if op == "RNN" and self.rng.random() < 0.4:
             more["activations"] = ["Relu"] * ways
-        several = 1 + (op == "LSTM")
-        made = self.add(op, *inputs, outputs=1 + several, hidden_size=hidden, direction=direction, **more)
+        if self.rng.random() < 0.1:
+            more["clip"] = 0.5
+        names = [*inputs, *bias, "", *states]
+        while not names[-1]:
+            names.pop()
+        made = self.add(op, *names, outputs=1 + len(states), hidden_size=hidden, direction=direction, **more)
+        for state in made[1:]:
+            if self.rng.random() < 0.4:
+                flat = self.add("Reshape", self.add("Transpose", state, perm=[1, 0, 2]), self.integers(0, -1))
+                self.tensors.append((flat, (ways * hidden,)))
         if self.rng.random() < 0.3:
-            return self.add("Reshape", self.add("Transpose", made[-1], perm=[1, 0, 2]), self.integers(0, -1)), (
-                ways * hidden,
-            )
+            return None
         y = self.add("Transpose", made[0], perm=[2, 0, 1, 3])
         return self.add("Reshape", y, self.integers(0, tokens, ways * hidden)), (tokens, ways * hidden)
 

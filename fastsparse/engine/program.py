@@ -307,7 +307,8 @@ class Program:
     def row_wise(self) -> bool:
         """Whether some operator needs whole rows in the user's layout."""
         return any(
-            isinstance(node.operator, RowWise) or (isinstance(node.operator, Linear) and node.operator.rows > 1)
+            isinstance(node.operator, RowWise)
+            or (isinstance(node.operator, Linear) and len(self.shapes[node.output]) > 1)
             for node in self.nodes
         )
 

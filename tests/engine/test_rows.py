@@ -10,6 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import nn, training
+from fastsparse.engine.poison import poisoned
 from tests.engine.networks import exact
 
 ROWS, LENGTH, DIMENSIONS = 11, 5, 6
@@ -285,3 +286,16 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     shared = nn.Sequential(nn.Concat(None, nn.Embedding(4, 2, rng=0)))  # whose other branch reads the integers
     with pytest.raises(fs.UnsupportedOperatorError, match=r"layer 0\.1 is an Embedding"):
         fs.compile(shared, (1, 2))
+
+
+@pytest.mark.R7
+@pytest.mark.R8
+@pytest.mark.parametrize("batch", [1, 2, 9, 16, 17])
+def test_a_sample_of_one_row(batch: int, rng: Any) -> None:
+    """(1, features) is a row, and no plane of one channel."""
+    convs = [nn.SparseConv1d(channels, 1, 1, sparsity=0, rng=channels) for channels in (2, 8)]
+    network = nn.Sequential(nn.Residual(*convs), nn.SparseLinear(12, 3, sparsity=0.3, rng=0)).eval()
+    x = tuple(rng.standard_normal((batch, channels, 12)).astype(np.float32) for channels in (2, 8))
+    with poisoned():
+        y = fs.compile(network, [one.shape for one in x], tune=False)(x)
+    np.testing.assert_allclose(y, network(x), rtol=1e-5, atol=1e-5)

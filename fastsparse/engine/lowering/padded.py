@@ -198,7 +198,7 @@ class _PaddedLowering(Lowering):
         products = {n.output: n for n in self.early if n.output in self.padding_readers and n.residual is None}
         for node in self.early:
             op, first = node.operator, products.get(self.roots[node.inputs[0]])
-            if first is None or not isinstance(op, Conv) or node.residual is not None:
+            if first is None or not isinstance(op, Conv) or node.residual is not None or self._on_vectors(node):
                 continue
             t, u, geometry = first.output, node.output, op.geometry
             assert isinstance(first.operator, Conv)

@@ -79,3 +79,15 @@ def test_windows_that_see_padding_alone(size, stride):
                 model = nn.Sequential(layer).eval()
                 y = fs.compile(model, x.shape, tune=False)(x)
                 np.testing.assert_allclose(y, model(x), rtol=1e-5, err_msg=f"padding {padding}, kernel {kernel}")
+
+
+def test_one_channel_of_one_position_is_no_depthwise_layer_behind_a_product():
+    layers = [nn.SparseConv2d(1, 1, 1, sparsity=0, rng=seed) for seed in range(3)]
+    model, x = nn.Sequential(*layers[:2], nn.LayerNorm((1, 1)), layers[2]).eval(), np.full((1, 1, 1, 1), 2, np.float32)
+    program = fs.compile(model, x.shape, tune=False)._program
+    y = np.empty_like(x)
+    with tuned(expanded_bytes=0):
+        schedule = padded.schedule(program, 1, target_for(np.dtype("float32"), 1))
+    with poisoned():
+        workspace.Workspace(schedule).run(x, y)
+    np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-6)
