@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as plans
-from fastsparse.ops.geometry import grid
 from fastsparse.ops.heuristics import heuristics_for
+from fastsparse.ops.layouts import grid
 from fastsparse.ops.target import Target, target_for
 from fastsparse.runtime.buffers import address
 
