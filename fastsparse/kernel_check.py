@@ -237,17 +237,29 @@ def _gather(c: Case) -> Iterator[Comparison]:
     yield _run(c, spatial_tiles.schedule, layer, c.images, want)
 
 
+def _windows(c: Case, width: int, side: int, stride: int) -> Comparison:
+    """A depthwise convolution of an image of so many columns."""
+    pad = side // 2
+    layer = nn.SparseConv2d(
+        3, 3, side, padding=pad, stride=stride, groups=3, sparsity=0, bias=False, dtype=c.dtype, rng=0
+    )
+    W, x = layer.weight, c.normal(1, 3, 9, width)
+    want = ref.conv(
+        W.indptr, W.indices, W.data, W.shape, x, kernel_size=(side, side), stride=(stride, stride),
+        padding=((pad, pad),) * 2, dilation=(1, 1), groups=3,
+    )  # fmt: skip
+    return _run(c, padded.schedule, layer, x, want)
+
+
 def _depthwise(c: Case) -> Iterator[Comparison]:
+    for window in depthwise.WINDOWS:
+        yield _windows(c, 37, *window)
+
+
+def _narrow_depthwise(c: Case) -> Iterator[Comparison]:
     for side, stride in depthwise.WINDOWS:
-        layer = nn.SparseConv2d(
-            3, 3, side, padding=side // 2, stride=stride, groups=3, sparsity=0, bias=False, dtype=c.dtype, rng=0
-        )
-        W, ends = layer.weight, ((side // 2, side // 2),) * 2
-        want = ref.conv(
-            W.indptr, W.indices, W.data, W.shape, c.images, kernel_size=(side, side), stride=(stride, stride),
-            padding=ends, dilation=(1, 1), groups=3,
-        )  # fmt: skip
-        yield _run(c, padded.schedule, layer, c.images, want)
+        for columns in (7, 14):  # two channels to a vector, and one
+            yield _windows(c, columns * stride, side, stride)
 
 
 def _interpolation(c: Case) -> Iterator[Comparison]:
@@ -327,6 +339,7 @@ CHECKS: dict[str, Check] = {
     "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
     "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
     "pooling of batch-blocked arrays": _blocked_pooling, "depthwise convolution": _depthwise,
+    "depthwise convolution of narrow images": _narrow_depthwise,
     "interpolation": _interpolation, "interpolation of batch-blocked arrays": _blocked_interpolation,
     "gate": _gate, "recurrent cell": _recurrent_cell,
     "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,

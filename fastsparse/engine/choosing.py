@@ -17,6 +17,7 @@ from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Pool, P
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
+from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime.fork import fork_safe_lock
@@ -134,6 +135,47 @@ def from_json(data: Any) -> Choice:
     if not isinstance(data, list) or [type(part) for part in data] != [str, bool, int, int]:
         raise ValueError(f"{data!r} is no choice of a schedule")
     return Choice(data[0], split.Split(*data[1:]))
+
+
+def workers_that_pay(program: Program, batch: int, most: int) -> int:
+    """How many workers run a batch: `most`, or one where several are estimated to take longer.
+
+    The estimate is that of cores that share no cache. There, layers of a mobile network take twice as long on two
+    cores, and one core that runs a step now and then costs as much as one that runs half of each: so it is all or none.
+    """
+    if most == 1 or batch * program.useful_flops() < Heuristics.parallel_flops:
+        return 1
+    h, choice = target_for(program.dtype, most).heuristics, choices(program, batch, most, tune=False)[0]
+    steps = _steps(program, batch, choice.layout, most)
+    if not choice.cut.per_worker:
+        steps = [step for step in steps if step[0] >= h.parallel_flops]
+    saved = sum(flops for flops, _ in steps) * (1 - 1 / most)
+    moved = 0.0 if choice.cut.per_worker else sum(h.step_cost + h.moved_cost * nbytes for _, nbytes in steps)
+    return most if saved > h.region_cost + moved else 1
+
+
+def _steps(program: Program, batch: int, layout: str, workers: int) -> list[tuple[float, float]]:
+    """Work of every step, in multiplications and additions, and bytes that it reads and writes."""
+    h, found = target_for(program.dtype, workers).heuristics, []
+    numbers = [batch * math.prod(shape) for shape in program.shapes]
+    # What is between a product and a depthwise convolution is computed in pieces.
+    pieces = {
+        node.inputs[0]: math.ceil(numbers[node.inputs[0]] * program.dtype.itemsize / (h.expanded_bytes * workers))
+        for node in program.nodes
+        if layout == "padded" and isinstance(node.operator, Conv) and node.operator.geometry.groups > 1
+    }
+    for node in program.nodes:
+        op, touched = node.operator, sum(numbers[t] for t in (*node.inputs, node.output))
+        times, flops = max(pieces.get(t, 1) for t in (node.inputs[0], node.output)), h.activation_flops * touched
+        if isinstance(op, Recurrent):
+            times, flops = 2 * op.times * len(op.directions), op.useful_flops
+        elif isinstance(op, Conv | Linear):
+            alone = batch * (op.rows if isinstance(op, Linear) else op.geometry.positions) == 1
+            flops = batch * op.useful_flops * (h.spmv_cost if alone else 1.0)
+            if layout == "spatial tiles" and isinstance(op, Conv) and math.prod(op.geometry.kernel) > 1:
+                times = h.tiles_steps
+        found += [(flops / times, touched * program.dtype.itemsize / times)] * times
+    return found
 
 
 def _by_image(program: Program, batch: int, target: Target) -> list[Choice]:

@@ -29,16 +29,18 @@ def serves(g: ConvGeometry, weight: CSR) -> bool:
 
 def prepare(
     x: PaddedPlanes, y: PaddedPlanes, g: ConvGeometry, weight: CSR, bias: NDArray[Any] | None,
-    activation: str | None, images: int, target: Target,
+    activation: str | None, images: int, target: Target, residual: bool = False,
 ) -> Launch:  # fmt: skip
-    """y = activation(conv(x, weight) + bias + residual); operands x, y, and residual where there is one."""
+    """y = activation(conv(x, weight) + bias + residual); operands x, y, and with `residual` that, too."""
     values = weight.toarray().astype(target.dtype, copy=False)
     zeros = np.zeros(g.spatial[1], target.dtype)
     rows, columns = g.out_spatial
-    target = narrowed(target, columns)
+    parts = 0 if residual else _narrow_parts(g, target)
+    target = target if parts else narrowed(target, columns)
     by_channels = target.heuristics.owns_channels(y.channel_stride, images, target.threads)
     bands = 1 if by_channels else min(target.threads, -(-rows // kernels.ROWS))
     row = -(-columns // target.lanes) * target.vector
+    scratch = (rows if parts else kernels.ROWS) * row
     arguments = Arguments(
         kernels.DEPTHWISE,
         channels=g.channels,
@@ -60,14 +62,29 @@ def prepare(
         y_row_stride=y.strides[0] * target.size,
         values=values,
         bias=bias,
-        scratch_stride=kernels.ROWS * row,
+        scratch_stride=scratch,
         scratch_row_stride=row,
         **epilogue(activation, target),
     )
-    kernel = kernels.depthwise_kernel(g.kernel[0], g.stride[0], target.bits, target.lanes)
+    if parts:
+        window = g.kernel[0], g.stride[0], g.padding[1][0]
+        kernel = kernels.narrow_kernel(*window, parts, target.bits, target.lanes)
+    else:
+        kernel = kernels.depthwise_kernel(g.kernel[0], g.stride[0], target.bits, target.lanes)
     flops = 2.0 * np.size(values) * g.positions * images
     return Launch(
-        kernel, arguments, ("x", "residual", "y"), target.sharing, tasks=images * bands * g.channels, flops=flops,
-        scratch=kernels.ROWS * row,
+        kernel, arguments, ("x", "residual", "y"), target.sharing,
+        tasks=images * bands * -(-g.channels // max(1, parts)), flops=flops,
+        scratch=scratch,
         label=("depthwise", f"{images}x{g.channels}x{rows}x{columns}", "", f"{g.kernel}", "", activation),
     )  # fmt: skip
+
+
+def _narrow_parts(g: ConvGeometry, target: Target) -> int:
+    """Channels of an image so narrow that their rows share a vector, 1 or 2; 0 of wider ones."""
+    side, stride, left = g.kernel[0], g.stride[0], g.padding[1][0]
+    usual = left in (side // 2, (side - stride) // 2)  # of "same" padding; each has a kernel of its own
+    if target.vector != 64 or not usual:
+        return 0
+    columns = max(g.out_spatial[1], -(-g.spatial[1] // stride))
+    return 2 if columns <= target.lanes // 2 else int(columns <= target.lanes)

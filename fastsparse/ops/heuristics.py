@@ -144,7 +144,12 @@ class Heuristics:
     late_bytes: int = 1 << 20  # the same in the second stage
     task_flops: float = 10e9  # largest task of a worker, so that Ctrl-C is noticed
     most_groups: int = 16  # groups of samples per task
-    step_cost: float = 2e5  # barrier of all workers, in multiplications and additions (2 us)
+    # Of workers that share steps where cores share no cache, in multiplications and additions (60 in a nanosecond):
+    step_cost: float = 1.1e6  # of a step: its barrier, and the first lines that workers fetch from each other
+    moved_cost: float = 1.0  # per byte that a step reads and writes
+    tiles_steps: int = 3  # of a window on spatial tiles, with those that gather its halo
+    region_cost: float = 1.8e6  # of a call: waking the workers
+    spmv_cost: float = 4.0  # of a multiplication and addition of SpMV, which waits for memory
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
     stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images
     stacked_vectors: float = 0.9  # most vectors per image of a stack, relative to one image

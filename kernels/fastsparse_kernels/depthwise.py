@@ -5,6 +5,9 @@ of x that is loaded serves all of them, with the weights in registers. With stri
 even and odd numbers taken apart. Planes need no padding: loads are masked where windows leave the image, and rows above
 and below it are read from a row of zeros. Nothing but the image is read.
 
+Rows of a narrow image fit a vector, or half of one: then a row is loaded once, the columns of its windows are shifts of
+its lanes, and two channels lie side by side. Such images have a kernel of their own for each padding on the left.
+
 Order of summation: that of SpMM (rows of the window, then columns, one FMA each, zeros of the padding included; then
 bias, then residual). Time: O(numbers of y * window). Nothing is allocated.
 """
@@ -24,10 +27,12 @@ from .simd.types import (
     I32,
     I64,
     Tile,
+    first_lanes,
     fma_function,
     in_order,
     load_value,
     masked_load,
+    masked_store,
     opaque,
     pack,
     shifted,
@@ -65,7 +70,7 @@ DEPTHWISE = kernel_arguments(
     "residual",  # added after the bias, with the strides of y; may be y itself; or 0
     "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
-    "scratch",  # ROWS rows of whole vectors per worker
+    "scratch",  # ROWS rows of whole vectors per worker; of narrow images all rows
     "scratch_stride",
     "scratch_row_stride",
 )
@@ -112,44 +117,125 @@ def load_windows(
     return found[:side]
 
 
-def _make_windows(side: int, stride: int, masked: bool) -> Any:
+def _load_shifted(
+    builder: Any, tile: Tile, addresses: list[Any], columns: Any, side: int, stride: int, left: int
+) -> list[Any]:
+    """The same of whole rows, one of each channel that has a part of the vectors; `left` is the padding."""
+    parts, none = len(addresses), ir.Constant(tile.vector, None)
+    part = tile.lanes // parts
+
+    whole = Tile(1, part * stride if parts == 2 else tile.lanes, tile.bits)
+
+    def load(address: Any, first: int) -> Any:
+        numbers = ir.Constant(ir.VectorType(I32, whole.lanes), [first + lane for lane in range(whole.lanes)])
+        mask = builder.icmp_signed("<", numbers, splat(builder, whole, builder.trunc(columns, I32)))
+        return masked_load(builder, whole, shifted(builder, address, first * tile.size), mask)
+
+    if parts == 1:
+        loaded = [load(addresses[0], i * tile.lanes) for i in range(stride)]
+    else:
+        loaded = [load(address, 0) for address in addresses]
+    phases = []
+    for phase in range(stride):
+        at = [stride * lane + phase for lane in range(tile.lanes)]
+        if parts == 2:
+            at = [stride * (lane % part) + phase + lane // part * whole.lanes for lane in range(tile.lanes)]
+        phases.append(shuffle(builder, loaded[0], loaded[-1], at))
+    found = []
+    for column in range(side):
+        distance, phase = divmod(column - left, stride)
+        at = [lane + distance if 0 <= lane % part + distance < part else tile.lanes for lane in range(tile.lanes)]
+        found.append(shuffle(builder, phases[phase], none, at))
+    return found
+
+
+def _make_windows(side: int, stride: int, parts: int, load_row: Callable[..., list[Any]]) -> Any:
     @intrinsic
     def windows(typing: Any, sums: Any, weights: Any, image: Any, corner: Any, sizes: Any) -> Any:
         """sums + the windows of as many rows.
 
-        image : address, of a row of zeros, bytes between rows
+        image : address, bytes to that of the other part's channel, a row of zeros, bytes between rows
         corner : row and column of the first window's first number
         sizes : of the image
+        load_row : what the columns of a window read, of a tile, addresses of rows, first column, columns of the image
         """
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             fma, taps = fma_function(builder, sums), unpack(builder, args[1], weights.count)
-            x, zeros, distance = unpack(builder, args[2], 3)
+            x, apart, zeros, distance = unpack(builder, args[2], 4)
             (top, left), (rows, columns) = unpack(builder, args[3], 2), unpack(builder, args[4], 2)
             totals = unpack(builder, args[0], sums.count)
             for row in range((sums.count - 1) * stride + side):
                 at = shifted(builder, top, row)
-                address = builder.add(x, builder.mul(distance, at))
-                address = builder.select(builder.icmp_unsigned("<", at, rows), address, zeros)
+                first, inside = builder.add(x, builder.mul(distance, at)), builder.icmp_unsigned("<", at, rows)
+                own = [first, builder.add(first, apart)][:parts]
+                addresses = [builder.select(inside, address, zeros) for address in own]
                 over = [i for i in range(sums.count) if 0 <= row - i * stride < side]  # rows of y that read it
-                for column, vector in enumerate(
-                    load_windows(builder, sums, address, left, columns, side, stride, masked)
-                ):
+                for column, vector in enumerate(load_row(builder, sums, addresses, left, columns)):
                     for i in over:
                         totals[i] = fma(taps[(row - i * stride) * side + column], vector, totals[i])
                 for i, total in zip(over, in_order(builder, [totals[i] for i in over]), strict=True):
                     totals[i] = total
             return pack(builder, sums.vector, totals)
 
-        return sums(sums, weights, types.UniTuple(types.int64, 3), *(types.UniTuple(types.int64, 2),) * 2), codegen
+        return sums(sums, weights, types.UniTuple(types.int64, 4), *(types.UniTuple(types.int64, 2),) * 2), codegen
 
     return windows
+
+
+def _by_rows(make_rows: Callable[[int], Callable[..., None]]) -> Any:
+    """The function of `count` rows of y, for every count."""
+    one, two, three, four, five, six, seven = (make_rows(count) for count in range(1, ROWS + 1))
+
+    @inlined_function
+    def block(count, a, weights, bias, image, row, residual, targets, target_stride, low, high):  # type: ignore[no-untyped-def]
+        if count == 7:
+            seven(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        elif count == 6:
+            six(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        elif count == 5:
+            five(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        elif count == 4:
+            four(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        elif count == 3:
+            three(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        elif count == 2:
+            two(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+        else:
+            one(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+
+    return block
+
+
+# Divisions take longer than some of a small plane's multiply-adds: a single image in one band does without.
+
+
+@inlined_function
+def _place(task, groups, bands):  # type: ignore[no-untyped-def]
+    """Group of channels, band and image of a task."""
+    if task < groups:
+        return task, 0, 0
+    return task % groups, task // groups % bands, task // (groups * bands)
+
+
+@inlined_function
+def _part(blocks, band, bands):  # type: ignore[no-untyped-def]
+    """The first block of rows of a band, and the one behind its last."""
+    if bands == 1:
+        return 0, blocks
+    return blocks * band // bands, blocks * (band + 1) // bands
 
 
 def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..., None]:
     """Kernel with arguments DEPTHWISE, for windows of side x side."""
     size, taps = bits // 8, side * side
-    at_edges, inside = (_make_windows(side, stride, masked) for masked in (True, False))
+
+    def loads(masked: bool) -> Callable[..., list[Any]]:
+        return lambda builder, tile, addresses, first, columns: load_windows(
+            builder, tile, addresses[0], first, columns, side, stride, masked
+        )
+
+    at_edges, inside = (_make_windows(side, stride, 1, loads(masked)) for masked in (True, False))
     # Of the pairs of vectors that are taken apart, too.
     reach = (lanes - 1) * stride + side if stride == 1 else 2 * lanes + side - 1
     if lanes * size > 16:  # masked loads are as fast
@@ -159,9 +245,8 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
         """`count` rows of y at once, before the activation."""
 
         @inlined_function
-        def rows(a, weights, bias, x, row, residual, target, target_stride, low, high):  # type: ignore[no-untyped-def]
-            image, sizes = (x, a.zeros, a.x_row_stride), (a.x_rows, a.x_columns)
-            top = row * stride - a.top
+        def rows(a, weights, bias, image, row, residual, targets, target_stride, low, high):  # type: ignore[no-untyped-def]
+            sizes, top, target = (a.x_rows, a.x_columns), row * stride - a.top, targets[0]
             for column in range(0, a.columns, lanes):
                 acc, left, columns = simd.zeros(count, lanes, bits), column * stride - a.left, a.columns - column
                 if reach and left >= 0 and left + reach <= a.x_columns:
@@ -193,48 +278,33 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
                 vector = simd.load(like, source + column * size)
                 simd.store_first(vector, target + column * size, a.columns - column)
 
-    one, two, three, four, five, six, seven = (make_rows(count) for count in range(1, ROWS + 1))
-
-    @inlined_function
-    def block(count, a, weights, bias, x, row, residual, target, target_stride, low, high):  # type: ignore[no-untyped-def]
-        if count == 7:
-            seven(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        elif count == 6:
-            six(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        elif count == 5:
-            five(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        elif count == 4:
-            four(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        elif count == 3:
-            three(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        elif count == 2:
-            two(a, weights, bias, x, row, residual, target, target_stride, low, high)
-        else:
-            one(a, weights, bias, x, row, residual, target, target_stride, low, high)
+    block = _by_rows(make_rows)
 
     def depthwise(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         scratch, blocks = a.scratch + slot * a.scratch_stride, (a.rows + ROWS - 1) // ROWS
+        step = (a.rows + blocks - 1) // blocks
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            channel, band = task % a.channels, task // a.channels % a.bands
-            image = task // (a.channels * a.bands)
+            channel, band, image = _place(task, a.channels, a.bands)
+            start, stop = _part(blocks, band, a.bands)
             weights = _broadcast(simd.zeros(taps, lanes, bits), a.values + channel * taps * size)
             bias = simd.zero(bits)
             if a.bias != 0:
                 bias = simd.load_float(bits, a.bias + channel * size)
             x = a.x + a.x_corner + image * a.x_image_stride + channel * a.x_channel_stride
             y = a.y + a.y_corner + image * a.y_image_stride + channel * a.y_channel_stride
-            for i in range(blocks * band // a.bands, blocks * (band + 1) // a.bands):
-                row, end = a.rows * i // blocks, a.rows * (i + 1) // blocks
+            image_rows = x, 0, a.zeros, a.x_row_stride
+            for i in range(start, stop):
+                row, end = i * step, min(i * step + step, a.rows)
                 at, residual = y + row * a.y_row_stride, 0
                 if a.residual != 0:
                     residual = at + a.residual - a.y
                 sums, sums_stride = at, a.y_row_stride
                 if a.activation != 0:
                     sums, sums_stride = scratch, a.scratch_row_stride
-                block(end - row, a, weights, bias, x, row, residual, sums, sums_stride, low, high)
+                block(end - row, a, weights, bias, image_rows, row, residual, (sums, sums), sums_stride, low, high)
                 if a.activation != 0:
                     activate(a, end - row, scratch, at)
             task = simd.fetch_add(a.counter, 1)
@@ -246,3 +316,128 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
 def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
     """The compiled kernel with arguments DEPTHWISE."""
     return compile_kernel(make_depthwise(side, stride, bits, lanes), f"depthwise_{side}_s{stride}_f{bits}_v{lanes}")
+
+
+def _make_each(parts: int) -> Any:
+    @intrinsic
+    def each(typing: Any, like: Any, first: Any, second: Any) -> Any:
+        """Consecutive numbers from two addresses on, one of each per vector, in all lanes of its part."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vectors = []
+            for i in range(like.count):
+                own = [
+                    splat(
+                        builder, like, load_value(builder, shifted(builder, a, i * like.size), like.element, like.size)
+                    )
+                    for a in args[1:]
+                ]
+                half = like.lanes // 2
+                both = shuffle(builder, own[0], own[1], [*range(half), *range(like.lanes, like.lanes + half)])
+                vectors.append(opaque(builder, own[0] if parts == 1 else both))
+            return pack(builder, like.vector, vectors)
+
+        return like(like, types.int64, types.int64), codegen
+
+    return each
+
+
+def _make_store_parts(parts: int) -> Any:
+    @intrinsic
+    def store_parts(typing: Any, tile: Any, targets: Any, stride: Any, columns: Any) -> Any:
+        """Write the first `columns` numbers of each part of vector i to the part's target + i * stride."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            part = Tile(1, tile.lanes // parts, tile.bits)
+            mask = first_lanes(builder, part, args[3], I32)
+            for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+                distance = builder.mul(args[2], ir.Constant(I64, i))
+                for k, target in enumerate(unpack(builder, args[1], 2)[:parts]):
+                    own = shuffle(builder, vector, vector, range(k * part.lanes, (k + 1) * part.lanes))
+                    masked_store(builder, part, own, builder.add(target, distance), mask)
+            return context.get_dummy_value()
+
+        return types.void(tile, types.UniTuple(types.int64, 2), types.int64, types.int64), codegen
+
+    return store_parts
+
+
+def make_narrow(side: int, stride: int, left: int, parts: int, bits: int, lanes: int) -> Callable[..., None]:
+    """Kernel with arguments DEPTHWISE, without residual, for images whose rows fit `stride` vectors, and those of y
+    one; of two `parts`, half of that. Tasks: images * bands * channels / parts, rounded up.
+
+    left : the padding there
+    """
+    size, taps = bits // 8, side * side
+    each, store_parts = _make_each(parts), _make_store_parts(parts)
+    windows = _make_windows(
+        side, stride, parts,
+        lambda builder, tile, addresses, _, columns: _load_shifted(
+            builder, tile, addresses, columns, side, stride, left
+        ),
+    )  # fmt: skip
+
+    @kernel_function
+    def activate(a, count, sums, targets):  # type: ignore[no-untyped-def]
+        """Rows of y from sums in the scratch, behind the loop over rows: a call spills all vector registers."""
+        vector = lanes * size
+        simd.call(a.activation, sums, count)
+        for i in range(count):
+            at = targets[0] + i * a.y_row_stride, targets[1] + i * a.y_row_stride
+            store_parts(simd.load(simd.zeros(1, lanes, bits), sums + i * vector), at, 0, a.columns)
+
+    def make_rows(count: int) -> Callable[..., None]:
+        @inlined_function
+        def rows(a, weights, bias, image, row, scratch, targets, target_stride, low, high):  # type: ignore[no-untyped-def]
+            acc, sizes = simd.zeros(count, lanes, bits), (a.x_rows, a.x_columns)
+            acc = windows(acc, weights, image, (row * stride - a.top, 0), sizes)
+            if a.bias != 0:
+                acc = simd.add_vector(acc, bias)
+            acc = simd.clamp(acc, low, high)
+            if a.activation != 0:
+                simd.store(acc, scratch)
+            else:
+                store_parts(acc, targets, target_stride, a.columns)
+
+        return rows
+
+    block = _by_rows(make_rows)
+
+    def narrow(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _arguments(arguments)
+        low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
+        scratch, blocks = a.scratch + slot * a.scratch_stride, (a.rows + ROWS - 1) // ROWS
+        step = (a.rows + blocks - 1) // blocks
+        groups = (a.channels + parts - 1) // parts
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            group, band, image = _place(task, groups, a.bands)
+            start, stop = _part(blocks, band, a.bands)
+            first = group * parts
+            second = min(first + parts - 1, a.channels - 1)  # of an odd number the last channel is both
+            values = a.values + first * taps * size, a.values + second * taps * size
+            weights, bias = each(simd.zeros(taps, lanes, bits), *values), simd.zeros(1, lanes, bits)
+            if a.bias != 0:
+                bias = each(bias, a.bias + first * size, a.bias + second * size)
+            x = a.x + a.x_corner + image * a.x_image_stride + first * a.x_channel_stride
+            y = a.y + a.y_corner + image * a.y_image_stride + first * a.y_channel_stride
+            rows = x, (second - first) * a.x_channel_stride, a.zeros, a.x_row_stride
+            apart, sums = (second - first) * a.y_channel_stride, scratch
+            for i in range(start, stop):
+                row, end = i * step, min(i * step + step, a.rows)
+                at = y + row * a.y_row_stride
+                block(end - row, a, weights, bias, rows, row, sums, (at, at + apart), a.y_row_stride, low, high)
+                sums += step * lanes * size
+            if a.activation != 0:
+                at = y + start * step * a.y_row_stride
+                activate(a, min(stop * step, a.rows) - start * step, scratch, (at, at + apart))
+            task = simd.fetch_add(a.counter, 1)
+
+    return narrow
+
+
+@compiled_once
+def narrow_kernel(side: int, stride: int, left: int, parts: int, bits: int, lanes: int) -> Any:
+    """The compiled kernel with arguments DEPTHWISE."""
+    name = f"depthwise_narrow_{side}_s{stride}_p{left}_{parts}_f{bits}_v{lanes}"
+    return compile_kernel(make_narrow(side, stride, left, parts, bits, lanes), name)

@@ -83,6 +83,12 @@ def _stream(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, *tile, 32) for tile in tiles]
 
 
+def _narrow(bits: int, lanes: int) -> list[Arguments]:
+    """Of AVX-512, where masked loads are as fast, and of the usual type and padding."""
+    fits = (bits, lanes) == (32, 16)
+    return [(*w, w[0] // 2, parts, bits, lanes) for w in depthwise.WINDOWS for parts in (1, 2)] if fits else []
+
+
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
@@ -129,6 +135,7 @@ FAMILIES = (
         depthwise.depthwise_kernel,
         lambda bits, lanes: [(*window, bits, lanes) for window in depthwise.WINDOWS],
     ),
+    Family("depthwise convolution of narrow images", depthwise.narrow_kernel, _narrow),
     Family("interpolation", interpolation.interpolation_kernel, lambda bits, lanes: [(2, bits, lanes)]),
     Family("interpolation of batch-blocked arrays", interpolation.interpolation_batch_blocked_kernel, _once),
     Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),

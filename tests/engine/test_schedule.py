@@ -33,7 +33,8 @@ FEATURES = Work(0, 27e6, 0, 262_144, 8)
         (IMAGES, 1, 1, Split(True, 1, 1)),
         (IMAGES, 16, 1, Split(True, 16, 1)),
         (IMAGES, 16, 2, Split(True, 4, 1)),  # two tasks for each worker
-        (IMAGES, 1, 2, Split(False, 1, 1)),  # one group: workers share its steps
+        (IMAGES, 1, 2, Split(True, 1, 1)),  # one group of little work for each step: one worker runs it
+        (IMAGES._replace(early_flops=60e6), 1, 2, Split(False, 1, 1)),  # of more: workers share its steps
         (FEATURES, 4, 1, Split(True, 4, 4)),
         (Work(60e9, 1e6, 10**8, 10**5, 20), 4, 2, Split(False, 1, 1)),  # long tasks would not notice Ctrl-C
         (Work(1e6, 0, 1000, 0, 3), 1000, 1, Split(True, 1000, 1000)),

@@ -48,7 +48,7 @@ def _check(side, stride, spatial, pads, rng, dtype, on, activation=None, bias=Tr
     added = rng.standard_normal(y.shape).astype(dtype) if residual else None
     if added is not None:
         y[...] = added  # in place
-    launch = depthwise.prepare(x_planes, y_planes, g, W, b, activation, images, on)
+    launch = depthwise.prepare(x_planes, y_planes, g, W, b, activation, images, on, residual)
     end = address(memory.inside)
     launch.run(address(x_memory.inside), end if residual else 0, end)
     assert memory.intact()
@@ -83,7 +83,8 @@ def test_epilogue(activation, bias, residual, threads, rng):
     for side, stride in WINDOWS:
         pads = ((side // 2, side // 2),) * 2
         on = target_of("float32", threads)
-        _check(side, stride, (19, 37), pads, rng, "float32", on, activation, bias, residual)
+        for width in (37, 14, 7):
+            _check(side, stride, (19, width), pads, rng, "float32", on, activation, bias, residual)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -156,7 +156,9 @@ class _PaddedLowering(Lowering):
             product = self._product(node, op, x, source, y)
             self._add_product(node, op, product, y, residual, target() if callable(target) else target)
             return
-        launch = depthwise.prepare(x, y, op.geometry, op.weight, op.bias, op.activation, self.images, self.target)
+        launch = depthwise.prepare(
+            x, y, op.geometry, op.weight, op.bias, op.activation, self.images, self.target, residual is not None
+        )
         sources = (source,) if residual is None else (source, residual)
         operands = ("x", "y") if residual is None else ("x", "residual", "y")
         self._add(
@@ -192,9 +194,13 @@ class _PaddedLowering(Lowering):
 
     # --- some channels at a time -----------------------------------------------------------------
 
+    def _piece_bytes(self) -> int:
+        """Bytes of the channels that are computed at a time: each worker has its part of them in a cache."""
+        return self.target.heuristics.expanded_bytes * self.target.threads
+
     def _expansions(self) -> dict[int, Node]:
         """Products that a depthwise convolution alone reads, and that would leave a near cache, by its output."""
-        h, found = self.target.heuristics, dict[int, Node]()
+        limit, found = self._piece_bytes(), dict[int, Node]()
         products = {n.output: n for n in self.early if n.output in self.padding_readers and n.residual is None}
         for node in self.early:
             op, first = node.operator, products.get(self.roots[node.inputs[0]])
@@ -204,7 +210,7 @@ class _PaddedLowering(Lowering):
             assert isinstance(first.operator, Conv)
             each = geometry.groups == geometry.channels == geometry.out_channels
             alone = len(self.readers[t]) == 1 and not {t, u} & set(self.results) and t not in self.added
-            if each and alone and first.operator.geometry.groups == 1 and self._sample(t) > h.expanded_bytes:
+            if each and alone and first.operator.geometry.groups == 1 and self._sample(t) > limit:
                 found[u] = first
         return found
 
@@ -218,7 +224,7 @@ class _PaddedLowering(Lowering):
             self._get(self.roots[first.inputs[0]], "planes", first),
         )
         between, y = self._in_planes(t), self._planes(node.output, self._written(node))
-        count = max(1, self.target.heuristics.expanded_bytes // between.channel_stride)
+        count = max(1, self._piece_bytes() // between.channel_stride)
         _, zeros, _ = self._memory_of(t)
         place = self._buffer(
             min(count, channels) * between.channel_stride + between.slack, zeros, plane=between.channel_stride

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .arithmetic import (
     add,
     add_scalar,
+    add_vector,
     axpy,
     axpy_lane,
     axpy_overlapping,

@@ -179,6 +179,17 @@ def add(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def add_vector(typing: Any, tile: Any, vector: Any) -> Any:
+    """Add one vector to every vector of a tile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (added,) = unpack(builder, args[1], 1)
+        return elementwise(builder, tile, lambda v: builder.fadd(v, added), args[0])
+
+    return tile(tile, vector), codegen
+
+
+@intrinsic
 def clamp(typing: Any, tile: Any, low: Any, high: Any) -> Any:
     """Clamp every lane to [low, high] by compare and select, which lets NaN through (maxnum would drop it)."""
 
