@@ -3,7 +3,8 @@
     python -m bench.fuzz_networks --count 10000 --seed 1
     python -m bench.fuzz_networks --replay '{"dtype": "float32", ...}'
 
-Contracts R1, R3, R7 and R8. Every network runs in every layout that can run it, cut in random ways, on one and two
+Contracts R1, R3, R6, R7 and R8, of networks of layers, of the same as ONNX models, and of ONNX graphs of any operators
+(`bench.random_graphs`). Every network runs in every layout that can run it, cut in random ways, on one and two
 workers, under random heuristics, with NaN in all undefined memory (`fastsparse.engine.poison`); all of
 these must give the same bits, within the bound of the exact result. What fails is made smaller, as far as it still
 fails, and printed so that it can be replayed.
