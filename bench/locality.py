@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def _by_plan(launch: Any, bound: Any, tasks: NDArray[np.int64], reads: _Lines, w
     from fastsparse.ops.spatial_tiles import Gather
     from fastsparse.ops.spmm import SpmmPlan
 
-    words, marks = bound.arguments, {SpmmPlan: _spmm, Gather: _gather, SddmmPlan: _sddmm}
+    words = bound.arguments
+    marks = {SpmmPlan: _spmm, Gather: _gather, SddmmPlan: partial(_sddmm, launch.keep)}
     plan = next((kept for kept in _flat(launch.keep.get("plan")) if type(kept) in marks), None)
 
     def field(name: str) -> int:
@@ -194,29 +196,31 @@ def _gather(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writ
 
 def _batch_blocked(launch: Any, field: Any, tasks: NDArray[np.int64], blocked: _Lines) -> None:
     """Tasks are (group, chunk of positions, channel)."""
-    channels, chunks, chunk = field("channels"), field("chunks"), field("chunk")
-    offsets = launch.keep.get("offsets", np.arange(field("positions")) * LINE)[: field("positions")]
+    channels, chunks, bounds = field("channels"), field("chunks"), launch.keep["chunk_positions"]
+    offsets = launch.keep.get("offsets", np.arange(bounds[-1, 1]) * LINE)
     part, all_channels = tasks // channels, tasks % channels
     for of_chunk in np.unique(part):
         group, index = divmod(int(of_chunk), chunks)
         planes = all_channels[part == of_chunk] * field("blocked_channel_stride") + group * field(
             "blocked_group_stride"
         )
-        blocked.mark(
-            np.add.outer(planes, offsets[index * chunk : (index + 1) * chunk].astype(np.int64)) + field("blocked"), LINE
-        )
+        begin, end, first = bounds[index]
+        blocked.mark(np.add.outer(planes, offsets[first : first + end - begin]) + field("blocked"), LINE)
 
 
-def _sddmm(plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
-    """Tasks are row groups: their rows of y, and x at their nonzeros, at all positions."""
-    operator, step = plan.operator, np.arange(plan.run_length)
-    x_at = np.add.outer(plan.x_runs, step * plan.x_step).ravel()[: plan.positions] + field("x")
-    y_at = np.add.outer(plan.y_runs, step * plan.y_step).ravel()[: plan.positions] + field("y")
-    for group in tasks:
+def _sddmm(kept: Any, plan: Any, field: Any, tasks: NDArray[np.int64], reads: _Lines, writes: _Lines) -> None:
+    """Tasks are (part of the positions, row group): its rows of y, and x at its nonzeros, in the part's passes."""
+    operator, steps = plan.operator, np.arange(plan.run_length)
+    for part, group in zip(*np.divmod(tasks, operator.groups), strict=True):
         rows = np.arange(*operator.group_starts[group : group + 2]) * field("y_row_stride")
-        for batch in range(field("batches")):
-            reads.mark(np.add.outer(rows, y_at) + batch * field("y_batch_stride"), LINE)
-            reads.mark(np.add.outer(_offsets(operator, int(group)), x_at) + batch * field("x_batch_stride"), LINE)
+        offsets = _offsets(operator, int(group))
+        for batch, run, end in kept["passes"][slice(*kept["part_passes"][part])]:
+            count = min(end * plan.run_length, plan.positions) - run * plan.run_length
+            for lines, at, runs, step, operand in (
+                (reads, rows, plan.y_runs, plan.y_step, "y"), (reads, offsets, plan.x_runs, plan.x_step, "x"),
+            ):  # fmt: skip
+                places = np.add.outer(runs[run:end], steps * step).ravel()[:count]
+                lines.mark(np.add.outer(at, places) + field(operand) + batch * field(f"{operand}_batch_stride"), LINE)
 
 
 # ------------------------------------------------------------------------------------------------- convolutions
@@ -238,7 +242,10 @@ def convolution(workers: int) -> dict[str, Traffic]:
     forward = conv._prepared(W, geometry, images, None, target, UNALIGNED)
     plan, (back, *_) = conv._backward(W.pattern, geometry, images, True, target)
     x, y = BASE, BASE + max(forward.x_bytes, plan.x.group_stride, plan.dx.group_stride)
-    nbytes = y - BASE + max(forward.y_bytes, plan.dy.group_stride)
+    dx = y + max(forward.y_bytes, plan.dy.group_stride)
+    nbytes = dx - BASE + plan.dx.group_stride
+    if plan.x.bands is None:
+        dx = x
     assert len(forward.parts) == back.groups == 1
     part = forward.parts[0]
     assert part.pack is not None
@@ -247,8 +254,8 @@ def convolution(workers: int) -> dict[str, Traffic]:
         "forward": [(part.pack, {"blocked": x}), (part.product, {"x": x, "y": y}), (part.unpack, {"blocked": y})],
         "backward": [
             (back.pack_dy, {"blocked": y}), (back.pack_x, {"blocked": x}),
-            *((launch, {"x": x + more, "y": y + other}) for launch, more, other in back.dw.parts),
-            *((launch, {"x": y, "y": x}) for launch in back.dx), (back.unpack_dx, {"blocked": x}),
+            *((launch, {"x": x, "y": y}) for launch in back.dw.launches),
+            *((launch, {"x": y, "y": dx}) for launch in back.dx), (back.unpack_dx, {"blocked": dx}),
         ],
     }  # fmt: skip
     found = {}

@@ -231,6 +231,13 @@ def test_workers_write_nothing_that_another_one_holds(size):
     assert moved.taken == 0
 
 
+def test_workers_that_share_a_batch_take_no_lines_of_each_other():
+    """What they read of each other is what is unpacked, half of one side."""
+    for moved in locality.convolution(2).values():
+        assert moved.taken == 0
+        assert moved.read <= 128 * 28 * 28 // 2 + 256
+
+
 def test_rounds_are_interleaved_and_slow_calls_sit_out():
     turns = []
 

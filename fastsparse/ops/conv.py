@@ -25,6 +25,7 @@ from fastsparse.ops.layouts import (
     BlockedPlanes,
     PaddedPlanes,
     PhasePlanes,
+    banded_planes,
     blocked_planes,
     expect_packing,
     grid,
@@ -208,20 +209,22 @@ def backward(
     plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
     values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases] if need_input else []
     grad_x = buffers.array(x.shape, x.dtype) if need_input else None
-    gradients = buffers.take_numbers("gradients", plan.dw.order.size, W.dtype)
+    gradients = plan.dw.gradients(W.dtype)
     groups = parts[0].groups
     y_buffer = buffers.take("y", groups * plan.dy.group_stride)
     x_buffer = buffers.take("x", groups * max(plan.x.group_stride, plan.dx.group_stride))
-    packed_dy, packed_x = address(y_buffer), address(x_buffer)
+    # In bands, workers have what they packed to themselves, and others read what is unpacked.
+    dx_buffer = buffers.take("dx", groups * plan.dx.group_stride) if plan.x.bands else x_buffer
+    packed_dy, packed_x, packed_dx = address(y_buffer), address(x_buffer), address(dx_buffer)
     for part in parts:
         part.pack_dy.run(address(grad) + part.y_offset, packed_dy)
         part.pack_x.run(address(x) + part.x_offset, packed_x)
         part.dw.run(packed_x, packed_dy, address(gradients), part is parts[0])
         if grad_x is not None:
             for phase, packed in zip(part.dx, values, strict=True):
-                phase.run(packed_dy, packed_x, packed)
-            part.unpack_dx.run(packed_x, address(grad_x) + part.x_offset)
-    return grad_x, plan.dw.order.csr.take(gradients)
+                phase.run(packed_dy, packed_dx, packed)
+            part.unpack_dx.run(packed_dx, address(grad_x) + part.x_offset)
+    return grad_x, plan.dw.summed(gradients)
 
 
 class _BackwardPart(NamedTuple):
@@ -360,9 +363,19 @@ def plan_batch_blocked(
     pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int
 ) -> BatchBlockedConv:
     """Forward plan for batches of `sample_groups` groups (which decide only how rows are split over workers)."""
-    x = blocked_planes(geometry.channels, geometry.spatial, geometry.padding, target)
+    extent = geometry.dilation[0] * (geometry.kernel[0] - 1) + 1
+    edges = _band_edges(geometry, extent, target, sample_groups)
+    x = banded_planes(geometry.channels, geometry.spatial, geometry.padding, target, edges, geometry.stride[0], extent)
     y = blocked_planes(geometry.out_channels, geometry.out_spatial, geometry.unpadded, target)
     return BatchBlockedConv(x, y, plan_between_blocked(pattern, geometry, x, y, target, sample_groups))
+
+
+def _band_edges(geometry: ConvGeometry, extent: int, target: Target, sample_groups: int) -> Ints:
+    """Bands of rows of outputs; one, where rows are the last axis, along which tiles and runs go."""
+    rows = geometry.out_spatial[0]
+    if len(geometry.spatial) == 1:
+        return 0, rows
+    return target.heuristics.row_edges(rows, extent, sample_groups, target.threads)
 
 
 def plan_between_blocked(
@@ -375,8 +388,7 @@ def plan_between_blocked(
     """
     h, ends = target.heuristics, y.all_offsets()
     in_memory = np.argsort(ends, kind="stable")
-    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + x.corner
-    starts -= sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
+    starts = _window_starts(geometry, x)
     rates = h.window_rates(geometry.out_spatial[min(reversed(range(len(y.strides))), key=y.strides.__getitem__)])
     width = h.tile_width(geometry.positions * tile_groups, rates, pattern.full and geometry.groups == 1)
     tiles = tiles_between(starts[in_memory], ends[in_memory], x, y, width, tile_groups, target)
@@ -391,6 +403,12 @@ def plan_between_blocked(
         per_block = h.adjacent_block(geometry.channels, per_block)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
     return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
+
+
+def _window_starts(geometry: ConvGeometry, x: BlockedPlanes) -> NDArray[np.int64]:
+    """Offsets of the windows' corners."""
+    before = sum(before * stride for (before, _), stride in zip(geometry.padding, x.strides, strict=True))
+    return x.points(geometry.out_spatial, geometry.stride, -before)
 
 
 def plan_linear_between(
@@ -485,10 +503,15 @@ def plan_backward(pattern: Pattern, geometry: ConvGeometry, target: Target, samp
         lowest = min((int(shift.min(initial=0)) for _, _, shift in axis), default=0)
         highest = max((count - 1 + int(shift.max(initial=0)) for count, _, shift in axis), default=0)
         padding.append((max(0, -lowest), max(0, highest - (out - 1))))
-    x = blocked_planes(geometry.channels, geometry.spatial, geometry.padding, target)
+    reach = padding[0][0] + padding[0][1] + 1
+    extent = geometry.dilation[0] * (geometry.kernel[0] - 1) + 1
+    edges: Ints = (0, geometry.spatial[0])
+    if geometry.stride[0] == 1 and geometry.spatial[0] == geometry.out_spatial[0]:  # the same rows in x and y
+        edges = _band_edges(geometry, max(extent, reach), target, sample_groups)
+    x = banded_planes(geometry.channels, geometry.spatial, geometry.padding, target, edges, 1, extent)
     dx = blocked_planes(geometry.channels, geometry.spatial, geometry.unpadded, target)
-    dy = blocked_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), target)
-    dw = _weight_gradient_plan(pattern, geometry, target, x, dy)
+    dy = banded_planes(geometry.out_channels, geometry.out_spatial, tuple(padding), target, edges, 1, reach)
+    dw = _weight_gradient_plan(pattern, geometry, target, sample_groups, x, dy)
     structure = _transposed_structure(pattern, geometry)
     plans = []
     for index in np.ndindex(*(len(axis) for axis in phases)):
@@ -498,14 +521,14 @@ def plan_backward(pattern: Pattern, geometry: ConvGeometry, target: Target, samp
 
 
 def _weight_gradient_plan(
-    pattern: Pattern, geometry: ConvGeometry, target: Target, x: BlockedPlanes, dy: BlockedPlanes
+    pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int, x: BlockedPlanes, dy: BlockedPlanes
 ) -> SddmmPlan:
     """dW: positions are the output positions, x read at the windows' corners."""
     h = target.heuristics
     x_step, y_step = geometry.stride[-1] * x.strides[-1], dy.strides[-1]
     positions = 0
     if x_step == y_step == target.vector and geometry.out_spatial[-1] % RUN_VECTORS == 0:
-        positions = h.sddmm_run_positions(x.group_stride)
+        positions = h.sddmm_run_positions(geometry.channels * math.prod(geometry.padded) * target.vector)
     by_fours = positions > 0
     if by_fours:
         row, height, window = RUN_VECTORS, positions // RUN_VECTORS, (geometry.kernel[0], positions)
@@ -515,13 +538,14 @@ def _weight_gradient_plan(
         height = min(geometry.positions // row, max(1, positions // row))
         window = geometry.kernel[0] + height - 1, row
     extent = window[0] * (window[1] + geometry.kernel[-1] - 1) * target.vector
-    x_runs = np.ascontiguousarray(grid(geometry.out_spatial, geometry.stride, x.strides)[::row])
+    x_runs = np.ascontiguousarray(_window_starts(geometry, x)[::row])
     y_runs = np.ascontiguousarray(dy.all_offsets()[::row])
-    groups = h.row_groups(geometry.out_channels, 1, target.threads, 0)
+    parts = h.sddmm_parts(geometry.positions * sample_groups, len(x_runs) * sample_groups, pattern.nnz * target.size)
+    groups = h.row_groups(geometry.out_channels, parts, target.threads, 0)
     sddmm.expect_kernel(by_fours, target)
     operator = _blocked_operator(pattern, geometry, x, h.sddmm_block_rows(extent), groups, target)
     order = gradient_order(operator, by_fours)
-    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step, by_fours, order)
+    return SddmmPlan(operator, geometry.positions, row, height, x_runs, x_step, y_runs, y_step, by_fours, order, parts)
 
 
 def _phase_plan(
@@ -547,8 +571,8 @@ def _phase_plan(
     width = h.tile_width(max(1, math.prod(counts)), h.dense_rates if dense else h.window_rates(counts[-1]))
     steps = tuple(min(s, n) for s, n in zip(geometry.stride, geometry.spatial, strict=True))
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
-    starts = grid(counts, (1,) * len(counts), dy.strides) + dy.corner + lowest
-    ends = grid(counts, steps, dx.strides) + first
+    starts = dy.points(counts, (1,) * len(counts), lowest)
+    ends = dx.points(counts, steps, first)
     tiles = whole_vectors(starts, ends, width, target.lanes, target.size)
     expect_kernel(target, width, tiles.contiguous(target.vector), dense)
     groups = h.row_groups(geometry.channels, tiles.count * sample_groups, target.threads, width * target.vector)

@@ -58,6 +58,7 @@ class Heuristics:
     entry_nonzeros: float = 14  # nonzeros per entry that pay for starting and ending it
     partial_bytes: int = 512 * 1024  # partial sums of one row group: half of a small L2
     group_rows: int = 8  # smallest row group
+    unpacked_planes: int = 8  # planes per worker from which on whole ones are unpacked: users' arrays in few turns
     owned_plane_bytes: int = 4096  # of a worker's part of a plane, from which on workers own positions
     expanded_bytes: int = 256 * 1024  # of channels between a product and a depthwise convolution: a part of L2
     near_bytes: int = 4 * 2**20  # largest array that stays in a near cache
@@ -99,6 +100,8 @@ class Heuristics:
     sddmm_panel_bytes: int = 48 * 1024  # the same of panels of samples in 64-byte vectors
     sddmm_few_groups: int = 16  # of samples in panels, for which passes are short
     sddmm_pass_bytes: int = 512  # bytes of each input row per pass: enough to pay for the horizontal sum
+    sddmm_part_positions: int = 96  # fewest of a part with gradients of its own
+    sddmm_most_parts: int = 4
 
     # --- SpMV by loads
     spmv_prefetch_bytes: int = 4096  # distance: loads of x between those of W keep the CPU from prefetching W
@@ -282,12 +285,20 @@ class Heuristics:
         return max(1, min(max(for_workers, for_partials), rows // self.group_rows or 1))
 
     def position_parts(self, positions: int, images: int, threads: int) -> int:
-        """Parts of an image's positions for workers that pack, unpack and exchange what products read and write.
+        """Parts of an image's positions for workers that pack and exchange what products read and write.
 
         A worker then has the positions that are its own in products, whose tasks go over images, tiles and row groups
         in this order: lines stay in its caches.
         """
         return 1 if threads == 1 or images % threads == 0 else max(1, min(threads, -(-positions // WIDEST_TILE)))
+
+    def row_edges(self, rows: int, extent: int, images: int, threads: int) -> tuple[int, ...]:
+        """Edges of the bands of rows of an image that workers share, each of which reads `extent - 1` rows more.
+
+        They are packed twice, so bands have three times as many rows.
+        """
+        bands = min(self.position_parts(rows * WIDEST_TILE, images, threads), rows // max(1, 3 * (extent - 1)))
+        return tuple(rows * band // bands for band in range(bands + 1)) if bands > 1 else (0, rows)
 
     def groups_tiles(self, positions: int, groups: int, alone: int) -> bool:
         """Whether an image that workers share is cut into so many groups of tiles with `positions` each.
@@ -384,6 +395,16 @@ class Heuristics:
         """
         half = self.vector_bytes == 64 and self.l1_bytes <= 32 * 1024 and 0 < groups <= self.sddmm_few_groups
         return max(1, self.sddmm_pass_bytes // self.vector_bytes // (2 if half else 1))
+
+    def sddmm_parts(self, positions: int, runs: int, gradient_bytes: int) -> int:
+        """Parts of the positions of a convolution with gradients of their own, which are added up in the end.
+
+        A worker then reads what it packed, and leaves it to nobody else: where cores share no cache, lines that both
+        have read take as long to be written again as to be read. The number depends on sizes alone, as bits do.
+        """
+        most = min(self.sddmm_most_parts, positions // self.sddmm_part_positions, runs)
+        most = min(most, self.near_bytes // max(1, gradient_bytes))
+        return 1 << max(0, most.bit_length() - 1)
 
     def sddmm_window_positions(self) -> int:
         """Positions of one pass over windows of x, which positions share; more of them on 64-byte vectors."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class BlockedPlanes:
     channels: int
     positions: int  # of the user's plane
     offsets: NDArray[np.int64]  # [positions, rounded up to a multiple of VL]; empty: contiguous positions
-    padding_offsets: NDArray[np.int64]
+    padding_offsets: NDArray[np.int64]  # ascending
     channel_stride: int
     group_stride: int
     spatial: Ints = ()
@@ -61,6 +61,7 @@ class BlockedPlanes:
     corner: int = 0  # offset of position 0
     panel_groups: int = 1  # groups `group_stride` apart; with 1, each group is a panel
     panel_stride: int = 0  # bytes between panels of more groups
+    bands: Bands | None = None
 
     @property
     def by_rows(self) -> bool:
@@ -69,7 +70,32 @@ class BlockedPlanes:
 
     def all_offsets(self) -> NDArray[np.int64]:
         """Offset of every position, int64 [positions]."""
-        return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
+        return self.points(self.spatial, (1,) * len(self.spatial))
+
+    def points(self, counts: Ints, steps: Ints, first: int = 0) -> NDArray[np.int64]:
+        """Offsets of `counts` points, `steps` apart, the first one `first` bytes behind position 0. In bands, a row of
+        points lies in the band that it belongs to by its number."""
+        points = grid(counts, steps, self.strides) + (self.corner + first)
+        if self.bands is None:
+            return points
+        rows = np.repeat(self.bands.starts, np.diff(self.bands.edges))
+        return (points.reshape(counts[0], -1) + rows[:, None]).ravel()
+
+
+class Bands(NamedTuple):
+    """How planes are cut along their first axis into bands of rows, one for each worker, apart in memory, with the rows
+    of their neighbours that windows read: a worker reads no lines then that another one writes.
+
+    edges : first row of every band, and the number of rows
+    starts : int64 [bands], bytes to add to an offset for each band
+    chunks : int64 [bands, 3], what is packed, and
+    padding_starts : int64 [bands + 1], what is zeroed: see `fastsparse_kernels.layouts.BATCH_BLOCKED`
+    """
+
+    edges: Ints
+    starts: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+    padding_starts: NDArray[np.int64]
 
 
 def blocked_planes(
@@ -103,6 +129,44 @@ def blocked_planes(
     return BlockedPlanes(
         channels, positions, offsets, padding_offsets, channel_stride, group_stride, spatial, strides, corner
     )
+
+
+def banded_planes(
+    channels: int, spatial: Ints, padding: Padding, target: Target, edges: Ints, step: int, extent: int
+) -> BlockedPlanes:
+    """Batch-blocked planes in bands, for windows in rows of outputs; without bands where there is but one.
+
+    edges : rows of outputs, as in `Bands`
+    step, extent : rows between windows, and rows of a window
+    """
+    if len(edges) == 2:
+        return blocked_planes(channels, spatial, padding, target)
+    inner = tuple(n + before + after for n, (before, after) in zip(spatial[1:], padding[1:], strict=True))
+    first = np.array(edges[:-1]) * step - padding[0][0]
+    height = int(np.diff(edges).max() - 1) * step + extent
+    strides = tuple(stride * target.vector for stride in row_major_strides((height, *inner)))
+    channel_stride = (height * strides[0] // target.vector | 1) * target.vector  # on all cache sets in turn
+    band_stride = unaliased_stride(channels * channel_stride, target.vector)
+    group_stride = unaliased_stride(len(first) * band_stride, target.vector)
+    corner = sum(before * stride for (before, _), stride in zip(padding[1:], strides[1:], strict=True))
+    starts = np.arange(len(first)) * band_stride - first * strides[0]
+    offsets: list[NDArray[np.int64]] = []
+    zeros, chunks, padding_starts, row, count = [], [], [0], math.prod(spatial[1:]), 0
+    for start, low in zip(starts, first, strict=True):
+        begin, end = max(0, low), min(spatial[0], low + height)
+        inside = grid((end - begin, *spatial[1:]), (1,) * len(spatial), strides) + corner + (begin * strides[0] + start)
+        everything = (start + low * strides[0]) + np.arange(height * strides[0] // target.vector) * target.vector
+        chunks.append((begin * row, end * row, count))
+        count += len(inside)
+        offsets.append(inside)
+        zeros.append(np.setdiff1d(everything, inside, assume_unique=True))
+        padding_starts.append(padding_starts[-1] + len(zeros[-1]))
+    bands = Bands(edges, starts, np.array(chunks, np.int64), np.array(padding_starts, np.int64))
+    more = np.zeros(target.lanes, np.int64)
+    return BlockedPlanes(
+        channels, math.prod(spatial), np.concatenate([*offsets, more]), np.concatenate(zeros), channel_stride,
+        group_stride, spatial, strides, corner, bands=bands,
+    )  # fmt: skip
 
 
 def feature_panels(features: int, width: int, target: Target) -> BlockedPlanes:
@@ -158,16 +222,13 @@ def _blocked(
     kernel: Any, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
     channel_stride: int, target: Target,
 ) -> Launch:  # fmt: skip
-    h, groups = target.heuristics, -(-samples // target.lanes)
-    chunk = -(-planes.positions // h.position_parts(planes.positions, groups, target.threads))
-    chunk = max(1, -(-chunk // target.lanes)) * target.lanes
-    chunks = max(1, -(-planes.positions // chunk))
+    h, groups, packs = target.heuristics, -(-samples // target.lanes), kernel is kernels.pack_batch_blocked_kernel
+    chunks, padding_starts = _chunks(planes, groups, target, packs)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
         channels=planes.channels,
-        chunks=chunks,
-        chunk=chunk,
-        positions=planes.positions,
+        chunks=len(chunks),
+        chunk_positions=chunks,
         samples=samples,
         user_sample_stride=sample_stride,
         user_channel_stride=channel_stride,
@@ -178,17 +239,40 @@ def _blocked(
         panel_stride=planes.panel_stride or planes.group_stride,
         offsets=planes.offsets if len(planes.offsets) else None,
         padding_offsets=planes.padding_offsets,
-        padding_count=len(planes.padding_offsets),
+        padding_starts=padding_starts,
     )
-    packs = kernel is kernels.pack_batch_blocked_kernel
     if packs:  # panels are packed whole, with zeros after the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
     return Launch(
         kernel(target.bits, target.lanes), arguments, operands, target.sharing,
-        tasks=groups * planes.channels * chunks, flops=flops,
+        tasks=groups * planes.channels * len(chunks), flops=flops,
         label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
+
+
+def _chunks(
+    planes: BlockedPlanes, groups: int, target: Target, packs: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Chunks of positions, and the padding that is zeroed with each, as the kernels read them.
+
+    A worker packs what it reads in products. Whole planes are unpacked, where there are enough of them: workers would
+    write the user's array in turns.
+    """
+    if packs and planes.bands is not None:
+        return planes.bands.chunks, planes.bands.padding_starts
+    h, parts = target.heuristics, 1
+    if packs or planes.channels < h.unpacked_planes * target.threads:
+        parts = h.position_parts(planes.positions, groups, target.threads)
+    chunk = max(1, -(-planes.positions // (parts * target.lanes))) * target.lanes
+    firsts = np.arange(0, max(1, planes.positions), chunk)
+    padding_starts = np.full(len(firsts) + 1, len(planes.padding_offsets), np.int64)
+    padding_starts[0] = 0
+    if len(planes.offsets):
+        padding_starts[1:-1] = np.searchsorted(
+            planes.padding_offsets, np.maximum.accumulate(planes.offsets[firsts[1:]])
+        )
+    return np.stack([firsts, np.minimum(firsts + chunk, planes.positions), firsts], 1), padding_starts
 
 
 # ------------------------------------------------------------------------------------------------- padded NCHW

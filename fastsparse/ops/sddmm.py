@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from fastsparse.ops.sparse_operator import (
 )
 from fastsparse.ops.spmm import panel_width
 from fastsparse.ops.target import Target
+from fastsparse.runtime import buffers
 from fastsparse.runtime.launch import Arguments, Launch, expect_launcher
 from fastsparse_kernels import sddmm
 from fastsparse_kernels import sparse_operator as kernels
@@ -73,7 +74,10 @@ def gradient_order(operator: SparseOperator, by_fours: bool) -> GradientOrder:
 
 @dataclass(frozen=True, eq=False)
 class SddmmPlan:
-    """SDDMM over runs of equally spaced positions; see `fastsparse_kernels.sddmm`. Strides in bytes."""
+    """SDDMM over runs of equally spaced positions; see `fastsparse_kernels.sddmm`. Strides in bytes.
+
+    parts : of the positions of all batches, which have gradients of their own
+    """
 
     operator: SparseOperator
     positions: int
@@ -85,6 +89,17 @@ class SddmmPlan:
     y_step: int
     by_fours: bool  # whether runs are of four contiguous vectors, which have a kernel of their own
     order: GradientOrder
+    parts: int = 1
+
+    def gradients(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A buffer of this thread for the gradients of all parts, one after the other."""
+        return buffers.take_numbers("gradients", self.parts * self.order.size, dtype)
+
+    def summed(self, gradients: NDArray[Any]) -> NDArray[Any]:
+        """The gradients in the CSR's order."""
+        if self.parts > 1:
+            gradients = np.add.reduce(gradients.reshape(self.parts, -1))  # row by row
+        return self.order.csr.take(gradients)
 
 
 def panels_plan(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
@@ -116,17 +131,17 @@ def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
 
 
 class Sddmm(NamedTuple):
-    """Launches of one SDDMM, whose results add up, each with the byte offsets of its x and y."""
+    """Launches of one SDDMM, whose results add up."""
 
-    parts: list[tuple[Launch, int, int]]
+    launches: list[Launch]
 
     def run(self, x: int, y: int, gradients: int, from_zero: bool) -> None:
         """gradients (in the plan's order) += y x^T at the nonzeros, on arrays at these addresses.
 
         from_zero : whether what the gradients hold counts as 0
         """
-        for launch, x_offset, y_offset in self.parts:
-            launch.run(x + x_offset, y + y_offset, gradients, from_zero)
+        for launch in self.launches:
+            launch.run(x, y, gradients, from_zero)
             from_zero = False
 
 
@@ -151,54 +166,61 @@ def prepare(
         kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
     shared = Arguments(
         sddmm.ARGUMENTS,
+        groups=operator.groups,
         blocks=operator.blocks,
         segments=operator.segments,
         entries=order.entries,
         offsets=order.offsets,
+        gradients_stride=order.size * target.size,
         block_bases=operator.columns.bases,
+        positions=plan.positions,
         run_length=plan.run_length,
-        runs_per_block=plan.runs_per_block,
         x_batch_stride=x_batch_stride,
+        x_runs=plan.x_runs,
         x_step=plan.x_step,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
+        y_runs=plan.y_runs,
         y_step=plan.y_step,
         scratch_stride=scratch,
     )
-    flops = 2.0 * operator.nnz * target.lanes
+    tasks, flops = plan.parts * operator.groups, 2.0 * operator.nnz * target.lanes * plan.positions * batches
+    passes, starts = _passes(plan, batches)
+    pieces = math.ceil(flops / (target.heuristics.slice_flops * max(1, tasks)))
+    pieces = max(1, min(pieces, int(np.diff(starts).min())))
     launches = []
-    for batch, count, first, positions in _parts(plan, batches, flops * plan.positions * batches, target):
+    for piece in range(pieces):
+        first, end = (starts[:-1] + np.diff(starts) * edge // pieces for edge in (piece, piece + 1))
         arguments = shared.copy()
-        arguments.set(
-            batches=count,
-            positions=positions,
-            x_runs=plan.x_runs[first:],
-            y_runs=plan.y_runs[first:],
-        )
-        launch = Launch(
-            kernel, arguments, ("x", "y", "gradients", "from_zero"), target.sharing,
-            tasks=operator.groups, flops=flops * positions * count,
-            scratch=scratch, plan=plan,
-            label=(
-                "sddmm",
-                f"{operator.group_starts[-1]}x{len(operator.columns.block)} by {positions * count * target.lanes}",
-                f"nnz {operator.nnz}", "", f"run {plan.run_length}",
-            ),
+        arguments.set(passes=passes, part_passes=np.ascontiguousarray(np.stack([first, end], 1)))
+        launches.append(
+            Launch(
+                kernel, arguments, ("x", "y", "gradients", "from_zero"), target.sharing,
+                tasks=tasks, flops=flops / pieces, scratch=scratch, plan=plan,
+                label=(
+                    "sddmm",
+                    f"{operator.group_starts[-1]}x{len(operator.columns.block)} by "
+                    f"{plan.positions * batches * target.lanes // pieces}",
+                    f"nnz {operator.nnz}", "", f"run {plan.run_length}",
+                ),
+            )
         )  # fmt: skip
-        launches.append((launch, batch * x_batch_stride, batch * y_batch_stride))
     return Sddmm(launches)
 
 
-def _parts(plan: SddmmPlan, batches: int, flops: float, target: Target) -> Iterator[tuple[int, int, int, int]]:
-    """Pieces of an SDDMM whose row groups alone would take too long for a check for signals, in order.
+def _passes(plan: SddmmPlan, batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Passes over the nonzeros, (batch, first run, the run behind the last), and the first pass of every part.
 
-    Each is first batch, number of batches, first run, number of positions.
+    A pass is within one batch. Contiguous runs are taken two at once, so that parts begin with even ones.
     """
-    pieces = math.ceil(flops / (target.heuristics.slice_flops * max(1, plan.operator.groups)))
-    batch_step = max(1, batches // max(1, pieces))
-    blocks = -(-len(plan.x_runs) // plan.runs_per_block)
-    run_step = plan.runs_per_block * max(1, blocks // max(1, -(-pieces // max(1, batches))))
-    for batch in range(0, batches, batch_step):
-        for first in range(0, len(plan.x_runs), run_step):
-            positions = min(run_step * plan.run_length, plan.positions - first * plan.run_length)
-            yield batch, min(batch_step, batches - batch), first, positions
+    runs, passes, starts, multiple = len(plan.x_runs), [], [0], 2 if plan.by_fours else 1
+    edges = [batches * runs * part // plan.parts // multiple * multiple for part in range(plan.parts)]
+    edges.append(batches * runs)
+    for at, end in itertools.pairwise(edges):
+        while at < end:
+            batch, run = divmod(at, runs)
+            more = min(plan.runs_per_block, runs - run, end - at)
+            passes.append((batch, run, run + more))
+            at += more
+        starts.append(len(passes))
+    return np.array(passes, np.int64).reshape(-1, 3), np.array(starts, np.int64)

@@ -35,8 +35,7 @@ BATCH_BLOCKED = kernel_arguments(
     # channels, which are what it has in convolutions
     "channels",
     "chunks",  # chunks per channel plane
-    "chunk",  # positions per chunk, a multiple of VL
-    "positions",  # positions per channel plane
+    "chunk_positions",  # int64 [chunks, 3], a chunk's first position, the one behind its last, the first one's offset
     "samples",
     "user",  # address of user[sample, channel, position], positions contiguous
     "user_sample_stride",
@@ -47,9 +46,9 @@ BATCH_BLOCKED = kernel_arguments(
     "blocked_channel_stride",
     "panel_groups",  # groups `blocked_group_stride` apart; the next so many begin `panel_stride` after the first
     "panel_stride",
-    "offsets",  # int64 [positions rounded up to VL], bytes from the plane to each position; 0: contiguous positions
-    "padding_offsets",  # int64 [padding_count], offsets of the plane's padding, to be zeroed (packing only)
-    "padding_count",
+    "offsets",  # int64 and VL - 1 more, bytes from the plane to the positions of chunks; 0: contiguous positions
+    "padding_offsets",  # int64, ascending offsets of the plane's padding, to be zeroed (packing only)
+    "padding_starts",  # int64 [chunks + 1], the first of these that is zeroed with every chunk
 )
 _blocked_arguments = simd.arguments_view(BATCH_BLOCKED)
 
@@ -130,16 +129,16 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
     vector = lanes * size
 
     @inlined_function
-    def position_addresses(a, plane, position):  # type: ignore[no-untyped-def]
+    def position_addresses(a, plane, offsets, position):  # type: ignore[no-untyped-def]
         if a.offsets == 0:
             return simd.strided_addresses(lanes, plane + position * vector, vector)
-        return simd.gather_addresses(lanes, plane, a.offsets + position * 8)
+        return simd.gather_addresses(lanes, plane, offsets + position * 8)
 
     @inlined_function
-    def pack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+    def pack_square(a, user, plane, offsets, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         source = user + position * size
-        addresses = position_addresses(a, plane, position)
+        addresses = position_addresses(a, plane, offsets, position)
         if samples == lanes and columns >= lanes:
             square = simd.load_at(like, simd.strided_addresses(lanes, source, a.user_sample_stride), 0)
             simd.store_at(simd.transpose(square), addresses, 0)
@@ -148,10 +147,10 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             simd.store_first_at(simd.transpose(square), addresses, 0, columns)
 
     @inlined_function
-    def unpack_square(a, user, plane, position, samples, columns):  # type: ignore[no-untyped-def]
+    def unpack_square(a, user, plane, offsets, position, samples, columns):  # type: ignore[no-untyped-def]
         like = simd.zeros(lanes, lanes, bits)
         target = user + position * size
-        addresses = position_addresses(a, plane, position)
+        addresses = position_addresses(a, plane, offsets, position)
         if samples == lanes and columns >= lanes:
             square = simd.transpose(simd.load_at(like, addresses, 0))
             simd.store_at(square, simd.strided_addresses(lanes, target, a.user_sample_stride), 0)
@@ -164,11 +163,11 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
     buffer_bytes = lanes * wide_row
 
     @kernel_function
-    def unpack_wide(a, user, plane, position, buffer, nontemporal):  # type: ignore[no-untyped-def]
+    def unpack_wide(a, user, plane, offsets, position, buffer, nontemporal):  # type: ignore[no-untyped-def]
         """WIDE squares of full rows, by way of a buffer, so that rows are stored in whole cache lines."""
         like, row = simd.zeros(lanes, lanes, bits), simd.zeros(WIDE, lanes, bits)
         for i in range(WIDE):
-            addresses = position_addresses(a, plane, position + i * lanes)
+            addresses = position_addresses(a, plane, offsets, position + i * lanes)
             rows = simd.strided_addresses(lanes, buffer + i * vector, wide_row)
             simd.store_at(simd.transpose(simd.load_at(like, addresses, 0)), rows, 0)
         for sample in range(lanes):
@@ -195,15 +194,18 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             plane = a.blocked + channel * a.blocked_channel_stride
             plane += panel * a.panel_stride + inside * a.blocked_group_stride
             samples = min(lanes, a.samples - group * lanes)
-            begin, end = chunk * a.chunk, min(a.positions, (chunk + 1) * a.chunk)
+            bounds = a.chunk_positions + chunk * 24
+            begin, end = simd.load_i64(bounds), simd.load_i64(bounds + 8)
+            offsets = a.offsets + (simd.load_i64(bounds + 16) - begin) * 8
             if by_buffer and samples == lanes:
                 while begin + wide <= end:
-                    unpack_wide(a, user, plane, begin, buffer, a.nontemporal)
+                    unpack_wide(a, user, plane, offsets, begin, buffer, a.nontemporal)
                     begin += wide
             for position in range(begin, end, lanes):
-                square(a, user, plane, position, samples, end - position)
-            if pack and chunk == 0:
-                for i in range(a.padding_count):
+                square(a, user, plane, offsets, position, samples, end - position)
+            if pack:
+                starts = a.padding_starts + chunk * 8
+                for i in range(simd.load_i64(starts), simd.load_i64(starts + 8)):
                     simd.store(zero, plane + simd.load_i64(a.padding_offsets + i * 8))
             task = simd.fetch_add(a.counter, 1)
         if by_buffer and a.nontemporal:

@@ -2,12 +2,14 @@
 
 Every worker slot owns a contiguous part of the tasks and takes them from its own copy of the kernel arguments. As a
 rule a core then writes what it wrote in the call before and reads what it wrote: lines modified by another core are
-slower than memory, most of all where cores share no cache. So a slot that is done waits for the others for a while
-(PATIENCE) before it helps, and then takes half of what is left to one of them.
+slower than memory, most of all where cores share no cache. So a slot that is done waits for the others as long as they
+proceed, and helps one that has taken no task for a while, or has more than half of its tasks left: it takes
+half of them. (Help that comes too early lasts: what was taken lies in another cache in the next call, whose owner is
+late again. Packing took twice as long so.)
 
 The first words of the arguments are the address of the task counter and the end of the tasks. The counter is on a
-cache line of its own, `COUNTER_WORDS` from the end, and behind it is the end again, for those who help: only they touch
-lines of another slot.
+cache line of its own, `COUNTER_WORDS` from the end, and behind it are the end again and the first task, for those who
+help: only they touch lines of another slot.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from .simd.types import I64
 
 COUNTER_WORDS = 8
 PATIENCE = 400  # pauses before helping, about 5 to 20 microseconds: several times what a barrier takes
+HELD_UP = 4 * PATIENCE  # pauses in which a slot that is not held up takes a task
+BETWEEN_LOOKS = 64  # pauses between looks at another slot's counter, which take its line away
 BETWEEN_YIELDS = 64  # pauses of who has waited that long already
 
 
@@ -53,6 +57,7 @@ def set_tasks(arguments, words, first, last):  # type: ignore[no-untyped-def]
     counter = arguments + (words - COUNTER_WORDS) * 8
     simd.store_i64(first, counter)
     simd.store_i64(last, counter + 8)
+    simd.store_i64(first, counter + 16)
     take_from(arguments, counter, last)
 
 
@@ -84,16 +89,27 @@ def help_with(kernel, own, counter, private, slot):  # type: ignore[no-untyped-d
 
 
 @kernel_function
+def wait_while_it_proceeds(counter):  # type: ignore[no-untyped-def]
+    """Wait until a slot has no tasks left, or needs help."""
+    end, first = simd.load_i64(counter + 8), simd.load_i64(counter + 16)
+    at, waited, still = simd.load_acquire(counter), 0, 0
+    while at < end and still < HELD_UP and (waited < PATIENCE or end - at <= (end - first) // 2):
+        pauses = 1 if waited < PATIENCE else BETWEEN_LOOKS
+        for _ in range(pauses):
+            simd.pause()
+        before, at = at, simd.load_acquire(counter)
+        waited += pauses
+        still = still + pauses if at == before else 0
+
+
+@kernel_function
 def run_tasks(kernel, copies, words, slots, slot):  # type: ignore[no-untyped-def]
     """Run the slot's own tasks, then help slots that are held up."""
     own, private = copies + slot * words * 8, simd.stack_buffer(64)
     simd.call(kernel, own, slot)
     for distance in range(1, slots):
-        counter, waited = copies + ((slot + distance) % slots * words + words - COUNTER_WORDS) * 8, 0
-        end = simd.load_i64(counter + 8)
-        while waited < PATIENCE and simd.load_acquire(counter) < end:
-            simd.pause()
-            waited += 1
+        counter = copies + ((slot + distance) % slots * words + words - COUNTER_WORDS) * 8
+        wait_while_it_proceeds(counter)
         while help_with(kernel, own, counter, private, slot):
             pass
 

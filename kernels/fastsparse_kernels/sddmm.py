@@ -1,7 +1,8 @@
 """SDDMM over positions: gradient[p] += sum over positions of y[row(p), position] . x[position + offset(p)].
 
 The weight gradient of linear layers and convolutions, at the nonzeros only. Both arrays are batch-blocked (see
-layouts.py) and the offsets are those of the SpMM operator. Every gradient is written by one worker; its summation order
+layouts.py) and the offsets are those of the SpMM operator. Positions may be in several parts, each with gradients of
+its own, so that a worker reads what it packed. Every gradient of a part is written by one worker; its summation order
 depends on geometry, never on the number of workers. Two forms:
 
 `sddmm`, for any positions: eight nonzeros of a row at once, one vector of y against eight of x, eight accumulators, and
@@ -27,19 +28,21 @@ OFFSETS_BYTES = RUN_VECTORS * 4
 BUFFERED = 128  # gradients, after which buffered partial sums are reduced
 
 ARGUMENTS = kernel_arguments(
-    # tasks are row groups of the operator
+    # tasks are (part of the positions, row group of the operator)
+    "groups",
     "blocks",
     "segments",
     "entries",  # uint32 [entries + 1, 2], end of the nonzeros of the entry before, and each one's row
     "offsets",  # OVERREAD items after the last of these two are readable
-    "gradients",  # float [nnz] in the operator's order
+    "gradients",  # float [parts, nnz] in the operator's order
+    "gradients_stride",  # bytes between parts
     "from_zero",  # 1: what is in the gradients counts as 0; 0: it is added to
     "block_bases",
-    "batches",
     # positions: runs of equally spaced ones, a row of an image or some groups of samples
-    "positions",  # in all runs; the last run may be shorter than run_length
+    "positions",  # in all runs of a batch; the last run may be shorter than run_length
     "run_length",
-    "runs_per_block",  # runs of one pass over the nonzeros
+    "part_passes",  # int64 [parts, 2], the first pass of every part and the one behind its last
+    "passes",  # int64 [passes, 3], passes over the nonzeros: batch, first run, the run behind the last
     "x",
     "x_batch_stride",
     "x_runs",  # int64 [runs], bytes to each run's first position
@@ -54,6 +57,13 @@ ARGUMENTS = kernel_arguments(
     "scratch_stride",
 )
 _arguments = simd.arguments_view(ARGUMENTS)
+
+
+@inlined_function
+def pass_runs(a, index):  # type: ignore[no-untyped-def]
+    """Batch, first run and the run behind the last of a pass."""
+    at = a.passes + index * 24
+    return simd.load_i64(at), simd.load_i64(at + 8), simd.load_i64(at + 16)
 
 
 def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
@@ -75,53 +85,55 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
 
         @inlined_function
-        def take(a, x, y_row, p, valid, run, run_end, from_zero):  # type: ignore[no-untyped-def]
+        def take(a, gradients, x, y_row, p, valid, run, run_end, from_zero):  # type: ignore[no-untyped-def]
             bases = simd.row_addresses(width, x, a.offsets + p * 4, 32, 1, valid)
             acc = simd.zeros(width, lanes, bits)
             while run < run_end:
                 offset = simd.load_i64(a.x_runs + run * 8)
                 acc = add_run(acc, a, run, y_row + simd.load_i64(a.y_runs + run * 8), bases, offset)
                 run += 1
-            simd.add_reduced(acc, a.gradients + p * size, valid, from_zero)
+            simd.add_reduced(acc, gradients + p * size, valid, from_zero)
 
         return take
 
     take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
 
     @kernel_function
-    def run_entries(a, entry, end, x, y, run, run_end, from_zero):  # type: ignore[no-untyped-def]
+    def run_entries(a, gradients, entry, end, x, y, run, run_end, from_zero):  # type: ignore[no-untyped-def]
         p = simd.load_u32(a.entries + entry * 8)
         while entry < end:
             stop = simd.load_u32(a.entries + entry * 8 + 8)
             y_row = y + simd.load_u32(a.entries + entry * 8 + 4) * a.y_row_stride
             while p + count <= stop:  # inlined, with the number known: no selection of addresses
-                take_all(a, x, y_row, p, count, run, run_end, from_zero)
+                take_all(a, gradients, x, y_row, p, count, run, run_end, from_zero)
                 p += count
             if p + half < stop:
-                take_all(a, x, y_row, p, stop - p, run, run_end, from_zero)
+                take_all(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
             elif p + quarter < stop:
-                take_half(a, x, y_row, p, stop - p, run, run_end, from_zero)
+                take_half(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
             elif p < stop:
-                take_quarter(a, x, y_row, p, stop - p, run, run_end, from_zero)
+                take_quarter(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
             p = stop
             entry += 1
 
     def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
-        runs = (a.positions + a.run_length - 1) // a.run_length
-        group = simd.fetch_add(a.counter, 1)
-        while group < a.stop:
-            segments = a.segments + group * a.blocks * 16
-            for batch in range(a.batches):
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            part, group = task // a.groups, task % a.groups
+            segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
+            passes = a.part_passes + part * 16
+            first, last = simd.load_i64(passes), simd.load_i64(passes + 8)
+            for i in range(first, last):
+                batch, run, run_end = pass_runs(a, i)
                 x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-                for run in range(0, runs, a.runs_per_block):
-                    run_end, from_zero = min(runs, run + a.runs_per_block), int(a.from_zero and batch == run == 0)
-                    for block in range(a.blocks):
-                        entry = simd.load_u32(segments + block * 16)
-                        end = simd.load_u32(segments + block * 16 + 16)
-                        inputs = x + simd.load_i64(a.block_bases + block * 8)
-                        run_entries(a, entry, end, inputs, y, run, run_end, from_zero)
-            group = simd.fetch_add(a.counter, 1)
+                from_zero = int(a.from_zero and i == first)
+                for block in range(a.blocks):
+                    entry = simd.load_u32(segments + block * 16)
+                    end = simd.load_u32(segments + block * 16 + 16)
+                    inputs = x + simd.load_i64(a.block_bases + block * 8)
+                    run_entries(a, gradients, entry, end, inputs, y, run, run_end, from_zero)
+            task = simd.fetch_add(a.counter, 1)
 
     return sddmm
 
@@ -174,12 +186,12 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
             return acc
 
         @kernel_function
-        def run_entries(a, entry, end, x0, x1, first_y, second_y, buffer, from_zero):  # type: ignore[no-untyped-def]
+        def run_entries(a, gradients, entry, end, x0, x1, first_y, second_y, buffer, from_zero):  # type: ignore[no-untyped-def]
             offsets, y_row_stride, to_second = a.offsets, a.y_row_stride, second_y - first_y
             nothing, like = simd.zeros(1, lanes, bits), simd.zeros(RUN_VECTORS, lanes, bits)
             cursor, cursor_end = a.entries + entry * 8, a.entries + end * 8
             at = (simd.load_u32(cursor) + RUN_VECTORS - 1) // RUN_VECTORS * OFFSETS_BYTES
-            gradients, target = a.gradients + at // 4 * size, buffer
+            gradients, target = gradients + at // 4 * size, buffer
             full = buffer + BUFFERED // RUN_VECTORS * partial_bytes
             # Loads that other loads depend on are one entry ahead, as in `spmm`.
             row, next_entry = simd.load_u32(cursor + 4), simd.load_i64(cursor + 8)
@@ -222,28 +234,32 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
     def sddmm_runs(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         buffer = a.scratch + slot * a.scratch_stride
-        runs = a.positions // RUN_VECTORS
-        group = simd.fetch_add(a.counter, 1)
-        while group < a.stop:
-            segments = a.segments + group * a.blocks * 16
-            for batch in range(a.batches):
+        task = simd.fetch_add(a.counter, 1)
+        while task < a.stop:
+            part, group = task // a.groups, task % a.groups
+            segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
+            passes = a.part_passes + part * 16
+            start, stop = simd.load_i64(passes), simd.load_i64(passes + 8)
+            for i in range(start, stop):
+                batch, first, last = pass_runs(a, i)
                 x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-                for first in range(0, runs, a.runs_per_block):
-                    last = min(runs, first + a.runs_per_block)
-                    for block in range(a.blocks):
-                        entry = simd.load_u32(segments + block * 16)
-                        end = simd.load_u32(segments + block * 16 + 16)
-                        base = x + simd.load_i64(a.block_bases + block * 8)
-                        for run in range(first, last - 1, 2):
-                            x_runs, y_runs = a.x_runs + run * 8, a.y_runs + run * 8
-                            x0, x1 = base + simd.load_i64(x_runs), base + simd.load_i64(x_runs + 8)
-                            y0, y1 = y + simd.load_i64(y_runs), y + simd.load_i64(y_runs + 8)
-                            run_two(a, entry, end, x0, x1, y0, y1, buffer, int(a.from_zero and batch == run == 0))
-                        if (last - first) % 2:
-                            x0 = base + simd.load_i64(a.x_runs + last * 8 - 8)
-                            y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
-                            run_one(a, entry, end, x0, x0, y0, y0, buffer, int(a.from_zero and batch == last - 1 == 0))
-            group = simd.fetch_add(a.counter, 1)
+                initial = int(a.from_zero and i == start)
+                for block in range(a.blocks):
+                    entry = simd.load_u32(segments + block * 16)
+                    end = simd.load_u32(segments + block * 16 + 16)
+                    base = x + simd.load_i64(a.block_bases + block * 8)
+                    for run in range(first, last - 1, 2):
+                        x_runs, y_runs = a.x_runs + run * 8, a.y_runs + run * 8
+                        x0, x1 = base + simd.load_i64(x_runs), base + simd.load_i64(x_runs + 8)
+                        y0, y1 = y + simd.load_i64(y_runs), y + simd.load_i64(y_runs + 8)
+                        from_zero = int(initial and run == first)
+                        run_two(a, gradients, entry, end, x0, x1, y0, y1, buffer, from_zero)
+                    if (last - first) % 2:
+                        x0 = base + simd.load_i64(a.x_runs + last * 8 - 8)
+                        y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
+                        from_zero = int(initial and last - 1 == first)
+                        run_one(a, gradients, entry, end, x0, x0, y0, y0, buffer, from_zero)
+            task = simd.fetch_add(a.counter, 1)
 
     return sddmm_runs
 

@@ -102,6 +102,25 @@ def test_tiles_within_rows(positions, row, within):
     assert h64.tiles_within_rows(positions, row) == within
 
 
+def test_workers_have_bands_of_rows_of_their_own():
+    assert h64.row_edges(28, 3, 1, 1) == (0, 28)
+    assert h64.row_edges(28, 3, 1, 2) == (0, 14, 28)
+    assert h64.row_edges(7, 3, 1, 2) == (0, 7), "too few rows for what is packed twice"
+    assert len(h64.row_edges(28, 3, 1, 8)) == 5
+    assert h64.row_edges(28, 3, 4, 2) == (0, 28), "then every worker has images of its own"
+    assert h64.row_edges(28, 1, 1, 2) == (0, 14, 28)
+    assert h64.row_edges(0, 1, 1, 2) == (0, 0)
+
+
+@any_cpu
+def test_parts_of_weight_gradients(h):
+    assert [h.sddmm_parts(positions, 1000, 1000) for positions in (0, 95, 191, 192, 383, 384, 10**6)] == [
+        1, 1, 1, 2, 2, 4, 4,
+    ]  # fmt: skip
+    assert h.sddmm_parts(10**6, 1, 1000) == 1, "no more parts than runs"
+    assert h.sddmm_parts(10**6, 1000, h.near_bytes) == 1, "parts would leave the near caches"
+
+
 @given(st.integers(0, 2**40))
 def test_blocks_fit_the_cache(row_bytes):
     small, large = heuristics_for(64, 32 * 1024), heuristics_for(64, 48 * 1024)
