@@ -22,10 +22,6 @@ from fastsparse.runtime.launch import Launch
 
 Array = NDArray[Any]
 
-# Bytes of a part's panels that are kept: shorter ones take less time packed once more, into memory that is in a near
-# cache, and longer ones much memory.
-KEPT_BYTES = range(2**20, 2**21)
-
 
 def as_rows(x: Array) -> Array:
     """(..., features) as (samples, features) with contiguous rows, copied only where necessary."""
@@ -39,29 +35,14 @@ def as_rows(x: Array) -> Array:
 # ------------------------------------------------------------------------------------------------- forward
 
 
-Panels = list[tuple[Packing, Array]]  # of parts of a batch, with how they were packed
-
-
 def forward(
-    W: CSR,
-    x: Array,
-    y: Array,
-    bias: Array | None,
-    activation: str | None,
-    target: Target | None = None,
-    kept: Panels | None = None,
+    W: CSR, x: Array, y: Array, bias: Array | None, activation: str | None, target: Target | None = None
 ) -> None:
-    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y.
-
-    kept : gets x in panels, for `backward`, which packs it once more otherwise
-    """
+    """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
     key = len(x), x.strides[0], activation, target
     for part in W.cached(("linear", *key), _forward, W, *key):
-        keep = kept is not None and part.packing.panel_bytes in KEPT_BYTES
-        panels, packed_x = part.packing.run(x, part.x_offset, None if keep else "x")
-        if kept is not None and keep:
-            kept.append((part.packing, panels))
+        _panels, packed_x = part.packing.run(x, part.x_offset, "x")
         part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y")
 
 
@@ -172,13 +153,10 @@ def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]
 
 
 def backward(
-    grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None, kept: Panels | None = None
+    grad: Array, x: Array, W: CSR, need_input: bool, target: Target | None = None
 ) -> tuple[Array | None, Array]:
-    """dX (samples, in), when asked for, and the values' gradient (nnz,).
-
-    kept : x in panels, from `forward`
-    """
-    return _weight_gradient(W.pattern, grad, x, W if need_input else None, target, kept)
+    """dX (samples, in), when asked for, and the values' gradient (nnz,)."""
+    return _weight_gradient(W.pattern, grad, x, W if need_input else None, target)
 
 
 def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
@@ -190,7 +168,7 @@ def input_gradient(grad: Array, W: CSR, target: Target | None = None) -> Array:
 
 
 def _weight_gradient(
-    pattern: Pattern, grad: Array, x: Array, W: CSR | None, target: Target | None, kept: Panels | None = None
+    pattern: Pattern, grad: Array, x: Array, W: CSR | None, target: Target | None
 ) -> tuple[Array | None, Array]:
     """grad^T x at the pattern, and grad @ W from the same packed gradient when W is given."""
     target = target or target_for(grad.dtype)
@@ -206,10 +184,7 @@ def _weight_gradient(
     for i, part in enumerate(parts):
         _y_panels, packed_y = part.grad_packing.run(grad, part.grad_offset, "y")
         if part.product is not None:
-            if kept and len(kept) == len(parts) and kept[i][0] is part.x_packing:
-                packed_x = address(kept[i][1])
-            else:
-                _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x")
+            _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x")
             if part.plan is None or plan is None:
                 part.product.run(packed_x, packed_y, gradients.ctypes.data)
             else:

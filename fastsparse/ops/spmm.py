@@ -72,11 +72,9 @@ class Packing(NamedTuple):
     launch: Launch
     panel_bytes: int
 
-    def run(self, x: Array, offset: int, purpose: str | None) -> tuple[Array, int]:
-        """Panels of the samples `offset` bytes into x, and their address, in a buffer of this thread; in memory of
-        their own without a `purpose`."""
-        size = self.panel_bytes
-        panels = buffers.array((size,), np.uint8) if purpose is None else buffers.take(purpose, size)
+    def run(self, x: Array, offset: int, purpose: str) -> tuple[Array, int]:
+        """Panels of the samples `offset` bytes into x, and their address, in a buffer of this thread."""
+        panels = buffers.take(purpose, self.panel_bytes)
         packed = address(panels)
         self.launch.run(address(x) + offset, packed)
         return panels, packed

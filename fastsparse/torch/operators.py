@@ -66,7 +66,6 @@ class Structure:
         self.gradients: list[FullGradient] = []
         self._values: _Values | None = None
         self._bias: tuple[int, Array] | None = None
-        self._kept: tuple[weakref.ref[Tensor], Identity, linear_ops.Panels] | None = None
 
     @property
     def expired(self) -> bool:
@@ -120,20 +119,6 @@ class Structure:
                 return np.ascontiguousarray(array)
             known = self._bias = bias.data_ptr(), array
         return known[1]
-
-    def keeping(self, x: Tensor) -> linear_ops.Panels:
-        """An empty list for the panels of x, which is emptied again when nobody has x any more."""
-        panels: linear_ops.Panels = []
-        self._kept = weakref.ref(x, lambda _: panels.clear()), _identity(x), panels
-        return panels
-
-    def kept(self, x: Tensor) -> linear_ops.Panels | None:
-        """The panels of x from the last forward pass, once; None where it was that of another x."""
-        known = self._kept
-        if known is None or known[0]() is not x or known[1] != _identity(x):
-            return None
-        self._kept = None
-        return known[2]
 
 
 class _Values:
@@ -284,8 +269,7 @@ def _linear(
     if one:
         spmv.launch(matrix, None, target).run(at, buffers.address(y), buffers.optional_address(added))
     elif y.size:
-        kept = structure.keeping(x) if fresh else None
-        linear_ops.forward(matrix, rows, y, added, None, target, kept)
+        linear_ops.forward(matrix, rows, y, added, None, target)
     return torch.from_numpy(y)
 
 
@@ -308,8 +292,7 @@ def _linear_backward(
     grad_rows, x_rows = linear_ops.as_rows(dy), linear_ops.as_rows(array)
     if structure.watched:
         structure.gradients.append(LinearGradient(grad_rows.copy(), x_rows.copy()))
-    kept = structure.kept(x)
-    grad_x, grad_values = linear_ops.backward(grad_rows, x_rows, matrix, need_input, _target(matrix), kept)
+    grad_x, grad_values = linear_ops.backward(grad_rows, x_rows, matrix, need_input, _target(matrix))
     return _results(None if grad_x is None else grad_x.reshape(array.shape), grad_values, batch_sum(grad_rows))
 
 

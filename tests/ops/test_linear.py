@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse.ops import linear
-from fastsparse.ops.target import target_for, tuned
+from fastsparse.ops.target import tuned
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import reference as ref
 from tests.checking import (
@@ -194,27 +193,6 @@ def test_sizes_of_zero(rng, samples, rows, columns, dtype):
     assert dx.shape == (1, samples, 1, columns)
     assert not dx.any()
     assert dw.shape == (W.nnz,)
-
-
-@pytest.mark.R3
-@both_types
-@pytest.mark.parametrize("chunk_share", [0.25, 0])
-@pytest.mark.parametrize("samples", [33, 64, 100, 128, 300, 513])
-def test_gradients_from_panels_of_the_forward_pass(rng, monkeypatch, dtype, samples, chunk_share):
-    monkeypatch.setattr(linear, "KEPT_BYTES", range(1, 2**21))
-    with tuned(chunk_share=chunk_share):
-        x, W, grad = drawn(rng, samples, (24, 40), dtype)
-        y, kept = np.empty((samples, 24), dtype), []
-        linear.forward(W, x, y, None, None, kept=kept)
-        assert same_bits(y, fs.linear(x, W))
-        ways = linear._backward(W.pattern, samples, grad.strides[0], x.strides[0], target_for(W.dtype))
-        fit = [packing for packing, _ in kept] == [part.x_packing for part in ways]
-        assert fit or samples not in (64, 128)
-        for need_input in (True, False):
-            expected = fs.linear_backward(grad, x, W, need_input=need_input)
-            found = linear.backward(grad, np.full_like(x, np.nan) if fit else x, W, need_input, kept=kept)
-            assert same_bits(found[1], expected[1])
-            assert not need_input or same_bits(found[0], expected[0])
 
 
 @pytest.mark.R4

@@ -350,63 +350,6 @@ def test_modes_see_the_operators(name):
     assert ours == [f"fastsparse.{called}.default" for called in (name, f"{name}_backward", name)]
 
 
-class TestKeptPanels:
-    """x in panels goes from the forward to the backward pass; it is the same x, or x is packed again."""
-
-    @staticmethod
-    def gradients(layer, x, grad):
-        """From the operator, which gets another x of the same numbers, so that nothing that is kept fits it."""
-        found = torch.ops.fastsparse.linear_backward(
-            grad, x.detach().clone(), layer.values, layer.indptr, layer.indices, x.shape[-1], x.requires_grad
-        )
-        return found if x.requires_grad else found[1:]
-
-    @pytest.fixture(autouse=True)
-    def any_size(self, monkeypatch):
-        monkeypatch.setattr("fastsparse.ops.linear.KEPT_BYTES", range(2**17, 2**21))
-
-    @pytest.fixture
-    def layer(self):
-        return fst.SparseLinear(600, 40, sparsity=0.7)
-
-    @pytest.mark.parametrize("samples", [64, 100, 128, 130, 512, 1100])
-    def test_gradients_are_those_of_panels_made_anew(self, layer, samples):
-        x, grad = torch.randn(samples, 600, requires_grad=True), torch.randn(samples, 40)
-        y = layer(x)
-        y.backward(grad)
-        found = x.grad, layer.values.grad, layer.bias.grad
-        assert all(torch.equal(a, b) for a, b in zip(found, self.gradients(layer, x, grad)))
-
-    def test_two_batches_at_once_and_graphs_used_twice(self, layer):
-        batches, grad = [torch.randn(128, 600) for _ in range(2)], torch.randn(128, 40)
-        outputs = [layer(x) for x in batches]
-        for _ in range(2):
-            for x, y in zip(batches, outputs):
-                layer.zero_grad()
-                y.backward(grad, retain_graph=True)
-                found = layer.values.grad, layer.bias.grad
-                assert all(torch.equal(a, b) for a, b in zip(found, self.gradients(layer, x, grad)))
-
-    def test_x_written_to_after_the_graph_is_gone(self, layer):
-        x, grad = torch.randn(128, 600), torch.randn(128, 40)
-        layer(x)
-        x.mul_(2)
-        operator = torch.ops.fastsparse.linear_backward
-        _, found, _ = operator(grad, x, layer.values, layer.indptr, layer.indices, 600, False)
-        assert torch.equal(found, self.gradients(layer, x, grad)[0])
-
-    @pytest.mark.usefixtures("no_collector")
-    def test_they_go_with_x(self, layer):
-        x = torch.randn(128, 600)
-        layer(x)
-        structure = operators.structure_of(layer.indptr, layer.indices, 600)
-        _, _, panels = structure._kept
-        assert len(panels) == 1
-        memory = weakref.ref(panels[0][1])
-        del x
-        assert memory() is None
-
-
 # ------------------------------------------------------------------------------------------------- as modules
 
 
