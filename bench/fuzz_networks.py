@@ -133,7 +133,8 @@ def _check_gradient(network: Network, rng: Rng) -> None:
         y: Array = model.train()(tuple(moved) if isinstance(x, tuple) else moved[0])
         return y
 
-    values = [parameter.value.copy() for parameter in model.parameters()]
+    # Away from zeros, where activations have kinks.
+    values = [parameter.value + 0.1 * rng.standard_normal(parameter.value.shape) for parameter in model.parameters()]
     directions, ways = ([rng.standard_normal(a.shape) for a in arrays] for arrays in (values, xs))
     dy = rng.standard_normal(forward(0.0).shape)
     model.train()
