@@ -152,7 +152,7 @@ class Heuristics:
     moved_cost: float = 1.0  # per byte that a step reads and writes
     tiles_steps: int = 3  # of a window on spatial tiles, with those that gather its halo
     region_cost: float = 1.8e6  # of a call: waking the workers
-    spmv_cost: float = 4.0  # of a multiplication and addition of SpMV, which waits for memory
+    spmv_cost: float = 5.0  # of a multiplication and addition of SpMV, which waits for memory
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
     stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images
     stacked_vectors: float = 0.9  # most vectors per image of a stack, relative to one image

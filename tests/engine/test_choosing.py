@@ -48,8 +48,8 @@ TABLE = {
     "residual, 32 x 32": (lambda: _residual(64, 4), (64, 32, 32), 1, 1),  # 0.8
     "residual, 56 x 56": (lambda: _residual(128, 2), (128, 56, 56), 1, 2),  # 1.4
     "tiny, batch 32": (lambda: _perceptron(784, 300, 100, 10), (784,), 32, 1),  # 0.6
-    "wide, batch 1": (lambda: _perceptron(1024, 1024, 1024, 1024), (1024,), 1, 1),  # 0.9
-    "wider, batch 1": (lambda: _perceptron(4096, 4096, 4096), (4096,), 1, 2),
+    "wide, batch 1": (lambda: _perceptron(1024, 1024, 1024, 1024), (1024,), 1, 1),  # 0.8
+    "wider, batch 1": (lambda: _perceptron(2048, 2048, 2048, 2048), (2048,), 1, 2),  # 1.4
     "wide, batch 64": (lambda: _perceptron(1024, 1024, 1024, 1024), (1024,), 64, 2),
 }
 
