@@ -102,7 +102,8 @@ def _lookup(c: Case) -> Iterator[Comparison]:
     plan, y = spmv.plan_lookup(W.pattern, target), np.empty(130, c.dtype)
     if plan is None:
         raise AssertionError("there is no plan")
-    spmv.prepare(plan, target).run(address(x), address(y), address(plan.pack(W.data)), 0)
+    values = plan.pack(W.data)  # alive while the call waits for its kernel to be compiled
+    spmv.prepare(plan, target).run(address(x), address(y), address(values), 0)
     yield c.product(y, W, x)
 
 
