@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 import fastsparse as fs
 from fastsparse import nn
@@ -377,7 +378,9 @@ def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Arr
             return y if bias is None else y + bias.reshape(-1, 1, 1)
         if geometry:
             return ref.conv(W.indptr, W.indices, data, W.shape, x, bias=bias, **geometry)
-        return ref.linear(x, W.indptr, W.indices, data, W.shape, bias)
+        matrix = sparse.csr_array((data.astype(np.longdouble), W.indices, W.indptr), W.shape)  # as ref.linear, faster
+        y = (matrix @ x.reshape(-1, W.shape[1]).T.astype(np.longdouble)).T.reshape(*x.shape[:-1], W.shape[0])
+        return y if bias is None else y + bias
 
     value = apply(W.data, x, bias)
     size = abs(W.data)
