@@ -140,8 +140,8 @@ def from_json(data: Any) -> Choice:
 def workers_that_pay(program: Program, batch: int, most: int) -> int:
     """How many workers run a batch: `most`, or one where several are estimated to take longer.
 
-    The estimate is that of cores that share no cache. There, layers of a mobile network take twice as long on two
-    cores, and one core that runs a step now and then costs as much as one that runs half of each: so it is all or none.
+    Where cores share no cache, layers of a mobile network take twice as long on two cores, and one core that runs a
+    step now and then costs as much as one that runs half of each: so it is all or none.
     """
     if most == 1 or batch * program.useful_flops() < Heuristics.parallel_flops:
         return 1
@@ -151,7 +151,8 @@ def workers_that_pay(program: Program, batch: int, most: int) -> int:
         steps = [step for step in steps if step[0] >= h.parallel_flops]
     saved = sum(flops for flops, _ in steps) * (1 - 1 / most)
     moved = 0.0 if choice.cut.per_worker else sum(h.step_cost + h.moved_cost * nbytes for _, nbytes in steps)
-    return most if saved > h.region_cost + moved else 1
+    lost = (h.region_cost + moved) * (h.near_cost if h.cores_share_cache else 1.0)
+    return most if saved > lost else 1
 
 
 def _steps(program: Program, batch: int, layout: str, workers: int) -> list[tuple[float, float]]:

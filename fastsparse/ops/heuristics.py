@@ -22,7 +22,8 @@ ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 ca
 
 @dataclass(frozen=True, eq=False)
 class Heuristics:
-    """Choices for a CPU with vectors of `vector_bytes` and caches of these sizes. Compared by identity.
+    """Choices for a CPU with vectors of `vector_bytes` and caches of these sizes, of level 3 one for all cores, or not.
+    Compared by identity.
 
     A rate is the speed of tiles of T vectors relative to the best T, counting useful work only. Wide tiles share a
     nonzero's loads among more multiply-adds and hide their latency; narrow tiles leave room for more rows in L1.
@@ -31,6 +32,7 @@ class Heuristics:
     vector_bytes: int
     l1_bytes: int
     l3_bytes: int
+    cores_share_cache: bool
 
     # --- serial or parallel
     parallel_flops: float = 200_000  # least work that pays for a parallel region
@@ -152,6 +154,7 @@ class Heuristics:
     moved_cost: float = 1.0  # per byte that a step reads and writes
     tiles_steps: int = 3  # of a window on spatial tiles, with those that gather its halo
     region_cost: float = 1.8e6  # of a call: waking the workers
+    near_cost: float = 0.2  # of all these where cores share a cache, relative to them
     spmv_cost: float = 5.0  # of a multiplication and addition of SpMV, which waits for memory
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
     stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images
@@ -513,10 +516,12 @@ def _step(steps: Steps, nbytes: int) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def heuristics_for(vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int = 8 * 2**20) -> Heuristics:
+def heuristics_for(
+    vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int = 8 * 2**20, cores_share_cache: bool = False
+) -> Heuristics:
     """The record for a CPU: AVX-512 (64 bytes), AVX2 (32 bytes), NEON and SSE (16 bytes)."""
     if vector_bytes == 64:
-        return Heuristics(64, l1_bytes, l3_bytes)
+        return Heuristics(64, l1_bytes, l3_bytes, cores_share_cache)
     # Narrow vectors leave more room in L1, so wider tiles are best.
     narrow = (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99)
-    return Heuristics(vector_bytes, l1_bytes, l3_bytes, tile_rate=narrow)
+    return Heuristics(vector_bytes, l1_bytes, l3_bytes, cores_share_cache, tile_rate=narrow)

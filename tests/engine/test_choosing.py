@@ -48,6 +48,7 @@ TABLE = {
     "residual, 32 x 32": (lambda: _residual(64, 4), (64, 32, 32), 1, 1),  # 0.8
     "residual, 56 x 56": (lambda: _residual(128, 2), (128, 56, 56), 1, 2),  # 1.4
     "tiny, batch 32": (lambda: _perceptron(784, 300, 100, 10), (784,), 32, 1),  # 0.6
+    "tiny, batch 1": (lambda: _perceptron(784, 300, 100, 10), (784,), 1, 1),
     "wide, batch 1": (lambda: _perceptron(1024, 1024, 1024, 1024), (1024,), 1, 1),  # 0.8
     "wider, batch 1": (lambda: _perceptron(2048, 2048, 2048, 2048), (2048,), 1, 2),  # 1.4
     "wide, batch 64": (lambda: _perceptron(1024, 1024, 1024, 1024), (1024,), 64, 2),
@@ -58,14 +59,24 @@ TABLE = {
 def test_as_many_workers_as_pay_where_cores_share_no_cache(name):
     make, shape, batch, wanted = TABLE[name]
     program = optimised(program_of(nn.Sequential(*make()), shape))
-    assert [workers_that_pay(program, batch, most) for most in (1, 2)] == [1, wanted]
+    with tuned(cores_share_cache=False):
+        assert [workers_that_pay(program, batch, most) for most in (1, 2)] == [1, wanted]
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("mobile, 56 x 56", 2), ("wide, batch 1", 2), ("tiny, batch 1", 1)])
+def test_less_work_pays_where_cores_share_a_cache(name, wanted):
+    make, shape, batch, _far = TABLE[name]
+    program = optimised(program_of(nn.Sequential(*make()), shape))
+    with tuned(cores_share_cache=True):
+        assert workers_that_pay(program, batch, 2) == wanted
 
 
 def test_an_engine_of_tiny_steps_runs_on_one_thread_and_gives_the_same_bits(rng):
     model = nn.Sequential(*_mobile(16, 2))
     x = rng.standard_normal((1, 16, 9, 9)).astype("f4")
-    engine = fs.compile(model, x.shape, threads=2, tune=False)
-    assert "workers: 1" in str(engine.report())
+    with tuned(cores_share_cache=False):
+        engine = fs.compile(model, x.shape, threads=2, tune=False)
+        assert "workers: 1" in str(engine.report())
     with tuned(step_cost=0.0, moved_cost=0.0, region_cost=0.0, parallel_flops=0.0):
         shared = fs.compile(model, x.shape, threads=2, tune=False)
         assert "workers: 2" in str(shared.report())
