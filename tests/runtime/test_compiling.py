@@ -47,7 +47,8 @@ def counted(self, *args):
 compiler.KernelCache.load_overload = counted
 """
 FORK = """
-import os
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # CPython 3.12 and later warn of forks beside threads
 if hasattr(os, "fork"):
     child = os.fork()
     if not child:
