@@ -257,7 +257,7 @@ class Heuristics:
         held : those that L1 holds. With vectors of 64 bytes larger blocks, which store fewer partial sums, are faster:
             what L1 lacks is fetched ahead.
         """
-        if self.vector_bytes != 64:
+        if self.vector_bytes != 64 or not channels:
             return held
         size = channels if channels <= self.one_adjacent * held else int(self.beyond_adjacent * held)
         return -(-channels // -(-channels // size))
