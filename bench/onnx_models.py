@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
                     failed += "no constant weight" not in str(error)
                     print(f"FAILED {kind} {path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
                     continue
-                print(f"{kind}: {results[-1]}", flush=True)
+                print(f"{kind}: {results[-1].name} {results[-1].ratio:.2f}x", flush=True)
     for kind, results in every.items():
         print(f"\n{table(kind, results)}")
         failed += sum(r.difference > 1e-4 for r in results)

@@ -45,7 +45,7 @@ TABLE = {
     "mobile, 14 x 14": (lambda: _mobile(32, 4), (32, 14, 14), 1, 1),  # 0.5
     "mobile, 56 x 56": (lambda: _mobile(24, 4), (24, 56, 56), 1, 1),  # 0.8
     "mobile, 14 x 14, batch 2": (lambda: _mobile(32, 4), (32, 14, 14), 2, 2),
-    "residual, 32 x 32": (lambda: _residual(64, 4), (64, 32, 32), 1, 1),  # 0.8
+    "residual, 32 x 32": (lambda: _residual(64, 4), (64, 32, 32), 1, 2),  # 0.8, but 1.6 where they share one
     "residual, 56 x 56": (lambda: _residual(128, 2), (128, 56, 56), 1, 2),  # 1.4
     "tiny, batch 32": (lambda: _perceptron(784, 300, 100, 10), (784,), 32, 1),  # 0.6
     "tiny, batch 1": (lambda: _perceptron(784, 300, 100, 10), (784,), 1, 1),
