@@ -142,7 +142,7 @@ def workers_that_pay(program: Program, batch: int, most: int) -> int:
 
     Where cores share no cache, layers of a mobile network take twice as long on two cores, and one core that runs a
     step now and then costs as much as one that runs half of each: so it is all or none. Networks in between, which lose
-    less there (up to a fifth) than they gain where cores share a cache (a third and more), get all workers.
+    less there (up to a quarter) than they gain where cores share a cache (a third and more), get all workers.
     """
     if most == 1 or batch * program.useful_flops() < Heuristics.parallel_flops:
         return 1
@@ -154,7 +154,7 @@ def workers_that_pay(program: Program, batch: int, most: int) -> int:
     # Of spatial tiles workers have some of their own, and halos alone move.
     byte_cost = h.moved_cost * (h.halo_share if choice.layout == "spatial tiles" else 1.0)
     moved = 0.0 if choice.cut.per_worker else sum(h.step_cost + byte_cost * nbytes for _, nbytes in steps)
-    lost = (h.region_cost + moved) * (h.near_cost if h.cores_share_cache else 1.0)
+    lost = (h.region_cost + moved) * (h.near_cost if h.cores_share_cache else h.unknown_cost)
     return most if saved > lost else 1
 
 

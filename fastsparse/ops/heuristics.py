@@ -150,12 +150,13 @@ class Heuristics:
     task_flops: float = 10e9  # largest task of a worker, so that Ctrl-C is noticed
     most_groups: int = 16  # groups of samples per task
     # Of workers that share steps where cores share no cache, in multiplications and additions (60 in a nanosecond):
-    step_cost: float = 0.88e6  # of a step: its barrier, and the first lines that workers fetch from each other
-    moved_cost: float = 0.8  # per byte that a step reads and writes
+    step_cost: float = 1.1e6  # of a step: its barrier, and the first lines that workers fetch from each other
+    moved_cost: float = 1.0  # per byte that a step reads and writes
     halo_share: float = 0.5  # of the bytes on spatial tiles, those that cross
     tiles_steps: int = 3  # of a window on spatial tiles, with those that gather its halo
-    region_cost: float = 1.44e6  # of a call: waking the workers
-    near_cost: float = 0.25  # of all these where cores share a cache, relative to them
+    region_cost: float = 1.8e6  # of a call: waking the workers
+    near_cost: float = 0.2  # of all these where cores share a cache, relative to them
+    unknown_cost: float = 0.65  # the same where nobody knows whether they do
     spmv_cost: float = 5.0  # of a multiplication and addition of SpMV, which waits for memory
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
     stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images

@@ -56,7 +56,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_as_many_workers_as_pay_where_cores_share_no_cache(name):
+def test_as_many_workers_as_pay_where_cores_may_share_no_cache(name):
     make, shape, batch, wanted = TABLE[name]
     program = optimised(program_of(nn.Sequential(*make()), shape))
     with tuned(cores_share_cache=False):
