@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(found, args.html)
         if args.json:
             write_text(args.json, compact(found))
+            found = read([args.json])  # rounded, so that the documentation shows what the file holds
         if args.docs:
             write_docs(found, args.docs)
     except (OSError, ValueError) as error:
