@@ -123,7 +123,7 @@ import ctypes, mmap, sys
 import numpy as np
 import fastsparse as fs
 from fastsparse.ops import spmv
-from fastsparse.ops.target import target_for
+from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
 
 dtype = np.dtype(sys.argv[1])
@@ -132,7 +132,8 @@ libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
 everything = np.frombuffer(pages, np.uint8)
 assert libc.mprotect(everything.ctypes.data + mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0
-m = target_for(dtype)
+with tuned(slice_nonzeros=-1.0, lookup_nonzeros=2**40):  # by rows, whose values are not packed
+    m = target_for(dtype)
 for length in range(1, 20):
     W = fs.csr(np.ones((3, length)), dtype)
     size = W.nnz * dtype.itemsize
