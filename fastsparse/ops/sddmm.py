@@ -98,7 +98,8 @@ class SddmmPlan:
     def summed(self, gradients: NDArray[Any]) -> NDArray[Any]:
         """The gradients in the CSR's order."""
         if self.parts > 1:
-            gradients = np.add.reduce(gradients.reshape(self.parts, -1))  # row by row
+            with np.errstate(all="ignore"):  # Inf and NaN travel in silence, as in kernels
+                gradients = np.add.reduce(gradients.reshape(self.parts, -1))  # row by row
         return self.order.csr.take(gradients)
 
 

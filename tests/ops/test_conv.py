@@ -299,6 +299,7 @@ def test_nan_and_inf_travel(rng, name, dtype):
 
 
 @pytest.mark.R5
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @both_types
 @everywhere
 def test_nan_and_inf_travel_backwards(rng, name, dtype):
