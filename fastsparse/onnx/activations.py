@@ -6,14 +6,14 @@ single numbers are evaluated at some points, in float64, and are the activation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import erf, expit
 
-from fastsparse.onnx.inference import Constants
+from fastsparse.onnx.folding import Info
 from fastsparse.onnx.model import FLOATS, HALF, Array, Model, Node
 from fastsparse.ops.activations import ACTIVATIONS
 from fastsparse_kernels.reference import activate
@@ -70,15 +70,15 @@ class _Found:
     nodes: list[Node]
 
 
-def with_activations(model: Model, constants: Constants) -> list[Node]:
-    """The nodes that do not follow from constants, each activation as one node.
+def with_activations(model: Model, infos: Mapping[str, Info]) -> list[Node]:
+    """The nodes, each activation as one node.
 
     That one keeps the nodes it stands for: where the kernels do not run it, the library gets what the model says.
     """
-    finder = _Finder(model, constants)
-    inside, taken, kept = {id(node) for node in constants.nodes}, set[int](), list[Node]()
+    finder = _Finder(model, infos)
+    taken, kept = set[int](), list[Node]()
     for node in reversed(model.nodes):  # so that the largest is found first
-        if id(node) in inside or id(node) in taken:
+        if id(node) in taken:
             continue
         found = finder.found(node)
         if found is None or taken.intersection(map(id, found.nodes)):
@@ -101,8 +101,8 @@ def _joined(found: _Found) -> Node:
 
 
 class _Finder:
-    def __init__(self, model: Model, constants: Constants) -> None:
-        self.constants = constants
+    def __init__(self, model: Model, infos: Mapping[str, Info]) -> None:
+        self.model, self.infos = model, infos
         self.producer, self.readers = model.producers(), model.readers()
         self.results = {value.name for value in model.outputs}
         self.position = {id(node): i for i, node in enumerate(model.nodes)}
@@ -135,18 +135,18 @@ class _Finder:
 
     def _tensors(self, node: Node) -> set[str]:
         """What a node reads that are no constants."""
-        return {name for name in node.reads if name not in self.constants.names}
+        return {name for name in node.reads if name not in self.model.constants}
 
     def _activation(self, nodes: Sequence[Node], x: str) -> str | None:
         """The activation that the nodes compute of a tensor."""
-        info = self.constants.infos.get(x)
+        info = self.infos.get(x)
         if info is None or info.dtype not in (*FLOATS, HALF):
             return None
         known: dict[str, Any] = {x: _POINTS, "": None}
         for node in nodes:
             for name in node.inputs:
                 if name not in known:
-                    array = self.constants.array(name)
+                    array = self.model.array(name)
                     if array is None or array.size != 1 or array.dtype.kind not in "iuf":
                         return None
                     known[name] = float(array.reshape(-1)[0])

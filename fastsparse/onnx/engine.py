@@ -36,8 +36,7 @@ from fastsparse.onnx.arguments import (
 )
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, Tensors, make_plan
-from fastsparse.onnx.folding import folded, with_branches
-from fastsparse.onnx.inference import Constants, check_sizes
+from fastsparse.onnx.folding import check_sizes, folded, with_branches
 from fastsparse.onnx.lowering import Lowering, Region
 from fastsparse.onnx.model import Array, Model, Shape
 from fastsparse.onnx.partition import Cut
@@ -110,9 +109,8 @@ class GraphEngine:
         known = folded(model, shapes)[1]
         check_sizes(model, known)
         self._shapes = {name: info.fixed for name, info in known.items() if info.fixed is not None}
-        self._constants = Constants(model, known)
-        self._simple, self._nodes = simplified(model, self._constants, self._infos)
-        self._lowering = Lowering(self._constants, self._infos, costs)
+        self._simple = simplified(model, self._infos)
+        self._lowering = Lowering(self._simple, self._infos, costs)
         complete = all(name in self._shapes for name in self.output_names)
         self.output_shapes = {name: self._shapes[name] for name in self.output_names} if complete else None
         self._library: tuple[str, ...] = ()  # what the library runs of what the kernels could, by first results
@@ -322,8 +320,8 @@ class GraphEngine:
     def _regions(self) -> list[Region]:
         """What the kernels run."""
         left = set(self._library)
-        excluded = {id(node) for node in self._nodes if left.intersection(node.writes)}
-        return Cut(self._nodes, self.output_names, self._lowering, self._shapes, self._costs).regions(excluded)
+        excluded = {id(node) for node in self._simple.nodes if left.intersection(node.writes)}
+        return Cut(self._simple.nodes, self.output_names, self._lowering, self._shapes, self._costs).regions(excluded)
 
     def _plan(self) -> Plan:
         if self._plan_made is None or self._tune_again:
@@ -340,7 +338,7 @@ class GraphEngine:
             whole = self._made_plan([]).whole
             if whole is not None and whole.session(self._workers()).library is None:
                 self._costs = KERNELS_FIRST
-                self._lowering = Lowering(self._constants, self._infos, self._costs)
+                self._lowering = Lowering(self._simple, self._infos, self._costs)
                 plan = self._made_plan(self._regions())
         if tune and plan.kernels and sessions.onnxruntime() is not None and self._costs != KERNELS_FIRST:
             self._budget = _SECONDS
@@ -386,9 +384,7 @@ class GraphEngine:
         return whole
 
     def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:
-        return make_plan(
-            self._simple, self._nodes, self._constants, self._infos, regions, self._schedule, known
-        )  # fmt: skip
+        return make_plan(self._simple, self._infos, regions, self._schedule, known)
 
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
         """A program's schedule. What was measured once is taken for all programs of the same sizes."""
@@ -423,7 +419,7 @@ class GraphEngine:
         if not seen:
             made = Pool(Frame(plan, values), workers) if Frame.fits(plan, values) else None
             self._frames.put(key, made, made, replace=True)
-        results = _distinct(results, [*given, *plan.given.values()])
+        results = _distinct(results, given)
         return results if out is None else written(out, names, results, given)
 
 

@@ -12,7 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
 from fastsparse.onnx import sessions
-from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.folding import Info
 from fastsparse.onnx.lowering import Region, Specialised
 from fastsparse.onnx.model import TYPES, Array, Model, Node, Shape, code_of
 from fastsparse.onnx.partition import arranged, host_outputs
@@ -73,14 +73,11 @@ class Host(Step):
     """Nodes that the library runs; its sessions are made when a number of threads is first used."""
 
     def __init__(
-        self, model: Model, constants: Constants, infos: Mapping[str, Info], nodes: Sequence[Node],
-        outputs: Sequence[str], spinning: bool,
-    ) -> None:  # fmt: skip
-        before = constants.before(nodes, [name for name in outputs if name not in {w for n in nodes for w in n.writes}])
+        self, model: Model, infos: Mapping[str, Info], nodes: Sequence[Node], outputs: Sequence[str], spinning: bool
+    ) -> None:
         self.nodes = list(nodes)
-        self._every = [*before, *nodes]
-        made = {name for node in self._every for name in node.writes}
-        read = dict.fromkeys(name for node in self._every for name in node.reads)
+        made = {name for node in nodes for name in node.writes}
+        read = dict.fromkeys(name for node in nodes for name in node.reads)
         self.inputs = tuple(name for name in read if name not in made and name not in model.constants)
         self.outputs = tuple(outputs)
         self._model, self._spinning = model, spinning
@@ -95,7 +92,7 @@ class Host(Step):
         found = self._sessions.get(key)
         if found is None:
             made = Session(
-                self._model, self._every, self.inputs, self.outputs, self._types, threads=workers,
+                self._model, self.nodes, self.inputs, self.outputs, self._types, threads=workers,
                 spinning=self._spinning,
             )  # fmt: skip
             found = self._sessions.setdefault(key, made)
@@ -217,12 +214,11 @@ class Plan:
     steps: list[Step]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    given: Values = field(default_factory=dict)  # outputs that are constants
 
     @functools.cached_property
     def whole(self) -> Host | None:
         """The library's only step, where it runs all."""
-        only = self.steps[0] if len(self.steps) == 1 and not self.given else None
+        only = self.steps[0] if len(self.steps) == 1 else None
         return only if isinstance(only, Host) and only.outputs == self.outputs else None
 
     @property
@@ -231,37 +227,37 @@ class Plan:
 
     def run(self, values: Values, workers: int) -> list[Any]:
         """Step by step; `values` has all tensors between steps afterwards."""
-        values.update(self.given)
         for step in self.steps:
             step.run(values, workers)
         return [values[name] for name in self.outputs]
 
 
 def make_plan(
-    model: Model, nodes: Sequence[Node], constants: Constants, infos: Mapping[str, Info], regions: Sequence[Region],
-    schedule_of: ScheduleOf, known: Sequence[Kernels] = (),
+    model: Model, infos: Mapping[str, Info], regions: Sequence[Region], schedule_of: ScheduleOf,
+    known: Sequence[Kernels] = (),
 ) -> Plan:  # fmt: skip
     """The plan that runs these regions by the kernels, and the rest by the library; `known` steps are taken again."""
     inputs, outputs = tuple(v.name for v in model.inputs), tuple(v.name for v in model.outputs)
-    made = {name for node in nodes for name in node.writes}
-    given = {name: constants.number(name) for name in outputs if name not in made and name not in inputs}
     steps: list[Step] = []
     again = {step.region.key: step for step in known}
+    constants = [name for name in dict.fromkeys(outputs) if name in model.constants]
     if not regions:
+        made = {name for node in model.nodes for name in node.writes}.union(constants)
         wanted = [name for name in dict.fromkeys(outputs) if name in made]
-        whole = [Host(model, constants, infos, nodes, wanted, True)] if wanted else []
-        return Plan(list(whole), inputs, outputs, given)
-    for part in arranged(nodes, regions):
+        return Plan([Host(model, infos, model.nodes, wanted, True)] if wanted else [], inputs, outputs)
+    if constants:
+        steps.append(Host(model, infos, [], constants, False))
+    for part in arranged(model.nodes, regions):
         group = part.nodes if isinstance(part, Region) else part
-        twin_of = list(part.outputs) if isinstance(part, Region) else host_outputs(group, nodes, outputs)
+        twin_of = list(part.outputs) if isinstance(part, Region) else host_outputs(group, model.nodes, outputs)
         if not twin_of:
             continue
         if isinstance(part, Region) and part.key in again:
             steps.append(again[part.key])
             continue
-        host = Host(model, constants, infos, group, twin_of, False)
+        host = Host(model, infos, group, twin_of, False)
         steps.append(Kernels(part, host, schedule_of) if isinstance(part, Region) else host)
-    return Plan(steps, inputs, outputs, given)
+    return Plan(steps, inputs, outputs)
 
 
 # ---------------------------------------------------------------- fixed places

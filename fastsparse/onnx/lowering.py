@@ -31,8 +31,8 @@ from fastsparse.engine.program import (
 from fastsparse.engine.program import Node as ProgramNode
 from fastsparse.engine.resampling import interpolated, repeated
 from fastsparse.onnx.estimates import Costs
-from fastsparse.onnx.inference import Constants, Info
-from fastsparse.onnx.model import FLOATS, HALF, Array, Node, SparseWeight
+from fastsparse.onnx.folding import Info
+from fastsparse.onnx.model import FLOATS, HALF, Array, Model, Node, SparseWeight
 from fastsparse.onnx.weights import Weights, wide
 from fastsparse.onnx.windows import window
 from fastsparse.ops.geometry import ConvGeometry
@@ -84,8 +84,8 @@ class Lowered:
 class Lowering:
     """Lowers the nodes of one model, for inputs of any shapes."""
 
-    def __init__(self, constants: Constants, infos: Mapping[str, Info], costs: Costs) -> None:
-        self.constants = constants
+    def __init__(self, model: Model, infos: Mapping[str, Info], costs: Costs) -> None:
+        self.model = model
         self.infos = infos  # with open sizes
         self.weights = Weights(costs.densest, costs.least)
 
@@ -94,14 +94,14 @@ class Lowering:
         if (
             len(node.inputs) > 1
             and node.op in ("Add", "Mul", "MatMul", "Gemm")
-            and node.inputs[0] in self.constants.names
+            and node.inputs[0] in self.model.constants
         ):
             return node.inputs[1]
         return node.inputs[0] if node.inputs else ""
 
     def tensors(self, node: Node) -> tuple[str, ...]:
         """What a node reads that is no constant: several tensors where it joins them, else one."""
-        names, others = node.inputs, {*node.inputs} - self.constants.names
+        names, others = node.inputs, {*node.inputs} - self.model.constants.keys()
         joins = node.op in _JOINS and node.version >= _JOINS[node.op] and len(others) == len(names)
         if joins and (len(names) == 2 or (node.op == "Concat" and len(names) > 2)):
             return names
@@ -168,7 +168,7 @@ class Lowering:
 
     def _conv(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
         source = Form(x[0], x[1:])
-        weight, bias = self.constants.get(node.inputs[1]), self._optional(node, 2)
+        weight, bias = self.model.constant(node.inputs[1]), self._optional(node, 2)
         if weight is None or bias is False or form not in (None, source) or len(x) not in (3, 4, 5):
             return None
         shape, groups = weight.shape, int(node.get("group", 1))
@@ -193,12 +193,12 @@ class Lowering:
         trans_a, trans_b = bool(node.get("transA", 0)), bool(node.get("transB", 0))
         if len(x) != 2:
             return None
-        if node.inputs[0] in self.constants.names:
+        if node.inputs[0] in self.model.constants:
             return None if trans_b else self._product_from_left(node, form, x, not trans_a, alpha, beta)
         return None if trans_a else self._product(node, form, x, trans_b, alpha, beta)
 
     def _matmul(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        if node.inputs[0] in self.constants.names:
+        if node.inputs[0] in self.model.constants:
             return self._product_from_left(node, form, x)
         return self._product(node, form, x, by_rows=False)
 
@@ -206,7 +206,7 @@ class Lowering:
         self, node: Node, form: Form | None, x: Shape, by_rows: bool = True, alpha: float = 1.0, beta: float = 1.0
     ) -> Lowered | None:
         """W @ x by a sparse W: a 1x1 convolution whose channels are the rows of x."""
-        weight, bias = self.constants.get(node.inputs[0]), self._optional(node, 2)
+        weight, bias = self.model.constant(node.inputs[0]), self._optional(node, 2)
         source = Form(math.prod(x[:-2]), x[-2:])
         if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) != 2:
             return None
@@ -227,7 +227,7 @@ class Lowering:
     def _product(
         self, node: Node, form: Form | None, x: Shape, by_rows: bool, alpha: float = 1.0, beta: float = 1.0
     ) -> Lowered | None:
-        weight, bias = self.constants.get(node.inputs[1]), self._optional(node, 2)
+        weight, bias = self.model.constant(node.inputs[1]), self._optional(node, 2)
         source = Form(math.prod(x[:-1]), x[-1:])
         if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) < 2:
             return None
@@ -262,7 +262,7 @@ class Lowering:
         return Lowered(Activate("hardsigmoid"), form, form, x, before=((scale, form.shape),))
 
     def _batch_norm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        arrays = [self.constants.array(name) for name in node.inputs[1:5]]
+        arrays = [self.model.array(name) for name in node.inputs[1:5]]
         if form is None or form != Form(x[0], x[1:]) or node.get("training_mode", 0) or not node.get("spatial", 1):
             return None
         if len(arrays) != 4 or any(a is None or a.shape != x[1:2] for a in arrays):
@@ -277,7 +277,7 @@ class Lowering:
             return None
         name = self.operand(node)
         other = node.inputs[1] if name == node.inputs[0] else node.inputs[0]
-        array = self.constants.array(other)
+        array = self.model.array(other)
         places = (len(x) - len(form.shape), 1)  # of the channels: the second for features as images of one position
         axis = next((a for a in places if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
         if array is None or axis is None or form.shape[0] > _LARGEST_VECTOR:
@@ -406,7 +406,7 @@ class Lowering:
             count = len(x) + len(axes)
             places, rest = {a % count for a in axes}, iter(x)
             return tuple(1 if i in places else next(rest) for i in range(count))
-        sizes = self.constants.array(node.inputs[1]) if len(node.inputs) > 1 else None
+        sizes = self.model.array(node.inputs[1]) if len(node.inputs) > 1 else None
         wanted = node.get("shape") if sizes is None and node.version < 5 else sizes
         if wanted is None:
             return None
@@ -421,7 +421,7 @@ class Lowering:
     def _axes(self, node: Node) -> list[int] | None:
         axes = node.get("axes")
         if axes is None and len(node.inputs) > 1:
-            axes = self.constants.array(node.inputs[1])
+            axes = self.model.array(node.inputs[1])
         return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
 
     def _nothing(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
@@ -437,7 +437,7 @@ class Lowering:
         name = node.inputs[position] if position < len(node.inputs) else ""
         if not name:
             return None
-        array = self.constants.array(name)
+        array = self.model.array(name)
         return False if array is None else array
 
 

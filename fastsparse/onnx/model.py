@@ -113,6 +113,16 @@ class Model:
     outputs: tuple[Value, ...]
     header: Any
 
+    def constant(self, name: str) -> Array | SparseWeight | None:
+        """A constant as it is kept; None where the tensor is none, or of a type that NumPy does not have."""
+        found = self.constants.get(name)
+        return found if isinstance(found, np.ndarray | SparseWeight) else None
+
+    def array(self, name: str) -> Array | None:
+        """A constant with its zeros."""
+        found = self.constant(name)
+        return None if found is None else dense(found)
+
     def readers(self) -> dict[str, list[Node]]:
         """The nodes that read each tensor."""
         found: dict[str, list[Node]] = {}

@@ -28,11 +28,11 @@ def recurrent_region(node: Node, lowering: Lowering, densest: float) -> Recurren
         return None
     inputs = [*node.inputs, *[""] * (8 - len(node.inputs))]
     kind, reverse = _kind(node), _REVERSED.get(node.get("direction", "forward"))
-    constants, weights = lowering.constants, lowering.weights
-    W, R, bias = constants.get(inputs[1]), constants.get(inputs[2]), constants.array(inputs[3])
+    model, weights = lowering.model, lowering.weights
+    W, R, bias = model.constant(inputs[1]), model.constant(inputs[2]), model.array(inputs[3])
     if kind is None or reverse is None or W is None or R is None or (bias is None and inputs[3]):
         return None
-    if inputs[4] or inputs[7] or inputs[0] in constants.names or W.dtype not in FLOATS:
+    if inputs[4] or inputs[7] or inputs[0] in model.constants or W.dtype not in FLOATS:
         return None
     if len(W.shape) != 3 or len(R.shape) != 3:
         return None
@@ -46,8 +46,8 @@ def recurrent_region(node: Node, lowering: Lowering, densest: float) -> Recurren
         return None
     states = {}
     for name, tensor in zip("hc", inputs[5:7]):
-        if tensor in constants.names:
-            state = constants.array(tensor)
+        if tensor in model.constants:
+            state = model.array(tensor)
             if state is None or state.any():
                 return None
         elif tensor:

@@ -10,31 +10,32 @@ from typing import Any
 import numpy as np
 
 from fastsparse.onnx.activations import with_activations
-from fastsparse.onnx.inference import Constants, Info
+from fastsparse.onnx.folding import Info
 from fastsparse.onnx.model import Model, Node, copied
 from fastsparse.onnx.windows import SAME, window
 
 _MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
 
 
-def simplified(model: Model, constants: Constants, infos: Mapping[str, Info]) -> tuple[Model, list[Node]]:
-    """The nodes that do not follow from constants, activations among them as one node each.
+def simplified(model: Model, infos: Mapping[str, Info]) -> Model:
+    """The model with each activation as one node, and without nodes that nothing needs.
 
-    New shapes that inference proves, whatever the open sizes of `infos` are, become constants of the model.
+    New shapes that inference proves, whatever the open sizes of `infos` are, become constants.
     """
-    shapes = dict(model.constants)
-    nodes = [_with_known_shape(node, constants, infos, shapes) for node in with_activations(model, constants)]
-    nodes = [_with_pads(_summed_in_double(node, constants), infos) for node in nodes]
-    constants.names.update(shapes)
-    constants.model = replace(model, constants=shapes)
-    return constants.model, _without_dead(nodes, {value.name for value in model.outputs})
+    constants = dict(model.constants)
+    nodes = [_with_known_shape(node, infos, constants) for node in with_activations(model, infos)]
+    nodes = [_with_pads(_summed_in_double(node, model, infos), infos) for node in nodes]
+    needed, kept = {value.name for value in model.outputs}, list[Node]()
+    for node in reversed(nodes):
+        if needed.intersection(node.writes):
+            kept.append(node)
+            needed.update(node.reads)
+    return replace(model, nodes=tuple(kept[::-1]), constants=constants)
 
 
-def _with_known_shape(
-    node: Node, constants: Constants, infos: Mapping[str, Info], shapes: dict[str, Any]
-) -> Node:  # fmt: skip
-    """A Reshape to the first size of its input and numbers, as one with a constant shape, which goes to `shapes`."""
-    if node.op != "Reshape" or node.version < 5 or len(node.inputs) != 2 or node.inputs[1] in constants.names:
+def _with_known_shape(node: Node, infos: Mapping[str, Info], constants: dict[str, Any]) -> Node:
+    """A Reshape to the first size of its input and numbers, as one with a constant shape, added to `constants`."""
+    if node.op != "Reshape" or node.version < 5 or len(node.inputs) != 2 or node.inputs[1] in constants:
         return node
     before, after = infos.get(node.inputs[0]), infos.get(node.outputs[0])
     if before is None or after is None or not before.shape or not after.shape:
@@ -43,29 +44,29 @@ def _with_known_shape(
     if first is None or first != before.shape[0] or not all(isinstance(n, int) for n in rest):
         return node
     name = f"{node.outputs[0]}.shape"
-    while name in shapes or name in infos:
+    while name in constants or name in infos:
         name += "_"
-    shapes[name] = np.array([first if isinstance(first, int) else 0, *rest], np.int64)
+    constants[name] = np.array([first if isinstance(first, int) else 0, *rest], np.int64)
     proto = copied(node.protos[0])
     proto.input[1] = name
     del proto.attribute[:]
     return replace(node, inputs=(node.inputs[0], name), protos=(proto,), attributes={})
 
 
-def _summed_in_double(node: Node, constants: Constants) -> Node:
+def _summed_in_double(node: Node, model: Model, infos: Mapping[str, Info]) -> Node:
     """A float32 sum or mean of very many rows, through float64: added one by one they would drift."""
-    info = constants.infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
+    info = infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
     if info is None or info.dtype != np.float32 or info.fixed is None:
         return node
     axes = node.get("axes")
     if axes is None and len(node.inputs) > 1:
-        axes = constants.array(node.inputs[1])
+        axes = model.array(node.inputs[1])
     rank = len(info.fixed)
     summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
     if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
         return node
     (proto,), stem = node.protos, node.outputs[0]
-    while {f"{stem}.wide", f"{stem}.sum"} & {*constants.names, *constants.infos}:
+    while {f"{stem}.wide", f"{stem}.sum"} & {*model.constants, *infos}:
         stem += "_"
     double = copied(proto)
     double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
@@ -101,13 +102,3 @@ def _with_pads(node: Node, infos: Mapping[str, Info]) -> Node:
     proto.attribute.add(name="pads", type=7, ints=pads)
     attributes = {name: value for name, value in node.attributes.items() if name != "auto_pad"}
     return replace(node, attributes={**attributes, "pads": pads}, protos=(proto,))
-
-
-def _without_dead(nodes: list[Node], results: set[str]) -> list[Node]:
-    """The nodes that something needs."""
-    needed, kept = set(results), []
-    for node in reversed(nodes):
-        if needed.intersection(node.writes):
-            kept.append(node)
-            needed.update(node.reads)
-    return kept[::-1]

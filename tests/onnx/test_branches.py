@@ -34,7 +34,7 @@ def test_constant_conditions(rng):
     flag = b.add("Not", b.constant(True, "bool"))
     model = b.model({"x": ["N", 16]}, [_choice(b, flag, _choice(b, flag, "x", 16), 16)])
     engine = models.on_kernels(model, (3, 16))
-    assert [node.op for node in engine._nodes] == ["MatMul", "Relu"] * 2
+    assert [node.op for node in engine._simple.nodes] == ["MatMul", "Relu"] * 2
     _same(engine, model, [rng.standard_normal((3, 16)).astype(np.float32)])
 
 
@@ -50,7 +50,7 @@ def test_conditions_on_shapes(rng):
         case = engine._for(engine._checked([x]))
         assert case is not engine
         assert case._plan().kernels
-        assert not [node for node in case._nodes if node.op == "If"]
+        assert not [node for node in case._simple.nodes if node.op == "If"]
     assert len(engine._cases._engines) == 3
     assert engine.report().rows
 

@@ -109,7 +109,7 @@ def test_huge_shapes_are_refused_before_memory_is_taken(op, sizes, inputs):
 
 
 def test_many_small_constants_are_bounded(monkeypatch):
-    monkeypatch.setattr("fastsparse.onnx.inference._memory", lambda: 2**20)
+    monkeypatch.setattr("fastsparse.onnx.folding._memory", lambda: 2**20)
     nodes = [_node("ConstantOfShape", ["w"], [f"t{i}"], name=f"n{i}") for i in range(64)]
     model = _model([*nodes, _node("Sum", [f"t{i}" for i in range(64)], ["y"])], initializers=_shape_of(100, 100))
     with pytest.raises(fs.FileFormatError, match="which takes more than 1048576 bytes"):

@@ -12,7 +12,7 @@ from tests.onnx import models
 
 
 def _ops(model, **shapes):
-    return [node.op for node in models.on_kernels(model, shapes)._nodes]
+    return [node.op for node in models.on_kernels(model, shapes)._simple.nodes]
 
 
 def _same(model, rng, *shapes):
