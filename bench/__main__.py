@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_pytest(args: argparse.Namespace, others: list[str], file: Path) -> int:
     """Run the workloads; what pytest prints is progress, and goes to standard error."""
     options = [f"--what={','.join(args.what)}", f"--threads={args.threads}", f"--benchmark-json={file}"]
-    options += [f"--{name}={getattr(args, name)}" for name in ("dlmc", "deepsparse") if getattr(args, name)]
+    options += [f"--{name}={getattr(args, name)}" for name in ("dlmc", "deepsparse", "onnx") if getattr(args, name)]
     options += ["--quick"] * args.quick
     options += ["--benchmark-quiet", "--no-header", "-v", "-p", "no:cacheprovider"]
     if args.k:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from bench.matrices import MatrixProduct
 from bench.workloads import Conv, ConvStep, LinearStep, MlpStack, SparseInput, Spmm
 from fastsparse_kernels import reference
 
@@ -63,6 +64,22 @@ def expected_mlp_stack(case: MlpStack) -> Expected:
     return [(value, error)]
 
 
+def expected_matrix(case: MatrixProduct) -> Expected:
+    """Some columns of a product, both ends included."""
+    if case.n == 1:
+        return [_product(case.weight.tocsr(), case.x)]
+    chosen = np.unique(np.r_[0, case.n - 1, np.random.default_rng(4).integers(0, case.n, 6)])
+    return [(*_product(case.weight.tocsr(), case.x[:, chosen]), lambda y: y[:, chosen])]
+
+
+def expected_sddmm(case: MatrixProduct) -> Expected:
+    """Some of the values."""
+    chosen = np.unique(np.random.default_rng(4).integers(0, case.weight.nnz, 10_000))
+    a, b = _wide(case.a[reference.row_of(case.weight.indptr)[chosen]]), _wide(case.x[case.weight.indices[chosen]])
+    totals = np.einsum("ij,ij->i", abs(a), abs(b))
+    return [(np.einsum("ij,ij->i", a, b), reference.bound(case.n, totals, case.dtype), lambda values: values[chosen])]
+
+
 def expected_sparse_input(case: SparseInput) -> Expected:
     """x @ W.T in float64."""
     x, transposed = case.x.astype(np.float64), case.weight.T.astype(np.float64).tocsr()
@@ -110,7 +127,7 @@ def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
 
     A dense baseline's weight gradient is compared at the nonzeros of `weight`.
     """
-    results = result if isinstance(result, tuple) else (result,)
+    results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if len(expected[0]) == 3:  # parts of one result
         results = tuple(part(results[0]) for _, _, part in expected)
     assert len(results) == len(expected), f"{name} returned {len(results)} results, expected {len(expected)}"
@@ -118,7 +135,7 @@ def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
         if np.ndim(got) > np.ndim(value):  # a dense gradient
             got = np.reshape(got, weight.shape)[reference.row_of(weight.indptr), weight.indices]
         assert got.shape == value.shape, f"result {place} of {name} has shape {got.shape}, expected {value.shape}"
-        off = np.abs(got - value)
+        off = np.abs(np.subtract(np.asarray(got), value, dtype=np.float64))
         assert np.all(off <= bound), f"result {place} of {name} is off by up to {off.max():.2e}"
 
 
@@ -126,7 +143,7 @@ def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = weight.astype(np.float64)
     lengths = _row_lengths(weight)
     totals = abs(wide) @ np.abs(_wide(x))
-    return wide @ _wide(x), reference.bound(lengths if x.ndim == 1 else lengths[:, None], totals, np.float32)
+    return wide @ _wide(x), reference.bound(lengths if x.ndim == 1 else lengths[:, None], totals, x.dtype)
 
 
 def _bias_gradient(grad: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

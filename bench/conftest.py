@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _options(config: pytest.Config) -> groups.Options:
-    return groups.Options(*(config.getoption(name) for name in ("threads", "dlmc", "quick", "deepsparse")))
+    return groups.Options(*(config.getoption(name) for name in groups.Options.__dataclass_fields__))
 
 
 def pytest_configure(config: pytest.Config) -> None:

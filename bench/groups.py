@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import checks, cold_start, dlmc, workloads
-from bench.baselines import Baseline, conv, mlp_stack, networks, products, steps, training
+from bench import checks, cold_start, dlmc, matrices, tuning, workloads
+from bench.baselines import OURS, Baseline, conv, dask_inference, mlp_stack, networks, products, steps, training
 from fastsparse.demo.options import positive
 
 
@@ -22,6 +22,7 @@ class Options:
     dlmc: Path | None = None
     quick: bool = False
     deepsparse: str | None = None
+    onnx: Path | None = None
 
 
 def add_options(add: Callable[..., object]) -> None:
@@ -30,6 +31,7 @@ def add_options(add: Callable[..., object]) -> None:
     add("--dlmc", type=_directory, metavar="DIR", help="also the .smtx patterns found below DIR")
     add("--quick", action="store_true", help="fewer rounds, and only some of the pruned layers")
     add("--deepsparse", metavar="PYTHON", help="interpreter of an environment with DeepSparse, for end_to_end")
+    add("--onnx", type=_directory, metavar="DIR", help="the .onnx files below DIR, for onnx_files")
 
 
 def _directory(text: str) -> Path:
@@ -59,6 +61,8 @@ class Group:
         Where nothing is compared: `measure(case, clock)` gives seconds, and facts.
     rounds, seconds
         Most rounds, and seconds for all baselines of a workload together.
+    block : float
+        Seconds of calls of one kind in a row.
     """
 
     section: str
@@ -66,10 +70,11 @@ class Group:
     title: str
     workloads: Sequence[Any] | Callable[[Options], Sequence[Any]]
     baselines: Sequence[Baseline] = ()
-    expected: Callable[[Any], checks.Expected] | None = None
+    expected: Callable[[Any], checks.Expected | None] | None = None
     measure: Callable[..., cold_start.Measured] | None = None
     rounds: int = 15
     seconds: float = 1.0
+    block: float = 0.003
 
     def cases(self, options: Options) -> Sequence[Any]:
         """The workloads."""
@@ -136,6 +141,53 @@ def _networks(options: Options) -> list[workloads.Network]:
     return [workloads.Network(case.network, case.batch, case.sample, **extra) for case in workloads.NETWORKS]
 
 
+def _tuning(options: Options) -> list[workloads.Tuning]:
+    return [workloads.Tuning(state, 3 if options.quick else 20) for state in ("quiet", "busy", "one core")]
+
+
+def _onnx_files(options: Options) -> list[workloads.ModelFile]:
+    files = sorted(options.onnx.rglob("*.onnx")) if options.onnx else []
+    return [workloads.ModelFile(file, pruned) for file in files for pruned in (False, True)]
+
+
+def _torch_steps(options: Options) -> list[workloads.TorchModule]:
+    return [workloads.TorchModule("mlp", 128), workloads.TorchModule("gpt", 4, layers=2 if options.quick else 8)]
+
+
+def _torch_inference(options: Options) -> list[workloads.TorchModule]:
+    networks = ("encoder", 4), ("decoder", 2 if options.quick else 8)
+    return [
+        *[workloads.TorchModule("resnet18", batch) for batch in (1, 16)],
+        *[workloads.TorchModule(name, 1, sparsity, n) for name, n in networks for sparsity in (0.5, 0.7, 0.9)],
+    ]
+
+
+def _in_torch(function: str) -> Callable[..., Any]:
+    """A function of `bench.baselines.torch_modules`, which is imported when it is called: torch may be missing."""
+
+    def call(case: Any, threads: int = 1) -> Any:
+        from bench.baselines import torch_modules, torch_on
+
+        torch_on(threads)
+        return getattr(torch_modules, function)(case)
+
+    return call
+
+
+_TORCH = ("torch",)
+_TORCH_MODULES = [
+    Baseline(OURS, _in_torch("ours"), _TORCH),
+    Baseline("torch dense", _in_torch("dense"), _TORCH),
+    Baseline("torch bfloat16", _in_torch("half"), _TORCH, checked=False),
+    Baseline("SparseLab", _in_torch("sparselab"), ("torch", "sparselab")),
+    Baseline("SparseProp", _in_torch("sparseprop"), ("torch", "sparseprop")),
+    # What the bridge adds to both together is its own time.
+    Baseline("bound: kernels alone", _in_torch("bare_kernels"), _TORCH, checked=False),
+    Baseline("bound: all but the sparse layers", _in_torch("free"), _TORCH, checked=False),
+]
+_TORCH_LAYERS = [Baseline(OURS, _in_torch("layer"), _TORCH), Baseline("nn.Linear", _in_torch("dense_layer"), _TORCH)]
+
+
 _SMALL: dict[str, Any] = {"rounds": 200, "seconds": 3.0}
 GROUPS = [
     Group("kernels", "spmm", "SpMM", workloads.SPMM, products.SPMM, checks.expected_spmm),
@@ -164,7 +216,9 @@ GROUPS = [
         "layers", "conv step", "Convolution, forward and backward", workloads.CONV_STEPS, steps.CONV,
         checks.expected_conv_step,
     ),
-    Group("scaling", "threads", "More threads against one", _threaded, products.THREADS, checks.expected_any),
+    Group(  # after so many seconds of calls cores that were at rest run as fast as they can
+        "scaling", "threads", "More threads against one", _threaded, products.THREADS, checks.expected_any, block=0.02,
+    ),
     Group("scaling", "sizes", "One size at a time", workloads.SIZES, products.DLMC, checks.expected_spmm),
     Group(
         "crossover", "crossover", "Sparsity against columns", workloads.CROSSOVER, products.SPMM, checks.expected_spmm
@@ -196,6 +250,42 @@ GROUPS = [
         measure=cold_start.training_memory,
     ),
     Group("networks", "end to end", "Whole networks", _networks, networks.ENGINES, networks.expected, seconds=10.0),
+    Group(
+        "onnx files", "onnx files", "ONNX files", _onnx_files, networks.ENGINES[:2], networks.expected, rounds=1000,
+    ),
+    *[
+        Group(
+            "matrices", f"{form} {dtype}", f"Matrices of no layer, {form}, {dtype}", matrices.products(form, dtype),
+            products.MATRICES, checks.expected_matrix,
+        )
+        for form in ("plain", "transposed", "column-major") for dtype in ("float32", "float64")
+    ],
+    Group(
+        "streaming", "streaming", "Streams against panels", matrices.products("plain", "float32"), products.STREAMING,
+        checks.expected_matrix,
+    ),
+    Group(
+        "matrices", "sddmm", "SDDMM at the nonzeros of such matrices", matrices.products("sddmm", "float32"),
+        products.SDDMM, checks.expected_sddmm,
+    ),
+    Group(
+        "torch", "torch call", "Layers of PyTorch with next to no work",
+        [workloads.TorchCall("operator"), workloads.TorchCall("layer")], _TORCH_LAYERS, _in_torch("expected_layer"),
+        **_SMALL,
+    ),
+    Group(  # long blocks: what came between is no part of training
+        "torch", "torch step", "Step of training of PyTorch modules", _torch_steps, _TORCH_MODULES,
+        _in_torch("expected"), seconds=15.0, block=0.15,
+    ),
+    Group(
+        "torch", "torch inference", "PyTorch modules (decoders: 32 tokens after 64)", _torch_inference,
+        _TORCH_MODULES, _in_torch("expected"), seconds=6.0,
+    ),
+    Group(
+        "dask", "dask", "Inference on Dask", [workloads.DaskInference()], dask_inference.DASK, dask_inference.expected,
+        seconds=15.0,
+    ),
+    Group("tuning", "tuning", "Choices of tuning", _tuning, measure=tuning.measure),
 ]  # fmt: skip
 
 # What is measured when nothing is named.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ from bench.groups import Group, Options
 from fastsparse.timing import PAUSE, interleaved
 
 _NOT_KEPT = ("file", "files", "program", "run")  # fields of a workload that say how to make it, not what it is
-_SETTLED = 0.02  # seconds of calls after which cores that were at rest run as fast as they can
 
 
 def measure(benchmark: Any, group: Group, case: Any, options: Options) -> list[str]:
@@ -65,14 +63,18 @@ def _checked(group: Group, case: Any, threads: int, problems: list[str]) -> dict
     """Callables of the installed baselines whose results are right."""
     calls: dict[str, Any] = {}
     installed = [baseline for baseline in group.baselines if not baseline.missing]
-    expected = group.expected(case) if group.expected is not None and installed else None
+    try:
+        expected = group.expected(case) if group.expected is not None and installed else None
+    except Exception as error:
+        problems.append(_problem(group, case, "reference", error))
+        return calls
     for baseline in installed:
         try:
             call = baseline.setup(case, threads)
             if call is None:
                 continue
             result = getattr(call, "result", call)()
-            if expected is not None:
+            if expected is not None and baseline.checked:
                 check(baseline.name, result, expected, getattr(case, "weight", None))
             calls[baseline.name] = call
         except Exception as error:
@@ -81,10 +83,10 @@ def _checked(group: Group, case: Any, threads: int, problems: list[str]) -> dict
 
 
 def _budget(group: Group, threads: int, options: Options, clock: Any) -> dict[str, Any]:
-    budget: dict[str, Any] = {"seconds": 0.3, "rounds": (3, 5)} if options.quick else {"seconds": group.seconds}
-    budget.setdefault("rounds", (3, group.rounds))
+    seconds, rounds = (0.3, 5) if options.quick else (group.seconds, group.rounds)
+    budget: dict[str, Any] = {"seconds": seconds, "rounds": (3, rounds), "block": group.block}
     if group.name == "threads":  # nobody else's threads are about that would need a rest
-        return {**budget, "block": _SETTLED}
+        return budget
     return {**budget, "clock": clock, "pause": PAUSE if threads > 1 else 0.0}
 
 
@@ -121,48 +123,8 @@ def _undisturbed(threads: int) -> Iterator[None]:
     gc.collect()
     gc.disable()
     try:
-        with cores_apart() if threads > 1 else contextlib.nullcontext():
+        with machine.cores_apart() if threads > 1 else contextlib.nullcontext():
             yield
     finally:
         if enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def cores_apart() -> Iterator[None]:
-    """Keep the main thread on one core and all other threads of the process on the others, whoever started them.
-
-    Some kernels (seen on virtual machines) wake a pool's thread on the core of the thread that waits for it and leave
-    it there, so that two threads are as fast as one, in some processes and not in others. Threads must have been
-    started before: one that is started inside stays with the thread that starts it. Does nothing on one core and on
-    systems that cannot do it.
-    """
-    masks = thread_masks()
-    here = masks.get(os.getpid(), set())
-    if len(here) < 2:
-        yield
-        return
-    first, *others = sorted(here)
-    try:
-        for thread in masks:
-            move(thread, {first} if thread == os.getpid() else set(others))
-        yield
-    finally:
-        for thread, mask in masks.items():
-            move(thread, mask)
-
-
-def thread_masks() -> dict[int, set[int]]:
-    """The cores each thread of this process may use, by the thread's number; empty where the system does not tell."""
-    masks: dict[int, set[int]] = {}
-    if hasattr(os, "sched_getaffinity"):
-        with contextlib.suppress(OSError):
-            for name in os.listdir("/proc/self/task"):
-                with contextlib.suppress(ProcessLookupError):
-                    masks[int(name)] = os.sched_getaffinity(int(name))
-    return masks
-
-
-def move(thread: int, cores: set[int]) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or a control group took the cores away
-        os.sched_setaffinity(thread, cores)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ def describe() -> dict[str, Any]:
         "version": fs.__version__,
         "commit": commit(),
         "packages": {name: version(name) for name in PACKAGES},
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "environment": {name: os.environ[name] for name in AVX2 if name in os.environ},
     }
 
@@ -161,3 +164,46 @@ def _ping_pong() -> Any:
             store(line, seen + 1)
 
     return play
+
+
+# ------------------------------------------------------------------------------------------------- cores of threads
+
+
+@contextlib.contextmanager
+def cores_apart() -> Iterator[None]:
+    """Keep the main thread on one core and all other threads of the process on the others, whoever started them.
+
+    Some kernels (seen on virtual machines) wake a pool's thread on the core of the thread that waits for it and leave
+    it there, so that two threads are as fast as one, in some processes and not in others. Threads must have been
+    started before: one that is started inside stays with the thread that starts it. Does nothing on one core and on
+    systems that cannot do it.
+    """
+    masks = thread_masks()
+    here = masks.get(os.getpid(), set())
+    if len(here) < 2:
+        yield
+        return
+    first, *others = sorted(here)
+    try:
+        for thread in masks:
+            move(thread, {first} if thread == os.getpid() else set(others))
+        yield
+    finally:
+        for thread, mask in masks.items():
+            move(thread, mask)
+
+
+def thread_masks() -> dict[int, set[int]]:
+    """The cores each thread of this process may use, by the thread's number; empty where the system does not tell."""
+    masks: dict[int, set[int]] = {}
+    if hasattr(os, "sched_getaffinity"):
+        with contextlib.suppress(OSError):
+            for name in os.listdir("/proc/self/task"):
+                with contextlib.suppress(ProcessLookupError):
+                    masks[int(name)] = os.sched_getaffinity(int(name))
+    return masks
+
+
+def move(thread: int, cores: set[int]) -> None:
+    with contextlib.suppress(OSError):  # it has ended, or a control group took the cores away
+        os.sched_setaffinity(thread, cores)

@@ -128,6 +128,8 @@ def _header(results: Results) -> Iterator[str]:
         yield f"a cache line from one core to another and back, beside the workloads on two threads: {', '.join(trips)}"
     versions = ", ".join(f"{name} {version}" for name, version in m["packages"].items() if version)
     yield f"fastsparse {m['version']} ({m['commit']}), {results.date}, Python {m['python']}, {versions}"
+    if m.get("omp_wait_policy"):  # decides about baselines on more than one thread
+        yield f"OMP_WAIT_POLICY={m['omp_wait_policy']}"
     if results.clock == "process_time":
         yield "processor time, not wall clock: the machine was doing something else as well"
     if m["environment"]:
@@ -149,7 +151,7 @@ def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Entries whose geometric mean is worth a line: group, sparsity and, for SpMM, columns."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
-        name = ", ".join(filter(None, [f"{entry.group} {entry.sparsity}", entry.columns]))
+        name = ", ".join(filter(None, [f"{entry.group} {entry.sparsity}".rstrip(), entry.columns]))
         found.setdefault(name, []).append(entry)
     return dict(sorted(found.items()))
 

@@ -38,7 +38,7 @@ class Entry:
     @property
     def baselines(self) -> list[str]:
         """Other libraries that were measured."""
-        return [name for name in self.seconds if not name.startswith(OURS)]
+        return [name for name in self.seconds if not name.startswith((OURS, "bound"))]
 
     def ratio(self, baseline: str, ours: str = OURS) -> float | None:
         """How many times faster fastsparse is, when both were measured."""
@@ -57,8 +57,8 @@ class Entry:
 
     @property
     def sparsity(self) -> str:
-        """To the nearest per cent."""
-        return f"{self.fields.get('sparsity', 0.0):.0%}"
+        """To the nearest per cent; nothing where there is none."""
+        return f"{self.fields['sparsity']:.0%}" if "sparsity" in self.fields else ""
 
     @property
     def columns(self) -> str:

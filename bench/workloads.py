@@ -331,6 +331,59 @@ class Network(Workload):
         return np.random.default_rng(1).standard_normal((self.batch, *self.sample), np.float32)
 
 
+@dataclass(frozen=True)
+class ModelFile(Workload):
+    """An ONNX file, as it is or pruned to 90%, on random inputs."""
+
+    path: Path
+    pruned: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.stem}{' pruned' if self.pruned else ''}"
+
+
+@dataclass(frozen=True)
+class TorchModule(Workload):
+    """A torch network of `bench.baselines.torch_modules`: a step of training, a call, or a generation."""
+
+    network: str
+    batch: int = 1
+    sparsity: float = 0.9
+    layers: int = 0
+
+    @property
+    def name(self) -> str:
+        layers = f", {self.layers} layers" if self.layers else ""
+        return f"{self.network}{layers}, batch {self.batch}, {self.sparsity:.0%}"
+
+
+@dataclass(frozen=True)
+class TorchCall(Workload):
+    """A torch layer with next to no work, or its operator."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class DaskInference(Workload):
+    """Blocks of rows through an engine on two workers of one thread."""
+
+    blocks: int = 32
+
+    @property
+    def name(self) -> str:
+        return f"{self.blocks} blocks"
+
+
+@dataclass(frozen=True)
+class Tuning(Workload):
+    """Compilations of a network for two threads, in a state of the machine that is its name."""
+
+    name: str
+    count: int = 20
+
+
 def pruned_convolution(file: Path, channels: int, rng: np.random.Generator) -> sp.csr_array:
     """A pruned layer's weights, columns as in OIHW; the file's run (kernel row, kernel column, input channel)."""
     indptr, indices, (rows, columns) = read_smtx(file)

@@ -17,7 +17,7 @@ import pytest
 import bench
 import fastsparse as fs
 from bench import __main__ as command
-from bench import checks, cold_start, dlmc, groups, harness, locality, machine, workloads
+from bench import checks, cold_start, dlmc, groups, harness, locality, machine, matrices, tuning, workloads
 from bench.baselines import OURS, Baseline, conv, mlp_stack, networks, products, steps, training
 from fastsparse import nn, timing
 from fastsparse_kernels import reference
@@ -125,6 +125,12 @@ TINY = [
     (workloads.Conv(1, 8, 6, 5, 3), conv.LAYERS, CONV),
     (workloads.Conv(1, 8, 6, 5, 3, stride=2), conv.LAYERS, CONV),
     (workloads.Conv(16, 8, 6, 5, 1, stride=2), conv.LAYERS, CONV),
+    *[
+        (matrices.MatrixProduct("tiny", n, dtype, form), products.MATRICES, checks.expected_matrix)
+        for n, dtype, form in ((7, "float32", "plain"), (1, "float64", "transposed"), (4, "float32", "column-major"))
+    ],
+    (matrices.MatrixProduct("tiny", 5, "float32", "sddmm"), products.SDDMM, checks.expected_sddmm),
+    (matrices.MatrixProduct("tiny", 5), products.STREAMING, checks.expected_matrix),
     (workloads.MlpStack(3, 50), mlp_stack.MLP_STACK, checks.expected_mlp_stack),
     (workloads.SparseInput(6, 400, 20, 0.95, 0.9), products.SPARSE_INPUT, checks.expected_sparse_input),
     (workloads.LinearStep(16, 40, 20), steps.LINEAR, checks.expected_linear_step),
@@ -134,7 +140,8 @@ TINY = [
 
 
 @pytest.mark.parametrize(("case", "baselines", "expected"), TINY)
-def test_baselines_are_right_and_wrong_results_are_seen(case, baselines, expected):
+def test_baselines_are_right_and_wrong_results_are_seen(case, baselines, expected, monkeypatch):
+    monkeypatch.setitem(matrices.MATRICES, "tiny", lambda: matrices.power_law(60, 3))
     right = expected(case)
     weight = getattr(case, "weight", None)
     for baseline in baselines:
@@ -164,19 +171,32 @@ def test_wrong_columns_of_wide_products_are_seen():
             checks.check("wrong", wrong, right, case.weight)
 
 
-def test_engines_give_the_same_outputs(monkeypatch):
+def test_engines_give_the_same_outputs(monkeypatch, tmp_path):
     pytest.importorskip("onnx")
     import bench.networks
 
     monkeypatch.setitem(bench.networks.BUILDERS, "mlp", lambda dlmc, seed=0: bench.networks.mlp(seed, 2, 64))
+    network = workloads.Network("mlp", 3, (64,))
     networks._written.cache_clear()
-    case = workloads.Network("mlp", 3, (64,))
-    right = networks.expected(case)
-    for baseline in networks.ENGINES:
-        call = None if baseline.missing else baseline.setup(case, 1)
-        if call is not None:
-            checks.check(baseline.name, call(), right, None)
+    file = tmp_path / "mlp.onnx"
+    file.write_bytes(Path(networks._written(network)[1]).read_bytes())
+    options = groups.Options(onnx=tmp_path)
+    cases = [network, *next(group for group in groups.GROUPS if group.name == "onnx files").cases(options)]
+    assert [case.name for case in cases] == ["mlp batch 3", "mlp", "mlp pruned"]
+    for case in cases:
+        right = networks.expected(case)
+        for baseline in networks.ENGINES[:2]:
+            call = None if baseline.missing else baseline.setup(case, 1)
+            if call is not None:
+                checks.check(baseline.name, call(), right, None)
     networks._written.cache_clear()
+    networks._fed.cache_clear()
+
+
+def test_tuning_is_judged():
+    seconds, facts = tuning.measure(workloads.Tuning("quiet", 1), time.perf_counter)
+    assert len(seconds) == 1
+    assert set(facts) == {"within 5% of the best", "worst"}
 
 
 def test_missing_baselines_are_named(monkeypatch):

@@ -33,16 +33,25 @@ class Baseline:
         `setup(case, threads)` returns the callable to time; None where there is none for this case.
     needs : tuple of str
         Distributions that must be installed.
+    checked : bool
+        False for bounds, which leave out what would make their results right, and for shorter numbers.
     """
 
     name: str
     setup: Callable[[Any, int], Call | None]
     needs: tuple[str, ...] = ()
+    checked: bool = True
 
     @property
     def missing(self) -> list[str]:
         """Distributions this baseline needs and this environment lacks."""
         return [name for name in self.needs if version(name) is None]
+
+
+def with_facts(call: Call, facts: dict[str, str]) -> Call:
+    """The call, and what is to be said beside its times."""
+    call.facts = facts  # type: ignore[attr-defined]
+    return call
 
 
 def torch_on(threads: int) -> Any:

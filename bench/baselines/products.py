@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 
 from bench import internals
-from bench.baselines import OURS, Baseline, Call, conv, torch_on
+from bench.baselines import OURS, Baseline, Call, conv, torch_on, with_facts
 from bench.baselines import mkl as mkl_library
+from bench.matrices import MatrixProduct
 from bench.workloads import Conv, LayerCall, SparseInput, Spmm
+from fastsparse.ops.target import tuned
+from fastsparse_kernels import reference
 
 
 def _fastsparse(case: Spmm, threads: int) -> Call:
@@ -116,6 +121,93 @@ SPARSE_INPUT = [
     Baseline(OURS, _sparse_input),
     Baseline("scipy (x @ W.T).toarray()", _sparse_input_scipy),
     Baseline("scipy, W.T as CSR beforehand", _sparse_input_scipy_csr),
+]
+
+
+# ------------------------------------------------------------------------------------------- matrices of no layer
+
+
+def _matrix(case: MatrixProduct, threads: int) -> Call:
+    call, out = _matrix_call(case), np.empty((case.weight.shape[0], *case.x.shape[1:]), case.dtype)
+    call(out=out)  # kernels are loaded
+    begin = time.perf_counter()
+    _matrix_call(case)(out=out)
+    first = time.perf_counter() - begin
+    return with_facts(lambda: call(out=out), {"first call": f"{first * 1e3:.2f} ms"})
+
+
+def _matrix_allocating(case: MatrixProduct, threads: int) -> Call:
+    return _matrix_call(case)
+
+
+def _matrix_panels(case: MatrixProduct, threads: int) -> Call:
+    """Never streamed: what layers do."""
+    call = _matrix_call(case)
+
+    def multiply() -> np.ndarray:
+        with tuned(stream_margin=0.0, slice_nonzeros=-1.0):
+            return call()
+
+    return multiply
+
+
+def _matrix_call(case: MatrixProduct) -> Call:
+    import fastsparse as fs
+
+    transposed = case.form == "transposed"
+    weight = fs.csr(case.weight.T if transposed else case.weight)
+    return functools.partial(fs.spmm, weight.T if transposed else weight, case.x)
+
+
+def _matrix_mkl(case: MatrixProduct, threads: int) -> Call | None:
+    if case.form == "column-major":
+        return None
+    transposed = case.form == "transposed"
+    return mkl_library.spmm(case.weight.T if transposed else case.weight, case.x, threads, transposed=transposed)
+
+
+MATRICES = [
+    Baseline(OURS, _matrix),
+    Baseline("fastsparse allocating", _matrix_allocating),
+    Baseline("scipy", _scipy),
+    Baseline("MKL sparse", _matrix_mkl, needs=("mkl",)),
+]
+STREAMING = [MATRICES[0], Baseline("fastsparse panels", _matrix_panels)]
+
+
+def _sddmm(case: MatrixProduct, threads: int) -> Call:
+    import fastsparse as fs
+
+    pattern = fs.csr(case.weight).pattern
+    return lambda: fs.sddmm(pattern, case.a, case.x.T).data
+
+
+def _sddmm_numpy(case: MatrixProduct, threads: int) -> Call:
+    """Block after block of nonzeros."""
+    rows, columns = reference.row_of(case.weight.indptr), case.weight.indices
+
+    def loop() -> np.ndarray:
+        values = np.empty(len(rows), case.dtype)
+        for start in range(0, len(rows), 4096):
+            part = slice(start, start + 4096)
+            np.einsum("ij,ij->i", case.a[rows[part]], case.x[columns[part]], out=values[part])
+        return values
+
+    return loop
+
+
+def _sddmm_torch(case: MatrixProduct, threads: int) -> Call:
+    torch, matrix = torch_on(threads), case.weight
+    parts = [torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices)]
+    sparse = torch.sparse_csr_tensor(*parts, torch.zeros(matrix.nnz, dtype=getattr(torch, case.dtype)), matrix.shape)
+    left, right = torch.from_numpy(case.a), torch.from_numpy(case.x).T
+    return lambda: torch.sparse.sampled_addmm(sparse, left, right, beta=0.0).values().numpy()
+
+
+SDDMM = [
+    Baseline(OURS, _sddmm),
+    Baseline("numpy", _sddmm_numpy),
+    Baseline("torch.sparse", _sddmm_torch, needs=("torch",)),
 ]
 
 

@@ -171,7 +171,8 @@ def _twin(model: nn.Sequential, replace: Callable[[Any], Any] | None) -> tuple[A
     return torch.nn.Sequential(*layers), masks
 
 
-def _sparseprop(layer: Any) -> Any:
+def sparseprop(layer: Any) -> Any:
+    """SparseProp's layer with the weights of one of torch's."""
     import sparseprop
     import torch
     from sparseprop.modules import SparseConv2d, SparseLinear
@@ -182,15 +183,16 @@ def _sparseprop(layer: Any) -> Any:
     return SparseConv2d.from_dense(layer, vectorizing_over_on=False)
 
 
-def _sparselab(layer: Any) -> Any:
+def sparselab(layer: Any) -> Any:
+    """SparseLab's, likewise."""
     return steps.sparselab_layer(layer.weight.detach(), layer.bias.detach())
 
 
 TRAINING = [
     Baseline(OURS, _fastsparse),
     Baseline("torch dense", _torch(None, *NETWORKS), needs=("torch",)),
-    Baseline("SparseProp", _torch(_sparseprop, *NETWORKS), needs=("torch", "sparseprop")),
-    Baseline("SparseLab", _torch(_sparselab, "mlp"), needs=("torch", "sparselab")),
+    Baseline("SparseProp", _torch(sparseprop, *NETWORKS), needs=("torch", "sparseprop")),
+    Baseline("SparseLab", _torch(sparselab, "mlp"), needs=("torch", "sparselab")),
 ]
 
 
