@@ -261,7 +261,7 @@ class Pattern(Memoized):
     def _set(self, indptr: NDArray[Any], indices: NDArray[Any], shape: tuple[int, int]) -> None:
         self._indptr, self._indices, self._shape = indptr, indices, shape
         self._full = indices.size == shape[0] * shape[1]
-        self._start(_PLAN_BYTES * (indptr.nbytes + indices.nbytes))
+        self._limit = _PLAN_BYTES * (indptr.nbytes + indices.nbytes)
         self._hash: int | None = None
         self._transposed: tuple[Pattern, NDArray[Any]] | None = None
 
@@ -411,8 +411,7 @@ class CSR(Memoized):
         self._set(Pattern._trusted(pointers, columns, checked), values)
 
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
-        self._pattern, self._data = pattern, data
-        self._start(_PLAN_BYTES * data.nbytes)
+        self._pattern, self._data, self._limit = pattern, data, _PLAN_BYTES * data.nbytes
         self._transposed: tuple[CSR, NDArray[Any], int] | None = None
         self._changes: list[int] | None = None
 

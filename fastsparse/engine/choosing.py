@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastsparse.engine import split
 from fastsparse.engine.lowering import batch_blocked, padded, recurrent, spatial_tiles
-from fastsparse.engine.lowering.images import work_of_images
+from fastsparse.engine.lowering.padded import work_of_images
 from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Pool, Program, Recurrent
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest

@@ -181,12 +181,12 @@ class Engine:
             raise ValueError(f"the program has {len(program.outputs)} outputs, expected one")
         self._program = program
         self._threads = threads
+        self._plans = PoolStore()  # by batch and workers
+        self._choices = Choices()  # by batch and workers
         self.input_shapes = tuple((batch, *shape) for shape in program.user_shapes)
         self.dtype = program.dtype
         self._sample_shape = program.shapes[program.outputs[0]]
         self.output_shape = (batch, *self._sample_shape)
-        self._plans = PoolStore()  # by batch and workers
-        self._choices = Choices()  # by batch and workers
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 

@@ -64,14 +64,10 @@ def program_of(model: nn.Module, *inputs: Shape) -> Program:
     TypeError
         When layers have different dtypes.
     """
-    dtypes = {parameter.dtype.name for parameter in model.parameters()}
-    if len(dtypes) > 1:
-        raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
-    dtype = np.dtype(dtypes.pop() if dtypes else np.float32)
-    build = _Building(list(inputs), [], dtype, [None] * len(inputs), set())
+    build = _Building(list(inputs), [], model.common_dtype(), [None] * len(inputs), set())
     sources = tuple(range(len(inputs)))
     output = build.layer("", model, sources[0] if len(sources) == 1 else sources)
-    return Program(tuple(build.shapes), sources, (output,), tuple(build.nodes), dtype, tuple(build.lookups))
+    return Program(tuple(build.shapes), sources, (output,), tuple(build.nodes), build.dtype, tuple(build.lookups))
 
 
 @dataclass
@@ -87,9 +83,9 @@ class _Building:
     def layer(self, name: str, layer: nn.Module, x: Tensors) -> int:
         """Add a layer that reads tensor x, or several, and give the tensor that it writes."""
         if isinstance(layer, nn.Sequential) and len(layer):
-            alone = masks_memory(layer, x)
+            alone, children = masks_memory(layer, x), layer.children()
             x, mask = self._without_mask(layer, x)
-            for child, inner in layer.children():
+            for child, inner in children:
                 x = self.layer(f"{name}.{child}" if name else child, inner, _with_mask(inner, x, mask))
                 mask = () if alone else mask
             assert isinstance(x, int)

@@ -279,13 +279,19 @@ class Program:
                 root[node.output] = root[node.inputs[0]]
         return root
 
-    def before_gates(self) -> set[int]:
-        """Outputs of the nodes from which a gate follows."""
-        found: set[int] = set()
+    def late_nodes(self, few_positions: int = 0) -> set[int]:
+        """Outputs of linear layers, of convolutions of fewer positions than these, and of all that follows from them:
+        the second stage, which runs on more samples at once. What gates images belongs to the first stage with them."""
+        before_gates, late = set[int](), set[int]()
         for node in reversed(self.nodes):
-            if isinstance(node.operator, Gate) or node.output in found:
-                found.update(node.inputs)
-        return found
+            if isinstance(node.operator, Gate) or node.output in before_gates:
+                before_gates.update(node.inputs)
+        for node in self.nodes:
+            op = node.operator
+            begins = isinstance(op, Linear) or (isinstance(op, Conv) and op.geometry.positions < few_positions)
+            if node.output not in before_gates and (begins or not late.isdisjoint(node.inputs)):
+                late.add(node.output)
+        return late
 
     def layout_classes(self) -> dict[int, int]:
         """For every tensor the one that stands for its layout class: tensors that are added have equal layouts."""

@@ -22,7 +22,6 @@ scratch         Undefined when a step begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +36,6 @@ SAMPLES = 0  # variables of a call: number of samples, then addresses of the use
 Place = tuple[int, int]  # buffer, offset; buffer -1 - k is the user's array k
 
 
-def user_place(array: int) -> Place:
-    """The place of the user's array of that number."""
-    return -1 - array, 0
-
-
 @dataclass(frozen=True)
 class Patch:
     """An argument of the step's kernel that depends on the call: variables[variable] + offset + task * per_task."""
@@ -50,12 +44,6 @@ class Patch:
     variable: int
     offset: int
     per_task: int
-
-
-def patches_of(fields: Sequence[str], places: Sequence[Place], per_task: Sequence[int]) -> tuple[Patch, ...]:
-    """Those for arguments at places of the user's, whose arrays have so many bytes per task."""
-    found = ((field, -buffer) for field, (buffer, _) in zip(fields, places, strict=True) if buffer < 0)
-    return tuple(Patch(field, variable, 0, per_task[variable - 1]) for field, variable in found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,6 +142,19 @@ class Module:
         """All parameters."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def common_dtype(self) -> np.dtype[Any]:
+        """The type of all parameters, float32 where there are none.
+
+        Raises
+        ------
+        TypeError
+            When they have several.
+        """
+        dtypes = {parameter.dtype.name for parameter in self.parameters()}
+        if len(dtypes) > 1:
+            raise TypeError(f"model has parameters of {' and '.join(sorted(dtypes))}, expected one dtype")
+        return np.dtype(dtypes.pop() if dtypes else np.float32)
+
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Yield (name, array) of all arrays that are saved but not trained."""
         for prefix, module in self.named_modules():

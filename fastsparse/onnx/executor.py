@@ -151,7 +151,6 @@ class Kernels(Step, Memoized):
         self.nodes, self.inputs, self.outputs = region.nodes, region.inputs, region.outputs
         self._schedule_of = schedule_of
         self._plans = programs.PoolStore()
-        self._start(0)  # programs after all passes, which batches of all sizes share
 
     def plan(self, shapes: Sequence[Shape], workers: int) -> tuple[Specialised, programs.Pool] | None:
         """The program for inputs of these shapes, with its workspaces; None where the library runs them."""
@@ -162,6 +161,7 @@ class Kernels(Step, Memoized):
         found = self.region.specialised(dict(zip(self.inputs, shapes)))
         made = None
         if found is not None:
+            # Programs after all passes are kept in a store of their own: batches of all sizes share them.
             found.program = self.cached(found.key, optimised, found.program)
             made = found, programs.Pool(self._schedule_of(found.program, found.samples, workers))
         kept: tuple[tuple[Specialised, programs.Pool] | None] = self._plans.put(key, (made,), made and made[1])

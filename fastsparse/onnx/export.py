@@ -417,11 +417,7 @@ def _axis(found: Windows, axis: int, counted: bool) -> tuple[int, int, tuple[int
 def _of_module(model: nn.Module, sparse: bool) -> Any:
     from onnx import shape_inference
 
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if len(dtypes) > 1:
-        names = " and ".join(sorted(dtype.name for dtype in dtypes))
-        raise TypeError(f"model has parameters of {names}, expected one dtype")
-    graph = _Graph(dtypes.pop() if dtypes else np.dtype(np.float32), sparse)
+    graph = _Graph(model.common_dtype(), sparse)
     output = _layer(graph, model, "x", "")
     first = _first(model)
     kind = np.int64 if isinstance(first, nn.Embedding) else None

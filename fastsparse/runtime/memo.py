@@ -41,16 +41,18 @@ class Memoized:
     Copying such an object gives the object itself.
 
     The store is bounded by the bytes of its arrays: the least recently used entry is removed first, and the most recent
-    one always stays.
+    one always stays. It begins with its first entry. An owner whose entries may take more than `LEAST_BYTES` sets
+    `_limit` when it is made.
     """
 
     __slots__ = ("_bytes", "_entries", "_latest", "_limit")
+    _limit: int
 
-    def _start(self, limit_bytes: int) -> None:
-        """Begin with an empty store. limit_bytes : bound of the bytes of all arrays in its entries."""
+    def _start(self) -> None:
+        """Begin with an empty store. Call with the lock held."""
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._latest: tuple[Hashable, Any] | None = None  # read without the lock: one tuple, replaced as a whole
-        self._limit = max(LEAST_BYTES, limit_bytes)
+        self._limit = max(LEAST_BYTES, getattr(self, "_limit", 0))
         self._bytes = 0
 
     def cached(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
@@ -59,11 +61,13 @@ class Memoized:
         `build` runs outside of the lock. Threads that miss the same key at once may each build an entry; all of them
         get the one that was stored first. When `build` raises, nothing is stored.
         """
-        latest = self._latest
+        latest = getattr(self, "_latest", None)
         if latest is not None and latest[0] == key:  # already last in the order
             asked_again: T = latest[1]
             return asked_again
         with _lock:
+            if not hasattr(self, "_entries"):
+                self._start()
             if key in self._entries:
                 return self._moved_to_end(key)
         built = build(*arguments)

@@ -22,7 +22,7 @@ class Store(Memoized):
     """A store and nothing else."""
 
     def __init__(self, limit_bytes: int = 0) -> None:
-        self._start(limit_bytes)
+        self._limit = limit_bytes
 
 
 def held(store: Memoized) -> int:

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
 from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros, user_place
+from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
-from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Launch
@@ -34,7 +33,7 @@ def schedule(program: Program, batch: int, target: Target, sizes: split.Split | 
     """The schedule for `batch` samples. `sizes` is how the batch is cut, by `split.choose` when not given."""
     if sizes is None:
         sizes = split.choose(work_of(program, target), -(-batch // target.lanes), target)
-    planes, late = assign_planes(program, target), late_nodes(program, target.heuristics)
+    planes, late = assign_planes(program, target), program.late_nodes(target.heuristics.few_positions)
     return _Lowering(program, planes, late, sizes, -(-batch // target.lanes), target).schedule()
 
 
@@ -54,27 +53,9 @@ def assign_planes(program: Program, target: Target) -> dict[int, BlockedPlanes]:
     return {t: found[leader] for t, leader in classes.items()}
 
 
-def late_nodes(program: Program, h: Heuristics) -> set[int]:
-    """Outputs of the nodes of the second stage: products of few positions, and all that follows from them.
-
-    What gates images belongs to the first stage with them.
-    """
-    late: set[int] = set()
-    early = program.before_gates()
-    for node in program.nodes:
-        if node.output in early:
-            continue
-        few = isinstance(node.operator, Linear) or (
-            isinstance(node.operator, Conv) and node.operator.geometry.positions < h.few_positions
-        )
-        if few or any(t in late for t in node.inputs):
-            late.add(node.output)
-    return late
-
-
 def work_of(program: Program, target: Target) -> split.Work:
     """What one group of samples costs."""
-    planes, late = assign_planes(program, target), late_nodes(program, target.heuristics)
+    planes, late = assign_planes(program, target), program.late_nodes(target.heuristics.few_positions)
     flops, live = [0.0, 0.0], [0, 0]
     for node in program.nodes:
         if isinstance(node.operator, Reshape):
@@ -192,7 +173,7 @@ class _Lowering:
         planes, sample, channel, patches = self._user(t, first, number)
         launch = pack_blocked(planes, count * lanes, sample, channel, self.target)
         return Step(
-            "input", f"pack into blocks of {lanes}", None, (user_place(number),), self._place(t, first), launch,
+            "input", f"pack into blocks of {lanes}", None, ((-1 - number, 0),), self._place(t, first), launch,
             ("user", "blocked"), patches,
         )  # fmt: skip
 
@@ -205,7 +186,7 @@ class _Lowering:
                 launch = unpack_blocked(planes, count * self.target.lanes, sample, channel, self.target)
                 source = (self._place(tensor, first),)
                 steps.append(
-                    Step("output", "unpack", None, source, user_place(number), launch, ("blocked", "user"), patches)
+                    Step("output", "unpack", None, source, (-1 - number, 0), launch, ("blocked", "user"), patches)
                 )
         return steps
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine import split
-from fastsparse.engine.lowering.images import Lowering, name_before
+from fastsparse.engine.lowering.padded import Lowering, name_before
 from fastsparse.engine.lowering.weights import planned
-from fastsparse.engine.program import Conv, Node, Pool, Program
+from fastsparse.engine.program import Conv, Interpolate, Node, Pool, Program
 from fastsparse.engine.schedule import Place
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as tiles
@@ -338,6 +338,13 @@ class _TilesLowering(Lowering):
         kernel_name = f"{op.kind} pool on spatial tiles"
         self._add(node.name, kernel_name, node, (source,), self._new(node.output, "tiles"), launch)
         self._exchange(node.output, name_before(node))
+
+    def _interpolate(self, node: Node, op: Interpolate) -> None:
+        """Append the step of an interpolation, in the user's layout."""
+        t, added = self.roots[node.inputs[0]], node.residual
+        residual = None if added is None else self._get(self.roots[added], "plain", node)
+        source, target = self._get(t, "plain", node), self._target(node.output, "plain")
+        self._add_interpolation(node, op, self._plain(t), source, residual, self._plain(node.output), target)
 
     def _gate(self, node: Node) -> None:
         t, g = self.roots[node.inputs[0]], self.roots[node.inputs[1]]
