@@ -22,6 +22,7 @@ TYPES: dict[int, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 BFLOAT16 = 16
+EXTERNAL = 1  # TensorProto.DataLocation
 # Bits of an element of the other ones.
 _BITS = {BFLOAT16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from fastsparse.files import Folder
-from fastsparse.onnx.model import Array, copied
-from fastsparse.onnx.reader import DOMAINS, graphs_of, load_proto
-from fastsparse.onnx.tensors import check_size, external, inline, tensors_inside
+from fastsparse.onnx.model import EXTERNAL, Array, copied
+from fastsparse.onnx.reader import DOMAINS, graphs_of, load_proto, tensors_inside, whole
 from fastsparse.runtime.atomic_file import check_writable, replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
 from fastsparse.sparsity.selection import largest
 from fastsparse.text_table import text_table
 
 _FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16
-_EXTERNAL = 1  # TensorProto.DataLocation
 _FILE_LIMIT = 2**31 - 1  # of protocol buffers
 # Where operators have weights; and what hands a weight on as it is, to another type or in another shape.
 _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2),
@@ -185,21 +183,16 @@ class _Weights:
             if tensor.data_type not in _FLOATS or behind.intersection(_QUANTISED):
                 self.skipped.append(SkippedWeight(layer, name, "it is quantised, or no floating-point numbers"))
             else:
-                yield _Found(layer, tensor, self._array(tensor, f"weight {name!r}"), name)
+                from onnx import numpy_helper
+
+                array = numpy_helper.to_array(whole(tensor, f"weight {name!r}", self.folder))
+                yield _Found(layer, tensor, array, name)
 
     def _other(self, node: Any, layer: str, name: str, tensor: Any) -> None:
         """Matrices of operators that are no products that are known here."""
         large = hasattr(tensor, "dims") and len(tensor.dims) >= 2 and math.prod(tensor.dims) >= 1024
         if large and node.op_type not in (*_HANDED_ON, *_FAMILIAR) and node.op_type not in _WEIGHTS:
             self.skipped.append(SkippedWeight(layer, name, f"{node.op_type} is no product that is pruned"))
-
-    def _array(self, tensor: Any, what: str) -> Array:
-        from onnx import numpy_helper
-
-        check_size(tensor, what)
-        if tensor.data_location == _EXTERNAL:
-            return numpy_helper.to_array(inline(tensor, external(tensor, what, self.folder)))
-        return numpy_helper.to_array(tensor)
 
 
 def _sources(name: str, known: dict[str, Any], makers: dict[str, Any]) -> dict[str, set[str]]:
@@ -261,9 +254,8 @@ def write_model(proto: Any, target: Path, folder: Folder | None) -> None:
     every = [*proto.graph.initializer, *(t for node in proto.graph.node for t in tensors_inside(node))]
     every += [t for sparse in proto.graph.sparse_initializer for t in (sparse.values, sparse.indices)]
     for tensor in every:
-        if tensor.data_location == _EXTERNAL:
-            what = f"tensor {tensor.name!r}"
-            tensor.CopyFrom(inline(tensor, external(tensor, what, folder)))
+        if tensor.data_location == EXTERNAL:
+            tensor.CopyFrom(whole(tensor, f"tensor {tensor.name!r}", folder))
     if proto.ByteSize() <= _FILE_LIMIT:
         with replacing(target) as file:
             file.write(proto.SerializeToString())
@@ -276,7 +268,7 @@ def write_model(proto: Any, target: Path, folder: Folder | None) -> None:
                 entries = {"location": os.path.basename(beside), "offset": data.tell(), "length": size}
                 data.write(tensor.raw_data)
                 tensor.ClearField("raw_data")
-                tensor.data_location = _EXTERNAL
+                tensor.data_location = EXTERNAL
                 for key, value in entries.items():
                     tensor.external_data.add(key=key, value=str(value))
         file.write(proto.SerializeToString())

@@ -1,13 +1,14 @@
 """Reading ONNX files: protocol buffers to a `Model`, checked, with every weight read once.
 
-Files may be damaged or hostile. Numbers of nodes and tensors' sizes are bounded, names must be written once before
-they are read, external data are read from the model's own folder alone (see `files.Folder`), and nothing in a file
-is executed but operators.
+Files may be damaged or hostile. Numbers of nodes and tensors' sizes are bounded, what a tensor declares is compared
+with what it holds before memory is taken, names must be written once before they are read, external data are read from
+the model's own folder alone (see `files.Folder`), and nothing in a file is executed but operators.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,25 +17,34 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastsparse.csr import CSR
 from fastsparse.files import FileFormatError, Folder
-from fastsparse.onnx.model import TYPES, Constant, Model, Node, Value, copied
-from fastsparse.onnx.sessions import has_onnx
-from fastsparse.onnx.tensors import (
-    check_size,
-    constant_of,
-    external,
-    inline,
-    sizes_of,
-    sparse_of,
-    tensors_inside,
+from fastsparse.onnx.model import (
+    EXTERNAL,
+    FLOATS,
+    TYPES,
+    Array,
+    Constant,
+    Model,
+    Node,
+    Shape,
+    SparseWeight,
+    Value,
+    bits_of,
+    copied,
 )
+from fastsparse.onnx.sessions import has_onnx
 
 MOST_NODES = 100_000
 DOMAINS = ("", "ai.onnx")
-_EXTERNAL = 1  # TensorProto.DataLocation
 _ATTRIBUTES = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints", 8: "strings"}
-# Constant nodes: the attribute that holds their numbers.
-_VALUES = {"value_float": (1, "f"), "value_int": (7, "i"), "value_floats": (1, "floats"), "value_ints": (7, "ints")}
+_FIELDS = {1: "float_data", 8: "string_data", 11: "double_data", 7: "int64_data", 12: "uint64_data", 13: "uint64_data",
+           14: "float_data", 15: "double_data"}  # fmt: skip
+_LARGEST = 2**62  # bytes: what 64-bit sizes can say
+# A sparse tensor may take this many times what the file holds of it, and this many bytes in any case.
+_BLOW_UP, _SMALL = 4096, 2**26
 
 
 def import_onnx() -> Any:
@@ -111,25 +121,21 @@ def read(source: Any, *, allow_external_data: bool = True) -> Model:
     return model_of(*load_proto(source, allow_external_data))
 
 
-def model_of(proto: Any, folder: Folder | None = None, known: dict[str, Constant] | None = None) -> Model:
+def model_of(proto: Any, folder: Folder | None = None, known: Mapping[str, Constant] | None = None) -> Model:
     """The model of a message; `known` are constants that are not in it."""
     try:
-        return _model_of(proto, folder, known)
+        proto = _inlined(proto)
+        graph, known = proto.graph, known or {}
+        constants = {**known, **dict(constants_of(graph, known, folder))}
+        versions = {entry.domain: entry.version for entry in proto.opset_import}
+        version = int(versions.get("", versions.get("ai.onnx", 1)))
+        nodes = list[Node]()
+        for found, name in zip(graph.node, _unique_names(graph.node)):
+            add_node(node_of(found, name, version, folder), nodes, constants)
+        inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
+        outputs = tuple(_value(v, output=True) for v in graph.output)
     except UnicodeError as error:  # names that are no text
         raise FileFormatError(f"the model is damaged: {error}") from error
-
-
-def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | None) -> Model:
-    proto = _inlined(proto)
-    graph = proto.graph
-    constants = {**(known or {}), **dict(constants_of(graph, known or {}, folder))}
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    version = int(versions.get("", versions.get("ai.onnx", 1)))
-    nodes, names = list[Node](), _unique_names(graph.node)
-    for found, name in zip(graph.node, names):
-        add_node(node_of(found, name, version, folder), nodes, constants)
-    inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
-    outputs = tuple(_value(v, output=True) for v in graph.output)
     header = type(proto)()
     header.CopyFrom(proto)
     header.ClearField("graph")
@@ -137,15 +143,38 @@ def _model_of(proto: Any, folder: Folder | None, known: dict[str, Constant] | No
 
 
 def checked(model: Model) -> Model:
-    """The model with its nodes in an order in which they can run.
+    """The model with its nodes in an order in which they can run, which is the file's where that is one.
 
     Raises
     ------
     FileFormatError
         When there is none, or a name is written twice or never.
     """
-    _check_names(model)
-    return replace(model, nodes=_sorted(model))
+    written = Counter([v.name for v in model.inputs] + list(model.constants))
+    for node in model.nodes:
+        written.update(node.writes)
+    twice = [name for name, count in written.items() if count > 1]
+    if twice:
+        raise FileFormatError(f"tensor {twice[0]!r} is written twice")
+    producer, known, in_order = model.producers(), set[str](), True
+    for node in model.nodes:
+        for name in node.reads:
+            if name not in written:
+                raise FileFormatError(f"{node} reads {name!r}, which nothing writes")
+            in_order = in_order and (name not in producer or name in known)
+        known.update(node.writes)
+    if not model.outputs:
+        raise FileFormatError("the model has no outputs")
+    for value in model.outputs:
+        if value.name not in written:
+            raise FileFormatError(f"output {value.name!r} is written by nothing")
+    if in_order:
+        return model
+    try:
+        needs = {node: [producer[name] for name in node.reads if name in producer] for node in model.nodes}
+        return replace(model, nodes=tuple(TopologicalSorter(needs).static_order()))
+    except CycleError as error:
+        raise FileFormatError(f"{error.args[1][0]} waits for itself: the graph has a cycle") from None
 
 
 # ---------------------------------------------------------------- functions
@@ -210,14 +239,14 @@ def free_name(name: str, taken: set[str]) -> str:
 
 
 def add_node(node: Node, nodes: list[Node], constants: dict[str, Constant]) -> None:
-    """Put a node to the others, or its numbers to the constants."""
-    constant = _constant_of(node)
-    if constant is None:
+    """Put a node to the others, or the tensor of a Constant to the constants."""
+    tensors = [a.t for a in node.protos[0].attribute if a.name == "value" and a.HasField("t")]
+    if node.op != "Constant" or len(node.outputs) != 1 or len(tensors) != len(node.protos[0].attribute):
         nodes.append(node)
         return
     if node.outputs[0] in constants:
         raise FileFormatError(f"tensor {node.outputs[0]!r} is written twice")
-    constants[node.outputs[0]] = constant
+    constants[node.outputs[0]] = constant_of(tensors[0], f"the value of {node}", None)
 
 
 def node_of(source: Any, name: str, version: int, folder: Folder | None = None) -> Node:
@@ -230,10 +259,7 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     if len(proto.input) < fewest:
         raise FileFormatError(f"node {name!r} ({op}) has {len(proto.input)} inputs, expected at least {fewest}")
     for tensor in tensors_inside(proto):
-        what = f"a tensor in node {name!r}"
-        check_size(tensor, what)
-        if tensor.data_location == _EXTERNAL:
-            tensor.CopyFrom(inline(tensor, external(tensor, what, folder)))
+        tensor.CopyFrom(whole(tensor, f"a tensor in node {name!r}", folder))
     for attribute in proto.attribute:
         if attribute.type != kinds.get(attribute.name, attribute.type):
             raise FileFormatError(f"node {name!r} ({op}) has the attribute {attribute.name!r} in another type")
@@ -245,9 +271,8 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
                 found = [text.decode("utf-8", "replace") for text in found]
             attributes[attribute.name] = list(found) if attribute.type in (6, 7, 8) else found
     captured = [name for graph in graphs_of(proto) for name in _captured(graph)]
-    return Node(
-        op, name, tuple(proto.input), tuple(proto.output), attributes, version, (proto,), tuple(dict.fromkeys(captured))
-    )  # fmt: skip
+    ends = tuple(proto.input), tuple(proto.output)
+    return Node(op, name, *ends, attributes, version, (proto,), tuple(dict.fromkeys(captured)))
 
 
 @functools.cache
@@ -280,21 +305,6 @@ def _captured(graph: Any) -> list[str]:
     found += [name for node in graph.node for inner in graphs_of(node) for name in _captured(inner)]
     found += [v.name for v in graph.output]
     return [name for name in found if name and name not in own]
-
-
-def _constant_of(node: Node) -> Constant | None:
-    """The numbers of a Constant node; None for others."""
-    if node.op != "Constant" or len(node.outputs) != 1 or len(node.protos[0].attribute) != 1:
-        return None
-    attribute = node.protos[0].attribute[0]
-    if attribute.name == "value" and attribute.HasField("t"):
-        return constant_of(attribute.t, f"the value of {node}", None)
-    if attribute.name in _VALUES:
-        import numpy as np
-
-        code, field = _VALUES[attribute.name]
-        return np.asarray(getattr(attribute, field), TYPES[code])
-    return None
 
 
 # ---------------------------------------------------------------- tensors
@@ -330,38 +340,134 @@ def _value(proto: Any, output: bool = False) -> Value:
     return Value(proto.name, dtype, tuple(sizes), proto)
 
 
-# ---------------------------------------------------------------- structure
+def sizes_of(dims: Any, what: str) -> Shape:
+    """A declared shape; 64-bit sizes whose product cannot be wrong."""
+    shape = tuple(int(n) for n in dims)
+    if any(n < 0 for n in shape):
+        raise FileFormatError(f"{what} has shape {shape}, expected sizes of at least 0")
+    if len(shape) > 64:
+        raise FileFormatError(f"{what} has {len(shape)} axes, expected at most 64")
+    if math.prod(shape) >= _LARGEST:
+        raise FileFormatError(f"{what} of shape {shape} takes more than {_LARGEST} bytes")
+    return shape
 
 
-def _check_names(model: Model) -> None:
-    written = Counter([v.name for v in model.inputs] + list(model.constants))
-    for node in model.nodes:
-        written.update(node.writes)
-    twice = [name for name, count in written.items() if count > 1]
-    if twice:
-        raise FileFormatError(f"tensor {twice[0]!r} is written twice")
-    for node in model.nodes:
-        for name in node.reads:
-            if name not in written:
-                raise FileFormatError(f"{node} reads {name!r}, which nothing writes")
-    if not model.outputs:
-        raise FileFormatError("the model has no outputs")
-    for value in model.outputs:
-        if value.name not in written:
-            raise FileFormatError(f"output {value.name!r} is written by nothing")
+def check_size(tensor: Any, what: str) -> None:
+    """Hold the numbers that a TensorProto brings against what it declares."""
+    shape, bits = sizes_of(tensor.dims, what), bits_of(tensor.data_type)
+    count = math.prod(shape)
+    if tensor.data_location == EXTERNAL:
+        return
+    if tensor.HasField("raw_data"):
+        if bits and len(tensor.raw_data) != -(-count * bits // 8):
+            raise FileFormatError(
+                f"{what} of shape {shape} has {len(tensor.raw_data)} bytes, expected {-(-count * bits // 8)}"
+            )
+        return
+    found = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
+    if tensor.data_type in (14, 15):
+        found //= 2
+    if (found != count and bits >= 8) or (tensor.data_type == 8 and found != count):
+        raise FileFormatError(f"{what} of shape {shape} has {found} numbers, expected {count}")
 
 
-def _sorted(model: Model) -> tuple[Node, ...]:
-    """Nodes in an order in which they can run, which is the file's where that is one."""
-    producer, known = model.producers(), set[str]()
-    for node in model.nodes:
-        if any(name in producer and name not in known for name in node.reads):
-            break
-        known.update(node.writes)
+def constant_of(tensor: Any, what: str, folder: Folder | None) -> Constant:
+    """The numbers of a TensorProto, or the message itself where NumPy does not have the type.
+
+    Raises
+    ------
+    FileFormatError
+        When the data do not have the declared size, or are outside of the file and may not.
+    """
+    if tensor.data_type not in TYPES or tensor.data_type == 8:
+        return whole(tensor, what, folder)
+    check_size(tensor, what)
+    if tensor.data_location == EXTERNAL:
+        raw: Any = _external(tensor, what, folder)
+    elif tensor.HasField("raw_data"):
+        raw = tensor.raw_data
     else:
-        return model.nodes
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(tensor)
+    dtype = TYPES[tensor.data_type]
+    array = np.frombuffer(raw, np.uint8) != 0 if dtype == np.bool_ else np.frombuffer(raw, dtype.newbyteorder("<"))
+    return array.astype(dtype, copy=False).reshape(tuple(tensor.dims))
+
+
+def whole(tensor: Any, what: str, folder: Folder | None) -> Any:
+    """A TensorProto that holds its numbers itself, as many as it declares."""
+    check_size(tensor, what)
+    if tensor.data_location != EXTERNAL:
+        return tensor
+    raw = _external(tensor, what, folder).tobytes()
+    return type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+
+
+def _external(tensor: Any, what: str, folder: Folder | None) -> Array:
+    """Bytes of another file."""
+    if folder is None:
+        raise FileFormatError(
+            f"{what} lies in another file; it is read when the model is given as a path, with allow_external_data=True"
+        )
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    size = -(-math.prod(tensor.dims) * bits_of(tensor.data_type) // 8)
+    path = folder.find(entries.get("location", ""), what)
     try:
-        needs = {node: [producer[name] for name in node.reads if name in producer] for node in model.nodes}
-        return tuple(TopologicalSorter(needs).static_order())
-    except CycleError as error:
-        raise FileFormatError(f"{error.args[1][0]} waits for itself: the graph has a cycle") from None
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+    except ValueError:
+        raise FileFormatError(f"{what} has an offset or a length that is no integer") from None
+    if offset < 0 or length != size or offset + size > path.stat().st_size:
+        raise FileFormatError(f"{what}: {path.name!r} does not hold {size} bytes from {offset} on")
+    return np.fromfile(path, np.uint8, size, offset=offset)
+
+
+def tensors_inside(node: Any) -> Iterator[Any]:
+    """All TensorProtos in the attributes of a node, those of graphs in them included."""
+    sparse = []
+    for a in node.attribute:
+        yield from (*([a.t] if a.HasField("t") else []), *a.tensors)
+        sparse += [*([a.sparse_tensor] if a.HasField("sparse_tensor") else []), *a.sparse_tensors]
+    for graph in graphs_of(node):
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+        for inner in graph.node:
+            yield from tensors_inside(inner)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
+
+
+def sparse_of(tensor: Any, what: str, folder: Folder | None) -> Constant:
+    """A SparseTensorProto: kept sparse where it is a large matrix of floating-point numbers."""
+    values, indices = (constant_of(t, what, folder) for t in (tensor.values, tensor.indices))
+    if not isinstance(values, np.ndarray) or not isinstance(indices, np.ndarray):
+        raise FileFormatError(f"{what} has values of a type that sparse tensors cannot have")
+    shape = sizes_of(tensor.dims, what)
+    count = math.prod(shape)
+    flat = _flat_indices(indices, values, shape, what)
+    if len(flat) and (flat[0] < 0 or flat[-1] >= count or (np.diff(flat) <= 0).any()):
+        raise FileFormatError(f"{what} has indices that are not ascending within shape {shape}")
+    most = max(_SMALL, _BLOW_UP * (values.nbytes + indices.nbytes))
+    if count * values.itemsize > most:
+        raise FileFormatError(f"{what} of shape {shape} takes more than {most} bytes, for {len(values)} numbers")
+    if len(shape) >= 2 and values.dtype in FLOATS and count:
+        columns = math.prod(shape[1:])
+        indptr = np.searchsorted(flat, np.arange(shape[0] + 1, dtype=np.int64) * columns)
+        return SparseWeight(CSR(indptr, flat % columns, values, (shape[0], columns)), shape)
+    dense = np.zeros(count, values.dtype)
+    dense[flat] = values
+    return dense.reshape(shape)
+
+
+def _flat_indices(indices: Array, values: Array, shape: Shape, what: str) -> Array:
+    """Where the values are in row-major order."""
+    if values.ndim != 1 or indices.dtype != np.int64:
+        raise FileFormatError(f"{what} has values of shape {values.shape} and indices of {indices.dtype}")
+    if indices.shape == values.shape:
+        return indices
+    if indices.shape != (len(values), len(shape)):
+        raise FileFormatError(f"{what} has {indices.shape} indices for {len(values)} values of {len(shape)} axes")
+    if (indices < 0).any() or (indices >= np.asarray(shape, np.int64)).any():
+        raise FileFormatError(f"{what} has indices outside of shape {shape}")
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return indices @ np.asarray(strides, np.int64)

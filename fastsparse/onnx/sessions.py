@@ -18,10 +18,9 @@ import numpy as np
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
 from fastsparse.onnx import blas
-from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, code_of, copied
+from fastsparse.onnx.model import EXTERNAL, Array, Constant, Model, Node, SparseWeight, code_of, copied
 
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
-_EXTERNAL = 1  # TensorProto.DataLocation
 _NEVER_EMPTY = ("LSTM", "GRU")  # on no samples or no times, onnxruntime's end the process
 
 
@@ -254,7 +253,7 @@ def extracted(
         elif outside and constant.nbytes >= _OUTSIDE:
             kept[name] = np.ascontiguousarray(constant)
             tensor = graph.initializer.add(name=name, data_type=code_of(constant.dtype), dims=constant.shape)
-            tensor.data_location = _EXTERNAL
+            tensor.data_location = EXTERNAL
             for key, value in (("location", f"#{len(kept)}"), ("offset", 0), ("length", constant.nbytes)):
                 tensor.external_data.add(key=key, value=str(value))
         else:
