@@ -51,8 +51,8 @@ def with_other_header(data: bytes, rng: Rng) -> bytes:
 
 
 def hostile(arrays: Arrays, metadata: dict[str, Any], rng: Rng) -> tuple[Arrays, dict[str, Any]]:
-    """Copies of both with one to three things changed that a digest does not reveal."""
-    arrays, holder = {name: array.copy() for name, array in arrays.items()}, {"all": copy.deepcopy(metadata)}
+    """Copies of the arrays, and the metadata, with one to three things changed that a digest does not reveal."""
+    arrays, holder = {name: array.copy() for name, array in arrays.items()}, {"all": metadata}
     for _ in range(rng.choice(np.array([1, 1, 1, 2, 3]))):
         if arrays and rng.random() < 0.4:
             changed_arrays(arrays, rng)
@@ -124,8 +124,7 @@ def change(holder: Any, key: Any, rng: Rng) -> None:
 
 
 def rewired(arrays: Arrays, metadata: dict[str, Any], rng: Rng) -> tuple[Arrays, dict[str, Any]]:
-    """An engine's file with another network of the same tensors, one that keeps all rules as far as it is seen here."""
-    metadata = copy.deepcopy(metadata)
+    """The metadata changed to another network of the same tensors, which keeps all rules as far as it is seen here."""
     program = metadata["program"]
     shapes, nodes = program["shapes"], program["nodes"]
     for _ in range(rng.integers(1, 5)):

@@ -7,6 +7,7 @@ is inside: fields of protocol buffers, words of flatbuffers, opcodes of pickles,
 from __future__ import annotations
 
 import io
+import json
 import pickletools
 import warnings
 import zipfile
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.damage import HUGE, changed_arrays, damaged, with_other_header
+from bench.damage import HUGE, change, changed_arrays, damaged, with_other_header
+from bench.own_files import random_onnx
 
 Rng = np.random.Generator
 _NUMBERS = (*HUGE, -1, 0, 1, 2, 3, 7, 255, 2**31 - 1, -(2**31), -(2**63))
@@ -31,21 +33,41 @@ def pruned(rng: Rng, *shape: int, dtype: str = "float32") -> Any:
 # ---------------------------------------------------------------- safetensors
 
 
-def save_safetensors(path: Path) -> None:
-    """Dense, sparse and masked weights, and one as compressed-tensors packs it."""
-    rng = np.random.default_rng(0)
-    w = pruned(rng, 12, 20)
+def save_safetensors(path: Path, rng: Rng) -> None:
+    """Dense, sparse and masked weights, and ones as compressed-tensors packs them."""
+    w = pruned(rng, int(rng.integers(1, 14)), int(rng.integers(1, 22)))
     kept = w != 0
-    save_file(
-        {
-            "l.weight.compressed": w[kept], "l.weight.bitmask": np.packbits(kept, axis=1, bitorder="little"),
-            "l.weight.shape": np.array(w.shape), "l.weight.row_offsets": np.cumsum(kept.sum(1)) - kept.sum(1),
-            "sparse": pruned(rng, 6, 9), "half": pruned(rng, 4, 5, dtype="float16"), "bias": np.ones(12, "f"),
-            "m.weight_orig": np.ones((3, 4), "f"), "m.weight_mask": np.eye(3, 4, dtype="f"),
-            "p.parametrizations.weight.original": np.ones((2, 5)), "p.parametrizations.weight.0.mask": np.eye(2, 5) > 0,
-        },
-        path,
-    )  # fmt: skip
+    packed = {
+        "l.weight.compressed": w[kept], "l.weight.bitmask": np.packbits(kept, axis=1, bitorder="little"),
+        "l.weight.shape": np.array(w.shape), "l.weight.row_offsets": np.cumsum(kept.sum(1)) - kept.sum(1),
+    }  # fmt: skip
+    masked = {
+        "m.weight_orig": np.ones((3, 4), "f"), "m.weight_mask": np.eye(3, 4, dtype="f"),
+        "p.parametrizations.weight.original": np.ones((2, 5)), "p.parametrizations.weight.0.mask": np.eye(2, 5) > 0,
+    }  # fmt: skip
+    plain = {"sparse": pruned(rng, 6, 9), "half": pruned(rng, 4, 5, dtype="float16"), "bias": np.ones(12, "f")}
+    parts = [part for part in (packed, masked, plain) if rng.random() < 0.6] or [packed]
+    save_file({name: array for part in parts for name, array in part.items()}, path)
+
+
+def save_shards(path: Path, rng: Rng) -> None:
+    """An index, as Hugging Face has it, with its files beside it."""
+    names = [f"model-{n}.safetensors" for n in range(int(rng.integers(1, 4)))]
+    where = {}
+    for i, name in enumerate(names):
+        arrays = {f"l{i}.weight": pruned(rng, 4, 6), f"l{i}.bias": np.ones(4, "f")}
+        save_file(arrays, path.parent / name)
+        where.update(dict.fromkeys(arrays, name))
+    path.write_text(json.dumps({"metadata": {"total_size": 112 * len(names)}, "weight_map": where}), "ascii")
+
+
+def changed_json(data: bytes, rng: Rng) -> bytes:
+    """JSON with one to three of its values changed."""
+    holder = {"all": json.loads(data)}
+    for _ in range(rng.integers(1, 4)):
+        if "all" in holder:
+            change(holder, "all", rng)
+    return json.dumps(holder.get("all")).encode()
 
 
 def changed_safetensors(data: bytes, rng: Rng) -> bytes:
@@ -64,11 +86,11 @@ def changed_safetensors(data: bytes, rng: Rng) -> bytes:
 # ---------------------------------------------------------------- torch.save
 
 
-def save_torch(path: Path) -> None:
+def save_torch(path: Path, rng: Rng) -> None:
     """A checkpoint with a state_dict: parameters, views of one storage, a sparse matrix."""
     from tests.test_weights_files import TorchFile, mapping, numbers, state_dict, text
 
-    rng, file = np.random.default_rng(0), TorchFile()
+    file = TorchFile()
     w, held = pruned(rng, 12, 20), np.arange(1, 25, dtype=np.float32)
     rows, columns = np.nonzero(w)
     parts = [file.tensor(np.stack([rows, columns])), file.tensor(w[rows, columns])]
@@ -81,7 +103,8 @@ def save_torch(path: Path) -> None:
         "sparse": b"ctorch._utils\n_rebuild_sparse_tensor\n(" + layout + b"(" + b"".join([*parts, size]) + b"ttR",
         "a.weight_orig": file.tensor(w), "a.weight_mask": file.tensor((w != 0).astype("f")),
     }  # fmt: skip
-    file.write(path, mapping({"epoch": b"K\x07", "state_dict": state_dict(tensors)}))
+    chosen = {name: tensor for name, tensor in tensors.items() if rng.random() < 0.6}
+    file.write(path, mapping({"epoch": b"K\x07", "state_dict": state_dict(chosen)}))
 
 
 def changed_torch(data: bytes, rng: Rng) -> bytes:
@@ -139,34 +162,65 @@ def _other_opcodes(content: bytes, rng: Rng) -> bytes:
 # ---------------------------------------------------------------- TFLite
 
 
-def save_tflite(path: Path) -> None:
-    """A network of the operators that detectors on phones have, with sparse, half and quantised weights."""
+def save_tflite(path: Path, rng: Rng) -> None:
+    """Some of the operators that detectors on phones have, with sparse, half and quantised weights."""
     from tests.tflite.files import Writer
 
-    rng, w = np.random.default_rng(0), Writer()
-    plain = {"Padding": 1, "DilationHFactor": 1, "DilationWFactor": 1, "StrideH": 1, "StrideW": 1}
+    w = Writer()
+    parts = (_tflite_convolutions, _tflite_depthwise, _tflite_pixels, _tflite_rows, _tflite_mixed)
+    inputs, outputs = parts[int(rng.integers(len(parts)))](w, rng)
+    path.write_bytes(w.finish(inputs, outputs))
+
+
+_PLAIN = {"Padding": 1, "DilationHFactor": 1, "DilationWFactor": 1, "StrideH": 1, "StrideW": 1}
+Ends = tuple[list[int], list[int]]  # inputs and outputs
+
+
+def _tflite_convolutions(w: Any, rng: Rng) -> Ends:
     x = w.tensor((1, 8, 8, 3))
     y = w.add("PAD", [x, w.constant(np.array([[0, 0], [0, 1], [0, 1], [0, 0]], np.int32))], (1, 9, 9, 3))
     y = w.add("CONV_2D", [y, w.constant(pruned(rng, 8, 3, 3, 3))], (1, 4, 4, 8), "Conv2DOptions",
-              **{**plain, "StrideH": 2, "StrideW": 2, "FusedActivationFunction": 1})  # fmt: skip
-    z = w.add("DENSIFY", [w.sparse(pruned(rng, 8, 1, 1, 8))], (8, 1, 1, 8))
-    z = w.add("CONV_2D", [y, z], (1, 4, 4, 8), "Conv2DOptions", **plain)
+              **{**_PLAIN, "StrideH": 2, "StrideW": 2, "FusedActivationFunction": 1})  # fmt: skip
+    z = w.add("DENSIFY", [w.sparse(pruned(rng, 8, 1, 1, 8), ("u1", "u2", "i4")[rng.integers(3)])], (8, 1, 1, 8))
+    bias = w.constant(rng.standard_normal(8).astype("f"))
+    return [x], [w.add("CONV_2D", [y, z, bias], (1, 4, 4, 8), "Conv2DOptions", **_PLAIN)]
+
+
+def _tflite_depthwise(w: Any, rng: Rng) -> Ends:
+    x = w.tensor((1, 4, 4, 8))
     half = w.add("DEQUANTIZE", [w.constant(pruned(rng, 1, 3, 3, 8, dtype="float16"))], (1, 3, 3, 8))
-    z = w.add("DEPTHWISE_CONV_2D", [z, half], (1, 4, 4, 8), "DepthwiseConv2DOptions", DepthMultiplier=1,
-              **{**plain, "Padding": 0})  # fmt: skip
-    y = w.add("ADD", [y, z], (1, 4, 4, 8), "AddOptions")
-    y = w.add("CONCATENATION", [y, z], (1, 4, 4, 16), "ConcatenationOptions", Axis=3)
-    y = w.add("MAX_POOL_2D", [y], (1, 2, 2, 16), "Pool2DOptions", Padding=1, StrideH=2, StrideW=2, FilterHeight=2,
+    z = w.add("DEPTHWISE_CONV_2D", [x, half], (1, 4, 4, 8), "DepthwiseConv2DOptions", DepthMultiplier=1,
+              **{**_PLAIN, "Padding": 0})  # fmt: skip
+    y = w.add("ADD", [x, z], (1, 4, 4, 8), "AddOptions")
+    return [x], [w.add("CONCATENATION", [y, z], (1, 4, 4, 16), "ConcatenationOptions", Axis=3)]
+
+
+def _tflite_pixels(w: Any, rng: Rng) -> Ends:
+    x = w.tensor((1, 4, 4, 16))
+    y = w.add("MAX_POOL_2D", [x], (1, 2, 2, 16), "Pool2DOptions", Padding=1, StrideH=2, StrideW=2, FilterHeight=2,
               FilterWidth=2)  # fmt: skip
     y = w.add("DEPTH_TO_SPACE", [y], (1, 4, 4, 4), "DepthToSpaceOptions", BlockSize=2)
     y = w.add("RESIZE_BILINEAR", [y, w.constant(np.array([8, 8], np.int32))], (1, 8, 8, 4), "ResizeBilinearOptions",
               HalfPixelCenters=True)  # fmt: skip
-    m = w.add("MEAN", [y, w.constant(np.array([1, 2], np.int32))], (1, 4), "ReducerOptions", KeepDims=False)
+    return [x], [w.add("MEAN", [y, w.constant(np.array([1, 2], np.int32))], (1, 4), "ReducerOptions", KeepDims=False)]
+
+
+def _tflite_rows(w: Any, rng: Rng) -> Ends:
+    x = w.tensor((1, 2, 2, 4))
+    flat = w.add("RESHAPE", [x, w.constant(np.array([4, 4], np.int32))], (4, 4), "ReshapeOptions")
     table = w.constant((rng.integers(-9, 9, (6, 4))).astype(np.int8), scale=np.full(6, 0.1, "f"), axis=0)
-    full = w.add("FULLY_CONNECTED", [m, table, -1], (1, 6), "FullyConnectedOptions")
-    full = w.add("SOFTMAX", [full], (1, 6), "SoftmaxOptions", Beta=1.0)
-    flat = w.add("RESHAPE", [y, w.constant(np.array([1, 256], np.int32))], (1, 256), "ReshapeOptions")
-    path.write_bytes(w.finish([x], [full, flat]))
+    y = w.add("FULLY_CONNECTED", [flat, table, -1], (4, 6), "FullyConnectedOptions", FusedActivationFunction=3)
+    z = w.add("FULLY_CONNECTED", [y, w.sparse(pruned(rng, 5, 6), block=((1, 2),))], (4, 5), "FullyConnectedOptions")
+    return [x], [w.add("SOFTMAX", [z], (4, 5), "SoftmaxOptions", Beta=1.0), y]
+
+
+def _tflite_mixed(w: Any, rng: Rng) -> Ends:
+    x, bias = w.tensor((1, 5, 4, 2)), w.constant(rng.standard_normal(6).astype("f"))
+    y = w.add("CONV_2D", [x, w.sparse(pruned(rng, 6, 3, 3, 2)), bias], (1, 3, 2, 6), "Conv2DOptions",
+              **{**_PLAIN, "FusedActivationFunction": 1})  # fmt: skip
+    z = w.add("AVERAGE_POOL_2D", [y], (1, 3, 2, 6), "Pool2DOptions", Padding=0, StrideH=1, StrideW=1, FilterHeight=3,
+              FilterWidth=2)  # fmt: skip
+    return [x], [w.add("ADD", [y, z], (1, 3, 2, 6), "AddOptions", FusedActivationFunction=1)]
 
 
 def changed_words(data: bytes, rng: Rng) -> bytes:
@@ -190,61 +244,95 @@ def changed_words(data: bytes, rng: Rng) -> bytes:
 # ---------------------------------------------------------------- ONNX
 
 
-def save_onnx(path: Path) -> None:
-    """A model with sparse, quantised and external initializers, a recurrent layer and branches."""
-    from onnx import TensorProto, helper, numpy_helper
+def save_onnx(path: Path, rng: Rng) -> None:
+    """A random graph, or one of sparse and external initializers, of quantised and recurrent layers, or of branches."""
+    from onnx import helper
 
-    rng, node, info = np.random.default_rng(0), helper.make_node, helper.make_tensor_value_info
-    held = pruned(rng, 32, 24)
-    flat = np.flatnonzero(held)
-    pairs = np.argwhere(pruned(rng, 24, 16) != 0)
-    outside = numpy_helper.from_array(pruned(rng, 16, 8), "external")
-    (path.parent / "data.bin").write_bytes(outside.raw_data)
-    outside.ClearField("raw_data")
-    outside.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "data.bin"), ("offset", "0"), ("length", str(16 * 8 * 4))):
-        outside.external_data.add(key=key, value=value)
-    constants = {
-        "bytes": rng.integers(-9, 9, (8, 8), np.int8), "scale": np.float32(0.1), "zero": np.int8(0),
-        "W": pruned(rng, 1, 20, 8), "R": pruned(rng, 1, 20, 5), "B": rng.standard_normal((1, 40)).astype("f"),
-        "first": np.int64(0), "one": np.int64(1), "axes": np.array([0]), "half": pruned(rng, 5, 5, dtype="float16"),
-    }  # fmt: skip
-    branches = {
-        "then_branch": helper.make_graph([node("Squeeze", ["h", "axes"], ["t"])], "then", [], [info("t", 1, None)]),
-        "else_branch": helper.make_graph([node("Identity", ["h"], ["e"])], "else", [], [info("e", 1, None)]),
-    }
-    nodes = [
-        node("MatMul", ["x", "w1"], ["a"]),
-        node("Gemm", ["a", "w2"], ["b"], alpha=0.5),
-        node("Relu", ["b"], ["c"]),
-        node("MatMul", ["c", "external"], ["d"]),
-        node("DequantizeLinear", ["bytes", "scale", "zero"], ["w4"]),
-        node("MatMul", ["d", "w4"], ["f"]),
-        node("Unsqueeze", ["f", "axes"], ["g"]),
-        node("LSTM", ["g", "W", "R", "B"], ["", "h"], hidden_size=5),
-        node("Shape", ["g"], ["s"]),
-        node("Gather", ["s", "first"], ["n"]),
-        node("Equal", ["n", "one"], ["q"]),
-        node("If", ["q"], ["i"], **branches),
-        node("Cast", ["half"], ["w5"], to=1),
-        node("MatMul", ["i", "w5"], ["y"]),
-        node("Constant", [], ["k"], value=numpy_helper.from_array(np.ones(5, "f"))),
-        node("Add", ["y", "k"], ["z"]),
-    ]
-    sparse = [
-        helper.make_sparse_tensor(numpy_helper.from_array(v, name), numpy_helper.from_array(i, f"{name}.i"), shape)
-        for name, v, i, shape in (
-            ("w1", held.reshape(-1)[flat], flat, held.shape), ("w2", np.ones(len(pairs), "f"), pairs, (24, 16)),
-        )
-    ]  # fmt: skip
+    parts = (_onnx_sparse, _onnx_recurrent, _onnx_branches)
+    kind = int(rng.integers(2 * len(parts)))
+    if kind >= len(parts):
+        path.write_bytes(random_onnx(rng).SerializeToString())
+        return
+    info, opset = helper.make_tensor_value_info, helper.make_opsetid("", 17)
+    nodes, width, initializers, sparse = parts[kind](rng, path.parent)
     graph = helper.make_graph(
-        nodes, "fuzzed", [info("x", 1, ["N", 32])], [info(name, 1, None) for name in "yz"],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()] + [outside],
-        sparse_initializer=sparse,
+        nodes, "fuzzed", [info("x", 1, ["N", width])], [info("y", 1, None)], initializers, sparse_initializer=sparse
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(graph, opset_imports=[opset])
     model.ir_version = 8
     path.write_bytes(model.SerializeToString())
+
+
+Parts = tuple[list[Any], int, list[Any], list[Any]]  # nodes, width of the input, initializers, sparse ones
+
+
+def _constants(**arrays: Any) -> list[Any]:
+    from onnx import numpy_helper
+
+    return [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+
+
+def _onnx_sparse(rng: Rng, folder: Path) -> Parts:
+    from onnx import TensorProto, helper
+
+    node = helper.make_node
+    held, pairs = pruned(rng, 16, 12), np.argwhere(pruned(rng, 12, 10) != 0)
+    flat = np.flatnonzero(held)
+    (outside,) = _constants(external=pruned(rng, 10, 8))
+    (folder / "data.bin").write_bytes(outside.raw_data)
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "data.bin"), ("offset", "0"), ("length", str(10 * 8 * 4))):
+        outside.external_data.add(key=key, value=value)
+    nodes = [
+        node("MatMul", ["x", "w1"], ["a"]), node("Gemm", ["a", "w2"], ["b"], alpha=0.5), node("Relu", ["b"], ["c"]),
+        node("MatMul", ["c", "external"], ["y"]),
+    ]  # fmt: skip
+    sparse = [
+        helper.make_sparse_tensor(*_constants(**{name: v, f"{name}.i": i}), shape)
+        for name, v, i, shape in (
+            ("w1", held.reshape(-1)[flat], flat, held.shape), ("w2", np.ones(len(pairs), "f"), pairs, (12, 10)),
+        )
+    ]  # fmt: skip
+    return nodes, 16, [outside], sparse
+
+
+def _onnx_recurrent(rng: Rng, _: Path) -> Parts:
+    from onnx import helper
+
+    node = helper.make_node
+    kind, gates = (("LSTM", 4), ("GRU", 3))[rng.integers(2)]
+    constants = _constants(
+        bytes=rng.integers(-9, 9, (8, 8), np.int8), scale=np.float32(0.1), zero=np.int8(0), axes=np.array([0]),
+        W=pruned(rng, 1, 5 * gates, 8), R=pruned(rng, 1, 5 * gates, 5),
+        B=rng.standard_normal((1, 10 * gates)).astype("f"),
+    )  # fmt: skip
+    nodes = [
+        node("DequantizeLinear", ["bytes", "scale", "zero"], ["w"]), node("MatMul", ["x", "w"], ["a"]),
+        node("Unsqueeze", ["a", "axes"], ["b"]), node(kind, ["b", "W", "R", "B"], ["", "h"], hidden_size=5),
+        node("Squeeze", ["h", "axes"], ["y"]),
+    ]  # fmt: skip
+    return nodes, 8, constants, []
+
+
+def _onnx_branches(rng: Rng, _: Path) -> Parts:
+    from onnx import helper
+
+    node, info = helper.make_node, helper.make_tensor_value_info
+    constants = _constants(
+        first=np.int64(0), one=np.int64(1), half=pruned(rng, 6, 5, dtype="float16"), v=pruned(rng, 5, 5)
+    )
+    branches = {
+        "then_branch": helper.make_graph([node("MatMul", ["a", "v"], ["t"])], "then", [], [info("t", 1, None)]),
+        "else_branch": helper.make_graph([node("Identity", ["a"], ["e"])], "else", [], [info("e", 1, None)]),
+    }
+    (k,) = _constants(k=np.ones(5, "f"))
+    nodes = [
+        node("Cast", ["half"], ["w"], to=1), node("MatMul", ["x", "w"], ["a"]), node("Shape", ["a"], ["s"]),
+        node("Gather", ["s", "first"], ["n"]), node("Equal", ["n", "one"], ["q"]), node("If", ["q"], ["i"], **branches),
+        node("Constant", [], ["k"], value=k), node("Add", ["i", "k"], ["y"]),
+    ]  # fmt: skip
+    return nodes, 6, constants, []
 
 
 def changed_onnx(data: bytes, rng: Rng) -> bytes:

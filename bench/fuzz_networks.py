@@ -383,7 +383,7 @@ def _onnxruntime(model: Any, feeds: dict[str, Array], optimised: bool = True) ->
 
 
 def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[tuple[str, str, Callable[[], Schedule]]]:
-    """What to call it, settings, and what makes the schedule: the usual one, and some of every layout."""
+    """What to call it, settings, and what makes the schedule: the usual one, and one of every layout."""
     convolves = any(isinstance(node.operator, Conv) for node in program.nodes)
     layouts = [("padded", padded.schedule), *([("spatial tiles", spatial_tiles.schedule)] if convolves else [])]
     layouts += [("batch-blocked", batch_blocked.schedule)] if batch > 1 and not program.row_wise else []
@@ -391,29 +391,28 @@ def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[t
     if not lanes:
         yield f"{usual}", "", lambda: choosing.scheduled(program, batch, 1, usual)
     for name, make in layouts:
-        for _ in range(2):
-            workers, settings = int(rng.integers(1, 3)), ""
-            target = target_for(program.dtype, workers)
-            width = lanes or target.lanes
-            blocked = name == "batch-blocked"
-            cut = _cut(rng, -(-batch // width) if blocked else batch, not blocked, workers)
-            if rng.random() < 0.4:
-                settings = list(SETTINGS)[int(rng.integers(len(SETTINGS)))]
-            elif workers > 1:
-                settings = "parallel"
-            expanded, smallest = int(rng.choice([0, 2000, 2**40])), int(rng.choice([1, 7]))
-            label = f"{name}, {cut}, {workers} workers, expanded_bytes={expanded}, group_positions={smallest}"
+        workers, settings = int(rng.integers(1, 3)), ""
+        target = target_for(program.dtype, workers)
+        width = lanes or target.lanes
+        blocked = name == "batch-blocked"
+        cut = _cut(rng, -(-batch // width) if blocked else batch, not blocked, workers)
+        if rng.random() < 0.4:
+            settings = list(SETTINGS)[int(rng.integers(len(SETTINGS)))]
+        elif workers > 1:
+            settings = "parallel"
+        expanded, smallest = int(rng.choice([0, 2000, 2**40])), int(rng.choice([1, 7]))
+        label = f"{name}, {cut}, {workers} workers, expanded_bytes={expanded}, group_positions={smallest}"
 
-            def scheduled(
-                workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make,
-                expanded: int = expanded, smallest: int = smallest,
-            ) -> Schedule:  # fmt: skip
-                """Under the heuristics of the block around it."""
-                here = target_for(program.dtype, workers)
-                h = replace(here.heuristics, expanded_bytes=expanded, group_positions=smallest, group_overhang=9.0)
-                return make(program, batch, replace(here, lanes=width, heuristics=h), cut)  # type: ignore[no-any-return]
+        def scheduled(
+            workers: int = workers, width: int = width, cut: split.Split = cut, make: Any = make,
+            expanded: int = expanded, smallest: int = smallest,
+        ) -> Schedule:  # fmt: skip
+            """Under the heuristics of the block around it."""
+            here = target_for(program.dtype, workers)
+            h = replace(here.heuristics, expanded_bytes=expanded, group_positions=smallest, group_overhang=9.0)
+            return make(program, batch, replace(here, lanes=width, heuristics=h), cut)  # type: ignore[no-any-return]
 
-            yield label, settings, scheduled
+        yield label, settings, scheduled
 
 
 def _cut(rng: Rng, count: int, equal: bool, workers: int) -> split.Split:

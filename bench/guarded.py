@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import gc
 import json
 import math
 import mmap
@@ -85,6 +86,8 @@ def guarded_memory() -> Iterator[None]:
 def work(first: int, last: int, progress: Path, outcome: Callable[[int], str]) -> None:
     """Worker: cases `first` to `last`; `progress` holds the number of the one that is being tried."""
     faulthandler.enable()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)  # cases make much that is thrown away at once
     with progress.open("r+b") as file:
         shared = mmap.mmap(file.fileno(), 8)
         counts: collections.Counter[str] = collections.Counter()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import fastsparse as fs
-from bench.fuzz_files import network, onnx_model
+from bench.own_files import network, onnx_model
 from fastsparse import nn
 from fastsparse.engine.report import Report
 from fastsparse.runtime import atomic_file, kernel_cache

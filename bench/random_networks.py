@@ -33,7 +33,7 @@ ACTIVATIONS = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
     "silu": nn.SiLU, "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
 }  # fmt: skip
-MOST_NUMBERS = 40_000  # in the largest tensor of a batch
+MOST_NUMBERS = 5_000, 5_000, 40_000  # in the largest tensor of a batch, one of them
 CONVS = {1: nn.SparseConv1d, 2: nn.SparseConv2d, 3: nn.SparseConv3d}
 
 
@@ -84,6 +84,7 @@ def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 def random_network(rng: Rng, onnx: bool = False) -> Network:
     """Draw a network; with `onnx` it may have what layers of fastsparse lack (see `as_onnx`)."""
     axes = int(rng.choice([0, 1, 2, 2, 2, 2, 2, 3]))
+    most = int(rng.choice(MOST_NUMBERS))
     batch = int(rng.choice([1, 1, 1, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33]))
     shape: tuple[int, ...] = (int(rng.integers(1, 9)), *(_size(rng, axes) for _ in range(axes)))
     if axes == 0:
@@ -94,7 +95,7 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
         network["several"] = _several(rng, shape)
         shape = joined_shape(network["several"])
         network["shape"] = list(shape)
-    while not network.get("several") and math.prod(shape) * batch > MOST_NUMBERS:
+    while not network.get("several") and math.prod(shape) * batch > most:
         batch = network["batch"] = max(1, batch // 2)
         if batch == 1:
             shape = (shape[0], *(-(-n // 2) for n in shape[1:]))
@@ -103,7 +104,7 @@ def random_network(rng: Rng, onnx: bool = False) -> Network:
     for _ in range(int(rng.integers(1, 7))):
         layer = _layer(rng, shape, onnx)
         after = shape_after(layer, shape)
-        if min(after) >= 1 and math.prod(after) * batch <= MOST_NUMBERS:
+        if min(after) >= 1 and math.prod(after) * batch <= most:
             layers.append(layer)
             shape = after
     if len(shape) > 1 and rng.random() < 0.35 and math.prod(shape) <= 3000:

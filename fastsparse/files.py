@@ -8,6 +8,7 @@ any damage. Declared sizes are compared with the arrays in the file before memor
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -137,7 +138,7 @@ def write(path: PathLike, kind: str, arrays: Arrays, metadata: Mapping[str, Any]
     for name in ordered:
         start, end = end, end + arrays[name].nbytes
         header[name] = {
-            "dtype": _TYPES[arrays[name].dtype.name], "shape": arrays[name].shape, "data_offsets": [start, end],
+            "dtype": _TYPES[_name_of(arrays[name].dtype)], "shape": arrays[name].shape, "data_offsets": [start, end],
         }  # fmt: skip
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -208,12 +209,19 @@ def _digest(arrays: Arrays, described: Mapping[str, Any]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
-        if array.dtype.name not in _TYPES:
-            raise ValueError(f"entry {name!r} has dtype {array.dtype.name}, expected one of {', '.join(_TYPES)}")
-        digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        kind = _name_of(array.dtype)
+        if kind not in _TYPES:
+            raise ValueError(f"entry {name!r} has dtype {kind}, expected one of {', '.join(_TYPES)}")
+        digest.update(json.dumps([name, kind, array.shape]).encode())
         digest.update(_bytes(array))
     digest.update(json.dumps(described).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """NumPy's name, which it makes anew each time."""
+    return dtype.name
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

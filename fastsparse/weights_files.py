@@ -270,6 +270,7 @@ class _SparseTensor:
 
 def _torch(file: IO[bytes]) -> dict[str, Any]:
     """The tensors of a state_dict, from the archive that torch.save makes."""
+    whole = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -281,8 +282,10 @@ def _torch(file: IO[bytes]) -> dict[str, Any]:
             info = entries[f"{root}/{name}"]
             if info.compress_type != zipfile.ZIP_STORED or (size is not None and info.file_size != size):
                 raise ValueError(f"{name!r} has {info.file_size} bytes, expected {size}, not compressed")
-            if size is None and info.file_size > _LONGEST_HEADER:
-                raise ValueError(f"{name!r} has {info.file_size} bytes, expected {_LONGEST_HEADER} at most")
+            most = min(whole, _LONGEST_HEADER) if size is None else whole
+            if info.file_size > most or info.compress_size != info.file_size:  # what `read` makes room for
+                held = f"{info.file_size} bytes, in {info.compress_size}"
+                raise ValueError(f"{name!r} has {held}, expected {most} at most, not compressed")
             return archive.read(info)
 
         order = content("byteorder") if f"{root}/byteorder" in entries else b"little"
@@ -290,7 +293,7 @@ def _torch(file: IO[bytes]) -> dict[str, Any]:
             raise ValueError(f"its byte order is {order!r}, expected b'little'")
         found = _state_dict(_unpickled(content("data.pkl")))
         storages: dict[str, tuple[_Storage, Array]] = {}
-        left = _EXPANDED + _SHARED * os.fstat(file.fileno()).st_size
+        left = _EXPANDED + _SHARED * whole
 
         def array(tensor: Any, name: str) -> Any:
             nonlocal left

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -235,6 +236,26 @@ def test_other_files_of_torch(tmp_path):
     (tmp_path / "old.pt").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")
     with pytest.raises(fs.FileFormatError, match=r"PyTorch's format before 1\.6"):
         fs.load_weights(tmp_path / "old.pt")
+
+
+@pytest.mark.F2
+@pytest.mark.parametrize("field", ["compressed", "uncompressed", "both"])
+def test_sizes_of_a_zip_entry_beyond_the_file_are_refused_before_memory_is_taken(tmp_path, field):
+    file, path = TorchFile(), tmp_path / "a.pt"
+    file.write(path, mapping({"w": file.tensor(pruned())}))
+    data, refused = path.read_bytes(), 0
+    at = data.find(b"PK\1\2")
+    while at >= 0:  # an entry of the directory: its sizes stand behind 20 bytes
+        first = {"compressed": 20, "uncompressed": 24, "both": 20}[field]
+        huge = (2**30).to_bytes(4, "little") * (2 if field == "both" else 1)
+        path.write_bytes(data[: at + first] + huge + data[at + first + len(huge) :])
+        tracemalloc.start()
+        with pytest.raises(fs.FileFormatError):
+            fs.load_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
+        at, refused = data.find(b"PK\1\2", at + 4), refused + 1
+    assert refused == 3
 
 
 # ---------------------------------------------------------------- masks and bitmasks

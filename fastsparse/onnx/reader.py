@@ -153,6 +153,10 @@ def checked(model: Model) -> Model:
     written = Counter([v.name for v in model.inputs] + list(model.constants))
     for node in model.nodes:
         written.update(node.writes)
+    ends = (end for node in model.nodes for end in (node.op, *node.outputs, *node.reads))
+    for name in (*written, *ends, *(value.name for value in model.outputs)):
+        if not isinstance(name, str):
+            raise FileFormatError(f"the model is damaged: the name {name!r} is no text")
     twice = [name for name, count in written.items() if count > 1]
     if twice:
         raise FileFormatError(f"tensor {twice[0]!r} is written twice")

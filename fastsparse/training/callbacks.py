@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from fastsparse import checks
+from fastsparse.nn.module import Module
 from fastsparse.nn.state import stage
 from fastsparse.training.history import History
 
@@ -69,8 +70,6 @@ class EarlyStopping:
         """Stop at once when the history says that an earlier call stopped."""
         if not progress.epoch:
             self._best = {}
-        if self._best:
-            stage(progress.model, self._best)  # from a checkpoint: raises now, not after the last epoch
         progress.stop = progress.stop or self._over(progress)
 
     def __call__(self, progress: Progress) -> None:
@@ -88,6 +87,12 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Array]:
         """Weights of the best epoch."""
         return self._best
+
+    def check_state(self, arrays: Mapping[str, Array], model: Module, history: History) -> None:
+        """Raise ValueError unless :meth:`state_dict` gave `arrays` in a training of the model with this history."""
+        self.best_epoch(history)
+        if arrays:
+            stage(model, arrays)
 
     def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
         """Take over what :meth:`state_dict` gave."""

@@ -30,7 +30,7 @@ class Snapshot:
 
     `sparsity` may have state_dict() and load_state_dict() in JSON types, and check_steps(state, steps), which raises
     ValueError when the state does not belong to so many steps of the optimizer; callbacks may have the first two for
-    arrays.
+    arrays, and check_state(arrays, model, history), which raises ValueError when they do not belong to those.
     """
 
     model: Module
@@ -97,6 +97,7 @@ def restore(path: PathLike, run: Snapshot) -> None:
     generators = run.generators()
     _check_generators(path, generators, metadata["generators"])
     _check_sparsity(path, run.sparsity, metadata["sparsity"])
+    _check_callbacks(path, run, arrays, History(metadata["history"]))
     with ExitStack() as undo:
         for take_back in _as_it_is(run, staged):
             undo.callback(take_back)
@@ -202,6 +203,16 @@ def _check_sparsity(path: PathLike, algorithm: Any, state: Any) -> None:
     written, expected = (s.get("type") if isinstance(s, dict) else None for s in (state, own))
     if written != expected:
         raise ValueError(f"{os.fspath(path)} was written with the sparsity algorithm {written}, expected {expected}")
+
+
+def _check_callbacks(path: PathLike, run: Snapshot, arrays: dict[str, Array], history: History) -> None:
+    for i, callback in _stateful(run):
+        if hasattr(callback, "check_state"):
+            try:
+                callback.check_state(_within(f"callback.{i}.", arrays), run.model, history)
+            except ValueError as error:
+                name = type(callback).__name__
+                raise ValueError(f"{os.fspath(path)} does not fit the callback {name}: {error}") from error
 
 
 def _optimizer_states(

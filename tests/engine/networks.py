@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -369,17 +371,21 @@ def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Arr
         W = layer.weight
     bias = None if layer.bias is None else layer.bias.value
 
+    wide = np.float64 if np.dtype(dtype) == np.float32 else np.longdouble
+    names = ("kernel_size", "stride", "padding", "dilation", "groups")
+    geometry = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+
     def apply(data: Array, x: Array, bias: Array | None) -> Array:
-        names = ("kernel_size", "stride", "padding", "dilation", "groups")
-        geometry = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
         if isinstance(layer, nn.SparseConvTranspose2d):
             sizes = layer.eval()(np.zeros(x.shape, layer.values.dtype)).shape
             y, _, _ = ref.conv_backward(x, W.indptr, W.indices, data, W.shape, np.zeros(sizes), **geometry)
             return y if bias is None else y + bias.reshape(-1, 1, 1)
+        data, x = data.astype(wide), x.astype(wide)
         if geometry:
-            return ref.conv(W.indptr, W.indices, data, W.shape, x, bias=bias, **geometry)
-        matrix = sparse.csr_array((data.astype(np.longdouble), W.indices, W.indptr), W.shape)  # as ref.linear, faster
-        y = (matrix @ x.reshape(-1, W.shape[1]).T.astype(np.longdouble)).T.reshape(*x.shape[:-1], W.shape[0])
+            y = _convolved(fs.CSR._trusted(W.pattern, data), x, **geometry)
+            return y if bias is None else y + bias.reshape(-1, *(1,) * (x.ndim - 2))
+        matrix = sparse.csr_array((data, W.indices, W.indptr), W.shape)
+        y = (matrix @ x.reshape(-1, W.shape[1]).T).T.reshape(*x.shape[:-1], W.shape[0])
         return y if bias is None else y + bias
 
     value = apply(W.data, x, bias)
@@ -389,6 +395,21 @@ def _product(layer: Any, x: Array, error: Array, dtype: Any) -> tuple[Array, Arr
     terms = W.nnz if isinstance(layer, nn.SparseConvTranspose2d) else int(np.diff(W.indptr).max(initial=0))
     own = ref.bound(terms + 2, abs_sum, dtype)
     return _activated(layer.activation, value, apply(size, error, None) + own, float(np.finfo(dtype).eps) / 2)
+
+
+def _convolved(W: fs.CSR, x: Array, *, groups: int, kernel_size: Any, padding: Any, **steps: Any) -> Array:
+    """As `ref.conv`, in x's type: a product with the windows, which is many times as fast."""
+    sizes, taps = ref.output_size(x.shape[2:], kernel_size, padding=padding, **steps), math.prod(kernel_size)
+    padded = ref.pad_spatial(x, padding, 0.0)
+    at = np.arange(padded[0].size).reshape(padded.shape[1:])
+    offsets = itertools.product(*map(range, kernel_size))
+    windows = np.stack([at[(slice(None), *ref.window_slices(o, sizes, **steps))] for o in offsets], axis=1)
+    columns = padded.reshape(len(x), -1).T[windows.reshape(len(at) * taps, -1)]  # (channels * taps, positions, N)
+    group = ref.row_of(W.indptr) // max(1, W.shape[0] // groups)
+    shifted = W.indices + group * (len(at) // groups * taps)
+    matrix = sparse.csr_array((W.data, shifted, W.indptr), (W.shape[0], len(columns)))
+    y = matrix @ columns.reshape(len(columns), -1)
+    return np.moveaxis(y.reshape(W.shape[0], -1, len(x)), -1, 0).reshape(len(x), W.shape[0], *sizes)
 
 
 def _upsampled(layer: nn.Upsample, x: Array, error: Array, u: float) -> tuple[Array, Array]:

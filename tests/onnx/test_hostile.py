@@ -397,3 +397,35 @@ def test_pools_that_leave_nothing():
     y = b.add("MaxPool", b.conv("x", 3, 4), kernel_shape=[6, 2], strides=[2, 2])
     with pytest.raises(fs.FileFormatError, match=r"makes an image of shape \(1, 4, 0, 2\)"):
         fs.compile(b.model({"x": [1, 3, 4, 4]}, [b.add("Softsign", y)]))
+
+
+def _names_in(message):
+    """All strings in a message and those inside it."""
+    for field, value in message.ListFields():
+        for item in value if hasattr(value, "extend") else [value]:
+            if field.type == field.TYPE_MESSAGE:
+                yield from _names_in(item)
+            elif field.type == field.TYPE_STRING:
+                yield item
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    """Protocol buffers hand out bytes where a text is no UTF-8."""
+    outside = _tensor("outside", (2, 3))
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="weights.bin")
+    (tmp_path / "weights.bin").write_bytes(bytes(24))
+    nodes = [
+        _node("Add", ["x", "inside"], ["sum"]), _node("Add", ["sum", "outside"], ["ready"], name="second"),
+        _node("Flatten", ["ready"], ["y"], axis=1, name="third"),
+    ]  # fmt: skip
+    model = _model(nodes, initializers=[numpy_helper.from_array(np.ones((2, 3), "f"), "inside"), outside])
+    content, path = model.SerializeToString(), tmp_path / "m.onnx"
+    refused = 0
+    for text in sorted(set(_names_in(model)) - {""}):
+        path.write_bytes(content.replace(text.encode(), b"\xff" * len(text)))
+        try:
+            fs.compile(path, tune=False)
+        except (fs.FileFormatError, fs.UnsupportedOperatorError):
+            refused += 1
+    assert refused >= 8

@@ -302,6 +302,31 @@ def test_restoring_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.F2
+@pytest.mark.F4
+@pytest.mark.parametrize("change", ["weights missing", "weights of another model", "history"])
+def test_weights_of_the_best_epoch_that_do_not_fit_are_refused_before_anything_changes(
+    change: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    _fit(_model(), 2, callbacks=[EarlyStopping()], checkpoint=path)
+    arrays, metadata = files.read(path, "checkpoint")
+    if change == "history":
+        metadata["history"] = [{"loss": 1.0}] * 2
+    elif change == "weights missing":
+        del arrays["callback.0.1.bias"]
+    else:
+        arrays["callback.0.1.bias"] = np.zeros(4, "f")
+    metadata = {name: item for name, item in metadata.items() if not name.startswith("format")}
+    files.write(path, "checkpoint", arrays, metadata)
+    model = _model()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"run does not fit the callback EarlyStopping: "):
+        _fit(model, 3, callbacks=[EarlyStopping()], checkpoint=path, resume=True)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.F2
 @pytest.mark.parametrize("more", [-1, 1, 1000])
 def test_steps_of_optimizer_and_sparsity_algorithm_must_agree(more: int, tmp_path: Path) -> None:
     """RigL prepares for the step that comes next: training would stop at the first one that it did not expect."""
