@@ -416,7 +416,10 @@ def _external(tensor: Any, what: str, folder: Folder | None) -> Array:
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
     size = -(-math.prod(tensor.dims) * bits_of(tensor.data_type) // 8)
-    path = folder.find(entries.get("location", ""), what)
+    location = entries.get("location", "")
+    if not isinstance(location, str):
+        raise FileFormatError(f"{what} lies in {location!r}, which is no text")
+    path = folder.find(location, what)
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError:
