@@ -81,10 +81,10 @@ def measure(case: Tuning, clock: Callable[[], float]) -> tuple[list[float], dict
 def _chosen(model: nn.Sequential, x: np.ndarray) -> tuple[float, float]:
     """Seconds of the choice of a fresh compilation, and how much longer it takes than the best one."""
     engine = fs.compile(model, x.shape, threads=_THREADS)
-    (taken,) = engine._choices.values()
+    taken = engine._choices[1, _THREADS]
     y = np.empty((1, *engine.output_shape[1:]), x.dtype)
     calls = {
-        choice: partial(Workspace(scheduled(engine._program, 1, _THREADS, choice)).run, x, y)
+        choice: partial(Workspace(scheduled(engine._program, 1, _THREADS, choice)).run_on, _THREADS, x, y)
         for choice in choices(engine._program, 1, _THREADS, True)
     }
     times = interleaved(calls, rounds=(15, 15), block=0.0)

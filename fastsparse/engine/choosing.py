@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +19,6 @@ from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Pool, P
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
-from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime.fork import fork_safe_lock
@@ -137,49 +138,22 @@ def from_json(data: Any) -> Choice:
     return Choice(data[0], split.Split(*data[1:]))
 
 
-def workers_that_pay(program: Program, batch: int, most: int) -> int:
-    """How many workers run a batch: `most`, or one where several are estimated to take longer.
+def schedule_for(program: Program, batch: int, workers: int, choice_for: Callable[[int, int], Choice]) -> Schedule:
+    """What an engine runs a batch with: on so many workers, on one, or on whichever is faster at the moment.
 
-    Where cores share no cache, layers of a mobile network take twice as long on two cores, and one core that runs a
-    step now and then costs as much as one that runs half of each: so it is all or none. Networks in between, which lose
-    less there (up to a quarter) than they gain where cores share a cache (a third and more), get all workers.
+    All or one: where cores share no cache, one that runs a step now and then costs as much as one that runs half of
+    each.
+
+    choice_for : gives the choice for (workers that there are, workers that run it)
     """
-    if most == 1 or batch * program.useful_flops() < Heuristics.parallel_flops:
-        return 1
-    h, choice = target_for(program.dtype, most).heuristics, choices(program, batch, most, tune=False)[0]
-    steps = _steps(program, batch, choice.layout, most)
-    if not choice.cut.per_worker:
-        steps = [step for step in steps if step[0] >= h.parallel_flops]
-    saved = sum(flops for flops, _ in steps) * (1 - 1 / most)
-    # Of spatial tiles workers have some of their own, and halos alone move.
-    byte_cost = h.moved_cost * (h.halo_share if choice.layout == "spatial tiles" else 1.0)
-    moved = 0.0 if choice.cut.per_worker else sum(h.step_cost + byte_cost * nbytes for _, nbytes in steps)
-    lost = (h.region_cost + moved) * (h.near_cost if h.cores_share_cache else h.unknown_cost)
-    return most if saved > lost else 1
-
-
-def _steps(program: Program, batch: int, layout: str, workers: int) -> list[tuple[float, float]]:
-    """Work of every step, in multiplications and additions, and bytes that it reads and writes."""
-    h, found = target_for(program.dtype, workers).heuristics, []
-    numbers = [batch * math.prod(shape) for shape in program.shapes]
-    # What is between a product and a depthwise convolution is computed in pieces.
-    pieces = {
-        node.inputs[0]: math.ceil(numbers[node.inputs[0]] * program.dtype.itemsize / (h.expanded_bytes * workers))
-        for node in program.nodes
-        if layout == "padded" and isinstance(node.operator, Conv) and node.operator.geometry.groups > 1
-    }
-    for node in program.nodes:
-        op, touched = node.operator, sum(numbers[t] for t in (*node.inputs, node.output))
-        times, flops = max(pieces.get(t, 1) for t in (node.inputs[0], node.output)), h.activation_flops * touched
-        if isinstance(op, Recurrent):
-            times, flops = 2 * op.times * len(op.directions), op.useful_flops
-        elif isinstance(op, Conv | Linear):
-            alone = batch * (op.rows if isinstance(op, Linear) else op.geometry.positions) == 1
-            flops = batch * op.useful_flops * (h.spmv_cost if alone else 1.0)
-            if layout == "spatial tiles" and isinstance(op, Conv) and math.prod(op.geometry.kernel) > 1:
-                times = h.tiles_steps
-        found += [(flops / times, touched * program.dtype.itemsize / times)] * times
-    return found
+    h = target_for(program.dtype, workers).heuristics
+    used = workers if batch * program.useful_flops() >= h.alone_flops else 1
+    made = scheduled(program, batch, used, choice_for(workers, used))
+    flops = sum(step.launch.flops for step in made.steps)
+    flops = flops * made.tasks if made.per_worker else flops / len(made.steps)
+    if used == 1 or flops >= h.certain_flops * used:
+        return made
+    return replace(made, alone=scheduled(program, batch, 1, choice_for(1, 1)))
 
 
 def _by_image(program: Program, batch: int, target: Target) -> list[Choice]:

@@ -113,6 +113,7 @@ class Schedule:
 
     per_worker : every worker runs all steps on tasks of its own, with memory of its own; otherwise tasks follow one
         another and the workers share each step.
+    alone : the same program on one worker, where that may be faster: see `engine.trial`
     """
 
     steps: list[Step]
@@ -121,6 +122,7 @@ class Schedule:
     workers: int
     per_worker: bool
     heuristics: Heuristics
+    alone: Schedule | None = None
 
     @property
     def owned(self) -> bool:

@@ -43,7 +43,7 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
     begin = time.perf_counter()
 
     def measured(space: Any) -> float:
-        return seconds(partial(space.run, x, y))
+        return seconds(partial(space.run_on, workers, x, y))
 
     def compared(space: Any) -> float:
         incumbent = measured(first)
@@ -79,4 +79,4 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
 
 def _alone(space: Any, x: Any, y: Any) -> float:
     """Seconds on one worker."""
-    return min(seconds(partial(space.run_alone, x, y)) for _ in range(ROUNDS[0]))
+    return min(seconds(partial(space.run_on, 1, x, y)) for _ in range(ROUNDS[0]))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
+from fastsparse.engine.trial import Trial
 from fastsparse.runtime import launch, sequence
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
@@ -42,11 +43,12 @@ class Workspace:
     """Memory and bound launches of one schedule.
 
     by_arrays : whether every call has to go through `run`, which `engine.poison` replaces
+    alone : a workspace for the same arrays on one worker, where `trial` finds out which of both is faster
     """
 
     by_arrays = False
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, variables: NDArray[np.int64] | None = None) -> None:
         self.schedule, self.heuristics = schedule, schedule.heuristics
         h = self.heuristics
         self.offsets, size = assign_memory(schedule.buffers, schedule.owned)
@@ -63,7 +65,11 @@ class Workspace:
         self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._spans = _spans(self.launches[0], h.slice_flops)
         places = [place for step in schedule.steps for place in (*step.sources, step.target)]
-        self._variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
+        if variables is None:
+            variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
+        self._variables = variables
+        self.alone = None if schedule.alone is None else Workspace(schedule.alone, variables)
+        self.trial = None if self.alone is None else Trial()
         fields = [[(p.field, p.variable, p.offset, p.per_task) for p in step.patches] for step in schedule.steps]
         self._steps, self._patches = sequence.tables(self.launches, fields)
         bound, parallel = self.launches[0], h.parallel_flops
@@ -76,7 +82,12 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes of memory for activations and scratch."""
-        return sum(memory.nbytes for memory in self.memory)
+        return sum(memory.nbytes for memory in self.memory) + (0 if self.alone is None else self.alone.nbytes)
+
+    @property
+    def taken(self) -> Workspace:
+        """The one that runs the next call: this one, or the one for one worker."""
+        return self if self.alone is None or self.trial is None or self.trial.way else self.alone
 
     def run(self, x: Arrays, y: Arrays) -> None:
         """y = network(x); all contiguous, of the schedule's batch size."""
@@ -95,15 +106,21 @@ class Workspace:
 
     def _run(self) -> None:
         """Run on the arrays that are set."""
+        if self.trial is None or self.alone is None:
+            self._run_schedule()
+        else:
+            self.trial.run((self.alone._run_schedule, self._run_schedule))
+
+    def _run_schedule(self) -> None:
         if launch.VERBOSE:
             self._run_and_report()
         else:
             self._run_tasks(self.schedule.workers)
 
-    def run_alone(self, x: Arrays, y: Arrays) -> None:
-        """The same as `run`, on the calling thread."""
+    def run_on(self, workers: int, x: Arrays, y: Arrays) -> None:
+        """The same as `run`, by this schedule on so many workers."""
         self.set_arrays(x, y)
-        self._run_tasks(1)
+        self._run_tasks(workers)
 
     def _run_tasks(self, workers: int) -> None:
         if self.schedule.per_worker:
@@ -195,7 +212,8 @@ class Pool:
     @property
     def steps(self) -> int:
         """Their number."""
-        return len(self.schedule.steps)
+        alone = self.schedule.alone
+        return len(self.schedule.steps) + (0 if alone is None else len(alone.steps))
 
     def arrays(self) -> dict[int, int]:
         """Bytes of the arrays of the plan, which other plans may share, by id."""

@@ -26,6 +26,7 @@ def measured(plan: Plan, values: dict[str, Any], workers: int, reasons: Mapping[
     plan.run(values, workers)
     rows: list[Row] = []
     peak, flops, memory, kernels = 0.0, 0.0, 0, 0
+    used: dict[str, None] = {}  # workers of programs
     for step in plan.steps:
         found = step.plan([values[n].shape for n in step.inputs], workers) if isinstance(step, Kernels) else None
         if found is None:
@@ -41,6 +42,7 @@ def measured(plan: Plan, values: dict[str, Any], workers: int, reasons: Mapping[
         with pool.workspace() as workspace:
             report = programs.measured(program, workspace, x, y)
             memory += workspace.nbytes
+        used[report.facts["workers"]] = None
         first, why = step.nodes[0].name, reasons.get(step.outputs[0], "estimated to be faster than the library")
         rows += [_program_row(first, row, why) for row in report.rows]
         peak, flops, kernels = report.peak_gflops, flops + program.useful_flops() * samples, kernels + 1
@@ -50,6 +52,7 @@ def measured(plan: Plan, values: dict[str, Any], workers: int, reasons: Mapping[
     facts = {
         "inputs": shapes,
         "steps": f"{kernels} on the kernels, {len(plan.steps) - kernels} in {sessions.library(sessions.onnxruntime())}",
+        "workers": " / ".join(used) or str(workers),
         "memory": f"{text_bytes(memory)} of the kernels' activations and scratch per call in flight",
         "work": f"{flops / 1e6:.2f} MFLOP per call at the nonzeros of what the kernels run",
         "peak": f"{peak:.0f} GF/s per core, measured",

@@ -22,8 +22,7 @@ ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 ca
 
 @dataclass(frozen=True, eq=False)
 class Heuristics:
-    """Choices for a CPU with vectors of `vector_bytes` and caches of these sizes, of level 3 one for all cores, or not.
-    Compared by identity.
+    """Choices for a CPU with vectors of `vector_bytes` and caches of these sizes. Compared by identity.
 
     A rate is the speed of tiles of T vectors relative to the best T, counting useful work only. Wide tiles share a
     nonzero's loads among more multiply-adds and hide their latency; narrow tiles leave room for more rows in L1.
@@ -32,7 +31,6 @@ class Heuristics:
     vector_bytes: int
     l1_bytes: int
     l3_bytes: int
-    cores_share_cache: bool
 
     # --- serial or parallel
     parallel_flops: float = 200_000  # least work that pays for a parallel region
@@ -149,15 +147,11 @@ class Heuristics:
     late_bytes: int = 1 << 20  # the same in the second stage
     task_flops: float = 10e9  # largest task of a worker, so that Ctrl-C is noticed
     most_groups: int = 16  # groups of samples per task
-    # Of workers that share steps where cores share no cache, in multiplications and additions (60 in a nanosecond):
-    step_cost: float = 1.1e6  # of a step: its barrier, and the first lines that workers fetch from each other
-    moved_cost: float = 1.0  # per byte that a step reads and writes
-    halo_share: float = 0.5  # of the bytes on spatial tiles, those that cross
-    tiles_steps: int = 3  # of a window on spatial tiles, with those that gather its halo
-    region_cost: float = 1.8e6  # of a call: waking the workers
-    near_cost: float = 0.2  # of all these where cores share a cache, relative to them
-    unknown_cost: float = 0.65  # the same where nobody knows whether they do
-    spmv_cost: float = 5.0  # of a multiplication and addition of SpMV, which waits for memory
+    step_cost: float = (
+        1.1e6  # of a step that workers share where cores share no cache, in multiplications and additions
+    )
+    alone_flops: float = 1e6  # least work of a network that more than one worker can gain by
+    certain_flops: float = 4e6  # of a step and worker, on average, from which on all workers are certain to gain
     shared_rate: float = 0.85  # relative speed of steps that workers share: a core reads what others wrote
     stacked_positions: int = 32  # of a spatial tile, below which layers may run on stacks of images
     stacked_vectors: float = 0.9  # most vectors per image of a stack, relative to one image
@@ -518,12 +512,10 @@ def _step(steps: Steps, nbytes: int) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def heuristics_for(
-    vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int = 8 * 2**20, cores_share_cache: bool = False
-) -> Heuristics:
+def heuristics_for(vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int = 8 * 2**20) -> Heuristics:
     """The record for a CPU: AVX-512 (64 bytes), AVX2 (32 bytes), NEON and SSE (16 bytes)."""
     if vector_bytes == 64:
-        return Heuristics(64, l1_bytes, l3_bytes, cores_share_cache)
+        return Heuristics(64, l1_bytes, l3_bytes)
     # Narrow vectors leave more room in L1, so wider tiles are best.
     narrow = (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99)
-    return Heuristics(vector_bytes, l1_bytes, l3_bytes, cores_share_cache, tile_rate=narrow)
+    return Heuristics(vector_bytes, l1_bytes, l3_bytes, tile_rate=narrow)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
-from fastsparse.runtime.cpu import cache_bytes, cores_share_cache
+from fastsparse.runtime.cpu import cache_bytes
 from fastsparse.runtime.launch import Sharing
 from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_CACHES = cache_bytes(1), cache_bytes(3), cores_share_cache()
+_CACHES = cache_bytes(1), cache_bytes(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def narrowed(target: Target, columns: int) -> Target:
     half, h = compiler.half_lanes(target.bits, target.lanes), target.heuristics
     if not half or columns > half:
         return target
-    caches = h.l1_bytes, h.l3_bytes, h.cores_share_cache
+    caches = h.l1_bytes, h.l3_bytes
     narrow = heuristics_for(h.vector_bytes // 2, *caches)
     if h is not heuristics_for(h.vector_bytes, *caches):  # a record that the caller chose: keep its choices
         narrow = replace(h, vector_bytes=h.vector_bytes // 2)

@@ -43,27 +43,6 @@ def cache_bytes(level: int, root: Path = Path("/")) -> int:
     return DEFAULT_CACHES[level]
 
 
-def cores_share_cache(root: Path = Path("/")) -> bool:
-    """Whether the CPUs of this process are sure to share a level 3 cache.
-
-    False where the system does not say, and on virtual machines, whose CPUs move between cores, whatever they say.
-
-    Parameters
-    ----------
-    root : Path
-        Where the file system begins; tests pass another one.
-    """
-    try:
-        if "hypervisor" in (root / "proc/cpuinfo").read_text().split():
-            return False
-        mine = os.sched_getaffinity(0)
-        shared = (root / f"sys/devices/system/cpu/cpu{min(mine)}/cache/index3/shared_cpu_list").read_text()
-        ranges = [[int(number) for number in part.split("-")] for part in shared.strip().split(",")]
-    except (AttributeError, OSError, UnicodeDecodeError, ValueError):
-        return False
-    return all(any(bounds[0] <= cpu <= bounds[-1] for bounds in ranges) for cpu in mine)
-
-
 def cgroup_quota(root: Path = Path("/")) -> float | None:
     """Quota of the control groups of this process, in CPUs; None without a limit.
 

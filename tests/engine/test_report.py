@@ -78,13 +78,13 @@ class _Machine:
         machine = self
 
         class Space:
-            def run(self, x: Any, y: Any) -> None:
+            def run_on(self, workers: int, x: Any, y: Any) -> None:
+                if workers == 1 and name in machine.alone:
+                    machine.last = machine.alone[name]
+                    return
                 machine.calls += 1
                 taken = machine.times[name]
                 machine.last = taken(machine.calls) if callable(taken) else taken
-
-            def run_alone(self, x: Any, y: Any) -> None:
-                machine.last = machine.alone[name]
 
         return Space()
 

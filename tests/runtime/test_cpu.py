@@ -108,23 +108,3 @@ def test_sizes_of_the_caches(tmp_path, files, first, third):
     root = fake_system(tmp_path, "", "", files)
     assert cpu.cache_bytes(1, root) == first
     assert cpu.cache_bytes(3, root) == third
-
-
-@pytest.mark.parametrize(
-    ("flags", "shared", "expected"),
-    [
-        ("fpu avx2", "0-3,8\n", True),
-        ("fpu avx2", "8,2-3\n", True),
-        ("fpu avx2", "2\n", False),
-        ("fpu avx2 hypervisor", "0-3\n", False),
-        ("fpu avx2", "", False),
-        (None, "0-3\n", False),
-        ("fpu avx2", None, False),
-    ],
-)
-def test_cores_share_a_cache_where_all_of_this_process_do(tmp_path, monkeypatch, flags, shared, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3}, raising=False)
-    files = {} if flags is None else {"proc/cpuinfo": f"processor : 0\nflags : {flags}\n"}
-    if shared is not None:
-        files["sys/devices/system/cpu/cpu2/cache/index3/shared_cpu_list"] = shared
-    assert cpu.cores_share_cache(fake_system(tmp_path, "", "", files)) is expected
