@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 CALLS = 5  # of each way in a trial
 GAIN = 0.95  # the other way is taken where it takes less than this part of the time
+LOST = 1.2  # a trial ends where the second call the other way took this much longer
 SLOWER = 1.15  # twice in a row calls took this much longer than in the last trial: time for another
 FIRST, LAST = 0.02, 0.5  # seconds of calls between trials: behind a change of ways, and at most
 COST = 0.01  # of the time, at most, for trials
@@ -63,15 +64,20 @@ class Trial:
         self._times: tuple[list[float], list[float]] = ([], [])
 
     def _tried(self, seconds: float) -> None:
-        self._times[self._turns[-1]].append(seconds)
+        way = self._turns[-1]
+        times = self._times[way]
+        times.append(seconds)
         self._turns.pop()
+        if way != self._taken and len(times) == 2 and seconds > LOST * min(self._times[self._taken]):
+            self._turns.clear()
         if not self._turns:
             self._decide()
         self.way = self._turns[-1] if self._turns else self._taken
 
     def _decide(self) -> None:
-        own, other = (sorted(self._times[way][1:])[1] for way in (self._taken, 1 - self._taken))
-        self._least = (CALLS * min(abs(own - other), own) + own) / COST  # seconds of calls that pay for a trial
+        own, other = (sorted(self._times[way][1:])[:2][-1] for way in (self._taken, 1 - self._taken))
+        lost = own + len(self._times[1 - self._taken]) * min(abs(own - other), own)
+        self._least = lost / COST  # seconds of calls that pay for a trial
         self._gap = min(2 * self._gap, LAST)
         if other < GAIN * own:
             self._taken, own, self._gap = 1 - self._taken, other, FIRST

@@ -118,7 +118,6 @@ def test_reports_and_lines_say_how_many_workers_ran(monkeypatch, capsys, rng):
     for _ in range(2 * CALLS):
         engine(x)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.count(",threads 2,") for line in lines] == sorted(line.count(",threads 2,") for line in lines)
     assert {n for n in (1, 2) if any(f",threads {n}," in line for line in lines)} == {1, 2}
     monkeypatch.setattr(launch, "VERBOSE", False)
     with engine._pool(1).workspace() as space:
