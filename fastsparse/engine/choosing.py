@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from fastsparse.engine.program import Conv, Gather, Interpolate, Linear, Pool, P
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.tuning import fastest
 from fastsparse.ops.geometry import Ints
+from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.spatial_tiles import SPATIAL_TILES_LIMIT, Partition, partition
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.runtime.fork import fork_safe_lock
@@ -106,7 +106,28 @@ class Choices(OrderedDict[Any, Choice]):
         super().__init__()
         self.measured: set[Any] = set()  # here, and not only read from a file
 
-    def taken(self, key: Any, program: Program, batch: int, workers: int, tune: bool) -> Choice:
+    def schedule(
+        self, program: Program, batch: int, workers: int, tune: bool, rest: tuple[Any, ...] = ()
+    ) -> Schedule:  # fmt: skip
+        """What runs a batch: a schedule for these workers, for one of them, or both, of which the faster is taken.
+
+        All or one: where cores share no cache, a worker that runs a step now and then costs as much as one that runs
+        half of each.
+
+        rest : of the keys, behind batch and workers
+        """
+        used = workers if batch * program.useful_flops() >= Heuristics.alone_flops else 1
+        made = scheduled(program, batch, used, self._taken((batch, workers, *rest), program, batch, used, tune))
+        if used == 1:
+            return made
+        flops = sum(step.launch.flops for step in made.steps)
+        flops = flops * made.tasks if made.per_worker else flops / len(made.steps)
+        if flops >= made.heuristics.certain_flops * used:
+            return made
+        alone = self._taken((batch, 1, *rest), program, batch, 1, tune)
+        return replace(made, alone=scheduled(program, batch, 1, alone))
+
+    def _taken(self, key: Any, program: Program, batch: int, workers: int, tune: bool) -> Choice:
         """The choice for a program, kept where it was measured."""
         with _lock:
             known = self.get(key)
@@ -136,24 +157,6 @@ def from_json(data: Any) -> Choice:
     if not isinstance(data, list) or [type(part) for part in data] != [str, bool, int, int]:
         raise ValueError(f"{data!r} is no choice of a schedule")
     return Choice(data[0], split.Split(*data[1:]))
-
-
-def schedule_for(program: Program, batch: int, workers: int, choice_for: Callable[[int, int], Choice]) -> Schedule:
-    """What an engine runs a batch with: on so many workers, on one, or on whichever is faster at the moment.
-
-    All or one: where cores share no cache, one that runs a step now and then costs as much as one that runs half of
-    each.
-
-    choice_for : gives the choice for (workers that there are, workers that run it)
-    """
-    h = target_for(program.dtype, workers).heuristics
-    used = workers if batch * program.useful_flops() >= h.alone_flops else 1
-    made = scheduled(program, batch, used, choice_for(workers, used))
-    flops = sum(step.launch.flops for step in made.steps)
-    flops = flops * made.tasks if made.per_worker else flops / len(made.steps)
-    if used == 1 or flops >= h.certain_flops * used:
-        return made
-    return replace(made, alone=scheduled(program, batch, 1, choice_for(1, 1)))
 
 
 def _by_image(program: Program, batch: int, target: Target) -> list[Choice]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import checks, nn
 from fastsparse.arguments import as_cast, is_sparse
-from fastsparse.engine.choosing import Choices, schedule_for
+from fastsparse.engine.choosing import Choices
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised, uses_of
 from fastsparse.engine.program import Linear, Lookup, Program
@@ -372,13 +372,6 @@ class Engine:
         if pool is not None and (not tune or key in self._choices.measured):
             return pool
         tune = tune or (self._tune_again and batch == self.input_shape[0])
-        made = Pool(
-            schedule_for(
-                self._program,
-                batch,
-                workers,
-                lambda given, used: self._choices.taken((batch, given), self._program, batch, used, tune),
-            )
-        )
+        made = Pool(self._choices.schedule(self._program, batch, workers, tune))
         kept: Pool = self._plans.put(key, made, made, replace=tune)
         return kept

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsparse import checks
-from fastsparse.engine.choosing import Choice, Choices, schedule_for
+from fastsparse.engine.choosing import Choices
 from fastsparse.engine.program import Program
 from fastsparse.engine.report import Benchmark, Report, timed_calls
 from fastsparse.engine.saving import pickled, save_engine
@@ -388,16 +388,12 @@ class GraphEngine:
 
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
         """A program's schedule. What was measured once is taken for all programs of the same sizes."""
-
-        def choice_for(given: int, used: int) -> Choice:
-            key = (samples, given, program.shapes, round(program.useful_flops() / 1e5))
-            tune = key not in self._choices.measured and self._budget > 0
-            begin = time.perf_counter()
-            choice = self._choices.taken(key, program, samples, used, tune)
-            self._budget -= time.perf_counter() - begin if tune else 0.0
-            return choice
-
-        return schedule_for(program, samples, workers, choice_for)
+        rest = program.shapes, round(program.useful_flops() / 1e5)
+        tune = (samples, workers, *rest) not in self._choices.measured and self._budget > 0
+        begin = time.perf_counter()
+        made = self._choices.schedule(program, samples, workers, tune, rest)
+        self._budget -= time.perf_counter() - begin if tune else 0.0
+        return made
 
     # ------------------------------------------------------------------------------------------
 

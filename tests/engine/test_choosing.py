@@ -11,7 +11,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import nn
-from fastsparse.engine.choosing import choices, schedule_for
+from fastsparse.engine.choosing import Choices
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.schedule import Schedule
@@ -66,13 +66,10 @@ def test_as_many_workers_as_pay(name):
     make, shape, batch, wanted = TABLE[name]
     program = optimised(program_of(nn.Sequential(*make()), shape))
 
-    def taken(workers: int) -> Schedule:
-        return schedule_for(program, batch, workers, lambda _, used: choices(program, batch, used, tune=False)[0])
-
-    made = taken(2)
+    made = Choices().schedule(program, batch, 2, tune=False)
     assert {"one": (1, None), "both": (2, None), "tried": (2, 1)}[wanted] == (made.workers, _workers(made.alone))
-    assert taken(1).workers == 1
-    assert taken(1).alone is None
+    one = Choices().schedule(program, batch, 1, tune=False)
+    assert (one.workers, one.alone) == (1, None)
 
 
 def _workers(schedule: Schedule | None) -> int | None:
