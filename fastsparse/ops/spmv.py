@@ -263,7 +263,7 @@ def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
     indptr, indices, inputs = pattern.indptr, pattern.indices.view(np.uint32), pattern.shape[1]
     sparse_operator.lookup_columns.expect()  # compiled while the first one is
     sparse_operator.scatter.expect(LOOKUP_BITS)
-    spmv.lookup_kernel.expect()
+    spmv.lookup_kernel.expect(LOOKUP_BITS, LOOKUP_LANES)
     chunks = max(1, -(-inputs // LOOKUP_CHUNK))
     group_starts = _slice_groups(pattern, target, chunks)
     slices = -(-np.diff(group_starts) // LOOKUP_LANES)
@@ -337,7 +337,7 @@ def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, 
         scratch_stride=scratch,
         scratch_vector=scratch - target.vector,
     )
-    return arguments, spmv.lookup_kernel(), scratch
+    return arguments, spmv.lookup_kernel(target.bits, target.lanes), scratch
 
 
 def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, Any, int]:

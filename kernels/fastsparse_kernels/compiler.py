@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
+from .codegen import level
 from .codegen import vector_bytes as vector_bytes
 from .kernel_cache import Directories, KernelCache
 from .numba_internals import KernelCFunc, KernelDispatcher, global_compiler_lock, jitable, set_cache
@@ -325,13 +327,28 @@ def compiled_once(build: Callable[..., Any]) -> Any:
 
     A kernel is compiled when its address is asked for, a function before it is returned. `expect(*ints)` of the result
     says that a variant will be needed: other processes may compile it while this one compiles another.
+
+    Builders of kernels call their parameters `bits` and `lanes`. What needs longer vectors than kernels are compiled
+    for is not expected, as nothing can run it, and refused with ValueError where it is asked for: LLVM would end the
+    process.
     """
     known: dict[tuple[Any, ...], Any] = {}
+    names = tuple(inspect.signature(build).parameters)
+
+    def vector(key: tuple[Any, ...]) -> int:
+        """Bytes of the vectors of a variant."""
+        given = dict(zip(names, key, strict=True))
+        return int(given.get("bits", 0) * given.get("lanes", 0)) // 8
 
     def build_once(*key: Any) -> Any:
         global _building
         with _lock:  # which other threads wait for
             if key not in known:
+                if vector(key) > vector_bytes():
+                    raise ValueError(
+                        f"{build.__name__}{key} has vectors of {vector(key)} bytes, expected at most {vector_bytes()}: "
+                        f"kernels are compiled for {level()}"
+                    )
                 outer, _building = _building, Variant(build.__module__, build.__qualname__, key)
                 try:
                     known[key] = build(*key)
@@ -346,8 +363,12 @@ def compiled_once(build: Callable[..., Any]) -> Any:
                 _compile(built.unit)
             return built
 
+    def expect(*key: Any) -> None:
+        if vector(key) <= vector_bytes():
+            build_once(*key)
+
     once: Any = functools.update_wrapper(functools.cache(get), build)  # no Python call for what is known
-    once.expect = functools.cache(build_once)
+    once.expect = functools.cache(expect)
     return once
 
 

@@ -73,7 +73,7 @@ def _both(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _lookup(bits: int, lanes: int) -> list[Arguments]:
-    return [()] if (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES) else []
+    return [(bits, lanes)] if (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES) else []
 
 
 def _stream(bits: int, lanes: int) -> list[Arguments]:

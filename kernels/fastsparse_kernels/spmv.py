@@ -28,7 +28,7 @@ import numpy as np
 from . import simd
 from .activations import make_finish
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
-from .sparse_operator import LOOKUP_BITS, LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_TABLES, SPMV_ACCUMULATORS
+from .sparse_operator import LOOKUP_CHUNK, LOOKUP_TABLES, SPMV_ACCUMULATORS
 
 ROWS = 4  # rows finished at once
 PREFETCH_DISTANCE = 8192  # bytes of values: a quarter less time from memory, some per cent more from caches
@@ -239,10 +239,10 @@ LOOKUP_ARGUMENTS = kernel_arguments(
 _lookup_arguments = simd.arguments_view(LOOKUP_ARGUMENTS)
 
 
-def make_lookup() -> Callable[..., None]:
-    """The register-lookup kernel."""
-    size, vector = LOOKUP_BITS // 8, LOOKUP_LANES * LOOKUP_BITS // 8
-    finish = make_finish(LOOKUP_BITS, LOOKUP_LANES)
+def make_lookup(bits: int, lanes: int) -> Callable[..., None]:
+    """The register-lookup kernel; its operands are packed for LOOKUP_BITS and LOOKUP_LANES."""
+    size, vector = bits // 8, lanes * bits // 8
+    finish = make_finish(bits, lanes)
 
     def make_add_vectors(masked: int) -> Callable[..., Any]:
         """Multiply some vectors, with (1) or without (0) empty lanes; also returns the addresses of the next ones."""
@@ -254,7 +254,7 @@ def make_lookup() -> Callable[..., None]:
                 simd.prefetch_l2(weights + PREFETCH_DISTANCE, 1)
                 acc = simd.lookup_fma(acc, weights, x, columns, masked)
                 weights += vector
-                columns += LOOKUP_LANES
+                columns += lanes
             return acc, columns, weights
 
         return add_vectors
@@ -265,10 +265,10 @@ def make_lookup() -> Callable[..., None]:
     def add_chunk(a, chunk, vector_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
         """The sums of all slices of a chunk; returns the addresses of the next chunk's columns and values."""
         first = chunk * LOOKUP_CHUNK
-        x = simd.load_first(simd.zeros(LOOKUP_TABLES, LOOKUP_LANES, LOOKUP_BITS), a.x + first * size, a.inputs - first)
+        x = simd.load_first(simd.zeros(LOOKUP_TABLES, lanes, bits), a.x + first * size, a.inputs - first)
         end = sums + slices * vector
         while sums < end:
-            acc, counts = simd.zeros(1, LOOKUP_LANES, LOOKUP_BITS), simd.load_u16(vector_counts)
+            acc, counts = simd.zeros(1, lanes, bits), simd.load_u16(vector_counts)
             acc, columns, weights = add_full(acc, counts & 0xFF, x, columns, weights)
             acc, columns, weights = add_masked(acc, counts >> 8, x, columns, weights)
             simd.store(acc, sums)
@@ -279,31 +279,31 @@ def make_lookup() -> Callable[..., None]:
     @kernel_function
     def add_rows(a, row, last, sum_index, sums, stride, low, high, scratch):  # type: ignore[no-untyped-def]
         """Sum the chunks of a slice of rows, then the epilogue and the store."""
-        acc = simd.zeros(1, LOOKUP_LANES, LOOKUP_BITS)
+        acc = simd.zeros(1, lanes, bits)
         for _ in range(a.chunks):
             acc = simd.add(acc, simd.gather(acc, sums, sum_index, 16))
-            sum_index += LOOKUP_LANES * 2
+            sum_index += lanes * 2
             sums += stride
         finish(a, acc, row, last - row, a.y, low, high, scratch)
 
     def lookup(arguments, slot):  # type: ignore[no-untyped-def]
         a = _lookup_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
-        low, high = simd.load_float(LOOKUP_BITS, a.limits), simd.load_float(LOOKUP_BITS, a.limits + size)
+        low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
-            slices = (last - row + LOOKUP_LANES - 1) // LOOKUP_LANES
+            slices = (last - row + lanes - 1) // lanes
             before = simd.load_i64(a.slice_starts + group * 8)
             v = simd.load_i64(a.vector_starts + group * 8)
-            columns, weights = a.columns + v * LOOKUP_LANES, a.values + v * vector
+            columns, weights = a.columns + v * lanes, a.values + v * vector
             for chunk in range(a.chunks):
                 vector_counts = a.vector_counts + (before + chunk * slices) * 2
                 sums = scratch + chunk * slices * vector
                 columns, weights = add_chunk(a, chunk, vector_counts, slices, columns, weights, sums)
             for i in range(slices):
-                sum_index = a.sum_index + (before + i * a.chunks) * LOOKUP_LANES * 2
-                begin = row + i * LOOKUP_LANES
+                sum_index = a.sum_index + (before + i * a.chunks) * lanes * 2
+                begin = row + i * lanes
                 add_rows(a, begin, last, sum_index, scratch, slices * vector, low, high, scratch + a.scratch_vector)
             group = simd.fetch_add(a.counter, 1)
 
@@ -311,6 +311,6 @@ def make_lookup() -> Callable[..., None]:
 
 
 @compiled_once
-def lookup_kernel() -> Any:
+def lookup_kernel(bits: int, lanes: int) -> Any:
     """The compiled kernel, on CPUs with AVX-512."""
-    return compile_kernel(make_lookup(), "lookup")
+    return compile_kernel(make_lookup(bits, lanes), "lookup")

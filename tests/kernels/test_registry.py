@@ -52,7 +52,21 @@ def test_every_builder_of_the_package_is_in_the_table():
     builders = set()
     for module in map(import_module, (f"fastsparse_kernels.{path.stem}" for path in FOLDER.glob("*.py"))):
         builders |= {value for value in vars(module).values() if hasattr(value, "expect")}
-    assert builders - {builder for builder, _ in registry.every()} == {diagnostics.peak_kernel}
+    avx512 = {family.get for family in registry.FAMILIES if family.arguments(32, 16)}
+    assert builders - avx512 - {builder for builder, _ in registry.every()} == {diagnostics.peak_kernel}
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
+def test_longer_vectors_than_the_targets_are_not_expected_and_refused(family):
+    """LLVM ends the process where inline assembly names registers that the CPU lacks."""
+    for bits in (32, 64):
+        lanes = compiler.lanes(bits)
+        for key in set(family.arguments(bits, 2 * lanes)) - set(family.arguments(bits, lanes)):
+            waiting = compiler.waiting()
+            family.get.expect(*key)
+            assert compiler.waiting() == waiting
+            with pytest.raises(ValueError, match=f"vectors of .* bytes, expected at most {compiler.vector_bytes()}"):
+                family.get(*key)
 
 
 @pytest.mark.R5

@@ -187,7 +187,7 @@ def test_workers_that_share_an_image_prefer_spatial_tiles():
 
 def test_groups_of_tiles_that_gathers_cannot_address_are_one_group(monkeypatch):
     """Halos are eight times as large as these tiles, and a gather reaches from one group to the other."""
-    rng, target = np.random.default_rng(0), replace(TARGET, threads=2, lanes=16)
+    rng, target = np.random.default_rng(0), replace(TARGET, threads=2)
     convs = [nn.SparseConv2d(8, 8, 5, padding=2, sparsity=0.5, rng=rng) for _ in range(2)]
     program = fs.compile(nn.Sequential(*convs).eval(), (1, 8, 14, 14), tune=False)._program
     assert spatial_tiles._TilesLowering(program, 1, Split(False, 1, 1), target)._groups_of(0) == 2
