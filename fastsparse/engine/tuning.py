@@ -3,7 +3,8 @@
 A machine changes its state while it is measured: clocks, other programs, cores that share a cache or do not. So all
 candidates are compared with one incumbent, the estimate, within rounds, and the incumbent stays unless it is beaten
 clearly and repeatedly. Where workers share the work, what they send each other counts, which changes most from state to
-state: who wins with several workers must not lose on one, either.
+state: who wins with several workers must not lose on one, either. And where the incumbent itself gains nothing by them
+(another program has a core, cores share no cache), times tell how candidates run on one worker: the incumbent stays.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastsparse.runtime.measure import seconds
 
 SECONDS = 0.5  # for comparing the best candidates, about
 MOST_SECONDS = 10.0  # after this no other candidate is tried
+SHARED = 0.9  # several workers must take less than this part of the time of one
 GAIN = 0.95  # a candidate must take less than this part of the incumbent's time
 WINS = 0.8  # in this share of the rounds it must be faster
 ALONE = 1.03  # and on one worker it may take this part of the incumbent's time at most
@@ -51,6 +53,8 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
 
     first = Workspace(candidates[0]())
     measured(first)
+    if workers > 1 and median(measured(first) / _alone(first, x, y, 1) for _ in range(2 * ROUNDS[0])) >= SHARED:
+        return 0
     spaces: dict[int, Any] = {}
     ratios: dict[int, list[float]] = {}
     for i, make in enumerate(tqdm(candidates[1:], "tune", delay=1, disable=None, leave=False), 1):
@@ -77,6 +81,6 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
     return 0
 
 
-def _alone(space: Any, x: Any, y: Any) -> float:
-    """Seconds on one worker."""
-    return min(seconds(partial(space.run_on, 1, x, y)) for _ in range(ROUNDS[0]))
+def _alone(space: Any, x: Any, y: Any, calls: int = ROUNDS[0]) -> float:
+    """Least seconds of some calls on one worker."""
+    return min(seconds(partial(space.run_on, 1, x, y)) for _ in range(calls))

@@ -139,6 +139,7 @@ def test_tuning_wants_repeated_wins(chosen_of):
 def test_with_workers_a_choice_must_hold_without_what_they_send(chosen_of):
     """Slow transfers between cores make `flat` win with two workers, but alone it loses."""
     times = {"estimate": 1.0, "flat": 0.8}
+    assert chosen_of(_Machine(times, {"estimate": 0.95, "flat": 0.8}), workers=2) == "estimate"  # a core is not there
     assert chosen_of(_Machine(times, {"estimate": 1.5, "flat": 1.7}), workers=2) == "estimate"
     assert chosen_of(_Machine(times, {"estimate": 1.5, "flat": 1.4}), workers=2) == "flat"
     assert chosen_of(_Machine({**times, "third": 0.85}, {"estimate": 1.5, "flat": 1.7, "third": 1.5}), 2) == "third"
