@@ -371,7 +371,15 @@ def layer(case: Case) -> None:
         (lambda t: nn.MultiheadAttention(12, heads, causal=causal, **projections(t)), tokens),
         (lambda t: nn.Conv2d(shape[1], 5, 1, dtype=t, rng=seed), shape),
         (lambda t: nn.Linear(flat[1], 7, activation="gelu", dtype=t, rng=seed), flat),
-        *[(lambda t, make=make: make(), shape) for make in (nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)],
+        (lambda t: nn.SparseLinear(flat[1], 9, sparsity=0.7, activation="silu", dtype=t, rng=seed), flat),
+        (lambda t: nn.Residual(nn.SparseLinear(12, 12, sparsity=0.5, activation="tanh", dtype=t, rng=seed)), tokens),
+        (lambda t: nn.Concat(None, nn.SparseConv2d(shape[1], 3, 1, sparsity=0.5, dtype=t, rng=seed)), shape),
+        (lambda t: nn.SparseConv1d(shape[1], 6, some, 2, 1, sparsity=0.6, dtype=t, rng=seed), (*shape[:2], flat[1])),
+        (lambda t: nn.SparseConv3d(shape[1], 4, some, 1, 1, sparsity=0.6, dtype=t, rng=seed), (*shape, 1 + axes)),
+        (lambda t: nn.SparseConvTranspose2d(shape[1], 4, some, some, sparsity=0.6, dtype=t, rng=seed), shape),
+        *[(lambda t, make=make: make(), shape) for make in (
+            nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardsigmoid,
+        )],
     ]  # fmt: skip
     make, size = makers[int(rng.integers(len(makers)))]
     x = rng.standard_normal(size)
@@ -401,9 +409,62 @@ def layer(case: Case) -> None:
     case.run(call, check)
 
 
+def optimizer(case: Case) -> None:
+    """Three steps of an optimizer, in memory beside guard pages, against the same in float64."""
+    case.kind, rng = "numbers", case.rng
+    shapes = [(case.size(), *((case.size(),) * int(rng.integers(0, 2)))) for _ in range(int(rng.integers(1, 4)))]
+    start = [case.dense(*shape) for shape in shapes]
+    grads = [[case.dense(*shape) if rng.random() < 0.9 else None for shape in shapes] for _ in range(3)]
+    rate, decay = float(rng.choice([0.5, 1e-3])), float(rng.choice([0, 0.1]))
+    norm = float(rng.choice([0.5, 1e9])) if rng.random() < 0.3 else None
+    kind, momentum = str(rng.choice(["SGD", "Adam", "AdamW"])), float(rng.choice([0, 0.9]))
+    nesterov = bool(momentum and rng.random() < 0.5)
+    own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov} if kind == "SGD" else {}
+
+    exact, means, squares = ([np.array(a, np.longdouble) * scale for a in start] for scale in (1, 0, 0))
+    for number, given in enumerate(grads):
+        size = np.sqrt(sum(float((g.astype(np.longdouble) ** 2).sum()) for g in given if g is not None))
+        for i, grad in enumerate(given):
+            if grad is None:
+                continue
+            g = grad.astype(np.longdouble) * (1 if norm is None or size <= norm else norm / size)
+            if kind == "AdamW":
+                exact[i] = exact[i] * (1 - np.longdouble(rate) * decay)
+            else:
+                g = g + decay * exact[i]
+            if kind == "SGD":
+                means[i] = momentum * means[i] + g
+                exact[i] = exact[i] - rate * (g + momentum * means[i] if nesterov else means[i])
+                continue
+            means[i], squares[i] = 0.9 * means[i] + (1 - 0.9) * g, 0.999 * squares[i] + (1 - 0.999) * g**2
+            corrected = np.sqrt(squares[i] / (1 - 0.999 ** (number + 1))) + 1e-8
+            exact[i] = exact[i] - rate * (means[i] / (1 - 0.9 ** (number + 1))) / corrected
+
+    def call() -> Any:
+        held = [guarded(a.shape, a.dtype, front=bool(rng.integers(2))) for a in start]
+        for array, values in zip(held, start, strict=True):
+            array[...] = values
+        parameters = [nn.Parameter(array) for array in held]
+        made = getattr(fs.training, kind)(parameters, rate, weight_decay=decay, max_norm=norm, **own)
+        for given in grads:
+            for parameter, grad in zip(parameters, given, strict=True):
+                parameter.grad = None if grad is None else np.asarray(case.placed(grad), case.dtype)
+            made.step()
+        return tuple(held)
+
+    def check(found: Any) -> None:
+        eps = 60 * float(np.finfo(case.dtype).eps)
+        most = max([float(abs(g).max()) for given in grads for g in given if g is not None], default=0.0)
+        for y, want in zip(found, exact, strict=True):
+            off = abs(y - want) - eps * (abs(want) + rate * (most if kind == "SGD" else 10))
+            assert (off <= 0).all(), f"{kind} is off by {off.max():.1e} more than its bound"
+
+    case.run(call, check)
+
+
 CASES = (
     spmm, spmm, spmm, linear, linear, linear_backward, sddmm, sparse_product, conv, conv, conv, conv_backward,
-    conv_backward, conv_transpose, layer,
+    conv_backward, conv_transpose, layer, layer, optimizer,
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import fastsparse as fs
 from bench.baselines import onnx_session
+from bench.engine_uses import check_use
 from bench.random_networks import Network, as_layers, as_onnx, random_network
 from fastsparse.engine import choosing, split
 from fastsparse.engine.engine import Engine
@@ -108,13 +109,15 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
             raise AssertionError(f"{label}: other bits than {first[0]}")
     if rng.random() < 0.3:
         _check_form(model, engine, _in_another_form(x, rng))
+    other = {**network, "batch": int(rng.choice([1, 2, 5, 8, 16, 17, 33]))}
+    more = input_of(other)
     if rng.random() < 0.3:
-        other = {**network, "batch": int(rng.choice([1, 2, 5, 8, 16, 17, 33]))}
-        more = input_of(other)
         with fs.threads(int(rng.integers(1, 3))):
             y = engine(more)
         _assert_within(y, *exact(model, more, np.dtype(network["dtype"])), f"a batch of {other['batch']}")
-    if rng.random() < 0.05 and model.parameters():
+    if rng.random() < 0.3:
+        check_use(model, engine, more if rng.random() < 0.5 else x, rng)
+    if rng.random() < 0.05 and model.parameters() and "dropout" not in str(network):
         _check_gradient({**network, "dtype": "float64", "batch": min(network["batch"], 3) + 2}, rng)
     if rng.random() < 0.1:
         with tempfile.TemporaryDirectory() as folder:

@@ -16,13 +16,15 @@ their stride, padding on one side, images that vectors and grids do not divide, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import nn
+from fastsparse import csr, nn
+from fastsparse.csr import Pattern
+from tests.checking import PATTERNS
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -223,7 +225,14 @@ def _layer(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
 
 def _row_wise(rng: Rng, shape: tuple[int, ...]) -> Layer:
     if rng.random() < 0.3:
-        return ["softmax", {}]
+        return [_one(rng, ["softmax", "softmax", "dropout"]), {}]
+    if len(shape) == 2 and rng.random() < 0.15:
+        heads = int(_one(rng, [n for n in range(1, shape[1] + 1) if shape[1] % n == 0]))
+        return ["encoder", {
+            "heads": heads, "causal": bool(rng.random() < 0.5), "norm_first": bool(rng.random() < 0.5), "dropout": 0.0,
+            "sparsity": _one(rng, [0.0, 0.5, 0.9]), "dim_feedforward": int(rng.integers(1, 33)),
+            "activation": _one(rng, ["relu", "gelu"]),
+        }]  # fmt: skip
     if len(shape) == 2 and rng.random() < 0.6:
         heads = int(_one(rng, [n for n in range(1, shape[1] + 1) if shape[1] % n == 0]))
         return ["attention", {"heads": heads, "causal": bool(rng.random() < 0.5), **_weights(rng)}]
@@ -243,7 +252,7 @@ def _linear(rng: Rng, out: int) -> Layer:
 def _weights(rng: Rng) -> dict[str, Any]:
     return {
         "sparsity": _one(rng, [0.0, 0.3, 0.7, 0.95]), "bias": bool(rng.random() < 0.7), "activation": _activation(rng),
-        "dense": bool(rng.random() < 0.15),
+        "dense": bool(rng.random() < 0.15), "mask": _one(rng, list(PATTERNS)) if rng.random() < 0.15 else None,
     }  # fmt: skip
 
 
@@ -417,10 +426,16 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
     if kind == "softmax":
         return nn.Softmax()
     if kind == "attention":
-        weights = {"sparsity": options["sparsity"], "dtype": dtype, "rng": rng}
+        weights: dict[str, Any] = {"sparsity": options["sparsity"], "dtype": dtype, "rng": rng}
         return nn.MultiheadAttention(
             shape[1], options["heads"], options["bias"], causal=options["causal"], **weights
         )  # fmt: skip
+    if kind == "encoder":
+        names = ("dim_feedforward", "dropout", "activation", "norm_first", "causal", "sparsity")
+        given = {name: options[name] for name in names}
+        return nn.TransformerEncoderLayer(shape[1], options["heads"], **given, dtype=dtype, rng=rng)
+    if kind == "dropout":
+        return nn.Dropout(0.3, rng=rng)
     if kind in ("layer_norm", "rms_norm"):
         sizes = shape[len(shape) - options["axes"] :]
         if len(sizes) != options["axes"]:
@@ -472,10 +487,16 @@ def _module(layer: Layer, shape: tuple[int, ...], dtype: str, place: tuple[int, 
     if options["dense"] and (kind == "linear" or (kind == "conv" and len(shape) == 3)):
         made = kinds[0](*arguments, **common)
     else:
-        made = kinds[1](*arguments, **common, sparsity=options["sparsity"])
+        made = kinds[1](*arguments, **common, sparsity=options["sparsity"], pattern=_pattern(options, rng))
     if made.bias is not None:
         made.bias.value = rng.standard_normal(made.bias.value.shape).astype(dtype)
     return made
+
+
+def _pattern(options: dict[str, Any], rng: Rng) -> Callable[[tuple[int, int]], Pattern] | None:
+    """What makes a pattern such as one with empty rows; None for a random one."""
+    mask = PATTERNS.get(options.get("mask") or "")
+    return None if mask is None else lambda shape: csr(mask(rng, shape).astype(float)).pattern
 
 
 def _norm_numbers(rng: Rng, channels: int) -> dict[str, Array]:

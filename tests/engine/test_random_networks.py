@@ -19,6 +19,7 @@ from fastsparse.ops.target import target_for
 from fastsparse_kernels import compiler
 
 bench = pytest.importorskip("bench.fuzz_networks")
+uses = pytest.importorskip("bench.engine_uses")
 
 SEED = 7
 BLOCK = 20
@@ -78,6 +79,28 @@ def test_what_nobody_has_written_is_found(monkeypatch):
     assert not bench.failure(BEHIND, 0, 0, "layers")
     monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
     assert "wrong" in bench.failure(BEHIND, 0, 0, "layers", tries=2)
+
+
+class _Unsteady:
+    """An engine whose results depend on how often it was called."""
+
+    def __init__(self, engine):
+        self.engine, self.calls, self._program = engine, 0, engine._program
+
+    def __call__(self, x):
+        self.calls += 1
+        y = self.engine(x)
+        return y + self.calls % 3 * np.float32(0.01)
+
+
+@pytest.mark.parametrize("use", uses.USES, ids=lambda use: use.__name__)
+def test_uses_of_an_engine_find_what_they_are_for(use):
+    model = nn.Sequential(nn.SparseLinear(6, 5, sparsity=0.4, activation="relu", rng=0), nn.Linear(5, 3, rng=1)).eval()
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    engine = fs.compile(model, x.shape, tune=False)
+    use(model, engine, x, np.random.default_rng(1))
+    with pytest.raises(AssertionError):
+        use(model, _Unsteady(engine), x, np.random.default_rng(1))
 
 
 def test_a_network_that_fails_is_made_smaller():
