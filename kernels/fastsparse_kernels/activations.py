@@ -132,7 +132,8 @@ _activation = simd.arguments_view(ACTIVATION)
 _activation_grad = simd.arguments_view(ACTIVATION_GRAD)
 
 
-def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def activation_kernel(code: int, bits: int, lanes: int) -> Any:
     """The epilogue function: in place over `vectors` vectors of `lanes` numbers at `address`."""
     apply = lanewise(_TABLE[_NAMES[code]][0], 1)
     vector = lanes * bits // 8
@@ -143,13 +144,7 @@ def make_activation(code: int, bits: int, lanes: int) -> Callable[..., None]:
             at = address + i * vector
             simd.store(apply(simd.load(like, at)), at)
 
-    return activation
-
-
-@compiled_once
-def activation_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled variant; its `.address` is what the SpMM arguments take."""
-    return compile_kernel(make_activation(code, bits, lanes), f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
+    return compile_kernel(activation, f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
 
 
 def make_finish(bits: int, lanes: int) -> Callable[..., None]:
@@ -172,7 +167,8 @@ def make_finish(bits: int, lanes: int) -> Callable[..., None]:
     return finish
 
 
-def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments ACTIVATION: a whole array."""
     apply = lanewise(_TABLE[_NAMES[code]][0], 1)
     size = bits // 8
@@ -193,16 +189,11 @@ def make_activation_array(code: int, bits: int, lanes: int) -> Callable[..., Non
                 simd.store_first(apply(z), y + full * size, count - full)
             task = simd.fetch_add(a.counter, 1)
 
-    return activation_array
+    return compile_kernel(activation_array, f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
 
 
 @compiled_once
-def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments ACTIVATION."""
-    return compile_kernel(make_activation_array(code, bits, lanes), f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
-
-
-def make_activation_grad(code: int, bits: int, lanes: int) -> Callable[..., None]:
+def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments ACTIVATION_GRAD: gradient before the activation from the one after it.
 
     `kept` is the activation's output for the names in KEEPS_OUTPUT, its input for the others.
@@ -228,10 +219,4 @@ def make_activation_grad(code: int, bits: int, lanes: int) -> Callable[..., None
                 simd.store_first(out, dz + at, rest)
             task = simd.fetch_add(a.counter, 1)
 
-    return activation_grad
-
-
-@compiled_once
-def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments ACTIVATION_GRAD."""
-    return compile_kernel(make_activation_grad(code, bits, lanes), f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")
+    return compile_kernel(activation_grad, f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")

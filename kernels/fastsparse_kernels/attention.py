@@ -12,7 +12,6 @@ Source: Vaswani et al., Attention is all you need, NeurIPS 2017, section 3.2. Ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -46,7 +45,8 @@ def scratch_bytes(length: int, keys: int, bits: int, lanes: int) -> int:
     return (length + 1) * (-(-keys // lanes) * lanes) * bits // 8
 
 
-def make_attention(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def attention_kernel(bits: int, lanes: int) -> Any:
     """Kernel with arguments ATTENTION."""
     size = bits // 8
     softmax_row = make_softmax_row(bits, lanes)
@@ -146,10 +146,4 @@ def make_attention(bits: int, lanes: int) -> Callable[..., None]:
                 mix(p, a.v + keys, row, count, a.length, a.y + queries + i * row)
             task = simd.fetch_add(a.counter, 1)
 
-    return attention
-
-
-@compiled_once
-def attention_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments ATTENTION."""
-    return compile_kernel(make_attention(bits, lanes), f"attention_f{bits}_v{lanes}")
+    return compile_kernel(attention, f"attention_f{bits}_v{lanes}")

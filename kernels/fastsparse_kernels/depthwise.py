@@ -19,7 +19,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
@@ -30,6 +29,7 @@ from .simd.types import (
     first_lanes,
     fma_function,
     in_order,
+    instruction,
     load_value,
     masked_load,
     masked_store,
@@ -44,6 +44,20 @@ from .simd.types import (
 WINDOWS = tuple((side, stride) for side in (3, 5) for stride in (1, 2))
 ROWS = 7  # most of y at once: as many multiply-adds do not wait for one another
 
+IMAGES = (  # arguments of kernels from planes to planes
+    "x",
+    "x_corner",  # bytes from a plane to the image's first number, as all strides
+    "x_image_stride",
+    "x_channel_stride",
+    "x_row_stride",
+    "y",
+    "y_corner",
+    "y_image_stride",
+    "y_channel_stride",
+    "y_row_stride",
+    "residual",  # added last, with the strides of y; may be y itself; or 0
+    "limits",  # float [2]: clamp to (low, high)
+)
 # Tasks are (image, band of rows, channel), the channel innermost. Tasks: images * bands * channels.
 DEPTHWISE = kernel_arguments(
     "channels",
@@ -55,20 +69,9 @@ DEPTHWISE = kernel_arguments(
     "top",  # padding
     "left",
     "zeros",  # float [x_columns]
-    "x",
-    "x_corner",  # bytes from a plane to the image's first number, as all strides
-    "x_image_stride",
-    "x_channel_stride",
-    "x_row_stride",
-    "y",
-    "y_corner",
-    "y_image_stride",
-    "y_channel_stride",
-    "y_row_stride",
+    *IMAGES,
     "values",  # float [channels, side * side]
     "bias",  # float [channels] or 0
-    "residual",  # added after the bias, with the strides of y; may be y itself; or 0
-    "limits",  # float [2]: clamp to (low, high)
     "activation",  # address of a function(tile address, vectors) that works in place, or 0
     "scratch",  # ROWS rows of whole vectors per worker; of narrow images all rows
     "scratch_stride",
@@ -77,19 +80,15 @@ DEPTHWISE = kernel_arguments(
 _arguments = simd.arguments_view(DEPTHWISE)
 
 
-@intrinsic
-def _broadcast(typing: Any, like: Any, address: Any) -> Any:
+@instruction()
+def _broadcast(builder: Any, args: Any, like: Any, address: Any) -> Any:
     """Consecutive numbers from `address` on, one per vector, in all of its lanes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = (
-            load_value(builder, shifted(builder, args[1], i * like.size), like.element, like.size)
-            for i in range(like.count)
-        )
-        # Opaque, or LLVM broadcasts from memory in every multiply-add.
-        return pack(builder, like.vector, [opaque(builder, splat(builder, like, number)) for number in numbers])
-
-    return like(like, types.int64), codegen
+    numbers = (
+        load_value(builder, shifted(builder, args[1], i * like.size), like.element, like.size)
+        for i in range(like.count)
+    )
+    # Opaque, or LLVM broadcasts from memory in every multiply-add.
+    return pack(builder, like.vector, [opaque(builder, splat(builder, like, number)) for number in numbers])
 
 
 def load_windows(
@@ -150,8 +149,8 @@ def _load_shifted(
 
 
 def _make_windows(side: int, stride: int, parts: int, load_row: Callable[..., list[Any]]) -> Any:
-    @intrinsic
-    def windows(typing: Any, sums: Any, weights: Any, image: Any, corner: Any, sizes: Any) -> Any:
+    @instruction()
+    def windows(builder: Any, args: Any, sums: Any, weights: Any, image: Any, corner: Any, sizes: Any) -> Any:
         """sums + the windows of as many rows.
 
         image : address, bytes to that of the other part's channel, a row of zeros, bytes between rows
@@ -159,26 +158,22 @@ def _make_windows(side: int, stride: int, parts: int, load_row: Callable[..., li
         sizes : of the image
         load_row : what the columns of a window read, of a tile, addresses of rows, first column, columns of the image
         """
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            fma, taps = fma_function(builder, sums), unpack(builder, args[1], weights.count)
-            x, apart, zeros, distance = unpack(builder, args[2], 4)
-            (top, left), (rows, columns) = unpack(builder, args[3], 2), unpack(builder, args[4], 2)
-            totals = unpack(builder, args[0], sums.count)
-            for row in range((sums.count - 1) * stride + side):
-                at = shifted(builder, top, row)
-                first, inside = builder.add(x, builder.mul(distance, at)), builder.icmp_unsigned("<", at, rows)
-                own = [first, builder.add(first, apart)][:parts]
-                addresses = [builder.select(inside, address, zeros) for address in own]
-                over = [i for i in range(sums.count) if 0 <= row - i * stride < side]  # rows of y that read it
-                for column, vector in enumerate(load_row(builder, sums, addresses, left, columns)):
-                    for i in over:
-                        totals[i] = fma(taps[(row - i * stride) * side + column], vector, totals[i])
-                for i, total in zip(over, in_order(builder, [totals[i] for i in over]), strict=True):
-                    totals[i] = total
-            return pack(builder, sums.vector, totals)
-
-        return sums(sums, weights, types.UniTuple(types.int64, 4), *(types.UniTuple(types.int64, 2),) * 2), codegen
+        fma, taps = fma_function(builder, sums), unpack(builder, args[1], weights.count)
+        x, apart, zeros, distance = unpack(builder, args[2], 4)
+        (top, left), (rows, columns) = unpack(builder, args[3], 2), unpack(builder, args[4], 2)
+        totals = unpack(builder, args[0], sums.count)
+        for row in range((sums.count - 1) * stride + side):
+            at = shifted(builder, top, row)
+            first, inside = builder.add(x, builder.mul(distance, at)), builder.icmp_unsigned("<", at, rows)
+            own = [first, builder.add(first, apart)][:parts]
+            addresses = [builder.select(inside, address, zeros) for address in own]
+            over = [i for i in range(sums.count) if 0 <= row - i * stride < side]  # rows of y that read it
+            for column, vector in enumerate(load_row(builder, sums, addresses, left, columns)):
+                for i in over:
+                    totals[i] = fma(taps[(row - i * stride) * side + column], vector, totals[i])
+            for i, total in zip(over, in_order(builder, [totals[i] for i in over]), strict=True):
+                totals[i] = total
+        return pack(builder, sums.vector, totals)
 
     return windows
 
@@ -211,7 +206,7 @@ def _by_rows(make_rows: Callable[[int], Callable[..., None]]) -> Any:
 
 
 @inlined_function
-def _place(task, groups, bands):  # type: ignore[no-untyped-def]
+def _located(task, groups, bands):  # type: ignore[no-untyped-def]
     """Group of channels, band and image of a task."""
     if task < groups:
         return task, 0, 0
@@ -219,14 +214,15 @@ def _place(task, groups, bands):  # type: ignore[no-untyped-def]
 
 
 @inlined_function
-def _part(blocks, band, bands):  # type: ignore[no-untyped-def]
+def _blocks_of(blocks, band, bands):  # type: ignore[no-untyped-def]
     """The first block of rows of a band, and the one behind its last."""
     if bands == 1:
         return 0, blocks
     return blocks * band // bands, blocks * (band + 1) // bands
 
 
-def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments DEPTHWISE, for windows of side x side."""
     size, taps = bits // 8, side * side
 
@@ -287,8 +283,8 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
         step = (a.rows + blocks - 1) // blocks
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            channel, band, image = _place(task, a.channels, a.bands)
-            start, stop = _part(blocks, band, a.bands)
+            channel, band, image = _located(task, a.channels, a.bands)
+            start, stop = _blocks_of(blocks, band, a.bands)
             weights = _broadcast(simd.zeros(taps, lanes, bits), a.values + channel * taps * size)
             bias = simd.zero(bits)
             if a.bias != 0:
@@ -309,60 +305,44 @@ def make_depthwise(side: int, stride: int, bits: int, lanes: int) -> Callable[..
                     activate(a, end - row, scratch, at)
             task = simd.fetch_add(a.counter, 1)
 
-    return depthwise
-
-
-@compiled_once
-def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments DEPTHWISE."""
-    return compile_kernel(make_depthwise(side, stride, bits, lanes), f"depthwise_{side}_s{stride}_f{bits}_v{lanes}")
+    return compile_kernel(depthwise, f"depthwise_{side}_s{stride}_f{bits}_v{lanes}")
 
 
 def _make_each(parts: int) -> Any:
-    @intrinsic
-    def each(typing: Any, like: Any, first: Any, second: Any) -> Any:
+    @instruction()
+    def each(builder: Any, args: Any, like: Any, first: Any, second: Any) -> Any:
         """Consecutive numbers from two addresses on, one of each per vector, in all lanes of its part."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vectors = []
-            for i in range(like.count):
-                own = [
-                    splat(
-                        builder, like, load_value(builder, shifted(builder, a, i * like.size), like.element, like.size)
-                    )
-                    for a in args[1:]
-                ]
-                half = like.lanes // 2
-                both = shuffle(builder, own[0], own[1], [*range(half), *range(like.lanes, like.lanes + half)])
-                vectors.append(opaque(builder, own[0] if parts == 1 else both))
-            return pack(builder, like.vector, vectors)
-
-        return like(like, types.int64, types.int64), codegen
+        vectors = []
+        for i in range(like.count):
+            own = [
+                splat(builder, like, load_value(builder, shifted(builder, a, i * like.size), like.element, like.size))
+                for a in args[1:]
+            ]
+            half = like.lanes // 2
+            both = shuffle(builder, own[0], own[1], [*range(half), *range(like.lanes, like.lanes + half)])
+            vectors.append(opaque(builder, own[0] if parts == 1 else both))
+        return pack(builder, like.vector, vectors)
 
     return each
 
 
 def _make_store_parts(parts: int) -> Any:
-    @intrinsic
-    def store_parts(typing: Any, tile: Any, targets: Any, stride: Any, columns: Any) -> Any:
+    @instruction(types.void)
+    def store_parts(builder: Any, args: Any, tile: Any, targets: Any, stride: Any, columns: Any) -> Any:
         """Write the first `columns` numbers of each part of vector i to the part's target + i * stride."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            part = Tile(1, tile.lanes // parts, tile.bits)
-            mask = first_lanes(builder, part, args[3], I32)
-            for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-                distance = builder.mul(args[2], ir.Constant(I64, i))
-                for k, target in enumerate(unpack(builder, args[1], 2)[:parts]):
-                    own = shuffle(builder, vector, vector, range(k * part.lanes, (k + 1) * part.lanes))
-                    masked_store(builder, part, own, builder.add(target, distance), mask)
-            return context.get_dummy_value()
-
-        return types.void(tile, types.UniTuple(types.int64, 2), types.int64, types.int64), codegen
+        part = Tile(1, tile.lanes // parts, tile.bits)
+        mask = first_lanes(builder, part, args[3], I32)
+        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+            distance = builder.mul(args[2], ir.Constant(I64, i))
+            for k, target in enumerate(unpack(builder, args[1], 2)[:parts]):
+                own = shuffle(builder, vector, vector, range(k * part.lanes, (k + 1) * part.lanes))
+                masked_store(builder, part, own, builder.add(target, distance), mask)
 
     return store_parts
 
 
-def make_narrow(side: int, stride: int, left: int, parts: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def narrow_kernel(side: int, stride: int, left: int, parts: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments DEPTHWISE, without residual, for images whose rows fit `stride` vectors, and those of y
     one; of two `parts`, half of that. Tasks: images * bands * channels / parts, rounded up.
 
@@ -411,8 +391,8 @@ def make_narrow(side: int, stride: int, left: int, parts: int, bits: int, lanes:
         groups = (a.channels + parts - 1) // parts
         task = simd.fetch_add(a.counter, 1)
         while task < a.stop:
-            group, band, image = _place(task, groups, a.bands)
-            start, stop = _part(blocks, band, a.bands)
+            group, band, image = _located(task, groups, a.bands)
+            start, stop = _blocks_of(blocks, band, a.bands)
             first = group * parts
             second = min(first + parts - 1, a.channels - 1)  # of an odd number the last channel is both
             values = a.values + first * taps * size, a.values + second * taps * size
@@ -433,11 +413,4 @@ def make_narrow(side: int, stride: int, left: int, parts: int, bits: int, lanes:
                 activate(a, min(stop * step, a.rows) - start * step, scratch, (at, at + apart))
             task = simd.fetch_add(a.counter, 1)
 
-    return narrow
-
-
-@compiled_once
-def narrow_kernel(side: int, stride: int, left: int, parts: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments DEPTHWISE."""
-    name = f"depthwise_narrow_{side}_s{stride}_p{left}_{parts}_f{bits}_v{lanes}"
-    return compile_kernel(make_narrow(side, stride, left, parts, bits, lanes), name)
+    return compile_kernel(narrow, f"depthwise_narrow_{side}_s{stride}_p{left}_{parts}_f{bits}_v{lanes}")

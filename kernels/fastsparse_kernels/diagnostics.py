@@ -29,7 +29,8 @@ _arguments = simd.arguments_view(PEAK)
 _step = lanewise(lambda total: fma(total, 0.5, 1.0), 1)
 
 
-def make_peak(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def peak_kernel(bits: int, lanes: int) -> Any:
     """Kernel with arguments PEAK."""
     vector = lanes * bits // 8
 
@@ -43,23 +44,15 @@ def make_peak(bits: int, lanes: int) -> Callable[..., None]:
             simd.store(total, a.sink + slot * ACCUMULATORS * vector)
             task = simd.fetch_add(a.counter, 1)
 
-    return peak
-
-
-@compiled_once
-def peak_kernel(bits: int, lanes: int) -> Any:
-    """The compiled variant."""
-    return compile_kernel(make_peak(bits, lanes), f"peak_f{bits}_v{lanes}")
+    return compile_kernel(peak, f"peak_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- assembly
 
-KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
-    "spmm": spmm.make_spmm,
-    "spmv": spmv.make_spmv,
-    "sddmm": sddmm.make_sddmm,
-    "sddmm_runs": sddmm.make_sddmm_runs,
-}
+KERNELS: dict[str, Callable[..., Any]] = {
+    "spmm": spmm.spmm_kernel, "spmv": spmv.spmv_kernel, "sddmm": sddmm.sddmm_kernel,
+    "sddmm_runs": sddmm.sddmm_runs_kernel,
+}  # fmt: skip
 _LABEL = re.compile(r"^(\.?\w+):")
 _JUMP = re.compile(r"^\tj\w+\t(\.?\w+)")
 
@@ -88,7 +81,7 @@ def inner_loops(assembly: str, instruction: str = "vfmadd") -> list[list[str]]:
 def assembly_of(name: str, *arguments: int) -> str:
     """Compile a variant anew, without the cache, and return its assembly."""
     set_cache_directories()
-    return assembly(compile_kernel(KERNELS[name](*arguments), f"{name}_inspected"))
+    return assembly(KERNELS[name](*arguments))
 
 
 def main(arguments: list[str]) -> int:

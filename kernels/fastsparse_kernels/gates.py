@@ -9,7 +9,6 @@ Source: Hu et al., Squeeze-and-Excitation Networks, arXiv:1709.01507, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -38,7 +37,8 @@ ONE, BY_LANE = 0, 1  # a gate is a number or a vector
 _gate = simd.arguments_view(GATE)
 
 
-def make_gate(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments GATE; rows of BY_LANE are whole vectors."""
     size = bits // 8
 
@@ -73,10 +73,4 @@ def make_gate(kind: int, bits: int, lanes: int) -> Callable[..., None]:
                     simd.store_first(multiply(last, factor), y + full * size, length - full)
             task = simd.fetch_add(a.counter, 1)
 
-    return gate
-
-
-@compiled_once
-def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments GATE."""
-    return compile_kernel(make_gate(kind, bits, lanes), f"gate_{('one', 'by_lane')[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(gate, f"gate_{('one', 'by_lane')[kind]}_f{bits}_v{lanes}")

@@ -11,17 +11,14 @@ bits. Time: O(numbers of y). Nothing is allocated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
-from .depthwise import load_windows
-from .simd.types import I32, I64, Tile, fma_function, load_value, pack, shifted, shuffle, splat, unpack
+from .depthwise import IMAGES, load_windows
+from .simd.types import I32, I64, Tile, fma_function, instruction, load_value, pack, shifted, shuffle, splat, unpack
 
 MOST = 8  # times a row is made longer, at most
 
@@ -33,18 +30,7 @@ INTERPOLATION = kernel_arguments(
     "row_scale",
     "row_weights",  # float [row_scale, 2]: of the own row and of the other one, which is not read for 0
     "column_weights",  # float [column scale, 2]
-    "x",
-    "x_corner",  # bytes from a plane to the image's first number, as all strides
-    "x_image_stride",
-    "x_channel_stride",
-    "x_row_stride",
-    "y",
-    "y_corner",
-    "y_image_stride",
-    "y_channel_stride",
-    "y_row_stride",
-    "residual",  # added last, with the strides of y; may be y itself; or 0
-    "limits",  # float [2]: clamp to (low, high)
+    *IMAGES,
     # Of batch-blocked planes, whose images are groups of VL samples:
     "column_scale",
     "x_column_stride",
@@ -67,45 +53,41 @@ def _interleaved(builder: Any, tile: Tile, phases: list[Any]) -> list[Any]:
 
 
 def _make_vectors(scale: int, both: bool) -> Any:
-    @intrinsic
-    def vectors(typing: Any, like: Any, rows: Any, row_weights: Any, column_weights: Any, place: Any) -> Any:
+    @instruction()
+    def vectors(builder: Any, args: Any, like: Any, rows: Any, row_weights: Any, column_weights: Any, at: Any) -> Any:
         """The `scale` vectors of y that one of x is made to.
 
         rows : addresses of the own row and of the other one
         row_weights, column_weights : addresses
-        place : column of the vector's first number, and columns
+        at : column of the vector's first number, and columns
         """
+        tile, fma = Tile(1, like.lanes, like.bits), fma_function(builder, like)
+        zero = ir.Constant(tile.vector, None)
+        addresses, (first, columns) = unpack(builder, args[1], 2), unpack(builder, args[4], 2)
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            tile, fma = Tile(1, like.lanes, like.bits), fma_function(builder, like)
-            zero = ir.Constant(tile.vector, None)
-            addresses, (first, columns) = unpack(builder, args[1], 2), unpack(builder, args[4], 2)
+        def weights(address: Any, phase: int) -> list[Any]:
+            pair = (shifted(builder, address, (2 * phase + i) * tile.size) for i in range(2))
+            return [splat(builder, tile, load_value(builder, one, tile.element, tile.size)) for one in pair]
 
-            def weights(address: Any, phase: int) -> list[Any]:
-                at = (shifted(builder, address, (2 * phase + i) * tile.size) for i in range(2))
-                return [splat(builder, tile, load_value(builder, one, tile.element, tile.size)) for one in at]
-
-            before = shifted(builder, first, -1)
-            own = load_windows(builder, tile, addresses[0], before, columns, 3, 1, True)
-            if both:
-                of_own, of_other = weights(args[2], 0)
-                other = load_windows(builder, tile, addresses[1], before, columns, 3, 1, True)
-                own = [fma(of_other, b, fma(of_own, a, zero)) for a, b in zip(own, other, strict=True)]
-            lanes = ir.Constant(ir.VectorType(I32, tile.lanes), list(range(tile.lanes)))
-            at = builder.add(splat(builder, tile, builder.trunc(first, I32)), lanes)
-            ends = ir.Constant(I64, 0), shifted(builder, columns, -1)
-            edges = (builder.icmp_signed("==", at, splat(builder, tile, builder.trunc(end, I32))) for end in ends)
-            near = [builder.select(edge, own[1], own[i]) for edge, i in zip(edges, (0, 2), strict=True)]
-            phases = []
-            for phase in range(scale):
-                if 2 * phase + 1 == scale:
-                    phases.append(own[1])
-                    continue
-                of_own, of_other = weights(args[3], phase)
-                phases.append(fma(of_other, near[2 * phase + 1 > scale], fma(of_own, own[1], zero)))
-            return pack(builder, tile.vector, _interleaved(builder, tile, phases))
-
-        return like(like, types.UniTuple(types.int64, 2), *(types.int64,) * 2, types.UniTuple(types.int64, 2)), codegen
+        before = shifted(builder, first, -1)
+        own = load_windows(builder, tile, addresses[0], before, columns, 3, 1, True)
+        if both:
+            of_own, of_other = weights(args[2], 0)
+            other = load_windows(builder, tile, addresses[1], before, columns, 3, 1, True)
+            own = [fma(of_other, b, fma(of_own, a, zero)) for a, b in zip(own, other, strict=True)]
+        lanes = ir.Constant(ir.VectorType(I32, tile.lanes), list(range(tile.lanes)))
+        numbers = builder.add(splat(builder, tile, builder.trunc(first, I32)), lanes)
+        ends = ir.Constant(I64, 0), shifted(builder, columns, -1)
+        edges = (builder.icmp_signed("==", numbers, splat(builder, tile, builder.trunc(end, I32))) for end in ends)
+        near = [builder.select(edge, own[1], own[i]) for edge, i in zip(edges, (0, 2), strict=True)]
+        phases = []
+        for phase in range(scale):
+            if 2 * phase + 1 == scale:
+                phases.append(own[1])
+                continue
+            of_own, of_other = weights(args[3], phase)
+            phases.append(fma(of_other, near[2 * phase + 1 > scale], fma(of_own, own[1], zero)))
+        return pack(builder, tile.vector, _interleaved(builder, tile, phases))
 
     return vectors
 
@@ -118,7 +100,8 @@ def _other(at, phase, scale, count):  # type: ignore[no-untyped-def]
     return max(at - 1, 0)
 
 
-def make_interpolation(scale: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def interpolation_kernel(scale: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments INTERPOLATION, for rows that become `scale` times as long."""
     size = bits // 8
     between, alone = (_make_vectors(scale, both) for both in (True, False))
@@ -148,16 +131,11 @@ def make_interpolation(scale: int, bits: int, lanes: int) -> Callable[..., None]
                     simd.store_first(simd.clamp(made, low, high), at, count)
             task = simd.fetch_add(a.counter, 1)
 
-    return interpolation
+    return compile_kernel(interpolation, f"interpolation_{scale}_f{bits}_v{lanes}")
 
 
 @compiled_once
-def interpolation_kernel(scale: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments INTERPOLATION."""
-    return compile_kernel(make_interpolation(scale, bits, lanes), f"interpolation_{scale}_f{bits}_v{lanes}")
-
-
-def make_interpolation_batch_blocked(bits: int, lanes: int) -> Callable[..., None]:
+def interpolation_batch_blocked_kernel(bits: int, lanes: int) -> Any:
     """Kernel with arguments INTERPOLATION, on vectors of VL samples."""
     size = bits // 8
 
@@ -169,6 +147,11 @@ def make_interpolation_batch_blocked(bits: int, lanes: int) -> Callable[..., Non
         at = weights + phase * 2 * size
         made = simd.axpy_tile(simd.zeros(1, lanes, bits), at, own)
         return simd.axpy_tile(made, at + size, other)
+
+    @inlined_function
+    def between_rows(a, own, other, phase):  # type: ignore[no-untyped-def]
+        like = simd.zeros(1, lanes, bits)
+        return weighted(simd.load(like, own), simd.load(like, other), a.row_weights, phase, a.row_scale)
 
     def interpolation(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
@@ -187,16 +170,8 @@ def make_interpolation_batch_blocked(bits: int, lanes: int) -> Callable[..., Non
                     column, part = made // a.column_scale, made % a.column_scale
                     at = column * a.x_column_stride
                     beside = _other(column, part, a.column_scale, a.columns) * a.x_column_stride
-                    here = weighted(
-                        simd.load(like, own + at), simd.load(like, other + at), a.row_weights, phase, a.row_scale
-                    )
-                    there = weighted(
-                        simd.load(like, own + beside),
-                        simd.load(like, other + beside),
-                        a.row_weights,
-                        phase,
-                        a.row_scale,
-                    )
+                    here = between_rows(a, own + at, other + at, phase)
+                    there = between_rows(a, own + beside, other + beside, phase)
                     total = weighted(here, there, a.column_weights, part, a.column_scale)
                     target = y + out * a.y_row_stride + made * a.y_column_stride
                     if a.residual != 0:
@@ -204,12 +179,4 @@ def make_interpolation_batch_blocked(bits: int, lanes: int) -> Callable[..., Non
                     simd.store(simd.clamp(total, low, high), target)
             task = simd.fetch_add(a.counter, 1)
 
-    return interpolation
-
-
-@compiled_once
-def interpolation_batch_blocked_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments INTERPOLATION."""
-    return compile_kernel(
-        make_interpolation_batch_blocked(bits, lanes), f"interpolation_batch_blocked_f{bits}_v{lanes}"
-    )
+    return compile_kernel(interpolation, f"interpolation_batch_blocked_f{bits}_v{lanes}")

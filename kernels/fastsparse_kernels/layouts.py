@@ -144,7 +144,7 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             simd.store_at(simd.transpose(square), addresses, 0)
         else:
             square = simd.load_rows(like, source, a.user_sample_stride, samples, columns)
-            simd.store_first_at(simd.transpose(square), addresses, 0, columns)
+            simd.store_first_at(simd.transpose(square), addresses, columns)
 
     @inlined_function
     def unpack_square(a, user, plane, offsets, position, samples, columns):  # type: ignore[no-untyped-def]
@@ -155,7 +155,7 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
             square = simd.transpose(simd.load_at(like, addresses, 0))
             simd.store_at(square, simd.strided_addresses(lanes, target, a.user_sample_stride), 0)
         else:
-            square = simd.transpose(simd.load_first_at(like, addresses, 0, columns))
+            square = simd.transpose(simd.load_first_at(like, addresses, columns))
             simd.store_rows(square, target, a.user_sample_stride, samples, columns)
 
     square = pack_square if pack else unpack_square
@@ -214,7 +214,8 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
     return run
 
 
-def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def pack_padded_kernel(bits: int, lanes: int) -> Any:
     """Copy images into zero-padded planes, one per channel and phase."""
     size = bits // 8
     vector = lanes * size
@@ -268,10 +269,11 @@ def make_pack_padded(bits: int, lanes: int) -> Callable[..., None]:
                         copy_phase(user + source, planes + offset, simd.load_i64(a.firsts + phase * 8), length, step)
             task = simd.fetch_add(a.counter, 1)
 
-    return run
+    return compile_kernel(run, f"pack_padded_f{bits}_v{lanes}")
 
 
-def make_gather_vectors(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def gather_vectors_kernel(bits: int, lanes: int) -> Any:
     """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos.
 
     A tile's halo is, lane by lane, what its neighbours have at one position: one vector, with its lanes permuted.
@@ -311,7 +313,7 @@ def make_gather_vectors(bits: int, lanes: int) -> Callable[..., None]:
                     simd.store_first(numbers, target, a.last_lanes)
             task = simd.fetch_add(a.counter, 1)
 
-    return run
+    return compile_kernel(run, f"gather_vectors_f{bits}_v{lanes}")
 
 
 @compiled_once
@@ -324,15 +326,3 @@ def pack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
 def unpack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
     """Compiled unpacking batch-blocked -> user."""
     return compile_kernel(make_batch_blocked(bits, lanes, 0), f"unpack_batch_blocked_f{bits}_v{lanes}")
-
-
-@compiled_once
-def pack_padded_kernel(bits: int, lanes: int) -> Any:
-    """Compiled packing of images into padded phase planes."""
-    return compile_kernel(make_pack_padded(bits, lanes), f"pack_padded_f{bits}_v{lanes}")
-
-
-@compiled_once
-def gather_vectors_kernel(bits: int, lanes: int) -> Any:
-    """Compiled gathering of vectors."""
-    return compile_kernel(make_gather_vectors(bits, lanes), f"gather_vectors_f{bits}_v{lanes}")

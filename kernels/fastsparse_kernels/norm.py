@@ -132,45 +132,18 @@ def _make_channels(lanes: int, columns: int) -> tuple[Callable[..., Any], ...]:
     return read, write, collected, line_numbers
 
 
-def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """(sum_lines, sum_gradients) of a block, added to the two sums at each line's scratch."""
+def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any], gradient: bool) -> Callable[..., Any]:
+    """The function that adds a block's numbers to the two sums at each line's scratch: x - K and its square, or with
+    `gradient` dy and dy (x - K)."""
     size, wide_vector, pitch = bits // 8, lanes * 8, scratch_line(bits, lanes)
 
     @kernel_function
-    def clear(scratch, lines):  # type: ignore[no-untyped-def]
-        zero = simd.zeros(1, lanes, 64)
-        for i in range(lines):
-            simd.store(zero, scratch + i * pitch)
-            simd.store(zero, scratch + i * pitch + wide_vector)
-
-    @kernel_function
-    def sum_lines(a, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
-        """Sums of x - K and of its square; x is the address of line `first` in the first image."""
+    def sum_lines(a, dy, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
+        """x, dy : addresses of line `first` in the first image"""
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
-        clear(scratch, last - first)
-        for n in range(images):
-            at, sums = x + n * a.image_stride, scratch
-            for line in range(first, last):
-                count = line_numbers(a, line)
-                sum1, sum2 = simd.load(one, sums), simd.load(one, sums + wide_vector)
-                centre = simd.load(one, sums + 2 * wide_vector)
-                full = count // lanes * lanes
-                for i in range(0, full, lanes):
-                    v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
-                    sum1, sum2 = simd.add(sum1, v), multiply_add(v, v, sum2)
-                if full < count:
-                    v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
-                    v = keep_first(v, count - full)
-                    sum1, sum2 = simd.add(sum1, v), multiply_add(v, v, sum2)
-                simd.store(sum1, sums)
-                simd.store(sum2, sums + wide_vector)
-                at, sums = at + count * size, sums + pitch
-
-    @kernel_function
-    def sum_gradients(a, dy, x, images, first, last, scratch):  # type: ignore[no-untyped-def]
-        """Sums of dy and of dy (x - K)."""
-        like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
-        clear(scratch, last - first)
+        for line in range(last - first):
+            simd.store(one, scratch + line * pitch)
+            simd.store(one, scratch + line * pitch + wide_vector)
         for n in range(images):
             at, to_dy, sums = x + n * a.image_stride, dy - x, scratch
             for line in range(first, last):
@@ -179,77 +152,64 @@ def _make_sums(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple
                 centre = simd.load(one, sums + 2 * wide_vector)
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
-                    g = convert(one, simd.load(like, at + to_dy + i * size))
                     v = _subtract(convert(one, simd.load(like, at + i * size)), centre)
-                    sum1, sum2 = simd.add(sum1, g), multiply_add(g, v, sum2)
-                if full < count:  # g is 0 after the line's end
-                    g = convert(one, simd.load_first(like, at + to_dy + full * size, count - full))
-                    v = _subtract(convert(one, simd.load_first(like, at + full * size, count - full)), centre)
-                    sum1, sum2 = simd.add(sum1, g), multiply_add(g, v, sum2)
+                    term = convert(one, simd.load(like, at + to_dy + i * size)) if gradient else v
+                    sum1, sum2 = simd.add(sum1, term), multiply_add(term, v, sum2)
+                if full < count:  # behind the line's end the term is 0
+                    end, rest = at + full * size, count - full
+                    v = _subtract(convert(one, simd.load_first(like, end, rest)), centre)
+                    term = convert(one, simd.load_first(like, end + to_dy, rest)) if gradient else keep_first(v, rest)
+                    sum1, sum2 = simd.add(sum1, term), multiply_add(term, v, sum2)
                 simd.store(sum1, sums)
                 simd.store(sum2, sums + wide_vector)
                 at, sums = at + count * size, sums + pitch
 
-    return sum_lines, sum_gradients
+    return sum_lines
 
 
-def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """(normalise, combine) a block; the parameters are vectors of x's type after the sums in each line's scratch."""
+def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any], gradient: bool) -> Callable[..., Any]:
+    """The function that writes (x - centre) slope + shift, and with `gradient` + scale dy, of a block to `out`.
+
+    These parameters are vectors of x's type after the sums in each line's scratch.
+    """
     size, vector = bits // 8, lanes * bits // 8
     pitch, parameters = scratch_line(bits, lanes), 3 * 8 * lanes
 
     @kernel_function
-    def normalise(a, x, y, first, last, scratch):  # type: ignore[no-untyped-def]
-        """y = (x - centre) scale + shift."""
+    def affine(a, dy, x, out, first, last, scratch):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         for n in range(a.images):
-            at, to_y, target = x + n * a.image_stride, y - x, scratch + parameters
-            for line in range(first, last):
-                count = line_numbers(a, line)
-                centre, scale = simd.load(like, target), simd.load(like, target + vector)
-                shift = simd.load(like, target + 2 * vector)
-                full = count // lanes * lanes
-                for i in range(0, full, lanes):
-                    v = _subtract(simd.load(like, at + i * size), centre)
-                    simd.store(multiply_add(v, scale, shift), at + to_y + i * size)
-                if full < count:
-                    v = _subtract(simd.load_first(like, at + full * size, count - full), centre)
-                    simd.store_first(multiply_add(v, scale, shift), at + to_y + full * size, count - full)
-                at, target = at + count * size, target + pitch
-
-    @kernel_function
-    def combine(a, dy, x, dx, first, last, scratch):  # type: ignore[no-untyped-def]
-        """dx = (x - centre) slope + shift + scale dy."""
-        like = simd.zeros(1, lanes, bits)
-        for n in range(a.images):
-            at, target = x + n * a.image_stride, scratch + parameters
+            at, to_dy, to_out, target = x + n * a.image_stride, dy - x, out - x, scratch + parameters
             for line in range(first, last):
                 count = line_numbers(a, line)
                 centre, slope = simd.load(like, target), simd.load(like, target + vector)
-                shift, scale = simd.load(like, target + 2 * vector), simd.load(like, target + 3 * vector)
+                shift = simd.load(like, target + 2 * vector)
+                scale = simd.load(like, target + 3 * vector) if gradient else like
                 full = count // lanes * lanes
                 for i in range(0, full, lanes):
                     v = multiply_add(_subtract(simd.load(like, at + i * size), centre), slope, shift)
-                    v = multiply_add(simd.load(like, at + (dy - x) + i * size), scale, v)
-                    simd.store(v, at + (dx - x) + i * size)
+                    if gradient:
+                        v = multiply_add(simd.load(like, at + to_dy + i * size), scale, v)
+                    simd.store(v, at + to_out + i * size)
                 if full < count:
                     end, rest = at + full * size, count - full
                     v = multiply_add(_subtract(simd.load_first(like, end, rest), centre), slope, shift)
-                    v = multiply_add(simd.load_first(like, end + (dy - x), rest), scale, v)
-                    simd.store_first(v, end + (dx - x), rest)
+                    if gradient:
+                        v = multiply_add(simd.load_first(like, end + to_dy, rest), scale, v)
+                    simd.store_first(v, end + to_out, rest)
                 at, target = at + count * size, target + pitch
 
-    return normalise, combine
+    return affine
 
 
 # ---------------------------------------------------------------- kernels
 
 
-def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
+@compiled_once
+def batch_norm_kernel(bits: int, lanes: int, columns: int) -> Any:
     """Kernel with arguments BATCH_NORM; `columns` is 1 for S = 1."""
     read, write, collected, line_numbers = _make_channels(lanes, columns)
-    sum_lines, _ = _make_sums(bits, lanes, line_numbers)
-    normalise, _ = _make_affine(bits, lanes, line_numbers)
+    sum_lines, normalise = (make(bits, lanes, line_numbers, False) for make in (_make_sums, _make_affine))
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
@@ -261,7 +221,7 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
             simd.store(one, scratch + (line - first) * pitch + 2 * wide_vector)
         for part in range(2):  # K from the first images, then the sums over all
             images = a.images if part else a.first_images
-            sum_lines(a, x, images, first, last, scratch)
+            sum_lines(a, x, x, images, first, last, scratch)
             n = broadcast(one, float(images * a.positions))
             for line in range(first, last):
                 sums = scratch + (line - first) * pitch
@@ -293,17 +253,17 @@ def make_batch_norm(bits: int, lanes: int, columns: int) -> Callable[..., None]:
                 simd.store(centre, target)
                 simd.store(convert(like, scale), target + vector)
                 simd.store(convert(like, multiply_add(lost, scale, read(a, a.beta, line))), target + 2 * vector)
-            normalise(a, a.x + start, a.y + start, first, last, scratch)
+            normalise(a, a.x, a.x + start, a.y + start, first, last, scratch)
             task = simd.fetch_add(a.counter, 1)
 
-    return batch_norm
+    return compile_kernel(batch_norm, f"batch_norm_{'columns' if columns else 'segments'}_f{bits}_v{lanes}")
 
 
-def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., None]:
+@compiled_once
+def batch_norm_grad_kernel(bits: int, lanes: int, columns: int) -> Any:
     """Kernel with arguments BATCH_NORM_GRAD; `columns` is 1 for S = 1."""
     read, write, collected, line_numbers = _make_channels(lanes, columns)
-    _, sum_gradients = _make_sums(bits, lanes, line_numbers)
-    _, combine = _make_affine(bits, lanes, line_numbers)
+    sum_gradients, combine = (make(bits, lanes, line_numbers, True) for make in (_make_sums, _make_affine))
     size, vector, wide_vector = bits // 8, lanes * bits // 8, lanes * 8
     pitch = scratch_line(bits, lanes)
 
@@ -344,21 +304,7 @@ def make_batch_norm_grad(bits: int, lanes: int, columns: int) -> Callable[..., N
             combine(a, a.dy + start, a.x + start, a.dx + start, first, last, scratch)
             task = simd.fetch_add(a.counter, 1)
 
-    return batch_norm_grad
-
-
-@compiled_once
-def batch_norm_kernel(bits: int, lanes: int, columns: int) -> Any:
-    """The compiled kernel with arguments BATCH_NORM."""
-    name = f"batch_norm_{'columns' if columns else 'segments'}_f{bits}_v{lanes}"
-    return compile_kernel(make_batch_norm(bits, lanes, columns), name)
-
-
-@compiled_once
-def batch_norm_grad_kernel(bits: int, lanes: int, columns: int) -> Any:
-    """The compiled kernel with arguments BATCH_NORM_GRAD."""
-    name = f"batch_norm_grad_{'columns' if columns else 'segments'}_f{bits}_v{lanes}"
-    return compile_kernel(make_batch_norm_grad(bits, lanes, columns), name)
+    return compile_kernel(batch_norm_grad, f"batch_norm_grad_{'columns' if columns else 'segments'}_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- layer norm
@@ -395,7 +341,8 @@ def make_over_rows(view: Any, row: Callable[..., None], size: int, lanes: int) -
     return over_rows
 
 
-def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def layer_norm_kernel(bits: int, lanes: int) -> Any:
     """Kernel with arguments LAYER_NORM."""
     size = bits // 8
 
@@ -448,10 +395,4 @@ def make_layer_norm(bits: int, lanes: int) -> Callable[..., None]:
                 shift = simd.load_first(like, a.beta + at, rest)
             simd.store_first(multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
 
-    return make_over_rows(_layer_norm, row, size, lanes)
-
-
-@compiled_once
-def layer_norm_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments LAYER_NORM."""
-    return compile_kernel(make_layer_norm(bits, lanes), f"layer_norm_f{bits}_v{lanes}")
+    return compile_kernel(make_over_rows(_layer_norm, row, size, lanes), f"layer_norm_f{bits}_v{lanes}")

@@ -6,7 +6,6 @@ so passes are what they cost. Rates and factors come at run time: one variant se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -37,7 +36,8 @@ def _root(second: Lanes, scale: Lanes, eps: Lanes) -> Lanes:
     return fma(sqrt(second), scale, eps)
 
 
-def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
     """g = grad + decay value; v = momentum v + g; value -= rate (g + momentum v | v | g) by `kind`."""
     size = bits // 8
 
@@ -60,10 +60,11 @@ def make_sgd(kind: int, bits: int, lanes: int) -> Callable[..., None]:
                 simd.store_first(multiply_add(rate, step, value), a.value + at, rest)
             task = simd.fetch_add(a.counter, 1)
 
-    return sgd
+    return compile_kernel(sgd, f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}")
 
 
-def make_adam(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def adam_kernel(bits: int, lanes: int) -> Any:
     """Both moments and value, which is shrunk first (AdamW); decay is added to the gradient (Adam)."""
     size = bits // 8
     root = lanewise(_root, 3)
@@ -96,18 +97,4 @@ def make_adam(bits: int, lanes: int) -> Callable[..., None]:
                 simd.store_first(multiply_add(rate, step, multiply(value, shrink)), a.value + at, rest)
             task = simd.fetch_add(a.counter, 1)
 
-    return adam
-
-
-@compiled_once
-def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments SGD."""
-    return compile_kernel(
-        make_sgd(kind, bits, lanes), f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}"
-    )
-
-
-@compiled_once
-def adam_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments ADAM."""
-    return compile_kernel(make_adam(bits, lanes), f"adam_f{bits}_v{lanes}")
+    return compile_kernel(adam, f"adam_f{bits}_v{lanes}")

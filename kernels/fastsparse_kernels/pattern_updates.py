@@ -19,8 +19,26 @@ from .compiler import compile_function, compiled_once
 _CHUNK = 16
 
 
-def make_candidates() -> Callable[..., Any]:
+def _array(kind: Any, axes: int = 1) -> Any:
+    return types.Array(kind, axes, "C")
+
+
+def _structure(bits: int) -> Any:
+    """A pattern's own array, which is read-only."""
+    return types.Array(types.int32 if bits == 32 else types.int64, 1, "C", readonly=True)
+
+
+def _compiled(function: Callable[..., Any], name: str, signature: Any) -> Callable[..., Any]:
+    function.__qualname__ = name
+    return compile_function(function, signature)
+
+
+@compiled_once
+def candidates(bits: int, column_bits: int) -> Callable[..., int]:
     """Elements of a block of rows outside the pattern whose magnitude is above a threshold; returns their number.
+
+    Called with (block float [n, columns], first row, indptr, columns, threshold, indices int64, scores), one kind of
+    float. `indices` and `scores` are longer than the block by one, which is written and means nothing.
 
     The block's elements inside the pattern are overwritten by NaN, which is above nothing. Then chunks are counted as
     vectors, and few of them are looked at one by one. Indices are unsigned: no code for negative ones.
@@ -50,11 +68,20 @@ def make_candidates() -> Callable[..., Any]:
                 found += np.uint64(score > threshold)  # a branch would be mispredicted
         return np.int64(found)
 
-    return candidates
+    number = types.float32 if bits == 32 else types.float64
+    signature = types.int64(
+        _array(number, 2), types.int64, _structure(64), _structure(column_bits), number, _array(types.int64),
+        _array(number),
+    )  # fmt: skip
+    return _compiled(candidates, f"candidates_f{bits}_{column_bits}", signature)
 
 
-def make_zero_indices() -> Callable[..., None]:
-    """Turn ranks among the zeros of the matrix into indices, in place."""
+@compiled_once
+def zero_indices(column_bits: int) -> Callable[..., None]:
+    """Turn ranks among the zeros of the matrix into indices, in place.
+
+    Called with (indptr, columns, width, ranks int64, ascending).
+    """
 
     def zero_indices(indptr, columns, width, ranks):  # type: ignore[no-untyped-def]
         row, taken, p = np.int64(0), np.int64(0), np.int64(0)
@@ -69,11 +96,16 @@ def make_zero_indices() -> Callable[..., None]:
                 p += 1
             ranks[i] += taken
 
-    return zero_indices
+    signature = types.void(_structure(64), _structure(column_bits), types.int64, _array(types.int64))
+    return _compiled(zero_indices, f"zero_indices_{column_bits}", signature)
 
 
-def make_merge() -> Callable[..., None]:
-    """Merge the nonzeros that are kept with new ones; source[i] is the old number of nonzero i, -1 for a new one."""
+@compiled_once
+def merge(column_bits: int) -> Callable[..., None]:
+    """Merge the nonzeros that are kept with new ones; source[i] is the old number of nonzero i, -1 for a new one.
+
+    Called with (indptr, columns, kept bool, grown int64, width, new_indptr int64, new_columns, source int64).
+    """
 
     def merge(indptr, columns, kept, grown, width, new_indptr, new_columns, source):  # type: ignore[no-untyped-def]
         at, g = np.int64(0), np.int64(0)
@@ -97,11 +129,21 @@ def make_merge() -> Callable[..., None]:
                 g += 1
             new_indptr[row + 1] = at
 
-    return merge
+    i64, columns = types.int64, types.int32 if column_bits == 32 else types.int64
+    signature = types.void(
+        _structure(64), _structure(column_bits), _array(types.boolean), _array(i64), i64, _array(i64), _array(columns),
+        _array(i64),
+    )  # fmt: skip
+    return _compiled(merge, f"merge_{column_bits}", signature)
 
 
-def make_path_scores() -> Callable[..., None]:
+@compiled_once
+def path_scores(column_bits: int) -> Callable[..., None]:
     """CH3-L3 scores of rows of a pattern, read as a bipartite graph of rows and columns.
+
+    Called with (first row, indptr, columns, column_indptr, rows, root float64, shared, visits, scores float64
+    [n, columns]). `shared` (rows,) and `visits` (columns,) are zero before and after. root[0] is 0, and root reaches to
+    the largest degree.
 
     scores[i, v] is the sum over paths row - a - b - v (a column, b another row) of root[outer a] * root[outer b], where
     root[k] = 1 / sqrt(k). With `outer` = degree - links within the paths' nodes, one plus the links that lead outside:
@@ -133,66 +175,9 @@ def make_path_scores() -> Callable[..., None]:
                 for q in range(column_indptr[columns[p]], column_indptr[columns[p] + 1]):
                     shared[rows[q]] = 0
 
-    return path_scores
-
-
-def _array(kind: Any, axes: int = 1) -> Any:
-    return types.Array(kind, axes, "C")
-
-
-def _structure(bits: int) -> Any:
-    """A pattern's own array, which is read-only."""
-    return types.Array(types.int32 if bits == 32 else types.int64, 1, "C", readonly=True)
-
-
-def _compiled(function: Callable[..., Any], name: str, signature: Any) -> Callable[..., Any]:
-    function.__qualname__ = name
-    return compile_function(function, signature)
-
-
-@compiled_once
-def candidates(bits: int, column_bits: int) -> Callable[..., int]:
-    """(block float [n, columns], first row, indptr, columns, threshold, indices int64, scores), one kind of float.
-
-    `indices` and `scores` are longer than the block by one, which is written and means nothing. Returns how many were
-    found.
-    """
-    number = types.float32 if bits == 32 else types.float64
-    signature = types.int64(
-        _array(number, 2), types.int64, _structure(64), _structure(column_bits), number, _array(types.int64),
-        _array(number),
-    )  # fmt: skip
-    return _compiled(make_candidates(), f"candidates_f{bits}_{column_bits}", signature)
-
-
-@compiled_once
-def zero_indices(column_bits: int) -> Callable[..., None]:
-    """(indptr, columns, width, ranks int64, ascending)."""
-    signature = types.void(_structure(64), _structure(column_bits), types.int64, _array(types.int64))
-    return _compiled(make_zero_indices(), f"zero_indices_{column_bits}", signature)
-
-
-@compiled_once
-def merge(column_bits: int) -> Callable[..., None]:
-    """(indptr, columns, kept bool, grown int64, width, new_indptr int64, new_columns, source int64)."""
-    i64, columns = types.int64, types.int32 if column_bits == 32 else types.int64
-    signature = types.void(
-        _structure(64), _structure(column_bits), _array(types.boolean), _array(i64), i64, _array(i64), _array(columns),
-        _array(i64),
-    )  # fmt: skip
-    return _compiled(make_merge(), f"merge_{column_bits}", signature)
-
-
-@compiled_once
-def path_scores(column_bits: int) -> Callable[..., None]:
-    """(first row, indptr, columns, column_indptr, rows, root float64, shared, visits, scores float64 [n, columns]).
-
-    `shared` (rows,) and `visits` (columns,) are zero before and after. root[0] is 0, and root reaches to the largest
-    degree.
-    """
     i64, f64 = types.int64, types.float64
     signature = types.void(
         i64, _structure(64), _structure(column_bits), _array(i64), _array(i64), _array(f64), _array(i64), _array(i64),
         _array(f64, 2),
     )  # fmt: skip
-    return _compiled(make_path_scores(), f"path_scores_{column_bits}", signature)
+    return _compiled(path_scores, f"path_scores_{column_bits}", signature)

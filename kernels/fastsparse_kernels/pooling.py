@@ -19,8 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
@@ -93,53 +91,37 @@ def _numbers(builder: Any, tile: simd.Tile, number: Any) -> Any:
     return tiles.splat(builder, tile, builder.trunc(number, ir.IntType(tile.bits)) if tile.bits < 64 else number)
 
 
-@intrinsic
-def _contest(typing: Any, like: Any, position: Any) -> Any:
+@tiles.instruction(lambda like, position: simd.Tile(2, like.lanes, like.bits))
+def _contest(builder: Any, args: Any, like: Any, position: Any) -> Any:
     """A tile of two vectors: -inf, and the bits of `position`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lowest = Lanes(builder, like, None).broadcast(float("-inf"))
-        index = lowest.from_bits(_numbers(builder, like, args[1]))
-        return tiles.pack(builder, like.vector, [lowest.value, index.value])
-
-    return simd.Tile(2, like.lanes, like.bits)(like, types.int64), codegen
+    lowest = Lanes(builder, like, None).broadcast(float("-inf"))
+    index = lowest.from_bits(_numbers(builder, like, args[1]))
+    return tiles.pack(builder, like.vector, [lowest.value, index.value])
 
 
-@intrinsic
-def _challenge(typing: Any, contest: Any, address: Any, position: Any) -> Any:
+@tiles.instruction()
+def _challenge(builder: Any, args: Any, contest: Any, address: Any, position: Any) -> Any:
     """(best, index) after a look at the vector at `address`, which belongs to `position`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        best, index = (Lanes(builder, contest, v) for v in tiles.unpack(builder, args[0], 2))
-        value = Lanes(builder, contest, tiles.load_value(builder, args[1], contest.vector, contest.size))
-        position = index.from_bits(_numbers(builder, contest, args[2]))
-        wins = _wins(value, best)
-        return tiles.pack(builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value])
-
-    return contest(contest, types.int64, types.int64), codegen
+    best, index = (Lanes(builder, contest, v) for v in tiles.unpack(builder, args[0], 2))
+    value = Lanes(builder, contest, tiles.load_value(builder, args[1], contest.vector, contest.size))
+    position = index.from_bits(_numbers(builder, contest, args[2]))
+    wins = _wins(value, best)
+    return tiles.pack(builder, contest.vector, [where(wins, value, best).value, where(wins, position, index).value])
 
 
-@intrinsic
-def _chosen(typing: Any, gradient: Any, index: Any, position: Any) -> Any:
+@tiles.instruction()
+def _chosen(builder: Any, args: Any, gradient: Any, index: Any, position: Any) -> Any:
     """The gradient in lanes whose index is `position`, 0 elsewhere."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, at = (Lanes(builder, gradient, tiles.unpack(builder, arg, 1)[0]) for arg in args[:2])
-        same = builder.icmp_unsigned("==", at.bits(), _numbers(builder, gradient, args[2]))
-        return tiles.pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
-
-    return gradient(gradient, gradient, types.int64), codegen
+    dy, at = (Lanes(builder, gradient, tiles.unpack(builder, arg, 1)[0]) for arg in args[:2])
+    same = builder.icmp_unsigned("==", at.bits(), _numbers(builder, gradient, args[2]))
+    return tiles.pack(builder, gradient.vector, [where(Mask(builder, same), dy, 0.0).value])
 
 
-@intrinsic
-def _divided(typing: Any, tile: Any, weight: Any) -> Any:
+@tiles.instruction()
+def _divided(builder: Any, args: Any, tile: Any, weight: Any) -> Any:
     """The tile divided by an int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        divisor = tiles.splat(builder, tile, builder.sitofp(args[1], tile.element))
-        return tiles.elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
-
-    return tile(tile, types.int64), codegen
+    divisor = tiles.splat(builder, tile, builder.sitofp(args[1], tile.element))
+    return tiles.elementwise(builder, tile, lambda v: builder.fdiv(v, divisor), args[0])
 
 
 # ---------------------------------------------------------------- windows
@@ -279,7 +261,8 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
 # ---------------------------------------------------------------- kernels
 
 
-def make_pool(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments NCHW, x -> y."""
     size, vector = bits // 8, lanes * bits // 8
     parts = 2 if kind == MAX_INDEX else 1  # y, and the index
@@ -306,10 +289,11 @@ def make_pool(kind: int, bits: int, lanes: int) -> Callable[..., None]:
                 scatter(band_part, (a.index if part else a.y) + target, a.y_stride, planes, count)
             task = simd.fetch_add(a.counter, 1)
 
-    return pool
+    return compile_kernel(pool, f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
 
 
-def make_pool_grad(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments NCHW, y (dY) -> x (dX); kind is MAX_INDEX or MEAN."""
     size, vector = bits // 8, lanes * bits // 8
     parts = 2 if kind == MAX_INDEX else 1  # y, and the index
@@ -340,10 +324,11 @@ def make_pool_grad(kind: int, bits: int, lanes: int) -> Callable[..., None]:
             scatter(scratch, x, a.x_stride, planes, elements)
             task = simd.fetch_add(a.counter, 1)
 
-    return pool_grad
+    return compile_kernel(pool_grad, f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
 
 
-def make_pool_batch_blocked(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments BATCH_BLOCKED; kind is MAX or MEAN."""
     windows = _make_windows(kind, bits, lanes)
 
@@ -358,24 +343,4 @@ def make_pool_batch_blocked(kind: int, bits: int, lanes: int) -> Callable[..., N
             windows(a, x, a.x_offsets, y, a.y_offsets, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
             task = simd.fetch_add(a.counter, 1)
 
-    return pool_batch_blocked
-
-
-@compiled_once
-def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled forward pooling with arguments NCHW."""
-    return compile_kernel(make_pool(kind, bits, lanes), f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
-
-
-@compiled_once
-def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled gradient with arguments NCHW."""
-    return compile_kernel(make_pool_grad(kind, bits, lanes), f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
-
-
-@compiled_once
-def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Compiled forward pooling with arguments BATCH_BLOCKED."""
-    return compile_kernel(
-        make_pool_batch_blocked(kind, bits, lanes), f"pool_batch_blocked_{_NAMES[kind]}_f{bits}_v{lanes}"
-    )
+    return compile_kernel(pool_batch_blocked, f"pool_batch_blocked_{_NAMES[kind]}_f{bits}_v{lanes}")

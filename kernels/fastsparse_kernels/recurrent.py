@@ -15,7 +15,6 @@ with the reset gate behind the product, as cuDNN has it. Time: O(numbers). Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -57,7 +56,8 @@ def _relu(x: Lanes) -> Lanes:
 _relu_of = lanewise(_relu, 1)
 
 
-def make_cell(kind: int, bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments CELL."""
     size = bits // 8
 
@@ -114,10 +114,4 @@ def make_cell(kind: int, bits: int, lanes: int) -> Callable[..., None]:
                     store(state, also + at, valid)
             task = simd.fetch_add(a.counter, 1)
 
-    return cell
-
-
-@compiled_once
-def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments CELL."""
-    return compile_kernel(make_cell(kind, bits, lanes), f"cell_{_NAMES[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(cell, f"cell_{_NAMES[kind]}_f{bits}_v{lanes}")

@@ -6,7 +6,7 @@ with `lanes(bits)` lanes. Other variants are compiled at first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,14 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes)]
 
 
+def _each(kinds: Iterable[int]) -> Callable[[int, int], list[Arguments]]:
+    return lambda bits, lanes: [(kind, bits, lanes) for kind in kinds]
+
+
+def _columns(bits: int, lanes: int) -> list[Arguments]:
+    return [(bits, lanes, 0), (bits, lanes, 1)]
+
+
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
     kinds = [(width, 0) for width in TILE_WIDTHS]
     kinds += [(width, spmm.DENSE) for width in DENSE_WIDTHS]
@@ -89,6 +97,7 @@ def _narrow(bits: int, lanes: int) -> list[Arguments]:
     return [(*w, w[0] // 2, parts, bits, lanes) for w in depthwise.WINDOWS for parts in (1, 2)] if fits else []
 
 
+_ACTIVATIONS = _each(activations.ACTIVATION_CODES.values())
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
@@ -104,56 +113,34 @@ FAMILIES = (
     Family("unpack batch-blocked", layouts.unpack_batch_blocked_kernel, _both),
     Family("pack padded NCHW", layouts.pack_padded_kernel, _once),
     Family("gather vectors", layouts.gather_vectors_kernel, _once),
+    Family("activation of a tile", activations.activation_kernel, _ACTIVATIONS),
+    Family("activation", activations.activation_array_kernel, _ACTIVATIONS),
+    Family("activation gradient", activations.activation_grad_kernel, _ACTIVATIONS),
+    Family("pooling", pooling.pool_kernel, _each(pooling.KINDS)),
+    Family("pooling gradient", pooling.pool_grad_kernel, _each(pooling.GRADIENT_KINDS)),
     Family(
-        "activation of a tile",
-        activations.activation_kernel,
-        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
+        "pooling of batch-blocked arrays", pooling.pool_batch_blocked_kernel, _each(pooling.BATCH_BLOCKED_KINDS)
     ),
     Family(
-        "activation",
-        activations.activation_array_kernel,
-        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
-    ),
-    Family(
-        "activation gradient",
-        activations.activation_grad_kernel,
-        lambda bits, lanes: [(code, bits, lanes) for code in activations.ACTIVATION_CODES.values()],
-    ),
-    Family("pooling", pooling.pool_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.KINDS]),
-    Family(
-        "pooling gradient",
-        pooling.pool_grad_kernel,
-        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.GRADIENT_KINDS],
-    ),
-    Family(
-        "pooling of batch-blocked arrays",
-        pooling.pool_batch_blocked_kernel,
-        lambda bits, lanes: [(kind, bits, lanes) for kind in pooling.BATCH_BLOCKED_KINDS],
-    ),
-    Family(
-        "depthwise convolution",
-        depthwise.depthwise_kernel,
+        "depthwise convolution", depthwise.depthwise_kernel,
         lambda bits, lanes: [(*window, bits, lanes) for window in depthwise.WINDOWS],
     ),
     Family("depthwise convolution of narrow images", depthwise.narrow_kernel, _narrow),
     Family("interpolation", interpolation.interpolation_kernel, lambda bits, lanes: [(2, bits, lanes)]),
     Family("interpolation of batch-blocked arrays", interpolation.interpolation_batch_blocked_kernel, _once),
-    Family("gate", gates.gate_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in (gates.ONE, gates.BY_LANE)]),
+    Family("gate", gates.gate_kernel, _each((gates.ONE, gates.BY_LANE))),
     Family(
-        "recurrent cell",
-        recurrent.cell_kernel,
+        "recurrent cell", recurrent.cell_kernel,
         lambda bits, lanes: [(kind, bits, each) for kind in recurrent.KINDS for each in (lanes, *_half(bits, lanes))],
     ),
-    Family("batch norm", norm.batch_norm_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]),
-    Family(
-        "batch norm gradient", norm.batch_norm_grad_kernel, lambda bits, lanes: [(bits, lanes, 0), (bits, lanes, 1)]
-    ),
+    Family("batch norm", norm.batch_norm_kernel, _columns),
+    Family("batch norm gradient", norm.batch_norm_grad_kernel, _columns),
     Family("softmax", softmax.softmax_kernel, _once),
     Family("attention", attention.attention_kernel, _once),
     Family("layer norm", norm.layer_norm_kernel, _once),
-    Family("sgd", optimizers.sgd_kernel, lambda bits, lanes: [(kind, bits, lanes) for kind in optimizers.SGD_KINDS]),
+    Family("sgd", optimizers.sgd_kernel, _each(optimizers.SGD_KINDS)),
     Family("adam", optimizers.adam_kernel, _once),
-)
+)  # fmt: skip
 
 # Functions that Python calls: launchers, and what builds operators and changes patterns.
 FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (

@@ -66,7 +66,8 @@ def pass_runs(a, index):  # type: ignore[no-untyped-def]
     return simd.load_i64(at), simd.load_i64(at + 8), simd.load_i64(at + 16)
 
 
-def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def sddmm_kernel(bits: int, lanes: int) -> Any:
     """Kernel on vectors of `lanes` numbers of `bits` bits. It takes eight nonzeros of a row at a time, or VL."""
     size, count = bits // 8, min(8, lanes)
     half, quarter = max(1, count // 2), max(1, count // 4)
@@ -135,13 +136,7 @@ def make_sddmm(bits: int, lanes: int) -> Callable[..., None]:
                     run_entries(a, gradients, entry, end, inputs, y, run, run_end, from_zero)
             task = simd.fetch_add(a.counter, 1)
 
-    return sddmm
-
-
-@compiled_once
-def sddmm_kernel(bits: int, lanes: int) -> Any:
-    """The compiled variant."""
-    return compile_kernel(make_sddmm(bits, lanes), f"sddmm_f{bits}_v{lanes}")
+    return compile_kernel(sddmm, f"sddmm_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- contiguous runs
@@ -153,7 +148,8 @@ def scratch_bytes(lanes: int, bits: int, longest: int) -> int:
     return -(-numbers // RUN_VECTORS * max(RUN_VECTORS, lanes) * bits // 8 // 64) * 64
 
 
-def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def sddmm_runs_kernel(bits: int, lanes: int) -> Any:
     """Kernel on contiguous runs, vectors of `lanes` numbers of `bits` bits.
 
     Entries begin at multiples of RUN_VECTORS in `offsets` and `gradients`.
@@ -261,10 +257,4 @@ def make_sddmm_runs(bits: int, lanes: int) -> Callable[..., None]:
                         run_one(a, gradients, entry, end, x0, x0, y0, y0, buffer, from_zero)
             task = simd.fetch_add(a.counter, 1)
 
-    return sddmm_runs
-
-
-@compiled_once
-def sddmm_runs_kernel(bits: int, lanes: int) -> Any:
-    """The compiled variant."""
-    return compile_kernel(make_sddmm_runs(bits, lanes), f"sddmm_runs_f{bits}_v{lanes}")
+    return compile_kernel(sddmm_runs, f"sddmm_runs_f{bits}_v{lanes}")

@@ -57,7 +57,8 @@ def _run_step(step):  # type: ignore[no-untyped-def]
     simd.call(simd.load_i64(step), arguments, 0)
 
 
-def make_sequence() -> Callable[..., None]:
+@compiled_once
+def sequence_kernel() -> Any:
     """Kernel with arguments ARGUMENTS."""
 
     def sequence(arguments, slot):  # type: ignore[no-untyped-def]
@@ -71,13 +72,7 @@ def make_sequence() -> Callable[..., None]:
                 _run_step(steps + i * STEP_BYTES)
             task = simd.fetch_add(a.counter, 1)
 
-    return sequence
-
-
-@compiled_once
-def sequence_kernel() -> Any:
-    """The compiled kernel."""
-    return compile_kernel(make_sequence(), "sequence")
+    return compile_kernel(sequence, "sequence")
 
 
 @kernel_function

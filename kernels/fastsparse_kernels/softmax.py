@@ -7,7 +7,6 @@ Rows are read three times; the rows of a task are consecutive, so all reads but 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -65,7 +64,8 @@ def make_softmax_row(bits: int, lanes: int) -> Any:
     return row
 
 
-def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def softmax_kernel(bits: int, lanes: int) -> Any:
     """Kernel with arguments SOFTMAX."""
     one_row = make_softmax_row(bits, lanes)
 
@@ -73,10 +73,4 @@ def make_softmax(bits: int, lanes: int) -> Callable[..., None]:
     def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
         one_row(x, y, full, rest)
 
-    return make_over_rows(_softmax, row, bits // 8, lanes)
-
-
-@compiled_once
-def softmax_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel with arguments SOFTMAX."""
-    return compile_kernel(make_softmax(bits, lanes), f"softmax_f{bits}_v{lanes}")
+    return compile_kernel(make_over_rows(_softmax, row, bits // 8, lanes), f"softmax_f{bits}_v{lanes}")

@@ -7,7 +7,6 @@ column k, ascending, of x[b, k] * dy[b]. One writer per row of y and per column 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from . import simd
@@ -51,7 +50,8 @@ GRADIENT = kernel_arguments(
 _gradient = simd.arguments_view(GRADIENT)
 
 
-def make_forward(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def forward_kernel(bits: int, lanes: int) -> Any:
     """y = epilogue(x @ W^T)."""
     size, finish = bits // 8, make_finish(bits, lanes)
 
@@ -89,10 +89,11 @@ def make_forward(bits: int, lanes: int) -> Callable[..., None]:
                 finish_row(a, y, a.outputs, low, high, a.scratch + slot * a.scratch_stride)
             task = simd.fetch_add(a.counter, 1)
 
-    return forward
+    return compile_kernel(forward, f"spgemm_forward_f{bits}_v{lanes}")
 
 
-def make_gradient(bits: int) -> Callable[..., None]:
+@compiled_once
+def gradient_kernel(bits: int) -> Any:
     """dW^T at its nonzeros."""
     size = bits // 8
 
@@ -117,16 +118,4 @@ def make_gradient(bits: int) -> Callable[..., None]:
                     add_sample(a, first, last, value, a.dy + simd.load_u32(a.x_indices + p * 4) * a.dy_row_stride)
             task = simd.fetch_add(a.counter, 1)
 
-    return gradient
-
-
-@compiled_once
-def forward_kernel(bits: int, lanes: int) -> Any:
-    """The compiled forward variant."""
-    return compile_kernel(make_forward(bits, lanes), f"spgemm_forward_f{bits}_v{lanes}")
-
-
-@compiled_once
-def gradient_kernel(bits: int) -> Any:
-    """The compiled gradient variant."""
-    return compile_kernel(make_gradient(bits), f"spgemm_gradient_f{bits}")
+    return compile_kernel(gradient, f"spgemm_gradient_f{bits}")

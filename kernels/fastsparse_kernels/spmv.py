@@ -58,7 +58,8 @@ def scratch_bytes(bits: int, lanes: int) -> int:
     return max(ROWS, lanes) * bits // 8
 
 
-def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
+@compiled_once
+def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
     """Kernel for column indices of `column_bits` (16 or 32) bits."""
     size = bits // 8
     column_size = column_bits // 8
@@ -119,13 +120,7 @@ def make_spmv(bits: int, lanes: int, column_bits: int) -> Callable[..., None]:
                 row += ROWS
             group = simd.fetch_add(a.counter, 1)
 
-    return spmv
-
-
-@compiled_once
-def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
-    """The compiled variant."""
-    return compile_kernel(make_spmv(bits, lanes, column_bits), f"spmv_f{bits}_v{lanes}_c{column_bits}")
+    return compile_kernel(spmv, f"spmv_f{bits}_v{lanes}_c{column_bits}")
 
 
 # ---------------------------------------------------------------- slices
@@ -152,7 +147,8 @@ SLICE_ARGUMENTS = kernel_arguments(
 _slice_arguments = simd.arguments_view(SLICE_ARGUMENTS)
 
 
-def make_slices(bits: int, lanes: int) -> Callable[..., None]:
+@compiled_once
+def slices_kernel(bits: int, lanes: int) -> Any:
     """The kernel for slices."""
     size = bits // 8
     vector, finish = lanes * size, make_finish(bits, lanes)
@@ -175,7 +171,7 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
                     simd.prefetch_l2(values + v * vector + distance, 1)
                     simd.prefetch_l2(columns + distance, 1)
                 mask = simd.load_u16(masks + v * 2)
-                acc = simd.gather_fma_masked(acc, values + v * vector, x, columns, 32, mask)
+                acc = simd.gather_fma_masked(acc, values + v * vector, x, columns, mask)
                 columns += lanes * 4
                 v += 1
         return acc
@@ -205,13 +201,7 @@ def make_slices(bits: int, lanes: int) -> Callable[..., None]:
                     finish(a, acc, row, a.rows - row, y, low, high, scratch)
             group = simd.fetch_add(a.counter, 1)
 
-    return slices
-
-
-@compiled_once
-def slices_kernel(bits: int, lanes: int) -> Any:
-    """The compiled variant."""
-    return compile_kernel(make_slices(bits, lanes), f"spmv_slices_f{bits}_v{lanes}")
+    return compile_kernel(slices, f"spmv_slices_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- register lookup
@@ -239,8 +229,9 @@ LOOKUP_ARGUMENTS = kernel_arguments(
 _lookup_arguments = simd.arguments_view(LOOKUP_ARGUMENTS)
 
 
-def make_lookup(bits: int, lanes: int) -> Callable[..., None]:
-    """The register-lookup kernel; its operands are packed for LOOKUP_BITS and LOOKUP_LANES."""
+@compiled_once
+def lookup_kernel(bits: int, lanes: int) -> Any:
+    """The register-lookup kernel, on CPUs with AVX-512; its operands are packed for LOOKUP_BITS and LOOKUP_LANES."""
     size, vector = bits // 8, lanes * bits // 8
     finish = make_finish(bits, lanes)
 
@@ -307,10 +298,4 @@ def make_lookup(bits: int, lanes: int) -> Callable[..., None]:
                 add_rows(a, begin, last, sum_index, scratch, slices * vector, low, high, scratch + a.scratch_vector)
             group = simd.fetch_add(a.counter, 1)
 
-    return lookup
-
-
-@compiled_once
-def lookup_kernel(bits: int, lanes: int) -> Any:
-    """The compiled kernel, on CPUs with AVX-512."""
-    return compile_kernel(make_lookup(bits, lanes), "lookup")
+    return compile_kernel(lookup, "lookup")

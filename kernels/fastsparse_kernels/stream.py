@@ -93,7 +93,8 @@ def make_load_index(index_bits: int) -> Callable[[int, int], int]:
     return load_index
 
 
-def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..., None]:
+@compiled_once
+def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
     """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits, for indices of `index_bits` bits."""
     size = bits // 8
     tile_bytes = width * lanes * size
@@ -183,17 +184,11 @@ def make_spmm(bits: int, lanes: int, width: int, index_bits: int) -> Callable[..
         if a.nontemporal != 0:
             simd.store_fence()
 
-    return stream_spmm
+    return compile_kernel(stream_spmm, f"stream_spmm_f{bits}_v{lanes}_t{width}_i{index_bits}")
 
 
 @compiled_once
-def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
-    """The compiled variant for arguments SPMM."""
-    name = f"stream_spmm_f{bits}_v{lanes}_t{width}_i{index_bits}"
-    return compile_kernel(make_spmm(bits, lanes, width, index_bits), name)
-
-
-def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
+def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
     """gradients[p] += y[row(p)] . x[column(p)] over the batches, each product over `columns` numbers that lie in a row.
 
     Eight nonzeros of a row at once, as in `sddmm.py`: a vector of y is read once for all of them, and one shuffle tree
@@ -266,10 +261,4 @@ def make_sddmm(bits: int, lanes: int, index_bits: int) -> Callable[..., None]:
                 run_rows(a, row, stop, a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride)
             task = simd.fetch_add(a.counter, 1)
 
-    return stream_sddmm
-
-
-@compiled_once
-def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
-    """The compiled variant for arguments SDDMM."""
-    return compile_kernel(make_sddmm(bits, lanes, index_bits), f"stream_sddmm_f{bits}_v{lanes}_i{index_bits}")
+    return compile_kernel(stream_sddmm, f"stream_sddmm_f{bits}_v{lanes}_i{index_bits}")

@@ -7,16 +7,17 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from .types import (
     I32,
     I64,
     L2,
+    Const,
     Tile,
     at,
     first_lanes,
     fma_function,
+    instruction,
     llvm_function,
     load_value,
     masked_load,
@@ -45,50 +46,35 @@ def _transposed(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
     return vectors
 
 
-@intrinsic
-def transpose(typing: Any, tile: Any) -> Any:
+@instruction()
+def transpose(builder: Any, args: Any, tile: Any) -> Any:
     """Transpose a square tile (VL vectors of VL lanes) in registers."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = _transposed(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        return pack(builder, tile.vector, vectors)
-
-    return tile(tile), codegen
+    vectors = _transposed(builder, unpack(builder, args[0], tile.count), tile.lanes)
+    return pack(builder, tile.vector, vectors)
 
 
-@intrinsic
-def load_rows(typing: Any, like: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
+@instruction()
+def load_rows(builder: Any, args: Any, like: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
     """Vector i = the first `columns` elements at address + i * stride for i < rows; zeros elsewhere."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = []
-        inside = first_lanes(builder, like, args[4])
-        none = ir.Constant(like.mask, None)
-        for i in range(like.count):
-            exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
-            address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
-            vectors.append(masked_load(builder, like, address, builder.select(exists, inside, none)))
-        return pack(builder, like.vector, vectors)
-
-    i64 = types.int64
-    return like(like, i64, i64, i64, i64), codegen
+    vectors = []
+    inside = first_lanes(builder, like, args[4])
+    none = ir.Constant(like.mask, None)
+    for i in range(like.count):
+        exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
+        address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
+        vectors.append(masked_load(builder, like, address, builder.select(exists, inside, none)))
+    return pack(builder, like.vector, vectors)
 
 
-@intrinsic
-def store_rows(typing: Any, tile: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
+@instruction(types.void)
+def store_rows(builder: Any, args: Any, tile: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
     """The first `columns` elements of vector i to address + i * stride for i < rows, and nothing else."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        inside = first_lanes(builder, tile, args[4])
-        none = ir.Constant(tile.mask, None)
-        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-            exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
-            address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
-            masked_store(builder, tile, vector, address, builder.select(exists, inside, none))
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(tile, i64, i64, i64, i64), codegen
+    inside = first_lanes(builder, tile, args[4])
+    none = ir.Constant(tile.mask, None)
+    for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+        exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
+        address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
+        masked_store(builder, tile, vector, address, builder.select(exists, inside, none))
 
 
 def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
@@ -132,23 +118,18 @@ def _add_first_in_memory(builder: Any, part: Any, sums: Any, address: Any, count
             _add_in_memory(builder, part, sums, address, from_zero, first_lanes(builder, part, count))
 
 
-@intrinsic
-def add_reduced(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
+@instruction(types.void)
+def add_reduced(builder: Any, args: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
     """memory[i] += the sum of the lanes of vector i for i < count, for all at once (T a power of two, T <= VL).
 
     from_zero : 1: what is in memory counts as 0; 0: it is added to
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
-        _add_first_in_memory(builder, Tile(1, tile.count, tile.bits), sums, *args[1:])
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64, types.int64), codegen
+    sums = _summed(builder, unpack(builder, args[0], tile.count), tile.lanes)
+    _add_first_in_memory(builder, Tile(1, tile.count, tile.bits), sums, *args[1:])
 
 
-@intrinsic
-def reduce_fours(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+@instruction(lambda a, *_: Tile(max(1, 4 // a.lanes), a.lanes, a.bits))
+def reduce_fours(builder: Any, args: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Reduce four vectors to one, an operand of `add_reduced_fours`: lane 4 i + j has the sum of lanes 4 i to 4 i + 3
     of vector j.
 
@@ -156,26 +137,23 @@ def reduce_fours(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """
     lanes = a.lanes
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def added(one: Any, other: Any, near: list[int], distance: int) -> Any:
-            far = [lane + distance for lane in near]
-            return builder.fadd(shuffle(builder, one, other, near), shuffle(builder, one, other, far))
+    def added(one: Any, other: Any, near: list[int], distance: int) -> Any:
+        far = [lane + distance for lane in near]
+        return builder.fadd(shuffle(builder, one, other, near), shuffle(builder, one, other, far))
 
-        parts = [builder.extract_value(vector, 0) for vector in args]
-        if lanes == 2:
-            sums = [added(one, other, [0, 2], 1) for one, other in zip(parts[::2], parts[1::2], strict=True)]
-            return pack(builder, a.vector, sums)
-        # Shuffles in the order of unpack instructions, which need no index vectors in registers.
-        pairs = [four + i + of for four in range(0, lanes, 4) for i in (0, 1) for of in (0, lanes)]
-        halves = [four + of + i for four in range(0, lanes, 4) for of in (0, lanes) for i in (0, 1)]
-        sums = added(added(parts[0], parts[1], pairs, 2), added(parts[2], parts[3], pairs, 2), halves, 2)
-        return pack(builder, a.vector, [sums])
-
-    return Tile(max(1, 4 // lanes), lanes, a.bits)(a, a, a, a), codegen
+    parts = [builder.extract_value(vector, 0) for vector in args]
+    if lanes == 2:
+        sums = [added(one, other, [0, 2], 1) for one, other in zip(parts[::2], parts[1::2], strict=True)]
+        return pack(builder, a.vector, sums)
+    # Shuffles in the order of unpack instructions, which need no index vectors in registers.
+    pairs = [four + i + of for four in range(0, lanes, 4) for i in (0, 1) for of in (0, lanes)]
+    halves = [four + of + i for four in range(0, lanes, 4) for of in (0, lanes) for i in (0, 1)]
+    sums = added(added(parts[0], parts[1], pairs, 2), added(parts[2], parts[3], pairs, 2), halves, 2)
+    return pack(builder, a.vector, [sums])
 
 
-@intrinsic
-def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
+@instruction(types.void)
+def add_reduced_fours(builder: Any, args: Any, tile: Any, address: Any, count: Any, from_zero: Any) -> Any:
     """memory[4 i + j] += the sum of the lanes of vector j of the four that `reduce_fours` made vector i of.
 
     Updates the first `count` of VL numbers (of four with shorter vectors).
@@ -183,52 +161,38 @@ def add_reduced_fours(typing: Any, tile: Any, address: Any, count: Any, from_zer
     from_zero : as in `add_reduced`
     """
     part = Tile(1, max(4, tile.lanes), tile.bits)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, lanes = unpack(builder, args[0], tile.count), tile.lanes
-        if lanes < 4:
-            sums = shuffle(builder, vectors[0], vectors[1], range(4))
-        else:
-            fours = [range(first, first + 4) for first in range(0, 2 * lanes, 4)]
-            evens, odds = ([lane for four in fours[i::2] for lane in four] for i in (0, 1))
-            while len(vectors) > 1:
-                vectors = [
-                    builder.fadd(shuffle(builder, a, b, evens), shuffle(builder, a, b, odds))
-                    for a, b in zip(vectors[::2], vectors[1::2], strict=True)
-                ]
-            sums = vectors[0]
-        _add_first_in_memory(builder, part, sums, *args[1:])
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64, types.int64), codegen
+    vectors, lanes = unpack(builder, args[0], tile.count), tile.lanes
+    if lanes < 4:
+        sums = shuffle(builder, vectors[0], vectors[1], range(4))
+    else:
+        fours = [range(first, first + 4) for first in range(0, 2 * lanes, 4)]
+        evens, odds = ([lane for four in fours[i::2] for lane in four] for i in (0, 1))
+        while len(vectors) > 1:
+            vectors = [
+                builder.fadd(shuffle(builder, a, b, evens), shuffle(builder, a, b, odds))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        sums = vectors[0]
+    _add_first_in_memory(builder, part, sums, *args[1:])
 
 
-@intrinsic
-def load_even_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
+@instruction()
+def load_even_first(builder: Any, args: Any, like: Any, address: Any, count: Any) -> Any:
     """As `load_even`, of `count` numbers and zeros after them; nothing else is read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        halves = []
-        for i in range(2):
-            mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
-            halves.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
-        return pack(builder, like.vector, [shuffle(builder, halves[0], halves[1], range(0, 2 * like.lanes, 2))])
-
-    return like(like, types.int64, types.int64), codegen
+    halves = []
+    for i in range(2):
+        mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
+        halves.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
+    return pack(builder, like.vector, [shuffle(builder, halves[0], halves[1], range(0, 2 * like.lanes, 2))])
 
 
-@intrinsic
-def load_even(typing: Any, like: Any, address: Any) -> Any:
+@instruction()
+def load_even(builder: Any, args: Any, like: Any, address: Any) -> Any:
     """A tile of one vector: every second one of the numbers from `address` on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first, second = (
-            load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size)
-            for i in range(2)
-        )
-        return pack(builder, like.vector, [shuffle(builder, first, second, range(0, 2 * like.lanes, 2))])
-
-    return like(like, types.int64), codegen
+    first, second = (
+        load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size) for i in range(2)
+    )
+    return pack(builder, like.vector, [shuffle(builder, first, second, range(0, 2 * like.lanes, 2))])
 
 
 def _gathered_addresses(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Iterator[Any]:
@@ -250,92 +214,73 @@ def _gather(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Any
     return numbers
 
 
-@intrinsic(prefer_literal=True)
-def gather(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+@instruction()
+def gather(builder: Any, args: Any, like: Any, x: Any, columns: Any, column_bits: Const) -> Any:
     """A tile of one vector: x[c] for VL contiguous columns of 16 or 32 bits."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return pack(builder, like.vector, [_gather(builder, like, args[1], args[2], column_bits.literal_value)])
-
-    return like(like, types.int64, types.int64, column_bits), codegen
+    return pack(builder, like.vector, [_gather(builder, like, args[1], args[2], column_bits)])
 
 
-@intrinsic(prefer_literal=True)
-def prefetch_gathered(typing: Any, like: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+@instruction(types.void)
+def prefetch_gathered(builder: Any, args: Any, like: Any, x: Any, columns: Any, column_bits: Const) -> Any:
     """Prefetch to L2 what `gather` reads."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for address in _gathered_addresses(builder, like, args[1], args[2], column_bits.literal_value):
-            prefetch_line(builder, address, L2)
-        return context.get_dummy_value()
-
-    return types.void(like, types.int64, types.int64, column_bits), codegen
+    for address in _gathered_addresses(builder, like, args[1], args[2], column_bits):
+        prefetch_line(builder, address, L2)
 
 
-@intrinsic(prefer_literal=True)
-def gather_fma(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any) -> Any:
+@instruction()
+def gather_fma(builder: Any, args: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Const) -> Any:
     """tile + w * x[c], lane by lane: VL contiguous weights and columns of 16 or 32 bits, for one vector."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
-        w = load_value(builder, args[1], tile.vector, tile.size)
-        sums = fma_function(builder, tile)(w, numbers, builder.extract_value(args[0], 0))
-        return pack(builder, tile.vector, [sums])
-
-    return tile(tile, types.int64, types.int64, types.int64, column_bits), codegen
+    numbers = _gather(builder, tile, args[2], args[3], column_bits)
+    w = load_value(builder, args[1], tile.vector, tile.size)
+    sums = fma_function(builder, tile)(w, numbers, builder.extract_value(args[0], 0))
+    return pack(builder, tile.vector, [sums])
 
 
-@intrinsic(prefer_literal=True)
+@instruction()
 def gather_fma_first(
-    typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any, count: Any, masked: Any
+    builder: Any,
+    args: Any,
+    tile: Any,
+    weights: Any,
+    x: Any,
+    columns: Any,
+    column_bits: Const,
+    count: Any,
+    masked: Const,
 ) -> Any:
     """The same in the first `count` lanes only. All VL columns and their x are read.
 
     masked : 1 where fewer than VL weights may be read; slow before AVX-512
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
-        mask = first_lanes(builder, tile, args[5], I32)
-        if masked.literal_value:
-            w = masked_load(builder, tile, args[1], mask)
-        else:
-            w = load_value(builder, args[1], tile.vector, tile.size)
-        before = builder.extract_value(args[0], 0)
-        sums = builder.select(mask, fma_function(builder, tile)(w, numbers, before), before)
-        return pack(builder, tile.vector, [sums])
-
-    i64 = types.int64
-    return tile(tile, i64, i64, i64, column_bits, i64, masked), codegen
+    numbers = _gather(builder, tile, args[2], args[3], column_bits)
+    mask = first_lanes(builder, tile, args[5], I32)
+    if masked:
+        w = masked_load(builder, tile, args[1], mask)
+    else:
+        w = load_value(builder, args[1], tile.vector, tile.size)
+    before = builder.extract_value(args[0], 0)
+    sums = builder.select(mask, fma_function(builder, tile)(w, numbers, before), before)
+    return pack(builder, tile.vector, [sums])
 
 
-@intrinsic(prefer_literal=True)
-def gather_fma_masked(typing: Any, tile: Any, weights: Any, x: Any, columns: Any, column_bits: Any, mask: Any) -> Any:
-    """The same in the lanes whose bits are set in the mask. All VL columns, weights and their x are read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = _gather(builder, tile, args[2], args[3], column_bits.literal_value)
-        w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
-        lanes = _lanes(builder, tile, args[5])
-        sums = builder.select(lanes, fma_function(builder, tile)(w, numbers, before), before)
-        return pack(builder, tile.vector, [sums])
-
-    i64 = types.int64
-    return tile(tile, i64, i64, i64, column_bits, i64), codegen
+@instruction()
+def gather_fma_masked(builder: Any, args: Any, tile: Any, weights: Any, x: Any, columns: Any, mask: Any) -> Any:
+    """`gather_fma` with columns of 32 bits in the lanes whose bits are set in the mask; all VL are read."""
+    numbers = _gather(builder, tile, args[2], args[3], 32)
+    w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
+    lanes = _lanes(builder, tile, args[4])
+    sums = builder.select(lanes, fma_function(builder, tile)(w, numbers, before), before)
+    return pack(builder, tile.vector, [sums])
 
 
-@intrinsic
-def fma_masked(typing: Any, tile: Any, weights: Any, x: Any, mask: Any) -> Any:
+@instruction()
+def fma_masked(builder: Any, args: Any, tile: Any, weights: Any, x: Any, mask: Any) -> Any:
     """tile + w * x in the lanes whose bits are set in the mask: VL contiguous weights and x, of which others are not
     read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = _lanes(builder, tile, args[3])
-        w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
-        product = fma_function(builder, tile)(w, masked_load(builder, tile, args[2], lanes), before)
-        return pack(builder, tile.vector, [builder.select(lanes, product, before)])
-
-    return tile(tile, types.int64, types.int64, types.int64), codegen
+    lanes = _lanes(builder, tile, args[3])
+    w, before = load_value(builder, args[1], tile.vector, tile.size), builder.extract_value(args[0], 0)
+    product = fma_function(builder, tile)(w, masked_load(builder, tile, args[2], lanes), before)
+    return pack(builder, tile.vector, [builder.select(lanes, product, before)])
 
 
 def _lanes(builder: Any, tile: Tile, bits: Any) -> Any:
@@ -343,49 +288,41 @@ def _lanes(builder: Any, tile: Tile, bits: Any) -> Any:
     return builder.bitcast(builder.trunc(bits, ir.IntType(tile.lanes)), tile.mask)
 
 
-@intrinsic
-def reduce_four(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+@instruction(lambda a, *_: Tile(1, 4, a.bits))
+def reduce_four(builder: Any, args: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """A tile of one vector of 4 lanes: the sum of the lanes of each of four vectors, by the same tree."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = _summed(builder, [builder.extract_value(vector, 0) for vector in args], a.lanes)
-        return pack(builder, sums.type, [sums])
-
-    return Tile(1, 4, a.bits)(a, a, a, a), codegen
+    sums = _summed(builder, [builder.extract_value(vector, 0) for vector in args], a.lanes)
+    return pack(builder, sums.type, [sums])
 
 
-@intrinsic(prefer_literal=True)
-def lookup_fma(typing: Any, tile: Any, weights: Any, table: Any, columns: Any, masked: Any) -> Any:
+@instruction()
+def lookup_fma(builder: Any, args: Any, tile: Any, weights: Any, table: Any, columns: Any, masked: Const) -> Any:
     """tile + w * table[column], lane by lane, for one vector, VL contiguous weights and columns of 8 bits.
 
     The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers.
 
     masked : 1 where lanes may be empty: their column has its highest bit set, and their weight is 0
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = load_value(builder, args[3], ir.VectorType(ir.IntType(8), tile.lanes), 1)
-        integers = ir.VectorType(I32, tile.lanes)
-        index = builder.zext(numbers, integers)
-        look_up = llvm_function(
-            builder, "llvm.x86.avx512.vpermi2var.ps.512", tile.vector, [tile.vector, integers, tile.vector]
-        )
-        vectors = unpack(builder, args[2], table.count)
-        found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        bit = 2 * tile.lanes
-        while len(found) > 1:
-            every_lane = ir.Constant(integers, [bit] * tile.lanes)
-            second = builder.icmp_unsigned("!=", builder.and_(index, every_lane), ir.Constant(integers, None))
-            found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
-            bit *= 2
-        number = found[0]
-        if masked.literal_value:
-            there = builder.icmp_signed(">=", numbers, ir.Constant(numbers.type, None))
-            number = builder.select(there, number, ir.Constant(tile.vector, None))
-        w = load_value(builder, args[1], tile.vector, tile.size)
-        return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
-
-    return tile(tile, types.int64, table, types.int64, masked), codegen
+    numbers = load_value(builder, args[3], ir.VectorType(ir.IntType(8), tile.lanes), 1)
+    integers = ir.VectorType(I32, tile.lanes)
+    index = builder.zext(numbers, integers)
+    look_up = llvm_function(
+        builder, "llvm.x86.avx512.vpermi2var.ps.512", tile.vector, [tile.vector, integers, tile.vector]
+    )
+    vectors = unpack(builder, args[2], table.count)
+    found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    bit = 2 * tile.lanes
+    while len(found) > 1:
+        every_lane = ir.Constant(integers, [bit] * tile.lanes)
+        second = builder.icmp_unsigned("!=", builder.and_(index, every_lane), ir.Constant(integers, None))
+        found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+        bit *= 2
+    number = found[0]
+    if masked:
+        there = builder.icmp_signed(">=", numbers, ir.Constant(numbers.type, None))
+        number = builder.select(there, number, ir.Constant(tile.vector, None))
+    w = load_value(builder, args[1], tile.vector, tile.size)
+    return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
 
 
 _PERMUTES = {  # lanes, bits: AVX-512 has all of them, AVX2 the one of 8 lanes and 32 bits
@@ -401,42 +338,34 @@ def permutes(lanes: int, bits: int, vector_bytes: int) -> bool:
     return (lanes, bits) in _PERMUTES and (vector_bytes == 64 or (vector_bytes == 32 and (lanes, bits) == (8, 32)))
 
 
-@intrinsic
-def permute_bytes(typing: Any, like: Any, base: Any, first: Any, table: Any, other: Any) -> Any:
+@instruction()
+def permute_bytes(builder: Any, args: Any, like: Any, base: Any, first: Any, table: Any, other: Any) -> Any:
     """`gather_bytes` where all lanes are in the one vector at base + first."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base, first, table, other = args[1:]
-        lanes, bits = like.lanes, like.bits
-        integers = ir.VectorType(I32, lanes)
-        offsets = load_value(builder, table, integers, 4)
-        nowhere = builder.icmp_signed("<", offsets, ir.Constant(integers, None))
-        start = splat(builder, like, builder.trunc(first, I32))
-        shift = ir.Constant(integers, [like.size.bit_length() - 1] * lanes)
-        index = builder.lshr(builder.sub(offsets, start), shift)
-        if bits == 64:
-            index = builder.zext(index, ir.VectorType(I64, lanes))
-        numbers = load_value(builder, builder.add(base, first), like.vector, like.size)
-        found = llvm_function(builder, _PERMUTES[lanes, bits], like.vector, [like.vector, index.type])(numbers, index)
-        outside = splat(builder, like, load_value(builder, other, like.element, like.size))
-        return pack(builder, like.vector, [builder.select(nowhere, outside, found)])
-
-    return like(like, types.int64, types.int64, types.int64, types.int64), codegen
+    base, first, table, other = args[1:]
+    lanes, bits = like.lanes, like.bits
+    integers = ir.VectorType(I32, lanes)
+    offsets = load_value(builder, table, integers, 4)
+    nowhere = builder.icmp_signed("<", offsets, ir.Constant(integers, None))
+    start = splat(builder, like, builder.trunc(first, I32))
+    shift = ir.Constant(integers, [like.size.bit_length() - 1] * lanes)
+    index = builder.lshr(builder.sub(offsets, start), shift)
+    if bits == 64:
+        index = builder.zext(index, ir.VectorType(I64, lanes))
+    numbers = load_value(builder, builder.add(base, first), like.vector, like.size)
+    found = llvm_function(builder, _PERMUTES[lanes, bits], like.vector, [like.vector, index.type])(numbers, index)
+    outside = splat(builder, like, load_value(builder, other, like.element, like.size))
+    return pack(builder, like.vector, [builder.select(nowhere, outside, found)])
 
 
-@intrinsic
-def gather_bytes(typing: Any, like: Any, base: Any, table: Any, other: Any) -> Any:
+@instruction()
+def gather_bytes(builder: Any, args: Any, like: Any, base: Any, table: Any, other: Any) -> Any:
     """A tile of one vector: lane l from base + table[l], table int32 at a byte address; from `other` where negative."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base, table, other = args[1:]
-        numbers = ir.Constant(like.vector, ir.Undefined)
-        for lane in range(like.lanes):
-            offset = builder.sext(load_value(builder, shifted(builder, table, 4 * lane), I32, 4), I64)
-            nowhere = builder.icmp_signed("<", offset, ir.Constant(I64, 0))
-            address = builder.select(nowhere, other, builder.add(base, offset))
-            number = load_value(builder, address, like.element, like.size)
-            numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
-        return pack(builder, like.vector, [numbers])
-
-    return like(like, types.int64, types.int64, types.int64), codegen
+    base, table, other = args[1:]
+    numbers = ir.Constant(like.vector, ir.Undefined)
+    for lane in range(like.lanes):
+        offset = builder.sext(load_value(builder, shifted(builder, table, 4 * lane), I32, 4), I64)
+        nowhere = builder.icmp_signed("<", offset, ir.Constant(I64, 0))
+        address = builder.select(nowhere, other, builder.add(base, offset))
+        number = load_value(builder, address, like.element, like.size)
+        numbers = builder.insert_element(numbers, number, ir.Constant(I32, lane))
+    return pack(builder, like.vector, [numbers])

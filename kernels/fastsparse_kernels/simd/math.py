@@ -13,15 +13,15 @@ other machines).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from . import types as tiles
+from .types import instruction
 
 
 class Mask:
@@ -276,90 +276,66 @@ def normal_cdf_pdf(x: Lanes) -> tuple[Lanes, Lanes]:
 def lanewise(function: Callable[..., Lanes], inputs: int) -> Any:
     """The intrinsic on `inputs` (1 to 3) tiles of one type that applies `function` to their vectors, giving a tile."""
 
-    def typed(tile: tiles.Tile) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            def one(*vectors: Any) -> Any:
-                return function(*(Lanes(builder, tile, vector) for vector in vectors)).value
+    def emit(builder: Any, args: Any, tile: tiles.Tile, *_: Any) -> Any:
+        def one(*vectors: Any) -> Any:
+            return function(*(Lanes(builder, tile, vector) for vector in vectors)).value
 
-            return tiles.elementwise(builder, tile, one, *args)
+        return tiles.elementwise(builder, tile, one, *args)
 
-        return tile(*[tile] * inputs), codegen
-
-    def of_one(typing: Any, a: Any) -> Any:
-        return typed(a)
-
-    def of_two(typing: Any, a: Any, b: Any) -> Any:
-        return typed(a)
-
-    def of_three(typing: Any, a: Any, b: Any, c: Any) -> Any:
-        return typed(a)
-
-    return intrinsic((of_one, of_two, of_three)[inputs - 1])
+    names = ("builder", "args", "a", "b", "c")[: 2 + inputs]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    emit.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return instruction()(emit)
 
 
 multiply = lanewise(lambda a, b: a * b, 2)
 multiply_add = lanewise(fma, 3)  # a * b + c, rounded once
 
 
-@intrinsic
-def convert(typing: Any, like: Any, tile: Any) -> Any:
+@instruction()
+def convert(builder: Any, args: Any, like: Any, tile: Any) -> Any:
     """The tile's numbers, widened or rounded to the type of `like`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if like.bits == tile.bits:
-            return args[1]
-        cast = builder.fpext if like.bits > tile.bits else builder.fptrunc
-        vectors = tiles.unpack(builder, args[1], tile.count)
-        return tiles.pack(builder, like.vector, [cast(vector, like.vector) for vector in vectors])
-
-    return like(like, tile), codegen
+    if like.bits == tile.bits:
+        return args[1]
+    cast = builder.fpext if like.bits > tile.bits else builder.fptrunc
+    vectors = tiles.unpack(builder, args[1], tile.count)
+    return tiles.pack(builder, like.vector, [cast(vector, like.vector) for vector in vectors])
 
 
-@intrinsic
-def broadcast(typing: Any, like: Any, number: Any) -> Any:
+@instruction()
+def broadcast(builder: Any, args: Any, like: Any, number: Any) -> Any:
     """`number` (a scalar of the tile's type) in every lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return tiles.pack(builder, like.vector, [tiles.splat(builder, like, args[1])] * like.count)
-
-    return like(like, tiles.NUMBA_FLOATS[like.bits]), codegen
+    return tiles.pack(builder, like.vector, [tiles.splat(builder, like, args[1])] * like.count)
 
 
-@intrinsic
-def keep_first(typing: Any, tile: Any, count: Any) -> Any:
+@instruction()
+def keep_first(builder: Any, args: Any, tile: Any, count: Any) -> Any:
     """The tile's first `count` elements, zeros after them."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kept = []
-        for i, vector in enumerate(tiles.unpack(builder, args[0], tile.count)):
-            mask = tiles.first_lanes(builder, tile, tiles.shifted(builder, args[1], -i * tile.lanes))
-            kept.append(builder.select(mask, vector, ir.Constant(tile.vector, None)))
-        return tiles.pack(builder, tile.vector, kept)
-
-    return tile(tile, types.int64), codegen
+    kept = []
+    for i, vector in enumerate(tiles.unpack(builder, args[0], tile.count)):
+        mask = tiles.first_lanes(builder, tile, tiles.shifted(builder, args[1], -i * tile.lanes))
+        kept.append(builder.select(mask, vector, ir.Constant(tile.vector, None)))
+    return tiles.pack(builder, tile.vector, kept)
 
 
 def make_horizontal(combine: Callable[[Lanes, Lanes], Lanes]) -> Any:
     """The intrinsic that combines all elements of a tile to one number, by halves."""
 
-    @intrinsic
-    def combined(typing: Any, tile: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vectors = [Lanes(builder, tile, value) for value in tiles.unpack(builder, args[0], tile.count)]
-            while len(vectors) > 1:
-                half = (len(vectors) + 1) // 2
-                pairs = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
-                vectors = pairs + vectors[len(pairs) : half]
-            vector, lanes = vectors[0].value, tile.lanes
-            while lanes > 1:
-                lanes //= 2
-                shorter = tiles.Tile(1, lanes, tile.bits)
-                halves = (range(i * lanes, (i + 1) * lanes) for i in (0, 1))
-                low, high = (Lanes(builder, shorter, tiles.shuffle(builder, vector, vector, half)) for half in halves)
-                vector = combine(low, high).value
-            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
-
-        return tiles.NUMBA_FLOATS[tile.bits](tile), codegen
+    @instruction(lambda tile: tiles.NUMBA_FLOATS[tile.bits])
+    def combined(builder: Any, args: Any, tile: Any) -> Any:
+        vectors = [Lanes(builder, tile, value) for value in tiles.unpack(builder, args[0], tile.count)]
+        while len(vectors) > 1:
+            half = (len(vectors) + 1) // 2
+            pairs = [combine(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=False)]
+            vectors = pairs + vectors[len(pairs) : half]
+        vector, lanes = vectors[0].value, tile.lanes
+        while lanes > 1:
+            lanes //= 2
+            shorter = tiles.Tile(1, lanes, tile.bits)
+            halves = (range(i * lanes, (i + 1) * lanes) for i in (0, 1))
+            low, high = (Lanes(builder, shorter, tiles.shuffle(builder, vector, vector, half)) for half in halves)
+            vector = combine(low, high).value
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     return combined
 

@@ -22,10 +22,12 @@ from .types import (
     L2,
     NUMBA_FLOATS,
     Addresses,
+    Const,
     Tile,
     at,
     contiguous_addresses,
     first_lanes,
+    instruction,
     is_x86,
     llvm_function,
     load_value,
@@ -47,13 +49,10 @@ from .types import (
 
 
 def _scalar_load(bits: int, align: int) -> Any:
-    @intrinsic
-    def load_unsigned(typing: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            value = load_value(builder, args[0], ir.IntType(bits), align)
-            return builder.zext(value, I64) if bits < 64 else value
-
-        return types.int64(types.int64), codegen
+    @instruction(types.int64)
+    def load_unsigned(builder: Any, args: Any, address: Any) -> Any:
+        value = load_value(builder, args[0], ir.IntType(bits), align)
+        return builder.zext(value, I64) if bits < 64 else value
 
     return load_unsigned
 
@@ -80,134 +79,88 @@ def load_four_u32(typing: Any, vector_bytes: Any, address: Any) -> Any:
     return types.UniTuple(types.int64, 2)(vector_bytes, types.int64), codegen
 
 
-@intrinsic(prefer_literal=True)
-def load_float(typing: Any, bits: Any, address: Any) -> Any:
+@instruction(lambda bits, address: NUMBA_FLOATS[bits])
+def load_float(builder: Any, args: Any, bits: Const, address: Any) -> Any:
     """The floating-point number of `bits` bits at `address`."""
-    width = bits.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return load_value(builder, args[1], FLOATS[width], width // 8)
-
-    return NUMBA_FLOATS[width](bits, types.int64), codegen
+    return load_value(builder, args[1], FLOATS[bits], bits // 8)
 
 
-@intrinsic
-def store_float(typing: Any, value: Any, address: Any) -> Any:
+@instruction(types.void)
+def store_float(builder: Any, args: Any, value: Any, address: Any) -> Any:
     """Write one floating-point number."""
-    width = value.bitwidth
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[0], at(builder, args[1], FLOATS[width]), align=width // 8)
-        return context.get_dummy_value()
-
-    return types.void(value, types.int64), codegen
+    builder.store(args[0], at(builder, args[1], FLOATS[value.bitwidth]), align=value.bitwidth // 8)
 
 
-@intrinsic
-def store_i64(typing: Any, value: Any, address: Any) -> Any:
+@instruction(types.void)
+def store_i64(builder: Any, args: Any, value: Any, address: Any) -> Any:
     """Write one int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[0], at(builder, args[1], I64), align=8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    builder.store(args[0], at(builder, args[1], I64), align=8)
 
 
 # ---------------------------------------------------------------- vectors
 
 
-@intrinsic(prefer_literal=True)
-def zeros(typing: Any, count: Any, lanes: Any, bits: Any) -> Any:
+@instruction(Tile)
+def zeros(builder: Any, args: Any, count: Const, lanes: Const, bits: Const) -> Any:
     """A tile of zeros; the three arguments are compile-time integers."""
-    tile = Tile(count.literal_value, lanes.literal_value, bits.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(ir.ArrayType(tile.vector, tile.count), None)
-
-    return tile(count, lanes, bits), codegen
+    tile = Tile(count, lanes, bits)
+    return ir.Constant(ir.ArrayType(tile.vector, tile.count), None)
 
 
-@intrinsic(prefer_literal=True)
-def strided_addresses(typing: Any, count: Any, base: Any, stride: Any) -> Any:
+@instruction(lambda count, *_: Addresses(count))
+def strided_addresses(builder: Any, args: Any, count: Const, base: Any, stride: Any) -> Any:
     """`count` addresses base, base + stride, ..."""
-    bases = Addresses(count.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        items = [builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i))) for i in range(bases.count)]
-        return pack(builder, I64, items)
-
-    return bases(count, types.int64, types.int64), codegen
+    items = [builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i))) for i in range(count)]
+    return pack(builder, I64, items)
 
 
-@intrinsic(prefer_literal=True)
-def gather_addresses(typing: Any, count: Any, base: Any, table: Any) -> Any:
+@instruction(lambda count, *_: Addresses(count))
+def gather_addresses(builder: Any, args: Any, count: Const, base: Any, table: Any) -> Any:
     """`count` addresses base + table[i], the table being int64 at a byte address."""
-    bases = Addresses(count.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        loads = [load_value(builder, shifted(builder, args[2], 8 * i), I64, 8) for i in range(bases.count)]
-        return pack(builder, I64, [builder.add(args[1], item) for item in loads])
-
-    return bases(count, types.int64, types.int64), codegen
+    loads = [load_value(builder, shifted(builder, args[2], 8 * i), I64, 8) for i in range(count)]
+    return pack(builder, I64, [builder.add(args[1], item) for item in loads])
 
 
-@intrinsic(prefer_literal=True)
-def row_addresses(typing: Any, count: Any, base: Any, indices: Any, bits: Any, stride: Any, valid: Any) -> Any:
+@instruction(lambda count, *_: Addresses(count))
+def row_addresses(
+    builder: Any, args: Any, count: Const, base: Any, indices: Any, bits: Const, stride: Any, valid: Any
+) -> Any:
     """`count` addresses base + indices[min(i, valid - 1)] * stride, of indices of 32 or 64 bits."""
-    bases, integer = Addresses(count.literal_value), ir.IntType(bits.literal_value)
-    size = bits.literal_value // 8
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        last, items = builder.sub(args[5], ir.Constant(I64, 1)), []
-        for i in range(bases.count):
-            index = ir.Constant(I64, i)
-            index = builder.select(builder.icmp_signed("<", index, last), index, last)
-            address = builder.add(args[2], builder.mul(index, ir.Constant(I64, size)))
-            number = load_value(builder, address, integer, size)
-            number = number if size == 8 else builder.zext(number, I64)
-            items.append(builder.add(args[1], builder.mul(number, args[4])))
-        return pack(builder, I64, items)
-
-    i64 = types.int64
-    return bases(count, i64, i64, bits, i64, i64), codegen
+    integer, size = ir.IntType(bits), bits // 8
+    last, items = builder.sub(args[5], ir.Constant(I64, 1)), []
+    for i in range(count):
+        index = ir.Constant(I64, i)
+        index = builder.select(builder.icmp_signed("<", index, last), index, last)
+        address = builder.add(args[2], builder.mul(index, ir.Constant(I64, size)))
+        number = load_value(builder, address, integer, size)
+        number = number if size == 8 else builder.zext(number, I64)
+        items.append(builder.add(args[1], builder.mul(number, args[4])))
+    return pack(builder, I64, items)
 
 
-@intrinsic(prefer_literal=True)
-def stack_buffer(typing: Any, nbytes: Any) -> Any:
+@instruction(types.int64)
+def stack_buffer(builder: Any, args: Any, nbytes: Const) -> Any:
     """Address of `nbytes` bytes of the stack, 64-byte aligned, valid until the function returns."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        with builder.goto_entry_block():  # not `cgutils.alloca_once`, whose zero fill takes LLVM seconds to compile
-            buffer = builder.alloca(ir.ArrayType(ir.IntType(8), nbytes.literal_value))
-        buffer.align = 64
-        return builder.ptrtoint(buffer, I64)
-
-    return types.int64(nbytes), codegen
+    with builder.goto_entry_block():  # not `cgutils.alloca_once`, whose zero fill takes LLVM seconds to compile
+        buffer = builder.alloca(ir.ArrayType(ir.IntType(8), nbytes))
+    buffer.align = 64
+    return builder.ptrtoint(buffer, I64)
 
 
-@intrinsic
-def load(typing: Any, like: Any, address: Any) -> Any:
+@instruction()
+def load(builder: Any, args: Any, like: Any, address: Any) -> Any:
     """A tile of the type of `like`, read from consecutive memory."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return load_vectors(builder, like, contiguous_addresses(builder, like, args[1]))
-
-    return like(like, types.int64), codegen
+    return load_vectors(builder, like, contiguous_addresses(builder, like, args[1]))
 
 
-@intrinsic
-def load_first(typing: Any, like: Any, address: Any, count: Any) -> Any:
+@instruction()
+def load_first(builder: Any, args: Any, like: Any, address: Any, count: Any) -> Any:
     """The first `count` elements from consecutive memory, zeros after them; nothing else is read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = []
-        for i in range(like.count):
-            mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
-            vectors.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
-        return pack(builder, like.vector, vectors)
-
-    return like(like, types.int64, types.int64), codegen
+    vectors = []
+    for i in range(like.count):
+        mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
+        vectors.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
+    return pack(builder, like.vector, vectors)
 
 
 def _lines(nbytes: int) -> Iterable[int]:
@@ -215,60 +168,40 @@ def _lines(nbytes: int) -> Iterable[int]:
     return dict.fromkeys((*range(0, nbytes, 64), nbytes - 1))
 
 
-@intrinsic(prefer_literal=True)
-def prefetch_l2(typing: Any, address: Any, nbytes: Any) -> Any:
+@instruction(types.void)
+def prefetch_l2(builder: Any, args: Any, address: Any, nbytes: Const) -> Any:
     """Prefetch the lines of `nbytes` bytes to L2; an address that is not mapped does no harm.
 
     What is far away is prefetched to L2 and not to L1: more such prefetches may be in flight (Zen 4).
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for distance in _lines(nbytes.literal_value):
-            prefetch_line(builder, shifted(builder, args[0], distance), L2)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, nbytes), codegen
+    for distance in _lines(nbytes):
+        prefetch_line(builder, shifted(builder, args[0], distance), L2)
 
 
-@intrinsic(prefer_literal=True)
-def prefetch_l1(typing: Any, address: Any, nbytes: Any) -> Any:
+@instruction(types.void)
+def prefetch_l1(builder: Any, args: Any, address: Any, nbytes: Const) -> Any:
     """Prefetch `nbytes` bytes to L1, one instruction per 64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for distance in range(0, nbytes.literal_value, 64):
-            prefetch_line(builder, shifted(builder, args[0], distance), L1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, nbytes), codegen
+    for distance in range(0, nbytes, 64):
+        prefetch_line(builder, shifted(builder, args[0], distance), L1)
 
 
-@intrinsic
-def prefetch_l2_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
+@instruction(types.void)
+def prefetch_l2_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any) -> Any:
     """`prefetch_l2` of a tile's vectors, see `load_at`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, base, offset = args
-        if isinstance(bases, Addresses):
-            addresses = vector_addresses(builder, tile, bases, base, offset)
-        else:
-            first = builder.add(base, offset)
-            addresses = [shifted(builder, first, line) for line in _lines(tile.count * tile.vector_bytes)]
-        for address in addresses:
-            prefetch_line(builder, address, L2)
-        return context.get_dummy_value()
-
-    return types.void(tile, bases, types.int64), codegen
+    _, base, offset = args
+    if isinstance(bases, Addresses):
+        addresses = vector_addresses(builder, tile, bases, base, offset)
+    else:
+        first = builder.add(base, offset)
+        addresses = [shifted(builder, first, line) for line in _lines(tile.count * tile.vector_bytes)]
+    for address in addresses:
+        prefetch_line(builder, address, L2)
 
 
-@intrinsic
-def store(typing: Any, tile: Any, address: Any) -> Any:
+@instruction(types.void)
+def store(builder: Any, args: Any, tile: Any, address: Any) -> Any:
     """Write the tile to consecutive memory."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store_vectors(builder, tile, args[0], contiguous_addresses(builder, tile, args[1]))
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64), codegen
+    store_vectors(builder, tile, args[0], contiguous_addresses(builder, tile, args[1]))
 
 
 def _store_nontemporal(builder: Any, tile: Tile, vector: Any, address: Any) -> None:
@@ -286,117 +219,78 @@ def _store_quarters(builder: Any, tile: Tile, vector: Any, address: Any) -> None
         _store_nontemporal(builder, tile, quarter, shifted(builder, address, first * tile.size))
 
 
-@intrinsic
-def store_nontemporal(typing: Any, tile: Any, address: Any) -> Any:
+@instruction(types.void)
+def store_nontemporal(builder: Any, args: Any, tile: Any, address: Any) -> Any:
     """Non-temporal (streaming) store to a vector-aligned address. Call `store_fence` before other threads read it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = contiguous_addresses(builder, tile, args[1])
-        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            _store_nontemporal(builder, tile, vector, address)
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64), codegen
+    addresses = contiguous_addresses(builder, tile, args[1])
+    for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+        _store_nontemporal(builder, tile, vector, address)
 
 
-@intrinsic
-def store_overlapping(typing: Any, tile: Any, address: Any, last: Any) -> Any:
+@instruction(types.void)
+def store_overlapping(builder: Any, args: Any, tile: Any, address: Any, last: Any) -> Any:
     """`store`, the last vector to address + last; see `axpy_overlapping`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store_vectors(builder, tile, args[0], overlapping_addresses(builder, tile, args[1], args[2]))
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64), codegen
+    store_vectors(builder, tile, args[0], overlapping_addresses(builder, tile, args[1], args[2]))
 
 
-@intrinsic
-def store_nontemporal_quarters(typing: Any, tile: Any, address: Any, last: Any) -> Any:
+@instruction(types.void)
+def store_nontemporal_quarters(builder: Any, args: Any, tile: Any, address: Any, last: Any) -> Any:
     """Non-temporal `store_overlapping`, 16 bytes at a time, to 16-byte-aligned addresses: NumPy's arrays begin there.
 
     The core combines them into lines before it writes. Vectors of fewer bytes get ordinary stores.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses = overlapping_addresses(builder, tile, args[1], args[2])
-        for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-            _store_quarters(builder, tile, vector, address)
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64), codegen
+    addresses = overlapping_addresses(builder, tile, args[1], args[2])
+    for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
+        _store_quarters(builder, tile, vector, address)
 
 
-@intrinsic
-def store_fence(typing: Any) -> Any:
+@instruction(types.void)
+def store_fence(builder: Any, args: Any) -> Any:
     """Order the non-temporal stores before what this thread writes next: x86 keeps them in buffers of their own."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if is_x86(builder):
-            llvm_function(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])()
-        else:
-            builder.fence("release")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if is_x86(builder):
+        llvm_function(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])()
+    else:
+        builder.fence("release")
 
 
-@intrinsic
-def store_first(typing: Any, tile: Any, address: Any, count: Any) -> Any:
+@instruction(types.void)
+def store_first(builder: Any, args: Any, tile: Any, address: Any, count: Any) -> Any:
     """Write the first `count` elements to consecutive memory and nothing else."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-            mask = first_lanes(builder, tile, shifted(builder, args[2], -i * tile.lanes))
-            masked_store(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes), mask)
-        return context.get_dummy_value()
-
-    return types.void(tile, types.int64, types.int64), codegen
+    for i, vector in enumerate(unpack(builder, args[0], tile.count)):
+        mask = first_lanes(builder, tile, shifted(builder, args[2], -i * tile.lanes))
+        masked_store(builder, tile, vector, shifted(builder, args[1], i * tile.vector_bytes), mask)
 
 
-@intrinsic
-def load_at(typing: Any, like: Any, bases: Any, offset: Any) -> Any:
+@instruction()
+def load_at(builder: Any, args: Any, like: Any, bases: Any, offset: Any) -> Any:
     """A tile whose vector i is at bases[i] + offset; or, where `bases` is one int64, contiguous from there on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return load_vectors(builder, like, vector_addresses(builder, like, bases, args[1], args[2]))
-
-    return like(like, bases, types.int64), codegen
+    return load_vectors(builder, like, vector_addresses(builder, like, bases, args[1], args[2]))
 
 
-@intrinsic
-def store_at(typing: Any, tile: Any, bases: Any, offset: Any) -> Any:
+@instruction(types.void)
+def store_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any) -> Any:
     """Write a tile to where `load_at` reads it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store_vectors(builder, tile, args[0], vector_addresses(builder, tile, bases, args[1], args[2]))
-        return context.get_dummy_value()
-
-    return types.void(tile, bases, types.int64), codegen
+    store_vectors(builder, tile, args[0], vector_addresses(builder, tile, bases, args[1], args[2]))
 
 
-@intrinsic
-def store_nontemporal_at(typing: Any, tile: Any, bases: Any, offset: Any, aligned: Any) -> Any:
+@instruction(types.void)
+def store_nontemporal_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any, aligned: Any) -> Any:
     """Non-temporal `store_at` of vectors that are aligned, or, if they are contiguous, of 16-byte-aligned quarters."""
+    vectors = unpack(builder, args[0], tile.count)
+    addresses = vector_addresses(builder, tile, bases, args[1], args[2])
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = unpack(builder, args[0], tile.count)
-        addresses = vector_addresses(builder, tile, bases, args[1], args[2])
+    def store_all(store: Any) -> None:
+        for vector, address in zip(vectors, addresses, strict=True):
+            store(builder, tile, vector, address)
 
-        def store_all(store: Any) -> None:
-            for vector, address in zip(vectors, addresses, strict=True):
-                store(builder, tile, vector, address)
-
-        if isinstance(bases, Addresses):
-            store_all(_store_nontemporal)
-        else:
-            with builder.if_else(args[3]) as (whole, quarters):
-                with whole:
-                    store_all(_store_nontemporal)
-                with quarters:
-                    store_all(_store_quarters)
-        return context.get_dummy_value()
-
-    return types.void(tile, bases, types.int64, types.boolean), codegen
+    if isinstance(bases, Addresses):
+        store_all(_store_nontemporal)
+    else:
+        with builder.if_else(args[3]) as (whole, quarters):
+            with whole:
+                store_all(_store_nontemporal)
+            with quarters:
+                store_all(_store_quarters)
 
 
 def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:
@@ -406,138 +300,95 @@ def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:
     return builder.select(exists, every, ir.Constant(tile.mask, None))
 
 
-@intrinsic
-def load_first_at(typing: Any, like: Any, bases: Any, offset: Any, count: Any) -> Any:
-    """Vector i from bases[i] + offset for i < count, zeros for the others; nothing else is read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = []
-        for i, base in enumerate(unpack(builder, args[1], bases.count)):
-            mask = _whole(builder, like, i, args[3])
-            vectors.append(masked_load(builder, like, builder.add(base, args[2]), mask))
-        return pack(builder, like.vector, vectors)
-
-    return like(like, bases, types.int64, types.int64), codegen
+@instruction()
+def load_first_at(builder: Any, args: Any, like: Any, bases: Any, count: Any) -> Any:
+    """Vector i from bases[i] for i < count, zeros for the others; nothing else is read."""
+    vectors = []
+    for i, base in enumerate(unpack(builder, args[1], bases.count)):
+        vectors.append(masked_load(builder, like, base, _whole(builder, like, i, args[2])))
+    return pack(builder, like.vector, vectors)
 
 
-@intrinsic
-def store_first_at(typing: Any, tile: Any, bases: Any, offset: Any, count: Any) -> Any:
-    """Vector i to bases[i] + offset for i < count, and nothing else."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
-        for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
-            masked_store(builder, tile, vector, builder.add(base, args[2]), _whole(builder, tile, i, args[3]))
-        return context.get_dummy_value()
-
-    return types.void(tile, bases, types.int64, types.int64), codegen
+@instruction(types.void)
+def store_first_at(builder: Any, args: Any, tile: Any, bases: Any, count: Any) -> Any:
+    """Vector i to bases[i] for i < count, and nothing else."""
+    vectors, addresses = unpack(builder, args[0], tile.count), unpack(builder, args[1], tile.count)
+    for i, (vector, base) in enumerate(zip(vectors, addresses, strict=True)):
+        masked_store(builder, tile, vector, base, _whole(builder, tile, i, args[2]))
 
 
-@intrinsic
-def copy_few(typing: Any, like: Any, source: Any, target: Any, count: Any) -> Any:
+@instruction(types.void)
+def copy_few(builder: Any, args: Any, like: Any, source: Any, target: Any, count: Any) -> Any:
     """Copy `count` numbers, from 1 to one less than `like` has lanes: two overlapping vectors, the longest that fit."""
+    _, source, target, count = args
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, source, target, count = args
+    def copy(lanes: int) -> None:
+        vector = ir.VectorType(like.element, lanes) if lanes > 1 else like.element
+        last = builder.mul(builder.sub(count, ir.Constant(I64, lanes)), ir.Constant(I64, like.size))
+        for offset in (ir.Constant(I64, 0), last) if lanes > 1 else (last,):
+            value = load_value(builder, builder.add(source, offset), vector, like.size)
+            builder.store(value, at(builder, builder.add(target, offset), vector), align=like.size)
 
-        def copy(lanes: int) -> None:
-            vector = ir.VectorType(like.element, lanes) if lanes > 1 else like.element
-            last = builder.mul(builder.sub(count, ir.Constant(I64, lanes)), ir.Constant(I64, like.size))
-            for offset in (ir.Constant(I64, 0), last) if lanes > 1 else (last,):
-                value = load_value(builder, builder.add(source, offset), vector, like.size)
-                builder.store(value, at(builder, builder.add(target, offset), vector), align=like.size)
+    def choose(lanes: int) -> None:
+        if lanes == 1:
+            copy(1)
+            return
+        with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(I64, lanes))) as (fits, shorter):
+            with fits:
+                copy(lanes)
+            with shorter:
+                choose(lanes // 2)
 
-        def choose(lanes: int) -> None:
-            if lanes == 1:
-                copy(1)
-                return
-            with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(I64, lanes))) as (fits, shorter):
-                with fits:
-                    copy(lanes)
-                with shorter:
-                    choose(lanes // 2)
-
-        choose(max(1, like.lanes // 2))
-        return context.get_dummy_value()
-
-    return types.void(like, types.int64, types.int64, types.int64), codegen
+    choose(max(1, like.lanes // 2))
 
 
 # ---------------------------------------------------------------- tasks and arguments
 
 
-@intrinsic
-def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
+@instruction(types.int64)
+def fetch_add(builder: Any, args: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at `address` and return the value before: hands out tasks to worker slots.
 
     What a task wrote is visible before the counter is taken again: acquire-release order, which every locked
     instruction has on x86. There it is not asked for, as LLVM would load all arguments anew for every task.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        order = "monotonic" if is_x86(builder) else "acq_rel"
-        return builder.atomic_rmw("add", at(builder, args[0], I64), args[1], order)
-
-    return types.int64(types.int64, types.int64), codegen
+    order = "monotonic" if is_x86(builder) else "acq_rel"
+    return builder.atomic_rmw("add", at(builder, args[0], I64), args[1], order)
 
 
-@intrinsic
-def load_acquire(typing: Any, address: Any) -> Any:
+@instruction(types.int64)
+def load_acquire(builder: Any, args: Any, address: Any) -> Any:
     """The int64 at `address`, and all that its writer wrote before `store_release`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(at(builder, args[0], I64), "acquire", 8)
-
-    return types.int64(types.int64), codegen
+    return builder.load_atomic(at(builder, args[0], I64), "acquire", 8)
 
 
-@intrinsic
-def store_release(typing: Any, value: Any, address: Any) -> Any:
+@instruction(types.void)
+def store_release(builder: Any, args: Any, value: Any, address: Any) -> Any:
     """Store an int64 behind all that this thread has written; for `load_acquire`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[0], at(builder, args[1], I64), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    builder.store_atomic(args[0], at(builder, args[1], I64), "release", 8)
 
 
-@intrinsic
-def pause(typing: Any) -> Any:
+@instruction(types.void)
+def pause(builder: Any, args: Any) -> Any:
     """Tell the core that it waits in a loop: some 50 cycles on current x86."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if is_x86(builder):
-            llvm_function(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])()
-        elif str(builder.module.triple).startswith(("aarch64", "arm64")):
-            llvm_function(builder, "llvm.aarch64.hint", ir.VoidType(), [I32])(ir.Constant(I32, 1))
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if is_x86(builder):
+        llvm_function(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])()
+    elif str(builder.module.triple).startswith(("aarch64", "arm64")):
+        llvm_function(builder, "llvm.aarch64.hint", ir.VoidType(), [I32])(ir.Constant(I32, 1))
 
 
-@intrinsic
-def yield_core(typing: Any) -> Any:
+@instruction(types.void)
+def yield_core(builder: Any, args: Any) -> Any:
     """Let the operating system run another thread on this core."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = "SwitchToThread" if "windows" in str(builder.module.triple) else "sched_yield"
-        llvm_function(builder, name, I32, [])()
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    name = "SwitchToThread" if "windows" in str(builder.module.triple) else "sched_yield"
+    llvm_function(builder, name, I32, [])()
 
 
-@intrinsic
-def call(typing: Any, function: Any, arguments: Any, slot: Any) -> Any:
+@instruction(types.void)
+def call(builder: Any, args: Any, function: Any, arguments: Any, slot: Any) -> Any:
     """Call the compiled kernel at address `function` as void(int64 arguments, int64 slot)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+    builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
 
 def arguments_view(dtype: np.dtype) -> Any:

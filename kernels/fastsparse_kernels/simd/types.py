@@ -12,13 +12,15 @@ the tile is an array), llvmlite's `builder.fma` (refuses vectors; the LLVM intri
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import models, register_model
+from numba.extending import intrinsic, models, register_model
 
 I1 = ir.IntType(1)
 I32 = ir.IntType(32)
@@ -73,6 +75,47 @@ class _TileModel(models.PrimitiveModel):
 class _AddressesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, addresses: Addresses) -> None:
         super().__init__(manager, addresses, ir.ArrayType(I64, addresses.count))
+
+
+Const = Any  # annotation of an instruction's parameter: an integer that is known when a kernel is compiled
+
+
+def instruction(result: Any = None) -> Callable[..., Any]:
+    """Decorator that makes an intrinsic of Numba of `emit(builder, args, *kinds)`, which writes LLVM code.
+
+    `emit` returns the LLVM value of the result, or None. `args` are the LLVM values of the arguments, `kinds` their
+    types; integers are int64, but parameters annotated with `Const` are numbers.
+
+    result : type of the value, or a function of the kinds that gives it; without it the first argument's
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        parameters = list(inspect.signature(emit).parameters.values())[2:]
+        constant = [parameter.annotation == "Const" for parameter in parameters]
+
+        def typed(typing: Any, *given: Any) -> Any:
+            kinds = [kind.literal_value if c else _wide(kind) for kind, c in zip(given, constant, strict=True)]
+            found = kinds[0] if result is None else result if isinstance(result, types.Type) else result(*kinds)
+
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                value = emit(builder, args, *kinds)
+                return context.get_dummy_value() if value is None else value
+
+            return found(*(kind if c else wide for kind, c, wide in zip(given, constant, kinds, strict=True))), codegen
+
+        functools.update_wrapper(typed, emit)
+        first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        typed.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+        return intrinsic(prefer_literal=any(constant))(typed)
+
+    return decorate
+
+
+def _wide(kind: Any) -> Any:
+    """The type of an argument: int64 of integers."""
+    if isinstance(kind, types.BaseTuple):
+        return types.Tuple([_wide(item) for item in kind])
+    return types.int64 if isinstance(kind, types.Integer) else kind
 
 
 def is_x86(builder: Any) -> bool:
