@@ -5,24 +5,86 @@ them into a preallocated buffer (im2col), and W @ buffer does the rest. Activati
 innermost: the windows are then long contiguous runs (about four times faster to copy than from NCHW), the product
 leaves its output in the layout the next layer wants, and nothing is ever transposed. All buffers are allocated once;
 dense products, biases, maxima and pooling write into them (SciPy's product has no `out`).
+
+A network is a list of stages: weights, biases and geometry, with batch norm folded into the weights and biases before
+it, as the compiler does, so that baselines share every trained number with the compiled network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-
-from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage
 
 Backend = Literal["scipy", "numpy"]
 Floats = NDArray[np.floating]
 Step = Callable[[], None]
 # A stage's product: its matrix and the preallocated buffer it multiplies.
 Multiply = Callable[[], Floats]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Stride-1 convolution with bias and optional relu.
+
+    Attributes
+    ----------
+    weight : csr_array of shape (out, in * kernel * kernel)
+        Columns run (input channel, row, column), as in OIHW.
+    bias : ndarray of shape (out,)
+    kernel, padding : int
+    relu : bool
+    """
+
+    weight: sp.csr_array
+    bias: Floats
+    kernel: int
+    padding: int
+    relu: bool = False
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self.weight.shape[1]) // self.kernel**2
+
+
+@dataclass(frozen=True)
+class Product:
+    """Linear layer `weight @ x + bias` with optional relu; `weight` is (out, in)."""
+
+    weight: sp.csr_array
+    bias: Floats
+    relu: bool = False
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Maximum over squares of `size`, stride `size`."""
+
+    size: int
+
+
+Stage = Convolution | Product | MaxPool
+
+
+def fold_scale(stage: Convolution | Product, scale: Floats, shift: Floats) -> Convolution | Product:
+    """The stage followed by `y * scale + shift` for each output row; the pattern stays as it is."""
+    old = stage.weight
+    data = old.data * np.repeat(scale, np.diff(old.indptr)).astype(old.dtype)
+    weight = sp.csr_array((data, old.indices, old.indptr), shape=old.shape)
+    return replace(stage, weight=weight, bias=(stage.bias * scale + shift).astype(old.dtype))
+
+
+def with_relu(stage: Stage) -> Stage:
+    """The stage with a relu at its end; a maximum of rectified values needs no second relu."""
+    if isinstance(stage, MaxPool):
+        raise ValueError("relu after a pooling stage is not supported: put it before the pooling")
+    return replace(stage, relu=True)
 
 
 class Baseline:

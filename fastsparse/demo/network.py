@@ -10,11 +10,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastsparse import nn, sparsity
-from fastsparse.demo.data import CLASSES
+from fastsparse.demo.baselines import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 from fastsparse.demo.results import LayerRow
-from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 
-SPARSITY = 0.9
+SPARSITY, CLASSES = 0.9, 10
 # Initial values of the output layer are scaled by this: the first loss is that of a guess, and training is calmer.
 OUTPUT_SCALE = 0.1
 # The layer whose pattern the report shows.

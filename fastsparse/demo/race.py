@@ -8,10 +8,9 @@ from statistics import median
 import numpy as np
 
 from fastsparse import nn
-from fastsparse.demo.baselines import Baseline
-from fastsparse.demo.data import Images
+from fastsparse.demo.baselines import Baseline, Stage
+from fastsparse.demo.learning import Images
 from fastsparse.demo.results import NUMPY, OURS, SCIPY, Agreement, Speed
-from fastsparse.demo.stages import Stage
 from fastsparse.engine import Engine
 from fastsparse.timing import PAUSE, interleaved, ratio
 

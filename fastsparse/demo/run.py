@@ -13,8 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import fastsparse as fs
 from fastsparse.demo import network, race
-from fastsparse.demo.data import Digits, load_digits
-from fastsparse.demo.learning import Trained, predictions, train
+from fastsparse.demo.learning import Digits, Trained, load_digits, predictions, train
 from fastsparse.demo.options import Options
 from fastsparse.demo.report import write_report
 from fastsparse.demo.results import Mistakes, Results

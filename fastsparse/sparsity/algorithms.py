@@ -82,14 +82,7 @@ class GradualPruning:
         _check_type(self, state)
 
 
-class Evolving:
-    """Base of SET, RigL, CHT and of algorithms of your own: layers exchange their weakest weights for new ones.
-
-    A subclass defines `grow`, which says where new weights come, and may define `strengths`, which says how strong each
-    of the old ones is (its magnitude, if not). The exchanged share falls along half a cosine from `drop_fraction` to 0
-    (Evci et al., section 3), or as `fraction` says. The number of nonzeros of every layer is constant. New weights
-    start at 0.
-
+_PARAMETERS = """
     Parameters
     ----------
     model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
@@ -103,7 +96,17 @@ class Evolving:
     steps : int, optional
         Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
         as it is and changes do not stop.
-    exclude : names of layers or parameters
+    exclude : names of layers or parameters"""
+
+
+class Evolving:
+    __doc__ = f"""Base of SET, RigL, CHT and algorithms of your own: layers exchange their weakest weights for new ones.
+
+    A subclass defines `grow`, which says where new weights come, and may define `strengths`, which says how strong each
+    of the old ones is (its magnitude, if not). The exchanged share falls along half a cosine from `drop_fraction` to 0
+    (Evci et al., section 3), or as `fraction` says. The number of nonzeros of every layer is constant. New weights
+    start at 0.
+{_PARAMETERS}
     rng : None, int or Generator
         ``self.rng`` for the subclass.
     """
@@ -243,25 +246,11 @@ class Evolving:
 
 
 class SET(Evolving):
-    """Sparse evolutionary training: the smallest weights make room for random new ones.
+    __doc__ = f"""Sparse evolutionary training: the smallest weights make room for random new ones.
 
     Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, Nature
     Communications 9, 2383 (2018); here with a drop fraction that falls along a cosine.
-
-    Parameters
-    ----------
-    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
-        Its sparse layers take part, but for those in `exclude`.
-    drop_fraction : float in [0, 1]
-        Share of a layer's nonzeros that is exchanged, at first.
-    every : int
-        Steps between changes.
-    stop : float in [0, 1]
-        Share of all steps after which patterns stay.
-    steps : int, optional
-        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
-        as it is and changes do not stop.
-    exclude : names of layers or parameters
+{_PARAMETERS}
     rng : None, int or Generator
 
     Examples
@@ -276,46 +265,17 @@ class SET(Evolving):
 
     _trusted = True
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        drop_fraction: float = 0.3,
-        every: int = 100,
-        stop: float = 1.0,
-        steps: int | None = None,
-        exclude: Iterable[str] = (),
-        rng: Seed = None,
-    ) -> None:
-        super().__init__(
-            model, drop_fraction=drop_fraction, every=every, stop=stop, steps=steps, exclude=exclude, rng=rng
-        )
-
     def grow(self, name: str, parameter: SparseParameter, count: int) -> Elements:
         return free_elements(pattern_of(parameter), count, self.rng)
 
 
 class RigL(Evolving):
-    """The smallest weights make room for those with the largest gradients.
+    __doc__ = f"""The smallest weights make room for those with the largest gradients.
 
     Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery, ICML 2020. Gradients outside the patterns are computed in
     blocks on the steps that need them, from the input and the output's gradient that layers keep on these steps.
     Weights dropped in a change do not return in the same one.
-
-    Parameters
-    ----------
-    model : fs.nn.Module, or torch.nn.Module with layers of fastsparse.torch
-        Its sparse layers take part, but for those in `exclude`.
-    drop_fraction : float in [0, 1]
-        Share of a layer's nonzeros that is exchanged, at first.
-    every : int
-        Steps between changes.
-    stop : float in [0, 1]
-        Share of all steps after which patterns stay.
-    steps : int, optional
-        Steps of the whole training; ``fit`` tells it when it is not given. When nobody does, the drop fraction stays
-        as it is and changes do not stop.
-    exclude : names of layers or parameters
+{_PARAMETERS}
     """
 
     watches = _trusted = True

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fastsparse.demo.baselines import Baseline
-from fastsparse.demo.stages import Convolution, MaxPool, Product, Stage, fold_scale, with_relu
+from fastsparse.demo.baselines import Baseline, Convolution, MaxPool, Product, Stage, fold_scale, with_relu
 from fastsparse_kernels import reference
 
 
