@@ -74,8 +74,8 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
         places = (*step.sources, step.target)
         addresses = (0 if b < 0 else BASE + offsets[b] + more for b, more in places)
         bound = step.launch.bind(2 * BASE, **dict(zip(step.operands, addresses)))
-        sharing = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
-        parts = [_part(bound.tasks, sharing, w) for w in range(sharing)]
+        shared = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
+        parts = [_part(bound.tasks, shared, w) for w in range(shared)]
         steps.append([_touched(step, bound, part, schedule, offsets, size) for part in parts])
     read, taken = _moved(steps, workers)
     tasks, barriers = schedule.tasks, sum(len(parts) > 1 for parts in steps)

@@ -140,7 +140,7 @@ def _header(results: Results) -> Iterator[str]:
 
 def _targets(results: Results, *hidden: str) -> Table:
     rows = [
-        (row.what, row.note, row.wanted, row.found, Cell(row.verdict, _STYLES[row.verdict]))
+        (*row[:-1], Cell(row.verdict, _STYLES[row.verdict]))
         for row in targets.evaluate(results)
         if row.verdict not in hidden
     ]

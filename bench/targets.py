@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bench.baselines import OURS
 from bench.baselines.conv import PLANES
@@ -21,21 +21,8 @@ _NCHW_CONV = ("torch dense", "onnxruntime dense")
 _TRAINERS = ("torch dense", "SparseProp", "SparseProp over batch", "SparseLab")
 
 
-@dataclass(frozen=True)
-class Target:
-    """A figure that is wanted.
-
-    Attributes
-    ----------
-    what : str
-    wanted : float
-    find : callable
-        The figure in some results, None when they do not have it.
-    most : bool
-        Whether `wanted` is the most allowed instead of the least.
-    show : callable
-        The figure as text.
-    """
+class Target(NamedTuple):
+    """The least that is wanted of a figure, or the most; `find` gives it, None where results do not have it."""
 
     what: str
     wanted: float
@@ -44,15 +31,14 @@ class Target:
     show: Callable[[float], str] = lambda value: f"{value:.2f}x"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A target beside what was found."""
 
     what: str
+    note: str
     wanted: str
     found: str
     verdict: str  # "met", "missed" or "not measured"
-    note: str = ""
 
 
 def evaluate(results: Results) -> list[Row]:
@@ -65,28 +51,24 @@ def _row(target: Target, results: Results) -> Row:
     value, note = found if isinstance(found, tuple) else (found, "")
     wanted = f"{'at most' if target.most else 'at least'} {target.show(target.wanted)}"
     if value is None:
-        return Row(target.what, wanted, "-", "not measured")
+        return Row(target.what, "", wanted, "-", "not measured")
     met = value <= target.wanted if target.most else value >= target.wanted
-    return Row(target.what, wanted, target.show(value), "met" if met else "missed", note)
+    return Row(target.what, note, wanted, target.show(value), "met" if met else "missed")
 
 
 def _one_thread(find: Find) -> Find:
     return lambda results: find(results) if results.machine["threads"] == 1 else None
 
 
-def _spmm(columns: str, baseline: str) -> Find:
-    """Geometric mean over the pruned layers at 90%, of one class of columns."""
+def _mean(group: str, baselines: Sequence[str], ours: str = OURS, sparsity: str = "", columns: str = "") -> Find:
+    """Geometric mean of the ratios to the fastest baseline of each workload, of one sparsity and class of columns."""
 
     def find(results: Results) -> float | None:
-        entries = [e for e in results.of("dlmc") if (e.sparsity, e.columns) == ("90%", columns)]
-        return geometric_mean(entry.ratio(baseline) for entry in entries)
+        entries = results.of(group)
+        entries = [e for e in entries if sparsity in ("", e.sparsity) and columns in ("", e.columns)]
+        return geometric_mean(pair and pair[0] for pair in (entry.best(baselines, ours) for entry in entries))
 
-    return _one_thread(find)
-
-
-def _best_mean(group: str, baselines: Sequence[str], ours: str = OURS) -> Find:
-    """Geometric mean of the ratios to the fastest baseline of each workload."""
-    return lambda results: _mean(entry.best(baselines, ours) for entry in results.of(group))
+    return find
 
 
 def _slowest(baselines: Sequence[str], group: str | None = None) -> Find:
@@ -97,10 +79,6 @@ def _slowest(baselines: Sequence[str], group: str | None = None) -> Find:
         return (found[0][0], f"{found[0][2].label}, {found[0][1]}") if found else None
 
     return find
-
-
-def _mean(best: Iterable[tuple[float, str] | None]) -> float | None:
-    return geometric_mean(pair[0] for pair in best if pair is not None)
 
 
 def _share_of_peak(results: Results) -> float | None:
@@ -129,11 +107,9 @@ def _on_avx2(group: str, baselines: Sequence[str]) -> Find:
             return None
         held = "NUMBA_CPU_NAME" in machine["environment"]
         free = [name for name in baselines if held and name in _NEVER_HELD]
-        counted = [name for name in baselines if name not in free]
-        ratio = _mean(entry.best(counted) for entry in results.of(group) if entry.sparsity == "90%")
-        if ratio is None or not free:
-            return ratio
-        return ratio, f"nothing holds {' and '.join(free)} to AVX2: not counted"
+        ratio = _mean(group, [name for name in baselines if name not in free], sparsity="90%")(results)
+        note = f"nothing holds {' and '.join(free)} to AVX2: not counted" if free else ""
+        return None if ratio is None else (ratio, note)
 
     return find
 
@@ -141,9 +117,8 @@ def _on_avx2(group: str, baselines: Sequence[str]) -> Find:
 def _two_threads(results: Results) -> Found:
     """Where there are more processors: two threads, not all of them, against one."""
     two = OURS if results.machine["cpus"] == 2 else f"{OURS}, 2 threads"
-    entries = results.of("threads")
-    ratio = _mean(entry.best((ONE_THREAD,), two) for entry in entries)
-    trips = {entry.facts["cache line round trip"] for entry in entries if "cache line round trip" in entry.facts}
+    ratio = _mean("threads", (ONE_THREAD,), two)(results)
+    trips = {e.facts["cache line round trip"] for e in results.of("threads") if "cache line round trip" in e.facts}
     return None if ratio is None else (ratio, f"cache line round trip: {', '.join(sorted(trips))}" if trips else "")
 
 
@@ -162,25 +137,28 @@ _SPMM_BASELINES = {
 
 TARGETS = [
     *[
-        Target(f"SpMM 90%, {columns}, one thread, against {baseline}", wanted, _spmm(columns, baseline))
+        Target(
+            f"SpMM 90%, {columns}, one thread, against {baseline}", wanted,
+            _one_thread(_mean("dlmc", (baseline,), sparsity="90%", columns=columns)),
+        )
         for columns, baselines in _SPMM_BASELINES.items()
         for baseline, wanted in baselines.items()
     ],
     Target("share of FMA peak, 90%, in panels", 0.45, _one_thread(_share_of_peak), show=lambda value: f"{value:.0%}"),
     Target("slowest single workload against the best sparse baseline", 1.0, _slowest(SPARSE_BASELINES)),
-    Target("ResNet-50 layers, NCHW, against the faster dense convolution", 3.0, _best_mean("resnet", _NCHW_CONV)),
-    Target("ResNet-50 layers, kernel layouts, the same", 4.0, _best_mean("resnet", _DENSE_CONV, PLANES)),
-    Target("8 layers 2048x2048, batch 1, against MKL SpMV", 1.6, _best_mean("mlp stack", ("MKL sparse",))),
+    Target("ResNet-50 layers, NCHW, against the faster dense convolution", 3.0, _mean("resnet", _NCHW_CONV)),
+    Target("ResNet-50 layers, kernel layouts, the same", 4.0, _mean("resnet", _DENSE_CONV, PLANES)),
+    Target("8 layers 2048x2048, batch 1, against MKL SpMV", 1.6, _mean("mlp stack", ("MKL sparse",))),
     Target(
-        "8 layers 2048x2048, batch 1, against onnxruntime dense", 10.0, _best_mean("mlp stack", ("onnxruntime dense",))
+        "8 layers 2048x2048, batch 1, against onnxruntime dense", 10.0, _mean("mlp stack", ("onnxruntime dense",))
     ),
     Target("linear forward+backward, slowest, against the fastest trainer", 3.2, _slowest(_TRAINERS, "linear step")),
     Target("conv forward+backward, slowest, against the fastest trainer", 3.2, _slowest(_TRAINERS, "conv step")),
-    Target("sparse x through sparse W against scipy", 5.0, _best_mean("sparse input", ("scipy (x @ W.T).toarray()",))),
+    Target("sparse x through sparse W against scipy", 5.0, _mean("sparse input", ("scipy (x @ W.T).toarray()",))),
     Target("the same: memory beyond x, W, output", 50e6, _memory, most=True, show=_megabytes),
     Target("two threads against one", 1.85, _two_threads),
     Target("plan of a 2048x512 layer at 90%", 5e-3, _seconds("plan", "2048x512"), most=True, show=_milliseconds),
     Target("plans of all of ResNet-50", 1.0, _seconds("plan", "ResNet-50"), most=True, show=_milliseconds),
     Target("AVX2: SpMM against dense", 4.0, _on_avx2("dlmc", ("numpy dense",))),
     Target("AVX2: convolution against dense", 4.0, _on_avx2("resnet", _NCHW_CONV)),
-]
+]  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session
-from bench.baselines import mkl as mkl_library
+from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session, products
 from bench.workloads import MlpStack
 
 
@@ -27,49 +27,31 @@ def _compiled(case: MlpStack, threads: int) -> Call:
     return lambda: engine(x, out=out).reshape(-1)
 
 
-def _one_by_one(case: MlpStack, threads: int) -> Call:
-    import fastsparse as fs
+def _layer_by_layer(setup: Callable[[Any, int], Call]) -> Callable[[MlpStack, int], Call]:
+    """Products one after the other; each reads the array in which the one before keeps its result."""
 
-    weights = [fs.csr(weight) for weight in case.weights]
-    outs = [np.empty(case.size, np.float32) for _ in weights]
-
-    def multiply() -> np.ndarray:
+    def setup_all(case: MlpStack, threads: int) -> Call:
+        calls: list[Call] = []
         y = case.x
-        for weight, out in zip(weights, outs):
-            y = fs.spmm(weight, y, out=out)
-        return y
+        for weight in case.weights:
+            calls.append(setup(SimpleNamespace(weight=weight, x=y, m=case.size), threads))
+            y = calls[-1]()
 
-    return multiply
+        def multiply() -> np.ndarray:
+            for call in calls:
+                y = call()
+            return y
+
+        return multiply
+
+    return setup_all
 
 
 def _scipy(case: MlpStack, threads: int) -> Call:
-    return _in_turn(case, case.weights)
-
-
-def _numpy(case: MlpStack, threads: int) -> Call:
-    return _in_turn(case, [weight.toarray() for weight in case.weights])
-
-
-def _in_turn(case: MlpStack, weights: list[Any]) -> Call:
     def multiply() -> np.ndarray:
         y = case.x
-        for weight in weights:
+        for weight in case.weights:
             y = weight @ y
-        return y
-
-    return multiply
-
-
-def _mkl(case: MlpStack, threads: int) -> Call:
-    calls: list[Callable[[], np.ndarray]] = []
-    y = case.x
-    for weight in case.weights:
-        calls.append(mkl_library.spmm(weight, y, threads))
-        y = calls[-1]()  # the next layer reads where this one writes
-
-    def multiply() -> np.ndarray:
-        for call in calls:
-            y = call()
         return y
 
     return multiply
@@ -88,9 +70,9 @@ def _onnxruntime(case: MlpStack, threads: int) -> Call:
 
 MLP_STACK = [
     Baseline(OURS, _compiled),
-    Baseline("fastsparse spmv", _one_by_one),
+    Baseline("fastsparse spmv", _layer_by_layer(products.fastsparse)),
     Baseline("scipy", _scipy),
-    Baseline("numpy dense", _numpy),
-    Baseline("MKL sparse", _mkl, needs=("mkl",)),
+    Baseline("numpy dense", _layer_by_layer(products.numpy_dense)),
+    Baseline("MKL sparse", _layer_by_layer(products.mkl_sparse), needs=("mkl",)),
     Baseline("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
 ]

@@ -19,7 +19,8 @@ from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference
 
 
-def _fastsparse(case: Spmm, threads: int) -> Call:
+def fastsparse(case: Spmm, threads: int) -> Call:
+    """fs.spmm into one array."""
     import fastsparse as fs
 
     weight, x = fs.csr(case.weight), case.x
@@ -39,13 +40,15 @@ def _scipy(case: Spmm, threads: int) -> Call:
     return lambda: weight @ x
 
 
-def _numpy(case: Spmm, threads: int) -> Call:
+def numpy_dense(case: Spmm, threads: int) -> Call:
+    """BLAS, zeros included."""
     weight, x = case.weight.toarray(), case.x
     out = np.empty((case.m, *x.shape[1:]), np.float32)
     return lambda: np.matmul(weight, x, out=out)
 
 
-def _mkl(case: Spmm, threads: int) -> Call:
+def mkl_sparse(case: Spmm, threads: int) -> Call:
+    """Into one array, too."""
     return mkl_library.spmm(case.weight, case.x, threads)
 
 
@@ -72,10 +75,10 @@ def _torch_sparse(case: Spmm, threads: int) -> Call:
 
 
 SPMM = [
-    Baseline(OURS, _fastsparse),
+    Baseline(OURS, fastsparse),
     Baseline("scipy", _scipy),
-    Baseline("numpy dense", _numpy),
-    Baseline("MKL sparse", _mkl, needs=("mkl",)),
+    Baseline("numpy dense", numpy_dense),
+    Baseline("MKL sparse", mkl_sparse, needs=("mkl",)),
     Baseline("torch dense", _torch_dense, needs=("torch",)),
     Baseline("torch.sparse", _torch_sparse, needs=("torch",)),
 ]
