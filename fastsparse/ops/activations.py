@@ -106,7 +106,7 @@ def _backward(code: int, count: int, target: Target) -> Launch:
 def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, *label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return Launch(
-        kernel, arguments, operands, target.sharing,
+        kernel, arguments, operands, target.loop,
         tasks=-(-count // kernels.CHUNK),
         flops=target.heuristics.activation_flops * count, label=label,
     )  # fmt: skip

@@ -47,7 +47,7 @@ def prepare(samples: int, heads: int, width: int, queries: int, keys: int, causa
         scratch_stride=scratch,
     )
     return Launch(
-        kernels.attention_kernel(target.bits, target.lanes), arguments, ("q", "k", "v", "mask", "y"), target.sharing,
+        kernels.attention_kernel(target.bits, target.lanes), arguments, ("q", "k", "v", "mask", "y"), target.loop,
         tasks=samples * heads,
         flops=4.0 * samples * queries * keys * width, scratch=scratch,
         label=("attention", f"{samples}x{heads}x{queries}x{keys}x{length}", "", "row-major"),

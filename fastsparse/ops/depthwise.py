@@ -73,7 +73,7 @@ def prepare(
         kernel = kernels.depthwise_kernel(g.kernel[0], g.stride[0], target.bits, target.lanes)
     flops = 2.0 * np.size(values) * g.positions * images
     return Launch(
-        kernel, arguments, ("x", "residual", "y"), target.sharing,
+        kernel, arguments, ("x", "residual", "y"), target.loop,
         tasks=images * bands * -(-g.channels // max(1, parts)), flops=flops,
         scratch=scratch,
         label=("depthwise", f"{images}x{g.channels}x{rows}x{columns}", "", f"{g.kernel}", "", activation),

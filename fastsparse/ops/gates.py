@@ -69,7 +69,7 @@ def prepare(
     kernel = kernels.gate_kernel(kernels.BY_LANE if by_lane else kernels.ONE, target.bits, target.lanes)
     numbers = images * channels * len(x_rows) * row_bytes / target.size
     return Launch(
-        kernel, arguments, ("x", "gate", "y"), target.sharing,
+        kernel, arguments, ("x", "gate", "y"), target.loop,
         tasks=images * channels, flops=numbers,
         label=("gate", f"{images}x{channels}x{math.prod(x.spatial)}", "", "by lane" if by_lane else ""),
     )  # fmt: skip

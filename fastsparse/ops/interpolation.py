@@ -91,7 +91,7 @@ def _prepare(
     )
     positions, lanes = math.prod(spatial) * math.prod(scale), target.lanes if layout == "batch-blocked" else 1
     return Launch(
-        kernel, arguments, ("x", "residual", "y"), target.sharing, tasks=images * x.channels,
+        kernel, arguments, ("x", "residual", "y"), target.loop, tasks=images * x.channels,
         flops=target.heuristics.interpolation_flops * images * x.channels * positions * lanes,
         label=("interpolation", f"{images * lanes}x{x.channels}x{positions}", "", layout, f"{scale}", activation),
     )  # fmt: skip

@@ -245,7 +245,7 @@ def _blocked(
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
     return Launch(
-        kernel(target.bits, target.lanes), arguments, operands, target.sharing,
+        kernel(target.bits, target.lanes), arguments, operands, target.loop,
         tasks=groups * planes.channels * len(chunks), flops=flops,
         label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
@@ -386,7 +386,7 @@ def pack_padded(
     flops = 1.0 * images * channels * planes.channel_stride / target.size
     kernel = kernels.pack_padded_kernel(target.bits, target.lanes)
     return Launch(
-        kernel, arguments, ("user", "planes"), target.sharing,
+        kernel, arguments, ("user", "planes"), target.loop,
         tasks=images * channels, flops=flops,
         label=("pack", f"{images}x{channels}x{planes.rows}x{planes.row_length}", "", "padded NCHW"),
     )  # fmt: skip

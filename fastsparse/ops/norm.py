@@ -113,7 +113,7 @@ def _prepare(
         **fields,
     )
     return Launch(
-        kernel(target.bits, target.lanes, int(columns)), arguments, operands, target.sharing,
+        kernel(target.bits, target.lanes, int(columns)), arguments, operands, target.loop,
         tasks=-(-lines // block), flops=h.norm_flops * math.prod(shape), scratch=stride,
         label=("batch norm", "x".join(map(str, shape)), "", "NCHW"),
     )  # fmt: skip
@@ -185,7 +185,7 @@ def prepare_rows(
     chunk = max(1, h.row_chunk // columns)
     arguments = Arguments(dtype, rows=rows, columns=columns, chunk=chunk, **fields)
     return Launch(
-        kernel, arguments, operands, target.sharing,
+        kernel, arguments, operands, target.loop,
         tasks=-(-rows // chunk), flops=h.row_flops * rows * columns,
         label=(label, f"{rows}x{columns}", "", "row-major"),
     )  # fmt: skip

@@ -64,7 +64,7 @@ def _adam(count: int, target: Target) -> Launch:
 def _prepare(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, label: str) -> Launch:
     arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
     return Launch(
-        kernel, arguments, operands, target.sharing,
+        kernel, arguments, operands, target.loop,
         tasks=-(-count // kernels.CHUNK),
         flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
     )  # fmt: skip

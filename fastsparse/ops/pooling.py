@@ -229,13 +229,12 @@ def _planes(
     y_bytes = (bands.output_rows * len(w.columns) + target.lanes) * target.vector
     arguments = Arguments(
         kernels.NCHW,
+        w,
         planes=planes,
         bands=len(bands.table),
         band_rows=bands.table,
         width=w.spatial[1],
         out_width=len(w.columns),
-        rows=w.rows,
-        columns=w.columns,
         x_stride=math.prod(w.spatial) * target.size if x_stride is None else x_stride,
         y_stride=math.prod(w.out_spatial) * target.size if y_stride is None else y_stride,
         scratch_stride=x_bytes + 2 * y_bytes,
@@ -243,7 +242,7 @@ def _planes(
         scratch_index=x_bytes + y_bytes,
     )
     return Launch(
-        kernel, arguments, ("x", "y", "index"), target.sharing,
+        kernel, arguments, ("x", "y", "index"), target.loop,
         tasks=-(-planes // target.lanes) * len(bands.table),
         flops=target.heuristics.pool_flops * planes * math.prod(w.spatial), scratch=x_bytes + 2 * y_bytes,
         label=(label, f"{planes}x{w.spatial[0]}x{w.spatial[1]}", "", "NCHW"),
@@ -255,13 +254,12 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
     bands = forward_bands(w, groups * x.channels, target)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
+        w,
         channels=x.channels,
         bands=len(bands.table),
         band_rows=bands.table,
         width=w.spatial[1],
         out_width=len(w.columns),
-        rows=w.rows,
-        columns=w.columns,
         x_group_stride=x.group_stride,
         x_channel_stride=x.channel_stride,
         x_offsets=x.offsets if len(x.offsets) else None,
@@ -271,7 +269,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
     )
     return Launch(
         kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
-        target.sharing, tasks=groups * x.channels * len(bands.table),
+        target.loop, tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes,
         label=(
             f"{kind} pool", f"{groups * target.lanes}x{x.channels}x{w.spatial[0]}x{w.spatial[1]}", "", "batch-blocked",

@@ -30,6 +30,6 @@ def prepare(kind: str, count: int, panels: int, strides: tuple[int, int], target
     )  # fmt: skip
     return Launch(
         kernels.cell_kernel(number, target.bits, target.lanes), arguments, ("x", "u", "before", "after", "also", "h"),
-        target.sharing, tasks=panels, flops=_GATE_FLOPS * gates(kind) * count * panels,
+        target.loop, tasks=panels, flops=_GATE_FLOPS * gates(kind) * count * panels,
         label=("cell", f"{panels}x{count}", "", kind),
     )  # fmt: skip

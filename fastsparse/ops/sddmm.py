@@ -167,22 +167,16 @@ def prepare(
         kernel, scratch = sddmm.sddmm_kernel(target.bits, target.lanes), 0
     shared = Arguments(
         sddmm.ARGUMENTS,
+        plan,
+        order,
         groups=operator.groups,
         blocks=operator.blocks,
         segments=operator.segments,
-        entries=order.entries,
-        offsets=order.offsets,
         gradients_stride=order.size * target.size,
         block_bases=operator.columns.bases,
-        positions=plan.positions,
-        run_length=plan.run_length,
         x_batch_stride=x_batch_stride,
-        x_runs=plan.x_runs,
-        x_step=plan.x_step,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        y_runs=plan.y_runs,
-        y_step=plan.y_step,
         scratch_stride=scratch,
     )
     tasks, flops = plan.parts * operator.groups, 2.0 * operator.nnz * target.lanes * plan.positions * batches
@@ -196,7 +190,7 @@ def prepare(
         arguments.set(passes=passes, part_passes=np.ascontiguousarray(np.stack([first, end], 1)))
         launches.append(
             Launch(
-                kernel, arguments, ("x", "y", "gradients", "from_zero"), target.sharing,
+                kernel, arguments, ("x", "y", "gradients", "from_zero"), target.loop,
                 tasks=tasks, flops=flops / pieces, scratch=scratch, plan=plan,
                 label=(
                     "sddmm",

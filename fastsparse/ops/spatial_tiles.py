@@ -353,7 +353,7 @@ def prepare(
         last_lanes=plan.last_lanes,
     )
     return Launch(
-        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), target.sharing,
+        kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), target.loop,
         tasks=images * channels * chunks, flops=h.gather_flops * images * channels * vectors * target.lanes, plan=plan,
         label=("gather", f"{images}x{channels}x{vectors * target.lanes}", "", "spatial tiles"),
     )  # fmt: skip

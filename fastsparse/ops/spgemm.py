@@ -46,7 +46,7 @@ def forward(
         **epilogue(activation, target),
     )
     launch = Launch(
-        spgemm.forward_kernel(target.bits, target.lanes), arguments, ("y", "bias"), target.sharing,
+        spgemm.forward_kernel(target.bits, target.lanes), arguments, ("y", "bias"), target.loop,
         tasks=-(-samples // chunk),
         flops=flops, scratch=target.vector,
         label=("sparse linear", f"{W.shape[0]}x{W.shape[1]} by {samples}x{W.shape[1]} nnz {len(values)}",
@@ -83,7 +83,7 @@ def _gradient(x: SparseRows, W_T: Pattern, gradients: Array, grad: Array, target
         dy_row_stride=grad.strides[0],
     )
     launch = Launch(
-        spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), target.sharing,
+        spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), target.loop,
         tasks=-(-inputs // chunk),
         flops=2.0 * len(values) * W_T.nnz / max(1, inputs),
         label=("sparse linear gradient", f"{W_T.shape[1]}x{W_T.shape[0]}", f"nnz {W_T.nnz}", "row-major",

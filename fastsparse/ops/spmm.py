@@ -361,7 +361,7 @@ def prepare(
     kernel = spmm.spmm_kernel(target.bits, target.lanes, tiles.width, int(contiguous), row_unroll)
     flops = 2.0 * operator.nnz * tiles.count * tiles.width * target.lanes * batches
     return Launch(
-        kernel, arguments, ("x", "y", "values", "bias", "residual"), target.sharing,
+        kernel, arguments, ("x", "y", "values", "bias", "residual"), target.loop,
         tasks=tiles.count * batches * operator.groups,
         flops=flops, scratch=scratch, plan=plan,
         label=(

@@ -316,7 +316,7 @@ def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch
         form, (arguments, kernel, scratch) = f"{plan.column_bits}-bit columns", _row_arguments(plan, activation, target)
     arguments.set(**epilogue(activation, target))
     return Launch(
-        kernel, arguments, ("x", "y", "values", "bias"), target.sharing,
+        kernel, arguments, ("x", "y", "values", "bias"), target.loop,
         tasks=len(plan.group_starts) - 1, flops=2.0 * plan.nonzeros, scratch=scratch,
         label=("spmv", f"{plan.rows}x{plan.inputs}", f"nnz {plan.nonzeros}", "", form, activation),
     )  # fmt: skip
@@ -324,19 +324,7 @@ def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch
 
 def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, Any, int]:
     scratch = (plan.widest_group * plan.chunks + 1) * target.vector
-    arguments = Arguments(
-        spmv.LOOKUP_ARGUMENTS,
-        group_starts=plan.group_starts,
-        chunks=plan.chunks,
-        inputs=plan.inputs,
-        slice_starts=plan.slice_starts,
-        vector_starts=plan.vector_starts,
-        vector_counts=plan.vector_counts,
-        columns=plan.columns,
-        sum_index=plan.sum_index,
-        scratch_stride=scratch,
-        scratch_vector=scratch - target.vector,
-    )
+    arguments = Arguments(spmv.LOOKUP_ARGUMENTS, plan, scratch_stride=scratch, scratch_vector=scratch - target.vector)
     return arguments, spmv.lookup_kernel(target.bits, target.lanes), scratch
 
 
@@ -344,12 +332,8 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
     scratch = (1 + SLICE_ORDER_ROWS // target.lanes) * target.vector
     arguments = Arguments(
         spmv.SLICE_ARGUMENTS,
-        group_starts=plan.group_starts,
+        plan,
         rows=plan.rows,
-        slice_starts=plan.slice_starts,
-        column_starts=plan.column_starts,
-        columns=plan.columns,
-        masks=plan.masks,
         distance=target.heuristics.spmv_prefetch_distance(len(plan.masks) * plan.lanes * target.size),
         sum_index=plan.sum_index if len(plan.sum_index) else None,
         scratch_stride=scratch,
@@ -361,9 +345,7 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
     h, scratch = target.heuristics, spmv.scratch_bytes(target.bits, target.lanes)
     arguments = Arguments(
         spmv.ARGUMENTS,
-        group_starts=plan.group_starts,
-        indptr=plan.indptr,
-        columns=plan.columns,
+        plan,
         nonzeros=plan.nonzeros,
         distance=h.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
         x_distance=h.spmv_x_distance(plan.inputs * target.size),

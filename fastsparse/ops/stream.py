@@ -231,30 +231,22 @@ def prepare(
     flops = work(plan.indptr, plan.columns, target.heuristics) * batches
     arguments = Arguments(
         stream.SPMM,
+        plan,
+        tiles,
         chunks=len(plan.bounds),
-        bounds=plan.bounds,
-        order=plan.order,
-        indptr=plan.indptr,
-        indices=plan.indices,
         nonzeros=nonzeros,
         x_batch_stride=x_batch_stride,
         x_row_stride=x_row_stride,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        tiles=tiles.tiles,
         tile_stride=tiles.stride,
-        last_tile=tiles.last_tile,
-        last_vector=tiles.last_vector,
-        last_tile_vector=tiles.last_tile_vector,
-        distance=plan.distance,
-        nontemporal=plan.nontemporal,
         activation_vectors=vectors,
         scratch_stride=scratch,
         **epilogue(activation, target),
     )
     kernel = stream.spmm_kernel(target.bits, tiles.lanes, tiles.width, plan.indices.itemsize * 8)
     return Launch(
-        kernel, arguments, ("x", "y", "values", "bias"), target.sharing,
+        kernel, arguments, ("x", "y", "values", "bias"), target.loop,
         tasks=len(plan.bounds) * batches,
         flops=flops, scratch=scratch,
         label=(
@@ -293,7 +285,7 @@ def prepare_sddmm(
     )
     kernel = stream.sddmm_kernel(target.bits, target.lanes, pattern.indices.itemsize * 8)
     return Launch(
-        kernel, arguments, ("x", "y", "gradients"), target.sharing,
+        kernel, arguments, ("x", "y", "gradients"), target.loop,
         tasks=len(bounds) - 1,
         flops=flops,
         label=(

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsparse.ops.heuristics import Heuristics, heuristics_for
 from fastsparse.runtime.cpu import cache_bytes
-from fastsparse.runtime.launch import Sharing
+from fastsparse.runtime.launch import ParallelLoop
 from fastsparse.runtime.threads import usable_threads
 from fastsparse_kernels import compiler
 
@@ -32,7 +32,7 @@ class Target:
     threads : most workers that share a call
     heuristics : Heuristics
     size, vector : bytes of one number and of one vector
-    sharing : how launches share their tasks
+    loop : how workers share the tasks of a launch
     """
 
     bits: int
@@ -41,14 +41,14 @@ class Target:
     heuristics: Heuristics
     size: int = field(init=False)
     vector: int = field(init=False)
-    sharing: Sharing = field(init=False)
+    loop: ParallelLoop = field(init=False)
 
     def __post_init__(self) -> None:
         # No cached properties: before Python 3.12 they hold a lock, which a child would inherit from a fork.
         object.__setattr__(self, "size", self.bits // 8)
         object.__setattr__(self, "vector", self.lanes * self.size)
-        sharing = Sharing(self.threads, self.heuristics.parallel_flops, self.heuristics.slice_flops)
-        object.__setattr__(self, "sharing", sharing)
+        loop = ParallelLoop(self.threads, self.heuristics.parallel_flops, self.heuristics.slice_flops)
+        object.__setattr__(self, "loop", loop)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -74,7 +74,8 @@ class Arguments:
     """A kernel's argument record, filled by name: int64 words, then the task counter on a cache line of its own.
 
     The record fills whole cache lines. A field is a number, or an array, whose address is written and which the record
-    keeps alive; None is address 0.
+    keeps alive; None is address 0. Fields that a plan, a dataclass or named tuple, has under the same name are taken
+    from it.
 
     index : the word of every field
 
@@ -83,10 +84,13 @@ class Arguments:
 
     __slots__ = ("index", "keep", "words")
 
-    def __init__(self, dtype: np.dtype[Any], **fields: Field) -> None:
+    def __init__(self, dtype: np.dtype[Any], *plans: Any, **fields: Field) -> None:
         self.index = _words_of(dtype)
         self.words = array("q", bytes(8 * (-(-(len(self.index) + 8) // 8) * 8 + parallel.COUNTER_WORDS)))
         self.keep: dict[str, Any] = {}  # by field
+        for plan in plans:
+            names = getattr(plan, "_fields", None) or plan.__dataclass_fields__
+            self.set(**{name: getattr(plan, name) for name in names if name in self.index})
         self.set(**fields)
 
     def set(self, **fields: Field) -> None:
@@ -108,8 +112,8 @@ class Arguments:
         return twin
 
 
-class Sharing(NamedTuple):
-    """How the tasks of a launch are shared by workers."""
+class ParallelLoop(NamedTuple):
+    """How workers share the tasks of a launch."""
 
     threads: int  # most workers
     parallel_flops: float  # least work that is shared
@@ -142,7 +146,7 @@ class Launch:
     arguments : Arguments
         With all fields set but the operands and the scratch.
     operands : names of the fields whose addresses `run` and `bind` take, in this order; omitted ones stay as prepared
-    sharing : of the target
+    loop : of the target
     tasks : int
     flops : float
         Estimate of the work.
@@ -158,13 +162,13 @@ class Launch:
     )  # fmt: skip
 
     def __init__(
-        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], sharing: Sharing, *, tasks: int,
+        self, kernel: Any, arguments: Arguments, operands: tuple[str, ...], loop: ParallelLoop, *, tasks: int,
         flops: float, scratch: int = 0, plan: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
         self.scratch, self.label = scratch, label
-        self.threads = threads = sharing.threads if flops >= sharing.parallel_flops else 1
-        self.slice_flops = slice_flops = sharing.slice_flops
+        self.threads = threads = loop.threads if flops >= loop.parallel_flops else 1
+        self.slice_flops = slice_flops = loop.slice_flops
         self.keep = arguments.keep
         if plan is not None:
             self.keep["plan"] = plan
