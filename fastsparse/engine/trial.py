@@ -24,6 +24,7 @@ LOST = 1.2  # a trial ends where the second call the other way took this much lo
 SLOWER = 1.15  # twice in a row calls took this much longer than in the last trial: time for another
 FIRST, LAST = 0.02, 0.5  # seconds of calls between trials: behind a change of ways, and at most
 COST = 0.01  # of the time, at most, for trials
+MOVED = 0.001  # seconds that a trial costs at least, unless calls take less: data go to other caches and back
 LOOK = 0.005  # seconds of calls of which one is timed
 
 
@@ -76,7 +77,7 @@ class Trial:
 
     def _decide(self) -> None:
         own, other = (sorted(self._times[way][1:])[:2][-1] for way in (self._taken, 1 - self._taken))
-        lost = own + len(self._times[1 - self._taken]) * min(abs(own - other), own)
+        lost = min(own, MOVED) + len(self._times[1 - self._taken]) * min(abs(own - other), own)
         self._least = lost / COST  # seconds of calls that pay for a trial
         self._gap = min(2 * self._gap, LAST)
         if other < GAIN * own:

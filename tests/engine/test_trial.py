@@ -16,10 +16,11 @@ class Machine:
     """Two ways of a call that take so many seconds, and nothing else that takes time.
 
     speeds : seconds of both ways at a time
-    moved : factor of the first call behind one that went the other way, whose caches hold the data
+    moved : seconds more of the first call behind one that went the other way, whose caches hold the data, at most half
+        as much again
     """
 
-    def __init__(self, speeds: Speeds, moved: float = 1.5, noise: Callable[[], float] = lambda: 1.0) -> None:
+    def __init__(self, speeds: Speeds, moved: float = 5e-4, noise: Callable[[], float] = lambda: 1.0) -> None:
         self.now, self.readings, self.made = 0.0, 0, list[tuple[float, int]]()
         self._speeds, self._moved, self._noise = speeds, moved, noise
         self.ways = (lambda: self._call(0), lambda: self._call(1))
@@ -30,8 +31,9 @@ class Machine:
         return self.now
 
     def _call(self, way: int) -> None:
-        moved = self._moved if self.made and self.made[-1][1] != way else 1.0
-        self.now += self._speeds(self.now)[way] * moved * self._noise()
+        seconds = self._speeds(self.now)[way]
+        moved = min(self._moved, seconds / 2) if self.made and self.made[-1][1] != way else 0.0
+        self.now += seconds * self._noise() + moved
         self.made.append((self.now, way))
 
     def run(self, until: float) -> list[int]:
@@ -51,10 +53,10 @@ def test_takes_the_faster_way_at_a_hundredth_of_the_time(seconds, other):
     first = 10 * seconds  # of the first trial
     assert machine.now - first <= 1.02 * best * len(machine.made)
     faster = int(other < 1)
-    assert abs(other - 1) < 0.05 or np.mean([way == faster for _, way in machine.made[10:]]) > 0.95
+    assert abs(other - 1) < 0.05 or np.mean([way == faster for _, way in machine.made[10:]]) > 0.9
 
 
-@pytest.mark.parametrize("seconds", [1e-3, 5e-3])
+@pytest.mark.parametrize("seconds", [1e-3, 2e-2])
 def test_follows_a_machine_that_changes_its_state_within_a_second(seconds):
     """Cores share a cache for ten seconds, then they do not."""
     machine = Machine(lambda now: (seconds, seconds * (0.6 if now % 20 < 10 else 1.6)))
