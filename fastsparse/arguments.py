@@ -16,7 +16,7 @@ from fastsparse.csr import CSR
 from fastsparse.ops.activations import ACTIVATIONS
 from fastsparse.ops.geometry import ConvGeometry
 
-Samples: TypeAlias = "ArrayLike | sparse.sparray | sparse.spmatrix"  # of a linear layer: dense or sparse
+Samples: TypeAlias = "ArrayLike | CSR | sparse.sparray | sparse.spmatrix"  # of a linear layer: dense or sparse
 Axes = int | Sequence[int]  # one number for all axes, or one per axis
 Padding = (
     int | Sequence[int] | Sequence[Sequence[int]]
@@ -40,8 +40,8 @@ def check_activation(activation: Any) -> str | None:
 
 
 def is_sparse(value: Any) -> bool:
-    """Whether it is a scipy.sparse array or matrix."""
-    return type(value) is not np.ndarray and sparse.issparse(value)
+    """Whether it is a CSR, or a scipy.sparse array or matrix."""
+    return type(value) is not np.ndarray and (sparse.issparse(value) or isinstance(value, CSR))
 
 
 def as_float(value: Any, dtype: np.dtype[Any], name: str, against: str = "W") -> NDArray[Any]:

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from fastsparse import checks
 from fastsparse.nn.module import Module
 from fastsparse.nn.spec import from_spec, to_spec
+from fastsparse.nn.state import tie, tied_names
 from fastsparse.runtime.atomic_file import PathLike, replacing
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -85,7 +86,9 @@ def save(model: Module, path: PathLike) -> None:
     """
     if not isinstance(model, Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a fastsparse.nn.Module")
-    metadata = {"architecture": to_spec(model)}
+    metadata: dict[str, Any] = {"architecture": to_spec(model)}
+    if tied := tied_names(model):
+        metadata["tied"] = tied
     write(checks.path(path), "model", model.state_dict(), metadata)
 
 
@@ -114,6 +117,7 @@ def load(path: PathLike) -> Module:
     arrays, metadata = read(path, "model")
     with damage(path):
         model = from_spec(metadata.get("architecture"), arrays)
+        tie(model, metadata.get("tied", {}))
         model.load_state_dict(arrays)
     return model.eval()
 

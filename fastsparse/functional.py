@@ -159,7 +159,7 @@ def linear(
 
     Parameters
     ----------
-    x : array_like (..., in), or scipy.sparse (batch, in)
+    x : array_like (..., in), or CSR or scipy.sparse (batch, in)
         A sparse x stays sparse: work follows the matching nonzeros of x and W.
     W : CSR (out, in)
     bias : array_like (out,), optional
@@ -244,7 +244,7 @@ def _as_sparse_samples(x: Any, W: CSR) -> sparse.csr_array:
     TypeError, ValueError
         When x does not fit W, or its arrays contradict each other.
     """
-    if x.ndim != 2 or x.shape[1] != W.shape[1]:
+    if len(x.shape) != 2 or x.shape[1] != W.shape[1]:
         raise ValueError(f"x has shape {x.shape}, expected (batch, {W.shape[1]}) to match W of shape {W.shape}")
     if max(*W.shape, x.shape[0]) > INT32_MAX:
         raise ValueError(f"x and W have shapes {x.shape} and {W.shape}, expected no size above {INT32_MAX}")
@@ -301,14 +301,14 @@ def matmul(A: MatrixLike, X: MatrixLike, *, out: Array | None = None) -> Any:
 
 def product(left: Any, right: Any, names: tuple[str, str], out: Array | None = None) -> Any:
     """`matmul`, and the operators of `CSR`; `names` are those that errors give to the factors."""
-    if _is_matrix(left) and _is_matrix(right):
+    if is_sparse(left) and is_sparse(right):
         if out is not None:
             raise TypeError("out is for dense results, and the product of two sparse matrices is sparse")
         return _sparse_product(left, right, names)
-    if not _is_matrix(left) and not _is_matrix(right):
+    if not is_sparse(left) and not is_sparse(right):
         kinds = " and ".join(f"{name} is {type(value).__name__}" for name, value in zip(names, (left, right)))
         raise TypeError(f"{kinds}, expected one of them to be sparse: a fastsparse.CSR or a scipy.sparse matrix")
-    on_the_left = _is_matrix(left)
+    on_the_left = is_sparse(left)
     (matrix, name), (dense, dense_name) = (left, names[0]), (right, names[1])
     if not on_the_left:
         (matrix, name), (dense, dense_name) = (dense, dense_name), (matrix, name)
@@ -329,10 +329,6 @@ def product(left: Any, right: Any, names: tuple[str, str], out: Array | None = N
             return _by_scipy(left if on_the_left else dense, dense if on_the_left else right, out)
         matrix, dense = _valid(matrix_of, matrix, dtype, name), np.asarray(dense, dtype)
     return spmm(matrix, dense, out=out) if on_the_left else linear(dense, matrix.T, out=out)
-
-
-def _is_matrix(value: Any) -> bool:
-    return isinstance(value, CSR) or is_sparse(value)
 
 
 def _sparse_product(left: Any, right: Any, names: tuple[str, str]) -> Any:

@@ -36,7 +36,7 @@ _remembered: OrderedDict[Key, tuple[tuple[Array, ...], CSR, Any]] = OrderedDict(
 
 
 def compressed_rows(x: Any, name: str) -> sparse.csr_array:
-    """A scipy.sparse array or matrix as compressed rows, whose arrays may be its own; its fields are checked first.
+    """A CSR or a scipy.sparse matrix as compressed rows, whose arrays may be its own; its fields are checked first.
 
     SciPy's conversions, slices and products read and write wherever indices say.
 
@@ -45,6 +45,8 @@ def compressed_rows(x: Any, name: str) -> sparse.csr_array:
     ValueError
         When its fields contradict each other.
     """
+    if isinstance(x, CSR):
+        return x.to_scipy()
     try:
         if x.format in _COMPRESSED:
             x = _COMPRESSED[x.format](x)  # another object of the same arrays, which the check may replace

@@ -110,6 +110,34 @@ def test_a_loaded_model_trains_on(tmp_path: Path) -> None:
     assert not np.array_equal(model(np.ones((3, 8), "f")), y)
 
 
+def test_parameters_that_are_one_stay_one(tmp_path: Path) -> None:
+    layers: Any = [nn.SparseLinear(6, 6, rng=0), nn.Linear(6, 6, rng=1), nn.SparseLinear(6, 6, rng=2), nn.Linear(6, 6)]
+    layers[2].values, layers[3].weight = layers[0].values, layers[1].weight
+    model = nn.Sequential(layers[0], nn.Residual(layers[1]), *layers[2:])
+    fs.save(model, tmp_path / "m")
+    again: Any = fs.load(tmp_path / "m")
+    assert again[2].values is again[0].values
+    assert again[3].weight is again[1].body.weight
+    assert again[3].bias is not again[1].body.bias
+    np.testing.assert_array_equal(again(np.eye(6, dtype="f")), model.eval()(np.eye(6, dtype="f")))
+
+
+@pytest.mark.F2
+@pytest.mark.parametrize(
+    "tied",
+    [
+        ["0.bias"], {"0.bias": 1}, {"0.bias": "2.bias"}, {"2.bias": "0.bias"}, {"0.values": "0.bias"}, {"x": "0.bias"},
+        {"1.values": "0.values"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_one_parameter_is_refused(tied: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.SparseLinear(6, 4, rng=0), nn.SparseLinear(4, 6, rng=1))
+    metadata = {"architecture": files.to_spec(model), "tied": tied}
+    files.write(tmp_path / "m", "model", model.state_dict(), metadata)
+    with pytest.raises(fs.FileFormatError, match=r"tied is .*, expected names|expected two of one shape and pattern"):
+        fs.load(tmp_path / "m")
+
+
 def test_any_safetensors_reader_finds_the_arrays(tmp_path: Path) -> None:
     model = _small()
     fs.save(model, tmp_path / "m.safetensors")

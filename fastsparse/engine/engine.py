@@ -105,7 +105,8 @@ def compile(  # noqa: A001 - the public name of api.md
     >>> engine(np.zeros((5, 64), np.float32)).shape
     (5, 10)
     """
-    sizes = checked_batch_sizes(batch_sizes)
+    sizes, tune = checked_batch_sizes(batch_sizes), checks.flag(tune, "tune")
+    allow_external_data = checks.flag(allow_external_data, "allow_external_data")
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".tflite"):
         model = tflite_model(model)
     if isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto":
@@ -200,7 +201,7 @@ class Engine:
 
         Parameters
         ----------
-        x : array_like (N, ...), or scipy.sparse (N, features) where the first layer is linear
+        x : array_like (N, ...), or CSR or scipy.sparse (N, features) where the first layer is linear
             Any N; the other sizes as in `input_shape`. float64 is cast to float32 where that is the engine's type, and
             the other way round. A sparse x stays sparse: work follows the matching nonzeros of x and the first weight.
             Integers where the first layer is an Embedding. For a model of several inputs a tuple of arrays.
@@ -228,6 +229,8 @@ class Engine:
     def run(self, inputs: Sequence[ArrayLike], *, out: Sequence[Array] | None = None) -> list[Array]:
         """Run on a list of inputs and give a list of outputs, of which there is one."""
         count = len(self.input_shapes)
+        if isinstance(inputs, Mapping) or is_sparse(inputs) or not hasattr(inputs, "__len__"):
+            raise TypeError(f"inputs is a {type(inputs).__name__}, expected a list of {count}: these have no names")
         if len(inputs) != count:
             raise ValueError(f"inputs has {len(inputs)} arrays, expected {count}")
         if out is not None and len(out) != 1:

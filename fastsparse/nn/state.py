@@ -67,6 +67,37 @@ def commit(staged: Staged) -> None:
         setattr(module, name, array)
 
 
+def tied_names(model: Module) -> dict[str, str]:
+    """The names of parameters that came before under another name, which is the value."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(parameter), name)) for name, parameter in model.named_parameters()]
+    return {name: earlier for name, earlier in names if name != earlier}
+
+
+def tie(model: Module, tied: Any) -> None:
+    """Make parameters one, as :func:`tied_names` found them in the model that was saved.
+
+    Raises
+    ------
+    ValueError
+        When `tied` does not name parameters of the model that are alike.
+    """
+    if not isinstance(tied, dict):
+        raise ValueError(f"tied is {checks.shown(tied)}, expected names of parameters")
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    for name, earlier in tied.items():
+        one, other = parameters.get(name), parameters.get(earlier) if isinstance(earlier, str) else None
+        if (
+            one is None
+            or other is None
+            or any(getattr(one, what) != getattr(other, what) for what in ("dtype", "pattern"))
+            or one.value.shape != other.value.shape
+        ):
+            raise ValueError(f"{name!r} and {earlier!r} are to be one parameter, expected two of one shape and pattern")
+        prefix, _, attribute = name.rpartition(".")
+        setattr(modules[prefix], attribute, other)
+
+
 def pattern_prefix(name: str) -> str:
     """What stands before "indptr" and "indices" in the saved state of the sparse parameter `name`."""
     return name.removesuffix("values") if f".{name}".endswith(".values") else f"{name}."

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse.arguments import is_sparse
 from fastsparse.checks import as_array
 from fastsparse.onnx.model import FLOATS, HALF, Array, Shape, Value
 from fastsparse.runtime.buffers import check_out
@@ -117,7 +118,7 @@ def checked_input(value: Value, x: Any) -> Any:
         return x
     if value.dtype is None:
         return x
-    array = as_array(x, value.name)
+    array = x.toarray() if is_sparse(x) else as_array(x, value.name)
     if value.dtype == object:
         return np.ascontiguousarray(array.astype(object)).reshape(array.shape)
     if array.dtype != value.dtype or not array.dtype.isnative:

@@ -168,7 +168,8 @@ class GraphEngine:
         Parameters
         ----------
         inputs : sequence of array_like, or dict by name
-            Of the model's types; float64 arrays are converted to float32 where the model wants that.
+            Of the model's types; float64 arrays are converted to float32 where the model wants that, and sparse
+            matrices to dense arrays.
         out : sequence of ndarray, optional
             One for each output.
 

@@ -262,6 +262,7 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     fewest, kinds = _rules(proto.op_type, version) if proto.domain in DOMAINS else (0, {})
     if len(proto.input) < fewest:
         raise FileFormatError(f"node {name!r} ({op}) has {len(proto.input)} inputs, expected at least {fewest}")
+    _drop_missing_inputs(proto, version)
     for tensor in tensors_inside(proto):
         tensor.CopyFrom(whole(tensor, f"a tensor in node {name!r}", folder))
     for attribute in proto.attribute:
@@ -277,6 +278,16 @@ def node_of(source: Any, name: str, version: int, folder: Folder | None = None) 
     captured = [name for graph in graphs_of(proto) for name in _captured(graph)]
     ends = tuple(proto.input), tuple(proto.output)
     return Node(op, name, *ends, attributes, version, (proto,), tuple(dict.fromkeys(captured)))
+
+
+def _drop_missing_inputs(proto: Any, version: int) -> None:
+    """Drop empty names at the end of the inputs, in graphs inside, too: onnxruntime may end the process over them."""
+    fewest, _ = _rules(proto.op_type, version) if proto.domain in DOMAINS else (0, {})
+    while len(proto.input) > fewest and not proto.input[-1]:
+        del proto.input[-1]
+    for graph in graphs_of(proto):
+        for node in graph.node:
+            _drop_missing_inputs(node, version)
 
 
 @functools.cache

@@ -11,9 +11,11 @@ import numpy as np
 
 from fastsparse.onnx.activations import with_activations
 from fastsparse.onnx.folding import Info
-from fastsparse.onnx.model import Model, Node, copied
+from fastsparse.onnx.model import Model, Node, code_of, copied
 from fastsparse.onnx.windows import SAME, window
 
+# onnxruntime has no float64 for these, and onnx.reference is wrong for some images, axes or types.
+_IN_FLOAT32 = ("GlobalLpPool", "Hardmax", "LRN", "MaxUnpool", "MeanVarianceNormalization", "Resize")
 _MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
 
 
@@ -24,7 +26,7 @@ def simplified(model: Model, infos: Mapping[str, Info]) -> Model:
     """
     constants = dict(model.constants)
     nodes = [_with_known_shape(node, infos, constants) for node in with_activations(model, infos)]
-    nodes = [_with_pads(_summed_in_double(node, model, infos), infos) for node in nodes]
+    nodes = [_in_another_type(_with_pads(node, infos), model, infos) for node in nodes]
     needed, kept = {value.name for value in model.outputs}, list[Node]()
     for node in reversed(nodes):
         if needed.intersection(node.writes):
@@ -53,28 +55,39 @@ def _with_known_shape(node: Node, infos: Mapping[str, Info], constants: dict[str
     return replace(node, inputs=(node.inputs[0], name), protos=(proto,), attributes={})
 
 
-def _summed_in_double(node: Node, model: Model, infos: Mapping[str, Info]) -> Node:
-    """A float32 sum or mean of very many rows, through float64: added one by one they would drift."""
-    info = infos.get(node.inputs[0]) if node.op in ("ReduceMean", "ReduceSum") and node.inputs else None
-    if info is None or info.dtype != np.float32 or info.fixed is None:
+def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Node:
+    """A node through casts of its first input and its result, where its own type gives wrong numbers."""
+    info = infos.get(node.inputs[0]) if node.inputs else None
+    if info is None or info.dtype is None:
         return node
+    if node.op in _IN_FLOAT32 and info.dtype in (np.float64, np.float16):
+        inside: np.dtype[Any] = np.dtype(np.float32)
+    elif node.op in ("ReduceMean", "ReduceSum") and info.dtype == np.float32 and _drifts(node, model, info):
+        inside = np.dtype(np.float64)
+    else:
+        return node
+    (proto,), stem = node.protos, node.outputs[0]
+    while {f"{stem}.before", f"{stem}.after"} & {*model.constants, *infos}:
+        stem += "_"
+    inner = copied(proto)
+    inner.input[0], inner.output[0] = f"{stem}.before", f"{stem}.after"
+    before = type(proto)(op_type="Cast", input=[node.inputs[0]], output=[inner.input[0]])
+    after = type(proto)(op_type="Cast", input=[inner.output[0]], output=[node.outputs[0]])
+    for cast, kind in ((before, inside), (after, info.dtype)):
+        cast.attribute.add(name="to", type=2, i=code_of(kind))
+    return replace(node, protos=(before, inner, after))
+
+
+def _drifts(node: Node, model: Model, info: Info) -> bool:
+    """Whether it sums very many rows: added one by one in float32 they would drift."""
+    if info.fixed is None:
+        return False
     axes = node.get("axes")
     if axes is None and len(node.inputs) > 1:
         axes = model.array(node.inputs[1])
     rank = len(info.fixed)
     summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
-    if rank - 1 in summed or math.prod(info.fixed[a] for a in summed) < _MANY:
-        return node
-    (proto,), stem = node.protos, node.outputs[0]
-    while {f"{stem}.wide", f"{stem}.sum"} & {*model.constants, *infos}:
-        stem += "_"
-    double = copied(proto)
-    double.input[0], double.output[0] = f"{stem}.wide", f"{stem}.sum"
-    before = type(proto)(op_type="Cast", input=[node.inputs[0]], output=[f"{stem}.wide"])
-    after = type(proto)(op_type="Cast", input=[f"{stem}.sum"], output=[node.outputs[0]])
-    for cast, code in ((before, 11), (after, 1)):
-        cast.attribute.add(name="to", type=2, i=code)
-    return replace(node, protos=(before, double, after))
+    return rank - 1 not in summed and math.prod(info.fixed[a] for a in summed) >= _MANY
 
 
 def _with_pads(node: Node, infos: Mapping[str, Info]) -> Node:

@@ -46,7 +46,7 @@ def as_samples(x: ArrayLike, shape: tuple[int, ...], name: str = "x") -> Array:
 def as_matrix(codes: CodesLike, columns: int) -> Any:
     """The matrix of `codes`: CSR, or a dense array, (samples, columns)."""
     found: Any = codes.matrix if isinstance(codes, Codes) else codes
-    matrix = as_csr(found, "codes") if isinstance(found, CSR) or is_sparse(found) else as_array(found, "codes")
+    matrix = as_csr(found, "codes") if is_sparse(found) else as_array(found, "codes")
     if matrix.ndim != 2 or matrix.shape[1] != columns:
         raise ValueError(f"codes has shape {matrix.shape}, expected (samples, {columns})")
     return matrix if isinstance(matrix, CSR) else as_float(matrix, value_dtype(matrix.dtype, "codes"), "codes")

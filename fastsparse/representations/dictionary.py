@@ -53,9 +53,7 @@ class Dictionary:
     """
 
     def __init__(self, atoms: MatrixLike) -> None:
-        self._atoms: Any = (
-            as_csr(atoms, "atoms") if isinstance(atoms, CSR) or is_sparse(atoms) else as_array(atoms, "atoms")
-        )
+        self._atoms: Any = as_csr(atoms, "atoms") if is_sparse(atoms) else as_array(atoms, "atoms")
         if self._atoms.ndim != 2 or 0 in self._atoms.shape:
             raise ValueError(f"atoms has shape {self._atoms.shape}, expected (atoms, features), neither of them 0")
         if not isinstance(self._atoms, CSR):

@@ -34,7 +34,9 @@ def checked_threads(count: int, name: str = "threads") -> int:
     try:
         number = operator.index(count)
     except TypeError:
-        raise TypeError(f"{name} is {count!r}, expected a positive integer") from None
+        number = None
+    if number is None or isinstance(count, bool):
+        raise TypeError(f"{name} is {count!r}, expected a positive integer")
     if number < 1:
         raise ValueError(f"{name} is {number}, expected a positive integer")
     return min(number, MOST_THREADS)

@@ -52,7 +52,8 @@ class SparseLayer(nn.Module):
     def _set_weight(
         self, shape: tuple[int, int], bias: bool, sparsity: float, pattern: Pattern | None, device: Any, dtype: Any
     ) -> None:
-        if device is not None and str(device).partition(":")[0] != "cpu":
+        device = torch.get_default_device() if device is None else device
+        if str(device).partition(":")[0] != "cpu":
             raise ValueError(f"device is {checks.shown(device)}, expected the CPU")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or dtype not in _FLOATS:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from fastsparse import checks
-from fastsparse.arguments import Samples
+from fastsparse.arguments import Samples, is_sparse
 from fastsparse.checks import as_array
 from fastsparse.scipy_matrices import compressed_rows
 
@@ -33,8 +33,7 @@ class Arrays:
         self._several = isinstance(x, tuple)
         given = x if isinstance(x, tuple) else (x,)
         self._x = [
-            compressed_rows(one, f"x of {name}") if sparse.issparse(one) else as_array(one, f"x of {name}")
-            for one in given
+            compressed_rows(one, f"x of {name}") if is_sparse(one) else as_array(one, f"x of {name}") for one in given
         ]
         self._y = as_array(y, f"y of {name}")
         sizes = {array.shape[0] if array.ndim else 0 for array in (*self._x, self._y)}

@@ -360,10 +360,15 @@ def test_bad_arguments_of_a_call():
         engine(x, out=np.empty((4, 8), np.float32))
     with pytest.raises(ValueError, match="inputs has 2 arrays, expected 1"):
         engine.run([x, x])
+    for bad in ({"x": x}, {}, 3, None):
+        with pytest.raises(TypeError, match=r"inputs is a .*, expected a list of 1: these have no names"):
+            engine.run(bad)
     with pytest.raises(TypeError, match=r"model is a ReLU, expected a fastsparse\.nn\.Sequential"):
         fs.compile(nn.ReLU(), (2, 2))
     with pytest.raises(ValueError, match="-1, expected a positive integer"):
         fs.compile(model, (4, *shape), threads=-1)
+    with pytest.raises(TypeError, match="tune is 'no', expected True or False"):
+        fs.compile(model, (4, *shape), tune="no")
 
 
 def test_one_dtype_per_model():
@@ -403,7 +408,10 @@ def sparse_samples(count, features, dtype="float32"):
 def test_sparse_input_of_a_linear_first_layer(layers, dtype):
     every = [nn.SparseLinear(60, 30, activation="relu", rng=0), nn.Linear(30, 20, rng=1), nn.ReLU(), nn.Linear(20, 4)]
     engine = fs.compile(nn.Sequential(*every[:layers]), (3, 60), tune=False)
-    for x in (sparse_samples(7, 60, dtype), sparse_samples(1, 60, dtype).tocoo(), sparse_samples(3, 60, dtype).tocsc()):
+    for x in (
+        sparse_samples(7, 60, dtype), sparse_samples(1, 60, dtype).tocoo(), sparse_samples(3, 60, dtype).tocsc(),
+        fs.csr(sparse_samples(3, 60, dtype)),
+    ):  # fmt: skip
         expected = engine(x.toarray())
         y = engine(x)
         assert y.dtype == np.float32

@@ -19,7 +19,7 @@ def on_kernels(source: Any, input_shape: Any = None, **options: Any) -> Any:
     return compile_onnx(source, input_shape, costs=KERNELS_FIRST, **{"tune": False, **options})
 
 
-_FLOATS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+_FLOATS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
 
 
 class Builder:

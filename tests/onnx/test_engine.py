@@ -9,7 +9,8 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
+from scipy import sparse
 
 import fastsparse as fs
 from fastsparse.engine import choosing
@@ -147,6 +148,68 @@ def test_open_sizes_as_some_exporters_write_them(size, rng):
 def test_float64_arrays_are_cast(rng, network):
     x = _image(rng)
     np.testing.assert_array_equal(network(x.astype("float64")), network(x))
+
+
+def test_sparse_matrices_become_dense():
+    b = models.Builder()
+    engine = fs.compile(b.model({"x": ["N", 40]}, [b.add("MatMul", "x", b.weight(40, 30))]), (3, 40), tune=False)
+    x = sparse.random_array((3, 40), density=0.3, dtype=np.float32, rng=0)
+    for given in (x, x.tocsr(), x.astype("float64"), sparse.csc_matrix(x), fs.csr(x)):
+        np.testing.assert_array_equal(engine(given), engine(x.toarray()))
+        np.testing.assert_array_equal(engine.run({"x": given})[0], engine(x.toarray()))
+
+
+def test_empty_names_at_the_end_of_inputs():
+    """onnxruntime ends the process over a LayerNormalization whose bias is an empty name."""
+    b = models.Builder()
+    h = b.add("MatMul", "x", b.weight(40, 30))
+    then = helper.make_graph([helper.make_node("LayerNormalization", [h, "scale", ""], ["z"])], "then", [], [_any("z")])
+    other = helper.make_graph([helper.make_node("Identity", [h], ["z"])], "else", [], [_any("z")])
+    b.constants.append(numpy_helper.from_array(np.ones(30, "float32"), "scale"))
+    y = b.add("LayerNormalization", h, "scale", "")
+    branched = b.add("If", "c", then_branch=then, else_branch=other)
+    model = b.model({"x": ["N", 40], "c": []}, [y, branched], dtypes={"c": TensorProto.BOOL})
+    first, second = fs.compile(model, {"x": (3, 40)}, tune=False).run([np.eye(3, 40, dtype="float32"), np.array(True)])
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first.std(axis=1), 1, rtol=1e-2)
+
+
+def test_types_that_only_the_reference_has():
+    """Of these operators onnxruntime has no float64, and ONNX's own evaluator gives wrong numbers."""
+    x = np.random.default_rng(0).standard_normal((2, 8, 5, 6))
+    squares = np.pad(x**2, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    across = sum(squares[:, i : i + 8] for i in range(3))
+    rows = np.linspace(0, 4, 10)
+    low, share = np.minimum(rows.astype(int), 3), rows - np.minimum(rows.astype(int), 3)
+    mean, deviation = x.mean(axis=(0, 2, 3), keepdims=True), x.std(axis=(0, 2, 3), keepdims=True)
+    wanted = {
+        "LRN": ({"size": 3, "alpha": 0.3}, x / (1 + 0.1 * across) ** 0.75),
+        "MeanVarianceNormalization": ({}, (x - mean) / deviation),
+        "GlobalLpPool": ({}, np.sqrt((x**2).sum(axis=(2, 3), keepdims=True))),
+        "Hardmax": ({"axis": 1}, _first_of_all(x)),
+        "Resize": (
+            {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+            x[:, :, low] * (1 - share)[:, None] + x[:, :, low + 1] * share[:, None],
+        ),
+    }
+    for op, (attributes, right) in wanted.items():
+        for dtype in ("float64", "float16"):
+            b = models.Builder(dtype)
+            scales = (b.constant([], "float32"), b.constant([1, 1, 2, 1], "float32")) if op == "Resize" else ()
+            model = b.model({"x": ["N", 8, 5, 6]}, [b.add(op, "x", *scales, **attributes)], opset=11)
+            found = fs.compile(model, x.shape, tune=False)(x.astype(dtype))
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found, right, rtol=1e-2 if dtype == "float16" else 1e-5, atol=5e-3, err_msg=op)
+
+
+def _first_of_all(x):
+    """Hardmax before opset 13: one maximum of all that is behind an axis."""
+    flat = x.reshape(len(x), -1)
+    return (np.arange(flat.shape[1]) == flat.argmax(axis=1)[:, None]).reshape(x.shape)
+
+
+def _any(name):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
 def test_other_models_are_refused():

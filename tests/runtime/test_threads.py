@@ -135,7 +135,7 @@ def test_wrong_numbers(setter):
     for wrong in (0, -1):
         with pytest.raises(ValueError, match=f"^n is {wrong}, expected a positive integer$"):
             setter(wrong)
-    for wrong in (1.5, "2", None):
+    for wrong in (1.5, "2", None, True):
         with pytest.raises(TypeError, match=f"^n is {re.escape(repr(wrong))}, expected a positive integer$"):
             setter(wrong)
     assert fs.get_num_threads() == 4

@@ -477,6 +477,11 @@ def test_distributed_data_parallel():
         dist.destroy_process_group()
 
 
+def _on(device, layer, *sizes):
+    with torch.device(device):
+        return layer(*sizes)
+
+
 def _gradient_of_sum(layer, x):
     return x.sum(0)[layer.indices.long()]
 
@@ -499,6 +504,7 @@ def test_the_weight_as_torch_has_it():
     (lambda layer: layer(torch.zeros(3, 8, device="meta")), ValueError, "x is on meta and the layer on cpu"),
     (lambda layer: layer(np.zeros((3, 8))), TypeError, "x is ndarray, expected a Tensor"),
     (lambda layer: fst.SparseLinear(8, 4, device="meta"), ValueError, "device is .meta., expected the CPU"),
+    (lambda layer: _on("meta", fst.SparseLinear, 8, 4), ValueError, "type='meta'.*, expected the CPU"),
     (lambda layer: fst.SparseLinear(8, 4, dtype=torch.int8), TypeError, "dtype is torch.int8"),
     (lambda layer: fst.SparseLinear(0, 4), ValueError, "in_features is 0"),
     (lambda layer: fst.SparseLinear(8, 4, sparsity=1.5), ValueError, "sparsity is 1.5"),
