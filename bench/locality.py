@@ -71,8 +71,8 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
         return Traffic(0, 0, size * schedule.slots, 1, named)
     steps = []
     for step in schedule.steps:
-        places = (*step.sources, step.target)
-        addresses = (0 if b < 0 else BASE + offsets[b] + more for b, more in places)
+        views = (*step.sources, step.target)
+        addresses = (0 if b < 0 else BASE + offsets[b] + more for b, more in views)
         bound = step.launch.bind(2 * BASE, **dict(zip(step.operands, addresses)))
         shared = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
         parts = [_part(bound.tasks, shared, w) for w in range(shared)]
@@ -108,7 +108,7 @@ def _touched(
     reads, writes = _Lines(size), _Lines(size)
     if len(tasks) and not _by_plan(step.launch, bound, tasks, reads, writes):
         # channels or rows one after the other, in memory and in tasks
-        for lines, (buffer, more) in (*((reads, place) for place in step.sources), (writes, step.target)):
+        for lines, (buffer, more) in (*((reads, view) for view in step.sources), (writes, step.target)):
             if buffer >= 0:
                 whole = schedule.buffers[buffer].size - more
                 first, end = (whole * int(task) // bound.tasks for task in (tasks[0], tasks[-1] + 1))
@@ -219,8 +219,8 @@ def _sddmm(kept: Any, plan: Any, field: Any, tasks: NDArray[np.int64], reads: _L
             for lines, at, runs, step, operand in (
                 (reads, rows, plan.y_runs, plan.y_step, "y"), (reads, offsets, plan.x_runs, plan.x_step, "x"),
             ):  # fmt: skip
-                places = np.add.outer(runs[run:end], steps * step).ravel()[:count]
-                lines.mark(np.add.outer(at, places) + field(operand) + batch * field(f"{operand}_batch_stride"), LINE)
+                found = np.add.outer(runs[run:end], steps * step).ravel()[:count]
+                lines.mark(np.add.outer(at, found) + field(operand) + batch * field(f"{operand}_batch_stride"), LINE)
 
 
 # ------------------------------------------------------------------------------------------------- convolutions

@@ -130,7 +130,7 @@ class Concat:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Numbers of x in other places: x and y, of `shape`, are cut into `blocks` along the first axis, and number i of a
+    """Numbers of x in another order: x and y, of `shape`, are cut into `blocks` along the first axis, and number i of a
     block of y is number index[i] of that block of x."""
 
     index: NDArray[np.int64]

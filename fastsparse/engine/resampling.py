@@ -40,15 +40,15 @@ def transposed(W: CSR, bias: Array | None, g: ConvGeometry, activation: str | No
         g.out_channels, g.channels * phases, g.out_spatial, window, (1,) * axes, tuple(padding), (1,) * axes, g.groups
     )  # fmt: skip
     columns, taps = absolute_columns(W.pattern, g), math.prod(g.kernel)
-    phase, place = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    phase, index = np.zeros(1, np.int64), np.zeros(1, np.int64)
     for k, s, d, t in zip(g.kernel, g.stride, g.dilation, reach):
         at = np.arange(k) * d
         phase = np.add.outer(phase * s, at % s).ravel()
-        place = np.add.outer(place * (t + 1), t - at // s).ravel()
+        index = np.add.outer(index * (t + 1), t - at // s).ravel()
     inputs = g.out_channels // g.groups
     rows = columns // taps * phases + phase[columns % taps]
     weight = _matrix(
-        rows, W.pattern.rows() % inputs * math.prod(window) + place[columns % taps], W.data,
+        rows, W.pattern.rows() % inputs * math.prod(window) + index[columns % taps], W.data,
         (g.channels * phases, inputs * math.prod(window)),
     )  # fmt: skip
     bias = None if bias is None else np.repeat(bias, phases)
@@ -107,7 +107,7 @@ def _interleaved(y: Shape, stride: Ints, starts: Ints, grid: Ints) -> Gather:
 
 
 def _grid(axes: list[Index], spatial: Ints) -> Index:
-    """Places of all combinations of indices in an image of size `spatial`."""
+    """Numbers of all combinations of indices in an image of size `spatial`."""
     total = np.zeros((), np.int64)
     for index, stride in zip(axes, row_major_strides(spatial)):
         total = np.add.outer(total, index * stride)

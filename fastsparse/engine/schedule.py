@@ -1,6 +1,6 @@
 """Schedules: the steps that run a program on one batch size, before any memory is given to them.
 
-A step reads one or two places and writes one; a place is a buffer and a byte offset in it, or an array of the user's.
+A step reads one or two views and writes one; a view is a buffer and a byte offset in it, or an array of the user's.
 The same schedule is bound to each workspace by filling in addresses.
 
 Memory around an image in a buffer (contract R7): no number of a result depends on memory that nobody has written.
@@ -33,7 +33,7 @@ from fastsparse.runtime.launch import Launch
 
 SAMPLES = 0  # variables of a call: number of samples, then addresses of the user's arrays, inputs before outputs
 
-Place = tuple[int, int]  # buffer, offset; buffer -1 - k is the user's array k
+View = tuple[int, int]  # buffer, offset; buffer -1 - k is the user's array k
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Step:
     name: str
     kernel: str
     node: Node | None
-    sources: tuple[Place, ...]
-    target: Place
+    sources: tuple[View, ...]
+    target: View
     launch: Launch
     operands: tuple[str, ...] = ("x", "y")
     patches: tuple[Patch, ...] = ()

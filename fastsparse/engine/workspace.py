@@ -17,7 +17,7 @@ from weakref import WeakSet, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.engine.schedule import SAMPLES, Place, Schedule, Step, assign_memory
+from fastsparse.engine.schedule import SAMPLES, Schedule, Step, View, assign_memory
 from fastsparse.engine.trial import Trial
 from fastsparse.runtime import launch, sequence
 from fastsparse.runtime.buffers import address
@@ -64,9 +64,9 @@ class Workspace:
             self.launches.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
         self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._spans = _spans(self.launches[0], h.slice_flops)
-        places = [place for step in schedule.steps for place in (*step.sources, step.target)]
+        views = [view for step in schedule.steps for view in (*step.sources, step.target)]
         if variables is None:
-            variables = np.zeros(1 - min((buffer for buffer, _ in places), default=0), np.int64)
+            variables = np.zeros(1 - min((buffer for buffer, _ in views), default=0), np.int64)
         self._variables = variables
         self.alone = None if schedule.alone is None else Workspace(schedule.alone, variables)
         self.trial = None if self.alone is None else Trial()
@@ -94,10 +94,10 @@ class Workspace:
         self.set_arrays(x, y)
         self._run()
 
-    def bound(self, samples: int, places: Sequence[int]) -> tuple[Callable[[], None], NDArray[np.int64]]:
+    def bound(self, samples: int, given: Sequence[int]) -> tuple[Callable[[], None], NDArray[np.int64]]:
         """A call on arrays at these addresses, inputs before outputs; and the addresses, which may be changed."""
         addresses = self._variables[1:]
-        self._variables[SAMPLES], addresses[:] = samples, places[: len(addresses)]
+        self._variables[SAMPLES], addresses[:] = samples, given[: len(addresses)]
         first, schedule = self.launches[0][0], self.schedule
         alone = schedule.workers == schedule.tasks == len(self._spans) == 1 and not schedule.per_worker
         if launch.VERBOSE or not alone or (len(schedule.steps) == 1 and first.flops > self.heuristics.slice_flops):
@@ -170,11 +170,11 @@ class Workspace:
 
 
 def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> BoundLaunch:
-    def at(place: Place) -> int:
-        return 0 if place[0] < 0 else base + offsets[place[0]] + place[1]
+    def at(view: View) -> int:
+        return 0 if view[0] < 0 else base + offsets[view[0]] + view[1]
 
-    places = dict(zip(step.operands, (*map(at, step.sources), at(step.target)), strict=True))
-    return step.launch.bind(scratch, **places)
+    addresses = dict(zip(step.operands, (*map(at, step.sources), at(step.target)), strict=True))
+    return step.launch.bind(scratch, **addresses)
 
 
 def _listed(arrays: Arrays) -> Sequence[Array]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
 from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, Node, Pool, Program, Reshape
-from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Place, Schedule, Step, Zeros
+from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
@@ -147,8 +147,8 @@ class _Lowering:
             buffers.append(Buffer(size, first, last.get(t, birth), zeros, over, planes.channel_stride))
         return buffers, index
 
-    def _place(self, tensor: int, first: int) -> Place:
-        """Place of group `first` of the task in the tensor's buffer."""
+    def _view(self, tensor: int, first: int) -> View:
+        """View of group `first` of the task in the tensor's buffer."""
         t = self.roots[tensor]
         return self.index[t], first * self.planes[t].group_stride if t in self.whole else 0
 
@@ -173,7 +173,7 @@ class _Lowering:
         planes, sample, channel, patches = self._user(t, first, number)
         launch = pack_blocked(planes, count * lanes, sample, channel, self.target)
         return Step(
-            "input", f"pack into blocks of {lanes}", None, ((-1 - number, 0),), self._place(t, first), launch,
+            "input", f"pack into blocks of {lanes}", None, ((-1 - number, 0),), self._view(t, first), launch,
             ("user", "blocked"), patches,
         )  # fmt: skip
 
@@ -184,7 +184,7 @@ class _Lowering:
             if self.roots[output] == tensor:
                 planes, sample, channel, patches = self._user(tensor, first, number)
                 launch = unpack_blocked(planes, count * self.target.lanes, sample, channel, self.target)
-                source = (self._place(tensor, first),)
+                source = (self._view(tensor, first),)
                 steps.append(
                     Step("output", "unpack", None, source, (-1 - number, 0), launch, ("blocked", "user"), patches)
                 )
@@ -202,7 +202,7 @@ class _Lowering:
         return None
 
     def _step(self, node: Node, weight: PackedWeight | None, first: int, count: int) -> Step:
-        sources, result = tuple(self._place(t, first) for t in node.inputs), self._place(node.output, first)
+        sources, result = tuple(self._view(t, first) for t in node.inputs), self._view(node.output, first)
         x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
         if isinstance(op, Pool):
             launch = pooling.prepare_blocked(op.kind, op.windows, x, y, count, self.target)
@@ -232,15 +232,15 @@ class _Lowering:
         return Step(node.name, kernel, node, sources, result, launch, operands)
 
     def _gather(self, op: Gather, x: BlockedPlanes, y: BlockedPlanes, count: int) -> Launch:
-        """Vectors of samples in other places."""
+        """Vectors of samples at other positions."""
 
-        def places(planes: BlockedPlanes) -> tuple[NDArray[np.int64], int]:
+        def offsets(planes: BlockedPlanes) -> tuple[NDArray[np.int64], int]:
             """Of the numbers of a block, and from one block to the next."""
             channels = planes.channels // op.blocks
             at = np.add.outer(np.arange(channels) * planes.channel_stride, planes.all_offsets()).ravel()
             return at, channels * planes.channel_stride
 
-        (source, x_stride), (target, y_stride) = places(x), places(y)
+        (source, x_stride), (target, y_stride) = offsets(x), offsets(y)
         plan = spatial_tiles.gather_vectors(source[op.index], target, self.target)
         strides = (x.group_stride, x_stride), (y.group_stride, y_stride)
         return spatial_tiles.prepare(plan, *strides, op.blocks, count, self.target)

@@ -36,7 +36,7 @@ from fastsparse.engine.program import (
     Reshape,
     RowWise,
 )
-from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros
+from fastsparse.engine.schedule import Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import (
     attention,
     depthwise,
@@ -76,12 +76,12 @@ class _Product(NamedTuple):
 
     weight: PackedWeight
     where: str
-    source: Place
+    source: View
     image_stride: int
 
 
 class Lowering:
-    """Steps and buffers are appended node by node; `forms` has the place of every tensor in every form.
+    """Steps and buffers are appended node by node; `forms` has the view of every tensor in every form.
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
     layers read of them is kept for all of these, plain. A subclass may have another form for images between layers, and
@@ -99,8 +99,8 @@ class Lowering:
         self.results = [self.roots[t] for t in program.outputs]
         self.user_bytes = [self._sample(t) for t in (*program.inputs, *self.results)]
         self.user = [(-1 - k, 0) for k in range(len(self.user_bytes))]
-        # (tensor, form) -> place
-        self.forms: dict[tuple[int, str], Place] = {(t, "plain"): at for t, at in zip(program.inputs, self.user)}
+        # (tensor, form) -> view
+        self.forms: dict[tuple[int, str], View] = {(t, "plain"): at for t, at in zip(program.inputs, self.user)}
         nodes = [node for node in program.nodes if not isinstance(node.operator, Reshape)]
         self.early = [node for node in nodes if node.output not in self.late]
         self.readers: dict[int, list[Node]] = {t: [] for t in self.roots.values()}
@@ -162,16 +162,16 @@ class Lowering:
     def _moved(self, step: Step, first: int) -> Step:
         """The step on the images from `first` on."""
 
-        def moved(place: Place) -> Place:
-            nbytes, images = self.per_image.get(place[0], (0, 1))
-            return place[0], place[1] + first % images * nbytes
+        def moved(view: View) -> View:
+            nbytes, images = self.per_image.get(view[0], (0, 1))
+            return view[0], view[1] + first % images * nbytes
 
         patches = tuple(replace(p, offset=first * self.user_bytes[p.variable - 1]) for p in step.patches)
         return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
 
     def _drop_forms(self, kept: set[int]) -> None:
         """Forget the forms of single images, but for tensors that are kept."""
-        self.forms = {key: place for key, place in self.forms.items() if key[1] == "plain" or key[0] in kept}
+        self.forms = {key: view for key, view in self.forms.items() if key[1] == "plain" or key[0] in kept}
 
     def _node(self, node: Node) -> None:
         op = node.operator
@@ -200,7 +200,7 @@ class Lowering:
         """The last early nodes, if they run on `together` images at a time, which this sets."""
         return []
 
-    # --- places of tensors ---------------------------------------------------------------------
+    # --- views of tensors ---------------------------------------------------------------------
 
     def _in_planes(self, t: int) -> PaddedPlanes:
         """The planes of this tensor's layout class, for all convolutions of stride 1 on any of them."""
@@ -260,16 +260,16 @@ class Lowering:
             self.plains[t] = user_planes(channels, tuple(spatial), self.target)
         return self.plains[t]
 
-    def _target(self, t: int, form: str, residual: Place | None = None) -> Place:
+    def _target(self, t: int, form: str, residual: View | None = None) -> View:
         """Where a node writes the tensor in that form."""
         if form == "plain" and t in self.results and not self.readers[t] and t not in self.added:
             number = self.results.index(t)
             self.done.add(number)
-            self.forms[t, "plain"] = place = self.user[len(self.program.inputs) + number]
-            return place
+            self.forms[t, "plain"] = view = self.user[len(self.program.inputs) + number]
+            return view
         return self._new(t, form, -1 if residual is None else residual[0])
 
-    def _new(self, t: int, form: str, over: int = -1) -> Place:
+    def _new(self, t: int, form: str, over: int = -1) -> View:
         zeros: Zeros | None = None
         first, plane = None, 0
         if form.startswith(_BLOCKS):
@@ -287,8 +287,8 @@ class Lowering:
             if self._keeps(t):
                 self.per_image[len(self.buffers)] = size // self.images, self.together
                 size, first = size // self.images * self.together, -1
-        self.forms[t, form] = place = self._buffer(size, zeros, first, over, plane)
-        return place
+        self.forms[t, form] = view = self._buffer(size, zeros, first, over, plane)
+        return view
 
     def _keeps(self, t: int) -> bool:
         """Whether a tensor that is written now is kept for joint layers."""
@@ -296,29 +296,29 @@ class Lowering:
 
     def _buffer(
         self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1, plane: int = 0
-    ) -> Place:
+    ) -> View:
         """A buffer that the next step writes, or one that lives from step `first` on."""
         now = len(self.steps)
         self.buffers.append(Buffer(size, now if first is None else first, now, zeros, over, plane))
         return len(self.buffers) - 1, 0
 
     def _add(
-        self, name: str, kernel: str, node: Node | None, sources: tuple[Place, ...], target: Place, launch: Launch,
+        self, name: str, kernel: str, node: Node | None, sources: tuple[View, ...], target: View, launch: Launch,
         operands: tuple[str, ...] = ("x", "y"),
     ) -> None:  # fmt: skip
         """Append a step; `operands` are the launch's names for the arrays it reads and for the one it writes."""
         for buffer, _ in sources:
             if buffer >= 0:
                 self.buffers[buffer] = replace(self.buffers[buffer], last=len(self.steps))
-        places = zip(operands, (*sources, target), strict=True)  # of them the user's depend on the call
+        views = zip(operands, (*sources, target), strict=True)  # of them the user's depend on the call
         patches = tuple(
-            Patch(field, -b, 0, self.outer * self.user_bytes[-b - 1]) for field, (b, _) in places if b < 0
+            Patch(field, -b, 0, self.outer * self.user_bytes[-b - 1]) for field, (b, _) in views if b < 0
         )  # fmt: skip
         self.steps.append(Step(name, kernel, node, sources, target, launch, operands, patches))
 
     def _add_weighted(
-        self, node: Node, op: Conv | Linear, weight: PackedWeight, where: str, source: Place, residual: Place | None,
-        target: Place, **strides: int,
+        self, node: Node, op: Conv | Linear, weight: PackedWeight, where: str, source: View, residual: View | None,
+        target: View, **strides: int,
     ) -> None:  # fmt: skip
         """Append the step of an SpMM; `strides` are keywords of `spmm.prepare`."""
         launch = prepared(weight, op, self.target, residual=residual is not None, **strides)
@@ -329,7 +329,7 @@ class Lowering:
 
     # --- changing forms --------------------------------------------------------------------------
 
-    def _get(self, t: int, form: str, node: Node) -> Place:
+    def _get(self, t: int, form: str, node: Node) -> View:
         """The tensor in a form, copied for `node` now if nobody wrote it so."""
         if (t, form) not in self.forms:
             name = name_before(node)
@@ -348,11 +348,11 @@ class Lowering:
         for number, result in enumerate(self.results):
             if result == t and number not in self.done:
                 self.done.add(number)
-                place = self.user[len(self.program.inputs) + number]
+                view = self.user[len(self.program.inputs) + number]
                 if (t, "plain") not in self.forms and (blocks := self._in_blocks(t)):
-                    self._unpack(t, blocks, place, "output")
+                    self._unpack(t, blocks, view, "output")
                 else:
-                    self._copy_out(t, place, "output")
+                    self._copy_out(t, view, "output")
 
     def _in_blocks(self, t: int) -> str | None:
         """The form of blocks that the tensor has, if any."""
@@ -362,18 +362,18 @@ class Lowering:
         self._get(t, "plain", node)
         self._copy(t, "plain", "planes", self._new(t, "planes"), name_before(node))
 
-    def _copy_out(self, t: int, target: Place, name: str) -> None:
+    def _copy_out(self, t: int, target: View, name: str) -> None:
         form = "planes" if (t, "planes") in self.forms else "plain"
         self._copy(t, form, "plain", target, name)
 
-    def _copy(self, t: int, source: str, form: str, target: Place, name: str) -> None:
+    def _copy(self, t: int, source: str, form: str, target: View, name: str) -> None:
         """Step that copies an image from form to form; the padding of planes is zero already."""
-        rows, place = _rows_of(self._planes(t, form), self.target), self.forms[t, source]
+        rows, view = _rows_of(self._planes(t, form), self.target), self.forms[t, source]
         kernel = "copy" if form == "plain" else "pack into planes"
-        self._pack(self._planes(t, source), place, rows, target, name, kernel)
+        self._pack(self._planes(t, source), view, rows, target, name, kernel)
 
     def _pack(
-        self, x: PaddedPlanes, source: Place, planes: PaddedPlanes | PhasePlanes, target: Place, name: str, kernel: str
+        self, x: PaddedPlanes, source: View, planes: PaddedPlanes | PhasePlanes, target: View, name: str, kernel: str
     ) -> None:  # fmt: skip
         rows = None if x.contiguous else x.row_offsets.ravel()
         # The padding of planes in a buffer of its layout class is zero already.
@@ -385,9 +385,7 @@ class Lowering:
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def _pool_planes(
-        self, node: Node, op: Pool, x: PaddedPlanes, source: Place, y: PaddedPlanes, target: Place
-    ) -> None:
+    def _pool_planes(self, node: Node, op: Pool, x: PaddedPlanes, source: View, y: PaddedPlanes, target: View) -> None:
         """Append the step of a pool between contiguous planes."""
         count = self.images * x.channels
         launch = pooling.prepare(op.kind, op.windows, count, self.target, x.channel_stride, y.channel_stride)
@@ -422,8 +420,8 @@ class Lowering:
         self._add(node.name, "gather", node, (source,), self._target(node.output, "plain"), launch)
 
     def _add_interpolation(
-        self, node: Node, op: Interpolate, x: PaddedPlanes, source: Place, residual: Place | None, y: PaddedPlanes,
-        target: Place,
+        self, node: Node, op: Interpolate, x: PaddedPlanes, source: View, residual: View | None, y: PaddedPlanes,
+        target: View,
     ) -> None:  # fmt: skip
         launch = interpolation.prepare(x, y, op.scale, op.activation, self.images, self.target)
         sources = (source,) if residual is None else (source, residual)
@@ -431,8 +429,8 @@ class Lowering:
         self._add(node.name, "interpolation", node, sources, target, launch, operands)
 
     def _add_gate(
-        self, node: Node, where: str, x: gates.Image, source: Place, gate: gates.Image, gate_source: Place,
-        y: gates.Image, target: Place, parts: int = 1,
+        self, node: Node, where: str, x: gates.Image, source: View, gate: gates.Image, gate_source: View,
+        y: gates.Image, target: View, parts: int = 1,
     ) -> None:  # fmt: skip
         """Append the step of a gate, a number for each channel. A single image may lie in `parts`, as images do."""
         channels, strides = self.program.shapes[node.output][0], (gate.image_stride, gate.channel_stride)
@@ -460,7 +458,7 @@ class Lowering:
         if node.residual is not None:
             self._sum(node, op, target, residual)
 
-    def _sum(self, node: Node, op: Conv | Linear, x: Place, residual: Place) -> None:
+    def _sum(self, node: Node, op: Conv | Linear, x: View, residual: View) -> None:
         """activation(x + residual): the identity of one channel, whose positions are the features."""
         plan = plan_identity(op.weight.shape[0], self.target)
         values = plan.operator.pack(np.ones(1, self.program.dtype))
@@ -488,14 +486,14 @@ class Lowering:
         target = self._new(node.output, form)
         self._add_weighted(node, op, weight, "batch-blocked", source, residual, target, y_row_stride=self.target.vector)
 
-    def _pack_blocked(self, t: int, form: str, plain: Place, name: str) -> None:
+    def _pack_blocked(self, t: int, form: str, plain: View, name: str) -> None:
         rows = int(form.removeprefix(_BLOCKS))
         _, one, row = self._features(t, rows)
         launch = layouts.pack_blocked(one, self.images * rows, row, row, self.target)
         kernel = f"pack into blocks of {self.target.lanes}"
         self._add(name, kernel, None, (plain,), self._new(t, form), launch, ("user", "blocked"))
 
-    def _unpack(self, t: int, form: str, target: Place, name: str) -> None:
+    def _unpack(self, t: int, form: str, target: View, name: str) -> None:
         rows = int(form.removeprefix(_BLOCKS))
         _, one, row = self._features(t, rows)
         launch = layouts.unpack_blocked(one, self.images * rows, row, row, self.target)
@@ -521,14 +519,14 @@ class Lowering:
         source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
         fresh = self.roots[node.residual] != t if node.residual is not None else False
 
-        def target() -> Place:
+        def target() -> View:
             return self._target(node.output, form, residual if fresh else None)
 
         self._add_conv(node, op, x, source, y, residual, target)
 
     def _add_conv(
-        self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes, residual: Place | None,
-        target: Callable[[], Place] | Place,
+        self, node: Node, op: Conv, x: PaddedPlanes, source: View, y: PaddedPlanes, residual: View | None,
+        target: Callable[[], View] | View,
     ) -> None:  # fmt: skip
         """The step of a convolution, behind one that packs its input if need be; a new target is made between them."""
         if not _has_full_windows(op):
@@ -543,7 +541,7 @@ class Lowering:
         to = target() if callable(target) else target
         self._add(node.name, "depthwise on padded planes", node, sources, to, launch, operands)
 
-    def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: Place, y: PaddedPlanes) -> _Product:
+    def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: View, y: PaddedPlanes) -> _Product:
         """The product of a convolution from planes to planes; its input is split into phases now if need be."""
         geometry, images = op.geometry, self.images
         if _steps_by_one(node):
@@ -551,12 +549,12 @@ class Lowering:
             return _Product(weight, "on padded planes", source, x.image_stride)
         phases = plan_padded(op.weight.pattern, geometry, self.target, images, y.all_offsets())
         image_stride = geometry.channels * phases.x.channel_stride
-        place = self._buffer(images * image_stride + phases.x.slack, plane=phases.x.channel_stride)
-        self._pack(x, source, phases.x, place, name_before(node), "pack into phase planes")
-        return _Product(packed(op.weight, phases.spmm), "on phase planes", place, image_stride)
+        view = self._buffer(images * image_stride + phases.x.slack, plane=phases.x.channel_stride)
+        self._pack(x, source, phases.x, view, name_before(node), "pack into phase planes")
+        return _Product(packed(op.weight, phases.spmm), "on phase planes", view, image_stride)
 
     def _add_product(
-        self, node: Node, op: Conv, product: _Product, y: PaddedPlanes, residual: Place | None, target: Place
+        self, node: Node, op: Conv, product: _Product, y: PaddedPlanes, residual: View | None, target: View
     ) -> None:  # fmt: skip
         weight, where, source, image_stride = product
         self._add_weighted(
@@ -596,16 +594,16 @@ class Lowering:
         count = max(1, self._piece_bytes() // between.channel_stride)
         _, zeros, _ = self._memory_of(t)
         size = min(count, channels) * between.channel_stride + between.slack
-        place = self._buffer(size, zeros, plane=between.channel_stride)
+        view = self._buffer(size, zeros, plane=between.channel_stride)
         target = self._target(node.output, self._written(node))
         for start in range(0, channels, count):
             stop = min(channels, start + count)
             part, expanded, windowed = replace(between, channels=stop - start), *(
                 _channels(o, start, stop) for o in (first.operator, op)
             )  # fmt: skip
-            self._add_product(first, expanded, self._product(first, expanded, x, source, part), part, None, place)
+            self._add_product(first, expanded, self._product(first, expanded, x, source, part), part, None, view)
             to = target[0], target[1] + start * y.channel_stride
-            self._add_conv(node, windowed, part, place, replace(y, channels=stop - start), None, to)
+            self._add_conv(node, windowed, part, view, replace(y, channels=stop - start), None, to)
 
     def _pool(self, node: Node, op: Pool) -> None:
         t, form = self.roots[node.inputs[0]], self._written(node)

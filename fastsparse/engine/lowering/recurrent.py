@@ -15,7 +15,7 @@ from fastsparse.csr import CSR
 from fastsparse.engine import split
 from fastsparse.engine.lowering.weights import planned, prepared
 from fastsparse.engine.program import Direction, Linear, Program, Recurrent
-from fastsparse.engine.schedule import Buffer, Patch, Place, Schedule, Step, Zeros
+from fastsparse.engine.schedule import Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import layouts, recurrent, spmm, spmv
 from fastsparse.ops.target import Target, narrowed
 from fastsparse.runtime.launch import Launch
@@ -66,7 +66,7 @@ class _Lowering:
             t, last = self.times - 1 - i if weights.reverse else i, i == self.times - 1
             x = sums, t * self.sums_bytes
             self.step("recurrent product", product, ("y", gates), x=h, **({} if gru else {self.term: x}))
-            sources: dict[str, Place] = {"x": x, "u": gates, "before": h} if gru else {"x": gates}
+            sources: dict[str, View] = {"x": x, "u": gates, "before": h} if gru else {"x": gates}
             if kind == "lstm":
                 sources |= {"before": c, "after": state}
             h, c, sources = self.targets(t, number, last, (slots, i % 2 * self.state_bytes), sources)
@@ -78,23 +78,23 @@ class _Lowering:
         self.buffers.append((max(1, size), zeros))
         return len(self.buffers) - 1
 
-    def zeros(self) -> Place:
+    def zeros(self) -> View:
         """A state of zeros."""
         size = max(1, self.state_bytes)
         return self.buffer(size, Zeros(size, 0, (), (), 0, 0)), 0
 
-    def user(self, name: str, offset: int) -> Place:
-        """A place in one of the user's arrays."""
+    def user(self, name: str, offset: int) -> View:
+        """A view in one of the user's arrays."""
         return self.users[name], offset
 
-    def step(self, kernel: str, launch: Launch, target: tuple[str, Place], **sources: Place) -> None:
-        """Add a step whose operands have these places."""
+    def step(self, kernel: str, launch: Launch, target: tuple[str, View], **sources: View) -> None:
+        """Add a step whose operands have these views."""
         named = [*sources.items(), target]
         patches = tuple(Patch(field, -buffer, offset, 0) for field, (buffer, offset) in named if buffer < 0)
-        places = [(buffer, 0 if buffer < 0 else offset) for _, (buffer, offset) in named]
+        views = [(buffer, 0 if buffer < 0 else offset) for _, (buffer, offset) in named]
         fields = tuple(field for field, _ in named)
         self.steps.append(
-            Step(self.node.name, kernel, self.node, tuple(places[:-1]), places[-1], launch, fields, patches)
+            Step(self.node.name, kernel, self.node, tuple(views[:-1]), views[-1], launch, fields, patches)
         )
 
     # --- what each form does in its own way ------------------------------------------------------
@@ -116,17 +116,17 @@ class _Lowering:
         """The cell of a time."""
         raise NotImplementedError
 
-    def first_state(self, name: str, direction: int) -> Place:
+    def first_state(self, name: str, direction: int) -> View:
         """An initial state."""
         raise NotImplementedError
 
     def targets(
-        self, t: int, direction: int, last: bool, slot: Place, sources: dict[str, Place]
-    ) -> tuple[Place, Place, dict[str, Place]]:
+        self, t: int, direction: int, last: bool, slot: View, sources: dict[str, View]
+    ) -> tuple[View, View, dict[str, View]]:
         """Where h and c of a time go, and all operands of the cell but h."""
         return slot, sources.get("after", slot), sources
 
-    def add_unpacking(self, t: int, direction: int, last: bool, h: Place, c: Place) -> None:
+    def add_unpacking(self, t: int, direction: int, last: bool, h: View, c: View) -> None:
         """Bring what a time leaves to the user."""
 
 
@@ -159,12 +159,12 @@ class _Vectors(_Lowering):
     def cell(self) -> Launch:
         return recurrent.prepare(self.operator.kind, self.hidden, 1, (0, 0), self.target)
 
-    def first_state(self, name: str, direction: int) -> Place:
+    def first_state(self, name: str, direction: int) -> View:
         return self.user(name, direction * self.state_bytes) if name in self.users else self.zeros()
 
     def targets(
-        self, t: int, direction: int, last: bool, slot: Place, sources: dict[str, Place]
-    ) -> tuple[Place, Place, dict[str, Place]]:
+        self, t: int, direction: int, last: bool, slot: View, sources: dict[str, View]
+    ) -> tuple[View, View, dict[str, View]]:
         final = direction * self.state_bytes
         if "Y" in self.users:
             slot = self.user("Y", (t * len(self.operator.directions) + direction) * self.state_bytes)
@@ -206,23 +206,23 @@ class _Panels(_Lowering):
         strides = self.form.stride(self.rows), self.form.stride(self.hidden)
         return recurrent.prepare(self.operator.kind, count, self.form.panels, strides, self.target)
 
-    def first_state(self, name: str, direction: int) -> Place:
+    def first_state(self, name: str, direction: int) -> View:
         if name not in self.users:
             return self.zeros()
-        place = self.buffer(self.state_bytes), 0
-        self.step("pack", self.form.packing(self.hidden), ("blocked", place), user=self._final(name, direction))
-        return place
+        view = self.buffer(self.state_bytes), 0
+        self.step("pack", self.form.packing(self.hidden), ("blocked", view), user=self._final(name, direction))
+        return view
 
-    def _final(self, name: str, direction: int) -> Place:
+    def _final(self, name: str, direction: int) -> View:
         return self.user(name, direction * self.samples * self.hidden * self.target.size)
 
-    def add_unpacking(self, t: int, direction: int, last: bool, h: Place, c: Place) -> None:
+    def add_unpacking(self, t: int, direction: int, last: bool, h: View, c: View) -> None:
         found = [(h, "Y", t * len(self.operator.directions) + direction)]
         found += [(h, "Y_h", direction), (c, "Y_c", direction)] if last else []
-        for place, name, number in found:
+        for view, name, number in found:
             if name in self.users:
                 user = self._final(name, number)
-                self.step("unpack", self.form.unpacking(self.hidden), ("user", user), blocked=place)
+                self.step("unpack", self.form.unpacking(self.hidden), ("user", user), blocked=view)
 
 
 class _Form:

@@ -21,7 +21,7 @@ from fastsparse.engine import split
 from fastsparse.engine.lowering.padded import Lowering, name_before
 from fastsparse.engine.lowering.weights import planned
 from fastsparse.engine.program import Conv, Interpolate, Node, Pool, Program
-from fastsparse.engine.schedule import Place
+from fastsparse.engine.schedule import View
 from fastsparse.ops import pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
@@ -186,7 +186,7 @@ class _TilesLowering(Lowering):
     def _laid_out(self, t: int, r: tiles.Reading) -> _Tiles:
         return _Tiles(r, tiles.tile_planes(self.program.shapes[t][0], r, self.target))
 
-    def _tiles_buffer(self, layout: _Tiles) -> Place:
+    def _tiles_buffer(self, layout: _Tiles) -> View:
         return self._buffer(self._bytes(layout), plane=layout.plane)
 
     def _memory_of(self, t: int) -> tuple[int, None, int]:
@@ -200,24 +200,24 @@ class _TilesLowering(Lowering):
 
     def _lay_out(self, t: int, node: Node) -> None:
         natural = self._natural(t)
-        place = self._tiles_buffer(natural)
-        self._gather(t, natural, place, node)
-        self.forms[t, "tiles"] = place
+        view = self._tiles_buffer(natural)
+        self._gather(t, natural, view, node)
+        self.forms[t, "tiles"] = view
 
-    def _source(self, t: int) -> tuple[Place, NDArray[np.int64], tuple[int, int]]:
-        """Where the tensor is: its place, those of its positions, and the strides of images and channels."""
+    def _source(self, t: int) -> tuple[View, NDArray[np.int64], tuple[int, int]]:
+        """The tensor's view, offsets of its positions in it, and the strides of images and channels."""
         if (t, "tiles") in self.forms:
-            place, strides = self.forms[t, "tiles"], self._natural(t).strides
+            view, strides = self.forms[t, "tiles"], self._natural(t).strides
             positions = self._tile_offsets(t)
             if t in self.joint:
-                return place, positions, strides
+                return view, positions, strides
         else:
             plain = self._plain(t)
-            place, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
+            view, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
             positions = plain.all_offsets()
         if self.in_joint:
             positions = np.add.outer(np.arange(self.together) * strides[0], positions).ravel()
-        return place, positions, strides
+        return view, positions, strides
 
     def _tile_offsets(self, t: int) -> NDArray[np.int64]:
         spatial, natural = self._spatial(t), self._natural(t)
@@ -226,7 +226,7 @@ class _TilesLowering(Lowering):
         return tiles.tile_offsets(spatial, natural.reading.partition, natural.planes, self.target.size)
 
     def _gather(
-        self, t: int, to: _Tiles, target: Place, node: Node, only: NDArray[np.bool_] | None = None,
+        self, t: int, to: _Tiles, target: View, node: Node, only: NDArray[np.bool_] | None = None,
         step: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         """Step that gathers the image, or every step-th position of it, for `node`; `only` those of a tile."""
@@ -241,7 +241,7 @@ class _TilesLowering(Lowering):
         plan = tiles.gather_tiles(positions, spatial, to.reading, to.planes, self.target, only)
         self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
-    def _copy_out(self, t: int, target: Place, name: str) -> None:
+    def _copy_out(self, t: int, target: View, name: str) -> None:
         plain = self._plain(t)
         if (t, "tiles") in self.forms:
             source, strides = self.forms[t, "tiles"], self._natural(t).strides
@@ -259,19 +259,19 @@ class _TilesLowering(Lowering):
         """Step that fills the halo of a tensor that has just been written, where readers look."""
         natural, spatial = self._natural(t), self._image(t)
         if natural.reading.exchanged(spatial):
-            place, positions, strides = self._source(t)
+            view, positions, strides = self._source(t)
             plan = tiles.exchange_halo(positions, spatial, natural.reading, natural.planes, self.target)
-            self._add_gather(t, plan, place, strides, place, strides, name, "halo")
+            self._add_gather(t, plan, view, strides, view, strides, name, "halo")
 
     def _add_gather(
-        self, t: int, plan: tiles.Gather, source: Place, x: tuple[int, int], target: Place, y: tuple[int, int],
+        self, t: int, plan: tiles.Gather, source: View, x: tuple[int, int], target: View, y: tuple[int, int],
         name: str, what: str, images: int | None = None,
     ) -> None:  # fmt: skip
         images = self._images() if images is None else images
         launch = tiles.prepare(plan, x, y, self.program.shapes[t][0], images, self.target)
         self._add(name, f"gather {what}", None, (source,), target, launch)
 
-    def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[Place, BlockedPlanes]:
+    def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[View, BlockedPlanes]:
         """Every stride-th position of the node's first input, in tiles as the node's output has them."""
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
@@ -281,7 +281,7 @@ class _TilesLowering(Lowering):
         return target, layout.planes
 
     def _tiles_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-                   ) -> tuple[Place, tiles.Reading, BlockedPlanes]:  # fmt: skip
+                   ) -> tuple[View, tiles.Reading, BlockedPlanes]:  # fmt: skip
         """The node's first input as its windows read it."""
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
