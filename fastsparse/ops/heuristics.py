@@ -448,9 +448,11 @@ class Heuristics:
         """Whether rows of W are so short that SpMV takes one nonzero of many rows at once."""
         return self.slice_nonzeros * rows >= nonzeros < 2**28
 
-    def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int) -> bool:
-        """Whether SpMV by lookup, in chunks of `chunk` columns, is estimated to be faster than by loads."""
+    def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int, slice_rows: int) -> bool:
+        """Whether SpMV by lookup, in chunks of `chunk` columns and slices of `slice_rows`, is estimated to be faster
+        than by loads."""
         by_lookup = self.lookup_cycles * nonzeros + self.lookup_chunk_cycles * rows * -(-inputs // chunk)
+        by_lookup *= -(-rows // slice_rows) * slice_rows / max(1, rows)
         cycles = self.spmv_cycles if inputs <= 10_000 else self.spmv_far_cycles
         by_loads = cycles * nonzeros + self.spmv_row_cycles * rows
         filled = nonzeros / max(1, rows * -(-inputs // chunk))

@@ -149,11 +149,11 @@ class PackedValues:
         self._seen = 0 if self._changes is None else self._changes[0]
         self.keep = self._values if pack is None else pack(self._values, None)
 
-    def update(self) -> None:
-        """Pack them again if they have changed."""
+    def update(self, launch: Launch | None = None) -> None:
+        """Pack them again if they have changed, for a launch that is about to run."""
         if self._pack is not None and self._changes is not None and self._changes[0] != self._seen:
             seen = self._changes[0]
-            self._pack(self._values, self.keep)
+            self.keep = self._pack(self._values, self.keep)
             self._seen = seen
 
     def current(self) -> int:

@@ -29,11 +29,14 @@ from fastsparse_kernels.sparse_operator import (
     LOOKUP_CHUNK,
     LOOKUP_EMPTY,
     LOOKUP_LANES,
+    LOOKUP_ROWS,
     SLICE_ORDER_ROWS,
     SPMV_ACCUMULATORS,
 )
 
 Array = NDArray[Any]
+
+_SAMPLE = 64  # values that show whether others are worth a look for bfloat16 numbers
 
 
 # ------------------------------------------------------------------------------------------------- entry
@@ -65,7 +68,8 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
             return once(_streamed(W, activation, target))  # the same sums; slices take the time of several calls
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
-    return PackedValues(W, plan.pack).fixed(launch)
+    values = _LookupValues if isinstance(plan, SpmvLookupPlan) else PackedValues
+    return values(W, plan.pack).fixed(launch)
 
 
 def _streamed(W: CSR, activation: str | None, target: Target) -> Launch:
@@ -145,8 +149,8 @@ class SpmvLookupPlan:
     inputs: int
     group_starts: NDArray[np.int64]
     slice_starts: NDArray[np.int64]
-    vector_starts: NDArray[np.int64]
-    vector_counts: NDArray[np.uint16]
+    step_starts: NDArray[np.int64]
+    step_counts: NDArray[np.uint8]
     columns: NDArray[np.uint8]
     sum_index: NDArray[np.uint16]
     order: NDArray[np.uint32]  # [nnz], index of each nonzero's value
@@ -162,15 +166,29 @@ class SpmvLookupPlan:
     @property
     def widest_group(self) -> int:
         """Slices of the largest group."""
-        return int(-(-np.diff(self.group_starts).max(initial=0) // LOOKUP_LANES))
+        return int(-(-np.diff(self.group_starts).max(initial=0) // LOOKUP_ROWS))
 
     def pack(self, values: Array, out: Array | None = None) -> Array:
-        """The values in the order of vectors and lanes, 0 in empty ones."""
-        packed = aligned_empty((len(self.columns),), values.dtype) if out is None else out
-        if out is None:
-            packed[...] = 0
+        """The values in the order of vectors and lanes, 0 in empty ones: in 16 bits (uint16) where all of them are
+        bfloat16 numbers, or in float32.
+
+        out : array to write to, of an earlier call; another one is returned where it has the other type
+        """
+        bits = values.view(np.uint32)
+        if not (bits[:_SAMPLE] & 0xFFFF).any():
+            packed = self._zeros(np.uint16, out)
+            if sparse_operator.scatter_bfloat16()(bits, self.order, packed) == len(bits):
+                return packed
+        packed = self._zeros(np.float32, out)
         sparse_operator.scatter(LOOKUP_BITS)(values, self.order, packed)
         return packed
+
+    def _zeros(self, dtype: type[np.generic], out: Array | None) -> Array:
+        if out is not None and out.dtype == dtype:
+            return out
+        zeros = aligned_empty((len(self.columns),), dtype)
+        zeros[...] = 0
+        return zeros
 
 
 Plan: TypeAlias = SpmvPlan | SpmvSlicePlan | SpmvLookupPlan
@@ -190,7 +208,7 @@ def plan_spmv(pattern: Pattern, target: Target) -> Plan:
 def takes_lookup(pattern: Pattern, target: Target) -> bool:
     """Whether the target has the lookup and W fills its tables well enough."""
     has_lookup = (target.bits, target.lanes) == (LOOKUP_BITS, LOOKUP_LANES) and pattern.shape[1] <= INT32_MAX
-    return has_lookup and target.heuristics.spmv_by_lookup(*pattern.shape, pattern.nnz, LOOKUP_CHUNK)
+    return has_lookup and target.heuristics.spmv_by_lookup(*pattern.shape, pattern.nnz, LOOKUP_CHUNK, LOOKUP_ROWS)
 
 
 def _plan(pattern: Pattern, target: Target) -> Plan:
@@ -263,39 +281,39 @@ def plan_lookup(pattern: Pattern, target: Target) -> SpmvLookupPlan | None:
     indptr, indices, inputs = pattern.indptr, pattern.indices.view(np.uint32), pattern.shape[1]
     sparse_operator.lookup_columns.expect()  # compiled while the first one is
     sparse_operator.scatter.expect(LOOKUP_BITS)
-    spmv.lookup_kernel.expect(LOOKUP_BITS, LOOKUP_LANES)
+    spmv.lookup_kernel.expect(LOOKUP_BITS, LOOKUP_LANES, LOOKUP_BITS)
     chunks = max(1, -(-inputs // LOOKUP_CHUNK))
     group_starts = _slice_groups(pattern, target, chunks)
-    slices = -(-np.diff(group_starts) // LOOKUP_LANES)
-    counts = np.empty((chunks + 1, int(slices.max(initial=0)) * LOOKUP_LANES), np.uint8)
+    slices = -(-np.diff(group_starts) // LOOKUP_ROWS)
+    counts = np.empty((chunks + 1, int(slices.max(initial=0)) * LOOKUP_ROWS), np.uint8)
     total = int(slices.sum()) * chunks
-    sum_index, vector_counts = np.empty(total * LOOKUP_LANES, np.uint16), np.empty(total, np.uint16)
-    first_vectors, buckets = np.empty(total, np.int64), np.empty(LOOKUP_CHUNK + 2, np.int64)
-    slice_starts, vector_starts = np.empty_like(group_starts), np.empty_like(group_starts)
+    sum_index, step_counts = np.empty(total * LOOKUP_ROWS, np.uint16), np.empty(total, np.uint8)
+    first_steps, buckets = np.empty(total, np.int64), np.empty(LOOKUP_CHUNK + 2, np.int64)
+    slice_starts, step_starts = np.empty_like(group_starts), np.empty_like(group_starts)
     sparse_operator.lookup_slices()(
-        indptr, indices, group_starts, counts, buckets, sum_index, vector_counts, first_vectors, slice_starts,
-        vector_starts,
-    )  # fmt: skip
-    size = int(vector_starts[-1]) * LOOKUP_LANES
+        indptr, indices, group_starts, counts, buckets, sum_index, step_counts, first_steps, slice_starts, step_starts
+    )
+    size = int(step_starts[-1]) * LOOKUP_ROWS
     if size >= INDEX_LIMIT:  # a few long rows among short ones
         return None
-    columns, order = np.full(size, LOOKUP_EMPTY, np.uint8), np.empty(pattern.nnz, np.uint32)
+    columns, order = aligned_empty((size,), np.uint8), np.empty(pattern.nnz, np.uint32)
+    columns[...] = LOOKUP_EMPTY
     sparse_operator.lookup_columns()(
-        indptr, indices, group_starts, chunks, sum_index, first_vectors, slice_starts, columns, order
+        indptr, indices, group_starts, chunks, sum_index, first_steps, slice_starts, columns, order
     )
     return SpmvLookupPlan(
-        chunks, inputs, group_starts, slice_starts, vector_starts, vector_counts, columns, sum_index, order
+        chunks, inputs, group_starts, slice_starts, step_starts, step_counts, columns, sum_index, order
     )
 
 
 def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.int64]:
     """Bounds of row groups, in whole slices: sums of a group stay in a near cache, and every worker has groups."""
     h, rows = target.heuristics, pattern.shape[0]
-    most = h.lookup_rows(chunks) // LOOKUP_LANES * LOOKUP_LANES
+    most = h.lookup_rows(chunks) // LOOKUP_ROWS * LOOKUP_ROWS
     few = max(-(-rows // most), int(2 * pattern.nnz // h.slice_flops) + 1)
     groups = few if target.threads == 1 else max(few, h.tasks_per_worker * target.threads)
     bounds = split_rows(pattern.indptr, groups)
-    bounds[:-1] = (bounds[:-1] + LOOKUP_LANES // 2) // LOOKUP_LANES * LOOKUP_LANES
+    bounds[:-1] = (bounds[:-1] + LOOKUP_ROWS // 2) // LOOKUP_ROWS * LOOKUP_ROWS
     bounds = np.unique(np.minimum(bounds, rows))
     if (np.diff(bounds) > 2 * most).any():  # rows with few nonzeros
         bounds = np.unique(np.concatenate([bounds, np.arange(0, rows, most)]))
@@ -305,9 +323,48 @@ def _slice_groups(pattern: Pattern, target: Target, chunks: int) -> NDArray[np.i
 # ------------------------------------------------------------------------------------------------- launch
 
 
+class _LookupValues(PackedValues):
+    """Packed values of a lookup, whose kernel follows their type when they change."""
+
+    __slots__ = ()
+
+    def update(self, launch: Launch | None = None) -> None:
+        """Pack them again if they have changed, for this launch."""
+        before = self.keep
+        super().update()
+        if launch is not None and self.keep is not before:
+            _set_lookup_values(launch, self.keep)
+
+    def fixed(self, launch: Launch) -> Launch:
+        """The launch with these values, which it brings up to date before it runs."""
+        fixed = super().fixed(launch)
+        _set_lookup_values(fixed, self.keep)
+        return fixed
+
+
+def _set_lookup_values(launch: Launch, values: Array) -> None:
+    launch.arguments.set(values=values)
+    launch.kernel = _lookup_kernel(values.dtype)
+
+
+def _lookup_kernel(dtype: np.dtype[Any]) -> Any:
+    return spmv.lookup_kernel(LOOKUP_BITS, LOOKUP_LANES, dtype.itemsize * 8)
+
+
+def with_values(launch: Launch, plan: Plan, values: Array) -> Launch:
+    """The launch with values that its plan packed."""
+    fixed = launch.fixed(values=values)
+    if isinstance(plan, SpmvLookupPlan):
+        _set_lookup_values(fixed, values)
+    return fixed
+
+
 def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch:
-    """y (M,) = activation(W @ x (K,) + bias), all contiguous; operands x, y, values (packed by the plan), bias (0 for
-    none)."""
+    """y (M,) = activation(W @ x (K,) + bias), all contiguous; operands x, y, values, bias (0 for none).
+
+    Values are those that the plan packed; those of lookups are set by `with_values`, as their type decides on the
+    kernel.
+    """
     if isinstance(plan, SpmvLookupPlan):
         form, (arguments, kernel, scratch) = "lookup", _lookup_arguments(plan, target)
     elif isinstance(plan, SpmvSlicePlan):
@@ -323,9 +380,9 @@ def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch
 
 
 def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, Any, int]:
-    scratch = (plan.widest_group * plan.chunks + 1) * target.vector
+    scratch = plan.widest_group * plan.chunks * LOOKUP_ROWS * target.size + target.vector
     arguments = Arguments(spmv.LOOKUP_ARGUMENTS, plan, scratch_stride=scratch, scratch_vector=scratch - target.vector)
-    return arguments, spmv.lookup_kernel(target.bits, target.lanes), scratch
+    return arguments, _lookup_kernel(np.dtype(np.float32)), scratch
 
 
 def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, Any, int]:

@@ -175,7 +175,7 @@ class Launch:
         expect_launcher(threads > 1)
         self.operands, self._words = operands, tuple(map(arguments.word, operands))
         self._scratch_word = arguments.word("scratch")
-        self.before: Callable[[], None] | None = None  # called before each run, to bring operands up to date
+        self.before: Callable[[Launch], None] | None = None  # called before each run, to bring operands up to date
         # One worker takes all tasks in one slice: small launches, whose time is mostly that of the call.
         self._at_once = tasks > 0 and (threads == 1 or tasks == 1) and flops <= slice_flops and not VERBOSE
 
@@ -184,7 +184,7 @@ class Launch:
         if _rehearsing and get_ident() in _rehearsing:
             return
         if self.before is not None:
-            self.before()
+            self.before(self)
         words, indices = self.arguments.words[:], self._words
         for i, operand in enumerate(addresses):  # faster than zip
             words[indices[i]] = operand

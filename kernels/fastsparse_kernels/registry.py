@@ -81,7 +81,8 @@ def _both(bits: int, lanes: int) -> list[Arguments]:
 
 
 def _lookup(bits: int, lanes: int) -> list[Arguments]:
-    return [(bits, lanes)] if (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES) else []
+    fits = (bits, lanes) == (sparse_operator.LOOKUP_BITS, sparse_operator.LOOKUP_LANES)
+    return [(bits, lanes, value_bits) for value_bits in (32, 16)] if fits else []
 
 
 def _stream(bits: int, lanes: int) -> list[Arguments]:
@@ -152,6 +153,7 @@ FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
     *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns, sparse_operator.order_rows)),
     (sparse_operator.find_runs, ()),
+    (sparse_operator.scatter_bfloat16, ()),
     *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
     *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),
     *((sparse_operator.order_nonzeros, (bits,)) for bits in (32, 64)),

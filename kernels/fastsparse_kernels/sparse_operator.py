@@ -22,9 +22,11 @@ n holds nonzero n of each of its rows. Rows are sorted by length where that save
 each vector rise by one from lane to lane, as in grids and bands, a slice has the first column of each vector only.
 
 SpMV by register lookup has a format of its own. Columns are cut into chunks of `LOOKUP_CHUNK`, which eight vector
-registers hold. Within each chunk the rows of a group are sorted by their nonzeros there and cut into slices of 16. A
-column is one byte, counted within the chunk; an empty lane has column `LOOKUP_EMPTY` and value 0. As each chunk has its
-own order of rows, `sum_index` gives the index of each row's sum in it.
+registers hold, with a 0 behind them. Within each chunk the rows of a group are sorted by their nonzeros there and cut
+into slices of `LOOKUP_ROWS`, four vectors of rows. Step n of a slice holds nonzero n of each of its rows. A column is
+one byte, counted within the chunk; the four columns of a lane are one word. An empty lane has column `LOOKUP_EMPTY`,
+that of the 0, and value 0. Values that are all bfloat16 numbers are kept in 16 bits, those of two vectors in the halves
+of one. As each chunk has its own order of rows, `sum_index` gives the index of each row's sum in it.
 """
 
 from __future__ import annotations
@@ -54,8 +56,10 @@ SLICE_ORDER_ROWS = 2048  # rows of SpMV by slices that are sorted together
 
 LOOKUP_BITS, LOOKUP_LANES = 32, 16
 LOOKUP_TABLES = 8  # vector registers that hold a chunk
-LOOKUP_CHUNK = LOOKUP_TABLES * LOOKUP_LANES  # columns
-LOOKUP_EMPTY = 0xFF  # column of an empty lane: its highest bit is set
+LOOKUP_CHUNK = LOOKUP_TABLES * LOOKUP_LANES - 1  # columns
+LOOKUP_EMPTY = LOOKUP_CHUNK  # column of an empty lane
+LOOKUP_VECTORS = 4  # of a step
+LOOKUP_ROWS = LOOKUP_VECTORS * LOOKUP_LANES  # of a slice
 
 
 def make_order_nonzeros() -> Callable[..., int]:
@@ -204,6 +208,24 @@ def make_scatter() -> Callable[..., None]:
             out[indices[i]] = values[i]
 
     return scatter
+
+
+def make_scatter_bfloat16() -> Callable[..., int]:
+    """out[indices[i]] = values[i] in 16 bits, with the values of two vectors of a lookup in the halves of one.
+
+    Returns how many are written: all of them, or those before the first one that is no bfloat16 number.
+    """
+
+    def scatter_bfloat16(values, indices, out):  # type: ignore[no-untyped-def]
+        for i in range(indices.shape[0]):
+            if values[i] & 0xFFFF:
+                return i
+            index = indices[i]
+            pair, second, lane = index & ~31, (index >> 4) & 1, index & 15
+            out[pair + 2 * lane + second] = values[i] >> 16
+        return indices.shape[0]
+
+    return scatter_bfloat16
 
 
 def make_find_runs() -> Callable[..., int]:
@@ -366,23 +388,23 @@ def make_lookup_slices() -> Callable[..., None]:
     """Sort the rows of each group and chunk by their nonzeros there and cut them into slices.
 
     counts, buckets : work, [chunks + 1, rows of the widest group] and [LOOKUP_CHUNK + 2]
-    sum_index, vector_counts : of the kernel
-    first_vectors : [slices], in the order of vector_counts, number of the slice's first vector
-    slice_starts, vector_starts : [groups + 1], slices and vectors of groups before
+    sum_index, step_counts : of the kernel
+    first_steps : [slices], in the order of step_counts, number of the slice's first step
+    slice_starts, step_starts : [groups + 1], slices and steps of groups before
     """
 
     def lookup_slices(  # type: ignore[no-untyped-def]
-        indptr, columns, group_starts, counts, buckets, sum_index, vector_counts, first_vectors, slice_starts,
-        vector_starts,
+        indptr, columns, group_starts, counts, buckets, sum_index, step_counts, first_steps, slice_starts,
+        step_starts,
     ):  # fmt: skip
         chunks = counts.shape[0] - 1
         ordered = counts[chunks]
-        at = vector = np.int64(0)
-        slice_starts[0] = vector_starts[0] = 0
+        at = step = np.int64(0)
+        slice_starts[0] = step_starts[0] = 0
         for group in range(group_starts.shape[0] - 1):
             first, stop = group_starts[group], group_starts[group + 1]
-            slices = (stop - first + LOOKUP_LANES - 1) // LOOKUP_LANES
-            rows = slices * LOOKUP_LANES
+            slices = (stop - first + LOOKUP_ROWS - 1) // LOOKUP_ROWS
+            rows = slices * LOOKUP_ROWS
             for chunk in range(chunks):
                 counts[chunk, :rows] = 0
             for row in range(first, stop):
@@ -400,14 +422,14 @@ def make_lookup_slices() -> Callable[..., None]:
                     buckets[count] += 1
                     ordered[rank] = count
                     part = row // LOOKUP_LANES * chunks + chunk
-                    sum_index[at * LOOKUP_LANES + part * LOOKUP_LANES + row % LOOKUP_LANES] = rank
+                    sum_index[at * LOOKUP_ROWS + part * LOOKUP_LANES + row % LOOKUP_LANES] = rank
                 for i in range(slices):
-                    least, most = np.int64(ordered[i * LOOKUP_LANES]), np.int64(ordered[(i + 1) * LOOKUP_LANES - 1])
-                    vector_counts[at + chunk * slices + i] = least + 256 * (most - least)
-                    first_vectors[at + chunk * slices + i] = vector
-                    vector += most
+                    count = ordered[(i + 1) * LOOKUP_ROWS - 1]
+                    step_counts[at + chunk * slices + i] = count
+                    first_steps[at + chunk * slices + i] = step
+                    step += np.int64(count)
             at += slices * chunks
-            slice_starts[group + 1], vector_starts[group + 1] = at, vector
+            slice_starts[group + 1], step_starts[group + 1] = at, step
 
     return lookup_slices
 
@@ -416,24 +438,27 @@ def make_lookup_columns() -> Callable[..., None]:
     """Write columns of lookups, counted within their chunks, and the order of the values: where each nonzero goes."""
 
     def lookup_columns(  # type: ignore[no-untyped-def]
-        indptr, columns, group_starts, chunks, sum_index, first_vectors, slice_starts, out, order
+        indptr, columns, group_starts, chunks, sum_index, first_steps, slice_starts, out, order
     ):
         for group in range(group_starts.shape[0] - 1):
             first, before = group_starts[group], slice_starts[group]
             slices = (slice_starts[group + 1] - before) // chunks
             for row in range(first, group_starts[group + 1]):
                 rank = row - first
-                index = (before + rank // LOOKUP_LANES * chunks) * LOOKUP_LANES + rank % LOOKUP_LANES
-                previous, at = np.int64(-1), np.int64(0)
+                index = before * LOOKUP_ROWS + rank // LOOKUP_LANES * chunks * LOOKUP_LANES + rank % LOOKUP_LANES
+                previous, at, column = np.int64(-1), np.int64(0), np.int64(0)
                 for p in range(indptr[row], indptr[row + 1]):
                     chunk = np.int64(columns[p]) // LOOKUP_CHUNK
                     if chunk != previous:
                         rank, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
-                        vector = first_vectors[before + chunk * slices + rank // LOOKUP_LANES]
-                        at = vector * LOOKUP_LANES + rank % LOOKUP_LANES
-                    out[at] = columns[p] % LOOKUP_CHUNK
+                        step = first_steps[before + chunk * slices + rank // LOOKUP_ROWS]
+                        at = step * LOOKUP_ROWS + rank % LOOKUP_ROWS
+                        vector, lane = rank % LOOKUP_ROWS // LOOKUP_LANES, rank % LOOKUP_LANES
+                        column = step * LOOKUP_ROWS + lane * LOOKUP_VECTORS + vector
+                    out[column] = columns[p] % LOOKUP_CHUNK
                     order[p] = at
-                    at += LOOKUP_LANES
+                    at += LOOKUP_ROWS
+                    column += LOOKUP_ROWS
 
     return lookup_columns
 
@@ -516,6 +541,13 @@ def scatter(bits: int) -> Callable[..., None]:
 
 
 @compiled_once
+def scatter_bfloat16() -> Callable[..., int]:
+    """(values: bits of float32, uint32, indices uint32, out uint16): see `make_scatter_bfloat16`."""
+    u32 = _structure(types.uint32)
+    return compile_function(make_scatter_bfloat16(), types.int64(u32, u32, _array(types.uint16)))
+
+
+@compiled_once
 def find_runs() -> Callable[..., int]:
     """(indices uint32, runs uint32 [at least 1, 2]): see `make_find_runs`."""
     return compile_function(make_find_runs(), types.int64(_structure(types.uint32), _array(types.uint32, 2)))
@@ -561,18 +593,19 @@ def slice_values(bits: int) -> Callable[..., None]:
 
 @compiled_once
 def lookup_slices() -> Callable[..., None]:
-    """(indptr int64, columns uint32, group_starts int64, counts uint8, buckets int64, sum_index, vector_counts uint16,
-    first_vectors, slice_starts, vector_starts int64): see `make_lookup_slices`."""
-    i64, items, u16 = types.int64, _array(types.int64), _array(types.uint16)
+    """(indptr int64, columns uint32, group_starts int64, counts uint8, buckets int64, sum_index uint16,
+    step_counts uint8, first_steps, slice_starts, step_starts int64): see `make_lookup_slices`."""
+    i64, items, u8 = types.int64, _array(types.int64), types.uint8
     signature = types.void(
-        _structure(i64), _structure(types.uint32), items, _array(types.uint8, 2), items, u16, u16, items, items, items
+        _structure(i64), _structure(types.uint32), items, _array(u8, 2), items, _array(types.uint16), _array(u8), items,
+        items, items,
     )  # fmt: skip
     return compile_function(make_lookup_slices(), signature)
 
 
 @compiled_once
 def lookup_columns() -> Callable[..., None]:
-    """(indptr int64, columns uint32, group_starts int64, chunks, sum_index uint16, first_vectors, slice_starts int64,
+    """(indptr int64, columns uint32, group_starts int64, chunks, sum_index uint16, first_steps, slice_starts int64,
     out uint8, order uint32): see `make_lookup_columns`."""
     i64, items = types.int64, _array(types.int64)
     signature = types.void(

@@ -14,13 +14,14 @@ the bias.
 
 Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in eight vector registers, and one
 permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
-multiply-add; see `sparse_operator.py` for the format. Order of summation: the nonzeros of a row and chunk in ascending
-columns, one FMA each; then the row's chunks in order; then the bias. The row alone fixes it.
+multiply-add; see `sparse_operator.py` for the format. Values that are bfloat16 numbers, as those of today's models are,
+have 16 bits in memory and 32 in registers: the same bits come out, after reading three bytes a nonzero instead of five.
+Order of summation: the nonzeros of a row and chunk in ascending columns, one FMA each; then the row's chunks in order;
+then the bias. The row alone fixes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ import numpy as np
 from . import simd
 from .activations import make_finish
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
-from .sparse_operator import LOOKUP_CHUNK, LOOKUP_TABLES, SPMV_ACCUMULATORS
+from .sparse_operator import LOOKUP_CHUNK, LOOKUP_TABLES, LOOKUP_VECTORS, SPMV_ACCUMULATORS
 
 ROWS = 4  # rows finished at once
-PREFETCH_DISTANCE = 8192  # bytes of values: a quarter less time from memory, some per cent more from caches
+# Bytes, by the bits of values: a quarter less time from memory; values of 16 bits gain little, and lose with 8192.
+PREFETCH_DISTANCE = {32: 8192, 16: 2048}
 
 ARGUMENTS = kernel_arguments(
     # tasks are row groups
@@ -212,11 +214,11 @@ LOOKUP_ARGUMENTS = kernel_arguments(
     "chunks",
     "inputs",  # K
     "slice_starts",  # int64 [groups + 1], slices of groups before
-    "vector_starts",  # int64 [groups + 1], vectors of groups before
-    "vector_counts",  # uint16 [slices] by group, chunk and slice: full vectors + 256 * vectors with empty lanes
-    "columns",  # uint8 [vectors, LOOKUP_LANES]
-    "values",  # float [vectors, LOOKUP_LANES]
-    "sum_index",  # uint16 [slices, LOOKUP_LANES] by group, slice of rows in order, and chunk: index of a row's sum
+    "step_starts",  # int64 [groups + 1], steps of groups before
+    "step_counts",  # uint8 [slices] by group, chunk and slice
+    "columns",  # uint8 [steps, VL, LOOKUP_VECTORS]
+    "values",  # float [steps, LOOKUP_VECTORS, VL], or bfloat16 [steps, LOOKUP_VECTORS / 2, VL, 2]
+    "sum_index",  # uint16 [slices, LOOKUP_ROWS] by group, VL rows in order, and chunk: index of a row's sum
     "x",  # float [K]
     "y",  # float [M]
     "bias",  # float [M] or 0
@@ -230,52 +232,43 @@ _lookup_arguments = simd.arguments_view(LOOKUP_ARGUMENTS)
 
 
 @compiled_once
-def lookup_kernel(bits: int, lanes: int) -> Any:
-    """The register-lookup kernel, on CPUs with AVX-512; its operands are packed for LOOKUP_BITS and LOOKUP_LANES."""
-    size, vector = bits // 8, lanes * bits // 8
+def lookup_kernel(bits: int, lanes: int, value_bits: int) -> Any:
+    """The register-lookup kernel for values of 32 or 16 bits, on CPUs with AVX-512; its operands are packed for
+    LOOKUP_BITS and LOOKUP_LANES."""
+    size, slice_rows = bits // 8, LOOKUP_VECTORS * lanes
+    slice_sums, step, distance = slice_rows * size, slice_rows * value_bits // 8, PREFETCH_DISTANCE[value_bits]
     finish = make_finish(bits, lanes)
 
-    def make_add_vectors(masked: int) -> Callable[..., Any]:
-        """Multiply some vectors, with (1) or without (0) empty lanes; also returns the addresses of the next ones."""
-
-        @inlined_function
-        def add_vectors(acc, number, x, columns, weights):  # type: ignore[no-untyped-def]
-            end = weights + number * vector
-            while weights < end:
-                simd.prefetch_l2(weights + PREFETCH_DISTANCE, 1)
-                acc = simd.lookup_fma(acc, weights, x, columns, masked)
-                weights += vector
-                columns += lanes
-            return acc, columns, weights
-
-        return add_vectors
-
-    add_full, add_masked = make_add_vectors(0), make_add_vectors(1)
-
     @kernel_function
-    def add_chunk(a, chunk, vector_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
+    def add_chunk(a, chunk, step_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
         """The sums of all slices of a chunk; returns the addresses of the next chunk's columns and values."""
         first = chunk * LOOKUP_CHUNK
-        x = simd.load_first(simd.zeros(LOOKUP_TABLES, lanes, bits), a.x + first * size, a.inputs - first)
-        end = sums + slices * vector
+        zeros, inside = simd.zeros(LOOKUP_TABLES, lanes, bits), min(a.inputs - first, LOOKUP_CHUNK)
+        x = simd.load_first(zeros, a.x + first * size, inside)
+        end = sums + slices * slice_sums
         while sums < end:
-            acc, counts = simd.zeros(1, lanes, bits), simd.load_u16(vector_counts)
-            acc, columns, weights = add_full(acc, counts & 0xFF, x, columns, weights)
-            acc, columns, weights = add_masked(acc, counts >> 8, x, columns, weights)
+            acc = simd.zeros(LOOKUP_VECTORS, lanes, bits)
+            last = weights + simd.load_u8(step_counts) * step
+            while weights < last:
+                simd.prefetch_l2(weights + distance, 1)
+                acc = simd.lookup_fma(acc, weights, x, columns, value_bits)
+                weights += step
+                columns += slice_rows
             simd.store(acc, sums)
-            sums += vector
-            vector_counts += 2
+            sums += slice_sums
+            step_counts += 1
         return columns, weights
 
     @kernel_function
     def add_rows(a, row, last, sum_index, sums, stride, low, high, scratch):  # type: ignore[no-untyped-def]
-        """Sum the chunks of a slice of rows, then the epilogue and the store."""
-        acc = simd.zeros(1, lanes, bits)
+        """Sum the chunks of a vector of rows, then the epilogue and the store."""
+        rows = simd.zeros(lanes, 1, bits)  # scalars: no lane has to be put into a vector for each chunk
         for _ in range(a.chunks):
-            acc = simd.add(acc, simd.gather(acc, sums, sum_index, 16))
+            rows = simd.add_indexed(rows, sums, sum_index)
             sum_index += lanes * 2
             sums += stride
-        finish(a, acc, row, last - row, a.y, low, high, scratch)
+        simd.store(rows, scratch)
+        finish(a, simd.load(simd.zeros(1, lanes, bits), scratch), row, last - row, a.y, low, high, scratch)
 
     def lookup(arguments, slot):  # type: ignore[no-untyped-def]
         a = _lookup_arguments(arguments)
@@ -284,18 +277,17 @@ def lookup_kernel(bits: int, lanes: int) -> Any:
         group = simd.fetch_add(a.counter, 1)
         while group < a.stop:
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
-            slices = (last - row + lanes - 1) // lanes
-            before = simd.load_i64(a.slice_starts + group * 8)
-            v = simd.load_i64(a.vector_starts + group * 8)
-            columns, weights = a.columns + v * lanes, a.values + v * vector
+            slices = (last - row + slice_rows - 1) // slice_rows
+            before, steps = simd.load_i64(a.slice_starts + group * 8), simd.load_i64(a.step_starts + group * 8)
+            columns, weights = a.columns + steps * slice_rows, a.values + steps * step
             for chunk in range(a.chunks):
-                vector_counts = a.vector_counts + (before + chunk * slices) * 2
-                sums = scratch + chunk * slices * vector
-                columns, weights = add_chunk(a, chunk, vector_counts, slices, columns, weights, sums)
-            for i in range(slices):
-                sum_index = a.sum_index + (before + i * a.chunks) * lanes * 2
-                begin = row + i * lanes
-                add_rows(a, begin, last, sum_index, scratch, slices * vector, low, high, scratch + a.scratch_vector)
+                step_counts, sums = a.step_counts + before + chunk * slices, scratch + chunk * slices * slice_sums
+                columns, weights = add_chunk(a, chunk, step_counts, slices, columns, weights, sums)
+            sum_index = a.sum_index + before * slice_rows * 2
+            while row < last:
+                add_rows(a, row, last, sum_index, scratch, slices * slice_sums, low, high, scratch + a.scratch_vector)
+                sum_index += a.chunks * lanes * 2
+                row += lanes
             group = simd.fetch_add(a.counter, 1)
 
-    return compile_kernel(lookup, "lookup")
+    return compile_kernel(lookup, f"lookup_w{value_bits}")

@@ -13,7 +13,7 @@ import fastsparse as fs
 from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for
 from fastsparse.ops.layouts import unaliased_stride
 from fastsparse.ops.target import narrowed, target_for, tuned
-from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES
+from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_ROWS
 from tests.checking import fixed_width, target
 
 BYTES = 16, 32, 64
@@ -211,12 +211,13 @@ def test_parts_of_a_batch(groups, group_bytes, multiple):
 
 
 def test_lookups_are_weighed_against_loads():
-    assert h64.spmv_by_lookup(2048, 2048, 400_000, LOOKUP_CHUNK)
-    assert h64.spmv_by_lookup(2048, 2048, 40_000, LOOKUP_CHUNK)
-    assert not h64.spmv_by_lookup(2048, 2048, 4_000, LOOKUP_CHUNK)
-    assert not h64.spmv_by_lookup(50, 100, 500, LOOKUP_CHUNK), "the call is most of the work"
-    assert not h64.spmv_by_lookup(10**5, 10**5, 10**6, LOOKUP_CHUNK), "most chunks of a row would be empty"
-    assert not h64.spmv_by_lookup(10**7, 1000, 1000, LOOKUP_CHUNK), "rows are empty"
+    assert h64.spmv_by_lookup(2048, 2048, 400_000, LOOKUP_CHUNK, LOOKUP_ROWS)
+    assert h64.spmv_by_lookup(2048, 2048, 40_000, LOOKUP_CHUNK, LOOKUP_ROWS)
+    assert not h64.spmv_by_lookup(2048, 2048, 4_000, LOOKUP_CHUNK, LOOKUP_ROWS)
+    assert not h64.spmv_by_lookup(50, 100, 500, LOOKUP_CHUNK, LOOKUP_ROWS), "the call is most of the work"
+    assert not h64.spmv_by_lookup(10**5, 10**5, 10**6, LOOKUP_CHUNK, LOOKUP_ROWS), "most chunks of a row would be empty"
+    assert not h64.spmv_by_lookup(10**7, 1000, 1000, LOOKUP_CHUNK, LOOKUP_ROWS), "rows are empty"
+    assert not h64.spmv_by_lookup(4, 2000, 6000, LOOKUP_CHUNK, LOOKUP_ROWS), "most lanes would be empty"
     assert h64.lookup_rows(1) > h64.lookup_rows(1000) >= LOOKUP_LANES
 
 

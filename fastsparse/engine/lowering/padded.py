@@ -453,7 +453,7 @@ class Lowering:
         else:
             residual = self._get(self.roots[node.residual], "plain", node)
             target = self._buffer(op.weight.shape[0] * target_cpu.size + target_cpu.vector)
-        launch = spmv.prepare(plan, target_cpu, activation).fixed(values=values, bias=op.bias)
+        launch = spmv.with_values(spmv.prepare(plan, target_cpu, activation), plan, values).fixed(bias=op.bias)
         self._add(node.name, "spmv", node, (source,), target, launch)
         if node.residual is not None:
             self._sum(node, op, target, residual)

@@ -154,7 +154,7 @@ class _Vectors(_Lowering):
 
     def _spmv(self, W: CSR, bias: Array | None) -> Launch:
         plan = spmv.plan_spmv(W.pattern, self.target)
-        return spmv.prepare(plan, self.target).fixed(values=plan.pack(W.data), bias=bias)
+        return spmv.with_values(spmv.prepare(plan, self.target), plan, plan.pack(W.data)).fixed(bias=bias)
 
     def cell(self) -> Launch:
         return recurrent.prepare(self.operator.kind, self.hidden, 1, (0, 0), self.target)

@@ -20,6 +20,7 @@ from .arithmetic import (
     zero,
 )
 from .horizontal import (
+    add_indexed,
     add_reduced,
     add_reduced_fours,
     fma_masked,
@@ -54,6 +55,7 @@ from .memory import (
     load_float,
     load_four_u32,
     load_i64,
+    load_u8,
     load_u16,
     load_u32,
     pause,

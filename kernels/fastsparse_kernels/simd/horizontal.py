@@ -296,33 +296,53 @@ def reduce_four(builder: Any, args: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @instruction()
-def lookup_fma(builder: Any, args: Any, tile: Any, weights: Any, table: Any, columns: Any, masked: Const) -> Any:
-    """tile + w * table[column], lane by lane, for one vector, VL contiguous weights and columns of 8 bits.
+def lookup_fma(builder: Any, args: Any, tile: Any, weights: Any, table: Any, columns: Any, value_bits: Const) -> Any:
+    """tile + w * table[column], lane by lane, for four vectors of 16 lanes.
 
-    The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers.
-
-    masked : 1 where lanes may be empty: their column has its highest bit set, and their weight is 0
+    The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers. Columns have 8 bits, the
+    four of a lane are one word. Weights have 32 bits, or are bfloat16 numbers, those of two vectors in one.
     """
-    numbers = load_value(builder, args[3], ir.VectorType(ir.IntType(8), tile.lanes), 1)
-    integers = ir.VectorType(I32, tile.lanes)
-    index = builder.zext(numbers, integers)
+    integers, vectors = ir.VectorType(I32, tile.lanes), unpack(builder, args[2], table.count)
+
+    def every_lane(number: int) -> Any:
+        return ir.Constant(integers, [number] * tile.lanes)
+
     look_up = llvm_function(
         builder, "llvm.x86.avx512.vpermi2var.ps.512", tile.vector, [tile.vector, integers, tile.vector]
     )
-    vectors = unpack(builder, args[2], table.count)
-    found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-    bit = 2 * tile.lanes
-    while len(found) > 1:
-        every_lane = ir.Constant(integers, [bit] * tile.lanes)
-        second = builder.icmp_unsigned("!=", builder.and_(index, every_lane), ir.Constant(integers, None))
-        found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
-        bit *= 2
-    number = found[0]
-    if masked:
-        there = builder.icmp_signed(">=", numbers, ir.Constant(numbers.type, None))
-        number = builder.select(there, number, ir.Constant(tile.vector, None))
-    w = load_value(builder, args[1], tile.vector, tile.size)
-    return pack(builder, tile.vector, [fma_function(builder, tile)(w, number, builder.extract_value(args[0], 0))])
+    words, sums = load_value(builder, args[3], integers, 4), []
+    for i, acc in enumerate(unpack(builder, args[0], tile.count)):
+        index = builder.lshr(words, every_lane(8 * i))  # its higher bits play no part
+        found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        bit = 2 * tile.lanes
+        while len(found) > 1:
+            second = builder.icmp_unsigned("!=", builder.and_(index, every_lane(bit)), every_lane(0))
+            found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+            bit *= 2
+        if value_bits == 32:
+            w = load_value(builder, shifted(builder, args[1], i * tile.vector_bytes), tile.vector, tile.size)
+        else:
+            halves = load_value(builder, shifted(builder, args[1], i // 2 * tile.vector_bytes), integers, 2)
+            upper = builder.and_(halves, every_lane(0xFFFF0000)) if i % 2 else builder.shl(halves, every_lane(16))
+            w = builder.bitcast(upper, tile.vector)
+        sums.append(fma_function(builder, tile)(w, found[0], acc))
+    return pack(builder, tile.vector, sums)
+
+
+@instruction()
+def add_indexed(builder: Any, args: Any, tile: Any, base: Any, indices: Any) -> Any:
+    """tile + numbers at base: vector i adds the one of index i. Vectors have one lane, and there are 4, 8 or 16.
+
+    Four indices of 16 bits are one load.
+    """
+    sums = []
+    for i, before in enumerate(unpack(builder, args[0], tile.count)):
+        if i % 4 == 0:
+            four = load_value(builder, shifted(builder, args[2], 2 * i), I64, 2)
+        index = builder.and_(builder.lshr(four, ir.Constant(I64, 16 * (i % 4))), ir.Constant(I64, 0xFFFF))
+        address = builder.add(args[1], builder.mul(index, ir.Constant(I64, tile.size)))
+        sums.append(builder.fadd(before, load_value(builder, address, tile.vector, tile.size)))
+    return pack(builder, tile.vector, sums)
 
 
 _PERMUTES = {  # lanes, bits: AVX-512 has all of them, AVX2 the one of 8 lanes and 32 bits

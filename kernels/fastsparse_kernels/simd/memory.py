@@ -57,7 +57,7 @@ def _scalar_load(bits: int, align: int) -> Any:
     return load_unsigned
 
 
-load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (16, 32, 64))
+load_u8, load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (8, 16, 32, 64))
 
 
 @intrinsic(prefer_literal=True)
