@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -289,6 +290,10 @@ def _check_model(model: Any, plain: Any, feeds: list[dict[str, Array]], rng: Rng
                 first = engine.run(given)
                 found.append(engine.run(given))  # at fixed places
                 _assert_same(found[-1], first, "the second call")
+            if rng.random() < 0.15:
+                _check_given_memory(engine, given, found[-1])
+        if rng.random() < 0.1:
+            _check_two_threads(engine, feeds, found)
         if not share and rng.random() < 0.1:
             _assert_same(pickle.loads(pickle.dumps(engine)).run(feeds[-1]), found[-1], "a loaded engine")
     except (ValueError, NotImplementedError):
@@ -298,6 +303,28 @@ def _check_model(model: Any, plain: Any, feeds: list[dict[str, Array]], rng: Rng
     tolerance = 2e-2 if found[0][0].dtype == np.float16 else 1e-4  # of the largest output
     for given, one, *others in zip(asked, found, wanted, own, strict=True):
         _check_outputs(plain, given, one, others, tolerance)
+
+
+def _check_given_memory(engine: Any, feeds: dict[str, Array], want: list[Array]) -> None:
+    """Results in arrays of the caller's, between bytes that must stay as they are."""
+    if not all(isinstance(y, np.ndarray) and y.dtype.kind in "fiub" for y in want):
+        return
+    held = [np.full(y.nbytes + 2 * MARGIN, 0x55, np.uint8) for y in want]
+    given = [h[MARGIN : MARGIN + y.nbytes].view(y.dtype).reshape(y.shape) for h, y in zip(held, want, strict=True)]
+    _assert_same(engine.run(feeds, out=given), want, "a call with out")
+    _assert_same(given, want, "what a call with out wrote")
+    around = np.concatenate([part for h in held for part in (h[:MARGIN], h[-MARGIN:])])
+    if not (around == 0x55).all():
+        raise AssertionError("bytes in front of or behind the results were written")
+
+
+def _check_two_threads(engine: Any, feeds: list[dict[str, Array]], found: list[list[Array]]) -> None:
+    def calls(number: int) -> None:
+        for _ in range(3):
+            _assert_same(engine.run(feeds[number]), found[number], "beside another thread")
+
+    with ThreadPoolExecutor(len(feeds)) as pool:
+        list(pool.map(calls, range(len(feeds))))
 
 
 def _assert_same(y: list[Array], want: list[Array], label: str) -> None:

@@ -170,8 +170,11 @@ class Lowering:
         return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
 
     def _drop_forms(self, kept: set[int]) -> None:
-        """Forget the forms of single images, but for tensors that are kept."""
-        self.forms = {key: view for key, view in self.forms.items() if key[1] == "plain" or key[0] in kept}
+        """Forget the forms of single images, but for tensors that are kept, in memory of more than one."""
+        self.forms = {
+            key: view for key, view in self.forms.items()
+            if key[1] == "plain" or (key[0] in kept and view[0] in self.per_image)
+        }  # fmt: skip
 
     def _node(self, node: Node) -> None:
         op = node.operator

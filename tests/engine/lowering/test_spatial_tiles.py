@@ -151,6 +151,24 @@ def test_what_runs_on_spatial_tiles_is_said():
     assert any(s.kernel == "gather halo" for s in steps)
 
 
+@pytest.mark.R7
+@pytest.mark.R8
+@pytest.mark.parametrize("batch", [4, 8, 16])
+@pytest.mark.parametrize("size", [12, 22, 35])
+def test_stacks_of_images_that_single_layers_have_read(batch, size):
+    """A shortcut from the image itself runs on stacks, the layer beside it on one image after another."""
+    shortcut = nn.SparseConv2d(3, 2, 1, stride=2, sparsity=0.3, rng=0)
+    body = nn.SparseConv2d(3, 3, 1, sparsity=0.3, rng=1), nn.SparseConv2d(3, 2, 1, stride=2, sparsity=0.3, rng=2)
+    model = nn.Sequential(nn.Residual(nn.Sequential(*body), shortcut)).eval()
+    x = np.random.default_rng(3).standard_normal((batch, 3, size, size)).astype(np.float32)
+    program, want = fs.compile(model, x.shape, tune=False)._program, model(x)
+    for workers in (1, 2):
+        for choice in choosing.choices(program, batch, workers, True):
+            y = np.full(want.shape, np.nan, np.float32)
+            workspace.Workspace(choosing.scheduled(program, batch, workers, choice)).run([x], y)
+            np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4, err_msg=str(choice))
+
+
 @pytest.mark.parametrize(("batch", "stack"), [(16, 4), (8, 4), (2, 1), (3, 1), (1, 1)])
 def test_layers_whose_small_images_hang_over_run_on_stacks(batch, stack):
     """Four images of 14 x 14 fill 16 lanes with tiles of 7 x 7, two fill 8."""
