@@ -91,7 +91,13 @@ def _add_bench_arguments(
     parser: argparse.ArgumentParser, positive: Callable[[str], int], written: Callable[[str], Path]
 ) -> None:
     parser.add_argument("model", metavar="MODEL.onnx|MODEL.tflite", type=_model_name)
-    parser.add_argument("-b", "--batch", type=positive, action="append", help="batch size, may be repeated (default 1)")
+    parser.add_argument(
+        "-b",
+        "--batch",
+        type=positive,
+        action="append",
+        help="batch size, may be repeated (default: what model and --shape say, else 1)",
+    )
     parser.add_argument(
         "--against", action="append", choices=["onnxruntime", "litert"], help="time it on the same inputs, in turn"
     )
@@ -182,7 +188,7 @@ def _run_bench(args: argparse.Namespace) -> int:
     from fastsparse.runtime.atomic_file import write_text
 
     results = racing.race(
-        args.model, list(dict.fromkeys(args.batch or [1])), list(dict.fromkeys(args.against or [])), args.seconds,
+        args.model, list(dict.fromkeys(args.batch or [None])), list(dict.fromkeys(args.against or [])), args.seconds,
         args.threads, dict(args.shape or []), progress=sys.stderr.isatty(),
     )  # fmt: skip
     if args.json:

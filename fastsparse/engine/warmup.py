@@ -14,6 +14,7 @@ from fastsparse.engine.engine import Engine, checked_batch_sizes, make_ready
 from fastsparse.nn.containers import first_layer
 from fastsparse.onnx.engine import GraphEngine
 from fastsparse.runtime.launch import rehearsal
+from fastsparse.runtime.progress import progress_bar
 from fastsparse_kernels import compiler, registry
 
 Network: TypeAlias = nn.Module | Engine | GraphEngine
@@ -52,14 +53,14 @@ def warmup(
     >>> model = fs.nn.Sequential(fs.nn.SparseLinear(64, 32, activation="relu", rng=0), fs.nn.Linear(32, 10, rng=1))
     >>> fs.warmup(model, batch_sizes=(1, 8), progress=False)
     """
-    from tqdm import tqdm
-
     if model_or_engine is None:
         if batch_sizes is not None or input_shape is not None:
             raise TypeError("batch_sizes and input_shape belong to a model or an engine, and there is none")
         for builder, key in registry.usual():
             builder.expect(*key)
-        with tqdm(total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress, delay=1) as bar:
+        with progress_bar(
+            total=compiler.waiting(), desc="kernels", unit="kernel", disable=not progress, delay=1
+        ) as bar:
             compiler.compile_waiting(bar.update)
         return
     network: Any = model_or_engine
@@ -74,7 +75,7 @@ def warmup(
     if isinstance(network, nn.Module):
         twin, trains = copy.deepcopy(network), network.training
     with compiler.on_compile(lambda: None) if progress else nullcontext():  # the bar says enough
-        for batch in tqdm(sizes, desc="kernels", unit="batch size", disable=not progress, delay=1):
+        for batch in progress_bar(sizes, desc="kernels", unit="batch size", disable=not progress, delay=1):
             if isinstance(twin, nn.Module):
                 with rehearsal(), np.errstate(all="ignore"):
                     _run_model(twin, (batch, *shape[1:]), backward=trains)

@@ -65,7 +65,7 @@ def require(against: Sequence[str]) -> None:
 
 def race(
     path: str | os.PathLike[str],
-    batches: Sequence[int],
+    batches: Sequence[int | None],
     against: Sequence[str],
     seconds: float,
     threads: int,
@@ -74,7 +74,8 @@ def race(
 ) -> list[Result]:
     """Time the model on batches in interleaved rounds, with equal threads for all and with the caller's arrays.
 
-    Results are compared before anything is timed. `shapes` are for inputs whose sizes the model leaves open.
+    Results are compared before anything is timed. A batch of None is that of the model or of `shapes`, which are for
+    inputs whose sizes the model leaves open, else 1.
     """
     if "litert" in against and not _is_tflite(path):
         raise ValueError(f"{os.fspath(path)} is no TFLite model, which is what litert runs")
@@ -86,8 +87,9 @@ def race(
         engine = compile_onnx(source, shapes, threads=threads, tune=False)
         baselines = {name: _BASELINES[name](path if name == "litert" else source, threads) for name in against}
         for batch in bar:
-            bar.set_description(f"batch {batch}")
             inputs = engine.random_inputs(batch)
+            count = batch or (len(inputs[0]) if inputs and inputs[0].ndim else 1)
+            bar.set_description(f"batch {count}")
             engine.prepare([x.shape for x in inputs], tune=True)
             outputs = engine.run(inputs)
             differences: dict[str, float | None] = {"fastsparse": None}
@@ -98,9 +100,9 @@ def race(
             found = latencies(calls, seconds)
             medians = {name: [median(taken) for taken in rounds] for name, rounds in found.items()}
             for name, rounds in found.items():
-                times = summed_up([second for taken in rounds for second in taken], batch)
+                times = summed_up([second for taken in rounds for second in taken], count)
                 faster = ratio(medians[name], medians["fastsparse"]) if name in baselines else None
-                results.append(Result(batch, name, times, faster, differences[name]))
+                results.append(Result(count, name, times, faster, differences[name]))
     return results
 
 

@@ -13,13 +13,13 @@ from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from fastsparse import checks
 from fastsparse.checks import Seed
 from fastsparse.nn.module import Array, Module
 from fastsparse.runtime.atomic_file import check_writable
 from fastsparse.runtime.launch import rehearsal
+from fastsparse.runtime.progress import progress_bar
 from fastsparse.training import checkpoint as checkpoints
 from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
 from fastsparse.training.diagnosis import find_not_finite
@@ -101,7 +101,7 @@ def fit(
     callbacks : iterable of callables
         Each is called with a `Progress` after each epoch, for example `EarlyStopping`.
     progress : bool
-        Show a progress bar on stderr.
+        Show a progress bar on stderr; where that is no terminal, a line every ten seconds.
     checkpoint : path, optional
         Where model, optimizer, random state and history are saved after each epoch, in one atomic step.
     resume : bool
@@ -262,7 +262,7 @@ class _Run:
                 callback.begin(state)  # type: ignore[attr-defined]
         try:
             with (
-                tqdm(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
+                progress_bar(total=total, initial=len(source) * state.epoch, disable=not progress, unit="batch") as bar,
                 compiler.on_compile(lambda: self._compiling(source, held_out, bar)),
             ):
                 while state.epoch < epochs and not state.stop:

@@ -165,6 +165,17 @@ def test_bench_prints_a_row_per_batch(path, capsys):
     assert [line.split()[:2] for line in lines[2:]] == [["1", "fastsparse"], ["3", "fastsparse"]]
 
 
+def test_bench_takes_the_batch_of_the_model_or_of_shape(path, tmp_path, capsys):
+    model = onnx.load(path)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0]
+    fixed.dim_value = 6
+    onnx.save(model, tmp_path / "fixed.onnx")
+    assert _status(["bench", str(tmp_path / "fixed.onnx"), "--seconds", "0.01"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["6", "fastsparse"]
+    assert _status(["bench", path, "--shape", "x=5x32", "--seconds", "0.01"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["5", "fastsparse"]
+
+
 def test_bench_compares_with_a_baseline(path, monkeypatch):
     """A baseline whose results are off by 1%: the difference is told, relative to its largest number."""
     turns, plain = [], GraphEngine.run
