@@ -22,6 +22,7 @@ from fastsparse.training.optimizers import Optimizer
 
 Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
+_MOST_STEPS = 2**53  # which float64 counts
 
 
 @dataclass
@@ -139,8 +140,8 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     """Raise unless the metadata has the form that :func:`save` writes."""
     optimizer, generators, history = metadata["optimizer"], metadata["generators"], metadata["history"]
     steps = optimizer["steps"]
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise ValueError(f"steps of the optimizer is {steps!r}, expected an integer of at least 0")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < _MOST_STEPS:
+        raise ValueError(f"steps of the optimizer is {steps!r}, expected an integer from 0 to {_MOST_STEPS - 1}")
     if not isinstance(optimizer.get("type"), str):
         raise ValueError(f"the optimizer's type is {optimizer.get('type')!r}, expected its name")
     if not isinstance(generators, dict) or not all(isinstance(state, dict) for state in generators.values()):

@@ -327,6 +327,19 @@ def test_weights_of_the_best_epoch_that_do_not_fit_are_refused_before_anything_c
 
 
 @pytest.mark.F2
+@pytest.mark.F4
+def test_steps_that_nobody_makes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    _fit(_model(), 1, checkpoint=path)
+    arrays, metadata = files.read(path, "checkpoint")
+    metadata = {name: item for name, item in metadata.items() if not name.startswith("format")}
+    for steps in (2**53, 2**63, 10**40):
+        files.write(path, "checkpoint", arrays, {**metadata, "optimizer": {**metadata["optimizer"], "steps": steps}})
+        with pytest.raises(files.FileFormatError, match="steps of the optimizer is"):
+            _fit(_model(), 2, checkpoint=path, resume=True)
+
+
+@pytest.mark.F2
 @pytest.mark.parametrize("more", [-1, 1, 1000])
 def test_steps_of_optimizer_and_sparsity_algorithm_must_agree(more: int, tmp_path: Path) -> None:
     """RigL prepares for the step that comes next: training would stop at the first one that it did not expect."""

@@ -129,6 +129,7 @@ class _TilesLowering(Lowering):
 
     def _geometry(self, node: Node, op: Conv) -> ConvGeometry:
         g = _unstrided(op.geometry)
+        g = replace(g, stride=tuple(s if n > 1 else 1 for s, n in zip(g.stride, g.out_spatial, strict=True)))
         if node.output not in self.joint:
             return g
         return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
@@ -149,6 +150,23 @@ def test_what_runs_on_spatial_tiles_is_said():
     assert sum("on spatial tiles" in kernel for kernel in pools) >= 2
     assert "on spatial tiles" not in pools[-1]  # its windows are not regular
     assert any(s.kernel == "gather halo" for s in steps)
+
+
+@pytest.mark.I2
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_strides_along_axes_of_one_window_cost_nothing(kernel):
+    model = nn.Sequential(nn.SparseConv2d(2, 3, kernel, (1, 300_000), 1, sparsity=0.3, rng=0), nn.ReLU()).eval()
+    x = np.random.default_rng(1).standard_normal((2, 2, 9, 4)).astype(np.float32)
+    program, want = fs.compile(model, x.shape, tune=False)._program, model(x)
+    assert want.shape[3] == 1
+    tracemalloc.start()
+    for choice in choosing.choices(program, 2, 1, True):
+        y = np.full(want.shape, np.nan, np.float32)
+        workspace.Workspace(choosing.scheduled(program, 2, 1, choice)).run([x], y)
+        np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5, err_msg=str(choice))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
 
 
 @pytest.mark.R7
