@@ -72,6 +72,7 @@ class _TilesLowering(Lowering):
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self._known: dict[int, _Tiles] = {}
+        self._largest_group = 0  # bytes; 0 before it is known
         # Gathers address all groups of tiles, whose halos may be many times as large as they are themselves.
         reach = _MOST_HALO * max(math.prod(shape) for shape in program.shapes) * self.target.size
         self._shares = self.images == 1 and reach < tiles.SPATIAL_TILES_LIMIT
@@ -171,21 +172,38 @@ class _TilesLowering(Lowering):
         """Layout of the tensor, and of all of its layout class, from layer to layer."""
         leader = self.classes[t]
         if leader not in self._known:
-            partition = self._partition(leader)
-            readers = [node for t, nodes in self.readers.items() if self.classes[t] == leader for node in nodes]
-            readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
-            outside = next((r.outside for r in readings if r.outside is not None), None)
-            padding = [(0, 0)] * len(partition.size)
-            for r in readings:
-                if r.outside in (None, outside):
-                    pairs = zip(padding, r.padding, strict=True)
-                    padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
-            reading = tiles.Reading(partition, tuple(padding), outside)
-            self._known[leader] = self._laid_out(leader, reading)
+            self._known[leader] = self._laid_out(leader, self._read(leader))
         return self._known[leader]
 
+    def _read(self, leader: int) -> tiles.Reading:
+        """What the readers of a layout class read that have tiles as it has, with the largest halo."""
+        partition = self._partition(leader)
+        readers = [node for t, nodes in self.readers.items() if self.classes[t] == leader for node in nodes]
+        readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
+        outside = next((r.outside for r in readings if r.outside is not None), None)
+        padding = [(0, 0)] * len(partition.size)
+        for r in readings:
+            if r.outside in (None, outside):
+                pairs = zip(padding, r.padding, strict=True)
+                padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
+        return tiles.Reading(partition, tuple(padding), outside)
+
     def _laid_out(self, t: int, r: tiles.Reading) -> _Tiles:
-        return _Tiles(r, tiles.tile_planes(self.program.shapes[t][0], r, self.target))
+        """Tiles in planes. Groups, which are workers' own, are as far apart in all layouts: buffers then share memory,
+        and a worker writes where it alone has written."""
+        planes = tiles.tile_planes(self.program.shapes[t][0], r, self.target)
+        if r.partition.groups > 1:
+            planes = replace(planes, group_stride=max(planes.group_stride, self._apart()))
+        return _Tiles(r, planes)
+
+    def _apart(self) -> int:
+        """Bytes of the largest group of tiles of a layout class."""
+        if not self._largest_group:
+            leaders = {self.classes[t] for t, shape in enumerate(self.program.shapes) if len(shape) > 1}
+            found = {t: r for t in leaders if (r := self._read(t)).partition.groups > 1}
+            planes = [tiles.tile_planes(self.program.shapes[t][0], r, self.target) for t, r in found.items()]
+            self._largest_group = max((p.group_stride for p in planes), default=1)
+        return self._largest_group
 
     def _tiles_buffer(self, layout: _Tiles) -> View:
         return self._buffer(self._bytes(layout), plane=layout.plane)
