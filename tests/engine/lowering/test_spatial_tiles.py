@@ -15,6 +15,7 @@ from fastsparse.engine import choosing, workspace
 from fastsparse.engine import program as programs
 from fastsparse.engine.lowering import padded, spatial_tiles
 from fastsparse.engine.program import Conv, Pool
+from fastsparse.engine.schedule import assign_memory
 from fastsparse.engine.split import Split
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.spatial_tiles import shared_partition
@@ -219,6 +220,20 @@ def test_workers_that_share_an_image_prefer_spatial_tiles():
     program = fs.compile(nn.Sequential(*layers).eval(), (1, 128, 28, 28), tune=False)._program
     found = [choosing._by_image(program, 1, replace(TARGET, threads=threads, lanes=16))[0] for threads in (1, 2)]
     assert [choice.layout for choice in found] == ["padded", "spatial tiles"]
+
+
+def test_groups_of_tiles_of_all_sizes_share_memory():
+    """Groups are as far apart in each layout, so a worker writes where it alone has written."""
+    rng, target, at, layers = np.random.default_rng(0), replace(TARGET, threads=2), 32, []
+    for stride in (1, 1, 2, 1, 1):
+        convs = nn.SparseConv2d(at, stride * at, 3, stride, 1, rng=rng), nn.SparseConv2d(stride * at, 64, 1, rng=rng)
+        layers, at = [*layers, *convs], 64
+    program = fs.compile(nn.Sequential(*layers).eval(), (1, 32, 56, 56), tune=False)._program
+    buffers = spatial_tiles.schedule(program, 1, target, Split(False, 1, 1)).buffers
+    assert len(buffers) > 10
+    assert len({buffer.plane for buffer in buffers}) == 1
+    largest = max(buffer.size for buffer in buffers)
+    assert assign_memory(buffers, owned=True)[1] < 3.1 * largest
 
 
 def test_groups_of_tiles_that_gathers_cannot_address_are_one_group(monkeypatch):
