@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,20 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
             arrays[names[id(array)]] = array
         return names[id(array)]
 
-    def weight(matrix: CSR) -> dict[str, Any]:
-        fields = {name: kept(getattr(matrix, name)) for name in ("indptr", "indices", "data")}
-        return {**fields, "shape": list(matrix.shape)}
+    def described(op: Operator) -> dict[str, Any]:
+        found: dict[str, Any] = {"type": type(op).__name__}
+        for field in fields(op):
+            value = getattr(op, field.name)
+            if isinstance(value, CSR):
+                arrays_of = {name: kept(getattr(value, name)) for name in ("indptr", "indices", "data")}
+                found[field.name] = {**arrays_of, "shape": list(value.shape)}
+            elif isinstance(value, ConvGeometry):
+                found[field.name] = {name: getattr(value, name) for name in _GEOMETRY}
+            elif isinstance(value, Windows):
+                found |= {"spatial": list(value.spatial), "rows": kept(value.rows), "columns": kept(value.columns)}
+            else:
+                found[field.name] = kept(value) if isinstance(value, np.ndarray) else value
+        return found
 
     lookups = [
         {"table": kept(made.table), "positions": kept(made.positions)} if isinstance(made, Lookup)
@@ -80,45 +92,10 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "nodes": [
-            {
-                "name": node.name,
-                "inputs": list(node.inputs),
-                "output": node.output,
-                "operator": _described(node.operator, kept, weight),
-            }
-            for node in program.nodes
+            {"name": n.name, "inputs": list(n.inputs), "output": n.output, "operator": described(n.operator)}
+            for n in program.nodes
         ],
     }
-
-
-def _described(
-    op: Operator, kept: Callable[[Array | None], str | None], weight: Callable[[CSR], dict[str, Any]]
-) -> dict[str, Any]:
-    fields: dict[str, Any] = {"type": type(op).__name__}
-    if isinstance(op, Conv | Linear):
-        fields.update(weight=weight(op.weight), bias=kept(op.bias), activation=op.activation, dense=op.dense)
-    if isinstance(op, Linear):
-        fields["rows"] = op.rows
-    if isinstance(op, Conv):
-        fields["geometry"] = {name: getattr(op.geometry, name) for name in _GEOMETRY}
-    elif isinstance(op, Scale):
-        fields.update(scale=kept(op.scale), shift=kept(op.shift))
-    elif isinstance(op, LayerNorm):
-        fields.update(scale=kept(op.scale), shift=kept(op.shift), eps=op.eps)
-    elif isinstance(op, Activate):
-        fields["name"] = op.name
-    elif isinstance(op, Pool):
-        tables = {"rows": kept(op.windows.rows), "columns": kept(op.windows.columns)}
-        fields.update(kind=op.kind, spatial=list(op.windows.spatial), **tables)
-    elif isinstance(op, Add):
-        fields["activation"] = op.activation
-    elif isinstance(op, Interpolate):
-        fields.update(scale=list(op.scale), activation=op.activation)
-    elif isinstance(op, Attention):
-        fields.update(heads=op.heads, causal=op.causal)
-    elif isinstance(op, Gather):
-        fields.update(index=kept(op.index), blocks=op.blocks, shape=list(op.shape))
-    return fields
 
 
 # ---------------------------------------------------------------- reading
@@ -195,45 +172,10 @@ class _Reader:
         return found
 
     def operator(self, entry: Any) -> Operator:
-        kind = entry["type"]
-        if kind == "Conv":
-            return Conv(*self._product(entry), geometry=self._geometry(entry["geometry"]), **_rest(entry))
-        if kind == "Linear":
-            (rows,) = _ints([entry["rows"]], 1)
-            return Linear(*self._product(entry), **_rest(entry), rows=rows)
-        if kind == "Scale":
-            scale = self.array(entry["scale"], np.float64)
-            return Scale(scale, self.array(entry["shift"], np.float64, scale.shape))
-        if kind == "LayerNorm":
-            return self._layer_norm(entry)
-        if kind == "Softmax":
-            return Softmax()
-        if kind == "Activate":
-            return Activate(_activation(entry["name"], False))
-        if kind == "Pool":
-            return self._pool(entry)
-        if kind == "Add":
-            return Add(_activation(entry["activation"]))
-        if kind == "Reshape":
-            return Reshape()
-        if kind == "Gate":
-            return Gate()
-        if kind == "Attention":
-            (heads,) = _ints([entry["heads"]], 1)
-            if type(entry["causal"]) is not bool:
-                raise ValueError(f"causal is {entry['causal']!r}, expected true or false")
-            return Attention(heads, entry["causal"])
-        if kind == "Concat":
-            return Concat()
-        if kind == "Interpolate":
-            factors, activation = _ints(entry["scale"], 1), _activation(entry["activation"])
-            if not (serves(factors) and takes(activation)):
-                raise ValueError(f"{entry!r} is no interpolation")
-            return Interpolate(factors, activation)
-        if kind == "Gather":
-            (blocks,) = _ints([entry["blocks"]], 1)
-            return Gather(self.array(entry["index"], np.int64), blocks, _ints(entry["shape"], 1))
-        raise ValueError(f"an operator has the type {kind!r}")
+        make = _OPERATORS.get(entry["type"])
+        if make is None:
+            raise ValueError(f"an operator has the type {entry['type']!r}")
+        return make(self, entry)
 
     def lookup(self, entry: Any) -> Lookup | PaddingMask | None:
         """What makes an input of integers or booleans."""
@@ -242,14 +184,18 @@ class _Reader:
         positions = None if entry["positions"] is None else self.array(entry["positions"], self.dtype)
         return Lookup(self.array(entry["table"], self.dtype), positions)
 
-    def _layer_norm(self, entry: Any) -> LayerNorm:
+    def scale(self, entry: Any) -> Scale:
+        scale = self.array(entry["scale"], np.float64)
+        return Scale(scale, self.array(entry["shift"], np.float64, scale.shape))
+
+    def layer_norm(self, entry: Any) -> LayerNorm:
         scale, eps = self.array(entry["scale"], self.dtype), entry["eps"]
         if type(eps) is not float or not 0 <= eps < math.inf:
             raise ValueError(f"eps is {eps!r}, expected a number of at least 0")
         shift = None if entry["shift"] is None else self.array(entry["shift"], self.dtype, scale.shape)
         return LayerNorm(scale, shift, eps)
 
-    def _product(self, entry: Any) -> tuple[CSR, Array | None]:
+    def product(self, entry: Any) -> tuple[CSR, Array | None]:
         fields = [entry["weight"][name] for name in ("indptr", "indices", "data")]
         shape = _ints(entry["weight"]["shape"], 1)
         key = (*fields, str(shape))
@@ -263,7 +209,7 @@ class _Reader:
         bias = None if entry["bias"] is None else self.array(entry["bias"], self.dtype, shape[:1])
         return self.matrices[key], bias
 
-    def _geometry(self, entry: Any) -> ConvGeometry:
+    def geometry(self, entry: Any) -> ConvGeometry:
         axes = {name: _ints(entry[name], 1) for name in ("spatial", "kernel", "stride", "dilation")}
         padding = tuple(_ints(pair, 0) for pair in entry["padding"])
         channels, out, groups = _ints([entry["channels"], entry["out_channels"], entry["groups"]], 1)
@@ -275,7 +221,7 @@ class _Reader:
             raise ValueError(f"{entry!r} is too large, or its window too large for its image")
         return geometry
 
-    def _pool(self, entry: Any) -> Pool:
+    def pool(self, entry: Any) -> Pool:
         spatial = _ints(entry["spatial"], 1)
         tables = [self.array(entry[name], np.int64) for name in ("rows", "columns")]
         if entry["kind"] not in ("max", "mean") or len(spatial) != 2:
@@ -299,10 +245,25 @@ def _fits(lookup: Lookup, shape: Shape) -> bool:
     return len(shape) == 2 and positions.shape[1:] == table.shape[1:] and shape[0] <= len(positions)
 
 
+def _int(value: Any) -> int:
+    return _ints([value], 1)[0]
+
+
+def _flag(entry: Any, name: str) -> bool:
+    if type(entry[name]) is not bool:
+        raise ValueError(f"{name} is {entry[name]!r}, expected true or false")
+    return bool(entry[name])
+
+
 def _rest(entry: Any) -> dict[str, Any]:
-    if type(entry["dense"]) is not bool:
-        raise ValueError(f"dense is {entry['dense']!r}, expected true or false")
-    return {"activation": _activation(entry["activation"]), "dense": entry["dense"]}
+    return {"activation": _activation(entry["activation"]), "dense": _flag(entry, "dense")}
+
+
+def _interpolate(entry: Any) -> Interpolate:
+    factors, activation = _ints(entry["scale"], 1), _activation(entry["activation"])
+    if not (serves(factors) and takes(activation)):
+        raise ValueError(f"{entry!r} is no interpolation")
+    return Interpolate(factors, activation)
 
 
 def _activation(name: Any, optional: bool = True) -> Any:
@@ -353,3 +314,21 @@ def _result(op: Operator, shapes: list[Shape]) -> Shape | None:
     elif isinstance(op, Gate):
         found = x if len(shapes) == 2 and len(x) > 1 and size(shapes[1]) == shapes[1][0] == x[0] else None
     return None if many and len(shapes) == 2 and shapes[1] != found else found
+
+
+_OPERATORS: dict[str, Callable[[_Reader, Any], Operator]] = {
+    "Conv": lambda r, e: Conv(*r.product(e), geometry=r.geometry(e["geometry"]), **_rest(e)),
+    "Linear": lambda r, e: Linear(*r.product(e), **_rest(e), rows=_int(e["rows"])),
+    "Scale": _Reader.scale,
+    "Activate": lambda r, e: Activate(_activation(e["name"], False)),
+    "Pool": _Reader.pool,
+    "LayerNorm": _Reader.layer_norm,
+    "Softmax": lambda r, e: Softmax(),
+    "Reshape": lambda r, e: Reshape(),
+    "Add": lambda r, e: Add(_activation(e["activation"])),
+    "Gate": lambda r, e: Gate(),
+    "Concat": lambda r, e: Concat(),
+    "Gather": lambda r, e: Gather(r.array(e["index"], np.int64), _int(e["blocks"]), _ints(e["shape"], 1)),
+    "Interpolate": lambda r, e: _interpolate(e),
+    "Attention": lambda r, e: Attention(_int(e["heads"]), _flag(e, "causal")),
+}
