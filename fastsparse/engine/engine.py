@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import checks, nn
 from fastsparse.arguments import as_cast, is_sparse
+from fastsparse.engine.base import BaseEngine
 from fastsparse.engine.choosing import Choices
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import optimised, uses_of
 from fastsparse.engine.program import Linear, Lookup, Program
-from fastsparse.engine.report import Benchmark, Report, Row, fastest_seconds, measured, timed_calls
-from fastsparse.engine.saving import pickled, save_engine
+from fastsparse.engine.report import Report, Row, fastest_seconds, measured
 from fastsparse.engine.serial import to_plain
 from fastsparse.engine.workspace import Pool, PoolStore
 from fastsparse.functional import linear
@@ -164,7 +164,7 @@ def _checked_shape(input_shape: Any, axes: int) -> tuple[int, ...]:
     return shape
 
 
-class Engine:
+class Engine(BaseEngine):
     """A compiled network; made by `fastsparse.compile`.
 
     Attributes
@@ -245,18 +245,6 @@ class Engine:
         with self._pool(checks.integer(batch, "batch"), tune).workspace():
             pass
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
-
-        Parameters
-        ----------
-        path : path
-            Replaced in one step when it exists.
-        """
-        arrays: dict[str, Any] = {}
-        described = {"program": to_plain(self._program, arrays), "batch": self.input_shape[0]}
-        save_engine(path, self, described, arrays)
-
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell what was done with each layer.
 
@@ -295,18 +283,10 @@ class Engine:
                 found.append(np.zeros((count, *shape), np.bool_))
         return found
 
-    def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
-        """Call the engine for some seconds.
-
-        Returns
-        -------
-        Benchmark
-            p50, p95, p99 (milliseconds per call) and throughput (samples per second), to be printed.
-        """
-        inputs = self.random_inputs(batch)
-        return timed_calls(lambda: self.run(inputs), len(inputs[0]), seconds)
-
     # ------------------------------------------------------------------------------------------
+
+    def _described(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        return {"program": to_plain(self._program, arrays), "batch": self.input_shape[0]}
 
     def _checked(self, x: ArrayLike | tuple[ArrayLike, ...]) -> list[Array]:
         """The inputs as the program reads them."""
@@ -358,9 +338,6 @@ class Engine:
             return node.operator, None
         others = replace(program, inputs=(node.output,), nodes=program.nodes[1:])
         return node.operator, Engine(others, self.input_shape[0], self._threads)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pickled(self)
 
     def _output(self, out: Array | None, x: Sequence[Array]) -> Array:
         shape = (len(x[0]), *self._sample_shape)

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastsparse import checks
 from fastsparse.engine import serial
+from fastsparse.engine.base import KIND, lanes_of
 from fastsparse.engine.choosing import Choice, from_json
 from fastsparse.engine.engine import Engine
 from fastsparse.engine.passes import check_optimised
-from fastsparse.engine.saving import KIND, lanes_of
 from fastsparse.files import FileFormatError, damage, read
 from fastsparse.onnx import serial as onnx_serial
 from fastsparse.onnx.arguments import check_fit

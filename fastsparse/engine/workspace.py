@@ -193,10 +193,12 @@ def _spans(launches: list[BoundLaunch], slice_flops: float) -> list[tuple[int, i
 
 
 class Pool:
-    """Workspaces of one schedule: made when needed, at most `limit`, and handed round."""
+    """Workspaces that `make` gives for one plan, such as a schedule: made when needed, at most `limit`, and handed
+    round."""
 
-    def __init__(self, schedule: Schedule, limit: int = MOST_WORKSPACES) -> None:
-        self.schedule = schedule
+    def __init__(self, plan: Any, limit: int = MOST_WORKSPACES, make: Callable[[Any], Any] = Workspace) -> None:
+        self.plan = plan
+        self._make = make
         self.store: ref[PoolStore] | None = None  # which keeps it, and is told when it grows
         self._limit = limit
         self.nbytes = 0  # of all workspaces
@@ -212,15 +214,15 @@ class Pool:
     @property
     def steps(self) -> int:
         """Their number."""
-        alone = self.schedule.alone
-        return len(self.schedule.steps) + (0 if alone is None else len(alone.steps))
+        alone = getattr(self.plan, "alone", None)  # of a schedule for several workers
+        return len(self.plan.steps) + (0 if alone is None else len(alone.steps))
 
     def arrays(self) -> dict[int, int]:
         """Bytes of the arrays of the plan, which other plans may share, by id."""
-        return held_arrays(self.schedule)
+        return held_arrays(self.plan)
 
     @contextmanager
-    def workspace(self) -> Iterator[Workspace]:
+    def workspace(self) -> Iterator[Any]:
         """A workspace for one call; waits for one when all are in use."""
         taken = self.take()
         try:
@@ -228,9 +230,9 @@ class Pool:
         finally:
             self.give(taken)
 
-    def make(self) -> Workspace:
+    def make(self) -> Any:
         """A new workspace."""
-        return Workspace(self.schedule)
+        return self._make(self.plan)
 
     def give(self, taken: Any) -> None:
         """Hand back a workspace."""

@@ -28,18 +28,15 @@ def checked_shapes(values: Sequence[Value], input_shape: Any) -> dict[str, Shape
         When something is missing, or does not fit what the model declares.
     """
     given = _given(values, input_shape)
-    names: dict[str, int] = {}  # sizes that names stand for, where inputs that were given say so
+    names: dict[Any, int] = {}  # sizes that names stand for, where inputs that were given say so
     for value in values:
         for n, declared in zip(given.get(value.name, ()), value.shape or ()):
-            if isinstance(declared, str):
-                names.setdefault(declared, n)
+            names.setdefault(declared, n)
     shapes, missing = dict[str, Shape](), list[str]()
     for value in values:
         if value.dtype is None and value.name not in given:
             continue
-        shape = given.get(value.name)
-        if shape is None:
-            shape = _declared(value, names)
+        shape = given[value.name] if value.name in given else _declared(value, names)
         if shape is None:
             said = "no shape" if value.shape is None else f"shape {_said(value.name, value.shape)}"
             missing.append(f"input {value.name!r} has {said}")
@@ -78,31 +75,20 @@ def _shape(shape: Any) -> Shape:
     return sizes
 
 
-def _declared(value: Value, names: Mapping[str, int]) -> Shape | None:
+def _declared(value: Value, names: Mapping[Any, int]) -> Shape | None:
     """The shape that the model gives an input; None where that is not known."""
     if value.shape is None:
         return None
     batch = value.shape[0] if value.shape else None
-    sizes: list[int] = []
-    for i, size in enumerate(value.shape):
-        if isinstance(size, int):
-            sizes.append(size)
-        elif size in names:
-            sizes.append(names[size])  # type: ignore[index]
-        elif i == 0 or size == batch:
-            sizes.append(1)
-        else:
-            return None
-    return tuple(sizes)
+    sizes = [n if isinstance(n, int) else names.get(n, 1 if i == 0 or n == batch else None)
+             for i, n in enumerate(value.shape)]  # fmt: skip
+    return None if None in sizes else tuple(n for n in sizes if n is not None)
 
 
 def check_fit(value: Value, shape: Shape, what: str = "input_shape") -> None:
     """Hold a shape against the sizes that the model declares; its names of sizes are hints."""
-    declared = value.shape
-    if declared is None or shape == declared:
-        return
-    fits = len(shape) == len(declared) and all(n == d for n, d in zip(shape, declared) if isinstance(d, int))
-    if not fits:
+    declared = shape if value.shape is None else value.shape
+    if len(shape) != len(declared) or any(n != d for n, d in zip(shape, declared) if isinstance(d, int)):
         said = _said(value.name, declared)
         raise ValueError(f"{what} is {shape} for {value.name!r}, expected {said} as in the model")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from fastsparse.runtime.fork import after_fork_in_child
 
 _NAMES = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads", "openblas_{}_num_threads64_",
           "openblas_{}_num_threads")  # fmt: skip
@@ -68,14 +69,11 @@ def one_thread() -> Iterator[None]:
                 put(_users.before)
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _release() -> None:
     """The callers inside are the parent's threads: none of them will come back here."""
     global _users
     held, before = _users.count, _users.before
     _users = _Users()
     if held and (found := _openblas()) is not None:
         found[1](before)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

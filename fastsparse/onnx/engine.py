@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsparse import checks
+from fastsparse.engine.base import BaseEngine
 from fastsparse.engine.choosing import Choices
 from fastsparse.engine.program import Program
-from fastsparse.engine.report import Benchmark, Report, timed_calls
-from fastsparse.engine.saving import pickled, save_engine
+from fastsparse.engine.report import Report
 from fastsparse.engine.schedule import Schedule
-from fastsparse.engine.workspace import PoolStore
+from fastsparse.engine.workspace import Pool, PoolStore
 from fastsparse.files import FileFormatError
 from fastsparse.onnx import sessions
 from fastsparse.onnx.arguments import (
@@ -35,9 +33,9 @@ from fastsparse.onnx.arguments import (
     written,
 )
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
-from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Pool, Tensors, make_plan
+from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Tensors, make_plan
 from fastsparse.onnx.folding import check_sizes, folded, with_branches
-from fastsparse.onnx.lowering import Lowering, Region
+from fastsparse.onnx.lowering import Lowering
 from fastsparse.onnx.model import Array, Model, Shape
 from fastsparse.onnx.partition import Cut
 from fastsparse.onnx.reader import read
@@ -46,7 +44,7 @@ from fastsparse.onnx.rewriting import simplified
 from fastsparse.onnx.serial import to_plain
 from fastsparse.runtime import measure
 from fastsparse.runtime.buffers import address, array
-from fastsparse.runtime.fork import fork_safe_lock
+from fastsparse.runtime.memo import Memoized
 from fastsparse.runtime.threads import checked_threads, usable_threads
 
 _SECONDS = 0.6  # for tuning the programs of an engine, about
@@ -55,11 +53,9 @@ _WHOLE = 0.3  # for comparing the engine with the library alone
 _GAIN = 0.97  # of the library's time: what the kernels must stay below
 _CLEAR = 1.3  # long calls on which the kernels win by this factor are not repeated
 _NUMBERS = 16  # of an input that may decide
-_KEPT, _ENGINES = 1024, 8  # cases, and engines for them
+_MOST_ENGINES = 8  # for cases of branches
 # Tensors of other types may be such that onnxruntime has no operators for them.
 _LIBRARYS = [np.dtype(kind) for kind in ("float32", "float16", "int64", "int32", "bool", "uint8", "int8")]
-
-_lock = fork_safe_lock()  # for dictionary accesses
 
 
 def compile_onnx(
@@ -79,7 +75,7 @@ def compile_onnx(
     return engine
 
 
-class GraphEngine:
+class GraphEngine(BaseEngine):
     """A compiled ONNX model; made by `fastsparse.compile`.
 
     Attributes
@@ -89,18 +85,15 @@ class GraphEngine:
         For the shapes it was compiled for.
     output_shapes : dict of str to tuple of int, or None
         None when they depend on numbers.
+    dtype : numpy.dtype
+        Of the first input that is a tensor.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        shapes: Mapping[str, Shape],
-        threads: int | None,
-        costs: Costs = Costs(),  # noqa: B008
-    ) -> None:
+    def __init__(self, model: Model, shapes: Mapping[str, Shape], threads: int | None, costs: Costs) -> None:
         self._model = model
         self._costs = costs
         self._threads = threads
+        self.dtype = next((v.dtype for v in model.inputs if v.dtype is not None), np.dtype(np.float32))
         self.input_names = tuple(v.name for v in model.inputs)
         self.output_names = tuple(v.name for v in model.outputs)
         self.input_shapes = dict(shapes)
@@ -110,7 +103,7 @@ class GraphEngine:
         check_sizes(model, known)
         self._shapes = {name: info.fixed for name, info in known.items() if info.fixed is not None}
         self._simple = simplified(model, self._infos)
-        self._lowering = Lowering(self._simple, self._infos, costs)
+        self._lowering = Lowering(self._simple, self._infos, self._shapes, costs)
         complete = all(name in self._shapes for name in self.output_names)
         self.output_shapes = {name: self._shapes[name] for name in self.output_names} if complete else None
         self._library: tuple[str, ...] = ()  # what the library runs of what the kernels could, by first results
@@ -133,11 +126,6 @@ class GraphEngine:
         if self.output_shapes is None:
             raise ValueError("the model's output shapes depend on the numbers in an input")
         return self.output_shapes[self.output_names[0]]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the first input that is a tensor."""
-        return next((v.dtype for v in self._model.inputs if v.dtype is not None), np.dtype(np.float32))
 
     # ------------------------------------------------------------------------------------------
 
@@ -208,27 +196,6 @@ class GraphEngine:
         finally:
             self._budget = 0.0
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the engine, with what tuning chose, as safetensors; `fastsparse.load_engine` reads it.
-
-        Parameters
-        ----------
-        path : path
-            Replaced in one step when it exists.
-        """
-        arrays: dict[str, Any] = {}
-        shapes = {name: list(shape) for name, shape in self.input_shapes.items()}
-        described: dict[str, Any] = {
-            "model": to_plain(self._model, arrays),
-            "input_shapes": shapes,
-            "library": sorted({*self._library, *(self._cases.library if self._cases is not None else ())}),
-        }
-        described["kernels_first"] = self._costs == KERNELS_FIRST
-        save_engine(path, self, described, arrays)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pickled(self)
-
     def report(self, batch: int | None = None) -> Report:
         """Measure every step on random numbers and tell who runs what.
 
@@ -246,23 +213,20 @@ class GraphEngine:
         engine = self._for(values, now=True)
         return measured(engine._plan(), values, self._workers(), engine._reasons)
 
-    def benchmark(self, seconds: float = 5.0, *, batch: int | None = None) -> Benchmark:
-        """Call the engine for some seconds.
-
-        Returns
-        -------
-        Benchmark
-            p50, p95, p99 (milliseconds per call) and throughput (samples per second), to be printed.
-        """
-        inputs = self.random_inputs(batch)
-        count = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
-        return timed_calls(lambda: self.run(inputs), count, seconds)
-
     def random_inputs(self, batch: int | None = None) -> list[Array]:
         """Inputs to try the model on: normally distributed numbers, and zeros and ones where it takes integers."""
         return self._random(self._with_batch(batch))
 
     # ------------------------------------------------------------------------------------------
+
+    def _described(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        cases = [] if self._cases is None else list(self._cases.engines.values())
+        return {
+            "model": to_plain(self._model, arrays),
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "library": sorted({name for engine in (self, *cases) for name in engine._library}),
+            "kernels_first": self._costs == KERNELS_FIRST,
+        }
 
     def _with_batch(self, batch: int | None) -> dict[str, Shape]:
         shapes = dict(self.input_shapes)
@@ -292,12 +256,8 @@ class GraphEngine:
             raise ValueError(f"inputs has {len(inputs)} arrays, expected {len(names)}, for {', '.join(names)}")
         values = {}
         for name, value, x in zip(names, self._model.inputs, inputs):
-            known = type(x) is np.ndarray and x.shape == fitting[name] and x.dtype == value.dtype and x.flags.carray
-            if known:
-                values[name] = x
-                continue
             values[name] = array = checked_input(value, x)
-            if value.shape is not None and array.shape != fitting[value.name]:
+            if value.shape is not None and array.shape != fitting[name]:
                 check_fit(value, array.shape, "the shape")
                 fitting[name] = array.shape
         return values
@@ -318,11 +278,16 @@ class GraphEngine:
 
     # ------------------------------------------------------------------------------------------
 
-    def _regions(self) -> list[Region]:
-        """What the kernels run."""
+    def _cut(self, known: Sequence[Kernels] = ()) -> Plan:
+        """The plan by estimate, and by what was measured before."""
         left = set(self._library)
         excluded = {id(node) for node in self._simple.nodes if left.intersection(node.writes)}
-        return Cut(self._simple.nodes, self.output_names, self._lowering, self._shapes, self._costs).regions(excluded)
+        regions = Cut(self._lowering).regions(excluded)
+        return make_plan(self._simple, self._infos, regions, self._schedule, known)
+
+    def _whole(self) -> Plan:
+        """The plan that is the library's alone."""
+        return make_plan(self._simple, self._infos, [], self._schedule)
 
     def _plan(self) -> Plan:
         if self._plan_made is None or self._tune_again:
@@ -333,14 +298,14 @@ class GraphEngine:
     def _choose(self, tune: bool) -> None:
         """Cut the model; with `tune` what loses against the library when measured becomes the library's."""
         self._tune_again = False
-        plan = self._made_plan(self._regions())
+        plan = self._cut()
         rare = any(info.dtype not in _LIBRARYS for info in self._infos.values())
         if self._costs == Costs() and (rare or sessions.onnxruntime() is None):
-            whole = self._made_plan([]).whole
+            whole = self._whole().whole
             if whole is not None and whole.session(self._workers()).library is None:
                 self._costs = KERNELS_FIRST
-                self._lowering = Lowering(self._simple, self._infos, self._costs)
-                plan = self._made_plan(self._regions())
+                self._lowering = Lowering(self._simple, self._infos, self._shapes, self._costs)
+                plan = self._cut()
         if tune and plan.kernels and sessions.onnxruntime() is not None and self._costs != KERNELS_FIRST:
             self._budget = _SECONDS
             try:
@@ -363,14 +328,12 @@ class GraphEngine:
             return plan
         lost = [step for step in plan.kernels if not _wins(step, everything, workers, self._reasons)]
         if lost:
-            self._library = tuple(sorted({name for step in lost for node in step.nodes for name in node.writes}))
-            count, plan = len(plan.kernels), self._made_plan(self._regions(), plan.kernels)
-            self._reasons[""] = (
-                f"{len(lost)} of {count} regions are slower on the kernels than in the library, measured"
-            )
+            why = f"{len(lost)} of {len(plan.kernels)} regions are slower on the kernels than in the library, measured"
+            self._library, self._reasons[""] = _written(lost), why
+            plan = self._cut(plan.kernels)
         if not plan.kernels:
             return plan
-        whole = self._made_plan([])
+        whole = self._whole()
         assert whole.whole is not None
         session = whole.whole.session(workers)
         ours, library = _interleaved(
@@ -381,11 +344,8 @@ class GraphEngine:
         self._reasons[""] = f"{ours * 1e3:.3f} ms measured, the library alone {library * 1e3:.3f} ms"
         if ours <= library * _GAIN:
             return plan
-        self._library = tuple(sorted({name for step in plan.kernels for node in step.nodes for name in node.writes}))
+        self._library = _written(plan.kernels)
         return whole
-
-    def _made_plan(self, regions: Sequence[Region], known: Sequence[Kernels] = ()) -> Plan:
-        return make_plan(self._simple, self._infos, regions, self._schedule, known)
 
     def _schedule(self, program: Program, samples: int, workers: int) -> Schedule:
         """A program's schedule. What was measured once is taken for all programs of the same sizes."""
@@ -404,7 +364,7 @@ class GraphEngine:
         key = (*map(shape_of, given), workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
         if pool is not None:
-            shapes = [pool.frame.shapes[name] for name in names]
+            shapes = [pool.plan.shapes[name] for name in names]
             targets = [array(*s) for s in shapes] if out is None else checked_results(out, names, shapes, given)
             space = pool.take()
             try:
@@ -417,7 +377,7 @@ class GraphEngine:
         seen = key in self._frames
         results = plan.run(values, workers)
         if not seen:
-            made = Pool(Frame(plan, values), workers) if Frame.fits(plan, values) else None
+            made = Frame.pool(plan, values, workers)
             self._frames.put(key, made, made, replace=True)
         results = _distinct(results, given)
         return results if out is None else written(out, names, results, given)
@@ -433,6 +393,11 @@ def _distinct(results: Sequence[Any], given: Sequence[Any]) -> list[Any]:
 
 
 # ---------------------------------------------------------------- who runs what, by measuring
+
+
+def _written(steps: Sequence[Kernels]) -> tuple[str, ...]:
+    """Names of all tensors that steps write, also inside."""
+    return tuple(sorted({name for step in steps for node in step.nodes for name in node.writes}))
 
 
 def _wins(step: Kernels, values: dict[str, Any], workers: int, reasons: dict[str, str]) -> bool:
@@ -462,7 +427,7 @@ def _interleaved(first: Callable[[], object], second: Callable[[], object], seco
 # ---------------------------------------------------------------- branches
 
 
-class Cases:
+class Cases(Memoized):
     """Engines of a model whose branches follow from shapes and small integers, such as a sampling rate: one per case.
 
     Which branches a call takes is found once for its shapes and integers, and looked up from then on. What comes for
@@ -472,8 +437,7 @@ class Cases:
     def __init__(self, engine: GraphEngine, model: Model) -> None:
         self._engine, self._model = engine, model
         self._numbers = _deciding(model)
-        self._known: OrderedDict[Hashable, GraphEngine | None] = OrderedDict()  # None where it came once
-        self._engines: OrderedDict[Hashable, GraphEngine] = OrderedDict()
+        self.engines: dict[Hashable, GraphEngine] = {}  # by branches
         self.tune = False
 
     @property
@@ -481,46 +445,33 @@ class Cases:
         """Whether no numbers decide."""
         return not self._numbers
 
-    @property
-    def library(self) -> set[str]:
-        """What the library runs in any of the engines, of what the kernels could."""
-        return {name for engine in list(self._engines.values()) for name in engine._library}
-
     def engine(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
         """The engine for these inputs; `now` finds it even if they come for the first time."""
         key = (*map(shape_of, values.values()), *(values[name].tobytes() for name in self._numbers))
-        found = self._known.get(key)
-        if found is None:
-            if key in self._known or now:
-                found = self._found(values)
-            with _lock:
-                self._known[key] = found
-                _shrink(self._known, _KEPT)
-        return found or self._engine
+        met: list[bool] = self.cached(("met", key), list)
+        if not met and not now:
+            met.append(True)
+            return self._engine
+        return self.cached(key, self._found, values)
 
     def _found(self, values: Mapping[str, Any]) -> GraphEngine:
         numbers, taken = {name: values[name].copy() for name in self._numbers}, dict[str, bool]()
         inputs = tuple(value for value in self._model.inputs if value.name not in numbers)
         shapes = {value.name: np.shape(values[value.name]) for value in inputs if value.dtype is not None}
         folded(replace(self._model, inputs=inputs, constants={**self._model.constants, **numbers}), shapes, taken)
+        key = tuple(sorted(taken.items()))
         if not taken:
             return self._engine
-        key = tuple(sorted(taken.items()))
-        found = self._engines.get(key)
+        found = self.engines.get(key)
         if found is None:
             try:
                 found = self._engine._case(with_branches(self._model, taken), shapes, self.tune)
             except FileFormatError:  # the library may refuse behind an If what it runs in its branches
                 found = self._engine
-            with _lock:
-                self._engines[key] = found
-                _shrink(self._engines, _ENGINES)
+            found = self.engines.setdefault(key, found)
+            for oldest in list(self.engines)[:-_MOST_ENGINES]:
+                self.engines.pop(oldest, None)
         return found
-
-
-def _shrink(entries: OrderedDict[Hashable, Any], most: int) -> None:
-    while len(entries) > most:
-        entries.popitem(last=False)
 
 
 def _deciding(model: Model) -> tuple[str, ...]:

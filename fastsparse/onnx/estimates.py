@@ -8,21 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastsparse.engine.program import (
-    Activate,
-    Add,
-    Concat,
-    Conv,
-    Gate,
-    Gather,
-    Interpolate,
-    Linear,
-    Operator,
-    Pool,
-    Recurrent,
-    Scale,
-    Shape,
-)
+from fastsparse.engine.program import Conv, Linear, Operator, Recurrent, Reshape, Shape
 
 
 @dataclass(frozen=True)
@@ -88,9 +74,8 @@ class Costs:
             every = 2.0 * operator.times * sum(math.prod(w.shape) for d in operator.directions for w in (d.W, d.R))
             slower = shape[1] * (self.vectors if shape[1] < self.few else 1.0)
             return (every * self.dense - operator.useful_flops * self.sparse) * slower
-        if isinstance(operator, Scale | Add | Activate | Pool | Gate | Gather | Interpolate | Concat):
-            return self.elementwise * math.prod(shape) * samples
-        return 0.0
+        moves = operator is not None and not isinstance(operator, Reshape)
+        return self.elementwise * math.prod(shape) * samples if moves else 0.0
 
     def crossed(self, shape: Shape) -> float:
         """What it costs to bring a tensor in or out."""

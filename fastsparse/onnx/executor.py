@@ -80,9 +80,11 @@ class Host(Step):
         read = dict.fromkeys(name for node in nodes for name in node.reads)
         self.inputs = tuple(name for name in read if name not in made and name not in model.constants)
         self.outputs = tuple(outputs)
-        self._model, self._spinning = model, spinning
-        self._types = {name: infos[name].proto for name in self.inputs if name in infos}
-        self._types |= {name: infos[name].proto for name in self.outputs if name in infos and infos[name].proto}
+        self._spinning = spinning
+        types = {name: infos[name].proto for name in (*self.inputs, *self.outputs) if name in infos}
+        self._part = model.part(nodes, self.inputs, self.outputs, types)
+        declared = {value.name for value in model.inputs}
+        self._inner = [value for value in self._part.inputs if value.name not in declared]
         self._sessions: dict[tuple[int, int], Session] = {}
 
     def session(self, workers: int) -> Session:
@@ -91,20 +93,16 @@ class Host(Step):
         key = sessions.generation[0], workers
         found = self._sessions.get(key)
         if found is None:
-            made = Session(
-                self._model, self.nodes, self.inputs, self.outputs, self._types, threads=workers,
-                spinning=self._spinning,
-            )  # fmt: skip
+            made = Session(self._part, threads=workers, spinning=self._spinning)
             found = self._sessions.setdefault(key, made)
         return found
 
     def run(self, values: Values, workers: int) -> None:
         feeds = {name: values[name] for name in self.inputs}
-        for name, x in feeds.items():
-            kind = self._types.get(name)
-            if kind is not None and isinstance(x, np.ndarray) and not _fits(kind.tensor_type, x.shape):
-                # ONNX's inference says other sizes than the library has; it is told none.
-                self._types[name] = type(kind)(tensor_type={"elem_type": kind.tensor_type.elem_type})
+        for value in self._inner:
+            x, kind = feeds[value.name], value.proto.type.tensor_type
+            if isinstance(x, np.ndarray) and not _fits(kind, x.shape):
+                kind.ClearField("shape")  # ONNX's inference says other sizes than the library has: it is told none
                 self._sessions.clear()
         found = self.session(workers).run(feeds)
         values.update(zip(self.outputs, found))
@@ -278,26 +276,26 @@ class Frame:
         self.offsets = dict(zip(inner, offsets))
 
     @staticmethod
-    def fits(plan: Plan, values: Mapping[str, Any]) -> bool:
-        """Whether all tensors of steps are arrays of numbers, and each result is written by one of them."""
+    def pool(plan: Plan, values: Mapping[str, Any], workers: int) -> programs.Pool | None:
+        """Workspaces for tensors as a first call left them; None unless all of them are arrays of numbers, and each
+        result is written by one step."""
         made = [name for step in plan.steps for name in step.outputs]
         names = {*made, *plan.inputs, *(name for step in plan.steps for name in step.inputs)}
         whole = len(set(plan.outputs).intersection(made)) == len(plan.outputs)
-        return whole and all(isinstance(values[n], np.ndarray) and values[n].dtype in _NUMBERS for n in names)
+        if not whole or any(not isinstance(values[n], np.ndarray) or values[n].dtype not in _NUMBERS for n in names):
+            return None
+        return programs.Pool(Frame(plan, values), make=functools.partial(Workspace, workers=workers))
 
 
 class Workspace:
     """Memory of one call, with the kernels and the library's sessions bound to it."""
 
     def __init__(self, frame: Frame, workers: int) -> None:
-        self.frame, self.workers = frame, workers
         self.memory = aligned_empty((frame.nbytes + 64,), np.uint8)
-        self.nbytes = self.memory.nbytes
-        start = address(self.memory)
-        places = {name: start + offset for name, offset in frame.offsets.items()}
+        places = {name: address(self.memory) + offset for name, offset in frame.offsets.items()}
         calls = [step.bound(places, frame.shapes, workers) for step in frame.steps]
         self._calls = [call for call, _ in calls]
-        self.nbytes += sum(size for _, size in calls)
+        self.nbytes = self.memory.nbytes + sum(size for _, size in calls)
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
@@ -316,24 +314,3 @@ def _arrays(places: Places, names: Sequence[str], tensors: Tensors) -> dict[str,
         memory: Any = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(places[name])
         found[name] = np.frombuffer(memory, dtype).reshape(shape)
     return found
-
-
-class Pool(programs.Pool):
-    """Workspaces of one frame: made when needed, at most `limit`, and handed round."""
-
-    def __init__(self, frame: Frame, workers: int, limit: int = programs.MOST_WORKSPACES) -> None:
-        self.frame, self.workers = frame, workers
-        super().__init__(frame, limit)  # type: ignore[arg-type]
-
-    @property
-    def steps(self) -> int:
-        """Their number."""
-        return len(self.frame.steps)
-
-    def arrays(self) -> dict[int, int]:
-        """None but those of the workspaces."""
-        return {}
-
-    def make(self) -> Workspace:  # type: ignore[override]
-        """A new workspace."""
-        return Workspace(self.frame, self.workers)

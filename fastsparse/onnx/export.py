@@ -23,8 +23,10 @@ from fastsparse.engine.program import (
     LayerNorm,
     Linear,
     Lookup,
+    Node,
     PaddingMask,
     Pool,
+    Program,
     Reshape,
     Scale,
     Softmax,
@@ -32,16 +34,18 @@ from fastsparse.engine.program import (
 )
 from fastsparse.nn.activations import Activation
 from fastsparse.onnx.engine import GraphEngine
-from fastsparse.onnx.model import FLOATS, Array
+from fastsparse.onnx.model import FLOATS, Array, copied
 from fastsparse.onnx.pruning import write_model
 from fastsparse.onnx.reader import import_onnx
-from fastsparse.onnx.sessions import extracted
+from fastsparse.onnx.sessions import message
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import Windows, windows
 from fastsparse.runtime.atomic_file import PathLike
 
 _OPSET, _IR = 17, 8
 _INFERRED = 2**30  # bytes: the library copies the model to infer shapes
+_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_LINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
 _SPARSE = 0.5  # share of zeros from which on a weight is written as a sparse_initializer
 
 
@@ -84,17 +88,14 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     """
     import_onnx()
     path, sparse = checks.path(path), checks.flag(sparse, "sparse")
-    given: Any = model
-    if isinstance(given, GraphEngine):
-        proto = _of_graph(given, sparse)
-    elif isinstance(given, Engine):
-        proto = _of_program(given, sparse)
-    elif isinstance(given, nn.Module):
-        proto = _of_module(given, sparse)
-    else:
-        kind = type(given).__name__
-        raise TypeError(f"model is a {kind}, expected a model of fastsparse.nn or an engine of fastsparse.compile")
-    write_model(proto, Path(os.fspath(path)), None)
+    makers: list[tuple[type, Callable[[Any, bool], Any]]]
+    makers = [(GraphEngine, _of_graph), (Engine, _of_program), (nn.Module, _of_module)]
+    for kind, make in makers:
+        if isinstance(model, kind):
+            write_model(make(model, sparse), Path(os.fspath(path)), None)
+            return
+    found = type(model).__name__
+    raise TypeError(f"model is a {found}, expected a model of fastsparse.nn or an engine of fastsparse.compile")
 
 
 class _Graph:
@@ -121,16 +122,18 @@ class _Graph:
         if not self.sparse or weight.density > 1 - _SPARSE:
             return self.constant(weight.toarray().reshape(shape), name)
         name = f"{name}.{len(self.tensors) + len(self.sparse_tensors)}"
-        places = weight.pattern.rows() * weight.shape[1] + weight.indices
-        self.sparse_tensors.append(_sparse_tensor(name, weight.data, places, shape))
+        flat = weight.pattern.rows() * weight.shape[1] + weight.indices
+        self.sparse_tensors.append(_sparse_tensor(name, weight.data, flat, shape))
         return name
 
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """A node's output."""
+    def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
+        """A node's output. Inputs are names, or numbers that become constants; those at the end that are None are left
+        out."""
         from onnx import helper
 
         name = f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
+        names = [x if isinstance(x, str) else self.constant(x, name) for x in inputs if x is not None]
+        self.nodes.append(helper.make_node(op, names, [name], name, **attributes))
         return name
 
     def proto(self, inputs: Sequence[tuple[Any, Any]], output: str, sizes: Sequence[Any] | None) -> Any:
@@ -143,27 +146,21 @@ class _Graph:
         """
         from onnx import helper, shape_inference
 
-        element = helper.np_dtype_to_tensor_dtype
-        kind = element(self.dtype)
-        sources = [
-            helper.make_tensor_value_info(
-                _input(i), helper.np_dtype_to_tensor_dtype(np.dtype(dtype or self.dtype)), shape
-            )
-            for i, (shape, dtype) in enumerate(inputs)
-        ]
-        y = helper.make_tensor_value_info("y", kind, sizes)
-        nodes = [*self.nodes, helper.make_node("Identity", [output], ["y"], "y")]
+        def value(name: str, shape: Any, dtype: Any = None) -> Any:
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype or self.dtype))
+            return helper.make_tensor_value_info(name, kind, shape)
+
+        sources = [value(_input(i), shape, dtype) for i, (shape, dtype) in enumerate(inputs)]
+        nodes, sparse = [*self.nodes, helper.make_node("Identity", [output], ["y"], "y")], self.sparse_tensors
         graph = helper.make_graph(
-            nodes, "fastsparse", sources, [y], self.tensors, sparse_initializer=self.sparse_tensors
+            nodes, "fastsparse", sources, [value("y", sizes)], self.tensors, sparse_initializer=sparse
         )  # fmt: skip
         made = helper.make_model(graph, producer_name="fastsparse", opset_imports=[helper.make_opsetid("", _OPSET)])
         made.ir_version = _IR
         if sizes is None and made.ByteSize() < _INFERRED:
-            held = [(tensor.values.name, tensor.dims) for tensor in self.sparse_tensors]
-            dense = type(made)()  # sparse tensors cannot be inferred with
-            dense.CopyFrom(made)
+            dense = copied(made)  # sparse tensors cannot be inferred with
             del dense.graph.sparse_initializer[:]
-            dense.graph.input.extend(helper.make_tensor_value_info(name, kind, dims) for name, dims in held)
+            dense.graph.input.extend(value(tensor.values.name, tensor.dims) for tensor in sparse)
             inferred = shape_inference.infer_shapes(dense, check_type=True, strict_mode=True)
             made.graph.output[0].CopyFrom(inferred.graph.output[0])  # with its shape
         return made
@@ -172,35 +169,32 @@ class _Graph:
 
     def activation(self, name: str | None, x: str) -> str:
         """An activation by its name."""
+        node = self.node
         if name is None:
             return x
         if name in _ACTIVATIONS:
             op, attributes = _ACTIVATIONS[name]
-            return self.node(op, [x], **attributes)
-        number = self.constant
+            return node(op, x, **attributes)
         if name == "relu6":
-            return self.node("Clip", [x, number(0.0, "zero"), number(6.0, "six")])
+            return node("Clip", x, 0.0, 6.0)
         if name == "silu":
-            return self.node("Mul", [x, self.node("Sigmoid", [x])])
+            return node("Mul", x, node("Sigmoid", x))
         if name == "gelu":
-            inner = self.node("Erf", [self.node("Mul", [x, number(math.sqrt(0.5), "factor")])])
+            inner = node("Erf", node("Mul", x, math.sqrt(0.5)))
         elif name == "gelu_tanh":
-            cube = self.node("Mul", [self.node("Mul", [self.node("Mul", [x, x]), x]), number(0.044715, "factor")])
-            outer = self.node("Mul", [self.node("Add", [x, cube]), number(math.sqrt(2 / math.pi), "factor")])
-            inner = self.node("Tanh", [outer])
+            cube = node("Mul", node("Mul", node("Mul", x, x), x), 0.044715)
+            inner = node("Tanh", node("Mul", node("Add", x, cube), math.sqrt(2 / math.pi)))
         else:
             raise UnsupportedOperatorError(f"activation {name!r} cannot be written to ONNX")
-        half = self.node("Mul", [x, number(0.5, "half")])
-        return self.node("Mul", [half, self.node("Add", [inner, number(1.0, "one")])])
+        return node("Mul", node("Mul", x, 0.5), node("Add", inner, 1.0))
 
     def conv(self, x: str, weight: CSR | Array, bias: Array | None, g: Any, name: str) -> str:
         """A convolution of the geometry `g`, or of a layer's."""
         shape = (g.out_channels, g.in_channels // g.groups, *g.kernel_size)
         held = self.weight(weight, shape, f"{name}.weight") if isinstance(weight, CSR) else self.constant(weight, name)
-        inputs = [x, held, *([] if bias is None else [self.constant(bias, f"{name}.bias")])]
-        pads = [pair[0] for pair in g.padding] + [pair[1] for pair in g.padding]
-        window = {"kernel_shape": g.kernel_size, "strides": g.stride, "pads": pads, "dilations": g.dilation}
-        return self.node("Conv", inputs, group=g.groups, **window)
+        bias_name = None if bias is None else self.constant(bias, f"{name}.bias")
+        window = _window(g.kernel_size, g.stride, g.padding)
+        return self.node("Conv", x, held, bias_name, group=g.groups, dilations=g.dilation, **window)
 
     def linear(self, x: str, weight: CSR | Array, bias: Array | None, name: str) -> str:
         """x (..., in) @ weight.T + bias."""
@@ -208,24 +202,28 @@ class _Graph:
             held = self.weight(weight.T, weight.shape[::-1], f"{name}.weight")
         else:
             held = self.constant(weight.T, f"{name}.weight")
-        y = self.node("MatMul", [x, held])
-        return y if bias is None else self.node("Add", [y, self.constant(bias, f"{name}.bias")])
+        y = self.node("MatMul", x, held)
+        return y if bias is None else self.node("Add", y, self.constant(bias, f"{name}.bias"))
 
     def lookup(self, table: Array, positions: Array | None, x: str) -> str:
         """Rows of a table."""
-        y = self.node("Gather", [self.constant(table, "embedding"), x])
-        return y if positions is None else self.node("Add", [y, self.constant(positions, "positions")])
+        y = self.node("Gather", table, x)
+        return y if positions is None else self.node("Add", y, positions)
 
-    def row_norm(self, x: str, scale: Array, shift: Array | None, eps: float, name: str) -> str:
+    def row_norm(self, x: str, scale: Array, shift: Array | None, eps: float) -> str:
         """Layer norm, or without a shift the root mean square norm, over the last axes."""
-        gamma = self.constant(scale, name)
         if shift is not None:
-            return self.node(
-                "LayerNormalization", [x, gamma, self.constant(shift, name)], axis=-scale.ndim, epsilon=eps
-            )
-        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=list(range(-scale.ndim, 0)), keepdims=1)
-        root = self.node("Sqrt", [self.node("Add", [square, self.constant(eps, "eps")])])
-        return self.node("Mul", [self.node("Div", [x, root]), gamma])
+            return self.node("LayerNormalization", x, scale, shift, axis=-scale.ndim, epsilon=eps)
+        square = self.node("ReduceMean", self.node("Mul", x, x), axes=list(range(-scale.ndim, 0)), keepdims=1)
+        return self.node("Mul", self.node("Div", x, self.node("Sqrt", self.node("Add", square, eps))), scale)
+
+    def interpolated(self, x: str, scale: Sequence[int], **how: str) -> str:
+        """An image of a multiple of its size."""
+        return self.node("Resize", x, "", self.constant([1.0, 1.0, *scale], "scale", np.float32), **how)
+
+    def reshaped(self, x: str, shape: Sequence[int]) -> str:
+        """The same numbers in another shape, behind the first axis."""
+        return self.node("Reshape", x, np.array([0, *shape]))
 
     def attention(
         self, q: str, k: str, v: str, heads: int, width: int, causal: Sequence[int] | None = None,
@@ -237,25 +235,22 @@ class _Graph:
         """
 
         def split(x: str, perm: Sequence[int]) -> str:
-            sizes = self.constant(np.array([0, 0, heads, width // heads], np.int64), "heads")
-            return self.node("Transpose", [self.node("Reshape", [x, sizes])], perm=perm)
+            return self.node("Transpose", self.reshaped(x, (0, heads, width // heads)), perm=perm)
 
-        scores = self.node("MatMul", [split(q, (0, 2, 1, 3)), split(k, (0, 2, 3, 1))])
-        scores = self.node("Mul", [scores, self.constant((width // heads) ** -0.5, "scale")])
+        scores = self.node("MatMul", split(q, (0, 2, 1, 3)), split(k, (0, 2, 3, 1)))
+        scores = self.node("Mul", scores, (width // heads) ** -0.5)
         if causal is not None:
             queries, keys = causal
             unseen = np.arange(keys) > np.maximum(0, np.arange(queries)[:, None] + keys - queries)
-            scores = self.node("Add", [scores, self.constant(np.where(unseen, -np.inf, 0.0), "unseen")])
+            scores = self.node("Add", scores, np.where(unseen, -np.inf, 0.0))
         if hidden is not None:  # a finite number: where a query sees no key, zeros follow and not NaN
-            hidden = self.node("Unsqueeze", [hidden, self.constant(np.array([1, 2]), "axes")])
-            lowest = self.constant(float(np.finfo(self.dtype).min), "lowest")
-            scores = self.node("Where", [hidden, lowest, scores])
-        shares = self.node("Softmax", [scores], axis=-1)
+            hidden = self.node("Unsqueeze", hidden, np.array([1, 2]))
+            scores = self.node("Where", hidden, float(np.finfo(self.dtype).min), scores)
+        shares = self.node("Softmax", scores, axis=-1)
         if hidden is not None:
-            shares = self.node("Where", [hidden, self.constant(0.0, "zero"), shares])
-        mixed = self.node("MatMul", [shares, split(v, (0, 2, 1, 3))])
-        flat = self.constant(np.array([0, 0, width], np.int64), "joined")
-        return self.node("Reshape", [self.node("Transpose", [mixed], perm=(0, 2, 1, 3)), flat])
+            shares = self.node("Where", hidden, 0.0, shares)
+        mixed = self.node("MatMul", shares, split(v, (0, 2, 1, 3)))
+        return self.reshaped(self.node("Transpose", mixed, perm=(0, 2, 1, 3)), (0, width))
 
 
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -264,14 +259,25 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _sparse_tensor(name: str, values: Array, places: Array, shape: Sequence[int]) -> Any:
+def _sparse_tensor(name: str, values: Array, flat: Array, shape: Sequence[int]) -> Any:
     from onnx import helper, numpy_helper
 
     return helper.make_sparse_tensor(
         numpy_helper.from_array(np.ascontiguousarray(values), name),
-        numpy_helper.from_array(np.ascontiguousarray(places, np.int64), f"{name}.indices"),
+        numpy_helper.from_array(np.ascontiguousarray(flat, np.int64), f"{name}.indices"),
         list(shape),
     )
+
+
+def _window(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Attributes of windows."""
+    pads = [pair[0] for pair in padding] + [pair[1] for pair in padding]
+    return {"kernel_shape": kernel, "strides": stride, "pads": pads}
+
+
+def _input(number: int) -> str:
+    """Name of an input."""
+    return f"x{number + 1}" if number else "x"
 
 
 # ---------------------------------------------------------------- engines
@@ -281,9 +287,7 @@ def _of_graph(engine: GraphEngine, sparse: bool) -> Any:
     """The ONNX model that an engine was compiled from, with what its reading made of it."""
     from onnx import numpy_helper
 
-    model = engine._model
-    names = [value.name for value in model.inputs], [value.name for value in model.outputs]
-    proto, _ = extracted(model, model.nodes, *names, {})
+    proto, _ = message(engine._model)
     if not sparse:
         return proto
     dense = list(proto.graph.initializer)
@@ -293,83 +297,66 @@ def _of_graph(engine: GraphEngine, sparse: bool) -> Any:
         if array.dtype not in FLOATS or np.count_nonzero(array) > (1 - _SPARSE) * array.size or not array.size:
             proto.graph.initializer.append(tensor)
             continue
-        flat = array.reshape(-1)
-        places = np.flatnonzero(flat)
-        proto.graph.sparse_initializer.append(_sparse_tensor(tensor.name, flat[places], places, array.shape))
+        flat = np.flatnonzero(array)
+        proto.graph.sparse_initializer.append(_sparse_tensor(tensor.name, array.flat[flat], flat, array.shape))
     return proto
 
 
 def _of_program(engine: Engine, sparse: bool) -> Any:
     program = engine._program
-    graph = _Graph(program.dtype, sparse)
-    names = {}
+    graph, names, kinds = _Graph(program.dtype, sparse), dict[int, str](), list[Any]()
     for i, (t, lookup) in enumerate(program.user_inputs()):
         names[t] = _input(i)
+        kinds.append({Lookup: np.int64, PaddingMask: np.bool_}.get(type(lookup)))
         if isinstance(lookup, Lookup):
-            positions = lookup.positions
-            names[t] = graph.lookup(
-                lookup.table, None if positions is None else positions[: program.shapes[t][0]], _input(i)
-            )  # fmt: skip
+            positions = None if lookup.positions is None else lookup.positions[: program.shapes[t][0]]
+            names[t] = graph.lookup(lookup.table, positions, _input(i))
     for node in program.nodes:
-        x, shape = names[node.inputs[0]], program.shapes[node.inputs[0]]
-        operator, name = node.operator, node.name.partition(" ")[0]
-        if isinstance(operator, (Conv, Linear)):
-            if isinstance(operator, Conv):
-                y = graph.conv(x, operator.weight, operator.bias, _Window(operator.geometry), name)
-            else:
-                y = graph.linear(x, operator.weight, operator.bias, name)
-            if node.residual is not None:
-                y = graph.node("Add", [_reshaped(graph, y, program.shapes[node.output]), names[node.residual]])
-            y = graph.activation(operator.activation, y)
-        elif isinstance(operator, Scale):
-            sides = (-1, *(1,) * (len(shape) - 1))
-            y = graph.node("Mul", [x, graph.constant(operator.scale.reshape(sides), f"{name}.scale")])
-            y = graph.node("Add", [y, graph.constant(operator.shift.reshape(sides), f"{name}.shift")])
-        elif isinstance(operator, Activate):
-            y = graph.activation(operator.name, x)
-        elif isinstance(operator, Pool):
-            y = _pool(graph, x, operator, node.name)
-        elif isinstance(operator, Add):
-            y = graph.activation(operator.activation, graph.node("Add", [names[t] for t in node.inputs]))
-        elif isinstance(operator, LayerNorm):
-            y = graph.row_norm(x, operator.scale, operator.shift, operator.eps, name)
-        elif isinstance(operator, Attention):
-            q, k, v, *hidden = (names[t] for t in node.inputs)
-            rows = [program.shapes[t][0] for t in node.inputs[:2]]
-            y = graph.attention(q, k, v, operator.heads, shape[1], rows if operator.causal else None, *hidden)
-        elif isinstance(operator, Interpolate):
-            y = _interpolated(graph, x, operator.scale, name)
-            if node.residual is not None:
-                y = graph.node("Add", [y, names[node.residual]])
-            y = graph.activation(operator.activation, y)
-        elif isinstance(operator, Gather):
-            flat = _reshaped(graph, x, (operator.blocks, math.prod(shape) // operator.blocks))
-            y = graph.node("Gather", [flat, graph.constant(operator.index, name)], axis=2)
-            y = _reshaped(graph, y, operator.shape)
-        elif isinstance(operator, Softmax):
-            y = graph.node("Softmax", [x], axis=-1)
-        else:
-            assert isinstance(operator, Reshape)
-            y = _reshaped(graph, x, program.shapes[node.output])
-        names[node.output] = y
+        names[node.output] = _operator(graph, program, node, names)
     shape = program.shapes[program.outputs[0]]
-    y = _reshaped(graph, names[program.outputs[0]], shape)
-    kinds = {Lookup: np.int64, PaddingMask: np.bool_}
-    made = [kinds.get(type(lookup)) for _, lookup in program.user_inputs()]
-    inputs = [(("N", *sizes), kind) for sizes, kind in zip(program.user_shapes, made)]
-    return graph.proto(inputs, y, ("N", *shape))
+    inputs = [(("N", *sizes), kind) for sizes, kind in zip(program.user_shapes, kinds)]
+    return graph.proto(inputs, graph.reshaped(names[program.outputs[0]], shape), ("N", *shape))
 
 
-def _input(number: int) -> str:
-    """Name of an input."""
-    return f"x{number + 1}" if number else "x"
+def _operator(graph: _Graph, program: Program, node: Node, names: dict[int, str]) -> str:
+    """The output of a program's node."""
+    op, name, shape = node.operator, node.name.partition(" ")[0], program.shapes[node.inputs[0]]
+    x, *others = (names[t] for t in node.inputs)
+    if isinstance(op, Conv | Linear | Interpolate):
+        if isinstance(op, Conv):
+            y = graph.conv(x, op.weight, op.bias, _Geometry(op.geometry), name)
+        elif isinstance(op, Linear):
+            y = graph.linear(x, op.weight, op.bias, name)
+        else:
+            y = graph.interpolated(x, op.scale, **_LINEAR)
+        if others:
+            y = graph.node("Add", graph.reshaped(y, program.shapes[node.output]), *others)
+        return graph.activation(op.activation, y)
+    if isinstance(op, Scale):
+        sides = (-1, *(1,) * (len(shape) - 1))
+        return graph.node("Add", graph.node("Mul", x, op.scale.reshape(sides)), op.shift.reshape(sides))
+    if isinstance(op, Activate):
+        return graph.activation(op.name, x)
+    if isinstance(op, Pool):
+        return _pool(graph, x, op, node.name)
+    if isinstance(op, Add):
+        return graph.activation(op.activation, graph.node("Add", x, *others))
+    if isinstance(op, LayerNorm):
+        return graph.row_norm(x, op.scale, op.shift, op.eps)
+    if isinstance(op, Attention):
+        k, v, *hidden = others
+        rows = [program.shapes[t][0] for t in node.inputs[:2]]
+        return graph.attention(x, k, v, op.heads, shape[1], rows if op.causal else None, *hidden)
+    if isinstance(op, Gather):
+        flat = graph.reshaped(x, (op.blocks, math.prod(shape) // op.blocks))
+        return graph.reshaped(graph.node("Gather", flat, op.index, axis=2), op.shape)
+    if isinstance(op, Softmax):
+        return graph.node("Softmax", x, axis=-1)
+    assert isinstance(op, Reshape)
+    return graph.reshaped(x, program.shapes[node.output])
 
 
-def _reshaped(graph: _Graph, x: str, shape: Sequence[int]) -> str:
-    return graph.node("Reshape", [x, graph.constant(np.array([0, *shape], np.int64), "shape")])
-
-
-class _Window:
+class _Geometry:
     """A geometry under the names of layers."""
 
     def __init__(self, g: ConvGeometry) -> None:
@@ -378,23 +365,19 @@ class _Window:
 
 
 def _pool(graph: _Graph, x: str, operator: Pool, name: str) -> str:
+    """The pool of kernel, stride and padding that make an operator's windows."""
     found = operator.windows
     for counted in (True, False):
         axes = [_axis(found, axis, operator.kind == "max" or counted) for axis in (0, 1)]
-        if axes[0] is None or axes[1] is None:
-            continue
-        kernel, stride, padding = zip(*[axis for axis in axes if axis is not None])
-        attributes = {
-            "kernel_shape": kernel, "strides": stride,
-            "pads": [pair[0] for pair in padding] + [pair[1] for pair in padding],
-        }  # fmt: skip
-        if operator.kind == "max":
-            return graph.node("MaxPool", [x], **attributes)
-        return graph.node("AveragePool", [x], count_include_pad=int(counted), **attributes)
+        if None not in axes:
+            window = _window(*zip(*axes))
+            if operator.kind == "max":
+                return graph.node("MaxPool", x, **window)
+            return graph.node("AveragePool", x, count_include_pad=int(counted), **window)
     raise UnsupportedOperatorError(f"layer {name} has windows of different sizes, which ONNX has no operator for")
 
 
-def _axis(found: Windows, axis: int, counted: bool) -> tuple[int, int, tuple[int, int]] | None:
+def _axis(found: Windows, axis: int, counted: bool) -> tuple[int, int, tuple[int, int]] | Any:
     """Kernel, stride and padding that make an axis' windows; None where there are none."""
     table, size = (found.rows, found.columns)[axis], found.spatial[axis]
     outputs, kernel = len(table), int(max((table[:, 1] - table[:, 0]).max(), table[:, 2].max() if counted else 0))
@@ -471,17 +454,21 @@ def _layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
     if isinstance(layer, nn.Residual):
         children = dict(layer.children())
         ends = [_layer(graph, inner, x, f"{name}.{child}" if name else child) for child, inner in children.items()]
-        return graph.activation(layer.activation, graph.node("Add", [ends[0], ends[1] if len(ends) > 1 else x]))
+        return graph.activation(layer.activation, graph.node("Add", ends[0], ends[1] if len(ends) > 1 else x))
     if isinstance(layer, nn.Concat):
         branches = ((f"{name}.{i}" if name else str(i), branch) for i, branch in enumerate(layer.branches))
         ends = [x if branch is None else _layer(graph, branch, x, child) for child, branch in branches]
-        return graph.node("Concat", ends, axis=1)
+        return graph.node("Concat", *ends, axis=1)
     for kinds, write in _LAYERS:
         if isinstance(layer, kinds):
             return write(graph, layer, x, name or "model")
     raise UnsupportedOperatorError(
         f"layer {name or 'model'} is a {type(layer).__name__}, which ONNX export does not know"
     )
+
+
+def _layer_window(layer: Any) -> dict[str, Any]:
+    return _window(layer.kernel_size, layer.stride, layer.padding)
 
 
 def _bias(layer: Any) -> Array | None:
@@ -495,28 +482,15 @@ def _conv_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 def _conv_transpose(graph: _Graph, layer: Any, x: str, name: str) -> str:
     shape = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size)
-    held = graph.weight(layer.weight, shape, f"{name}.weight")
-    bias = _bias(layer)
     y = graph.node(
-        "ConvTranspose", [x, held, *([] if bias is None else [graph.constant(bias, f"{name}.bias")])],
-        kernel_shape=layer.kernel_size, strides=layer.stride, output_padding=layer.output_padding,
-        pads=[pair[0] for pair in layer.padding] + [pair[1] for pair in layer.padding], dilations=layer.dilation,
-        group=layer.groups,
+        "ConvTranspose", x, graph.weight(layer.weight, shape, f"{name}.weight"), _bias(layer), group=layer.groups,
+        output_padding=layer.output_padding, dilations=layer.dilation, **_layer_window(layer),
     )  # fmt: skip
     return graph.activation(layer.activation, y)
 
 
 def _upsample(graph: _Graph, layer: Any, x: str, name: str) -> str:
-    if layer.mode != "nearest":
-        return _interpolated(graph, x, layer.scale_factor, name)
-    scales = graph.constant(np.array([1.0, 1.0, *layer.scale_factor]), name, np.float32)
-    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return graph.node("Resize", [x, "", scales], **how)
-
-
-def _interpolated(graph: _Graph, x: str, scale: Sequence[int], name: str) -> str:
-    scales = graph.constant(np.array([1.0, 1.0, *scale]), name, np.float32)
-    return graph.node("Resize", [x, "", scales], mode="linear", coordinate_transformation_mode="half_pixel")
+    return graph.interpolated(x, layer.scale_factor, **(_NEAREST if layer.mode == "nearest" else _LINEAR))
 
 
 def _linear_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -526,12 +500,11 @@ def _linear_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 def _batch_norm(graph: _Graph, layer: Any, x: str, name: str) -> str:
     parts = (layer.weight.value, layer.bias.value, layer.running_mean, layer.running_var)
-    inputs = [x, *(graph.constant(part, name) for part in parts)]
-    return graph.node("BatchNormalization", inputs, epsilon=float(layer.eps))
+    return graph.node("BatchNormalization", x, *parts, epsilon=float(layer.eps))
 
 
-def _layer_norm(graph: _Graph, layer: Any, x: str, name: str) -> str:
-    return graph.row_norm(x, layer.weight.value, _bias(layer), layer.eps, name)
+def _row_norm(graph: _Graph, layer: Any, x: str, name: str) -> str:
+    return graph.row_norm(x, layer.weight.value, _bias(layer), layer.eps)
 
 
 def _attention(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -545,11 +518,9 @@ def _attention(graph: _Graph, layer: Any, x: str, name: str) -> str:
 
 
 def _pool_layer(graph: _Graph, layer: Any, x: str, name: str) -> str:
-    pads = [pair[0] for pair in layer.padding] + [pair[1] for pair in layer.padding]
-    attributes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": pads}
     if isinstance(layer, nn.MaxPool2d):
-        return graph.node("MaxPool", [x], **attributes)
-    return graph.node("AveragePool", [x], count_include_pad=1, **attributes)
+        return graph.node("MaxPool", x, **_layer_window(layer))
+    return graph.node("AveragePool", x, count_include_pad=1, **_layer_window(layer))
 
 
 def _adaptive_pool(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -558,7 +529,7 @@ def _adaptive_pool(graph: _Graph, layer: Any, x: str, name: str) -> str:
             f"layer {name} is an AdaptiveAvgPool2d to {tuple(layer.output_size)}, which ONNX has for (1, 1) only: "
             "write the engine that fs.compile makes for one input shape"
         )
-    return graph.node("GlobalAveragePool", [x])
+    return graph.node("GlobalAveragePool", x)
 
 
 def _embedding(graph: _Graph, layer: Any, x: str, name: str) -> str:
@@ -577,13 +548,13 @@ _LAYERS: list[tuple[tuple[type[nn.Module], ...], _Write]] = [
     ((nn.SparseConvTranspose2d,), _conv_transpose),
     ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _row_norm),
     ((nn.MultiheadAttention,), _attention),
     ((nn.MaxPool2d, nn.AvgPool2d), _pool_layer),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
     ((Activation,), lambda graph, layer, x, name: graph.activation(layer.activation, x)),
-    ((nn.Softmax,), lambda graph, layer, x, name: graph.node("Softmax", [x], axis=-1)),
-    ((nn.Flatten,), lambda graph, layer, x, name: graph.node("Flatten", [x])),
+    ((nn.Softmax,), lambda graph, layer, x, name: graph.node("Softmax", x, axis=-1)),
+    ((nn.Flatten,), lambda graph, layer, x, name: graph.node("Flatten", x)),
     ((nn.Dropout,), lambda graph, layer, x, name: x),
     ((nn.Embedding,), _embedding),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import TYPES, Array, Constant, Model, Node, Shape, SparseWeight, code_of, copied
 from fastsparse.onnx.reader import add_node, checked, constants_of, defined, free_name, graphs_of, node_of
-from fastsparse.onnx.sessions import Session, declare, extracted, has_onnx, onnxruntime
+from fastsparse.onnx.sessions import Session, declare, has_onnx, message, onnxruntime
 
 _INLINE = 1024  # numbers up to which shapes may depend on a constant
 _LARGEST = 2**28  # bytes of all that is computed before a model runs
@@ -88,7 +88,7 @@ def folded(
 def _is_accepted(model: Model) -> bool:
     """Whether the library takes the model."""
     try:
-        Session(model, model.nodes, [v.name for v in model.inputs], [v.name for v in model.outputs], {})
+        Session(model)
     except (ValueError, NotImplementedError):
         return False
     return True
@@ -140,7 +140,7 @@ def _computed(model: Model, infos: Mapping[str, Info], left: int) -> dict[str, A
     if not names:
         return {}
     try:
-        session = Session(model, nodes, [], names, {}, optimised=False)
+        session = Session(model.part(nodes, [], names), optimised=False)
     except (ValueError, NotImplementedError):  # which is said again when the model is cut
         return {}
     try:
@@ -174,11 +174,9 @@ def inferred(model: Model, shapes: Mapping[str, Shape] | None = None) -> dict[st
     small: dict[str, Constant] = {
         n: c for n, c in model.constants.items() if isinstance(c, np.ndarray) and c.size <= _INLINE
     }
-    lean = Model(model.nodes, small, model.inputs, model.outputs, model.header)
-    large = [n for n in model.constants if n not in small]
-    outputs = [v.name for v in model.outputs if v.name not in model.constants]  # others hide what they are from ONNX
-    proto, _ = extracted(lean, model.nodes, [v.name for v in model.inputs], outputs, {})
-    for name in large:
+    outputs = tuple(v for v in model.outputs if v.name not in model.constants)  # others hide what they are from ONNX
+    proto, _ = message(replace(model, constants=small, outputs=outputs))
+    for name in model.constants.keys() - small:
         constant: Any = model.constants[name]
         tensor = isinstance(constant, np.ndarray | SparseWeight)
         code, sizes = (code_of(constant.dtype), constant.shape) if tensor else (constant.data_type, constant.dims)
@@ -238,8 +236,7 @@ def _unknown(info: Info | None) -> bool:
 def _by_session(model: Model, names: Sequence[str]) -> dict[str, Info]:
     """Types as onnxruntime finds them: it knows operators that ONNX does not have."""
     try:
-        inputs = [v.name for v in model.inputs]
-        native = Session(model, model.nodes, inputs, list(dict.fromkeys(names)), {}, optimised=False).native
+        native = Session(model.part(model.nodes, [v.name for v in model.inputs], names), optimised=False).native
     except Exception:  # the model itself says why when it is compiled
         return {}
     found = {}

@@ -7,12 +7,13 @@ In a program a tensor is so many samples of a shape. Which, is its *form*: an im
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastsparse.csr import CSR, csr
 from fastsparse.engine.program import (
     Activate,
     Add,
@@ -31,19 +32,16 @@ from fastsparse.engine.program import (
 from fastsparse.engine.program import Node as ProgramNode
 from fastsparse.engine.resampling import interpolated, repeated
 from fastsparse.onnx.estimates import Costs
-from fastsparse.onnx.folding import Info
-from fastsparse.onnx.model import FLOATS, HALF, Array, Model, Node, SparseWeight
-from fastsparse.onnx.weights import Weights, wide
-from fastsparse.onnx.windows import window
+from fastsparse.onnx.folding import Info, inferred
+from fastsparse.onnx.model import FLOATS, HALF, Array, Constant, Model, Node, SparseWeight, Value, dense, density
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import adaptive_windows, windows
 
+SAME = ("SAME_UPPER", "SAME_LOWER")  # of auto_pad
+_LARGEST = 2**31 - 1
 _LARGEST_VECTOR = 65536  # channels that are scaled one by one, or sizes of an image with windows
 _LARGEST_GATHER = 2**23  # numbers of an image whose indices are written down
 _SLOPE = 1 / 6  # of the hard sigmoid that the kernels have
-
-
-Steps = tuple[tuple[Operator, Shape], ...]
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,15 @@ class Lowered:
 
     operator : None where nothing is to be done.
     source : of the tensor it reads, the first of several.
-    shape : of the result, as ONNX has it.
-    starts : whether a region may begin with it.
     sparse : whether it multiplies by a sparse weight.
     """
 
     operator: Operator | None
     source: Form
     target: Form
-    shape: Shape
-    starts: bool = False
     sparse: bool = False
     others: tuple[Form, ...] = ()  # of further tensors that it reads
-    before: Steps = ()  # what is applied to the tensor first, with the shapes of results
+    before: tuple[tuple[Operator, Shape], ...] = ()  # what is applied to the tensor first, with the shapes of results
     swapped: bool = False  # the operator's first operand is the node's second
 
     @property
@@ -80,24 +74,27 @@ class Lowered:
         """Forms of the tensors that it reads, in the node's order."""
         return (self.source, *self.others)
 
+    @property
+    def starts(self) -> bool:
+        """Whether a region may begin with it."""
+        return isinstance(self.operator, Conv | Linear)
+
 
 class Lowering:
-    """Lowers the nodes of one model, for inputs of any shapes."""
+    """Lowers the nodes of one model, for inputs of any shapes.
 
-    def __init__(self, model: Model, infos: Mapping[str, Info], costs: Costs) -> None:
-        self.model = model
-        self.infos = infos  # with open sizes
-        self.weights = Weights(costs.densest, costs.least)
+    infos : with open sizes
+    shapes : of tensors for the shapes that the model is compiled for, as far as they are known
+    """
+
+    def __init__(self, model: Model, infos: Mapping[str, Info], shapes: Mapping[str, Shape], costs: Costs) -> None:
+        self.model, self.infos, self.shapes, self.costs = model, infos, shapes, costs
+        self._made: dict[Hashable, Any] = {}  # of constants, which the model keeps: for all plans of an engine
 
     def operand(self, node: Node) -> str:
         """The input that is no constant, of nodes that have only one such."""
-        if (
-            len(node.inputs) > 1
-            and node.op in ("Add", "Mul", "MatMul", "Gemm")
-            and node.inputs[0] in self.model.constants
-        ):
-            return node.inputs[1]
-        return node.inputs[0] if node.inputs else ""
+        either = len(node.inputs) > 1 and node.op in ("Add", "Mul", "MatMul", "Gemm")
+        return node.inputs[either and node.inputs[0] in self.model.constants] if node.inputs else ""
 
     def tensors(self, node: Node) -> tuple[str, ...]:
         """What a node reads that is no constant: several tensors where it joins them, else one."""
@@ -107,53 +104,39 @@ class Lowering:
             return names
         return (self.operand(node),)
 
-    def lowered(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
+    def shapes_behind(self, nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """Shapes of what nodes read and make, for their inputs' shapes."""
+        if all(self.shapes.get(name) == shape for name, shape in shapes.items()):
+            return self.shapes
+        constants = {name: self.model.constants[name] for node in nodes for name in node.reads
+                     if name in self.model.constants}  # fmt: skip
+        inputs = tuple(Value(name, self._dtype(name), shape) for name, shape in shapes.items())
+        outputs = tuple(Value(name, None, None) for name in nodes[-1].outputs)
+        infos = inferred(Model(tuple(nodes), constants, inputs, outputs, self.model.header))
+        return {name: info.fixed for name, info in infos.items() if info.fixed is not None}
+
+    def lowered(self, node: Node, forms: Sequence[Form | None], shapes: Mapping[str, Shape]) -> Lowered | None:
         """The node, when the kernels can run it on tensors of these shapes and forms.
 
         Forms are how the region has the tensors; those with None are read from outside, in the form that the others, or
         the node, want.
         """
-        names, several = self.tensors(node), len(shapes) > 1
+        names = self.tensors(node)
         dtypes = {self._dtype(name) for name in (*names, *node.outputs)}
         if len(node.outputs) != 1 or len(dtypes) != 1 or not dtypes.issubset((*FLOATS, HALF)):
             return None
-        if several:
-            if not any(forms):
-                return None
-            return {"Concat": self._concat, "Mul": self._gate}.get(node.op, self._add)(node, forms, shapes)
-        method = self._activation if node.activation is not None else getattr(self, _METHODS.get(node.op, ""), None)
-        found: Lowered | None = (
-            None if method is None or not math.prod(shapes[0]) else method(node, forms[0], shapes[0])
-        )
-        return found
-
-    def _add(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
-        form = next(form for form in forms if form is not None)
-        return Lowered(Add(), form, form, shapes[0], others=(form,)) if shapes[0] == shapes[1] else None
-
-    def _concat(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
-        """Channels of images, or features of rows."""
-        first, rank = shapes[0], len(shapes[0])
-        axis = int(node.get("axis", 1)) % rank if rank else 0
-        around = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-        if len(around) != 1 or any(len(shape) != rank for shape in shapes) or axis not in (1, rank - 1) or rank < 2:
+        if not all(name in shapes for name in (*names, *node.outputs)):
             return None
-        parts = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
-        y = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
-        target = Form(parts[0].samples, y[axis:])
-        return Lowered(Concat(), parts[0], target, y, others=tuple(parts[1:]))
-
-    def _gate(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape]) -> Lowered | None:
-        """A number per channel times an image."""
-        rank = len(shapes[0])
-        at = next((i for i in (1, 0) if set(shapes[i][2:]) == {1}), None)
-        if rank < 3 or at is None or len(shapes[1]) != rank or shapes[0][:2] != shapes[1][:2]:
+        y, several = shapes[node.outputs[0]], [shapes[name] for name in names]
+        if len(names) > 1:
+            join = {"Concat": self._concat, "Mul": self._gate}.get(node.op, self._add)
+            return join(node, forms, several, y) if any(forms) else None
+        method: Callable[..., Lowered | None] | None = getattr(self, _METHODS.get(node.op, ""), None)
+        if node.activation is not None:
+            method = self._activation
+        elif any(name and self.model.constant(name) is None for name in node.inputs if name != names[0]):
             return None
-        g, x = shapes[at], shapes[1 - at]
-        image, flat = Form(x[0], x[1:]), Form(g[0], g[1:2])
-        gate = flat if forms[at] == flat else Form(g[0], g[1:])
-        both = (gate, image) if at == 0 else (image, gate)
-        return Lowered(Gate(), both[0], image, x, others=both[1:], swapped=at == 0)
+        return method(node, forms[0], several[0], y) if method and math.prod(several[0]) and math.prod(y) else None
 
     def kernel_dtype(self, name: str) -> np.dtype[Any]:
         """The type that kernels compute with, for a tensor: float32 for float16."""
@@ -164,104 +147,134 @@ class Lowering:
         info = self.infos.get(name)
         return None if info is None else info.dtype
 
+    def _optional(self, node: Node, position: int) -> Array | None:
+        """A constant input that may be left out."""
+        return self.model.array(node.inputs[position]) if len(node.inputs) > position else None
+
+    # --- weights -------------------------------------------------------------------------------
+
+    def matrix(self, weight: Constant, transposed: bool = False, factor: float = 1.0) -> CSR:
+        """CSR (shape[0], product of the rest) times a factor, or of the last two axes (shape[-1], shape[-2])."""
+        return self._once(_matrix, weight, transposed, factor)
+
+    def matrices(self, weight: Constant) -> list[CSR]:
+        """Those of a weight of three axes."""
+        return self._once(lambda weight: [csr(wide(matrix)) for matrix in dense(weight)], weight)
+
+    def density(self, weight: Constant) -> float:
+        """Share of elements that are not zero."""
+        return self._once(density, weight)
+
+    def is_sparse(self, weight: Constant) -> bool:
+        """Whether the sparse kernels are made for it."""
+        return self.density(weight) <= self.costs.densest and math.prod(weight.shape) >= self.costs.least
+
+    def _once(self, make: Callable[..., Any], weight: Constant, *how: Any) -> Any:
+        key = make.__qualname__, id(weight), *how
+        if key not in self._made:
+            self._made[key] = make(weight, *how)
+        return self._made[key]
+
+    # --- what joins tensors --------------------------------------------------------------------
+
+    def _add(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape], y: Shape) -> Lowered | None:
+        form = next(form for form in forms if form is not None)
+        return Lowered(Add(), form, form, others=(form,)) if shapes[0] == shapes[1] else None
+
+    def _concat(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape], y: Shape) -> Lowered | None:
+        """Channels of images, or features of rows."""
+        axis = int(node.get("axis", 1)) % len(y) if y else 0
+        if axis not in (1, len(y) - 1) or len(y) < 2:
+            return None
+        parts = [Form(math.prod(shape[:axis]), shape[axis:]) for shape in shapes]
+        return Lowered(Concat(), parts[0], Form(parts[0].samples, y[axis:]), others=tuple(parts[1:]))
+
+    def _gate(self, node: Node, forms: Sequence[Form | None], shapes: Sequence[Shape], y: Shape) -> Lowered | None:
+        """A number per channel times an image."""
+        rank = len(shapes[0])
+        at = next((i for i in (1, 0) if set(shapes[i][2:]) == {1}), None)
+        if rank < 3 or at is None or len(shapes[1]) != rank or shapes[0][:2] != shapes[1][:2]:
+            return None
+        g, x = shapes[at], shapes[1 - at]
+        image, flat = Form(x[0], x[1:]), Form(g[0], g[1:2])
+        gate = flat if forms[at] == flat else Form(g[0], g[1:])
+        both = (gate, image) if at == 0 else (image, gate)
+        return Lowered(Gate(), both[0], image, others=both[1:], swapped=at == 0)
+
     # --- products ------------------------------------------------------------------------------
 
-    def _conv(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        source = Form(x[0], x[1:])
-        weight, bias = self.model.constant(node.inputs[1]), self._optional(node, 2)
-        if weight is None or bias is False or form not in (None, source) or len(x) not in (3, 4, 5):
+    def _conv(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        source, weight, bias = Form(x[0], x[1:]), self.model.constant(node.inputs[1]), self._optional(node, 2)
+        if weight is None or form not in (None, source) or len(x) not in (3, 4, 5):
             return None
         shape, groups = weight.shape, int(node.get("group", 1))
         if len(shape) != len(x) or groups < 1 or shape[1] * groups != x[1] or shape[0] % groups:
             return None
-        if bias is not None and bias.shape != shape[:1]:
-            return None
         found = window(node, x[2:], shape)
-        if found is None or min(found.outputs) < 1:
+        if found is None or (bias is not None and bias.shape != shape[:1]):
             return None
         geometry = ConvGeometry(
             x[1], shape[0], x[2:], found.kernel, found.stride, found.pads, found.dilation, groups
         )  # fmt: skip
-        matrix, sparse = self.weights.rows(weight), self.weights.is_sparse(weight)
-        bias = None if bias is None else wide(bias)
-        y = (x[0], shape[0], *found.outputs)
-        operator = Conv(matrix, bias, geometry, None, dense=not sparse)
-        return Lowered(operator, source, Form(y[0], y[1:]), y, starts=True, sparse=sparse)
-
-    def _gemm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
-        trans_a, trans_b = bool(node.get("transA", 0)), bool(node.get("transB", 0))
-        if len(x) != 2:
+        if (x[0], shape[0], *geometry.out_spatial) != y:
             return None
-        if node.inputs[0] in self.model.constants:
-            return None if trans_b else self._product_from_left(node, form, x, not trans_a, alpha, beta)
-        return None if trans_a else self._product(node, form, x, trans_b, alpha, beta)
+        sparse = self.is_sparse(weight)
+        operator = Conv(self.matrix(weight), None if bias is None else wide(bias), geometry, None, dense=not sparse)
+        return Lowered(operator, source, Form(y[0], y[1:]), sparse)
 
-    def _matmul(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        if node.inputs[0] in self.model.constants:
-            return self._product_from_left(node, form, x)
-        return self._product(node, form, x, by_rows=False)
+    def _gemm(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        from_left = node.inputs[0] in self.model.constants
+        of_x, of_weight = ("transB", "transA") if from_left else ("transA", "transB")
+        if len(x) != 2 or node.get(of_x, 0):
+            return None
+        return self._product(node, form, x, y, from_left != bool(node.get(of_weight, 0)))
 
-    def _product_from_left(
-        self, node: Node, form: Form | None, x: Shape, by_rows: bool = True, alpha: float = 1.0, beta: float = 1.0
-    ) -> Lowered | None:
-        """W @ x by a sparse W: a 1x1 convolution whose channels are the rows of x."""
-        weight, bias = self.model.constant(node.inputs[0]), self._optional(node, 2)
-        source = Form(math.prod(x[:-2]), x[-2:])
-        if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) != 2:
+    def _matmul(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        return self._product(node, form, x, y, node.inputs[0] in self.model.constants)
+
+    def _product(self, node: Node, form: Form | None, x: Shape, y: Shape, by_rows: bool) -> Lowered | None:
+        """x @ W, or W @ x by a sparse W: a 1x1 convolution whose channels are the rows of x.
+
+        by_rows : whether a row of the weight is for an output
+        """
+        from_left = node.inputs[0] in self.model.constants
+        weight, bias = self.model.constant(node.inputs[not from_left]), self._optional(node, 2)
+        axis = -2 if from_left else -1  # of x and y, along which the weight is
+        if weight is None or min(len(x), len(weight.shape)) < 2 or math.prod(weight.shape[:-2]) != 1:
             return None
-        rows, columns = weight.shape if by_rows else weight.shape[::-1]
-        if columns != x[-2] or not self.weights.is_sparse(weight):
+        source, (rows, columns) = Form(math.prod(x[:axis]), x[axis:]), weight.shape[-2:][:: 1 if by_rows else -1]
+        sparse, plain = self.is_sparse(weight), len(weight.shape) == 2
+        if form not in (None, source) or columns != x[axis] or not (plain or isinstance(weight, np.ndarray)):
             return None
-        y = (*x[:-2], rows, x[-1])
+        if from_left and not (sparse and plain):
+            return None
         if bias is not None:
-            bias = per_channel(bias, y, len(y) - 2)
+            bias = per_channel(bias, y, len(y) + axis)
             if bias is None:
                 return None
-            bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
-        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
-        geometry = ConvGeometry(columns, rows, x[-1:], (1,), (1,), ((0, 0),), (1,), 1)
-        operator = Conv(matrix, bias, geometry, None, dense=False)
-        return Lowered(operator, source, Form(source.samples, y[-2:]), y, starts=True, sparse=True)
-
-    def _product(
-        self, node: Node, form: Form | None, x: Shape, by_rows: bool, alpha: float = 1.0, beta: float = 1.0
-    ) -> Lowered | None:
-        weight, bias = self.model.constant(node.inputs[1]), self._optional(node, 2)
-        source = Form(math.prod(x[:-1]), x[-1:])
-        if weight is None or bias is False or form not in (None, source) or len(x) < 2 or len(weight.shape) < 2:
-            return None
-        rows, columns = weight.shape[-2:] if by_rows else weight.shape[-1:-3:-1]
-        if math.prod(weight.shape[:-2]) != 1 or columns != x[-1]:
-            return None
-        if isinstance(weight, SparseWeight) and len(weight.shape) != 2:
-            return None
-        y = ((1,) * (len(weight.shape) - len(x)) + x[:-1]) + (rows,)
-        if bias is not None:
-            bias = per_channel(bias, y, len(y) - 1)
-            if bias is None:
-                return None
-            bias = wide(bias if beta == 1 else (bias * beta).astype(bias.dtype))
-        sparse = self.weights.is_sparse(weight)
-        matrix = (self.weights.rows if by_rows else self.weights.columns)(weight, alpha)
-        operator = Linear(matrix, bias, None, dense=not sparse)
-        return Lowered(operator, source, Form(source.samples, (rows,)), y, starts=True, sparse=sparse)
+            bias = wide((bias * float(node.get("beta", 1.0))).astype(bias.dtype))
+        matrix = self.matrix(weight, not by_rows, float(node.get("alpha", 1.0)))
+        operator: Operator = Linear(matrix, bias, None, dense=not sparse)
+        if from_left:
+            geometry = ConvGeometry(columns, rows, x[-1:], (1,), (1,), ((0, 0),), (1,), 1)
+            operator = Conv(matrix, bias, geometry, None, dense=False)
+        return Lowered(operator, source, Form(source.samples, y[axis:]), sparse)
 
     # --- what follows products -----------------------------------------------------------------
 
-    def _activation(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _activation(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         name = node.activation
-        return None if form is None or name is None else Lowered(Activate(name), form, form, x)
+        return None if form is None or name is None else Lowered(Activate(name), form, form)
 
-    def _hard_sigmoid(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _hard_sigmoid(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         """Of any slope and offset: that of the kernels on a scaled operand."""
         if form is None or form.shape[0] > _LARGEST_VECTOR:
             return None
         slope, offset, ones = node.get("alpha", 0.2), node.get("beta", 0.5), np.ones(form.shape[0])
         scale = Scale(ones * (slope / _SLOPE), ones * ((offset - 0.5) / _SLOPE))
-        return Lowered(Activate("hardsigmoid"), form, form, x, before=((scale, form.shape),))
+        return Lowered(Activate("hardsigmoid"), form, form, before=((scale, form.shape),))
 
-    def _batch_norm(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _batch_norm(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         arrays = [self.model.array(name) for name in node.inputs[1:5]]
         if form is None or form != Form(x[0], x[1:]) or node.get("training_mode", 0) or not node.get("spatial", 1):
             return None
@@ -269,74 +282,53 @@ class Lowering:
             return None
         gamma, beta, mean, variance = (np.asarray(a, np.float64) for a in arrays)
         scale = gamma / np.sqrt(variance + node.get("epsilon", 1e-5))
-        return self._scale(form, x, scale, beta - mean * scale)
+        return Lowered(Scale(scale, beta - mean * scale), form, form)
 
-    def _arithmetic(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _arithmetic(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         """Adding, subtracting, multiplying or dividing by a constant per channel."""
         if form is None or len(node.inputs) != 2 or node.version < 7:
             return None
         name = self.operand(node)
-        other = node.inputs[1] if name == node.inputs[0] else node.inputs[0]
-        array = self.model.array(other)
-        places = (len(x) - len(form.shape), 1)  # of the channels: the second for features as images of one position
-        axis = next((a for a in places if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
+        array = self.model.array(node.inputs[name == node.inputs[0]])
+        axes = (len(x) - len(form.shape), 1)  # of the channels: the second for features as images of one position
+        axis = next((a for a in axes if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
         if array is None or axis is None or form.shape[0] > _LARGEST_VECTOR:
             return None
-        if node.op in ("Sub", "Div") and name != node.inputs[0]:
-            return None
         vector = per_channel(array, x, axis)
-        if vector is None or (node.op == "Div" and not vector.all()):
+        if vector is None or (node.op in ("Sub", "Div") and name != node.inputs[0]):
+            return None
+        if node.op == "Div" and not vector.all():
             return None
         wide = vector.astype(np.float64)
-        ones, zeros = np.ones_like(wide), np.zeros_like(wide)
-        scale, shift = {
-            "Add": (ones, wide),
-            "Sub": (ones, -wide),
-            "Mul": (wide, zeros),
-            "Div": (1 / np.where(wide == 0, 1, wide), zeros),
-        }[node.op]
-        return self._scale(form, x, scale, shift)
-
-    def _scale(self, form: Form, x: Shape, scale: Array, shift: Array) -> Lowered:
-        return Lowered(Scale(scale, shift), form, form, x)
+        if node.op in ("Add", "Sub"):
+            return Lowered(Scale(np.ones_like(wide), wide if node.op == "Add" else -wide), form, form)
+        return Lowered(Scale(wide if node.op == "Mul" else 1 / wide, np.zeros_like(wide)), form, form)
 
     # --- pooling -------------------------------------------------------------------------------
 
-    def _pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _pool(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or max(x) > _LARGEST_VECTOR:
             return None
         found = window(node, x[2:])
-        if (
-            found is None
-            or set(found.dilation) != {1}
-            or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads))
-        ):
+        if found is None or {*found.dilation} != {1} or any(k <= max(pad) for k, pad in zip(found.kernel, found.pads)):
             return None
         counted = node.op == "MaxPool" or bool(node.get("count_include_pad", 0))
         tables = windows(x[2:], found.kernel, found.stride, found.pads, count_padding=counted)
-        if tables.out_spatial != found.outputs:  # windows over the edge, which ceil_mode makes
+        if tables.out_spatial != y[2:]:  # windows over the edge, which ceil_mode makes
             return None
         kind = "max" if node.op == "MaxPool" else "mean"
-        y = (*x[:2], *found.outputs)
-        return Lowered(Pool(kind, tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y)
+        return Lowered(Pool(kind, tables), Form(x[0], x[1:]), Form(y[0], y[1:]))
 
-    def _global_pool(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        if len(x) != 4 or form not in (None, Form(x[0], x[1:])):
+    def _global_pool(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or y != (*x[:2], 1, 1):
             return None
-        if node.op == "ReduceMean":
-            axes = self._axes(node)
-            if axes is None or sorted(a % 4 for a in axes) != [2, 3] or not node.get("keepdims", 1):
-                return None
-        y = (*x[:2], 1, 1)
         tables = adaptive_windows((x[2], x[3]), (1, 1))
-        return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]), y)
+        return Lowered(Pool("mean", tables), Form(x[0], x[1:]), Form(y[0], y[1:]))
 
-    def _resize(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _resize(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         """To a multiple: every position repeated, or interpolated between them."""
         scales, sizes = self._optional(node, 2), self._optional(node, 3)
         if len(x) < 3 or form not in (None, Form(x[0], x[1:])) or node.version < 11 or node.get("axes") is not None:
-            return None
-        if scales is False or sizes is False:
             return None
         mode, where = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
         rounded = node.get("nearest_mode", "round_prefer_floor")
@@ -344,101 +336,52 @@ class Lowering:
                                          or (where, rounded) == ("asymmetric", "floor"))  # fmt: skip
         if not nearest and ((mode, where) != ("linear", "half_pixel") or node.get("antialias", 0)):
             return None
-        given = sizes is not None and sizes.size > 0
-        wanted = np.asarray(sizes, float) / x if given else scales
+        wanted = np.divide(y, x) if sizes is not None and sizes.size else scales
         if wanted is None or wanted.shape != (len(x),) or (wanted[:2] != 1).any() or (wanted % 1).any():
             return None
         scale = tuple(int(n) for n in wanted[2:])
-        image = x[1:]
         if min(scale) < 1 or node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return None
-        if math.prod((*image, *scale)) > _LARGEST_GATHER:
+        if math.prod(y[1:]) > _LARGEST_GATHER:
             return None
         dtype = self.kernel_dtype(node.inputs[0])
-        *before, (operator, target) = repeated(image, scale) if nearest else interpolated(image, scale, dtype)
-        source, y = Form(x[0], x[1:]), (x[0], *target)
-        return Lowered(operator, source, Form(x[0], target), y, before=tuple(before))
+        *before, (operator, target) = repeated(x[1:], scale) if nearest else interpolated(x[1:], scale, dtype)
+        return Lowered(operator, Form(x[0], x[1:]), Form(x[0], target), before=tuple(before))
 
-    def _depth_to_space(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _depth_to_space(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         """Channels as positions."""
         n = int(node.get("blocksize", 0))
-        if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or n < 1 or x[1] % (n * n):
+        if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or n < 1 or math.prod(x[1:]) > _LARGEST_GATHER:
             return None
-        if math.prod(x[1:]) > _LARGEST_GATHER:
-            return None
-        channels, (height, width) = x[1] // (n * n), x[2:]
-        by_channel, target = node.get("mode", "DCR") == "CRD", (channels, height * n, width * n)
+        channels, (height, width), by_channel = y[1], x[2:], node.get("mode", "DCR") == "CRD"
         if by_channel:
             index = np.arange(n * n * height * width).reshape(n, n, height, width).transpose(2, 0, 3, 1)
         else:
             index = np.arange(math.prod(x[1:])).reshape(n, n, channels, height, width).transpose(2, 3, 0, 4, 1)
-        gather = Gather(index.ravel(), channels if by_channel else 1, target)
-        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], target), (x[0], *target))
+        gather = Gather(index.ravel(), channels if by_channel else 1, y[1:])
+        return Lowered(gather, Form(x[0], x[1:]), Form(x[0], y[1:]))
 
     # --- shapes --------------------------------------------------------------------------------
 
-    def _reshape(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
-        y = self._reshaped(node, x)
-        if form is None or not y or math.prod(y) != math.prod(x):
+    def _reshape(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        if form is None or not y:
             return None
         if len(form.shape) == 1 and y[:2] == (form.samples, *form.shape) and math.prod(y[2:]) == 1:
-            return Lowered(None, form, form, y)  # features as an image of one position
+            return Lowered(None, form, form)  # features as an image of one position
         if len(form.shape) == 1 and form == Form(math.prod(y[:-1]), y[-1:]):
-            return Lowered(None, form, form, y)
+            return Lowered(None, form, form)
         flat = Form(form.samples, (math.prod(form.shape),))
         if len(form.shape) > 1 and y == (flat.samples, *flat.shape):
-            return Lowered(Reshape(), form, flat, y)
+            return Lowered(Reshape(), form, flat)
         return None
 
-    def _reshaped(self, node: Node, x: Shape) -> Shape | None:
-        """The shape that a node gives to the same numbers; None where it depends on more than its operand's."""
-        if node.op == "Flatten":
-            axis = int(node.get("axis", 1))
-            axis += len(x) if axis < 0 else 0
-            return math.prod(x[:axis]), math.prod(x[axis:])
-        if node.op in ("Squeeze", "Unsqueeze"):
-            axes = self._axes(node)
-            if axes is None or (node.op == "Squeeze" and any(x[a] != 1 for a in axes if -len(x) <= a < len(x))):
-                return None
-            if node.op == "Squeeze":
-                gone = {a % len(x) for a in axes}
-                return tuple(n for i, n in enumerate(x) if i not in gone)
-            count = len(x) + len(axes)
-            places, rest = {a % count for a in axes}, iter(x)
-            return tuple(1 if i in places else next(rest) for i in range(count))
-        sizes = self.model.array(node.inputs[1]) if len(node.inputs) > 1 else None
-        wanted = node.get("shape") if sizes is None and node.version < 5 else sizes
-        if wanted is None:
-            return None
-        y = [int(n) for n in wanted]
-        if not node.get("allowzero", 0):
-            y = [x[i] if n == 0 and i < len(x) else n for i, n in enumerate(y)]
-        known = math.prod(n for n in y if n != -1)
-        if y.count(-1) > 1 or (-1 in y and (not known or math.prod(x) % known)):
-            return None
-        return tuple(math.prod(x) // known if n == -1 else n for n in y)
-
-    def _axes(self, node: Node) -> list[int] | None:
-        axes = node.get("axes")
-        if axes is None and len(node.inputs) > 1:
-            axes = self.model.array(node.inputs[1])
-        return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
-
-    def _nothing(self, node: Node, form: Form | None, x: Shape) -> Lowered | None:
+    def _nothing(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         training = self._optional(node, 2) if node.op == "Dropout" else None
-        if form is None or training is False or (training is not None and training.any()):
+        if form is None or (training is not None and training.any()):
             return None
         if node.op == "Dropout" and node.version < 7 and not node.get("is_test", 0):
             return None
-        return Lowered(None, form, form, x)
-
-    def _optional(self, node: Node, position: int) -> Any:
-        """A constant input; None where it is left out, False where it is none."""
-        name = node.inputs[position] if position < len(node.inputs) else ""
-        if not name:
-            return None
-        array = self.model.array(name)
-        return False if array is None else array
+        return Lowered(None, form, form)
 
 
 # ---------------------------------------------------------------- regions
@@ -479,7 +422,7 @@ class Region:
 
     def specialised(self, shapes: Mapping[str, Shape]) -> Specialised | None:
         """The program for inputs of these shapes; None where they do not fit what the kernels can run."""
-        known, forms, made = dict(shapes), dict[str, Form](), dict[str, int]()
+        known, forms, made = self.lowering.shapes_behind(self.nodes, shapes), dict[str, Form](), dict[str, int]()
         tensors: list[Shape] = []
         sources: dict[tuple[str, Form], int] = {}
         nodes: list[ProgramNode] = []
@@ -491,7 +434,7 @@ class Region:
         for member in self.members:
             node = member.node
             held = [forms[name] if within else None for name, within in zip(member.tensors, member.inside)]
-            lowered = self.lowering.lowered(node, held, [known[name] for name in member.tensors])
+            lowered = self.lowering.lowered(node, held, known)
             if lowered is None or any(h not in (None, form) for h, form in zip(held, lowered.sources)):
                 return None
             reads = []
@@ -502,7 +445,7 @@ class Region:
                 if not within and key not in sources:
                     sources[key] = number(form.shape)
                 reads.append(made[name] if within else sources[key])
-            known[member.output], forms[member.output] = lowered.shape, lowered.target
+            forms[member.output] = lowered.target
             if lowered.operator is None:
                 made[member.output] = reads[0]
                 continue
@@ -540,11 +483,63 @@ class Specialised:
         return program.shapes, program.inputs, program.outputs, nodes
 
 
-# ---------------------------------------------------------------- constants
+# ---------------------------------------------------------------- windows and constants
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a window moves, one entry per spatial axis."""
+
+    kernel: Shape
+    stride: Shape
+    dilation: Shape
+    pads: tuple[tuple[int, int], ...]
+
+
+def window(node: Node, spatial: Sequence[int], weight: Sequence[int] | None = None) -> Window | None:
+    """The window of a pooling, or of a convolution with a weight of this shape, on images of this size.
+
+    None where the attributes describe none: the library says so in its own words.
+    """
+    axes = len(spatial)
+
+    def numbers(name: str, count: int, default: int) -> Shape:
+        return tuple(int(n) for n in node.get(name) or (default,) * count)
+
+    named = numbers("kernel_shape", 0, 1)
+    kernel = named if weight is None else tuple(weight[2:])
+    stride, dilation, given = numbers("strides", axes, 1), numbers("dilations", axes, 1), numbers("pads", 2 * axes, 0)
+    lengths = [*map(len, (kernel, stride, dilation, given))]
+    if not axes or named not in ((), kernel) or lengths != [axes, axes, axes, 2 * axes]:
+        return None
+    if min(*kernel, *stride, *dilation) < 1 or min(given) < 0 or max(*kernel, *stride, *dilation, *given) > _LARGEST:
+        return None
+    auto, pads = node.get("auto_pad", "NOTSET"), []
+    for n, k, d, s, pair in zip(spatial, kernel, dilation, stride, zip(given, given[axes:])):
+        if auto in SAME:
+            total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+            small, large = total // 2, total - total // 2
+            pair = (small, large) if auto == "SAME_UPPER" else (large, small)
+        pads.append((0, 0) if auto == "VALID" else pair)
+    return Window(kernel, stride, dilation, tuple(pads))
+
+
+def wide(array: Array) -> Array:
+    """The array in a type that kernels compute with: float16 becomes float32."""
+    return array if array.dtype in FLOATS else array.astype(np.float32)
+
+
+def _matrix(weight: Constant, transposed: bool, factor: float) -> CSR:
+    if isinstance(weight, SparseWeight):
+        matrix = weight.matrix
+    else:
+        matrix = csr(wide(weight.reshape(weight.shape[-2:] if transposed else (len(weight), -1))))
+    matrix = matrix.T if transposed else matrix
+    return matrix if factor == 1 else matrix.with_data((matrix.data * factor).astype(matrix.dtype))
 
 
 def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
-    """`array` as one number per place along `axis` of a tensor of `shape`, when that is what it broadcasts to."""
+    """`array` as one number per index along `axis` of a tensor of `shape`, when that is what it broadcasts to."""
     if array.ndim > len(shape) or array.dtype.kind != "f":
         return None
     sizes = (1,) * (len(shape) - array.ndim) + array.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +126,18 @@ class Model:
         found = self.constant(name)
         return None if found is None else dense(found)
 
+    def part(self, nodes: Sequence[Node], inputs: Iterable[str], outputs: Iterable[str], types: Any = None) -> Model:
+        """Some nodes as a model; `types` are TypeProtos, by name, of ends that this one does not declare."""
+
+        def ends(names: Iterable[str], declared: tuple[Value, ...]) -> Iterator[Value]:
+            known, types_of = {value.name: value for value in declared}, types or {}
+            for name in names:
+                proto = type(self.header)().graph.input.add(name=name, type=types_of.get(name))
+                yield known.get(name) or Value(name, None, None, proto)
+
+        both = tuple(ends(inputs, self.inputs)), tuple(ends(outputs, self.outputs))
+        return Model(tuple(nodes), self.constants, *both, self.header)
+
     def readers(self) -> dict[str, list[Node]]:
         """The nodes that read each tensor."""
         found: dict[str, list[Node]] = {}
@@ -144,9 +158,22 @@ def copied(message: Any) -> Any:
     return made
 
 
+def put_outside(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Say of a TensorProto where its bytes are."""
+    tensor.data_location = EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
 def dense(constant: Constant) -> Array:
     """The constant as an array."""
     return constant.dense() if isinstance(constant, SparseWeight) else constant
+
+
+def density(constant: Constant) -> float:
+    """Share of elements that are not zero."""
+    nonzeros = constant.matrix.nnz if isinstance(constant, SparseWeight) else np.count_nonzero(constant)
+    return float(nonzeros) / max(1, math.prod(constant.shape))
 
 
 def code_of(dtype: np.dtype[Any]) -> int:

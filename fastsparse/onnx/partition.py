@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fastsparse.engine.program import Shape
-from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.lowering import Form, Lowering, Member, Region
 from fastsparse.onnx.model import Node
 from fastsparse.onnx.recurrent import recurrent_region
@@ -20,17 +18,12 @@ Part = Region | list[Node]
 
 
 class Cut:
-    """Regions of a graph whose tensors have these shapes, as far as they are known."""
+    """Regions of a model, as it is lowered for the shapes that it is compiled for."""
 
-    def __init__(
-        self, nodes: Sequence[Node], outputs: Iterable[str], lowering: Lowering, shapes: Mapping[str, Shape],
-        costs: Costs,
-    ) -> None:  # fmt: skip
-        self.nodes, self.outputs, self.lowering, self.shapes, self.costs = nodes, set(outputs), lowering, shapes, costs
-        self.readers: dict[str, list[Node]] = {}
-        for node in nodes:
-            for name in node.reads:
-                self.readers.setdefault(name, []).append(node)
+    def __init__(self, lowering: Lowering) -> None:
+        self.lowering, self.shapes, self.costs = lowering, lowering.shapes, lowering.costs
+        self.nodes, self.readers = lowering.model.nodes, lowering.model.readers()
+        self.outputs = {value.name for value in lowering.model.outputs}
 
     def regions(self, excluded: set[int] | None = None) -> list[Region]:
         """Regions that are worth it by estimate; nodes whose ids are `excluded` are the library's."""
@@ -78,16 +71,13 @@ class Cut:
 
     def _member(self, node: Node, maker: Mapping[str, Member], available: Mapping[str, int]) -> Member | None:
         names = self.lowering.tensors(node)
-        shapes = [self.shapes[name] for name in names if name in self.shapes]
-        if len(shapes) != len(names):
-            return None
         makers = [maker.get(name) for name in names]
         first = max(filter(None, makers), key=lambda above: above.level, default=None)
         every = node.op in ("Mul", "Concat")
         forms = [above.lowered.target if above and (above is first or every) else None for above in makers]
         for held in (forms, [None] * len(names)):
-            lowered = self.lowering.lowered(node, held, shapes)
-            if lowered is None or self.shapes.get(node.outputs[0], lowered.shape) != lowered.shape:
+            lowered = self.lowering.lowered(node, held, self.shapes)
+            if lowered is None:
                 continue
             # A term of another form, or of the library, is read from outside.
             inside = [
@@ -113,7 +103,7 @@ class Cut:
             for member in left:
                 if self._saving(member) >= 0:
                     continue
-                for some in (_behind(left, member), _before(left, member)):
+                for some in (_with_all(left, member, before) for before in (False, True)):
                     rest = [m for m in left if m not in some]
                     more = self._worth(rest) - whole
                     if rest and more > gain:
@@ -181,23 +171,17 @@ def _connected(members: Mapping[int, Member], maker: Mapping[str, Member]) -> li
     return list(found.values())
 
 
-def _behind(group: list[Member], first: Member) -> list[Member]:
-    """The member and all that need it."""
-    names, found = {first.output}, [first]
-    for member in group[group.index(first) + 1 :]:
-        if any(within and name in names for name, within in zip(member.tensors, member.inside)):
-            names.add(member.output)
-            found.append(member)
-    return found
+def _with_all(group: list[Member], member: Member, before: bool) -> list[Member]:
+    """The member and all that need it, or all that it needs."""
 
+    def inner(one: Member) -> set[str]:
+        return {name for name, within in zip(one.tensors, one.inside) if within}
 
-def _before(group: list[Member], last: Member) -> list[Member]:
-    """The member and all that it needs."""
-    names, found = {last.output}, []
-    for member in reversed(group[: group.index(last) + 1]):
-        if member.output in names:
-            names.update(name for name, within in zip(member.tensors, member.inside) if within)
-            found.append(member)
+    at, found, names = group.index(member), [member], inner(member) if before else {member.output}
+    for other in reversed(group[:at]) if before else group[at + 1 :]:
+        if other.output in names if before else inner(other) & names:
+            names |= inner(other) if before else {other.output}
+            found.append(other)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastsparse.files import Folder
-from fastsparse.onnx.model import EXTERNAL, Array, copied
+from fastsparse.onnx.model import EXTERNAL, Array, copied, put_outside
 from fastsparse.onnx.reader import DOMAINS, graphs_of, load_proto, tensors_inside, whole
 from fastsparse.runtime.atomic_file import check_writable, replacing
 from fastsparse.sparsity.patterns import count_nonzeros, erdos_renyi
@@ -265,12 +264,9 @@ def write_model(proto: Any, target: Path, folder: Folder | None) -> None:
         for tensor in proto.graph.initializer:
             size = len(tensor.raw_data)
             if size >= 1024:
-                entries = {"location": os.path.basename(beside), "offset": data.tell(), "length": size}
+                put_outside(tensor, beside.name, data.tell(), size)
                 data.write(tensor.raw_data)
                 tensor.ClearField("raw_data")
-                tensor.data_location = EXTERNAL
-                for key, value in entries.items():
-                    tensor.external_data.add(key=key, value=str(value))
         file.write(proto.SerializeToString())
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -83,7 +84,11 @@ def race(
     source = tflite_model(path) if _is_tflite(path) else path
     threads = usable_threads(threads)  # baselines would start as many as they are told
     results: list[Result] = []
-    with tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False) as bar, _blas(threads):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fastsparse_threads(threads))
+        if find_spec("threadpoolctl") is not None:  # BLAS, which host steps use, gets as many threads as the engines
+            stack.enter_context(import_module("threadpoolctl").threadpool_limits(threads))
+        bar = stack.enter_context(tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False))
         engine = compile_onnx(source, shapes, threads=threads, tune=False)
         baselines = {name: _BASELINES[name](path if name == "litert" else source, threads) for name in against}
         for batch in bar:
@@ -92,7 +97,7 @@ def race(
             bar.set_description(f"batch {count}")
             engine.prepare([x.shape for x in inputs], tune=True)
             outputs = engine.run(inputs)
-            differences: dict[str, float | None] = {"fastsparse": None}
+            differences: dict[str, float] = {}
             calls: dict[str, Callable[[], object]] = {"fastsparse": partial(engine.run, inputs)}
             for name, run in baselines.items():
                 differences[name] = max(map(_relative, outputs, run(engine, inputs)), default=0.0)
@@ -102,7 +107,7 @@ def race(
             for name, rounds in found.items():
                 times = summed_up([second for taken in rounds for second in taken], count)
                 faster = ratio(medians[name], medians["fastsparse"]) if name in baselines else None
-                results.append(Result(count, name, times, faster, differences[name]))
+                results.append(Result(count, name, times, faster, differences.get(name)))
     return results
 
 
@@ -113,8 +118,7 @@ def _relative(ours: Array, other: Any) -> float:
         return float("inf")
     if not a.size:
         return 0.0
-    top = float(np.max(np.abs(b)))
-    return float(np.max(np.abs(a - b))) / (top or 1.0)
+    return float(np.max(np.abs(a - b)) / (np.max(np.abs(b)) or 1.0))
 
 
 def _is_tflite(path: str | os.PathLike[str]) -> bool:
@@ -136,38 +140,26 @@ def _litert(path: str | os.PathLike[str], threads: int) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(os.fspath(path), num_threads=threads)
-    places = [place["index"] for place in interpreter.get_input_details()]
-    results = [place["index"] for place in interpreter.get_output_details()]
+    sources, results = ([end["index"] for end in ends] for ends in
+                        (interpreter.get_input_details(), interpreter.get_output_details()))  # fmt: skip
     shapes: list[tuple[int, ...]] = []
 
     def run(engine: GraphEngine, inputs: list[Array]) -> list[Any]:
         found = [x.shape for x in inputs]
         if found != shapes:
-            for place, shape in zip(places, found):
-                interpreter.resize_tensor_input(place, shape)
+            for source, shape in zip(sources, found):
+                interpreter.resize_tensor_input(source, shape)
             interpreter.allocate_tensors()
             shapes[:] = found
-        for place, x in zip(places, inputs):
-            interpreter.set_tensor(place, x)
+        for source, x in zip(sources, inputs):
+            interpreter.set_tensor(source, x)
         interpreter.invoke()
-        return [interpreter.get_tensor(place) for place in results]
+        return [interpreter.get_tensor(result) for result in results]
 
     return run
 
 
 _BASELINES: dict[str, Callable[[Any, int], Run]] = {"onnxruntime": _onnxruntime, "litert": _litert}
-
-
-@contextlib.contextmanager
-def _blas(threads: int) -> Iterator[None]:
-    """Give BLAS, which host steps use, as many threads as the engines, where that can be said."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(fastsparse_threads(threads))
-        if find_spec("threadpoolctl") is not None:
-            from threadpoolctl import threadpool_limits
-
-            stack.enter_context(threadpool_limits(threads))
-        yield
 
 
 def table(results: Sequence[Result]) -> str:

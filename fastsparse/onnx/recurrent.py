@@ -28,7 +28,7 @@ def recurrent_region(node: Node, lowering: Lowering, densest: float) -> Recurren
         return None
     inputs = [*node.inputs, *[""] * (8 - len(node.inputs))]
     kind, reverse = _kind(node), _REVERSED.get(node.get("direction", "forward"))
-    model, weights = lowering.model, lowering.weights
+    model = lowering.model
     W, R, bias = model.constant(inputs[1]), model.constant(inputs[2]), model.array(inputs[3])
     if kind is None or reverse is None or W is None or R is None or (bias is None and inputs[3]):
         return None
@@ -37,25 +37,20 @@ def recurrent_region(node: Node, lowering: Lowering, densest: float) -> Recurren
     if len(W.shape) != 3 or len(R.shape) != 3:
         return None
     hidden, rows = R.shape[-1], _GATES[node.op] * R.shape[-1]
-    if W.shape[:2] != (len(reverse), rows) or R.shape != (len(reverse), rows, hidden) or 0 in W.shape:
-        return None
-    if node.get("hidden_size", hidden) != hidden or min(map(weights.density, (W, R))) > densest:
-        return None
     biases = np.zeros((len(reverse), 2 * rows), W.dtype) if bias is None else bias
-    if biases.shape != (len(reverse), 2 * rows):
+    fits = (W.shape[:2], R.shape[:2], biases.shape) == (*[(len(reverse), rows)] * 2, (len(reverse), 2 * rows))
+    if not fits or 0 in W.shape or node.get("hidden_size", hidden) != hidden:
         return None
-    states = {}
-    for name, tensor in zip("hc", inputs[5:7]):
-        if tensor in model.constants:
-            state = model.array(tensor)
-            if state is None or state.any():
-                return None
-        elif tensor:
-            states[name] = tensor
+    if min(map(lowering.density, (W, R))) > densest:
+        return None
+    known = [model.array(tensor) for tensor in inputs[5:7] if tensor in model.constants]
+    if any(state is None or state.any() for state in known):
+        return None
+    states = {name: tensor for name, tensor in zip("hc", inputs[5:7]) if tensor and tensor not in model.constants}
     results = {name: tensor for name, tensor in zip(("Y", "Y_h", "Y_c"), node.outputs) if tensor}
     directions = tuple(
         Direction(w, r, *_biases(b, rows, node.op == "GRU"), reverse=back)
-        for w, r, b, back in zip(weights.stack(W), weights.stack(R), biases, reverse)
+        for w, r, b, back in zip(lowering.matrices(W), lowering.matrices(R), biases, reverse)
     )
     return RecurrentRegion(node, kind, directions, inputs[0], states, results) if results else None
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from fastsparse.onnx.activations import with_activations
 from fastsparse.onnx.folding import Info
+from fastsparse.onnx.lowering import SAME, window
 from fastsparse.onnx.model import Model, Node, code_of, copied
-from fastsparse.onnx.windows import SAME, window
 
 # onnxruntime has no float64 for these, and onnx.reference is wrong for some images, axes or types.
 _IN_FLOAT32 = ("GlobalLpPool", "Hardmax", "LRN", "MaxUnpool", "MeanVarianceNormalization", "Resize")

@@ -6,15 +6,15 @@ What is read is checked as if it came from a stranger: it goes through all that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from fastsparse.csr import CSR, csr
-from fastsparse.onnx.model import FLOATS, TYPES, Array, Constant, Model, SparseWeight
+from fastsparse.onnx.model import FLOATS, TYPES, Array, Constant, Model, SparseWeight, density
 from fastsparse.onnx.reader import model_of, parsed
-from fastsparse.onnx.sessions import extracted, serialised
-from fastsparse.onnx.weights import density
+from fastsparse.onnx.sessions import message, serialised
 
 _KEPT = ("float32", "float64", "int32", "int64", "uint8")  # types that files have; others stand as bytes
 _LEAST, _DENSEST = 4096, 0.4  # matrices of so many numbers are kept as their nonzeros where so few are there
@@ -39,9 +39,7 @@ def to_plain(model: Model, arrays: dict[str, Array]) -> dict[str, Any]:
         elif isinstance(found, np.ndarray):
             constants[name] = kept(found)
     rest = {n: c for n, c in model.constants.items() if n not in constants}
-    lean = Model(model.nodes, rest, model.inputs, model.outputs, model.header)
-    names = [v.name for v in model.inputs], [v.name for v in model.outputs]
-    content = serialised(extracted(lean, model.nodes, *names, {})[0])
+    content = serialised(message(replace(model, constants=rest))[0])
     arrays["model"] = np.frombuffer(content, np.uint8)
     arrays["messages"] = np.frombuffer(model.header.DESCRIPTOR.file.serialized_pb, np.uint8)
     return {"constants": constants}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 import warnings
 import weakref
@@ -18,7 +17,8 @@ import numpy as np
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
 from fastsparse.onnx import blas
-from fastsparse.onnx.model import EXTERNAL, Array, Constant, Model, Node, SparseWeight, code_of, copied
+from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, code_of, copied, put_outside
+from fastsparse.runtime.fork import after_fork_in_child
 
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
 _NEVER_EMPTY = ("LSTM", "GRU")  # on no samples or no times, onnxruntime's end the process
@@ -45,14 +45,11 @@ def library(found: ModuleType | None = None) -> str:
 
 
 class Session:
-    """Nodes of a model, ready to run.
+    """A model, ready to run.
 
     Parameters
     ----------
     model : Model
-    nodes : in an order in which they can run
-    inputs, outputs : names of tensors
-    types : TypeProto by name, of the inputs that the model does not declare
     threads : int
     spinning : bool
         Whether threads may wait for work in a loop; not beside others that need the cores.
@@ -65,41 +62,34 @@ class Session:
         When the nodes cannot be run.
     """
 
-    def __init__(
-        self, model: Model, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str],
-        types: Mapping[str, Any], *, threads: int = 1, spinning: bool = False, optimised: bool = True,
-    ) -> None:  # fmt: skip
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.nodes = len(nodes)
+    def __init__(self, model: Model, *, threads: int = 1, spinning: bool = False, optimised: bool = True) -> None:
+        self.inputs, self.outputs = (tuple(v.name for v in ends) for ends in (model.inputs, model.outputs))
         self.library, self.threads = onnxruntime(), threads
-        self._parts = model, nodes, inputs, outputs, types
         if self.library is None:
-            self._run = self._by_reference()
+            self._run = self._by_reference(model)
         else:
             try:
-                self._run = self._by_onnxruntime(spinning, optimised)
+                self._run = self._by_onnxruntime(model, spinning, optimised)
             except FileFormatError:  # an optimisation may break a model that the library can run
                 if not optimised:
                     raise
-                self._run = self._by_onnxruntime(spinning, False)
+                self._run = self._by_onnxruntime(model, spinning, False)
             except UnsupportedOperatorError as error:  # operators or types that it does not have
                 self.library = None
                 try:
-                    self._run = self._by_reference()
+                    self._run = self._by_reference(model)
                 except (ValueError, NotImplementedError):
                     raise error from None
-        del self._parts
-        recurrent = self.library is not None and any(node.op in _NEVER_EMPTY for node in nodes)
-        self._behind_empty = (model, nodes, types) if recurrent else None
+        recurrent = self.library is not None and any(node.op in _NEVER_EMPTY for node in model.nodes)
+        self._behind_empty = model if recurrent else None
         _sessions.add(self)
 
-    def _by_onnxruntime(self, spinning: bool, optimised: bool) -> Any:
-        library, threads = self.library, self.threads
-        assert library is not None
-        proto, self._kept = extracted(*self._parts, outside=True)
+    def _by_onnxruntime(self, model: Model, spinning: bool, optimised: bool) -> Any:
+        library: Any = self.library
+        proto, self._kept = message(model, outside=True)
         options = library.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         if not spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -111,21 +101,20 @@ class Session:
             options.add_external_initializers(list(self._kept), values)
         content = serialised(proto)
         try:
-            self.native = library.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-            self.native._model_bytes = None
+            made = library.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except Exception as error:
             raise _refusal(error) from error
-        native, names = self.native._sess, list(self.outputs)
+        made._model_bytes = None
+        self.native, names = made, list(self.outputs)
+        native = made._sess
         return lambda feeds: native.run(names, feeds, None)
 
-    def _by_reference(self) -> Any:
+    def _by_reference(self, model: Model) -> Any:
         try:
             from onnx.reference import ReferenceEvaluator
         except ImportError:
             raise ImportError('ONNX models need onnxruntime, or onnx; the extra "onnx" brings both') from None
-        proto, _ = extracted(*self._parts)
+        proto, _ = message(model)
         try:
             evaluator = ReferenceEvaluator(proto)
         except Exception as error:
@@ -148,31 +137,31 @@ class Session:
             When a node cannot be computed.
         """
         if self._behind_empty is not None and any(map(_is_empty, feeds.values())):
-            self._refuse_empty(feeds, *self._behind_empty)
+            self._refuse_empty(feeds, self._behind_empty)
         try:
             return list(self._run(feeds))
         except Exception as error:
             raise run_error(error) from error
 
-    def _refuse_empty(self, feeds: Mapping[str, Any], model: Model, nodes: Sequence[Node], types: Any) -> None:
+    def _refuse_empty(self, feeds: Mapping[str, Any], model: Model) -> None:
         """Raise ValueError where one of the first recurrent layers would read nothing."""
-        read: dict[str, Node] = {}
-        behind = set[str]()  # of a recurrent layer
-        before: list[Node] = []
-        for node in nodes:
-            if node.op not in _NEVER_EMPTY and behind.isdisjoint(node.reads):
+        first: dict[str, Node] = {}  # that read a tensor
+        behind, before = set[str](), list[Node]()  # a recurrent layer
+        for node in model.nodes:
+            recurrent, alone = node.op in _NEVER_EMPTY, behind.isdisjoint(node.reads)
+            if alone and not recurrent:
                 before.append(node)
                 continue
-            if node.op in _NEVER_EMPTY and behind.isdisjoint(node.reads):
-                read.setdefault(node.inputs[0], node)
+            if alone:
+                first.setdefault(node.inputs[0], node)
             behind.update(node.writes)
-        found = {name: feeds[name] for name in read if name in feeds}
-        inner = [name for name in read if any(name in node.writes for node in before)]
-        if inner:
-            found.update(zip(inner, Session(model, before, self.inputs, inner, types).run(dict(feeds))))
+        found = {name: feeds[name] for name in first if name in feeds}
+        made = {name for node in before for name in node.writes}
+        if inner := [name for name in first if name in made]:
+            found.update(zip(inner, Session(model.part(before, self.inputs, inner)).run(dict(feeds))))
         for name, x in found.items():
             if _is_empty(x):
-                raise ValueError(f"the model cannot be computed: {read[name]} reads an empty tensor, of {x.shape}")
+                raise ValueError(f"the model cannot be computed: {first[name]} reads an empty tensor, of {x.shape}")
 
     def binding(self) -> Any:
         """An onnxruntime binding: inputs and outputs at fixed addresses. None where there is no onnxruntime."""
@@ -198,17 +187,13 @@ def device() -> Any:
 # ---------------------------------------------------------------- errors
 
 
+_MISSING = ("NotImplemented", "NOT_IMPLEMENTED", "not a registered", "No Op registered", "is not supported",
+            "No implementation")  # fmt: skip
+
+
 def _refusal(error: Exception) -> Exception:
     text = _sentence(error)
-    missing = (
-        "NotImplemented",
-        "NOT_IMPLEMENTED",
-        "not a registered",
-        "No Op registered",
-        "is not supported",
-        "No implementation",
-    )
-    if isinstance(error, NotImplementedError) or any(word in f"{type(error).__name__} {text}" for word in missing):
+    if isinstance(error, NotImplementedError) or any(word in f"{type(error).__name__} {text}" for word in _MISSING):
         return UnsupportedOperatorError(f"{library(onnxruntime())} cannot run the model: {text}")
     return FileFormatError(f"the model is damaged, or breaks the rules of ONNX: {text}")
 
@@ -225,25 +210,21 @@ def _sentence(error: Exception) -> str:
 # ---------------------------------------------------------------- messages
 
 
-def extracted(
-    model: Model, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], types: Mapping[str, Any],
-    outside: bool = False,
-) -> tuple[Any, dict[str, Array]]:  # fmt: skip
-    """A ModelProto of some nodes, and the large constants that are not in it where `outside` permits that."""
+def message(model: Model, outside: bool = False) -> tuple[Any, dict[str, Array]]:
+    """The ModelProto of a model, and the large constants that are not in it where `outside` permits that."""
     proto = copied(model.header)
     graph = proto.graph
     graph.name = "part"
-    for ends, names, values in ((graph.input, inputs, model.inputs), (graph.output, outputs, model.outputs)):
-        declared = {value.name: value.proto for value in values if value.proto is not None}
-        for name in names:
-            if name in declared:
-                ends.append(declared[name])
-            else:
-                ends.add(name=name, type=types.get(name))
-    made = {name for node in nodes for name in node.writes}
-    read = {name for node in nodes for name in node.reads} | set(outputs)
+    for ends, values in ((graph.input, model.inputs), (graph.output, model.outputs)):
+        for end in values:
+            ends.add(name=end.name)
+            if end.proto is not None:
+                ends[-1].CopyFrom(end.proto)
+    made = {name for node in model.nodes for name in node.writes}
+    made.update(value.name for value in model.inputs)
+    read = {name for node in model.nodes for name in node.reads}.union(value.name for value in model.outputs)
     kept: dict[str, Array] = {}
-    for name in sorted(read & model.constants.keys() - made - set(inputs)):
+    for name in sorted(read & model.constants.keys() - made):
         constant: Constant = model.constants[name]
         if isinstance(constant, SparseWeight):
             constant = constant.dense()
@@ -253,14 +234,12 @@ def extracted(
         elif outside and constant.nbytes >= _OUTSIDE:
             kept[name] = np.ascontiguousarray(constant)
             tensor = graph.initializer.add(name=name, data_type=code_of(constant.dtype), dims=constant.shape)
-            tensor.data_location = EXTERNAL
-            for key, value in (("location", f"#{len(kept)}"), ("offset", 0), ("length", constant.nbytes)):
-                tensor.external_data.add(key=key, value=str(value))
+            put_outside(tensor, f"#{len(kept)}", 0, constant.nbytes)
         else:
             little = constant.astype(constant.dtype.newbyteorder("<"), copy=False)
             dims, code = constant.shape, code_of(constant.dtype)
             graph.initializer.add(name=name, data_type=code, dims=dims, raw_data=little.tobytes())
-    for node in nodes:
+    for node in model.nodes:
         graph.node.extend(node.protos)
     return proto, kept
 
@@ -300,7 +279,8 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 generation = [0]
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _forget_sessions() -> None:
     generation[0] += 1
     if "onnxruntime" in sys.modules:
         # A child that ends by itself would wait for ever for a thread of onnxruntime's own, which it does not have:
@@ -311,7 +291,3 @@ def _after_fork_in_child() -> None:
     for session in list(_sessions):
         if session.library is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -243,7 +243,7 @@ def held_by(engine: fs.Engine) -> int:
     """Bytes of all arrays in plans and workspaces, counted anew; of equal operators once."""
     pools = engine._plans.pools
     spaces = [space for pool in pools for space in pool._free]
-    return array_bytes([pool.schedule for pool in pools]) + sum(space.nbytes for space in spaces)
+    return array_bytes([pool.plan for pool in pools]) + sum(space.nbytes for space in spaces)
 
 
 @pytest.mark.T6
@@ -270,7 +270,7 @@ def test_workspaces_of_more_threads_push_plans_out():
         engine(inputs(shape, batch, "float32"))
     assert len(engine._plans) == 3
     pool = engine._plans.pools[-1]
-    engine._plans.limit = array_bytes([p.schedule for p in engine._plans.pools]) + 6 * pool.nbytes
+    engine._plans.limit = array_bytes([p.plan for p in engine._plans.pools]) + 6 * pool.nbytes
     with pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace(), pool.workspace():
         assert engine._plans.pools == [pool]
 
@@ -394,7 +394,7 @@ def test_a_planned_batch_is_measured_when_asked_to(monkeypatch):
         assert measured == [20]
     assert engine._choices == {(20, 1): offered[-1]}
     made = choosing.scheduled(engine._program, 20, 1, offered[-1]).steps
-    assert [step.kernel for step in engine._pool(20).schedule.steps] == [step.kernel for step in made]
+    assert [step.kernel for step in engine._pool(20).plan.steps] == [step.kernel for step in made]
     assert same_bits(engine(inputs(shape, 20, "float32")), y)
 
 

@@ -51,7 +51,7 @@ def test_conditions_on_shapes(rng):
         assert case is not engine
         assert case._plan().kernels
         assert not [node for node in case._simple.nodes if node.op == "If"]
-    assert len(engine._cases._engines) == 3
+    assert len(engine._cases.engines) == 3
     assert engine.report().rows
 
 
@@ -65,7 +65,7 @@ def test_conditions_on_small_integers(rng, tmp_path):
     x = rng.standard_normal((2, 16)).astype(np.float32)
     for rate in (16000, 8000, 4000, 16000):
         _same(engine, model, [x, np.array(rate)])
-    assert len(engine._cases._engines) == 2
+    assert len(engine._cases.engines) == 2
     engine.save(tmp_path / "engine")
     _same(load_engine(tmp_path / "engine"), model, [x, np.array(16000)])
 
@@ -92,7 +92,7 @@ def test_branches_inside_branches(rng):
     engine = models.on_kernels(model, (1, 4))
     for n in (1, 2, 3):
         _same(engine, model, [rng.standard_normal((n, 4)).astype(np.float32)])
-    assert len(engine._cases._engines) == 3
+    assert len(engine._cases.engines) == 3
 
 
 @pytest.mark.parametrize("kind", ["string", "sequence"])
@@ -114,7 +114,7 @@ def test_branches_beside_inputs_that_are_no_numbers(rng, kind):
         found = engine.run([x, other])
         assert models.shares(found[:1], models.reference(alone, [x]))[0] < 2e-6
         assert np.array_equal(found[1], other if kind == "string" else 2)
-    assert len(engine._cases._engines) == 2
+    assert len(engine._cases.engines) == 2
 
 
 def test_branches_and_conditions_that_are_missing_are_damage():
