@@ -35,7 +35,7 @@ ACTIVATIONS = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
     "silu": nn.SiLU, "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
 }  # fmt: skip
-MOST_NUMBERS = 5_000, 5_000, 40_000  # in the largest tensor of a batch, one of them
+MOST_NUMBERS = 5_000, 15_000, 40_000  # in the largest tensor of a batch, one of them
 CONVS = {1: nn.SparseConv1d, 2: nn.SparseConv2d, 3: nn.SparseConv3d}
 
 
@@ -348,6 +348,9 @@ def _residual(rng: Rng, shape: tuple[int, ...], onnx: bool) -> Layer:
     if kind == 1:
         out, stride = int(rng.integers(1, 13)), [int(_one(rng, [1, 1, 2, 3])) for _ in range(axes)]
         body = [keeping(out, stride), keeping(out, ones)][: int(rng.integers(1, 3))]
+        if rng.random() < 0.5:  # reads the image beside the shortcut, at another size than that writes
+            first = _residual(rng, shape, onnx) if rng.random() < 0.3 else keeping(int(rng.integers(1, 9)), ones)
+            body = [first] * (shape_after(first, shape)[1:] == shape[1:]) + body
         shortcut = [_convolution(rng, out, ones, stride, [[0, 0]] * axes, ones)]
         return ["residual", {"body": body, "shortcut": shortcut, "activation": activation}]
     pool: Layer = [_one(rng, ["max", "mean"]), {"kernel": [3] * axes, "stride": ones, "padding": [[1, 1]] * axes}]

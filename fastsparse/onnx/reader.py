@@ -245,7 +245,7 @@ def free_name(name: str, taken: set[str]) -> str:
 def add_node(node: Node, nodes: list[Node], constants: dict[str, Constant]) -> None:
     """Put a node to the others, or the tensor of a Constant to the constants."""
     tensors = [a.t for a in node.protos[0].attribute if a.name == "value" and a.HasField("t")]
-    if node.op != "Constant" or len(node.outputs) != 1 or len(tensors) != len(node.protos[0].attribute):
+    if node.op != "Constant" or not len(node.outputs) == len(tensors) == len(node.protos[0].attribute) == 1:
         nodes.append(node)
         return
     if node.outputs[0] in constants:

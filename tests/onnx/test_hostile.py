@@ -399,6 +399,11 @@ def test_pools_that_leave_nothing():
         fs.compile(b.model({"x": [1, 3, 4, 4]}, [b.add("Softsign", y)]))
 
 
+def test_constants_of_no_value_are_refused():
+    with pytest.raises(fs.FileFormatError):
+        fs.compile(_model([_node("Constant", [], ["w"], name="c"), *ADD]), tune=False)
+
+
 def _names_in(message):
     """All strings in a message and those inside it."""
     for field, value in message.ListFields():
