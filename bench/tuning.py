@@ -12,6 +12,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
@@ -24,13 +25,13 @@ from bench import machine
 from bench.workloads import Tuning
 from fastsparse import nn
 from fastsparse.engine.choosing import choices, scheduled
-from fastsparse.engine.trial import CALLS
 from fastsparse.engine.workspace import Workspace
 from fastsparse.timing import interleaved
 
 _WITHIN = 1.05
 _THREADS = 2
 _ROUNDS, _BLOCK = 15, 0.004  # and seconds
+_SETTLING = 0.3  # seconds of calls, in which an engine finds out how many workers pay
 
 
 def _network() -> nn.Sequential:
@@ -86,7 +87,8 @@ def _chosen(model: nn.Sequential, x: np.ndarray) -> tuple[float, float]:
     engine = fs.compile(model, x.shape, threads=_THREADS)
     y = np.empty((1, *engine.output_shape[1:]), x.dtype)
     with engine._pool(1).workspace() as space:
-        for _ in range(4 * CALLS):
+        end = time.perf_counter() + _SETTLING
+        while time.perf_counter() < end:
             space.run(x, y)
         calls = {"engine": partial(space.run, x, y)}
         for workers in (1, _THREADS):
