@@ -11,9 +11,10 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.ops import spmm
+from fastsparse.ops.target import target_for
 from fastsparse.runtime import memo
 from fastsparse.runtime.memo import LEAST_BYTES, MOST_ENTRIES, Memoized, array_bytes, bounded_cache
-from tests.checking import PATTERNS, matrix, target
+from tests.checking import PATTERNS, matrix
 
 pytestmark = pytest.mark.T6
 
@@ -78,11 +79,12 @@ def test_every_array_of_an_entry_counts_once():
     assert array_bytes(Pair(array, [array, {"x": array[2:]}])) == 8000
     assert array_bytes(Pair(array, np.zeros(5))) == 8040
     pattern = matrix(np.random.default_rng(0), np.ones((50, 60), bool), "float32").pattern
-    plan = spmm.plan_row_major(pattern, 100, 400, target(32, 16))
+    here = target_for(np.dtype(np.float32), 1)
+    plan = spmm.plan_row_major(pattern, 100, 400, here)
     assert (
         array_bytes(plan) > plan.operator.offsets.nbytes + plan.operator.permutation.nbytes + plan.tiles.pieces.nbytes
     )
-    launch = spmm.prepare(plan, target(32, 16), y_row_stride=400)
+    launch = spmm.prepare(plan, here, y_row_stride=400)
     assert array_bytes(launch) >= array_bytes(plan), "a launch keeps its plan alive"
 
 
