@@ -234,11 +234,11 @@ def convolution(workers: int) -> dict[str, Traffic]:
     from fastsparse.ops.spmm import UNALIGNED
     from fastsparse.ops.target import target_for
 
-    images, channels, spatial = 16, 128, (28, 28)
+    target = target_for(np.dtype(np.float32), workers)
+    images, channels, spatial = target.lanes, 128, (28, 28)
     rng = np.random.default_rng(0)
     W = fs.csr((rng.random((channels, channels * 9)) < 0.1).astype(np.float32))
     geometry = ConvGeometry(channels, channels, spatial, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
-    target = target_for(W.dtype, workers)
     forward = conv._prepared(W, geometry, images, None, target, UNALIGNED)
     plan, (back, *_) = conv._backward(W.pattern, geometry, images, True, target)
     x, y = BASE, BASE + max(forward.x_bytes, plan.x.group_stride, plan.dx.group_stride)

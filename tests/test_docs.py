@@ -156,7 +156,7 @@ def test_code_runs(name, tmp_path, monkeypatch):
             continue
         example = doctest.DocTestParser().get_doctest(block, names, name, name, 0)
         output = io.StringIO()
-        doctest.DocTestRunner(optionflags=OPTIONS).run(example, out=output.write, clear_globs=False)
+        doctest.DocTestRunner(verbose=False, optionflags=OPTIONS).run(example, out=output.write, clear_globs=False)
         names.update(example.globs)
         assert not output.getvalue(), output.getvalue()
 
