@@ -53,7 +53,7 @@ _WHOLE = 0.3  # for comparing the engine with the library alone
 _GAIN = 0.97  # of the library's time: what the kernels must stay below
 _CLEAR = 1.3  # long calls on which the kernels win by this factor are not repeated
 _NUMBERS = 16  # of an input that may decide
-_MOST_ENGINES = 8  # for cases of branches
+_MOST_ENGINES, _MOST_KEYS = 8, 1024  # for cases of branches, and of what decides them
 # Tensors of other types may be such that onnxruntime has no operators for them.
 _LIBRARYS = [np.dtype(kind) for kind in ("float32", "float16", "int64", "int32", "bool", "uint8", "int8")]
 
@@ -438,6 +438,7 @@ class Cases(Memoized):
         self._engine, self._model = engine, model
         self._numbers = _deciding(model)
         self.engines: dict[Hashable, GraphEngine] = {}  # by branches
+        self._met = set[Hashable]()  # shapes and integers that came before
         self.tune = False
 
     @property
@@ -448,10 +449,12 @@ class Cases(Memoized):
     def engine(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
         """The engine for these inputs; `now` finds it even if they come for the first time."""
         key = (*map(shape_of, values.values()), *(values[name].tobytes() for name in self._numbers))
-        met: list[bool] = self.cached(("met", key), list)
-        if not met and not now:
-            met.append(True)
-            return self._engine
+        if key not in self._met:
+            if len(self._met) >= _MOST_KEYS:
+                self._met = set()
+            self._met.add(key)
+            if not now:
+                return self._engine
         return self.cached(key, self._found, values)
 
     def _found(self, values: Mapping[str, Any]) -> GraphEngine:
