@@ -109,7 +109,7 @@ def expected_linear_step(case: LinearStep) -> Expected:
 def expected_conv_step(case: ConvStep) -> Expected:
     """y, grad_x, grad_values and grad_b in float64."""
     w = case.weight.astype(np.float64)
-    places = reference.row_of(w.indptr), w.indices
+    nonzeros = reference.row_of(w.indptr), w.indices
     grad_x, values = convolve_backward(case, w, _wide(case.x), _wide(case.grad))
     total_x, totals = convolve_backward(case, abs(w), np.abs(_wide(case.x)), np.abs(_wide(case.grad)))
     terms = case.batch * case.out_side**2
@@ -117,7 +117,7 @@ def expected_conv_step(case: ConvStep) -> Expected:
     return [
         *expected_conv(case),
         (grad_x, reference.bound(most, total_x, np.float32)),
-        (values[places], reference.bound(terms, totals[places], np.float32)),
+        (values[nonzeros], reference.bound(terms, totals[nonzeros], np.float32)),
         _bias_gradient(case.grad, (0, 2, 3)),
     ]
 
@@ -131,12 +131,12 @@ def check(name: str, result: Any, expected: Expected, weight: Any) -> None:
     if len(expected[0]) == 3:  # parts of one result
         results = tuple(part(results[0]) for _, _, part in expected)
     assert len(results) == len(expected), f"{name} returned {len(results)} results, expected {len(expected)}"
-    for place, (got, (value, bound, *_)) in enumerate(zip(results, expected)):
+    for number, (got, (value, bound, *_)) in enumerate(zip(results, expected)):
         if np.ndim(got) > np.ndim(value):  # a dense gradient
             got = np.reshape(got, weight.shape)[reference.row_of(weight.indptr), weight.indices]
-        assert got.shape == value.shape, f"result {place} of {name} has shape {got.shape}, expected {value.shape}"
+        assert got.shape == value.shape, f"result {number} of {name} has shape {got.shape}, expected {value.shape}"
         off = np.abs(np.subtract(np.asarray(got), value, dtype=np.float64))
-        assert np.all(off <= bound), f"result {place} of {name} is off by up to {off.max():.2e}"
+        assert np.all(off <= bound), f"result {number} of {name} is off by up to {off.max():.2e}"
 
 
 def _product(weight: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,13 +195,13 @@ def _columns_of(case: Conv) -> Any:
 
 
 def _add_columns(case: Conv, columns: np.ndarray, image: np.ndarray) -> None:
-    """Add every column to the places it was taken from."""
+    """Add every column to the window it was taken from."""
     pad, side, size = case.padding, case.side, case.out_side
     padded = np.zeros((case.channels, side + 2 * pad, side + 2 * pad))
     parts = columns.reshape(case.channels, case.kernel, case.kernel, size, size)
     reach = case.stride * (size - 1) + 1
     for row in range(case.kernel):
         for column in range(case.kernel):
-            place = (slice(row, row + reach, case.stride), slice(column, column + reach, case.stride))
-            padded[(slice(None), *place)] += parts[:, row, column]
+            window = (slice(row, row + reach, case.stride), slice(column, column + reach, case.stride))
+            padded[(slice(None), *window)] += parts[:, row, column]
     image += padded[:, pad : pad + side, pad : pad + side]

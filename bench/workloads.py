@@ -403,7 +403,7 @@ def normal(shape: tuple[int, ...], seed: int = 2) -> Floats:
 
 
 def random_weight(rng: np.random.Generator, rows: int, columns: int, sparsity: float) -> sp.csr_array:
-    """Normal values at uniformly random places, sorted columns, int32 indices."""
+    """Normal values at uniformly random elements, sorted columns, int32 indices."""
     matrix = sp.random_array(
         (rows, columns), density=1 - sparsity, format="csr", dtype=np.float32, rng=rng,
         data_sampler=lambda size: rng.standard_normal(size, dtype=np.float32),

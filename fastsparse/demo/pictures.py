@@ -71,16 +71,16 @@ def digits(mistakes: Mistakes) -> Figure:
 
 def _speed_panel(axes: Axes, speed: Speed) -> None:
     names = list(speed.times)
-    places = np.arange(len(names))
-    axes.barh(places, [speed.times[name] for name in names], color=[COLOURS[name] for name in names], height=0.7)
+    heights = np.arange(len(names))
+    axes.barh(heights, [speed.times[name] for name in names], color=[COLOURS[name] for name in names], height=0.7)
     widest = max(speed.times.values())
-    for place, name in zip(places, names):
+    for at, name in zip(heights, names):
         if name in speed.product_times:
-            axes.barh(place, speed.product_times[name], color="none", hatch="///", edgecolor="white", height=0.7, lw=0)
+            axes.barh(at, speed.product_times[name], color="none", hatch="///", edgecolor="white", height=0.7, lw=0)
         ratio = "" if name == OURS else f"   {speed.ratios[name]:.1f}× slower"
         label = f" {_milliseconds(speed.times[name])}{ratio}"
-        axes.text(speed.times[name] + 0.004 * widest, place, label, va="center", fontsize=10, color=_TEXT)
-    axes.set_yticks(places, names)
+        axes.text(speed.times[name] + 0.004 * widest, at, label, va="center", fontsize=10, color=_TEXT)
+    axes.set_yticks(heights, names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * widest)
     axes.set_title(f"Batch of {speed.batch}: milliseconds" if speed.batch > 1 else "One image: milliseconds")

@@ -214,7 +214,7 @@ class Wavelet(_Transform):
         one = np.zeros((1, *self._shape))
         lowest, *others = self._pywt.coeffs_to_array(self._decompose(one), axes=self._axes)[1]
         samples = (slice(None),)
-        self._places = [samples + lowest[1:], *({k: samples + v[1:] for k, v in level.items()} for level in others)]
+        self._slices = [samples + lowest[1:], *({k: samples + v[1:] for k, v in level.items()} for level in others)]
         bound = math.prod(
             max(1.0, self._synthesis_norm(size >> level)) for level in range(self._levels) for size in self._shape
         )
@@ -232,8 +232,8 @@ class Wavelet(_Transform):
         return np.asarray(self._pywt.coeffs_to_array(self._decompose(x), axes=self._axes)[0])
 
     def _synthesize(self, coefficients: Array) -> Array:
-        bands = [coefficients[place] for place in self._places[:1]]
-        bands += [{name: coefficients[place] for name, place in level.items()} for level in self._places[1:]]
+        bands = [coefficients[part] for part in self._slices[:1]]
+        bands += [{name: coefficients[part] for name, part in level.items()} for level in self._slices[1:]]
         return np.asarray(self._pywt.waverecn(bands, self._wavelet, "periodization", axes=self._axes))
 
     def _synthesis_norm(self, size: int) -> float:
