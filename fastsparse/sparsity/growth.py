@@ -33,22 +33,7 @@ class FullGradient(Protocol):
 
 
 def grow_scores(pattern: Pattern, gradients: Sequence[FullGradient], k: int) -> tuple[NDArray[np.int64], Array]:
-    """Find the elements outside the pattern where the sum of the gradients is largest.
-
-    It exists one block of rows at a time; memory follows the block and `k`.
-
-    Returns
-    -------
-    elements : int64 array (at most k,)
-        row * columns + column, rising; of equal magnitudes the first. NaN is never chosen.
-    scores : array
-        Magnitudes of the gradient there.
-
-    Raises
-    ------
-    RuntimeError
-        When no backward pass was kept.
-    """
+    """`SparseParameter.grow_scores` for the sum of some gradients."""
     if not gradients:
         raise RuntimeError("no backward pass was kept for growing, expected one after watch(True)")
     found = offered(TopK(pattern, k, guess=True), pattern, gradients)
