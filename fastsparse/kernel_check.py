@@ -21,6 +21,7 @@ from fastsparse.nn.shape import padding_mask
 from fastsparse.ops import activations, attention, depthwise, gates, norm, optimizers, pooling, recurrent, softmax, spmv
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
+from fastsparse.runtime.executable import runs_code
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.registry import FAMILIES
 
@@ -81,6 +82,13 @@ def _spmm(c: Case) -> Iterator[Comparison]:
         X = c.normal(61, columns)
         yield c.product(functional.spmm(c.W, X, bias=bias), c.W, X, bias)
         yield c.product(functional.spmm(full, X[:20]), full, X[:20])
+
+
+def _coded_spmm(c: Case) -> Iterator[Comparison]:
+    x, bias = c.normal(16 * SAMPLES, 61), c.normal(37)
+    if runs_code():
+        want = ref.spmm(c.W.indptr, c.W.indices, c.W.data, c.W.shape, x.T, bias).T
+        yield _run(c, batch_blocked.schedule, nn.SparseLinear.from_dense(c.W, bias), x, want)
 
 
 def _spmv(c: Case) -> Iterator[Comparison]:
@@ -334,18 +342,17 @@ def _adam(c: Case) -> Iterator[Comparison]:
 
 
 CHECKS: dict[str, Check] = {
-    "spmm": _spmm, "spmv": _spmv, "spmv by slices": _slices, "spmv by register lookup": _lookup,
-    "sddmm": _conv_gradient, "sddmm on contiguous runs": _sddmm, "streaming spmm": _streamed_spmm,
-    "streaming sddmm": _streamed_sddmm, "sparse input": _sparse_input, "sparse input gradient": _sparse_input_gradient,
-    "pack batch-blocked": _linear, "unpack batch-blocked": _linear, "pack padded NCHW": _conv,
-    "gather vectors": _gather, "activation of a tile": _tile_activation, "activation": _activation,
-    "activation gradient": _activation_gradient, "pooling": _pooling, "pooling gradient": _pooling_gradient,
-    "pooling of batch-blocked arrays": _blocked_pooling, "depthwise convolution": _depthwise,
-    "depthwise convolution of narrow images": _narrow_depthwise,
-    "interpolation": _interpolation, "interpolation of batch-blocked arrays": _blocked_interpolation,
-    "gate": _gate, "recurrent cell": _recurrent_cell,
-    "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient, "softmax": _softmax,
-    "attention": _attention, "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
+    "spmm": _spmm, "spmm by code": _coded_spmm, "spmv": _spmv, "spmv by slices": _slices,
+    "spmv by register lookup": _lookup, "sddmm": _conv_gradient, "sddmm on contiguous runs": _sddmm,
+    "streaming spmm": _streamed_spmm, "streaming sddmm": _streamed_sddmm, "sparse input": _sparse_input,
+    "sparse input gradient": _sparse_input_gradient, "pack batch-blocked": _linear, "unpack batch-blocked": _linear,
+    "pack padded NCHW": _conv, "gather vectors": _gather, "activation of a tile": _tile_activation,
+    "activation": _activation, "activation gradient": _activation_gradient, "pooling": _pooling,
+    "pooling gradient": _pooling_gradient, "pooling of batch-blocked arrays": _blocked_pooling,
+    "depthwise convolution": _depthwise, "depthwise convolution of narrow images": _narrow_depthwise,
+    "interpolation": _interpolation, "interpolation of batch-blocked arrays": _blocked_interpolation, "gate": _gate,
+    "recurrent cell": _recurrent_cell, "batch norm": _batch_norm, "batch norm gradient": _batch_norm_gradient,
+    "softmax": _softmax, "attention": _attention, "layer norm": _layer_norm, "sgd": _sgd, "adam": _adam,
 }  # fmt: skip
 
 

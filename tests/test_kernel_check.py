@@ -14,6 +14,7 @@ from fastsparse.ops import softmax
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.target import target_for
 from fastsparse.runtime import sequence
+from fastsparse.runtime.executable import runs_code
 from fastsparse_kernels import compiler
 from fastsparse_kernels.registry import FAMILIES
 from tests.checking import watch_launches
@@ -32,7 +33,7 @@ def test_every_family_has_a_check_and_all_are_right() -> None:
 def test_a_check_runs_kernels_of_its_family(monkeypatch: pytest.MonkeyPatch, family: Any, dtype: str) -> None:
     case, target = Case(dtype), target_for(np.dtype(dtype), 1)
     addresses = {family.get(*key).address for key in family.arguments(target.bits, target.lanes)}
-    if not addresses:
+    if not addresses or (family.name == "spmm by code" and not runs_code()):
         return  # no kernel of this CPU
     run: list[int] = []
 

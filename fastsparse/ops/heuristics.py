@@ -71,6 +71,10 @@ class Heuristics:
 
     peel_vectors: int = 16  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
 
+    # --- SpMM by code that is written for a pattern
+    code_vectors: int = 14  # fewest vectors of positions of a launch: code is read once for each tile
+    code_segment_bytes: int = 24 * 1024  # of code that runs over a tile's vectors: a part of the instruction cache
+
     # --- streaming the rows of a CSR matrix: cycles are those of one vector of columns
     stream_margin: float = 0.85  # of the time through panels, at most: layers keep what they are tuned for
     stream_small_bytes: int = 2**20  # X of less, read in place anyway, is better read by rows sorted by length

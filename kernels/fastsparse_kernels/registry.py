@@ -21,6 +21,7 @@ from . import (
     norm,
     optimizers,
     parallel,
+    pattern_code,
     pattern_updates,
     pooling,
     recurrent,
@@ -85,6 +86,10 @@ def _lookup(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes, value_bits) for value_bits in (32, 16)] if fits else []
 
 
+def _coded(bits: int, lanes: int) -> list[Arguments]:
+    return [()] if (bits, lanes) == (32, pattern_code.CODE_LANES) else []
+
+
 def _stream(bits: int, lanes: int) -> list[Arguments]:
     """Tiles of any width on whole vectors, of one or two on shorter ones. Only huge matrices have 64-bit indices."""
     short = [(each, width) for each in (2, 4, 8) if each < lanes for width in (1, 2)]
@@ -101,6 +106,7 @@ def _narrow(bits: int, lanes: int) -> list[Arguments]:
 _ACTIVATIONS = _each(activations.ACTIVATION_CODES.values())
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
+    Family("spmm by code", pattern_code.coded_spmm_kernel, _coded),
     Family("spmv", spmv.spmv_kernel, lambda bits, lanes: [(bits, lanes, 16), (bits, lanes, 32)]),
     Family("spmv by slices", spmv.slices_kernel, _once),
     Family("spmv by register lookup", spmv.lookup_kernel, _lookup),
@@ -153,6 +159,8 @@ FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
     *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns, sparse_operator.order_rows)),
     (sparse_operator.find_runs, ()),
+    (pattern_code.write_code, ()),
+    *((pattern_code.order_by_columns, (bits,)) for bits in (32, 64)),
     (sparse_operator.scatter_bfloat16, ()),
     *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
     *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine import split
-from fastsparse.engine.lowering.weights import PackedWeight, planned, prepared
+from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared
 from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
@@ -190,7 +190,7 @@ class _Lowering:
                 )
         return steps
 
-    def _plan(self, node: Node) -> PackedWeight | None:
+    def _plan(self, node: Node) -> PlannedWeight | None:
         x, y, op, target = self.planes[node.inputs[0]], self.planes[node.output], node.operator, self.target
         groups = self.sizes.outer if node.output in self.late else self.sizes.inner
         if isinstance(op, Linear):
@@ -201,7 +201,7 @@ class _Lowering:
             return planned(op.weight, plan_between_blocked, geometry, x, y, target, groups, tile_groups)
         return None
 
-    def _step(self, node: Node, weight: PackedWeight | None, first: int, count: int) -> Step:
+    def _step(self, node: Node, weight: PlannedWeight | None, first: int, count: int) -> Step:
         sources, result = tuple(self._view(t, first) for t in node.inputs), self._view(node.output, first)
         x, y, op = self.planes[node.inputs[0]], self.planes[node.output], node.operator
         if isinstance(op, Pool):

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.engine import split
-from fastsparse.engine.lowering.weights import PackedWeight, packed, planned, prepared
+from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared
 from fastsparse.engine.program import (
     Attention,
     Conv,
@@ -74,7 +74,7 @@ def work_of_images(program: Program) -> split.Work:
 class _Product(NamedTuple):
     """A packed weight, where it runs, its input, and bytes between images of this."""
 
-    weight: PackedWeight
+    weight: PlannedWeight
     where: str
     source: View
     image_stride: int
@@ -320,7 +320,7 @@ class Lowering:
         self.steps.append(Step(name, kernel, node, sources, target, launch, operands, patches))
 
     def _add_weighted(
-        self, node: Node, op: Conv | Linear, weight: PackedWeight, where: str, source: View, residual: View | None,
+        self, node: Node, op: Conv | Linear, weight: PlannedWeight, where: str, source: View, residual: View | None,
         target: View, **strides: int,
     ) -> None:  # fmt: skip
         """Append the step of an SpMM; `strides` are keywords of `spmm.prepare`."""
@@ -554,7 +554,7 @@ class Lowering:
         image_stride = geometry.channels * phases.x.channel_stride
         view = self._buffer(images * image_stride + phases.x.slack, plane=phases.x.channel_stride)
         self._pack(x, source, phases.x, view, name_before(node), "pack into phase planes")
-        return _Product(packed(op.weight, phases.spmm), "on phase planes", view, image_stride)
+        return _Product(PlannedWeight(op.weight, phases.spmm), "on phase planes", view, image_stride)
 
     def _add_product(
         self, node: Node, op: Conv, product: _Product, y: PaddedPlanes, residual: View | None, target: View

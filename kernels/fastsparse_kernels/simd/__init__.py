@@ -44,6 +44,7 @@ from .horizontal import (
 from .memory import (
     arguments_view,
     call,
+    call_code,
     copy_few,
     fetch_add,
     gather_addresses,

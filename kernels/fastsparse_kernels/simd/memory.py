@@ -391,6 +391,18 @@ def call(builder: Any, args: Any, function: Any, arguments: Any, slot: Any) -> A
     builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
 
+@intrinsic
+def call_code(typing: Any, function: Any, x: Any, weights: Any, bias: Any, y: Any, residual: Any, sums: Any) -> Any:
+    """Call the code at address `function`, of `pattern_code`, with these addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 6)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
 def arguments_view(dtype: np.dtype) -> Any:
     """An intrinsic that reads the int64 address of kernel arguments as a record of `dtype`."""
     record = from_dtype(dtype)
