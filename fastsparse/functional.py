@@ -319,7 +319,7 @@ def product(left: Any, right: Any, names: tuple[str, str], out: Array | None = N
         raise ValueError(f"{name} has shape {shape}, expected two dimensions (rows, columns)")
     inner, axis = (shape[1], 0) if on_the_left else (shape[0], -1)
     if dense.ndim not in (1, 2) or dense.shape[axis] != inner:
-        expected = f"({inner}, N) or ({inner},)" if on_the_left else f"(..., {inner})"
+        expected = f"({inner}, N) or ({inner},)" if on_the_left else f"(N, {inner}) or ({inner},)"
         raise ValueError(f"{dense_name} has shape {dense.shape}, expected {expected} to match {name} of shape {shape}")
     if isinstance(matrix, CSR):
         dense = as_float(dense, matrix.dtype, dense_name, name)

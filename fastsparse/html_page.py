@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from fastsparse import checks
 from fastsparse.runtime.atomic_file import write_text
 
 _STYLE = """
@@ -110,7 +111,7 @@ def picture(figure: Any, text: str) -> Html:
 
 def write(path: str | os.PathLike[str], text: str) -> None:
     """Write a page; a file of that name is replaced in one step."""
-    write_text(path, text)
+    write_text(checks.path(path), text)
 
 
 def _cells(tag: str, cells: Sequence[str | Cell], text: int) -> str:

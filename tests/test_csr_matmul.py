@@ -138,7 +138,7 @@ def test_shapes_that_do_not_fit_to_the_right_of_it(W, shape):
 
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (4, 3, 3), ()])
 def test_shapes_that_do_not_fit_to_the_left_of_it(W, shape):
-    with pytest.raises(ValueError, match=refusal(shape, "(..., 3)")):
+    with pytest.raises(ValueError, match=refusal(shape, "(N, 3) or (3,)")):
         np.zeros(shape, W.dtype) @ W
 
 
@@ -146,7 +146,7 @@ def test_shapes_of_sparse_operands_that_do_not_fit(W):
     S = sp.csr_array(np.zeros((5, 6), W.dtype))
     with pytest.raises(ValueError, match=refusal((5, 6), "(4, N)")):
         W @ S
-    with pytest.raises(ValueError, match=refusal((5, 6), "(..., 3)")):
+    with pytest.raises(ValueError, match=refusal((5, 6), "(N, 3) or (3,)")):
         S.toarray() @ W
     with pytest.raises(ValueError, match=refusal((3, 4), "(4, N)")):
         W @ W

@@ -164,7 +164,7 @@ def test_fields_that_contradict_each_other(A):
     ("left", "right", "message"),
     [
         (sp.eye_array(3), np.ones(4), "X has shape (4,), expected (3, N) or (3,) to match A of shape (3, 3)"),
-        (np.ones((2, 4)), sp.eye_array(3), "A has shape (2, 4), expected (..., 3) to match X of shape (3, 3)"),
+        (np.ones((2, 4)), sp.eye_array(3), "A has shape (2, 4), expected (N, 3) or (3,) to match X of shape (3, 3)"),
         (sp.eye_array(3), np.ones((3, 2, 2)), "X has shape (3, 2, 2), expected (3, N) or (3,)"),
         (fs.csr(np.eye(3)), sp.eye_array(4), "X has shape (4, 4), expected (3, N) to match A of shape (3, 3)"),
         (fs.csr(np.eye(3)), np.ones(3, "f"), "X has dtype float32, expected float64 to match A"),

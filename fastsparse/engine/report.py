@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse import html_page
+from fastsparse import checks, html_page
 from fastsparse.engine.program import Conv, Linear, Program, Recurrent
 from fastsparse.engine.schedule import Step
 from fastsparse.engine.workspace import Workspace
@@ -226,7 +226,7 @@ class Benchmark:
 
 def timed_calls(call: Callable[[], object], batch: int, duration: float) -> Benchmark:
     """Call for about `duration` seconds, at least three times, after calls that are not counted."""
-    rounds = latencies({"": call}, duration)[""]
+    rounds = latencies({"": call}, checks.number(duration, "seconds"))[""]
     return summed_up([seconds for taken in rounds for seconds in taken], batch)
 
 

@@ -367,6 +367,9 @@ def test_bad_arguments_of_a_call():
         fs.compile(nn.ReLU(), (2, 2))
     with pytest.raises(ValueError, match="-1, expected a positive integer"):
         fs.compile(model, (4, *shape), threads=-1)
+    for wrong in ("a", None, -1, float("nan"), float("inf")):
+        with pytest.raises((TypeError, ValueError), match=r"^seconds is .*, expected a number of at least 0$"):
+            engine.benchmark(wrong)
     with pytest.raises(TypeError, match="tune is 'no', expected True or False"):
         fs.compile(model, (4, *shape), tune="no")
 
