@@ -85,6 +85,11 @@ def target_for(dtype: np.dtype[Any], threads: int | None = None, heuristics: Heu
 _block: ContextVar[Heuristics | None] = ContextVar("fastsparse heuristics", default=None)
 
 
+def tuned_heuristics() -> Heuristics | None:
+    """Heuristics of the surrounding `tuned` block."""
+    return _block.get()
+
+
 @contextlib.contextmanager
 def tuned(**changes: Any) -> Iterator[Heuristics]:
     """Plan with some fields of this CPU's heuristics changed, inside a ``with`` block.

@@ -210,6 +210,9 @@ class SparseLinear(SparseLayer):
     (torch.Size([3, 10]), torch.Size([100]))
     """
 
+    _prepared: operators.PreparedLinear | None = None  # for calls like the last one
+    _decoded = False  # whether that one had no gradient: what a first call plans is not worth keeping
+
     def __init__(
         self,
         in_features: int,
@@ -257,10 +260,23 @@ class SparseLinear(SparseLayer):
         x may be a sparse tensor (batch, in_features), of bags of words for example: as an nn.EmbeddingBag that sums,
         weighted by the values of x. Then time follows the nonzeros of both, and x has no gradient.
         """
+        prepared, decoding = None, not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if decoding:
+            prepared = self._prepared
+        if prepared is not None and isinstance(x, Tensor):
+            parameters, buffers = self._parameters, self._buffers
+            tensors: Any = parameters.get("values"), parameters.get("bias"), buffers["indptr"], buffers["indices"]
+            y = prepared(x, tensors)
+            if y is not None:
+                return y
         weight = self._weight_of(x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {self.in_features})")
-        return operators.linear(x, *weight, self.in_features)
+        y = operators.linear(x, *weight, self.in_features)
+        if decoding and self._decoded:
+            self.__dict__["_prepared"] = operators.prepared_linear(x, weight, self.in_features)
+        self.__dict__["_decoded"] = decoding
+        return y
 
     def extra_repr(self) -> str:
         return (

@@ -10,6 +10,7 @@ around them: a call costs half of what one by ``torch.library.custom_op`` does (
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ from fastsparse.ops import conv as conv_ops
 from fastsparse.ops import dense, spmv
 from fastsparse.ops import linear as linear_ops
 from fastsparse.ops.sums import batch_sum, channel_sums
-from fastsparse.ops.target import Target, target_for
+from fastsparse.ops.target import Target, target_for, tuned_heuristics
 from fastsparse.runtime import buffers
 from fastsparse.runtime.threads import get_num_threads, threads
 from fastsparse.sparsity.growth import ConvolutionGradient, FullGradient, LinearGradient
@@ -162,6 +163,7 @@ def _storable(values: Tensor) -> Tensor:
 
 
 Identity = tuple[int, object]
+Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]  # values, bias, indptr, indices
 
 
 def _identity(tensor: Tensor) -> Identity:
@@ -415,19 +417,103 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _PLAIN = Tensor, nn.Parameter
 
 
-def _chosen(operator: Any, kernel: Callable[..., Any], x: Tensor, values: Tensor) -> Callable[..., Any]:
-    """The kernel itself, or the operator where somebody may look at which operators run: compilers, tracers, modes and
-    subclasses of tensors. The way through torch's dispatcher takes as long as 20 launches of kernels."""
-    if (
+def _unobserved(x: Tensor, values: Tensor) -> bool:
+    """Whether nobody looks at which operators run: compilers, tracers, modes and subclasses of tensors."""
+    return not (
         type(x) not in _PLAIN
         or type(values) not in _PLAIN
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _dispatch_modes()
         or torch._C._are_functorch_transforms_active()
-    ):
-        kernel = operator
-    return kernel
+    )
+
+
+def _chosen(operator: Any, kernel: Callable[..., Any], x: Tensor, values: Tensor) -> Callable[..., Any]:
+    """The kernel itself, or the operator where somebody may look at which operators run. The way through torch's
+    dispatcher takes as long as 20 launches of kernels."""
+    return kernel if _unobserved(x, values) else operator
+
+
+class PreparedLinear:
+    """A linear layer's product with one sample, without gradients, as decoding asks for it at each token.
+
+    What `linear` looks up in every call was found out before. Between large layers, whose weights go through the
+    caches, an object that a call looks at costs more than what it does with it.
+
+    Parameters
+    ----------
+    tensors : values, bias, indptr and indices
+        The product holds until somebody writes to them.
+    in_features : int
+    """
+
+    __slots__ = ("_columns", "_how", "_kind", "_launch", "_state", "_tensors", "_values")
+
+    def __init__(self, tensors: Weight, in_features: int) -> None:
+        values, bias, indptr, indices = tensors
+        structure = structure_of(indptr, indices, in_features)
+        matrix = structure.matrix(values, False)
+        structure.bias(bias, matrix)  # which checks it
+        self._tensors, self._columns, self._values = tensors, in_features, structure._values
+        self._launch, self._how = spmv.launch(matrix, None, _target(matrix)), _how()
+        self._kind, self._state = _kind(values), _state(tensors)
+
+    def __call__(self, x: Tensor, tensors: Weight) -> Tensor | None:
+        """x (..., in_features) -> (..., out); None where `linear` has to compute it, or to refuse x."""
+        held, known, given = self._tensors, self._values, x.dtype
+        if (
+            not _unobserved(x, held[0])
+            or known is None
+            or any(map(operator.is_not, tensors, held))
+            or self._state != _state(held)
+            or self._how != _how()
+            or known.sample_changed()
+            or (given is not self._kind and not (given in _CONVERTED and self._kind is torch.float32))
+            or not x.is_cpu
+            or x.layout is not torch.strided
+            or x.shape[-1:] != (self._columns,)
+            or x.numel() != self._columns
+        ):
+            return None
+        numbers = x if given is self._kind else x.to(self._kind)
+        at, bias = numbers.data_ptr(), tensors[1]
+        if at % numbers.itemsize or not numbers.is_contiguous():
+            return None
+        y = np.empty((*x.shape[:-1], known.matrix.shape[0]), known.matrix.dtype)
+        self._launch.run(at, buffers.address(y), 0 if bias is None else bias.data_ptr())
+        product = torch.from_numpy(y)
+        return product if given is self._kind else product.to(given)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles of a layer prepare their own."""
+        return type(None), ()
+
+
+def prepared_linear(x: Tensor, tensors: Weight, in_features: int) -> PreparedLinear | None:
+    """The product of calls like one with this x, or None where they are of another kind."""
+    values, bias, _, _ = tensors
+    fits = x.numel() == in_features and _unobserved(x, values) and values.is_cpu and x.layout is torch.strided
+    if not fits or (bias is not None and (bias.dtype is not _kind(values) or not bias.is_contiguous())):
+        return None
+    return PreparedLinear(tensors, in_features)
+
+
+def _kind(values: Tensor) -> torch.dtype:
+    """The type that kernels compute in."""
+    return torch.float32 if values.dtype in _CONVERTED else values.dtype
+
+
+def _state(tensors: Weight) -> tuple[object, ...]:
+    """Changes when somebody writes to one of these tensors in a way that torch counts, or gives it other memory."""
+    values, bias, indptr, indices = tensors
+    added = (0, 0) if bias is None else _identity(bias)
+    return *_identities(values, indptr), *_identity(indices), added[0]
+
+
+def _how() -> tuple[object, ...]:
+    """What targets depend on."""
+    return get_num_threads(), torch.get_num_threads(), tuned_heuristics()
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, in_features: int) -> Tensor:
@@ -475,8 +561,7 @@ def _converted(
 ) -> Tensor:
     """An operator, or its kernel, on types that kernels know; through autograd where there is something to
     differentiate."""
-    kind = torch.float32 if values.dtype in _CONVERTED else values.dtype
-    given = x.dtype
+    kind, given = _kind(values), x.dtype
     if given != kind:
         if given not in _CONVERTED or kind is not torch.float32:
             raise TypeError(f"x has dtype {given}, expected {kind} to match the layer's values (use .to)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
 import weakref
@@ -282,14 +281,6 @@ def test_inference_mode():
         for _ in range(2):
             assert torch.equal(layer(x), layer.to_dense()(x))
             layer.values.add_(1)
-
-
-@pytest.fixture
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")
