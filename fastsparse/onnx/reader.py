@@ -347,6 +347,8 @@ def _value(proto: Any, output: bool = False) -> Value:
         return Value(proto.name, dtype, None, proto)
     sizes: list[int | str | None] = []
     for i, dim in enumerate(kind.shape.dim):
+        if not isinstance(dim.dim_param, str):
+            raise FileFormatError(f"{what} has a size of the name {dim.dim_param!r}, which is no text")
         if dim.HasField("dim_value") and dim.dim_value >= 0:  # which some exporters write for "open"
             sizes.extend(sizes_of([dim.dim_value], what))
         else:
