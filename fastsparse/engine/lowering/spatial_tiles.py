@@ -190,9 +190,10 @@ class _TilesLowering(Lowering):
 
     def _laid_out(self, t: int, r: tiles.Reading) -> _Tiles:
         """Tiles in planes. Groups, which are workers' own, are as far apart in all layouts: buffers then share memory,
-        and a worker writes where it alone has written."""
-        planes = tiles.tile_planes(self.program.shapes[t][0], r, self.target)
-        if r.partition.groups > 1:
+        and a worker writes where it alone has written. Not those that one worker writes, of little work."""
+        h, shape = self.target.heuristics, self.program.shapes[t]
+        planes = tiles.tile_planes(shape[0], r, self.target)
+        if r.partition.groups > 1 and h.gather_flops * math.prod(shape) >= h.parallel_flops:
             planes = replace(planes, group_stride=max(planes.group_stride, self._apart()))
         return _Tiles(r, planes)
 
