@@ -85,10 +85,11 @@ def _beginnings(schedule: Schedule) -> list[bool]:
     written: dict[int, set[int]] = {}
     was_read: set[int] = set()
     for step in schedule.steps:
-        was_read |= {buffer for buffer, _ in step.sources}
         buffer, offset = step.target
+        read = {source for source, _ in step.sources}
+        was_read |= read - {buffer}  # a halo exchange goes on with what it reads
         before = written.setdefault(buffer, set())
-        begins = not before or (offset in before and buffer in was_read)
+        begins = not before or (offset in before and buffer in was_read and buffer not in read)
         if begins:
             before.clear()
         before.add(offset)

@@ -12,6 +12,7 @@ from fastsparse import nn
 from fastsparse.engine.lowering import batch_blocked, spatial_tiles
 from fastsparse.engine.poison import live_buffers, poisoned
 from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
+from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
 from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.spatial_tiles import Reading
@@ -79,6 +80,20 @@ def test_what_nobody_has_written_is_found(monkeypatch):
     assert not bench.failure(BEHIND, 0, 0, "layers")
     monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
     assert "wrong" in bench.failure(BEHIND, 0, 0, "layers", tries=2)
+
+
+@pytest.mark.R7
+def test_a_halo_exchange_goes_on_with_the_images_of_a_stack():
+    """Stacks whose single images get a halo: their buffer begins anew with each stack, not with each exchange."""
+    made = {"sparsity": 0.2, "dtype": "float64", "rng": 0}
+    body = nn.SparseConv2d(4, 4, (1, 3), padding=((0, 0), (1, 1)), **made)
+    last = nn.SparseConv2d(4, 1, 1, padding=((0, 1), (1, 1)), **made)
+    model = nn.Sequential(nn.SparseConv2d(4, 4, 1, **made), nn.Residual(body), last).eval()
+    program = fs.compile(model, (16, 4, 8, 12), tune=False)._program
+    schedule = spatial_tiles.schedule(program, 16, target_for(np.dtype("float64"), 1), Split(False, 16, 1))
+    x, y = np.ones((16, 4, 8, 12)), np.empty((16, 1, 9, 14))
+    _ran_poisoned(schedule, x, y)
+    np.testing.assert_allclose(y, model(x), rtol=1e-9, atol=1e-9)
 
 
 class _Unsteady:
