@@ -579,6 +579,8 @@ class Lowering:
             op, first = node.operator, products.get(self.roots[node.inputs[0]])
             if first is None or not isinstance(op, Conv) or node.residual is not None or self._on_vectors(node):
                 continue
+            if first.output in found:
+                continue  # layers of one channel in a row: the first is behind a product of its own
             t, u, geometry = first.output, node.output, op.geometry
             assert isinstance(first.operator, Conv)
             each = geometry.groups == geometry.channels == geometry.out_channels

@@ -91,3 +91,11 @@ def test_one_channel_of_one_position_is_no_depthwise_layer_behind_a_product():
     with poisoned():
         workspace.Workspace(schedule).run(x, y)
     np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.R8
+def test_layers_of_one_channel_in_a_row(rng):
+    """Each is a product, and a depthwise convolution behind the one before it: pairs of them go by channels."""
+    layers = [nn.SparseConv2d(1, 1, 3, padding=1, sparsity=0.3, rng=seed) for seed in range(6)]
+    model, x = nn.Sequential(*layers).eval(), rng.standard_normal((1, 1, 300, 300)).astype(np.float32)
+    np.testing.assert_allclose(fs.compile(model, x.shape, tune=False)(x), model(x), rtol=1e-4, atol=1e-4)
