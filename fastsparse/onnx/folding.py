@@ -67,13 +67,13 @@ def folded(
     left = min(_LARGEST, _memory())
     for _ in range(_MOST_TURNS):
         infos = inferred(model, shapes)
-        computed = _computed(model, infos, left)
+        computed, done = _computed(model, infos, left)
         left -= sum(array.nbytes for array in computed.values())
         found = {**computed, **_sizes(model, infos)}
         taken = {n.name: bool(np.all(c)) for n in model.nodes if (c := _condition(n, model, found)) is not None}
         if not found and not taken:
             break
-        nodes = tuple(node for node in model.nodes if not found.keys() & {*node.writes})
+        nodes = tuple(node for node in model.nodes if not done & {*node.writes} and not found.keys() & {*node.writes})
         model = with_branches(replace(model, nodes=nodes, constants={**model.constants, **found}), taken)
         if decided is not None:
             decided |= taken
@@ -115,8 +115,8 @@ def from_constants(model: Model) -> list[Node]:
     return found
 
 
-def _computed(model: Model, infos: Mapping[str, Info], left: int) -> dict[str, Array]:
-    """What nodes compute from constants, and others read, in so many bytes.
+def _computed(model: Model, infos: Mapping[str, Info], left: int) -> tuple[dict[str, Array], set[str]]:
+    """What nodes compute from constants, and others read, in so many bytes; and all that these nodes write.
 
     Raises
     ------
@@ -138,16 +138,18 @@ def _computed(model: Model, infos: Mapping[str, Info], left: int) -> dict[str, A
     needed |= {value.name for value in model.outputs}
     names = [name for node in nodes for name in node.writes if name in needed]
     if not names:
-        return {}
+        return {}, set()
     try:
         session = Session(model.part(nodes, [], names), optimised=False)
     except (ValueError, NotImplementedError):  # which is said again when the model is cut
-        return {}
+        return {}, set()
     try:
         found = session.run({})
     except ValueError as error:
         raise FileFormatError(f"{', '.join(map(repr, names[:3]))} follows from constants, and {error}") from error
-    return dict(zip(names, found)) if all(isinstance(array, np.ndarray) for array in found) else {}
+    if not all(isinstance(array, np.ndarray) for array in found):
+        return {}, set()
+    return dict(zip(names, found)), {name for node in nodes for name in node.writes}
 
 
 def _sizes(model: Model, infos: Mapping[str, Info]) -> dict[str, Array]:

@@ -25,6 +25,15 @@ def test_everything_in_scope_passes(kind):
     assert tally.passed >= least
 
 
+@pytest.mark.R8
+@pytest.mark.parametrize("axes", ["2d", "3d"])
+def test_branches_of_which_some_results_are_constant(axes):
+    """A node whose results follow from constants goes with all that read the others."""
+    case = next(c for c in onnx_suite.cases("node") if c.name == f"test_affine_grid_{axes}_align_corners_expanded")
+    assert onnx_suite.failure(case, onnx_suite.by_engine) is None
+    assert onnx_suite.failure(case, onnx_suite.by_kernels) is None
+
+
 def test_the_runner_sees_wrong_outputs():
     case = next(c for c in onnx_suite.cases("pytorch-operator") if c.name == "test_operator_addmm")
     assert onnx_suite.failure(case, onnx_suite.by_kernels) is None
