@@ -14,8 +14,8 @@ from fastsparse.onnx.folding import Info
 from fastsparse.onnx.lowering import SAME, window
 from fastsparse.onnx.model import Model, Node, code_of, copied
 
-# onnxruntime has no float64 for these, and onnx.reference is wrong for some images, axes or types.
-_IN_FLOAT32 = ("GlobalLpPool", "Hardmax", "LRN", "MaxUnpool", "MeanVarianceNormalization", "Resize")
+# onnxruntime has no float64 for these, and onnx.reference is wrong for some images, axes, groups or types.
+_IN_FLOAT32 = ("ConvTranspose", "GlobalLpPool", "Hardmax", "LRN", "MaxUnpool", "MeanVarianceNormalization", "Resize")
 _MANY = 65536  # rows from which on a sum of them needs more precision than float32 has
 
 
@@ -56,26 +56,33 @@ def _with_known_shape(node: Node, infos: Mapping[str, Info], constants: dict[str
 
 
 def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Node:
-    """A node through casts of its first input and its result, where its own type gives wrong numbers."""
+    """A node through casts of its inputs and its result, where its own type gives wrong numbers."""
     info = infos.get(node.inputs[0]) if node.inputs else None
     if info is None or info.dtype is None:
         return node
-    if node.op in _IN_FLOAT32 and info.dtype in (np.float64, np.float16):
+    right = node.op == "ConvTranspose" and node.get("group", 1) == 1 and node.get("auto_pad") not in SAME
+    if node.op in _IN_FLOAT32 and info.dtype in (np.float64, np.float16) and not right:
         inside: np.dtype[Any] = np.dtype(np.float32)
     elif node.op in ("ReduceMean", "ReduceSum") and info.dtype == np.float32 and _drifts(node, model, info):
         inside = np.dtype(np.float64)
     else:
         return node
     (proto,), stem = node.protos, node.outputs[0]
-    while {f"{stem}.before", f"{stem}.after"} & {*model.constants, *infos}:
+    numbers = [i for i, name in enumerate(node.inputs) if name in infos and infos[name].dtype == info.dtype]
+    while {f"{stem}.after", *(f"{stem}.before{i}" for i in numbers)} & {*model.constants, *infos}:
         stem += "_"
     inner = copied(proto)
-    inner.input[0], inner.output[0] = f"{stem}.before", f"{stem}.after"
-    before = type(proto)(op_type="Cast", input=[node.inputs[0]], output=[inner.input[0]])
-    after = type(proto)(op_type="Cast", input=[inner.output[0]], output=[node.outputs[0]])
-    for cast, kind in ((before, inside), (after, info.dtype)):
-        cast.attribute.add(name="to", type=2, i=code_of(kind))
-    return replace(node, protos=(before, inner, after))
+
+    def cast(source: str, target: str, kind: np.dtype[Any]) -> Any:
+        made = type(proto)(op_type="Cast", input=[source], output=[target])
+        made.attribute.add(name="to", type=2, i=code_of(kind))
+        return made
+
+    protos = [cast(node.inputs[i], f"{stem}.before{i}", inside) for i in numbers]
+    for i in numbers:
+        inner.input[i] = f"{stem}.before{i}"
+    inner.output[0] = f"{stem}.after"
+    return replace(node, protos=(*protos, inner, cast(inner.output[0], node.outputs[0], info.dtype)))
 
 
 def _drifts(node: Node, model: Model, info: Info) -> bool:

@@ -91,6 +91,8 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # Sums with quantised weights are of float32 numbers; otherwise inputs are rounded to eight bits, too.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimised:

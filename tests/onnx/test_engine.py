@@ -202,6 +202,28 @@ def test_types_that_only_the_reference_has():
             np.testing.assert_allclose(found, right, rtol=1e-2 if dtype == "float16" else 1e-5, atol=5e-3, err_msg=op)
 
 
+@pytest.mark.parametrize("shape", [(64, 5), (64, 32)])
+def test_products_with_dequantised_weights_do_not_round_their_inputs(rng, shape):
+    b, w = models.Builder(), rng.integers(-127, 128, shape).astype(np.int8)
+    weight = b.add("DequantizeLinear", b.constant(w, "int8"), b.constant(0.01), b.constant(0, "int8"))
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    found = fs.compile(b.model({"x": ["N", 64]}, [b.add("MatMul", "x", weight)]), x.shape, tune=False)(x)
+    np.testing.assert_allclose(found, x.astype(float) @ (w * 0.01), rtol=1e-5, atol=1e-5)
+
+
+def test_transposed_convolutions_in_groups_that_only_the_reference_has():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 4, 6)), rng.standard_normal((4, 3, 2))  # two groups of two channels, six results
+    right = np.zeros((2, 6, 2 * 5 + 3 + 1))
+    for c, i, k in np.ndindex(4, 6, 2):
+        right[:, 3 * (c // 2) : 3 * (c // 2) + 3, 2 * i + 3 * k] += np.multiply.outer(x[:, c, i], w[c, :, k])
+    b = models.Builder("float64")
+    model = b.model(
+        {"x": ["N", 4, 6]}, [b.add("ConvTranspose", "x", b.constant(w), group=2, dilations=[3], strides=[2])]
+    )
+    np.testing.assert_allclose(fs.compile(model, x.shape, tune=False)(x), right, rtol=1e-4, atol=1e-5)
+
+
 def _first_of_all(x):
     """Hardmax before opset 13: one maximum of all that is behind an axis."""
     flat = x.reshape(len(x), -1)
