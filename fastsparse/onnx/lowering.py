@@ -354,6 +354,8 @@ class Lowering:
         if len(x) != 4 or form not in (None, Form(x[0], x[1:])) or n < 1 or math.prod(x[1:]) > _LARGEST_GATHER:
             return None
         channels, (height, width), by_channel = y[1], x[2:], node.get("mode", "DCR") == "CRD"
+        if x[1] != n * n * channels:
+            return None  # which the library refuses
         if by_channel:
             index = np.arange(n * n * height * width).reshape(n, n, height, width).transpose(2, 0, 3, 1)
         else:

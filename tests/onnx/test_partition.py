@@ -312,6 +312,14 @@ def test_channels_become_positions_in_the_kernels(mode, rng):
         _same(model, rng, (batch, 3, 5, 6))
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_channels_that_make_no_whole_squares_are_refused(mode):
+    b = models.Builder()
+    model = b.model({"x": [2, 15, 2, 2]}, [b.add("DepthToSpace", "x", blocksize=2, mode=mode)])
+    with pytest.raises(ValueError, match=r"cannot be computed: .*multiple of"):
+        models.on_kernels(model, (2, 15, 2, 2))(np.ones((2, 15, 2, 2), np.float32))
+
+
 def test_chains_of_new_shapes_between_regions(rng):
     b = models.Builder()
     x = b.add("Conv", "x", b.weight(4, 3, 5, 1))
