@@ -202,6 +202,14 @@ def test_types_that_only_the_reference_has():
             np.testing.assert_allclose(found, right, rtol=1e-2 if dtype == "float16" else 1e-5, atol=5e-3, err_msg=op)
 
 
+def test_formats_of_messages_newer_than_the_library_are_read(rng):
+    b = models.Builder()
+    model, x = b.model({"x": ["N", 8]}, [b.add("MatMul", "x", b.weight(8, 8))]), np.ones((2, 8), np.float32)
+    wanted = models.reference(model, [x])[0]
+    model.ir_version = 99
+    np.testing.assert_allclose(fs.compile(model, x.shape, tune=False)(x), wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(64, 5), (64, 32)])
 def test_products_with_dequantised_weights_do_not_round_their_inputs(rng, shape):
     b, w = models.Builder(), rng.integers(-127, 128, shape).astype(np.int8)
