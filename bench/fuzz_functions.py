@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
-from bench.guarded import guarded, guarded_memory, supervise, work
+from bench.guarded import forgetful, guarded, guarded_memory, supervise, work
 from bench.random_networks import windows_out
 from fastsparse import nn
 from fastsparse.csr import CSR, Pattern
@@ -138,6 +138,8 @@ class Case:
                 stack.enter_context(fs.threads(int(self.rng.integers(1, 3))))
                 if setting:
                     stack.enter_context(choose(setting))
+                if self.rng.random() < 0.2:
+                    stack.enter_context(forgetful())
                 stack.enter_context(guarded_memory())
                 result = call()
             results.append(result)

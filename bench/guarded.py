@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.runtime import buffers
+from fastsparse.runtime import buffers, memo
 from fastsparse_kernels.compiler import aligned_empty
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,16 @@ def guarded_memory() -> Iterator[None]:
         buffers._own.buffers.clear()
         for module in users:
             module.aligned_empty = aligned_empty
+
+
+@contextlib.contextmanager
+def forgetful() -> Iterator[None]:
+    """Let every store in the block drop all but its newest entry: nobody may use what only a store holds."""
+    kept, memo.MOST_ENTRIES = memo.MOST_ENTRIES, 1
+    try:
+        yield
+    finally:
+        memo.MOST_ENTRIES = kept
 
 
 # ---------------------------------------------------------------- workers

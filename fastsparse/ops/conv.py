@@ -41,6 +41,7 @@ from fastsparse.ops.sparse_operator import (
     SparseOperator,
     build_operator,
     channel_blocks,
+    packed_for_each,
     packed_values,
     window_operator,
 )
@@ -207,7 +208,7 @@ def backward(
     target, images = target or target_for(W.dtype), len(x)
     key = geometry, images, need_input, target
     plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
-    values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases] if need_input else []
+    values = packed_for_each(W, plan.dx_phases) if need_input else []
     grad_x = buffers.array(x.shape, x.dtype) if need_input else None
     gradients = plan.dw.gradients(W.dtype)
     groups = parts[0].groups
@@ -222,7 +223,7 @@ def backward(
         part.dw.run(packed_x, packed_dy, address(gradients), part is parts[0])
         if grad_x is not None:
             for phase, packed in zip(part.dx, values, strict=True):
-                phase.run(packed_dy, packed_dx, packed)
+                phase.run(packed_dy, packed_dx, packed.current())
             part.unpack_dx.run(packed_dx, address(grad_x) + part.x_offset)
     return grad_x, plan.dw.summed(gradients)
 
@@ -298,14 +299,15 @@ def transposed(
     target, images = target or target_for(x.dtype), len(x)
     key = geometry, images, activation, target
     plan, parts = W.pattern.cached(("conv transposed launches", *key), _transposed, W.pattern, *key)
-    values = [packed_values(W, phase.operator).current() for phase in plan.dx_phases]
+    values = packed_for_each(W, plan.dx_phases)
     groups = min(parts[0].groups, -(-images // target.lanes))
-    packed_x = address(buffers.take("x", groups * plan.dy.group_stride))
-    packed_y = address(buffers.take("y", groups * plan.dx.group_stride))
+    x_buffer = buffers.take("x", groups * plan.dy.group_stride)
+    y_buffer = buffers.take("y", groups * plan.dx.group_stride)
+    packed_x, packed_y = address(x_buffer), address(y_buffer)
     for part in parts:
         part.pack.run(address(x) + part.x_offset, packed_x)
         for phase, packed in zip(part.phases, values, strict=True):
-            phase.run(packed_x, packed_y, packed, optional_address(bias))
+            phase.run(packed_x, packed_y, packed.current(), optional_address(bias))
         part.unpack.run(packed_y, address(y) + part.y_offset)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -172,6 +172,17 @@ def packed_values(W: CSR, operator: SparseOperator) -> PackedValues:
     """W's values in the operator's order, kept with W: a layer packs once per optimizer step, never per call."""
     # They hold the operator, so that no other object gets its id.
     return W.cached(("values", id(operator)), PackedValues, W, operator.pack)
+
+
+class _Plan(Protocol):
+    @property
+    def operator(self) -> SparseOperator: ...
+
+
+def packed_for_each(W: CSR, plans: Sequence[_Plan]) -> list[PackedValues]:
+    """`packed_values` of several plans, as one entry of W's store: they may be more than it has entries."""
+    key = "values of each", *[id(plan.operator) for plan in plans]
+    return W.cached(key, lambda: [PackedValues(W, plan.operator.pack) for plan in plans])
 
 
 class Ordered(Protocol):

@@ -78,6 +78,7 @@ def test_transposed_convolution_is_the_gradient_of_a_convolution(dtype: str, bat
         ((2, 3), (3, 1), ((0, 1), (2, 0)), (2, 0), (2, 1), 2),
         ((1, 1), (3, 2), ((0, 0), (0, 0)), (0, 1), (1, 1), 4),
         ((4, 2), (1, 2), ((3, 2), (0, 0)), (0, 0), (1, 3), 1),
+        ((2, 2), (23, 19), ((1, 0), (0, 2)), (0, 0), (1, 1), 1),  # more phases than a store has entries
     ):
         layer = nn.SparseConvTranspose2d(
             4, 8, kernel, stride, padding, more, groups, dilation=dilation, sparsity=0.4, activation=activation,

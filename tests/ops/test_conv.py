@@ -398,7 +398,18 @@ def python_calls(call: Any) -> list[tuple[str, str]]:
 
 
 # In files of plans, but no plans: values kept with W, gradients in W's order, and what depends on where arrays begin.
-EVERY_CALL = {"packed_values", "current", "update", "take", "gather", "copy_runs", "<lambda>", "leaves_cache"}
+EVERY_CALL = {
+    "packed_values",
+    "packed_for_each",
+    "<listcomp>",
+    "current",
+    "update",
+    "take",
+    "gather",
+    "copy_runs",
+    "<lambda>",
+    "leaves_cache",
+}
 PLANNING = {"heuristics.py", "tiles.py", "layouts.py", "sparse_operator.py", "geometry.py", "operators.py", "csr.py"}
 
 
