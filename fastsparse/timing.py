@@ -98,8 +98,9 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def _estimate(call: Call, clock: Clock) -> float:
-    """Seconds of one call: the third one, if the first was short, which may have planned or allocated."""
-    for _ in range(3):
+    """Seconds of one call: the third one, or the second if that is long. The first may plan, or compile kernels."""
+    _elapsed(call, 1, clock)
+    for _ in range(2):
         elapsed = _elapsed(call, 1, clock)
         if elapsed > _LONG:
             break

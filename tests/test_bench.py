@@ -281,6 +281,19 @@ def test_rounds_are_interleaved_and_slow_calls_sit_out():
     assert timing.ratio([6.0, 6.0, 12.0], [1.0, 2.0, 4.0]) == 3.0  # the median of ratios, not the ratio of medians
 
 
+def test_a_first_call_that_compiles_does_not_count():
+    """Or every measurement would be one call, on cold caches."""
+    now, calls = [0.0], []
+
+    def call():
+        now[0] += 0.001 if calls else 1.0
+        calls.append(now[0])
+
+    times = timing.interleaved({"a": call}, rounds=(1, 1), block=0.01, clock=lambda: now[0])
+    assert times["a"] == [pytest.approx(0.001)]
+    assert len(calls) >= 20  # ten of them untimed
+
+
 def test_calls_that_measure_themselves_are_believed():
     def call():
         raise AssertionError("it was called")

@@ -42,6 +42,8 @@ _TWINS: dict[type[nn.Module], type[Any]] = {
     nn.Conv3d: SparseConv3d,
 }
 _FAMILY = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+# Share of zeros from which on a layer takes part as it is: where measuring decides, and where nothing does.
+_MEASURED, _UNMEASURED = 0.5, 0.8
 
 
 # ------------------------------------------------------------------------------------------------- report
@@ -134,7 +136,7 @@ def sparsify(
     module: nn.Module,
     sparsity: float | None = None,
     *,
-    threshold: float = 0.8,
+    threshold: float | None = None,
     method: str = "magnitude",
     scope: str = "layer",
     filter_fn: Filter | None = None,
@@ -154,8 +156,9 @@ def sparsify(
     sparsity : float in [0, 1), optional
         Prune all layers that take part to this sparsity first. A layer that is not faster then stays dense, with zeros.
         Without it, layers are taken as they are.
-    threshold : float
-        Without `sparsity`, the share of zeros from which on a layer takes part.
+    threshold : float, optional
+        Without `sparsity`, the share of zeros from which on a layer takes part; by default half of the weights where it
+        is measured, and 80% where it is not.
     method : {"magnitude", "wanda", "sparsegpt", "random"}
         What is kept; "wanda" (magnitude times norm of the input) and "sparsegpt" (which also changes the weights that
         stay, so that outputs change least) need `example_inputs`. SparseGPT prunes linear layers only; all of them see
@@ -232,7 +235,8 @@ def _check_arguments(
             raise ValueError(f"{name} is on {parameter.device}, expected the CPU (use module.cpu())")
     if sparsity is not None:
         count_nonzeros(1, sparsity)
-    checks.number(threshold, "threshold", 0, 1)
+    if threshold is not None:
+        checks.number(threshold, "threshold", 0, 1)
     checks.choice(method, "method", scores.METHODS)
     checks.choice(scope, "scope", scores.SCOPES)
     named = scores.CALIBRATED.get(method)
@@ -430,14 +434,16 @@ def _column_norms(group: list[_Candidate]) -> Array:
 
 
 def _decided(
-    groups: list[_Group], as_they_are: bool, threshold: float, measure: bool, training: bool
+    groups: list[_Group], as_they_are: bool, threshold: float | None, measure: bool, training: bool
 ) -> set[_Candidate]:
     """The candidates to replace, each with its twin; layers that share a weight together."""
     decided: set[_Candidate] = set()
     for group in groups:
-        if as_they_are and group[0].sparsity < threshold:
+        usual = _MEASURED if measure and all(_sizes(c) for c in group) else _UNMEASURED
+        least = usual if threshold is None else threshold
+        if as_they_are and group[0].sparsity < least:
             for c in group:
-                c.note = f"below the threshold of {threshold:.0%}"
+                c.note = f"below the threshold of {least:.0%}"
             continue
         for c in group:
             c.twin = _twin(c)
@@ -483,11 +489,16 @@ def _share(first: Any, other: Any) -> None:
     other.values, other.indptr, other.indices = first.values, first.indptr, first.indices
 
 
+def _sizes(candidate: _Candidate) -> tuple[int, ...] | None:
+    """Of the input that a layer is measured on: what was seen, or for linear layers one sample."""
+    if candidate.input_shape is None and not hasattr(candidate.layer, "kernel_size"):
+        return 1, candidate.mask.shape[1]
+    return candidate.input_shape
+
+
 def _measure(candidate: _Candidate, training: bool) -> None:
     """Time the dense and the sparse layer at the sizes seen."""
-    layer, twin, shape = candidate.layer, candidate.twin, candidate.input_shape
-    if shape is None and not hasattr(layer, "kernel_size"):
-        shape = (1, candidate.mask.shape[1])
+    twin, shape = candidate.twin, _sizes(candidate)
     if shape is None or twin is None:
         candidate.note = "not measured: no example_inputs"
         return

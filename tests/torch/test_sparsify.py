@@ -120,6 +120,14 @@ def test_layers_below_the_threshold_stay():
     assert report.layers[1].sparsity == pytest.approx(0.5, abs=0.05)
 
 
+def test_layers_of_which_half_is_zero_are_measured(timed):
+    timed(2.0)
+    layers = [masked(nn.Linear(50, 50), share) for share in (0.4, 0.7)] + [masked(nn.Conv1d(50, 50, 3), 0.7)]
+    report = fst.sparsify(nn.Sequential(*layers).eval())
+    assert [layer.sparse for layer in report.layers] == [False, True, False]
+    assert [layer.note for layer in report.layers] == ["below the threshold of 50%", "", "below the threshold of 80%"]
+
+
 def test_without_inputs_linear_layers_are_measured_on_a_sample(timed):
     timed(2.0)
     module = masked(network()).eval()
