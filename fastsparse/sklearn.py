@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 from fastsparse.arguments import Samples
 
@@ -142,6 +143,7 @@ class _SparseMLP(BaseEstimator):
         target = self._started(values, None)
         X, target, weights = self._weighted(X, values, target, sample_weight)
         if weights is not None:
+            weights = weights / weights.max()  # whose sum is finite
             weights = weights * (len(weights) / weights.sum())  # of mean 1, so that the learning rate means the same
         self._build(X, target)
         self.history_ = training.History()
@@ -257,9 +259,8 @@ class _SparseMLP(BaseEstimator):
     def _output(self, X: Samples) -> Array:
         """The network's output (samples, outputs)."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
         dtype = self.model_.parameters()[0].dtype
-        return self.model_(X if X.dtype == dtype else X.astype(dtype))
+        return self.model_(validate_data(self, X, reset=False, accept_sparse="csr", dtype=dtype))
 
     # --- what the two differ in ----------------------------------------------------------------
 
@@ -418,6 +419,10 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         """Probability of every class, (samples, classes)."""
         return np.asarray(nn.Softmax().eval()(self._output(X)))
 
+    def predict_log_proba(self, X: Samples) -> Array:
+        """Logarithm of the probability of every class, (samples, classes)."""
+        return np.asarray(log_softmax(self._output(X), axis=1))
+
     def predict(self, X: Samples) -> Array:
         """The most likely class of every sample, (samples,)."""
         chosen = self._output(X).argmax(axis=1)
@@ -445,7 +450,12 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         return target
 
     def _class_weights(self, y: Array) -> Array | None:
-        return None if self.class_weight is None else compute_sample_weight(self.class_weight, y)
+        if self.class_weight is None:
+            return None
+        weights = compute_sample_weight(self.class_weight, y)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError(f"class_weight is {self.class_weight!r}, expected finite numbers of at least 0")
+        return np.asarray(weights)
 
 
 class SparseMLPRegressor(RegressorMixin, _SparseMLP):

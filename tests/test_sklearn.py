@@ -113,6 +113,16 @@ def test_partial_fit_goes_on_where_it_stopped() -> None:
         regressor.partial_fit(X, y)
 
 
+def test_numbers_too_large_for_the_type_are_refused_and_log_probabilities_are_exact() -> None:
+    X, y = _cancer()
+    model = SparseMLPClassifier((8,), sparsity=0.5, max_iter=3, random_state=0).fit(X.astype(np.float32), y)
+    for samples in (X * 1e300, sparse.csr_array(X * 1e300)):
+        with pytest.raises(ValueError, match="infinity or a value too large for dtype"):
+            model.predict(samples)
+    assert np.allclose(np.exp(model.predict_log_proba(X)), model.predict_proba(X), atol=1e-6)
+    assert np.isfinite(model.predict_log_proba(X * 1e4)).all()
+
+
 def test_early_stopping_holds_data_out() -> None:
     X, y = _cancer()
     model = SparseMLPClassifier(
@@ -179,6 +189,9 @@ def test_weights_of_samples_are_repetitions(kind: Any) -> None:
         kind((16,), **options).fit(X, y, sample_weight=np.zeros(len(X)))
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         kind((16,), **options).partial_fit(X, y, sample_weight=-np.ones(len(X)))
+    for scale in (1e-320, 1e305):  # whose sums are too small or too large
+        scaled = kind((16,), **options).fit(X, y, sample_weight=np.full(len(X), scale))
+        np.testing.assert_allclose(scaled._output(X), kind((16,), **options).fit(X, y)._output(X), rtol=1e-6)
 
 
 def test_weights_of_classes() -> None:
@@ -196,6 +209,9 @@ def test_weights_of_classes() -> None:
     assert without.predict_proba(X)[:, 0].mean() < by_name.predict_proba(X)[:, 0].mean()
     with pytest.raises(ValueError, match="class_weight is 'balanced', which partial_fit cannot know"):
         by_name.partial_fit(X, y)
+    for weight in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"class_weight is {{0: {weight}, 1: 1}}, expected finite numbers of at le"):
+            SparseMLPClassifier(class_weight={0: weight, 1: 1}).fit(X, y)
     early = SparseMLPClassifier(class_weight="balanced", early_stopping=True, **options).fit(X, y)
     assert early.history_["val_accuracy"][-1] > 0.8
 

@@ -67,16 +67,20 @@ def pattern_of(parameter: SparseParameter) -> Pattern:
 
 
 def chosen_parameters(model: Model, exclude: Iterable[str]) -> list[tuple[str, SparseParameter]]:
-    """The sparse parameters that no name in `exclude` covers."""
+    """The sparse parameters that no name in `exclude` covers; tied ones once, under their first name."""
     unwanted = checks.names(exclude, "exclude")
     named = list(named_parameters(model))
     for name in unwanted:
         if not any(_covers(name, parameter) for parameter, _ in named):
             raise ValueError(f"exclude names {name!r}, expected layers or parameters of the model")
-    sparse = [(name, parameter) for name, parameter in named if parameter.pattern is not None]
-    if not sparse:
+    first: dict[int, tuple[str, SparseParameter]] = {}
+    for name, parameter in named:
+        if parameter.pattern is not None:
+            first.setdefault(id(parameter), (name, parameter))
+    if not first:
         raise ValueError("model has no sparse layer, expected at least one (fs.nn.SparseLinear.from_dense makes one)")
-    chosen = [(name, p) for name, p in sparse if not any(_covers(out, name) for out in unwanted)]
+    left_alone = {id(parameter) for name, parameter in named if any(_covers(out, name) for out in unwanted)}
+    chosen = [item for key, item in first.items() if key not in left_alone]
     if not chosen:
         raise ValueError("exclude covers every sparse layer of the model, expected at least one to change")
     return chosen

@@ -143,12 +143,17 @@ def _array(tensor: torch.Tensor) -> Array:
 @_model.named_parameters.register
 def _(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Parameters by name; values that layers share are one."""
-    seen = set()
+    seen: dict[int, tuple[str, Any]] = {}
     for prefix, layer in model.named_modules():
         for name, parameter in layer.named_parameters(prefix, recurse=False):
-            if id(parameter) in seen:
+            first, indices = seen.setdefault(id(parameter), (name, getattr(layer, "indices", None)))
+            if first != name:
+                if indices is not getattr(layer, "indices", None):
+                    raise ValueError(
+                        f"{first} and {name} are one parameter, expected layers that share it to share the buffers "
+                        "indptr and indices as well"
+                    )
                 continue
-            seen.add(id(parameter))
             if name.endswith("values_orig") and hasattr(layer, "_columns"):
                 raise ValueError(
                     f"{name} is masked by torch.nn.utils.prune, expected values (prune.remove makes them so)"

@@ -240,6 +240,7 @@ def _target(matrix: CSR) -> Target:
 
 
 def _input(x: Tensor, matrix: CSR, name: str) -> Array:
+    x = x.resolve_neg()  # the imaginary part of a conjugate is negated when somebody reads it
     array = x.detach().numpy() if x.requires_grad else x.numpy()
     if array.dtype != matrix.dtype:
         raise TypeError(f"{name} has dtype {array.dtype}, expected {matrix.dtype} to match values")
@@ -277,7 +278,7 @@ def _linear(
     shape = *x.shape[:-1], matrix.shape[0]
     one = 0 < x.numel() == in_features and x.shape[-1:] == (in_features,)
     y = np.empty(shape, matrix.dtype) if one else buffers.array(shape, matrix.dtype)
-    if not (one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not at % x.itemsize):
+    if not (one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not (at % x.itemsize or x.is_neg())):
         rows = linear_ops.as_rows(_samples(x, matrix))  # not for one sample: a view takes as long as the product
         at = buffers.address(rows)
     if one:
@@ -490,7 +491,7 @@ class PreparedLinear:
             return None
         numbers = x if given is self._kind else x.to(self._kind)
         at, bias = numbers.data_ptr(), tensors[1]
-        if at % numbers.itemsize or not numbers.is_contiguous():
+        if at % numbers.itemsize or not numbers.is_contiguous() or numbers.is_neg():
             return None
         y = np.empty((*x.shape[:-1], known.matrix.shape[0]), known.matrix.dtype)
         self._launch.run(at, buffers.address(y), 0 if bias is None else bias.data_ptr())

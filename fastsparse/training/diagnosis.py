@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
+from fastsparse.arguments import is_sparse
 from fastsparse.nn.module import Array, Module
+from fastsparse.nn.parameter import Parameter
 from fastsparse.nn.watching import watching
 
 
@@ -16,8 +18,9 @@ def find_not_finite(model: Module, x: Any) -> str:
 
     Buffers (running statistics) are restored.
     """
-    if not _finite(x.data if sparse.issparse(x) else np.asarray(x)):
-        return "the batch's x is not finite"
+    for part in x if isinstance(x, tuple) else (x,):
+        if not _finite(np.asarray(part.data if is_sparse(part) else part)):
+            return "the batch's x is not finite"
     for name, parameter in model.named_parameters():
         if not _finite(parameter.value):
             return f"parameter {name!r} is not finite"
@@ -42,3 +45,15 @@ def find_not_finite(model: Module, x: Any) -> str:
 
 def _finite(array: Array) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def check_parameters(model: Module, trained: Collection[Parameter], when: str) -> None:
+    """Raise unless those that were trained are finite: a gradient may overflow where the loss does not.
+
+    Raises
+    ------
+    FloatingPointError
+    """
+    for name, parameter in model.named_parameters():
+        if parameter in trained and parameter.grad is not None and not _finite(parameter.value):
+            raise FloatingPointError(f"parameter {name!r} is not finite {when}, its gradient or the step was too large")

@@ -22,7 +22,7 @@ from fastsparse.runtime.launch import rehearsal
 from fastsparse.runtime.progress import progress_bar
 from fastsparse.training import checkpoint as checkpoints
 from fastsparse.training.data import Arrays, Batch, Data, Stream, batches
-from fastsparse.training.diagnosis import find_not_finite
+from fastsparse.training.diagnosis import check_parameters, find_not_finite
 from fastsparse.training.history import History
 from fastsparse.training.losses import cross_entropy
 from fastsparse.training.optimizers import Optimizer
@@ -118,7 +118,8 @@ def fit(
     ValueError, TypeError
         When an argument does not fit; nothing has been changed then.
     FloatingPointError
-        When the loss is NaN or infinite; the message names the layer where that began.
+        When the loss, or at the end of an epoch a parameter that was trained, is NaN or infinite; the message names the
+        layer where that began.
     """
     epochs, generator = checks.integer(epochs, "epochs", 0), checks.generator(rng)
     progress, resume = checks.flag(progress, "progress"), checks.flag(resume, "resume")
@@ -304,6 +305,7 @@ class _Run:
                 bar.set_description(f"epoch {epoch}/{state.epochs}", refresh=False)
                 bar.set_postfix(self._postfix(totals, clock.seconds), refresh=False)
             bar.update()
+        check_parameters(self.model, set(self.optimizer.parameters), f"after epoch {epoch}")
         seconds = clock.seconds
         record = {"epoch": epoch, **totals.record(), "density": self._density(), "lr": rate}
         record["seconds"] = seconds

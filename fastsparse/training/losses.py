@@ -118,8 +118,10 @@ def _mean(losses: Array, grad: Array, weights: Any) -> tuple[float, Array]:
                 f"weights has shape {factors.shape} and dtype {factors.dtype}, expected {losses.shape[:1]}, one number "
                 "for each sample"
             )
-        losses = losses * factors.reshape(-1, *(1,) * (losses.ndim - 1))
-        grad *= factors.reshape(-1, *(1,) * (grad.ndim - 1)).astype(grad.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # a weight too large for the type makes the loss infinite
+            factors = factors.astype(grad.dtype)
+            losses = losses * factors.reshape(-1, *(1,) * (losses.ndim - 1))
+            grad *= factors.reshape(-1, *(1,) * (grad.ndim - 1))
     grad /= losses.size
     return float(np.mean(losses, dtype=np.float64)), grad
 

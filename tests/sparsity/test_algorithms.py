@@ -268,6 +268,26 @@ def test_excluded_and_full_layers_stay(rng: Any) -> None:
     assert model[2].pattern is patterns[2]
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("kind", ["rigl", "set", "cht", "gradual", "magnitude", "random", "snip"])
+def test_parameters_that_layers_share_change_once(kind: str, scope: str, rng: Any) -> None:
+    model = nn.Sequential(*(nn.SparseLinear(20, 20, sparsity=0.5, rng=i) for i in range(3)))
+    model[1].values = model[0].values
+    optimizer, before = SGD(model.parameters(), 0.01), model[0].pattern
+    evolving = {"rigl": RigL, "set": SET, "cht": CHT}.get(kind)
+    algorithm = evolving(model, every=1) if evolving else GradualPruning(model, ConstantSparsity(0.8), scope=scope)
+    _step(model, optimizer, rng)
+    if kind in ("magnitude", "random", "snip"):
+        getattr(fs.sparsity, f"{kind}_prune")(model, 0.8, scope=scope)
+    else:
+        algorithm.step(1)
+    assert model[0].values is model[1].values
+    assert model[0].pattern != before
+    assert sum(model[i].pattern.nnz for i in (0, 2)) == (400 if evolving else 160)  # of 800 elements
+    fs.sparsity.random_prune(model, 0.9, exclude=("1",))  # and with it all its names
+    assert model[0].pattern.nnz > 40 == model[2].pattern.nnz
+
+
 def test_a_nearly_full_layer_exchanges_what_there_is_room_for() -> None:
     layer = nn.SparseLinear(10, 10, sparsity=0.05, rng=0)
     SET(layer, every=1, drop_fraction=0.5, rng=0).step(1)

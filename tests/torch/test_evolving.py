@@ -111,6 +111,14 @@ def test_layers_that_share_values_evolve_together():
     assert first.values is second.values
 
 
+def test_layers_that_share_values_alone_are_refused():
+    first = fst.SparseLinear(16, 16, sparsity=0.5)
+    second = fst.SparseLinear(16, 16, pattern=first.pattern)
+    second.values = first.values
+    with pytest.raises(ValueError, match=r"0\.values and 1\.values are one parameter, expected layers that share it to"):
+        fs.sparsity.magnitude_prune(nn.Sequential(first, second), 0.9)
+
+
 def test_growing_in_compiled_modules():
     module = nn.Sequential(fst.SparseLinear(24, 12, sparsity=0.7), nn.ReLU(), fst.SparseLinear(12, 4, sparsity=0.7))
     twin = copy.deepcopy(module)

@@ -109,6 +109,23 @@ def test_convolution_equals_the_dense_layer(axes, arguments, images):
     assert_same_step(layer, integers(images, 4, *(6, 7, 5)[:axes]))
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_negated_views_are_resolved(rows):
+    layer = fst.SparseLinear(12, 6, sparsity=0.5)
+    dense = layer.to_dense()
+    x = torch.randn(rows, 12)
+    for _ in range(4):  # the calls after the second are prepared
+        with torch.no_grad():
+            torch.testing.assert_close(layer(torch._neg_view(x)), dense(-x))
+    grads = []
+    for module in (layer, dense):
+        given = torch.conj(torch.complex(x, x)).imag.requires_grad_()
+        y = module(given)
+        torch.complex(torch.ones_like(y), y).conj().square().imag.sum().backward()  # a gradient that is negated, too
+        grads.append((given.grad, module.bias.grad))
+    torch.testing.assert_close(*grads)
+
+
 def test_a_single_image_needs_no_batch_axis():
     layer = whole(fst.SparseConv2d(4, 6, 3, sparsity=0.5))
     x = integers(4, 8, 8)

@@ -294,6 +294,31 @@ def test_a_loss_that_is_not_finite_names_the_layer() -> None:
         _run(1, data=(x, y))
 
 
+def test_steps_that_overflow_are_found_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    x, y = _data()
+    path = tmp_path / "run.safetensors"
+    for arrays, rate, what in (
+        ((x, y), 1e39, "parameter '0.weight' is not finite after epoch 1, its gradient or the step was too large"),
+        ((x, y, np.full(len(y), 1e200)), 0.1, "the loss is inf in epoch 1, step 1: the outputs of all layers are"),
+    ):
+        model = nn.Sequential(nn.Linear(20, 3, rng=0))
+        options: dict[str, Any] = {"epochs": 1, "batch_size": len(y), "checkpoint": path, "progress": False}
+        with pytest.raises(FloatingPointError, match=f"^{what}"), np.errstate(over="ignore"):
+            fit(model, arrays, optimizer=SGD(model.parameters(), rate), **options)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("form", ["several", "CSR"])
+def test_a_loss_that_is_not_finite_names_the_layer_for_any_form_of_samples(form: str) -> None:
+    x, y = _data()
+    layers = nn.Concat(nn.SparseLinear(20, 4, rng=0), nn.SparseLinear(7, 4, sparsity=0.5, rng=0))
+    model = nn.Sequential(layers if form == "several" else layers.branches[0], nn.ReLU())
+    layers.branches[0].bias.value = np.full(4, np.inf)
+    batch = ((x, x[:, :7]), y) if form == "several" else (fs.csr(x), y)
+    with pytest.raises(FloatingPointError, match=r"parameter '0\.(0\.)?bias' is not finite$"):
+        fit(model, [batch], epochs=1, optimizer=SGD(model.parameters(), 0.1), progress=False)
+
+
 def test_divergence_is_found_without_touching_running_statistics() -> None:
     model = _model()
     model[1].running_mean = np.full(32, 7, np.float32)
