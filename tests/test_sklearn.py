@@ -210,7 +210,7 @@ def test_weights_of_classes() -> None:
     with pytest.raises(ValueError, match="class_weight is 'balanced', which partial_fit cannot know"):
         by_name.partial_fit(X, y)
     for weight in (-1, np.nan, np.inf):
-        with pytest.raises(ValueError, match=f"class_weight is {{0: {weight}, 1: 1}}, expected finite numbers of at le"):
+        with pytest.raises(ValueError, match=f"class_weight is {{0: {weight}, 1: 1}}, expected finite num"):
             SparseMLPClassifier(class_weight={0: weight, 1: 1}).fit(X, y)
     early = SparseMLPClassifier(class_weight="balanced", early_stopping=True, **options).fit(X, y)
     assert early.history_["val_accuracy"][-1] > 0.8

@@ -278,7 +278,9 @@ def _linear(
     shape = *x.shape[:-1], matrix.shape[0]
     one = 0 < x.numel() == in_features and x.shape[-1:] == (in_features,)
     y = np.empty(shape, matrix.dtype) if one else buffers.array(shape, matrix.dtype)
-    if not (one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not (at % x.itemsize or x.is_neg())):
+    if not (
+        one and x.dtype is values.dtype in _KERNEL_TYPES and x.is_contiguous() and not (at % x.itemsize or x.is_neg())
+    ):
         rows = linear_ops.as_rows(_samples(x, matrix))  # not for one sample: a view takes as long as the product
         at = buffers.address(rows)
     if one:
@@ -431,10 +433,11 @@ _PLAIN = Tensor, nn.Parameter
 
 
 def _unobserved(x: Tensor, values: Tensor) -> bool:
-    """Whether nobody looks at which operators run: compilers, tracers, modes and subclasses of tensors."""
+    """Whether numbers are computed, and nobody looks at which operators run: compilers, tracers, modes, subclasses."""
     return not (
         type(x) not in _PLAIN
         or type(values) not in _PLAIN
+        or x.is_meta
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _dispatch_modes()

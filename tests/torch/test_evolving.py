@@ -115,7 +115,7 @@ def test_layers_that_share_values_alone_are_refused():
     first = fst.SparseLinear(16, 16, sparsity=0.5)
     second = fst.SparseLinear(16, 16, pattern=first.pattern)
     second.values = first.values
-    with pytest.raises(ValueError, match=r"0\.values and 1\.values are one parameter, expected layers that share it to"):
+    with pytest.raises(ValueError, match=r"0\.values and 1\.values are one parameter, expected layers that"):
         fs.sparsity.magnitude_prune(nn.Sequential(first, second), 0.9)
 
 

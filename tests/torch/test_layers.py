@@ -109,6 +109,18 @@ def test_convolution_equals_the_dense_layer(axes, arguments, images):
     assert_same_step(layer, integers(images, 4, *(6, 7, 5)[:axes]))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_tensors_without_numbers_give_shapes(grad):
+    layers = nn.Sequential(fst.SparseConv2d(3, 4, 3, stride=2), nn.Flatten(), fst.SparseLinear(16, 5)).to("meta")
+    with torch.set_grad_enabled(grad):
+        for batch in (1, 1, 1, 6):  # the first of which would be prepared
+            y = layers(torch.empty(batch, 3, 5, 6, device="meta"))
+            assert y.is_meta and y.shape == (batch, 5) and y.requires_grad == grad
+    if grad:
+        y.sum().backward()
+        assert layers[0].values.grad.shape == layers[0].values.shape
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_negated_views_are_resolved(rows):
     layer = fst.SparseLinear(12, 6, sparsity=0.5)
