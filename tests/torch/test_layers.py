@@ -115,7 +115,7 @@ def test_tensors_without_numbers_give_shapes(grad):
     with torch.set_grad_enabled(grad):
         for batch in (1, 1, 1, 6):  # the first of which would be prepared
             y = layers(torch.empty(batch, 3, 5, 6, device="meta"))
-            assert y.is_meta and y.shape == (batch, 5) and y.requires_grad == grad
+            assert (y.is_meta, y.shape, y.requires_grad) == (True, (batch, 5), grad)
     if grad:
         y.sum().backward()
         assert layers[0].values.grad.shape == layers[0].values.shape
