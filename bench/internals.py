@@ -97,10 +97,11 @@ class _Panels:
         with fs.threads(threads):
             target, samples = target_for(weight.dtype, threads), len(x)
             width = spmm.panel_width(weight.pattern, samples, target)
-            packing = spmm.panel_packing(samples, weight.shape[1], x.strides[0], width, target)
-            self._product = linear._panels_product(weight, samples, width, None, target)
+            groups = -(-samples // target.lanes)
+            packing = spmm.panel_packing(groups, weight.shape[1], x.strides[0], width, target)
+            self._product = linear._panels_product(weight, groups, width, None, target)
             self._x = aligned_empty((packing.panel_bytes,), np.uint8)
-            packing.launch.run(address(x), address(self._x))
+            packing.launch.run(address(x), address(self._x), samples)
         self._panels = aligned_empty((self._product.panel_bytes,), np.uint8)
         self._y = np.empty((samples, weight.shape[0]), np.float32)
 
@@ -113,7 +114,7 @@ class _Panels:
         self._panels.view(np.float32).fill(np.nan)
         self._y.fill(np.nan)
         self()
-        self._product.unpack.run(address(self._panels), address(self._y))
+        self._product.unpack.run(address(self._panels), address(self._y), len(self._y))
         return self._y.T
 
 

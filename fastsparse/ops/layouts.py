@@ -203,19 +203,19 @@ def pack_blocked(
 ) -> Launch:
     """user[sample, channel, position] -> batch-blocked. Strides in bytes, positions contiguous; operands user, blocked.
 
-    Writes the padding, and zeros in lanes without samples.
+    Writes the padding, and zeros in lanes without samples. A third operand of `run` is another number of samples that
+    need as many groups.
     """
-    return _blocked(
-        kernels.pack_batch_blocked_kernel, ("user", "blocked"), planes, samples, sample_stride, channel_stride, target
-    )
+    kernel = kernels.pack_batch_blocked_kernel
+    return _blocked(kernel, ("user", "blocked", "samples"), planes, samples, sample_stride, channel_stride, target)
 
 
 def unpack_blocked(
     planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
 ) -> Launch:
-    """Batch-blocked -> user[sample, channel, position]; operands blocked, user."""
+    """Batch-blocked -> user[sample, channel, position]; operands blocked, user, and as in `pack_blocked`."""
     kernel = kernels.unpack_batch_blocked_kernel
-    return _blocked(kernel, ("blocked", "user"), planes, samples, sample_stride, channel_stride, target)
+    return _blocked(kernel, ("blocked", "user", "samples"), planes, samples, sample_stride, channel_stride, target)
 
 
 def _blocked(

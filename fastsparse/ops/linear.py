@@ -1,7 +1,8 @@
 """Linear layers: y = activation(x @ W.T + bias) on rows of samples, and their gradients.
 
 Samples are packed into panels for SpMM and SDDMM, in parts of a batch whose workspace stays in a cache. One sample is
-an SpMV.
+an SpMV. What is prepared serves all batches of as many groups of VL samples: texts that grow by a token, the last batch
+of an epoch.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ def forward(
 ) -> None:
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
-    key = len(x), x.strides[0], activation, target
+    key = -(-len(x) // target.lanes), x.strides[0], activation, target
     for part in W.cached(("linear", *key), _forward, W, *key):
-        _panels, packed_x = part.packing.run(x, part.x_offset, "x")
-        part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y")
+        samples = min(part.stop, len(x)) - part.start
+        _panels, packed_x = part.packing.run(x, part.x_offset, "x", samples)
+        part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y", samples)
 
 
 class _Part(NamedTuple):
-    """A part of a batch: how it is packed and multiplied, and the bytes in x and y before it."""
+    """A part of a batch, up to whole groups: how it is packed and multiplied, and the bytes in x and y before it."""
 
+    start: int
+    stop: int
     packing: Packing
     product: _PanelsProduct
     x_offset: int
@@ -62,47 +66,47 @@ class _PanelsProduct(NamedTuple):
     unpack: Launch
     panel_bytes: int
 
-    def run(self, x: int, y: int, bias: int, purpose: str) -> None:
+    def run(self, x: int, y: int, bias: int, purpose: str, samples: int) -> None:
         """Compute y at its address from panels at address x, through the buffer `purpose`."""
         panels = buffers.take(purpose, self.panel_bytes)
         packed_y = address(panels)
         self.launch.run(x, packed_y, bias)
-        self.unpack.run(packed_y, y)
+        self.unpack.run(packed_y, y, samples)
 
 
-def _forward(W: CSR, samples: int, stride: int, activation: str | None, target: Target) -> list[_Part]:
+def _forward(W: CSR, groups: int, stride: int, activation: str | None, target: Target) -> list[_Part]:
     (rows, features), parts = W.shape, []
     group_bytes = layouts.panel_stride(rows, 1, target) + layouts.panel_stride(features, 1, target)
-    for start, stop in spmm.sample_chunks(samples, group_bytes, target):
-        width = panel_width(W.pattern, stop - start, target)
-        packing = panel_packing(stop - start, features, stride, width, target)
-        product = _panels_product(W, stop - start, width, activation, target)
-        parts.append(_Part(packing, product, start * stride, start * rows * target.size))
+    for start, stop in spmm.sample_chunks(groups * target.lanes, group_bytes, target):
+        width, count = panel_width(W.pattern, stop - start, target), (stop - start) // target.lanes
+        packing = panel_packing(count, features, stride, width, target)
+        product = _panels_product(W, count, width, activation, target)
+        parts.append(_Part(start, stop, packing, product, start * stride, start * rows * target.size))
     return parts
 
 
-def _panels_product(W: CSR, samples: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
-    key = samples, width, activation, target
+def _panels_product(W: CSR, groups: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
+    key = groups, width, activation, target
     plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
     return _PanelsProduct(plan.values(W).fixed(launch), unpack, size)
 
 
-def _transposed_product(W: CSR, samples: int, width: int, target: Target) -> _PanelsProduct:
+def _transposed_product(W: CSR, groups: int, width: int, target: Target) -> _PanelsProduct:
     """y = x @ W; W.T itself is not made."""
-    pattern, key = W.pattern.transpose()[0], (samples, width, None, target)
+    pattern, key = W.pattern.transpose()[0], (groups, width, None, target)
     plan, launch, unpack, size = pattern.cached(("linear launch", *key), _panels_launch, pattern, *key)
     return _PanelsProduct(plan.transposed_values(W).fixed(launch), unpack, size)
 
 
 def _panels_launch(
-    pattern: Pattern, samples: int, width: int, activation: str | None, target: Target
+    pattern: Pattern, groups: int, width: int, activation: str | None, target: Target
 ) -> tuple[spmm.SpmmPlan | stream.StreamPlan, Launch, Launch, int]:
-    rows, features = pattern.shape
+    (rows, features), samples = pattern.shape, groups * target.lanes
     panels, row_bytes = layouts.feature_panels(rows, width, target), width * target.vector
     x_stride, size = layouts.panel_stride(features, width, target), layouts.panel_bytes(samples, panels, target)
     plan: spmm.SpmmPlan | stream.StreamPlan
     if stream.pays(pattern, samples, target):  # a panel is row-major
-        batches = -(-samples // (width * target.lanes))
+        batches = -(-groups // width)
         plan = stream.plan(pattern, width * target.lanes, target, batches=batches)
         launch = stream.prepare(
             plan, target, x_row_stride=row_bytes, y_row_stride=row_bytes, batches=batches,
@@ -148,7 +152,7 @@ def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]
         return address(X), X.strides[0], X
     features, columns = X.shape
     width = -(-columns // target.lanes)  # one panel: its rows are those of a row-major array
-    panels, packed = panel_packing(columns, features, X.strides[1], width, target).run(X, 0, purpose)
+    panels, packed = panel_packing(width, features, X.strides[1], width, target).run(X, 0, purpose, columns)
     return packed, width * target.vector, panels
 
 
@@ -174,7 +178,7 @@ def _weight_gradient(
     target = target or target_for(grad.dtype)
     samples, features = x.shape
     grad_x = None if W is None else buffers.array((samples, features), grad.dtype)
-    key = samples, grad.strides[0], x.strides[0], target
+    key = -(-samples // target.lanes), grad.strides[0], x.strides[0], target
     parts = pattern.cached(("weight gradient", *key), _backward, pattern, *key)
     plan = parts[0].plan if parts else None
     if plan is None:  # streamed, or no samples or no nonzeros
@@ -182,9 +186,10 @@ def _weight_gradient(
     else:
         gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
     for i, part in enumerate(parts):
-        _y_panels, packed_y = part.grad_packing.run(grad, part.grad_offset, "y")
+        count = min(part.stop, samples) - part.start
+        _y_panels, packed_y = part.grad_packing.run(grad, part.grad_offset, "y", count)
         if part.product is not None:
-            _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x")
+            _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x", count)
             if part.plan is None or plan is None:
                 part.product.run(packed_x, packed_y, gradients.ctypes.data)
             else:
@@ -193,16 +198,18 @@ def _weight_gradient(
                 plan = part.plan
                 part.product.run(packed_x, packed_y, gradients.ctypes.data, i == 0)
         if grad_x is not None and W is not None and features:
-            ways = part.samples, part.width, target
+            ways = part.groups, part.width, target
             transposed = W.cached(("transposed panels", *ways), _transposed_product, W, *ways)
-            transposed.run(packed_y, grad_x.ctypes.data + part.result_offset, 0, "x")
+            transposed.run(packed_y, grad_x.ctypes.data + part.result_offset, 0, "x", count)
     return grad_x, gradients if plan is None else plan.order.csr.take(gradients)
 
 
 class _BackwardPart(NamedTuple):
-    """A part of a batch: how it is packed and multiplied, and the bytes in the arrays before it."""
+    """A part of a batch, up to whole groups: how it is packed and multiplied, and the bytes in the arrays before it."""
 
-    samples: int
+    start: int
+    stop: int
+    groups: int
     width: int
     grad_packing: Packing
     grad_offset: int
@@ -213,29 +220,29 @@ class _BackwardPart(NamedTuple):
     result_offset: int
 
 
-def _backward(pattern: Pattern, samples: int, grad_stride: int, x_stride: int, target: Target) -> list[_BackwardPart]:
-    (rows, features), parts = pattern.shape, []
+def _backward(pattern: Pattern, groups: int, grad_stride: int, x_stride: int, target: Target) -> list[_BackwardPart]:
+    (rows, features), parts, samples = pattern.shape, [], groups * target.lanes
     group_bytes = layouts.panel_stride(rows, 1, target) + layouts.panel_stride(features, 1, target)
     streamed = stream.pays(pattern, samples, target)
     for start, stop in spmm.sample_chunks(samples, group_bytes, target):
-        count = stop - start
-        width = panel_width(pattern, count, target, backward=True)
+        count = (stop - start) // target.lanes
+        width = panel_width(pattern, stop - start, target, backward=True)
         plan: sddmm.SddmmPlan | None = None
         product: Launch | sddmm.Sddmm | None = None
         if pattern.nnz and streamed:
             row_bytes = width * target.vector
             product = stream.prepare_sddmm(
                 pattern, target, columns=width * target.lanes, x_row_stride=row_bytes, y_row_stride=row_bytes,
-                batches=-(-count // (width * target.lanes)),
+                batches=-(-count // width),
                 x_batch_stride=layouts.panel_stride(features, width, target),
                 y_batch_stride=layouts.panel_stride(rows, width, target),
             )  # fmt: skip
         elif pattern.nnz:
-            plan = sddmm.panels_plan(pattern, count, target)
+            plan = sddmm.panels_plan(pattern, stop - start, target)
             product = sddmm.prepare(plan, target, y_row_stride=plan.run_length * target.vector)
         parts.append(
             _BackwardPart(
-                count, width,
+                start, stop, count, width,
                 panel_packing(count, rows, grad_stride, width, target), start * grad_stride,
                 panel_packing(count, features, x_stride, width, target), start * x_stride,
                 product, plan, start * features * target.size,

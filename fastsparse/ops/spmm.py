@@ -62,21 +62,21 @@ def spmm_column_major(
         y_alignment = stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
         key = stop - start, stride, columns, activation, target, y_alignment
         packing, launch = W.cached(("column-major", *key), _column_major, W, *key)
-        _panels, packed_x = packing.run(X, start * stride, "x")
+        _panels, packed_x = packing.run(X, start * stride, "x", stop - start)
         launch.run(packed_x, y, optional_address(bias))
 
 
 class Packing(NamedTuple):
-    """Samples of x (samples, features), from their rows into panels."""
+    """Samples of x (samples, features), from their rows into panels of as many groups."""
 
     launch: Launch
     panel_bytes: int
 
-    def run(self, x: Array, offset: int, purpose: str) -> tuple[Array, int]:
+    def run(self, x: Array, offset: int, purpose: str, samples: int) -> tuple[Array, int]:
         """Panels of the samples `offset` bytes into x, and their address, in a buffer of this thread."""
         panels = buffers.take(purpose, self.panel_bytes)
         packed = address(panels)
-        self.launch.run(address(x) + offset, packed)
+        self.launch.run(address(x) + offset, packed, samples)
         return panels, packed
 
 
@@ -102,21 +102,21 @@ def _streamed(
 def _column_major(
     W: CSR, samples: int, stride: int, columns: int, activation: str | None, target: Target, y_alignment: int
 ) -> tuple[Packing, Launch]:
-    y_row_stride = columns * target.size
+    y_row_stride, groups = columns * target.size, -(-samples // target.lanes)
     if stream.pays(W.pattern, samples, target):
-        width = -(-samples // target.lanes)  # one panel: its rows are those of row-major X
+        width = groups  # one panel: its rows are those of row-major X
         product = _streamed(W, samples, width * target.vector, y_row_stride, activation, target, y_alignment)
-        return panel_packing(samples, W.shape[1], stride, width, target), product
+        return panel_packing(groups, W.shape[1], stride, width, target), product
     width = panel_width(W.pattern, samples, target)
     plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
     launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
-    return panel_packing(samples, W.shape[1], stride, width, target), plan.values(W).fixed(launch)
+    return panel_packing(groups, W.shape[1], stride, width, target), plan.values(W).fixed(launch)
 
 
 @bounded_cache
-def panel_packing(samples: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
-    """Packing of rows of samples, `row_stride` bytes apart, into panels of `width` groups."""
-    panels = layouts.feature_panels(features, width, target)
+def panel_packing(groups: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
+    """Packing of rows of samples, `row_stride` bytes apart and so many groups in all, into panels of `width` groups."""
+    panels, samples = layouts.feature_panels(features, width, target), groups * target.lanes
     launch = layouts.pack_blocked(panels, samples, row_stride, 0, target)
     return Packing(launch, layouts.panel_bytes(samples, panels, target))
 

@@ -116,11 +116,16 @@ def _target(bits: int, threads: int, heuristics: Heuristics | None) -> Target:
 @functools.lru_cache(maxsize=256)
 def narrowed(target: Target, columns: int) -> Target:
     """The target with half-length vectors where `columns` fit them: L1 then holds more of X (a quarter less time)."""
-    half, h = compiler.half_lanes(target.bits, target.lanes), target.heuristics
-    if not half or columns > half:
-        return target
+    half = compiler.half_lanes(target.bits, target.lanes)
+    return _halved(target, half) if half and columns <= half else target
+
+
+@functools.lru_cache(maxsize=64)
+def _halved(target: Target, lanes: int) -> Target:
+    """The one target with vectors of `lanes`, half as long: targets are compared by identity."""
+    h = target.heuristics
     caches = h.l1_bytes, h.l3_bytes
     narrow = heuristics_for(h.vector_bytes // 2, *caches)
     if h is not heuristics_for(h.vector_bytes, *caches):  # a record that the caller chose: keep its choices
         narrow = replace(h, vector_bytes=h.vector_bytes // 2)
-    return replace(target, lanes=half, heuristics=narrow)
+    return replace(target, lanes=lanes, heuristics=narrow)

@@ -205,6 +205,23 @@ def test_parts_of_a_batch_larger_than_the_workspace(rng, monkeypatch):
     assert_product(fs.spmm(W, x.T), W, x.T)
 
 
+@pytest.mark.R4
+@both_types
+@pytest.mark.parametrize("share", [0, 1])
+def test_batches_of_as_many_groups_share_what_is_prepared(rng, share, dtype):
+    vector = lanes(dtype)
+    x, W, grad = drawn(rng, 3 * vector, (24, 40), dtype)
+    with tuned(chunk_share=share):
+        for most in (vector // 2, vector, 2 * vector, 3 * vector):
+            known = None
+            for samples in (most, most - 1, most // 2 + 2 if most <= vector else most - vector + 1, most):
+                assert_product(fs.linear(x[:samples], W).T, W, x[:samples].T)
+                assert_gradients(fs.linear_backward(grad[:samples], x[:samples], W), grad[:samples], x[:samples], W)
+                found = [set(owner._entries) for owner in (W, W.pattern, W.pattern.transpose()[0])]
+                assert known is None or found == known
+                known = found
+
+
 # ------------------------------------------------------------------------------------------------------------- R5
 
 
