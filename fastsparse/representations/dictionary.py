@@ -27,6 +27,7 @@ from fastsparse.representations.codes import (
 Array = NDArray[Any]
 
 _BLOCK = 2**22  # coefficients that are computed at once: a bound of memory
+_FEW_FEATURES = 128  # codes of one iteration are multiplied once: with fewer, as dense ones, without a plan
 _CHECK = 10  # iterations between two looks at the duality gap
 
 
@@ -220,7 +221,9 @@ class Dictionary:
         return rows.astype(self._atoms.dtype, copy=False)
 
     def _combined(self, codes: Any) -> Array:
-        """codes @ atoms, one of them sparse where either is."""
+        """codes @ atoms, one of them sparse where that pays."""
+        if isinstance(codes, np.ndarray) and isinstance(self._atoms, np.ndarray) and len(self._atoms.T) < _FEW_FEATURES:
+            return np.asarray(codes.astype(self._atoms.dtype, copy=False) @ self._atoms)
         if codes.dtype != self._atoms.dtype:
             codes = csr(codes, self._atoms.dtype) if isinstance(codes, CSR) else codes.astype(self._atoms.dtype)
         if isinstance(self._atoms, CSR):
