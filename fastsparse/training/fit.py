@@ -279,7 +279,8 @@ class _Run:
 
     def _compiling(self, source: Arrays | Stream, held_out: Arrays | Stream | None, bar: Any) -> None:
         """A kernel is missing: say so, and have a copy of the model find out at once which others will be."""
-        bar.set_description("compiling kernels (once)")
+        if not getattr(bar, "desc", "").startswith("compiling"):  # not for each kernel: a log has a line each time
+            bar.set_description("compiling kernels (once)")
         if self._rehearsed:
             return
         self._rehearsed = True

@@ -151,14 +151,15 @@ def test_sparsity_algorithms_are_called_after_each_step() -> None:
 
 
 def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
-    """A loss that has a function compiled: its time stands apart, and the progress bar says what is waited for."""
+    """A loss that has functions compiled: that time stands apart, and the bar says once what one waits for."""
     monkeypatch.setattr(compiler, "_cache_directories", Directories)
     compiled: list[float] = []
 
     def loss(output: Any, y: Any) -> tuple[float, Any]:
         if not compiled:
             before = compiler.compile_seconds()
-            compiler.compile_function(lambda x: x + 1, types.int64(types.int64))
+            for _ in range(2):
+                compiler.compile_function(lambda x: x + 1, types.int64(types.int64))
             compiled.append(compiler.compile_seconds() - before)
         return cross_entropy(output, y)
 
@@ -170,7 +171,7 @@ def test_compiling_is_no_training(capsys: Any, monkeypatch: Any) -> None:
     assert history["compile_seconds"] == [pytest.approx(compiled[0]), 0.0]
     assert sum(history["seconds"]) + compiled[0] <= whole
     shown = capsys.readouterr().err
-    assert "compiling kernels (once)" in shown
+    assert shown.count("compiling kernels (once)") == 1
     assert "epoch 2/2" in shown.splitlines()[-1].split("\r")[-1]
     assert "compiling" not in shown.splitlines()[-1].split("\r")[-1]
 
@@ -189,7 +190,7 @@ def test_a_missing_kernel_has_a_copy_plan_all_batches_and_changes_nothing(monkey
     assert _same(model, _model())
     planned = [{key for key in pattern._entries if "linear launch" in key} for pattern in patterns]
     assert all(len(pattern._entries) > count for pattern, count in zip(patterns, before))
-    assert all({key[1] for key in keys} >= {16, 8} for keys in planned), "batches of each size"
+    assert all({key[1] * key[4].lanes for key in keys} >= {16, 8} for keys in planned), "batches of each size"
     assert _same(_run(epochs=2)[0], expected), "launches compute again"
 
 
