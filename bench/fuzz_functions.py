@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
+from bench.draws import windows_out
 from bench.guarded import forgetful, guarded, guarded_memory, supervise, work
-from bench.random_networks import windows_out
 from fastsparse import nn
 from fastsparse.csr import CSR, Pattern
 from fastsparse_kernels import reference as ref

@@ -1,27 +1,25 @@
 """Random networks: compiled engines against exact sums with an error bound, ONNX engines against onnxruntime.
 
     python -m bench.fuzz_networks --count 10000 --seed 1
-    python -m bench.fuzz_networks --replay '{"dtype": "float32", ...}'
+    python -m bench.fuzz_networks --replay '{"kind": "layers", "seed": [1, 0, 7], "steps": ...}'
 
-Contracts R1, R3, R6, R7 and R8, of networks of layers, of the same as ONNX models, and of ONNX graphs of any operators
-(`bench.random_graphs`). Every network runs in every layout that can run it, cut in random ways, on one and two
-workers, under random heuristics, with NaN in all undefined memory (`fastsparse.engine.poison`); all of
-these must give the same bits, within the bound of the exact result. What fails is made smaller, as far as it still
-fails, and printed so that it can be replayed.
+Contracts R1, R3, R6, R7 and R8, of networks of layers (`bench.random_networks`), of the same as ONNX models, and of
+ONNX graphs of any operators (`bench.random_graphs`). Every network runs in every layout that can run it, cut in random
+ways, on one and two workers, under random heuristics, with NaN in all undefined memory (`fastsparse.engine.poison`);
+all of these must give the same bits, within the bound of the exact result. What fails is made smaller, as far as it
+still fails, and printed so that it can be replayed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import math
 import os
 import pickle
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,8 +33,9 @@ from tqdm import tqdm
 
 import fastsparse as fs
 from bench.baselines import onnx_session
+from bench.draws import Case, shrunk
 from bench.engine_uses import check_use
-from bench.random_networks import Network, as_layers, as_onnx, random_network
+from bench.random_networks import MARGIN, Network, random_network
 from fastsparse.engine import choosing, split
 from fastsparse.engine.engine import Engine
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
@@ -49,56 +48,40 @@ from fastsparse.onnx.estimates import KERNELS_FIRST
 from fastsparse.onnx.lowering import Region
 from fastsparse.onnx.partition import Cut
 from fastsparse.ops.target import target_for, tuned
-from fastsparse_kernels import compiler
 from tests.checking import SETTINGS
 from tests.engine.networks import exact
 
 Array = NDArray[Any]
-Graph = dict[str, Any]  # see `bench.random_graphs`
 Rng = np.random.Generator
-MARGIN = 64  # numbers in front of and behind the user's arrays, NaN or untouched
 
 
-def input_of(network: Network) -> Any:
-    """Numbers for the network, between NaNs, or integers where its first layer is an embedding; a tuple for several."""
-    if network.get("several"):
-        parts = network["several"]["branches"]
-        return tuple(_numbers(network, part["shape"], part["rows"], i) for i, part in enumerate(parts))
-    return _numbers(network, network["shape"], network.get("embedding", 0))
+def check_case(case: Case, rng: Rng, half: bool) -> None:
+    """Check the layers that a case stands for."""
+    network = random_network(case)
+    check_layers(network, rng, half)
+    if rng.random() < 0.05 and network.model.parameters() and "Dropout" not in repr(network.model):
+        _check_gradient(random_network(case, "float64"), rng)
 
 
-def _numbers(network: Network, sizes: list[int], rows: int, *seed: int) -> Array:
-    rng, shape = np.random.default_rng([len(network["layers"]), *seed]), (network["batch"], *sizes)
-    if rows:
-        return rng.integers(0, rows, shape[:-1])
-    count = math.prod(shape)
-    around = np.full(count + 2 * MARGIN, np.nan, network["dtype"])
-    x = around[MARGIN : MARGIN + count].reshape(shape)
-    x[...] = rng.standard_normal(shape)
-    return x
-
-
-def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
+def check_layers(network: Network, rng: Rng, half: bool = False) -> None:
     """Check a network of fastsparse's layers.
 
     Parameters
     ----------
-    lanes : numbers of a vector, by default those of this CPU
+    half : vectors have half the length that this CPU's have
 
     Raises
     ------
     AssertionError
         When an engine gives wrong numbers.
-    ValueError
-        When layers of fastsparse do not do what the network says.
     """
-    model, x = as_layers(network), input_of(network)
-    want, bound = exact(model, x, np.dtype(network["dtype"]))
+    model, x = network.model, network.inputs()
+    want, bound = exact(model, x, np.dtype(network.dtype))
     with np.errstate(all="ignore"):
         _assert_within(model(x), want, bound, "the eager model")
     engine = fs.compile(model, [one.shape for one in x] if isinstance(x, tuple) else x.shape, tune=False)
     program, first = engine._program, None
-    for label, settings, make in _schedules(program, network["batch"], rng, lanes):
+    for label, settings, make in _schedules(program, network.batch, rng, half):
         with tuned(**SETTINGS[settings]) if settings else contextlib.nullcontext():
             y = _run(make(), engine._checked(x), want.shape, engine.dtype)
         label = f"{label} with {settings or 'usual choices'}"
@@ -110,16 +93,14 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
             raise AssertionError(f"{label}: other bits than {first[0]}")
     if rng.random() < 0.3:
         _check_form(model, engine, _in_another_form(x, rng))
-    other = {**network, "batch": int(rng.choice([1, 2, 5, 8, 16, 17, 33]))}
-    more = input_of(other)
+    batch = min(int(rng.choice([1, 2, 5, 8, 16, 17, 33])), max(1, 2**20 // math.prod(network.shapes[0])))
+    more = network.inputs(batch)
     if rng.random() < 0.3:
         with fs.threads(int(rng.integers(1, 3))):
             y = engine(more)
-        _assert_within(y, *exact(model, more, np.dtype(network["dtype"])), f"a batch of {other['batch']}")
+        _assert_within(y, *exact(model, more, np.dtype(network.dtype)), f"a batch of {batch}")
     if rng.random() < 0.3:
         check_use(model, engine, more if rng.random() < 0.5 else x, rng)
-    if rng.random() < 0.05 and model.parameters() and "dropout" not in str(network):
-        _check_gradient({**network, "dtype": "float64", "batch": min(network["batch"], 3) + 2}, rng)
     if rng.random() < 0.1:
         with tempfile.TemporaryDirectory() as folder:
             _check_files(model, engine, x, want, bound, os.path.join(folder, "file"))
@@ -127,7 +108,7 @@ def check_layers(network: Network, rng: Rng, lanes: int = 0) -> None:
 
 def _check_gradient(network: Network, rng: Rng) -> None:
     """The derivative along a random direction, of inputs and parameters, by backward and by differences (R6)."""
-    model, x = as_layers(network).train(), input_of(network)
+    model, x = network.model.train(), network.inputs(min(network.batch, 3) + 2)
     xs = list(x) if isinstance(x, tuple) else [x]
 
     def forward(step: float) -> Array:
@@ -226,7 +207,7 @@ def _told(x: Any) -> str:
     return ", ".join(f"{one.dtype.str} {one.shape}, strides {one.strides}" for one in (x if type(x) is tuple else (x,)))
 
 
-def check_onnx(network: Network, rng: Rng) -> None:
+def check_onnx(case: Case, rng: Rng, half: bool) -> None:
     """Check a network as an ONNX model against onnxruntime, or where that is missing or fails, ONNX's own evaluator.
 
     The kernels run whatever they can, but for nodes that are the library's by lot; each of their programs takes one of
@@ -236,36 +217,39 @@ def check_onnx(network: Network, rng: Rng) -> None:
     ------
     AssertionError
         When the engine gives wrong numbers.
-    ValueError
-        When ONNX has no operator for a layer.
     """
+    from bench.random_graphs import exported, with_odd_names
+
+    network = random_network(case)
+    model = exported(network, rng)
+    if model is None:
+        return
+    names, feeds = [value.name for value in model.graph.input], []
+    for batch in (network.batch, int(rng.choice([1, 2, 3, 8, 17]))):
+        x = network.inputs(batch)
+        feeds.append(dict(zip(names, x if isinstance(x, tuple) else (x,), strict=True)))
     # onnxruntime refuses names that stand twice.
-    plain = as_onnx({**network, "odd_names": False})
-    batches = network["batch"], int(rng.choice([1, 2, 3, 8, 17]))
-    _check_model(as_onnx(network), plain, [{"x": input_of({**network, "batch": batch})} for batch in batches], rng)
+    _check_model(with_odd_names(model) if rng.random() < 0.3 else model, model, feeds, rng)
 
 
-def check_graph(graph: Graph, rng: Rng) -> None:
-    """Check a random ONNX graph likewise, with batches, and images, that it was not compiled for.
+def check_graph(case: Case, rng: Rng, half: bool) -> None:
+    """Check a random ONNX graph likewise, with batches, and images, that it was not compiled for."""
+    from bench.random_graphs import Builder
 
-    Raises
-    ------
-    AssertionError
-        When the engine gives wrong numbers.
-    """
-    from bench.random_graphs import Builder, as_float32
-
-    made = Builder(graph)
-    draws, feeds = np.random.default_rng(graph["seed"]), []
+    made = Builder(case)
+    draws, feeds = made.first.numbers, []
     for batch in (1, int(draws.integers(1, 20))):
         more = int(draws.integers(0, 4)) if made.open and batch > 1 else 0
         shapes = {name: (batch, shape[0], *(n + more for n in shape[1:])) for name, shape in made.shapes.items()}
         feeds.append({name: draws.standard_normal(shape).astype(made.dtype) for name, shape in shapes.items()})
-    _check_model(made.model, as_float32(made.model), feeds, rng)
+    _check_model(made.model, made.model, feeds, rng)
 
 
 def _check_model(model: Any, plain: Any, feeds: list[dict[str, Array]], rng: Rng) -> None:
-    """Engines of a model give what onnxruntime makes of `plain`, for each of the inputs."""
+    """Engines of a model give what onnxruntime makes of `plain` in float32, for each of the inputs."""
+    from bench.random_graphs import as_float32
+
+    plain = as_float32(plain)
 
     def any_choice(program: Program, batch: int, workers: int, *_: Any) -> choosing.Choice:
         offered = choosing.choices(program, batch, workers, True)
@@ -412,18 +396,18 @@ def _onnxruntime(model: Any, feeds: dict[str, Array], optimised: bool = True) ->
 # ---------------------------------------------------------------- all ways to run a program
 
 
-def _schedules(program: Program, batch: int, rng: Rng, lanes: int) -> Iterator[tuple[str, str, Callable[[], Schedule]]]:
+def _schedules(program: Program, batch: int, rng: Rng, half: bool) -> Iterator[tuple[str, str, Callable[[], Schedule]]]:
     """What to call it, settings, and what makes the schedule: the usual one, and one of every layout."""
     convolves = any(isinstance(node.operator, Conv) for node in program.nodes)
     layouts = [("padded", padded.schedule), *([("spatial tiles", spatial_tiles.schedule)] if convolves else [])]
     layouts += [("batch-blocked", batch_blocked.schedule)] if batch > 1 and not program.row_wise else []
     usual = choosing.choices(program, batch, 1, False)[0]
-    if not lanes:
+    if not half:
         yield f"{usual}", "", lambda: choosing.scheduled(program, batch, 1, usual)
     for name, make in layouts:
         workers, settings = int(rng.integers(1, 3)), ""
         target = target_for(program.dtype, workers)
-        width = lanes or target.lanes
+        width = target.lanes // (1 + half)
         blocked = name == "batch-blocked"
         cut = _cut(rng, -(-batch // width) if blocked else batch, not blocked, workers)
         if rng.random() < 0.4:
@@ -478,106 +462,30 @@ def _assert_within(y: Array, want: Array, bound: Array, label: str) -> None:
 # ---------------------------------------------------------------- many networks
 
 
-KINDS = ("layers", "onnx", "graphs")
+CHECKS: dict[str, Callable[[Case, Rng, bool], None]] = {
+    "layers": check_case, "onnx": check_onnx, "graphs": check_graph,
+}  # fmt: skip
 
 
-def drawn(seed: int, number: int, kind: str) -> Network:
-    """Network `number` of a run."""
-    rng = np.random.default_rng([seed, number, kind == "onnx" if kind != "graphs" else 2])
-    if kind == "graphs":
-        from bench.random_graphs import random_graph
-
-        return random_graph(rng)
-    return random_network(rng, kind == "onnx")
+def new_case(kind: str, seed: int, number: int) -> Case:
+    """Case `number` of a run."""
+    return {"kind": kind, "seed": [seed, number, list(CHECKS).index(kind)]}
 
 
-def failure(network: Network, seed: int, number: int, kind: str, lanes: int = 0, tries: int = 1) -> str:
-    """What is wrong with a network, "" for nothing; cuts and settings are drawn anew in each try."""
+def failure(case: Case, half: bool = False, tries: int = 1) -> str:
+    """What is wrong with a case, "" for nothing; cuts and settings are drawn anew in each try.
+
+    half : vectors have half the length
+    """
     for attempt in range(tries):
-        rng = np.random.default_rng([seed, number, KINDS.index(kind), attempt])
+        rng = np.random.default_rng([*case["seed"], attempt])
         try:
-            if kind == "graphs":
-                check_graph(network, rng)
-            elif kind == "onnx":
-                check_onnx(network, rng)
-            else:
-                check_layers(network, rng, lanes)
+            CHECKS[case["kind"]](case, rng, half)
         except AssertionError as error:
             return str(error) or "AssertionError"
         except Exception as error:
-            if not _impossible(network, kind):
-                return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _impossible(network: Network, kind: str) -> bool:
-    try:
-        if kind != "graphs":
-            (as_onnx if kind == "onnx" else as_layers)(network)
-    except ValueError:
-        return True
-    return False
-
-
-def shrunk(network: Network, fails: Callable[[Network], str], seconds: float = 20.0) -> Network:
-    """A smaller network that fails, too: found by leaving out whatever can be left out, one thing at a time."""
-    end, again = time.monotonic() + seconds, True
-    while again:
-        again = False
-        for smaller in _smaller(network):
-            if time.monotonic() > end:
-                return network
-            if fails(smaller):
-                network, again = smaller, True
-                break
-    return network
-
-
-def _smaller(network: Network) -> Iterator[Network]:
-    if "steps" in network:
-        steps = network["steps"]
-        yield from ({**network, "steps": steps[:count]} for count in range(1, len(steps)))
-        yield from ({**network, "steps": steps[:i] + steps[i + 1 :]} for i in range(len(steps)))
-        return
-    for i, (kind, options) in enumerate(network["layers"]):
-        rest = network["layers"][:i], network["layers"][i + 1 :]
-        if len(network["layers"]) > 1:
-            yield {**network, "layers": [*rest[0], *rest[1]]}
-        if kind == "residual":
-            yield {**network, "layers": [*rest[0], *options["body"], *rest[1]]}
-        for key, plain in (("activation", None), ("bias", False), ("groups", 1)):
-            if options.get(key, plain) != plain:
-                yield {**network, "layers": [*rest[0], [kind, {**options, key: plain}], *rest[1]]}
-        for key in ("kernel", "stride", "dilation", "out"):
-            if options.get(key) not in (None, 1):
-                for value in _less(options[key]):
-                    yield {**network, "layers": [*rest[0], [kind, {**options, key: value}], *rest[1]]}
-        if "padding" in options:
-            pads = [n for pair in options["padding"] for n in pair]
-            for value in _less(pads, 0):
-                pairs = [value[2 * a : 2 * a + 2] for a in range(len(pads) // 2)]
-                yield {**network, "layers": [*rest[0], [kind, {**options, "padding": pairs}], *rest[1]]}
-    if network.get("embedding"):
-        yield {**network, "embedding": 0}
-    if network.get("several"):
-        yield {**network, "several": None}
-    if network.get("also"):
-        yield {**network, "also": network["also"][1:]}
-    for batch in sorted({1, network["batch"] // 2, network["batch"] - 1}):
-        if 1 <= batch < network["batch"]:
-            yield {**copy.deepcopy(network), "batch": batch}
-    for shape in _less(network["shape"]):
-        yield {**copy.deepcopy(network), "shape": shape}
-
-
-def _less(value: Any, least: int = 1) -> Iterator[Any]:
-    """The number, or one of the numbers, at half its size or one less."""
-    if isinstance(value, int):
-        yield from sorted({max(least, value // 2), value - 1} - {least - 1, value})
-        return
-    for a, n in enumerate(value):
-        for less in _less(n, least):
-            yield [*value[:a], less, *value[a + 1 :]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -586,35 +494,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1000, help="networks (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--first", type=int, default=0, help="number of the first network (default: 0)")
-    parser.add_argument("--kind", choices=KINDS, help="default: all, in turn")
+    parser.add_argument("--kind", choices=CHECKS, help="default: all, in turn")
+    parser.add_argument("--large", action="store_true", help="batches of images of more than 256 KB alone")
     parser.add_argument("--half", action="store_true", help="vectors of half the length, as on a smaller CPU")
     parser.add_argument("--faults", type=int, default=10, help="stop after so many (default: 10)")
     parser.add_argument("--replay", metavar="JSON", help="run one network, as it was printed")
     given = parser.parse_args(arguments)
-    kinds = (given.kind,) if given.kind else KINDS
-
-    def lanes(network: Network) -> int:
-        bits = np.dtype(network.get("dtype", "float32")).itemsize * 8
-        return compiler.lanes(bits) // 2 if given.half else 0
-
+    kinds = (given.kind,) if given.kind else ("layers",) if given.large else tuple(CHECKS)
     if given.replay:
-        network = json.loads(given.replay)
-        kinds = ("graphs",) if "steps" in network else kinds if given.kind else KINDS[:2]
-        found = [f for kind in kinds if (f := failure(network, given.seed, 0, kind, lanes(network), tries=20))]
-        print("\n".join(found) or "right")
-        return int(bool(found))
+        what = failure(json.loads(given.replay), given.half, tries=20)
+        print(what or "right")
+        return int(bool(what))
     faults = 0
     pause = 2.0 if sys.stderr.isatty() else 60.0  # seconds between two lines of progress
     for number in tqdm(range(given.first, given.first + given.count), "networks", mininterval=pause, maxinterval=pause):
-        kind = kinds[number % len(kinds)]
-        network = drawn(given.seed, number, kind)
-        what = failure(network, given.seed, number, kind, lanes(network))
+        case = new_case(kinds[number % len(kinds)], given.seed, number) | ({"large": True} if given.large else {})
+        what = failure(case, given.half)
         if what:
             faults += 1
-            small = shrunk(network, lambda n, i=number, k=kind: failure(n, given.seed, i, k, lanes(n), tries=3))
-            again = failure(small, given.seed, number, kind, lanes(small), tries=3)
-            tqdm.write(f"seed {given.seed}, network {number}, {kind}: {what}\n  smaller: {again}")
-            tqdm.write(f"  {json.dumps(small)}")
+            small = shrunk(case, lambda other: failure(other, given.half, tries=3)) if "steps" in case else case
+            tqdm.write(f"seed {given.seed}, network {number}, {case['kind']}: {what}")
+            tqdm.write(f"  smaller: {failure(small, given.half, tries=3)}\n  {json.dumps(small)}")
             if faults >= given.faults:
                 break
     print(f"{faults} of {number - given.first + 1} networks wrong")

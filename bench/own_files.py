@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fastsparse as fs
-from bench.random_networks import as_layers, as_onnx, random_network
+from bench.random_networks import Network, random_network
 from fastsparse import nn
 from fastsparse.engine.program import UnsupportedOperatorError
 
@@ -93,36 +95,26 @@ def onnx_model() -> Any:
     return found
 
 
-def random_layers(rng: Rng) -> tuple[nn.Sequential, Any]:
-    """A random network of a few layers, and an input of three samples."""
-    from bench.fuzz_networks import input_of
-
+def random_layers(rng: Rng) -> Network:
+    """A random network of a few layers, for batches of three samples."""
     while True:
-        drawn = random_network(rng)
-        drawn = {**drawn, "layers": drawn["layers"][:_MOST_LAYERS], "batch": 3}
-        if np.prod(drawn["shape"]) < 600:
-            found = as_layers({**drawn, "dtype": "float32"})
-            if sum(array.nbytes for array in found.state_dict().values()) < LARGEST_WEIGHTS:
-                return found, input_of({**drawn, "dtype": "float32"})
+        drawn = random_network({"seed": [int(rng.integers(2**31))]}, "float32", _MOST_LAYERS)
+        weights = sum(array.nbytes for array in drawn.model.state_dict().values())
+        if sum(map(math.prod, drawn.shapes)) < 600 and weights < LARGEST_WEIGHTS:
+            return replace(drawn, batch=3)
 
 
 def random_onnx(rng: Rng) -> Any:
     """A random ONNX model, of layers that the kernels run or of any operators; sizes but the batch are fixed."""
-    from bench.random_graphs import Builder
+    from bench.random_graphs import Builder, exported
 
     while True:
         if rng.random() < 0.5:
-            built = Builder({"seed": int(rng.integers(2**31)), "steps": list(range(int(rng.integers(1, 4))))})
-            if built.open:
-                continue
-            made = built.model
+            built = Builder({"seed": [int(rng.integers(2**31))], "most_steps": 3})
+            made = None if built.open else built.model
         else:
-            drawn = random_network(rng, onnx=True)
-            if np.prod(drawn["shape"]) > 600:
-                continue
-            drawn["layers"] = [layer for layer in drawn["layers"] if layer[0] != "adaptive"][:_MOST_LAYERS]
-            made = as_onnx({**drawn, "also": []})
-        if made.ByteSize() < LARGEST_WEIGHTS:
+            made = exported(random_layers(rng), rng, fixed=True)
+        if made is not None and made.ByteSize() < LARGEST_WEIGHTS:
             return made
 
 
@@ -152,7 +144,8 @@ def save_model(path: Path, rng: Rng) -> Any:
     elif kind == 2:
         found, x = _rows(rng), rng.standard_normal((3, 8)).astype("f")
     else:
-        found, x = random_layers(rng)
+        drawn = random_layers(rng)
+        found, x = drawn.model, drawn.inputs()
     fs.save(found, path)
     return x
 
@@ -189,8 +182,8 @@ def save_engine(path: Path, rng: Rng) -> None:
     if rng.random() < 0.3:
         engine = fs.compile(network(), (3, 2, 9, 10), tune=False)
     else:
-        layers, x = random_layers(rng)
-        engine = fs.compile(layers, _shape_of(x), tune=False)
+        drawn = random_layers(rng)
+        engine = fs.compile(drawn.model, _shape_of(drawn.inputs()), tune=False)
     if rng.random() < 0.5:
         engine.prepare(3, tune=True)
     engine.save(path)

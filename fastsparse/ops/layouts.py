@@ -124,7 +124,9 @@ def blocked_planes(
     offsets = padding_offsets = _NONE
     if total != positions or strides != tuple(s * target.vector for s in row_major_strides(padded)):
         offsets = grid(spatial, (1,) * len(spatial), strides) + corner
-        padding_offsets = np.setdiff1d(grid(padded, (1,) * len(padded), strides), offsets)
+        outside = np.ones(padded, bool)
+        outside[tuple(slice(before, before + n) for n, (before, _) in zip(spatial, padding, strict=True))] = False
+        padding_offsets = np.sort(grid(padded, (1,) * len(padded), strides)[outside.ravel()])
         offsets = np.concatenate([offsets, np.zeros(-positions % target.lanes, np.int64)])
     return BlockedPlanes(
         channels, positions, offsets, padding_offsets, channel_stride, group_stride, spatial, strides, corner

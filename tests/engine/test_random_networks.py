@@ -34,9 +34,9 @@ BLOCK = 20
 def test_engines_of_random_layers_are_right_in_every_layout(first):
     """Contracts R1, R3, R7 and R8; a longer run is a command, `python -m bench.fuzz_networks`."""
     for number in range(first, first + BLOCK):
-        network = bench.drawn(SEED, number, "layers")
-        wrong = bench.failure(network, SEED, number, "layers")
-        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
+        case = bench.new_case("layers", SEED, number)
+        wrong = bench.failure(case)
+        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(case)}'"
 
 
 @pytest.mark.R7
@@ -45,19 +45,33 @@ def test_engines_of_random_layers_are_right_in_every_layout(first):
 def test_engines_of_random_onnx_models_are_right(first):
     pytest.importorskip("onnx")
     for number in range(first, first + 2 * BLOCK):
-        network = bench.drawn(SEED, number, "onnx")
-        wrong = bench.failure(network, SEED, number, "onnx")
-        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(network)}'"
+        case = bench.new_case("onnx", SEED, number)
+        wrong = bench.failure(case)
+        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(case)}'"
 
 
-def test_names_that_the_compiler_would_give_are_the_models_own_first():
+@pytest.mark.R7
+@pytest.mark.parametrize("number", range(3))
+def test_engines_of_large_images_in_batches_are_right(number):
+    """Images of more than 256 KB, and layers of one channel in a row."""
+    case = bench.new_case("layers", SEED, number) | {"large": True}
+    wrong = bench.failure(case)
+    assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(case)}'"
+
+
+def test_names_that_the_compiler_would_give_are_the_models_own_first(tmp_path):
     onnx = pytest.importorskip("onnx")
-    conv = BEHIND["layers"][0]
-    network = {**BEHIND, "dtype": "float32", "layers": [conv, ["norm", {}], conv, ["norm", {}], conv, ["norm", {}]]}
-    x = bench.input_of(network)
-    plain, odd = (bench.as_onnx({**network, "odd_names": odd}) for odd in (False, True))
+    from bench.random_graphs import with_odd_names
+
+    made = {"sparsity": 0.2, "rng": 0}
+    parts = [(nn.SparseConv2d(2, 5, 3, padding=1, **made), nn.BatchNorm2d(5))]
+    parts += [(nn.SparseConv2d(5, 5, 3, padding=1, **made), nn.BatchNorm2d(5)) for _ in range(2)]
+    fs.to_onnx(nn.Sequential(*(layer for part in parts for layer in part)), tmp_path / "model.onnx")
+    plain = onnx.load(tmp_path / "model.onnx")
+    odd = with_odd_names(plain)
     onnx.checker.check_model(onnx.shape_inference.infer_shapes(odd))
     assert len({node.name for node in odd.graph.node}) < len(odd.graph.node)
+    x = np.random.default_rng(0).standard_normal((1, 2, 9, 7)).astype(np.float32)
     np.testing.assert_array_equal(fs.compile(odd, x.shape, tune=False)(x), fs.compile(plain, x.shape, tune=False)(x))
 
 
@@ -65,21 +79,19 @@ def test_names_that_the_compiler_would_give_are_the_models_own_first():
 
 
 HEIGHT = {4: 10, 8: 12, 16: 23}[compiler.lanes(32)]  # the pool reads past the image, in tiles as they were written
-BEHIND = {
-    "dtype": "float32", "batch": 1, "shape": [2, HEIGHT, 23],
-    "layers": [
-        ["conv", {"out": 5, "kernel": [3, 3], "stride": [1, 1], "padding": [[1, 1], [1, 1]], "dilation": [1, 1],
-                  "groups": 1, "sparsity": 0.2, "bias": True, "activation": None, "dense": False}],
-        ["max", {"kernel": [2, 2], "stride": [2, 2], "padding": [[0, HEIGHT % 2], [0, 1]]}],
-    ],
-}  # fmt: skip
+BEHIND = bench.Network(
+    nn.Sequential(
+        nn.SparseConv2d(2, 5, 3, padding=1, sparsity=0.2, rng=0), nn.MaxPool2d(2, 2, ((0, HEIGHT % 2), (0, 1)))
+    ).eval(), ((2, HEIGHT, 23),),
+)  # fmt: skip
 
 
 @pytest.mark.R7
 def test_what_nobody_has_written_is_found(monkeypatch):
-    assert not bench.failure(BEHIND, 0, 0, "layers")
+    bench.check_layers(BEHIND, np.random.default_rng(0))
     monkeypatch.setattr(Reading, "exchanged", lambda self, spatial: any(map(any, self.padding)))
-    assert "wrong" in bench.failure(BEHIND, 0, 0, "layers", tries=2)
+    with pytest.raises(AssertionError, match="wrong"):
+        bench.check_layers(BEHIND, np.random.default_rng(0))
 
 
 @pytest.mark.R7
@@ -119,12 +131,15 @@ def test_uses_of_an_engine_find_what_they_are_for(use):
 
 
 def test_a_network_that_fails_is_made_smaller():
-    def fails(network):
-        return "wrong" if any(layer[0] == "max" for layer in network["layers"]) else ""
+    def fails(case):
+        layers = bench.random_network(case).model
+        return "wrong" if any(isinstance(layer, nn.MaxPool2d) for layer in layers) else ""
 
-    small = bench.shrunk({**BEHIND, "batch": 33}, fails)
-    one = {"kernel": [1, 1], "stride": [1, 1], "padding": [[0, 0], [0, 0]]}
-    assert small == {"dtype": "float32", "batch": 1, "shape": [1, 1, 1], "layers": [["max", one]]}
+    case = next(case for number in range(99) if fails(case := bench.new_case("layers", SEED, number)))
+    small = bench.random_network(bench.shrunk(case, fails))
+    assert repr(small.model) == repr(nn.Sequential(nn.MaxPool2d(1)))
+    assert (small.shapes, small.batch) == (((1, 1, 1),), 1)
+    assert repr(bench.random_network(case).model) != repr(small.model)
 
 
 def _ran_poisoned(schedule, x, y):

@@ -18,13 +18,14 @@ SEED = 3
 def test_random_graphs(first):
     """Contracts R7 and R8; a longer run is `python -m bench.fuzz_networks --kind graphs`."""
     for number in range(first, first + 50):
-        graph = bench.drawn(SEED, number, "graphs")
-        wrong = bench.failure(graph, SEED, number, "graphs")
-        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(graph)}'"
+        case = bench.new_case("graphs", SEED, number)
+        wrong = bench.failure(case)
+        assert not wrong, f"{wrong}\npython -m bench.fuzz_networks --replay '{json.dumps(case)}'"
 
 
-def test_a_graph_that_fails_is_made_smaller():
-    def fails(graph):
-        return "wrong" if 3 in graph["steps"] else ""
+def test_a_case_is_made_smaller_step_by_step_and_draw_by_draw():
+    def fails(case):
+        return "wrong" if any(step[:2] == [3, 7] for step in case["steps"]) else ""
 
-    assert bench.shrunk({"seed": 5, "steps": list(range(8))}, fails) == {"seed": 5, "steps": [3]}
+    case = {"seed": [5], "steps": [[0, 1, 2], [1, 4], [3, 7, 2], [4]]}
+    assert bench.shrunk(case, fails) == {"seed": [5], "steps": [[0, 0, 0], [3, 7, 0]]}
