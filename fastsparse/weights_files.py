@@ -66,10 +66,11 @@ def load_weights(path: PathLike) -> Weights:
     -------
     dict of str to ndarray or CSR
         float16 and bfloat16 become float32, other types stay. Matrices of floats of which at least half is zero come
-        as `CSR`, and so do those that the file keeps sparse: compressed-tensors' bitmasks (``X.compressed``,
-        ``X.bitmask``, ``X.shape`` give ``X``) and PyTorch's sparse tensors. Masks of ``torch.nn.utils.prune``
-        (``X_orig`` and ``X_mask``) and of parametrizations (``parametrizations.X.original`` and
-        ``parametrizations.X.0.mask``) are applied, and give ``X``. What is no tensor is left out.
+        as `CSR`, and so do those that the file keeps sparse: PyTorch's sparse tensors, and bitmasks of
+        compressed-tensors (``X.compressed``, ``X.bitmask``, ``X.shape`` give ``X.weight``, as in that library). Masks
+        of ``torch.nn.utils.prune`` (``X_orig`` and ``X_mask``) and of parametrizations
+        (``parametrizations.X.original`` and ``parametrizations.X.0.mask``) are applied, and give ``X``. What is no
+        tensor is left out.
 
     Raises
     ------
@@ -507,7 +508,10 @@ def _combined(tensors: Mapping[str, Any]) -> dict[str, Any]:
         stem, _, last = name.rpartition(".")
         parts = [f"{stem}.{part}" for part in ("compressed", "bitmask", "shape")]
         if last == "compressed" and all(part in found for part in parts):
-            found[stem] = _unpacked(stem, *(found.pop(part) for part in parts))
+            weight = stem if stem.rpartition(".")[2] == "weight" else f"{stem}.weight"
+            if weight in found:
+                raise ValueError(f"tensor {weight!r} is stored twice, as a bitmask and dense")
+            found[weight] = _unpacked(stem, *(found.pop(part) for part in parts))
             found.pop(f"{stem}.row_offsets", None)
         elif name.endswith("_orig") and f"{name[:-5]}_mask" in found:
             _mask(found, name, f"{name[:-5]}_mask", name[:-5])

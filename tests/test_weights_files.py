@@ -288,12 +288,17 @@ def bitmask(w):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("written", ["l", "l.weight"])  # the library's writer leaves "weight" out
 @pytest.mark.parametrize("shape", [(12, 20), (3, 16), (5, 1)])
-def test_bitmasks_of_compressed_tensors(tmp_path, shape):
+def test_bitmasks_of_compressed_tensors(tmp_path, shape, written):
     w = pruned(shape)
     w[-1, -1] = 1
-    save_file(bitmask(w), tmp_path / "a")
-    same(fs.load_weights(tmp_path / "a"), {"l.weight": w})
+    parts = {name.replace("l.weight", written): part for name, part in bitmask(w).items()}
+    save_file({**parts, "l.bias": np.ones(3, "f")}, tmp_path / "a")
+    same(fs.load_weights(tmp_path / "a"), {"l.weight": w, "l.bias": np.ones(3, "f")})
+    save_file({**parts, "l.weight": w}, tmp_path / "a")
+    with pytest.raises(fs.FileFormatError, match="is stored twice"):
+        fs.load_weights(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
