@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,9 +195,11 @@ def panel_bytes(samples: int, panels: BlockedPlanes, target: Target) -> int:
 
 def expect_packing(target: Target, *, blocked: bool) -> None:
     """Have the kernels that pack images, and unpack them from batch-blocked arrays, compiled with the next kernel."""
-    packing = [kernels.pack_batch_blocked_kernel, kernels.unpack_batch_blocked_kernel]
-    for kernel in packing if blocked else [kernels.pack_padded_kernel]:
-        kernel.expect(target.bits, target.lanes)
+    if not blocked:
+        kernels.pack_padded_kernel.expect(target.bits, target.lanes)
+        return
+    for pack in (1, 0):
+        kernels.batch_blocked_kernel.expect(pack, target.bits, target.lanes)
 
 
 def pack_blocked(
@@ -208,27 +210,25 @@ def pack_blocked(
     Writes the padding, and zeros in lanes without samples. A third operand of `run` is another number of samples that
     need as many groups.
     """
-    kernel = kernels.pack_batch_blocked_kernel
-    return _blocked(kernel, ("user", "blocked", "samples"), planes, samples, sample_stride, channel_stride, target)
+    return _blocked(1, ("user", "blocked", "samples"), planes, samples, sample_stride, channel_stride, target)
 
 
 def unpack_blocked(
     planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
 ) -> Launch:
     """Batch-blocked -> user[sample, channel, position]; operands blocked, user, and as in `pack_blocked`."""
-    kernel = kernels.unpack_batch_blocked_kernel
-    return _blocked(kernel, ("blocked", "user", "samples"), planes, samples, sample_stride, channel_stride, target)
+    return _blocked(0, ("blocked", "user", "samples"), planes, samples, sample_stride, channel_stride, target)
 
 
 def _blocked(
-    kernel: Any, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
+    packs: int, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
     channel_stride: int, target: Target,
 ) -> Launch:  # fmt: skip
-    h, groups, packs = target.heuristics, -(-samples // target.lanes), kernel is kernels.pack_batch_blocked_kernel
+    h, groups = target.heuristics, -(-samples // target.lanes)
     chunks, padding_starts = _chunks(planes, groups, target, packs)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
-        channels=planes.channels,
+        planes,
         chunks=len(chunks),
         chunk_positions=chunks,
         samples=samples,
@@ -237,24 +237,22 @@ def _blocked(
         nontemporal=h.leaves_cache(samples * planes.channels * planes.positions * target.size),
         blocked_group_stride=planes.group_stride,
         blocked_channel_stride=planes.channel_stride,
-        panel_groups=planes.panel_groups,
         panel_stride=planes.panel_stride or planes.group_stride,
         offsets=planes.offsets if len(planes.offsets) else None,
-        padding_offsets=planes.padding_offsets,
         padding_starts=padding_starts,
     )
     if packs:  # panels are packed whole, with zeros after the samples, for SDDMM
         groups = -(-groups // planes.panel_groups) * planes.panel_groups
     flops = h.pack_flops * groups * target.lanes * planes.channels * planes.positions
     return Launch(
-        kernel(target.bits, target.lanes), arguments, operands, target.loop,
+        kernels.batch_blocked_kernel(packs, target.bits, target.lanes), arguments, operands, target.loop,
         tasks=groups * planes.channels * len(chunks), flops=flops,
         label=("pack" if packs else "unpack", f"{samples}x{planes.channels}x{planes.positions}", "", "batch-blocked"),
     )  # fmt: skip
 
 
 def _chunks(
-    planes: BlockedPlanes, groups: int, target: Target, packs: bool
+    planes: BlockedPlanes, groups: int, target: Target, packs: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Chunks of positions, and the padding that is zeroed with each, as the kernels read them.
 
@@ -371,19 +369,15 @@ def pack_padded(
     """
     arguments = Arguments(
         kernels.PADDED_NCHW,
+        planes,
         channels=channels,
-        rows=planes.rows,
-        row_length=planes.row_length,
         phases=len(planes.firsts),
-        step=planes.step,
         user_image_stride=image_stride,
         user_channel_stride=channel_stride,
         source_offsets=row_sources,
         plane_image_stride=channels * planes.channel_stride,
         plane_channel_stride=planes.channel_stride,
         channel_vectors=planes.channel_stride // target.vector if clear else 0,
-        firsts=planes.firsts,
-        row_offsets=planes.row_offsets,
     )
     flops = 1.0 * images * channels * planes.channel_stride / target.size
     kernel = kernels.pack_padded_kernel(target.bits, target.lanes)

@@ -168,10 +168,8 @@ def prepare(
     shared = Arguments(
         sddmm.ARGUMENTS,
         plan,
+        operator,
         order,
-        groups=operator.groups,
-        blocks=operator.blocks,
-        segments=operator.segments,
         gradients_stride=order.size * target.size,
         block_bases=operator.columns.bases,
         x_batch_stride=x_batch_stride,

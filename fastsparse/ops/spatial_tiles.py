@@ -338,6 +338,7 @@ def prepare(
     chunks = len(starts) - 1
     arguments = Arguments(
         kernels.GATHER,
+        plan,
         channels=channels,
         chunks=chunks,
         chunk_starts=starts,
@@ -346,11 +347,6 @@ def prepare(
         x_channel_stride=x_strides[1],
         y_image_stride=y_strides[0],
         y_channel_stride=y_strides[1],
-        source_offsets=plan.source_offsets,
-        single_sources=plan.single_sources,
-        target_offsets=plan.target_offsets,
-        fill=plan.fill,
-        last_lanes=plan.last_lanes,
     )
     return Launch(
         kernels.gather_vectors_kernel(target.bits, target.lanes), arguments, ("x", "y"), target.loop,

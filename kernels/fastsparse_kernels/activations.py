@@ -147,11 +147,15 @@ def activation_kernel(code: int, bits: int, lanes: int) -> Any:
     return compile_kernel(activation, f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
 
 
-def make_finish(bits: int, lanes: int) -> Callable[..., None]:
+def make_finish(bits: int, lanes: int, sums: int = 0) -> Callable[..., None]:
     """finish(a, acc, at, count, y, low, high, scratch): epilogue of one vector of sums, whose first `count` lanes are y
-    from number `at` on, and the store. `a` has the bias, the activation, or 0; the scratch has room for a vector.
+    from number `at` on, and the store. `a` has the bias, the activation, or 0; the scratch has room for the sums, in
+    whole vectors of `lanes`.
+
+    sums : lanes of acc, where it has not as many as the activation's vectors
     """
-    size = bits // 8
+    size, sums = bits // 8, sums or lanes
+    held = max(sums, lanes)
 
     @inlined_function
     def finish(a, acc, at, count, y, low, high, scratch):  # type: ignore[no-untyped-def]
@@ -159,10 +163,14 @@ def make_finish(bits: int, lanes: int) -> Callable[..., None]:
             acc = simd.add(acc, simd.load_first(acc, a.bias + at * size, count))
         acc = simd.clamp(acc, low, high)
         if a.activation != 0:
-            simd.store(acc, scratch)
-            simd.call(a.activation, scratch, 1)
+            for i in range(0, held, sums):
+                simd.store(acc, scratch + i * size)
+            simd.call(a.activation, scratch, held // lanes)
             acc = simd.load(acc, scratch)
-        simd.store_first(acc, y + at * size, count)
+        if count >= sums:  # masked stores are slow before AVX-512
+            simd.store(acc, y + at * size)
+        else:
+            simd.store_first(acc, y + at * size, count)
 
     return finish
 
@@ -176,8 +184,7 @@ def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
     def activation_array(arguments, slot):  # type: ignore[no-untyped-def]
         a = _activation(arguments)
         like = simd.zeros(1, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             start = task * a.chunk
             count = min(a.chunk, a.count - start)
             x, y = a.x + start * size, a.y + start * size
@@ -187,7 +194,6 @@ def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
             if full < count:
                 z = simd.load_first(like, x + full * size, count - full)
                 simd.store_first(apply(z), y + full * size, count - full)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(activation_array, f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
 
@@ -204,8 +210,7 @@ def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
     def activation_grad(arguments, slot):  # type: ignore[no-untyped-def]
         a = _activation_grad(arguments)
         like = simd.zeros(1, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             start = task * a.chunk
             count = min(a.chunk, a.count - start)
             dy, kept, dz = a.dy + start * size, a.kept + start * size, a.dz + start * size
@@ -217,6 +222,5 @@ def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
                 at, rest = full * size, count - full
                 out = apply(simd.load_first(like, dy + at, rest), simd.load_first(like, kept + at, rest))
                 simd.store_first(out, dz + at, rest)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(activation_grad, f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")

@@ -122,8 +122,7 @@ def attention_kernel(bits: int, lanes: int) -> Any:
         row = a.heads * a.length * size
         kt_row = (a.keys + lanes - 1) // lanes * lanes * size
         p = kt + a.length * kt_row
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             head = task % a.heads * a.length * size
             queries, keys = task // a.heads * a.queries * row + head, task // a.heads * a.keys * row + head
             transpose_keys(a.k + keys, row, a.keys, a.length, kt, kt_row)
@@ -144,6 +143,5 @@ def attention_kernel(bits: int, lanes: int) -> Any:
                 full = count // lanes * lanes
                 softmax_row(p, p, full, count - full)
                 mix(p, a.v + keys, row, count, a.length, a.y + queries + i * row)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(attention, f"attention_f{bits}_v{lanes}")

@@ -314,6 +314,51 @@ def compile_function(function: Callable[..., Any], signature: Any) -> Callable[.
     return dispatcher
 
 
+_BY_BITS = {"real": "float", "column": "int"}  # of as many bits as a builder's key says, in this order
+
+
+def host_signature(text: str, *bits: int) -> Any:
+    """Numba's signature of a function that Python calls, from one in C's notation.
+
+    Types have NumPy's names, `real` and `column` are floats and integers of `bits` bits. Arrays of one axis have a `*`,
+    of two axes `**`; they are C-contiguous, and read-only with `const`.
+    """
+    known = {name: f"{kind}{n}" for (name, kind), n in zip(_kinds_by_bits(text), bits, strict=True)}
+
+    def kind_of(word: str) -> Any:
+        name, axes = word.strip().removeprefix("const ").rstrip("*"), word.count("*")
+        kind = getattr(types, known.get(name, name))
+        return types.Array(kind, axes, "C", readonly="const" in word) if axes else kind
+
+    result, _, parameters = text.rstrip(")").partition("(")
+    return kind_of(result)(*map(kind_of, parameters.split(",")))
+
+
+def _kinds_by_bits(text: str) -> list[tuple[str, str]]:
+    return [(name, kind) for name, kind in _BY_BITS.items() if name in text]
+
+
+host_functions: list[tuple[Any, int]] = []  # builders, and how many numbers of bits their keys have
+
+
+def host_function(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator of a function that Python calls: `f(*bits)` of the result is it, compiled for `host_signature`."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        def build(*bits: int) -> Callable[..., Any]:
+            twin = FunctionType(function.__code__, function.__globals__, function.__name__)
+            twin.__qualname__ = "_".join([function.__name__, *(f"{symbol[0]}{n}" for symbol, n in zip(kinds, bits))])
+            return compile_function(twin, host_signature(signature, *bits))
+
+        kinds = [kind for _, kind in _kinds_by_bits(signature)]
+        build.__module__, build.__qualname__, build.__doc__ = function.__module__, function.__name__, function.__doc__
+        once = compiled_once(build)
+        host_functions.append((once, len(kinds)))
+        return once
+
+    return decorate
+
+
 def _wait_for(function: Callable[..., Any], signature: Any, compiled: Any, run: Callable[[], None]) -> Unit:
     cache = KernelCache(function, signature, _cache_directories(), _write_file)
     with _lock:
@@ -337,7 +382,7 @@ def compiled_once(build: Callable[..., Any]) -> Any:
 
     def vector(key: tuple[Any, ...]) -> int:
         """Bytes of the vectors of a variant."""
-        given = dict(zip(names, key, strict=True))
+        given = dict(zip(names, key, strict=False))
         return int(given.get("bits", 0) * given.get("lanes", 0)) // 8
 
     def build_once(*key: Any) -> Any:

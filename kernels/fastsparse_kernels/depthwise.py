@@ -281,8 +281,7 @@ def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         scratch, blocks = a.scratch + slot * a.scratch_stride, (a.rows + ROWS - 1) // ROWS
         step = (a.rows + blocks - 1) // blocks
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, band, image = _located(task, a.channels, a.bands)
             start, stop = _blocks_of(blocks, band, a.bands)
             weights = _broadcast(simd.zeros(taps, lanes, bits), a.values + channel * taps * size)
@@ -303,7 +302,6 @@ def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
                 block(end - row, a, weights, bias, image_rows, row, residual, (sums, sums), sums_stride, low, high)
                 if a.activation != 0:
                     activate(a, end - row, scratch, at)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(depthwise, f"depthwise_{side}_s{stride}_f{bits}_v{lanes}")
 
@@ -389,8 +387,7 @@ def narrow_kernel(side: int, stride: int, left: int, parts: int, bits: int, lane
         scratch, blocks = a.scratch + slot * a.scratch_stride, (a.rows + ROWS - 1) // ROWS
         step = (a.rows + blocks - 1) // blocks
         groups = (a.channels + parts - 1) // parts
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             group, band, image = _located(task, groups, a.bands)
             start, stop = _blocks_of(blocks, band, a.bands)
             first = group * parts
@@ -411,6 +408,5 @@ def narrow_kernel(side: int, stride: int, left: int, parts: int, bits: int, lane
             if a.activation != 0:
                 at = y + start * step * a.y_row_stride
                 activate(a, min(stop * step, a.rows) - start * step, scratch, (at, at + apart))
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(narrow, f"depthwise_narrow_{side}_s{stride}_p{left}_{parts}_f{bits}_v{lanes}")

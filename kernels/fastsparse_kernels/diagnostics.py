@@ -36,13 +36,11 @@ def peak_kernel(bits: int, lanes: int) -> Any:
 
     def peak(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for _task in simd.tasks(arguments):
             total = simd.zeros(ACCUMULATORS, lanes, bits)
             for _ in range(a.rounds):
                 total = _step(total)
             simd.store(total, a.sink + slot * ACCUMULATORS * vector)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(peak, f"peak_f{bits}_v{lanes}")
 

@@ -57,8 +57,7 @@ def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
         like = simd.zeros(1, lanes, bits)
         length = a.row_length
         full = length // lanes * lanes
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, image = task % a.channels, task // a.channels
             factor = load_gate(a.gate + image * a.gate_image_stride + channel * a.gate_channel_stride)
             x_channel = a.x + image * a.x_image_stride + channel * a.x_channel_stride
@@ -71,6 +70,5 @@ def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
                 if full < length:
                     last = simd.load_first(like, x + full * size, length - full)
                     simd.store_first(multiply(last, factor), y + full * size, length - full)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(gate, f"gate_{('one', 'by_lane')[kind]}_f{bits}_v{lanes}")

@@ -110,8 +110,7 @@ def interpolation_kernel(scale: int, bits: int, lanes: int) -> Any:
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         like = simd.zeros(scale, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, image = task % a.channels, task // a.channels
             x = a.x + a.x_corner + image * a.x_image_stride + channel * a.x_channel_stride
             y = a.y + a.y_corner + image * a.y_image_stride + channel * a.y_channel_stride
@@ -129,7 +128,6 @@ def interpolation_kernel(scale: int, bits: int, lanes: int) -> Any:
                     if a.residual != 0:
                         made = simd.add(made, simd.load_first(like, at + a.residual - a.y, count))
                     simd.store_first(simd.clamp(made, low, high), at, count)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(interpolation, f"interpolation_{scale}_f{bits}_v{lanes}")
 
@@ -157,8 +155,7 @@ def interpolation_batch_blocked_kernel(bits: int, lanes: int) -> Any:
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         like = simd.zeros(1, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, image = task % a.channels, task // a.channels
             x = a.x + a.x_corner + image * a.x_image_stride + channel * a.x_channel_stride
             y = a.y + a.y_corner + image * a.y_image_stride + channel * a.y_channel_stride
@@ -177,6 +174,5 @@ def interpolation_batch_blocked_kernel(bits: int, lanes: int) -> Any:
                     if a.residual != 0:
                         total = simd.add(total, simd.load(like, target + a.residual - a.y))
                     simd.store(simd.clamp(total, low, high), target)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(interpolation, f"interpolation_batch_blocked_f{bits}_v{lanes}")

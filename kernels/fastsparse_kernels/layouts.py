@@ -123,7 +123,8 @@ def make_copy_numbers(bits: int, lanes: int) -> Callable[..., None]:
 # ---------------------------------------------------------------- kernels
 
 
-def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
+@compiled_once
+def batch_blocked_kernel(pack: int, bits: int, lanes: int) -> Any:
     """Packing user -> batch-blocked (`pack` 1) or unpacking batch-blocked -> user (0)."""
     size = bits // 8
     vector = lanes * size
@@ -185,8 +186,7 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
         aligned = (a.user | strides) % vector == 0
         near = a.user_sample_stride % WIDE_SETS_BYTES == 0 and a.user_sample_stride <= NEAR_ROWS_BYTES
         by_buffer = pack == 0 and (aligned if a.nontemporal else near)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, part = task % a.channels, task // a.channels
             chunk, group = part % a.chunks, part // a.chunks
             user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
@@ -207,11 +207,10 @@ def make_batch_blocked(bits: int, lanes: int, pack: int) -> Callable[..., None]:
                 starts = a.padding_starts + chunk * 8
                 for i in range(simd.load_i64(starts), simd.load_i64(starts + 8)):
                     simd.store(zero, plane + simd.load_i64(a.padding_offsets + i * 8))
-            task = simd.fetch_add(a.counter, 1)
         if by_buffer and a.nontemporal:
             simd.store_fence()
 
-    return run
+    return compile_kernel(run, f"{'pack' if pack else 'unpack'}_batch_blocked_f{bits}_v{lanes}")
 
 
 @compiled_once
@@ -250,8 +249,7 @@ def pack_padded_kernel(bits: int, lanes: int) -> Any:
         a = _padded_arguments(arguments)
         zero = simd.zeros(1, lanes, bits)
         phases, step, length = a.phases, a.step, a.row_length
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, image = task % a.channels, task // a.channels
             user = a.user + image * a.user_image_stride + channel * a.user_channel_stride
             planes = a.planes + image * a.plane_image_stride + channel * a.plane_channel_stride
@@ -267,7 +265,6 @@ def pack_padded_kernel(bits: int, lanes: int) -> Any:
                         copy_row(user + source, planes + offset, length)
                     else:
                         copy_phase(user + source, planes + offset, simd.load_i64(a.firsts + phase * 8), length, step)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(run, f"pack_padded_f{bits}_v{lanes}")
 
@@ -278,26 +275,18 @@ def gather_vectors_kernel(bits: int, lanes: int) -> Any:
 
     A tile's halo is, lane by lane, what its neighbours have at one position: one vector, with its lanes permuted.
     """
+    permutes = simd.permutes(lanes, bits, vector_bytes())
 
-    if simd.permutes(lanes, bits, vector_bytes()):
-
-        @inlined_function
-        def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
-            if single < 0x80000000:
-                return simd.permute_bytes(like, x, single, table, other)
-            return simd.gather_bytes(like, x, table, other)
-
-    else:
-
-        @inlined_function
-        def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
-            return simd.gather_bytes(like, x, table, other)
+    @inlined_function
+    def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
+        if permutes and single < 0x80000000:
+            return simd.permute_bytes(like, x, single, table, other)
+        return simd.gather_bytes(like, x, table, other)
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gather_arguments(arguments)
         like = simd.zeros(1, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             channel, part = task % a.channels, task // a.channels
             chunk, image = part % a.chunks, part // a.chunks
             x = a.x + image * a.x_image_stride + channel * a.x_channel_stride
@@ -311,18 +300,5 @@ def gather_vectors_kernel(bits: int, lanes: int) -> Any:
                     simd.store(numbers, target)
                 else:
                     simd.store_first(numbers, target, a.last_lanes)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(run, f"gather_vectors_f{bits}_v{lanes}")
-
-
-@compiled_once
-def pack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
-    """Compiled packing user -> batch-blocked."""
-    return compile_kernel(make_batch_blocked(bits, lanes, 1), f"pack_batch_blocked_f{bits}_v{lanes}")
-
-
-@compiled_once
-def unpack_batch_blocked_kernel(bits: int, lanes: int) -> Any:
-    """Compiled unpacking batch-blocked -> user."""
-    return compile_kernel(make_batch_blocked(bits, lanes, 0), f"unpack_batch_blocked_f{bits}_v{lanes}")

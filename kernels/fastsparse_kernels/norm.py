@@ -237,8 +237,7 @@ def batch_norm_kernel(bits: int, lanes: int, columns: int) -> Any:
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         scratch = a.scratch + slot * a.scratch_stride
         eps = broadcast(one, simd.load_float(64, a.eps))
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             first = task * a.block
             last = min(a.lines, first + a.block)
             start = first * (lanes if columns else a.positions) * size
@@ -254,7 +253,6 @@ def batch_norm_kernel(bits: int, lanes: int, columns: int) -> Any:
                 simd.store(convert(like, scale), target + vector)
                 simd.store(convert(like, multiply_add(lost, scale, read(a, a.beta, line))), target + 2 * vector)
             normalise(a, a.x, a.x + start, a.y + start, first, last, scratch)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(batch_norm, f"batch_norm_{'columns' if columns else 'segments'}_f{bits}_v{lanes}")
 
@@ -291,8 +289,7 @@ def batch_norm_grad_kernel(bits: int, lanes: int, columns: int) -> Any:
         a = _backward(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         eps = broadcast(simd.zeros(1, lanes, 64), simd.load_float(64, a.eps))
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             first = task * a.block
             last = min(a.lines, first + a.block)
             start = first * (lanes if columns else a.positions) * size
@@ -302,7 +299,6 @@ def batch_norm_grad_kernel(bits: int, lanes: int, columns: int) -> Any:
             for line in range(first, last):
                 prepare(a, line, scratch + (line - first) * pitch, eps)
             combine(a, a.dy + start, a.x + start, a.dx + start, first, last, scratch)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(batch_norm_grad, f"batch_norm_grad_{'columns' if columns else 'segments'}_f{bits}_v{lanes}")
 
@@ -331,12 +327,10 @@ def make_over_rows(view: Any, row: Callable[..., None], size: int, lanes: int) -
     def over_rows(arguments, slot):  # type: ignore[no-untyped-def]
         a = view(arguments)
         full = a.columns // lanes * lanes
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             for i in range(task * a.chunk, min(a.rows, (task + 1) * a.chunk)):
                 start = i * a.columns * size
                 row(a, a.x + start, a.y + start, full, a.columns - full)
-            task = simd.fetch_add(a.counter, 1)
 
     return over_rows
 

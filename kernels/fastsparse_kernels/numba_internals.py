@@ -56,6 +56,7 @@ try:
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.descriptors import TargetDescriptor
     from numba.core.dispatcher import Dispatcher
+    from numba.core.imputils import RefType, iternext_impl
     from numba.core.ir_utils import build_definitions
     from numba.core.rewrites import rewrite_registry
     from numba.core.serialize import dumps
@@ -94,12 +95,14 @@ __all__ = [
     "JITCodeLibrary",
     "KernelCFunc",
     "KernelDispatcher",
+    "RefType",
     "assembly",
     "called_by_others",
     "code_identity",
     "config",
     "dumps",
     "global_compiler_lock",
+    "iternext_impl",
     "jitable",
     "kernel_target",
     "llvm_ir",

@@ -47,8 +47,7 @@ def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
         rate = broadcast(like, simd.load_float(bits, a.numbers))
         momentum = broadcast(like, simd.load_float(bits, a.numbers + size))
         decay = broadcast(like, simd.load_float(bits, a.numbers + 2 * size))
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i
                 value = simd.load_first(like, a.value + at, rest)
@@ -58,7 +57,6 @@ def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
                     simd.store_first(velocity, a.velocity + at, rest)
                     step = multiply_add(momentum, velocity, step) if kind == NESTEROV else velocity
                 simd.store_first(multiply_add(rate, step, value), a.value + at, rest)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(sgd, f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}")
 
@@ -82,8 +80,7 @@ def adam_kernel(bits: int, lanes: int) -> Any:
         rate = broadcast(like, simd.load_float(bits, a.numbers + 6 * size))
         decay = broadcast(like, simd.load_float(bits, a.numbers + 7 * size))
         shrink = broadcast(like, simd.load_float(bits, a.numbers + 8 * size))
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i
                 value = simd.load_first(like, a.value + at, rest)
@@ -95,6 +92,5 @@ def adam_kernel(bits: int, lanes: int) -> Any:
                 simd.store_first(second, a.second + at, rest)
                 step = quotient(first, root(second, scale, eps))
                 simd.store_first(multiply_add(rate, step, multiply(value, shrink)), a.value + at, rest)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(adam, f"adam_f{bits}_v{lanes}")

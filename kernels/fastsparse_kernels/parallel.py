@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import simd
-from .compiler import compile_function, compiled_once, kernel_function
+from .compiler import host_function, kernel_function
 from .numba_internals import called_by_others
 from .simd.types import I64
 
@@ -158,29 +158,20 @@ def _run_slot(data, slot):  # type: ignore[no-untyped-def]
 _run_slots = on_threads(_run_slot)
 
 
-@compiled_once
-def run_parallel() -> Callable[[int, int, int, int, int, int, int, int], None]:
-    """The parallel region `(kernel, arguments, words, copies, slots, parallel_for, first, last)`: see `split_tasks` and
-    `on_threads`."""
-
-    def run_parallel(kernel, arguments, words, copies, slots, parallel_for, first, last):  # type: ignore[no-untyped-def]
-        split_tasks(arguments, words, copies, slots, first, last)
-        data = simd.stack_buffer(32)
-        simd.store_i64(kernel, data)
-        simd.store_i64(copies, data + 8)
-        simd.store_i64(words, data + 16)
-        simd.store_i64(slots, data + 24)
-        _run_slots(parallel_for, data, slots)
-
-    return compile_function(run_parallel, types.void(*[types.int64] * 8))
+@host_function("void(int64, int64, int64, int64, int64, int64, int64, int64)")
+def run_parallel(kernel, arguments, words, copies, slots, parallel_for, first, last):  # type: ignore[no-untyped-def]
+    """The parallel region: see `split_tasks` and `on_threads`."""
+    split_tasks(arguments, words, copies, slots, first, last)
+    data = simd.stack_buffer(32)
+    simd.store_i64(kernel, data)
+    simd.store_i64(copies, data + 8)
+    simd.store_i64(words, data + 16)
+    simd.store_i64(slots, data + 24)
+    _run_slots(parallel_for, data, slots)
 
 
-@compiled_once
-def run_serial() -> Callable[[int, int, int, int, int], None]:
-    """The same on the calling thread `(kernel, arguments, words, first, last)`: slot 0, the GIL released."""
-
-    def run_serial(kernel, arguments, words, first, last):  # type: ignore[no-untyped-def]
-        set_tasks(arguments, words, first, last)
-        simd.call(kernel, arguments, 0)
-
-    return compile_function(run_serial, types.void(*[types.int64] * 5))
+@host_function("void(int64, int64, int64, int64, int64)")
+def run_serial(kernel, arguments, words, first, last):  # type: ignore[no-untyped-def]
+    """The same on the calling thread: slot 0, the GIL released."""
+    set_tasks(arguments, words, first, last)
+    simd.call(kernel, arguments, 0)

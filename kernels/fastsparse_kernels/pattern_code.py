@@ -279,8 +279,7 @@ def make_coded_spmm() -> Callable[..., None]:
     def coded_spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             batch, part = task // (a.groups * a.tiles), task % (a.groups * a.tiles)
             group, tile = part % a.groups, part // a.groups
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
@@ -310,7 +309,6 @@ def make_coded_spmm() -> Callable[..., None]:
                     simd.call_code(code, source, weights, a.bias, out, out + residual, sums)
                     sums += CODE_ROWS * _VECTOR
                 segment += _RECORD
-            task = simd.fetch_add(a.counter, 1)
 
     return coded_spmm
 

@@ -272,8 +272,7 @@ def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
     def pool(arguments, slot):  # type: ignore[no-untyped-def]
         a = _nchw_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             group, band = task // a.bands, a.band_rows + task % a.bands * 32
             planes = a.planes - group * lanes
             start, end = simd.load_i64(band) * a.width, simd.load_i64(band + 8) * a.width
@@ -287,7 +286,6 @@ def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
             for part in range(parts):
                 band_part = scratch + a.scratch_y + part * (a.scratch_index - a.scratch_y)
                 scatter(band_part, (a.index if part else a.y) + target, a.y_stride, planes, count)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(pool, f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
 
@@ -304,8 +302,7 @@ def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
         a = _nchw_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         zero = simd.zeros(1, lanes, bits)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             group, band = task // a.bands, a.band_rows + task % a.bands * 32
             planes = a.planes - group * lanes
             low, high = simd.load_i64(band), simd.load_i64(band + 8)
@@ -322,7 +319,6 @@ def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
             windows_grad(a, scratch - start * vector, y, index, low, high, first, last)
             x = a.x + group * lanes * a.x_stride + start * size
             scatter(scratch, x, a.x_stride, planes, elements)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(pool_grad, f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
 
@@ -334,13 +330,11 @@ def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
 
     def pool_batch_blocked(arguments, slot):  # type: ignore[no-untyped-def]
         a = _blocked_arguments(arguments)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             plane, band = task // a.bands, a.band_rows + task % a.bands * 32
             group, channel = plane // a.channels, plane % a.channels
             x = a.x + group * a.x_group_stride + channel * a.x_channel_stride
             y = a.y + group * a.y_group_stride + channel * a.y_channel_stride
             windows(a, x, a.x_offsets, y, a.y_offsets, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(pool_batch_blocked, f"pool_batch_blocked_{_NAMES[kind]}_f{bits}_v{lanes}")

@@ -101,8 +101,7 @@ def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
     def cell(arguments, slot):  # type: ignore[no-untyped-def]
         a = _cell(arguments)
         like, gate = simd.zeros(1, lanes, bits), a.count * size
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             x, u = a.x + task * a.x_stride, a.u + task * a.u_stride
             before, after = a.before + task * a.before_stride, a.after + task * a.after_stride
             h, also = a.h + task * a.h_stride, a.also + task * a.also_stride
@@ -112,6 +111,5 @@ def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
                 store(state, h + at, valid)
                 if a.also != 0:
                     store(state, also + at, valid)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(cell, f"cell_{_NAMES[kind]}_f{bits}_v{lanes}")

@@ -6,6 +6,7 @@ with `lanes(bits)` lanes. Other variants are compiled at first use.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,6 @@ from . import (
     layouts,
     norm,
     optimizers,
-    parallel,
     pattern_code,
     pattern_updates,
     pooling,
@@ -53,8 +53,14 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes)]
 
 
-def _each(kinds: Iterable[int]) -> Callable[[int, int], list[Arguments]]:
-    return lambda bits, lanes: [(kind, bits, lanes) for kind in kinds]
+def _each(kinds: Iterable[int], *, half: bool = False) -> Callable[[int, int], list[Arguments]]:
+    """Of all kinds, with vectors of half the length, too."""
+
+    def arguments(bits: int, lanes: int) -> list[Arguments]:
+        lengths = (lanes, *_half(bits, lanes)) if half else (lanes,)
+        return [(kind, bits, each) for kind in kinds for each in lengths]
+
+    return arguments
 
 
 def _columns(bits: int, lanes: int) -> list[Arguments]:
@@ -75,10 +81,6 @@ def _tiles(bits: int, lanes: int) -> list[Arguments]:
 def _half(bits: int, lanes: int) -> list[int]:
     half = compiler.half_lanes(bits, lanes)
     return [half] if half else []
-
-
-def _both(bits: int, lanes: int) -> list[Arguments]:
-    return [(bits, each) for each in (lanes, *_half(bits, lanes))]
 
 
 def _lookup(bits: int, lanes: int) -> list[Arguments]:
@@ -116,8 +118,7 @@ FAMILIES = (
     Family("streaming sddmm", stream.sddmm_kernel, lambda bits, lanes: [(bits, lanes, 32)]),
     Family("sparse input", spgemm.forward_kernel, _once),
     Family("sparse input gradient", spgemm.gradient_kernel, lambda bits, lanes: [(bits,)]),
-    Family("pack batch-blocked", layouts.pack_batch_blocked_kernel, _both),
-    Family("unpack batch-blocked", layouts.unpack_batch_blocked_kernel, _both),
+    Family("pack and unpack batch-blocked", layouts.batch_blocked_kernel, _each((0, 1), half=True)),
     Family("pack padded NCHW", layouts.pack_padded_kernel, _once),
     Family("gather vectors", layouts.gather_vectors_kernel, _once),
     Family("activation of a tile", activations.activation_kernel, _ACTIVATIONS),
@@ -136,10 +137,7 @@ FAMILIES = (
     Family("interpolation", interpolation.interpolation_kernel, lambda bits, lanes: [(2, bits, lanes)]),
     Family("interpolation of batch-blocked arrays", interpolation.interpolation_batch_blocked_kernel, _once),
     Family("gate", gates.gate_kernel, _each((gates.ONE, gates.BY_LANE))),
-    Family(
-        "recurrent cell", recurrent.cell_kernel,
-        lambda bits, lanes: [(kind, bits, each) for kind in recurrent.KINDS for each in (lanes, *_half(bits, lanes))],
-    ),
+    Family("recurrent cell", recurrent.cell_kernel, _each(recurrent.KINDS, half=True)),
     Family("batch norm", norm.batch_norm_kernel, _columns),
     Family("batch norm gradient", norm.batch_norm_grad_kernel, _columns),
     Family("softmax", softmax.softmax_kernel, _once),
@@ -151,32 +149,17 @@ FAMILIES = (
 
 # Functions that Python calls: launchers, and what builds operators and changes patterns.
 FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
-    (parallel.run_serial, ()),
-    (parallel.run_parallel, ()),
-    (sequence.run_steps_serial, ()),
-    (sequence.run_steps, ()),
-    (sparse_operator.interleave, ()),
-    *((get, ()) for get in (sparse_operator.slice_starts, sparse_operator.slice_columns, sparse_operator.transpose)),
-    *((get, ()) for get in (sparse_operator.lookup_slices, sparse_operator.lookup_columns, sparse_operator.order_rows)),
-    (sparse_operator.find_runs, ()),
+    *((get, bits) for get, keys in compiler.host_functions for bits in itertools.product((32, 64), repeat=keys)),
+    *((sparse_operator.copy_runs, (bits,)) for bits in (32, 64)),
     (pattern_code.write_code, ()),
     *((pattern_code.order_by_columns, (bits,)) for bits in (32, 64)),
-    (sparse_operator.scatter_bfloat16, ()),
-    *((sparse_operator.slice_values, (bits,)) for bits in (32, 64)),
-    *((pattern_updates.path_scores, (bits,)) for bits in (32, 64)),
-    *((sparse_operator.order_nonzeros, (bits,)) for bits in (32, 64)),
-    *((get, (bits,)) for bits in (32, 64) for get in (sparse_operator.gather, sparse_operator.scatter)),
-    *((sparse_operator.copy_runs, (bits,)) for bits in (32, 64)),
-    *((get, (bits,)) for bits in (32, 64) for get in (pattern_updates.zero_indices, pattern_updates.merge)),
-    *((pattern_updates.candidates, (bits, column_bits)) for bits in (32, 64) for column_bits in (32, 64)),
 )
-_LARGE = (64,), (32, 64), (64, 32), (64, 64)  # keys of functions for float64, or for matrices of 2**31 columns and more
 
 
 def usual() -> Iterator[tuple[Any, Arguments]]:
-    """(builder, key) of the variants that most float32 programs use."""
+    """(builder, key) of the variants that most float32 programs use, of matrices of fewer than 2**31 columns."""
     for get, key in FUNCTIONS:
-        if key not in _LARGE and get.__module__ != pattern_updates.__name__:
+        if 64 not in key and get.__module__ != pattern_updates.__name__:
             yield get, key
     yield sequence.sequence_kernel, ()
     for family in FAMILIES:

@@ -119,8 +119,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
 
     def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             part, group = task // a.groups, task % a.groups
             segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
             passes = a.part_passes + part * 16
@@ -134,7 +133,6 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
                     end = simd.load_u32(segments + block * 16 + 16)
                     inputs = x + simd.load_i64(a.block_bases + block * 8)
                     run_entries(a, gradients, entry, end, inputs, y, run, run_end, from_zero)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(sddmm, f"sddmm_f{bits}_v{lanes}")
 
@@ -230,8 +228,7 @@ def sddmm_runs_kernel(bits: int, lanes: int) -> Any:
     def sddmm_runs(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         buffer = a.scratch + slot * a.scratch_stride
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             part, group = task // a.groups, task % a.groups
             segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
             passes = a.part_passes + part * 16
@@ -255,6 +252,5 @@ def sddmm_runs_kernel(bits: int, lanes: int) -> Any:
                         y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
                         from_zero = int(initial and last - 1 == first)
                         run_one(a, gradients, entry, end, x0, x0, y0, y0, buffer, from_zero)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(sddmm_runs, f"sddmm_runs_f{bits}_v{lanes}")

@@ -17,13 +17,10 @@ the slot's tasks, used in turn, so that one is reset while the other counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from numba import types
-
 from . import simd
-from .compiler import compile_function, compile_kernel, compiled_once, kernel_arguments, kernel_function
+from .compiler import compile_kernel, compiled_once, host_function, kernel_arguments, kernel_function
 from .parallel import BETWEEN_YIELDS, PATIENCE, help_with, on_threads, part_start, set_tasks, take_from
 
 STEP_WORDS = 6
@@ -65,12 +62,10 @@ def sequence_kernel() -> Any:
         a = _arguments(arguments)
         steps = a.step_table + slot * a.steps * STEP_BYTES
         patches = a.patch_table + slot * a.patches * 32
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             _patch(patches, a.patches, a.variables, task)
             for i in range(a.steps):
                 _run_step(steps + i * STEP_BYTES)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(sequence, "sequence")
 
@@ -157,25 +152,16 @@ def _share(data, slot):  # type: ignore[no-untyped-def]
 _share_slots = on_threads(_share)
 
 
-@compiled_once
-def run_steps() -> Callable[..., None]:
-    """Steps of a table, shared by workers: (parallel_for, data, slots). See `parallel.on_threads`; data is int64 [10]:
-    step table, first, last, patch tables, patches, variables, task, slots, flags, number of the call, see
-    `share_steps`."""
-
-    def run_steps(parallel_for, data, slots):  # type: ignore[no-untyped-def]
-        _share_slots(parallel_for, data, slots)
-
-    return compile_function(run_steps, types.void(*[types.int64] * 3))
+@host_function("void(int64, int64, int64)")
+def run_steps(parallel_for, data, slots):  # type: ignore[no-untyped-def]
+    """Steps of a table, shared by workers. See `parallel.on_threads`; data is int64 [10]: step table, first, last,
+    patch tables, patches, variables, task, slots, flags, number of the call, see `share_steps`."""
+    _share_slots(parallel_for, data, slots)
 
 
-@compiled_once
-def run_steps_serial() -> Callable[..., None]:
-    """Steps of a table, all on the calling thread: (step table, first, last, patch table, patches, variables, task)."""
-
-    def run_steps_serial(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
-        _patch(patch_table, patches, variables, task)
-        for i in range(first, last):
-            _run_step(table + i * STEP_BYTES)
-
-    return compile_function(run_steps_serial, types.void(*[types.int64] * 7))
+@host_function("void(int64, int64, int64, int64, int64, int64, int64)")
+def run_steps_serial(table, first, last, patch_table, patches, variables, task):  # type: ignore[no-untyped-def]
+    """Steps of a table, all on the calling thread."""
+    _patch(patch_table, patches, variables, task)
+    for i in range(first, last):
+        _run_step(table + i * STEP_BYTES)

@@ -32,13 +32,11 @@ of one. As each chunk has its own order of rows, `sum_index` gives the index of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import types
 
 from . import simd
-from .compiler import compile_function, compiled_once, kernel_function, lanes
+from .compiler import compile_function, compiled_once, host_function, host_signature, kernel_function, lanes
 from .layouts import make_copy_numbers
 
 KINDS = 4
@@ -62,200 +60,187 @@ LOOKUP_VECTORS = 4  # of a step
 LOOKUP_ROWS = LOOKUP_VECTORS * LOOKUP_LANES  # of a slice
 
 
-def make_order_nonzeros() -> Callable[..., int]:
-    """Sort the nonzeros of every (group, block) into entries, by counting; returns the number of entries."""
+@host_function(
+    "int64(const int64*, const column*, int32*, uint32*, int64*, int64*, int32**, uint32**, int64*, uint32*, "
+    "uint32*, uint32*, uint32*, uint32*)"
+)
+def order_nonzeros(  # type: ignore[no-untyped-def]
+    indptr, columns, column_block, column_offset, group_starts, reached, counts, starts, buckets, segments, rows,
+    row_ends, offsets, permutation,
+):  # fmt: skip
+    """Sort the nonzeros of every (group, block) into entries, by counting; returns the number of entries.
 
-    def order_nonzeros(  # type: ignore[no-untyped-def]
-        indptr, columns, column_block, column_offset, group_starts, reached, counts, starts, buckets, segments, rows,
-        row_ends, offsets, permutation,
-    ):  # fmt: skip
-        blocks = counts.shape[1]
-        keys = np.int64(0)  # of each kind, one for each length: entries are sorted by kind, then length
-        for row in range(indptr.shape[0] - 1):
-            for p in range(indptr[row], indptr[row + 1]):
-                counts[row, column_block[columns[p]]] += 1
-            for block in range(blocks):
-                keys = max(keys, np.int64(counts[row, block]) + 1)
+    Scratch : reached, a copy of indptr; counts [M, blocks], zeros; starts [M, blocks]; buckets
+    Written : segments, rows [at least entries], row_ends [at least entries + 1], offsets [nnz], permutation [nnz]
+    """
+    blocks = counts.shape[1]
+    keys = np.int64(0)  # of each kind, one for each length: entries are sorted by kind, then length
+    for row in range(indptr.shape[0] - 1):
+        for p in range(indptr[row], indptr[row + 1]):
+            counts[row, column_block[columns[p]]] += 1
+        for block in range(blocks):
+            keys = max(keys, np.int64(counts[row, block]) + 1)
 
-        nonzero = np.int64(0)
-        row_ends[0] = segments[0] = 0
-        for group in range(group_starts.shape[0] - 1):
-            low, high = group_starts[group], group_starts[group + 1]
-            for block in range(blocks):
-                for key in range(KINDS * keys):
-                    buckets[key] = 0
-                for row in range(low, high):
-                    first, end, length = indptr[row], indptr[row + 1], np.int64(counts[row, block])
-                    own = np.int64(ABSENT)
-                    if length > 0 or (first == end and block == 0):
-                        begins, reached[row] = reached[row] == first, reached[row] + length
-                        ends = reached[row] == end
-                        kind = (ONLY if ends else FIRST) if begins else (LAST if ends else MIDDLE)
-                        own = kind * keys + length
-                        buckets[own] += 1
-                    starts[row, block] = own
-                base = (group * blocks + block) * KINDS
-                entry = before = np.int64(segments[base])
-                for kind in range(KINDS):
-                    for key in range(kind * keys, (kind + 1) * keys):
-                        entry, buckets[key] = entry + buckets[key], entry
-                    segments[base + kind + 1] = entry
-                for row in range(low, high):
-                    own = np.int64(starts[row, block])
-                    if own != ABSENT:
-                        rows[buckets[own]] = row
-                        buckets[own] += 1
-                for i in range(before, entry):
-                    owner = np.int64(rows[i])
-                    starts[owner, block] = nonzero
-                    nonzero += counts[owner, block]
-                    row_ends[i + 1] = nonzero
+    nonzero = np.int64(0)
+    row_ends[0] = segments[0] = 0
+    for group in range(group_starts.shape[0] - 1):
+        low, high = group_starts[group], group_starts[group + 1]
+        for block in range(blocks):
+            for key in range(KINDS * keys):
+                buckets[key] = 0
+            for row in range(low, high):
+                first, end, length = indptr[row], indptr[row + 1], np.int64(counts[row, block])
+                own = np.int64(ABSENT)
+                if length > 0 or (first == end and block == 0):
+                    begins, reached[row] = reached[row] == first, reached[row] + length
+                    ends = reached[row] == end
+                    kind = (ONLY if ends else FIRST) if begins else (LAST if ends else MIDDLE)
+                    own = kind * keys + length
+                    buckets[own] += 1
+                starts[row, block] = own
+            base = (group * blocks + block) * KINDS
+            entry = before = np.int64(segments[base])
+            for kind in range(KINDS):
+                for key in range(kind * keys, (kind + 1) * keys):
+                    entry, buckets[key] = entry + buckets[key], entry
+                segments[base + kind + 1] = entry
+            for row in range(low, high):
+                own = np.int64(starts[row, block])
+                if own != ABSENT:
+                    rows[buckets[own]] = row
+                    buckets[own] += 1
+            for i in range(before, entry):
+                owner = np.int64(rows[i])
+                starts[owner, block] = nonzero
+                nonzero += counts[owner, block]
+                row_ends[i + 1] = nonzero
 
-        for row in range(indptr.shape[0] - 1):
-            for p in range(indptr[row], indptr[row + 1]):
-                column = columns[p]
-                block = column_block[column]
-                at = starts[row, block]
-                starts[row, block] = at + 1
-                offsets[at] = column_offset[column]
-                permutation[at] = p
-        return np.int64(segments[segments.shape[0] - 1])
-
-    return order_nonzeros
+    for row in range(indptr.shape[0] - 1):
+        for p in range(indptr[row], indptr[row + 1]):
+            column = columns[p]
+            block = column_block[column]
+            at = starts[row, block]
+            starts[row, block] = at + 1
+            offsets[at] = column_offset[column]
+            permutation[at] = p
+    return np.int64(segments[segments.shape[0] - 1])
 
 
-def make_interleave() -> Callable[..., None]:
+@host_function("void(uint32*, uint32*, uint32*, uint32*, uint32*, uint32*)")
+def interleave(segments, row_ends, offsets, permutation, new_offsets, new_permutation):  # type: ignore[no-untyped-def]
     """Interleave the nonzeros of every four entries of a kind, as many as the shortest has, then append each one's
     rest. Entries left over keep their order.
     """
-
-    def interleave(segments, row_ends, offsets, permutation, new_offsets, new_permutation):  # type: ignore[no-untyped-def]
-        at = np.int64(0)
-        for segment in range(segments.shape[0] - 1):
-            entry, end = np.int64(segments[segment]), np.int64(segments[segment + 1])
-            while entry < end:
-                rows = ROW_UNROLL if entry + ROW_UNROLL <= end else 1
-                shortest = np.int64(row_ends[entry + 1]) - np.int64(row_ends[entry])
+    at = np.int64(0)
+    for segment in range(segments.shape[0] - 1):
+        entry, end = np.int64(segments[segment]), np.int64(segments[segment + 1])
+        while entry < end:
+            rows = ROW_UNROLL if entry + ROW_UNROLL <= end else 1
+            shortest = np.int64(row_ends[entry + 1]) - np.int64(row_ends[entry])
+            for i in range(entry, entry + rows):
+                shortest = min(shortest, np.int64(row_ends[i + 1]) - np.int64(row_ends[i]))
+            for step in range(shortest):
                 for i in range(entry, entry + rows):
-                    shortest = min(shortest, np.int64(row_ends[i + 1]) - np.int64(row_ends[i]))
-                for step in range(shortest):
-                    for i in range(entry, entry + rows):
-                        new_offsets[at] = offsets[row_ends[i] + step]
-                        new_permutation[at] = permutation[row_ends[i] + step]
-                        at += 1
-                for i in range(entry, entry + rows):
-                    for p in range(row_ends[i] + shortest, row_ends[i + 1]):
-                        new_offsets[at] = offsets[p]
-                        new_permutation[at] = permutation[p]
-                        at += 1
-                entry += rows
-
-    return interleave
+                    new_offsets[at] = offsets[row_ends[i] + step]
+                    new_permutation[at] = permutation[row_ends[i] + step]
+                    at += 1
+            for i in range(entry, entry + rows):
+                for p in range(row_ends[i] + shortest, row_ends[i + 1]):
+                    new_offsets[at] = offsets[p]
+                    new_permutation[at] = permutation[p]
+                    at += 1
+            entry += rows
 
 
-def make_order_rows() -> Callable[..., None]:
+@host_function("void(const int64*, const uint32*, int64**, int64*, uint32*, int64*, uint32*, uint32*)")
+def order_rows(indptr, columns, bounds, buckets, order, starts, out, permutation):  # type: ignore[no-untyped-def]
     """Sort the rows of every chunk by length; rows order[first] to order[last - 1] are the rows first to last of one.
 
     bounds : [chunks, 4], as in `stream.py`
     starts, out : row starts and columns of the matrix in this order
     permutation : index in the CSR of each of its nonzeros
     """
-
-    def order_rows(indptr, columns, bounds, buckets, order, starts, out, permutation):  # type: ignore[no-untyped-def]
-        at = np.int64(0)
-        starts[0] = 0
-        for chunk in range(bounds.shape[0]):
-            first, last, longest = bounds[chunk, 0], bounds[chunk, 1], 0
-            if bounds[chunk, 2] > 0:  # another tile of the same row
-                continue
-            for row in range(first, last):
-                longest = max(longest, indptr[row + 1] - indptr[row])
-            buckets[: longest + 2] = 0
-            for row in range(first, last):
-                buckets[indptr[row + 1] - indptr[row] + 1] += 1
-            for length in range(longest + 1):
-                buckets[length + 1] += buckets[length]
-            for row in range(first, last):
-                length = indptr[row + 1] - indptr[row]
-                order[first + buckets[length]] = row
-                buckets[length] += 1
-            for i in range(first, last):
-                source = np.int64(order[i])
-                for p in range(indptr[source], indptr[source + 1]):
-                    out[at] = columns[p]
-                    permutation[at] = p
-                    at += 1
-                starts[i + 1] = at
-
-    return order_rows
+    at = np.int64(0)
+    starts[0] = 0
+    for chunk in range(bounds.shape[0]):
+        first, last, longest = bounds[chunk, 0], bounds[chunk, 1], 0
+        if bounds[chunk, 2] > 0:  # another tile of the same row
+            continue
+        for row in range(first, last):
+            longest = max(longest, indptr[row + 1] - indptr[row])
+        buckets[: longest + 2] = 0
+        for row in range(first, last):
+            buckets[indptr[row + 1] - indptr[row] + 1] += 1
+        for length in range(longest + 1):
+            buckets[length + 1] += buckets[length]
+        for row in range(first, last):
+            length = indptr[row + 1] - indptr[row]
+            order[first + buckets[length]] = row
+            buckets[length] += 1
+        for i in range(first, last):
+            source = np.int64(order[i])
+            for p in range(indptr[source], indptr[source + 1]):
+                out[at] = columns[p]
+                permutation[at] = p
+                at += 1
+            starts[i + 1] = at
 
 
-def make_gather() -> Callable[..., None]:
+@host_function("void(const real*, const uint32*, real*)")
+def gather(values, indices, out):  # type: ignore[no-untyped-def]
     """out[i] = values[indices[i]]."""
-
-    def gather(values, indices, out):  # type: ignore[no-untyped-def]
-        for i in range(indices.shape[0]):
-            out[i] = values[indices[i]]
-
-    return gather
+    for i in range(indices.shape[0]):
+        out[i] = values[indices[i]]
 
 
-def make_scatter() -> Callable[..., None]:
+@host_function("void(const real*, const uint32*, real*)")
+def scatter(values, indices, out):  # type: ignore[no-untyped-def]
     """out[indices[i]] = values[i]."""
-
-    def scatter(values, indices, out):  # type: ignore[no-untyped-def]
-        for i in range(indices.shape[0]):
-            out[indices[i]] = values[i]
-
-    return scatter
+    for i in range(indices.shape[0]):
+        out[indices[i]] = values[i]
 
 
-def make_scatter_bfloat16() -> Callable[..., int]:
+@host_function("int64(const uint32*, const uint32*, uint16*)")
+def scatter_bfloat16(values, indices, out):  # type: ignore[no-untyped-def]
     """out[indices[i]] = values[i] in 16 bits, with the values of two vectors of a lookup in the halves of one.
 
     Returns how many are written: all of them, or those before the first one that is no bfloat16 number.
     """
-
-    def scatter_bfloat16(values, indices, out):  # type: ignore[no-untyped-def]
-        for i in range(indices.shape[0]):
-            if values[i] & 0xFFFF:
-                return i
-            index = indices[i]
-            pair, second, lane = index & ~31, (index >> 4) & 1, index & 15
-            out[pair + 2 * lane + second] = values[i] >> 16
-        return indices.shape[0]
-
-    return scatter_bfloat16
+    for i in range(indices.shape[0]):
+        if values[i] & 0xFFFF:
+            return i
+        index = indices[i]
+        pair, second, lane = index & ~31, (index >> 4) & 1, index & 15
+        out[pair + 2 * lane + second] = values[i] >> 16
+    return indices.shape[0]
 
 
-def make_find_runs() -> Callable[..., int]:
+@host_function("int64(const uint32*, uint32**)")
+def find_runs(indices, runs):  # type: ignore[no-untyped-def]
     """Cut indices into runs of consecutive ones: (first index, where it stands), then (0, number of indices).
 
     Returns the number of runs; 0 where `runs` has no room for them.
     """
-
-    def find_runs(indices, runs):  # type: ignore[no-untyped-def]
-        count, expected = 0, np.int64(-1)
-        for i in range(indices.shape[0]):
-            index = np.int64(indices[i])
-            if index != expected:
-                if count == runs.shape[0] - 1:
-                    return 0
-                runs[count, 0], runs[count, 1] = index, i
-                count += 1
-            expected = index + 1
-        runs[count, 0], runs[count, 1] = 0, indices.shape[0]
-        return count
-
-    return find_runs
+    count, expected = 0, np.int64(-1)
+    for i in range(indices.shape[0]):
+        index = np.int64(indices[i])
+        if index != expected:
+            if count == runs.shape[0] - 1:
+                return 0
+            runs[count, 0], runs[count, 1] = index, i
+            count += 1
+        expected = index + 1
+    runs[count, 0], runs[count, 1] = 0, indices.shape[0]
+    return count
 
 
-def make_copy_runs(bits: int, vector_lanes: int) -> Callable[..., None]:
+@compiled_once
+def copy_runs(bits: int) -> Callable[..., None]:
     """out[i] = values[indices[i]] by runs of consecutive indices, of `find_runs`.
 
     Vectors are copied whole, what one of them writes behind its run is written again by the next run.
     """
-    size = bits // 8
+    size, vector_lanes = bits // 8, lanes(bits)
     vector = vector_lanes * size
     copy_numbers = make_copy_numbers(bits, vector_lanes)
 
@@ -276,7 +261,8 @@ def make_copy_runs(bits: int, vector_lanes: int) -> Callable[..., None]:
                 copy_numbers(source, target, stop - at)
             at = stop
 
-    return copy_runs
+    copy_runs.__qualname__ = f"copy_runs_f{bits}"
+    return compile_function(copy_runs, host_signature("void(const real*, uint32**, real*)", bits))
 
 
 @kernel_function
@@ -285,43 +271,40 @@ def _slice_rank(sum_index, row):  # type: ignore[no-untyped-def]
     return row // SLICE_ORDER_ROWS * SLICE_ORDER_ROWS + sum_index[row] if sum_index.shape[0] else row
 
 
-def make_slice_starts() -> Callable[..., None]:
+@host_function("void(const int64*, int64, int64*, uint16*, int64*)")
+def slice_starts(indptr, lanes, buckets, sum_index, starts):  # type: ignore[no-untyped-def]
     """Number of vectors before each slice. With buckets, rows are sorted by falling length and `sum_index` is written.
 
     A counting sort in each window of SLICE_ORDER_ROWS, of rows of one length in their own order.
     """
-
-    def slice_starts(indptr, lanes, buckets, sum_index, starts):  # type: ignore[no-untyped-def]
-        rows, slices = indptr.shape[0] - 1, starts.shape[0] - 1
-        starts[:] = 0
-        for window in range(0, slices * lanes, SLICE_ORDER_ROWS):
-            stop, longest = min(window + SLICE_ORDER_ROWS, rows), 0
-            if buckets.shape[0] == 0:
-                for row in range(window, stop):
-                    at = row // lanes + 1
-                    starts[at] = max(starts[at], indptr[row + 1] - indptr[row])
-                continue
+    rows, slices = indptr.shape[0] - 1, starts.shape[0] - 1
+    starts[:] = 0
+    for window in range(0, slices * lanes, SLICE_ORDER_ROWS):
+        stop, longest = min(window + SLICE_ORDER_ROWS, rows), 0
+        if buckets.shape[0] == 0:
             for row in range(window, stop):
-                longest = max(longest, indptr[row + 1] - indptr[row])
-            buckets[: longest + 1] = 0
-            for row in range(window, stop):
-                buckets[indptr[row + 1] - indptr[row]] += 1
-            before = 0
-            for length in range(longest, -1, -1):
-                before, buckets[length] = before + buckets[length], before
-            for row in range(window, stop):
-                length = indptr[row + 1] - indptr[row]
-                rank = buckets[length]
-                buckets[length] += 1
-                sum_index[row] = rank
-                if rank % lanes == 0:
-                    starts[(window + rank) // lanes + 1] = length
-            for row in range(stop, min(window + SLICE_ORDER_ROWS, slices * lanes)):  # rows that do not exist
-                sum_index[row] = row - window
-        for i in range(slices):
-            starts[i + 1] += starts[i]
-
-    return slice_starts
+                at = row // lanes + 1
+                starts[at] = max(starts[at], indptr[row + 1] - indptr[row])
+            continue
+        for row in range(window, stop):
+            longest = max(longest, indptr[row + 1] - indptr[row])
+        buckets[: longest + 1] = 0
+        for row in range(window, stop):
+            buckets[indptr[row + 1] - indptr[row]] += 1
+        before = 0
+        for length in range(longest, -1, -1):
+            before, buckets[length] = before + buckets[length], before
+        for row in range(window, stop):
+            length = indptr[row + 1] - indptr[row]
+            rank = buckets[length]
+            buckets[length] += 1
+            sum_index[row] = rank
+            if rank % lanes == 0:
+                starts[(window + rank) // lanes + 1] = length
+        for row in range(stop, min(window + SLICE_ORDER_ROWS, slices * lanes)):  # rows that do not exist
+            sum_index[row] = row - window
+    for i in range(slices):
+        starts[i + 1] += starts[i]
 
 
 @kernel_function
@@ -338,53 +321,51 @@ def _is_run(indptr, columns, row, rows):  # type: ignore[no-untyped-def]
     return True
 
 
-def make_slice_columns() -> Callable[..., int]:
+@host_function("int64(const int64*, const uint32*, uint16*, int64, int64*, int64*, uint32*, uint16*)")
+def slice_columns(indptr, columns, sum_index, lanes, starts, column_starts, out, masks):  # type: ignore[no-untyped-def]
     """Write columns and masks of slices; returns how many columns there are.
 
     A slice whose vectors are runs, of columns that rise by one from lane to lane, has the first column of each vector
     only. Slices of sorted rows are not looked at.
     """
-
-    def slice_columns(indptr, columns, sum_index, lanes, starts, column_starts, out, masks):  # type: ignore[no-untyped-def]
-        rows, at = indptr.shape[0] - 1, 0
-        for i in range(starts.shape[0] - 1):
-            column_starts[i] = at
-            row = i * lanes
-            run = sum_index.shape[0] == 0 and _is_run(indptr, columns, row, min(lanes, rows - row))
-            at += (starts[i + 1] - starts[i]) * (1 if run else lanes)
-        column_starts[starts.shape[0] - 1] = at
-        for row in range(rows):
-            rank = _slice_rank(sum_index, row)
-            i, lane = rank // lanes, rank % lanes
-            bit, run = np.uint16(1 << lane), column_starts[i + 1] - column_starts[i] == starts[i + 1] - starts[i]
-            at, step = column_starts[i] + lane, lanes
-            if run:
-                at, step = column_starts[i], 1
-            for p in range(indptr[row], indptr[row + 1]):
-                masks[starts[i] + p - indptr[row]] |= bit
-                if lane == 0 or not run:
-                    out[at] = columns[p]
-                at += step
-        return column_starts[starts.shape[0] - 1]
-
-    return slice_columns
+    rows, at = indptr.shape[0] - 1, 0
+    for i in range(starts.shape[0] - 1):
+        column_starts[i] = at
+        row = i * lanes
+        run = sum_index.shape[0] == 0 and _is_run(indptr, columns, row, min(lanes, rows - row))
+        at += (starts[i + 1] - starts[i]) * (1 if run else lanes)
+    column_starts[starts.shape[0] - 1] = at
+    for row in range(rows):
+        rank = _slice_rank(sum_index, row)
+        i, lane = rank // lanes, rank % lanes
+        bit, run = np.uint16(1 << lane), column_starts[i + 1] - column_starts[i] == starts[i + 1] - starts[i]
+        at, step = column_starts[i] + lane, lanes
+        if run:
+            at, step = column_starts[i], 1
+        for p in range(indptr[row], indptr[row + 1]):
+            masks[starts[i] + p - indptr[row]] |= bit
+            if lane == 0 or not run:
+                out[at] = columns[p]
+            at += step
+    return column_starts[starts.shape[0] - 1]
 
 
-def make_slice_values() -> Callable[..., None]:
+@host_function("void(const int64*, const real*, uint16*, int64, int64*, real*)")
+def slice_values(indptr, values, sum_index, lanes, starts, out):  # type: ignore[no-untyped-def]
     """Write values of slices: nonzero n of a row goes to vector n of its slice, to the row's lane."""
-
-    def slice_values(indptr, values, sum_index, lanes, starts, out):  # type: ignore[no-untyped-def]
-        for row in range(indptr.shape[0] - 1):
-            rank = _slice_rank(sum_index, row)
-            at = starts[rank // lanes] * lanes + rank % lanes
-            for p in range(indptr[row], indptr[row + 1]):
-                out[at] = values[p]
-                at += lanes
-
-    return slice_values
+    for row in range(indptr.shape[0] - 1):
+        rank = _slice_rank(sum_index, row)
+        at = starts[rank // lanes] * lanes + rank % lanes
+        for p in range(indptr[row], indptr[row + 1]):
+            out[at] = values[p]
+            at += lanes
 
 
-def make_lookup_slices() -> Callable[..., None]:
+@host_function("void(const int64*, const uint32*, int64*, uint8**, int64*, uint16*, uint8*, int64*, int64*, int64*)")
+def lookup_slices(  # type: ignore[no-untyped-def]
+    indptr, columns, group_starts, counts, buckets, sum_index, step_counts, first_steps, slice_starts,
+    step_starts,
+):  # fmt: skip
     """Sort the rows of each group and chunk by their nonzeros there and cut them into slices.
 
     counts, buckets : work, [chunks + 1, rows of the widest group] and [LOOKUP_CHUNK + 2]
@@ -392,238 +373,83 @@ def make_lookup_slices() -> Callable[..., None]:
     first_steps : [slices], in the order of step_counts, number of the slice's first step
     slice_starts, step_starts : [groups + 1], slices and steps of groups before
     """
-
-    def lookup_slices(  # type: ignore[no-untyped-def]
-        indptr, columns, group_starts, counts, buckets, sum_index, step_counts, first_steps, slice_starts,
-        step_starts,
-    ):  # fmt: skip
-        chunks = counts.shape[0] - 1
-        ordered = counts[chunks]
-        at = step = np.int64(0)
-        slice_starts[0] = step_starts[0] = 0
-        for group in range(group_starts.shape[0] - 1):
-            first, stop = group_starts[group], group_starts[group + 1]
-            slices = (stop - first + LOOKUP_ROWS - 1) // LOOKUP_ROWS
-            rows = slices * LOOKUP_ROWS
-            for chunk in range(chunks):
-                counts[chunk, :rows] = 0
-            for row in range(first, stop):
-                for p in range(indptr[row], indptr[row + 1]):
-                    counts[columns[p] // LOOKUP_CHUNK, row - first] += 1
-            for chunk in range(chunks):
-                buckets[:] = 0
-                for row in range(rows):
-                    buckets[counts[chunk, row] + 1] += 1
-                for count in range(LOOKUP_CHUNK + 1):
-                    buckets[count + 1] += buckets[count]
-                for row in range(rows):
-                    count = counts[chunk, row]
-                    rank = buckets[count]
-                    buckets[count] += 1
-                    ordered[rank] = count
-                    part = row // LOOKUP_LANES * chunks + chunk
-                    sum_index[at * LOOKUP_ROWS + part * LOOKUP_LANES + row % LOOKUP_LANES] = rank
-                for i in range(slices):
-                    count = ordered[(i + 1) * LOOKUP_ROWS - 1]
-                    step_counts[at + chunk * slices + i] = count
-                    first_steps[at + chunk * slices + i] = step
-                    step += np.int64(count)
-            at += slices * chunks
-            slice_starts[group + 1], step_starts[group + 1] = at, step
-
-    return lookup_slices
-
-
-def make_lookup_columns() -> Callable[..., None]:
-    """Write columns of lookups, counted within their chunks, and the order of the values: where each nonzero goes."""
-
-    def lookup_columns(  # type: ignore[no-untyped-def]
-        indptr, columns, group_starts, chunks, sum_index, first_steps, slice_starts, out, order
-    ):
-        for group in range(group_starts.shape[0] - 1):
-            first, before = group_starts[group], slice_starts[group]
-            slices = (slice_starts[group + 1] - before) // chunks
-            for row in range(first, group_starts[group + 1]):
-                rank = row - first
-                index = before * LOOKUP_ROWS + rank // LOOKUP_LANES * chunks * LOOKUP_LANES + rank % LOOKUP_LANES
-                previous, at, column = np.int64(-1), np.int64(0), np.int64(0)
-                for p in range(indptr[row], indptr[row + 1]):
-                    chunk = np.int64(columns[p]) // LOOKUP_CHUNK
-                    if chunk != previous:
-                        rank, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
-                        step = first_steps[before + chunk * slices + rank // LOOKUP_ROWS]
-                        at = step * LOOKUP_ROWS + rank % LOOKUP_ROWS
-                        vector, lane = rank % LOOKUP_ROWS // LOOKUP_LANES, rank % LOOKUP_LANES
-                        column = step * LOOKUP_ROWS + lane * LOOKUP_VECTORS + vector
-                    out[column] = columns[p] % LOOKUP_CHUNK
-                    order[p] = at
-                    at += LOOKUP_ROWS
-                    column += LOOKUP_ROWS
-
-    return lookup_columns
-
-
-def make_transpose() -> Callable[..., None]:
-    """Counting sort by columns. starts : int64 [columns + 1], zeros; written are row starts of the transposed pattern,
-    its columns, and the index of each nonzero's value.
-    """
-
-    def transpose(indptr, columns, starts, rows, permutation):  # type: ignore[no-untyped-def]
-        for p in range(columns.shape[0]):
-            starts[columns[p] + 1] += 1
-        for column in range(starts.shape[0] - 1):
-            starts[column + 1] += starts[column]
-        for row in range(indptr.shape[0] - 1):
+    chunks = counts.shape[0] - 1
+    ordered = counts[chunks]
+    at = step = np.int64(0)
+    slice_starts[0] = step_starts[0] = 0
+    for group in range(group_starts.shape[0] - 1):
+        first, stop = group_starts[group], group_starts[group + 1]
+        slices = (stop - first + LOOKUP_ROWS - 1) // LOOKUP_ROWS
+        rows = slices * LOOKUP_ROWS
+        for chunk in range(chunks):
+            counts[chunk, :rows] = 0
+        for row in range(first, stop):
             for p in range(indptr[row], indptr[row + 1]):
-                column = columns[p]
-                at = starts[column]
-                starts[column] = at + 1
-                rows[at] = row
-                permutation[at] = p
-        for column in range(starts.shape[0] - 1, 0, -1):
-            starts[column] = starts[column - 1]
-        starts[0] = 0
+                counts[columns[p] // LOOKUP_CHUNK, row - first] += 1
+        for chunk in range(chunks):
+            buckets[:] = 0
+            for row in range(rows):
+                buckets[counts[chunk, row] + 1] += 1
+            for count in range(LOOKUP_CHUNK + 1):
+                buckets[count + 1] += buckets[count]
+            for row in range(rows):
+                count = counts[chunk, row]
+                rank = buckets[count]
+                buckets[count] += 1
+                ordered[rank] = count
+                part = row // LOOKUP_LANES * chunks + chunk
+                sum_index[at * LOOKUP_ROWS + part * LOOKUP_LANES + row % LOOKUP_LANES] = rank
+            for i in range(slices):
+                count = ordered[(i + 1) * LOOKUP_ROWS - 1]
+                step_counts[at + chunk * slices + i] = count
+                first_steps[at + chunk * slices + i] = step
+                step += np.int64(count)
+        at += slices * chunks
+        slice_starts[group + 1], step_starts[group + 1] = at, step
 
-    return transpose
+
+@host_function("void(const int64*, const uint32*, int64*, int64, uint16*, int64*, int64*, uint8*, uint32*)")
+def lookup_columns(  # type: ignore[no-untyped-def]
+    indptr, columns, group_starts, chunks, sum_index, first_steps, slice_starts, out, order
+):
+    """Write columns of lookups, counted within their chunks, and the order of the values: where each nonzero goes."""
+    for group in range(group_starts.shape[0] - 1):
+        first, before = group_starts[group], slice_starts[group]
+        slices = (slice_starts[group + 1] - before) // chunks
+        for row in range(first, group_starts[group + 1]):
+            rank = row - first
+            index = before * LOOKUP_ROWS + rank // LOOKUP_LANES * chunks * LOOKUP_LANES + rank % LOOKUP_LANES
+            previous, at, column = np.int64(-1), np.int64(0), np.int64(0)
+            for p in range(indptr[row], indptr[row + 1]):
+                chunk = np.int64(columns[p]) // LOOKUP_CHUNK
+                if chunk != previous:
+                    rank, previous = np.int64(sum_index[index + chunk * LOOKUP_LANES]), chunk
+                    step = first_steps[before + chunk * slices + rank // LOOKUP_ROWS]
+                    at = step * LOOKUP_ROWS + rank % LOOKUP_ROWS
+                    vector, lane = rank % LOOKUP_ROWS // LOOKUP_LANES, rank % LOOKUP_LANES
+                    column = step * LOOKUP_ROWS + lane * LOOKUP_VECTORS + vector
+                out[column] = columns[p] % LOOKUP_CHUNK
+                order[p] = at
+                at += LOOKUP_ROWS
+                column += LOOKUP_ROWS
 
 
-def _array(kind: Any, axes: int = 1) -> Any:
-    return types.Array(kind, axes, "C")
-
-
-def _structure(kind: Any) -> Any:
-    """A pattern's own array, which is read-only."""
-    return types.Array(kind, 1, "C", readonly=True)
-
-
-@compiled_once
-def order_nonzeros(column_bits: int) -> Callable[..., int]:
-    """Pack a structure, see `make_order_nonzeros`; arrays are a caller's to allocate, int64 where nothing is said.
-
-    Read: (indptr, columns int32/int64, column_block int32, column_offset uint32, group_starts). Scratch: (reached,
-    a copy of indptr; counts int32 [M, blocks], zeros; starts uint32 [M, blocks]; buckets). Written, uint32: (segments,
-    rows [at least entries], row_ends [at least entries + 1], offsets [nnz], permutation [nnz]).
+@host_function("void(const int64*, const uint32*, int64*, int32*, uint32*)")
+def transpose(indptr, columns, starts, rows, permutation):  # type: ignore[no-untyped-def]
+    """Counting sort by columns. starts : [columns + 1], zeros; written are row starts of the transposed pattern, its
+    columns, and the index of each nonzero's value.
     """
-    i32, i64, u32 = _array(types.int32), _array(types.int64), _array(types.uint32)
-    indptr, columns = _structure(types.int64), _structure(types.int32 if column_bits == 32 else types.int64)
-    counts, starts = _array(types.int32, 2), _array(types.uint32, 2)
-    signature = types.int64(indptr, columns, i32, u32, i64, i64, counts, starts, i64, *[u32] * 5)
-    function = make_order_nonzeros()
-    function.__qualname__ = f"order_nonzeros_{column_bits}"
-    return compile_function(function, signature)
-
-
-@compiled_once
-def interleave() -> Callable[..., None]:
-    """(segments, row_ends, offsets, permutation, new_offsets, new_permutation uint32): see `make_interleave`."""
-    return compile_function(make_interleave(), types.void(*[_array(types.uint32)] * 6))
-
-
-@compiled_once
-def order_rows() -> Callable[..., None]:
-    """(indptr int64, columns uint32, bounds, buckets int64, order uint32, starts int64, out, permutation uint32):
-    see `make_order_rows`."""
-    i64, items, u32 = types.int64, _array(types.int64), _array(types.uint32)
-    signature = types.void(_structure(i64), _structure(types.uint32), _array(i64, 2), items, u32, items, u32, u32)
-    return compile_function(make_order_rows(), signature)
-
-
-@compiled_once
-def gather(bits: int) -> Callable[..., None]:
-    """(values float, indices uint32, out float): see `make_gather`."""
-    return _compiled_move(make_gather(), f"gather_f{bits}", bits)
-
-
-@compiled_once
-def scatter(bits: int) -> Callable[..., None]:
-    """(values float, indices uint32, out float): see `make_scatter`."""
-    return _compiled_move(make_scatter(), f"scatter_f{bits}", bits)
-
-
-@compiled_once
-def scatter_bfloat16() -> Callable[..., int]:
-    """(values: bits of float32, uint32, indices uint32, out uint16): see `make_scatter_bfloat16`."""
-    u32 = _structure(types.uint32)
-    return compile_function(make_scatter_bfloat16(), types.int64(u32, u32, _array(types.uint16)))
-
-
-@compiled_once
-def find_runs() -> Callable[..., int]:
-    """(indices uint32, runs uint32 [at least 1, 2]): see `make_find_runs`."""
-    return compile_function(make_find_runs(), types.int64(_structure(types.uint32), _array(types.uint32, 2)))
-
-
-@compiled_once
-def copy_runs(bits: int) -> Callable[..., None]:
-    """(values float, runs uint32 [runs + 1, 2], out float): see `make_copy_runs`."""
-    number, function = types.float32 if bits == 32 else types.float64, make_copy_runs(bits, lanes(bits))
-    function.__qualname__ = f"copy_runs_f{bits}"
-    return compile_function(function, types.void(_structure(number), _array(types.uint32, 2), _array(number)))
-
-
-@compiled_once
-def slice_starts() -> Callable[..., None]:
-    """(indptr int64, lanes, buckets int64, sum_index uint16, starts int64): see `make_slice_starts`."""
-    i64, items = types.int64, _array(types.int64)
-    return compile_function(
-        make_slice_starts(), types.void(_structure(i64), i64, items, _array(types.uint16), items)
-    )  # fmt: skip
-
-
-@compiled_once
-def slice_columns() -> Callable[..., int]:
-    """(indptr int64, columns uint32, sum_index uint16, lanes, starts, column_starts int64, out uint32, masks uint16):
-    see `make_slice_columns`."""
-    i64, u16 = types.int64, _array(types.uint16)
-    signature = i64(
-        _structure(i64), _structure(types.uint32), u16, i64, _array(i64), _array(i64), _array(types.uint32), u16
-    )  # fmt: skip
-    return compile_function(make_slice_columns(), signature)
-
-
-@compiled_once
-def slice_values(bits: int) -> Callable[..., None]:
-    """(indptr int64, values float, sum_index uint16, lanes, starts int64, out float): see `make_slice_values`."""
-    number, function = types.float32 if bits == 32 else types.float64, make_slice_values()
-    function.__qualname__ = f"slice_values_f{bits}"
-    i64, u16 = types.int64, _array(types.uint16)
-    signature = types.void(_structure(i64), _structure(number), u16, i64, _array(i64), _array(number))
-    return compile_function(function, signature)
-
-
-@compiled_once
-def lookup_slices() -> Callable[..., None]:
-    """(indptr int64, columns uint32, group_starts int64, counts uint8, buckets int64, sum_index uint16,
-    step_counts uint8, first_steps, slice_starts, step_starts int64): see `make_lookup_slices`."""
-    i64, items, u8 = types.int64, _array(types.int64), types.uint8
-    signature = types.void(
-        _structure(i64), _structure(types.uint32), items, _array(u8, 2), items, _array(types.uint16), _array(u8), items,
-        items, items,
-    )  # fmt: skip
-    return compile_function(make_lookup_slices(), signature)
-
-
-@compiled_once
-def lookup_columns() -> Callable[..., None]:
-    """(indptr int64, columns uint32, group_starts int64, chunks, sum_index uint16, first_steps, slice_starts int64,
-    out uint8, order uint32): see `make_lookup_columns`."""
-    i64, items = types.int64, _array(types.int64)
-    signature = types.void(
-        _structure(i64), _structure(types.uint32), items, i64, _array(types.uint16), items, items,
-        _array(types.uint8), _array(types.uint32),
-    )  # fmt: skip
-    return compile_function(make_lookup_columns(), signature)
-
-
-@compiled_once
-def transpose() -> Callable[..., None]:
-    """(indptr int64, columns uint32, starts int64, rows int32, permutation uint32): see `make_transpose`."""
-    i64, u32 = types.int64, types.uint32
-    signature = types.void(_structure(i64), _structure(u32), _array(i64), _array(types.int32), _array(u32))
-    return compile_function(make_transpose(), signature)
-
-
-def _compiled_move(function: Callable[..., None], name: str, bits: int) -> Callable[..., None]:
-    number = types.float32 if bits == 32 else types.float64
-    function.__qualname__ = name
-    return compile_function(function, types.void(_structure(number), _structure(types.uint32), _array(number)))
+    for p in range(columns.shape[0]):
+        starts[columns[p] + 1] += 1
+    for column in range(starts.shape[0] - 1):
+        starts[column + 1] += starts[column]
+    for row in range(indptr.shape[0] - 1):
+        for p in range(indptr[row], indptr[row + 1]):
+            column = columns[p]
+            at = starts[column]
+            starts[column] = at + 1
+            rows[at] = row
+            permutation[at] = p
+    for column in range(starts.shape[0] - 1, 0, -1):
+        starts[column] = starts[column - 1]
+    starts[0] = 0

@@ -79,15 +79,13 @@ def forward_kernel(bits: int, lanes: int) -> Any:
     def forward(arguments, slot):  # type: ignore[no-untyped-def]
         a = _forward(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             for sample in range(task * a.chunk, min(a.samples, (task + 1) * a.chunk)):
                 y = a.y + sample * a.y_row_stride
                 clear(y, a.outputs)
                 for p in range(simd.load_i64(a.x_indptr + sample * 8), simd.load_i64(a.x_indptr + sample * 8 + 8)):
                     add_row(a, simd.load_u32(a.x_indices + p * 4), simd.load_float(bits, a.x_values + p * size), y)
                 finish_row(a, y, a.outputs, low, high, a.scratch + slot * a.scratch_stride)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(forward, f"spgemm_forward_f{bits}_v{lanes}")
 
@@ -109,13 +107,11 @@ def gradient_kernel(bits: int) -> Any:
 
     def gradient(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gradient(arguments)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             for column in range(task * a.chunk, min(a.inputs, (task + 1) * a.chunk)):
                 first, last = simd.load_i64(a.w_indptr + column * 8), simd.load_i64(a.w_indptr + column * 8 + 8)
                 for p in range(simd.load_i64(a.x_indptr + column * 8), simd.load_i64(a.x_indptr + column * 8 + 8)):
                     value = simd.load_float(bits, a.x_values + p * size)
                     add_sample(a, first, last, value, a.dy + simd.load_u32(a.x_indices + p * 4) * a.dy_row_stride)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(gradient, f"spgemm_gradient_f{bits}")

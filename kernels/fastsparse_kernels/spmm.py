@@ -84,7 +84,8 @@ ARGUMENTS = kernel_arguments(
 _arguments = simd.arguments_view(ARGUMENTS)
 
 
-def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Callable[..., None]:
+@compiled_once
+def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Any:
     """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits.
 
     contiguous : 1 when the vectors of every tile are contiguous in x and in y: one address serves all of them, which
@@ -318,8 +319,7 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
         scratch = a.scratch + slot * a.scratch_stride
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
         groups, blocks = a.groups, a.blocks
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             batch, part = task // (groups * a.tiles), task % (groups * a.tiles)
             group, tile = (part // a.tiles, part % a.tiles) if a.by_rows else (part % groups, part // groups)
             x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
@@ -345,19 +345,11 @@ def make_spmm(bits: int, lanes: int, width: int, contiguous: int, row_unroll: in
                     else:
                         p = store_sums(a, from_zero, entry, end, p, bases, targets, low, high)
                     entry = end
-            task = simd.fetch_add(a.counter, 1)
         if a.nontemporal != 0:
             simd.store_fence()
 
-    return spmm
-
-
-@compiled_once
-def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: int) -> Any:
-    """The compiled variant; `.address` is what `parallel.run_parallel` and `parallel.run_serial` take."""
     name = f"spmm_f{bits}_v{lanes}_t{width}" + ("" if contiguous else "_scattered")
-    name += ("", "_dense", "_interleaved")[row_unroll]
-    return compile_kernel(make_spmm(bits, lanes, width, contiguous, row_unroll), name)
+    return compile_kernel(spmm, name + ("", "_dense", "_interleaved")[row_unroll])
 
 
 # ---------------------------------------------------------------- row unroll

@@ -65,7 +65,7 @@ def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
     """Kernel for column indices of `column_bits` (16 or 32) bits."""
     size = bits // 8
     column_size = column_bits // 8
-    activated = scratch_bytes(bits, lanes) // size
+    finish = make_finish(bits, lanes, ROWS)
 
     @inlined_function
     def row_sums(a, row, last):  # type: ignore[no-untyped-def]
@@ -93,34 +93,17 @@ def spmv_kernel(bits: int, lanes: int, column_bits: int) -> Any:
             p += SPMV_ACCUMULATORS
         return sums
 
-    @kernel_function
-    def activate(a, acc, scratch):  # type: ignore[no-untyped-def]
-        for i in range(0, activated, ROWS):
-            simd.store(acc, scratch + i * size)
-        simd.call(a.activation, scratch, activated // lanes)
-        return simd.load(acc, scratch)
-
     def spmv(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
-        group = simd.fetch_add(a.counter, 1)
-        while group < a.stop:
+        scratch = a.scratch + slot * a.scratch_stride
+        for group in simd.tasks(arguments):
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
             while row < last:
                 s0, s1 = row_sums(a, row, last), row_sums(a, row + 1, last)
                 s2, s3 = row_sums(a, row + 2, last), row_sums(a, row + 3, last)
-                acc = simd.reduce_four(s0, s1, s2, s3)
-                if a.bias != 0:
-                    acc = simd.add(acc, simd.load_first(acc, a.bias + row * size, last - row))
-                acc = simd.clamp(acc, low, high)
-                if a.activation != 0:
-                    acc = activate(a, acc, a.scratch + slot * a.scratch_stride)
-                if row + ROWS <= last:
-                    simd.store(acc, a.y + row * size)
-                else:
-                    simd.store_first(acc, a.y + row * size, last - row)
+                finish(a, simd.reduce_four(s0, s1, s2, s3), row, last - row, a.y, low, high, scratch)
                 row += ROWS
-            group = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(spmv, f"spmv_f{bits}_v{lanes}_c{column_bits}")
 
@@ -186,8 +169,7 @@ def slices_kernel(bits: int, lanes: int) -> Any:
         y, whole = a.y, a.rows // lanes if plain else 0  # slices that need no more than a store
         scratch = a.scratch + slot * a.scratch_stride
         sums = scratch + vector
-        group = simd.fetch_add(a.counter, 1)
-        while group < a.stop:
+        for group in simd.tasks(arguments):
             first, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
             if a.sum_index == 0:
                 for i in range(first, min(last, whole)):
@@ -201,7 +183,6 @@ def slices_kernel(bits: int, lanes: int) -> Any:
                 for i in range(first, last):
                     acc, row = simd.gather(simd.zeros(1, lanes, bits), sums, a.sum_index + i * lanes * 2, 16), i * lanes
                     finish(a, acc, row, a.rows - row, y, low, high, scratch)
-            group = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(slices, f"spmv_slices_f{bits}_v{lanes}")
 
@@ -274,8 +255,7 @@ def lookup_kernel(bits: int, lanes: int, value_bits: int) -> Any:
         a = _lookup_arguments(arguments)
         scratch = a.scratch + slot * a.scratch_stride
         low, high = simd.load_float(bits, a.limits), simd.load_float(bits, a.limits + size)
-        group = simd.fetch_add(a.counter, 1)
-        while group < a.stop:
+        for group in simd.tasks(arguments):
             row, last = simd.load_i64(a.group_starts + group * 8), simd.load_i64(a.group_starts + group * 8 + 8)
             slices = (last - row + slice_rows - 1) // slice_rows
             before, steps = simd.load_i64(a.slice_starts + group * 8), simd.load_i64(a.step_starts + group * 8)
@@ -288,6 +268,5 @@ def lookup_kernel(bits: int, lanes: int, value_bits: int) -> Any:
                 add_rows(a, row, last, sum_index, scratch, slices * slice_sums, low, high, scratch + a.scratch_vector)
                 sum_index += a.chunks * lanes * 2
                 row += lanes
-            group = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(lookup, f"lookup_w{value_bits}")

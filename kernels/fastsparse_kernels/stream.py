@@ -165,8 +165,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
         if a.activation != 0:  # defined numbers behind the tile
             for at in range(0, a.scratch_stride, lanes * size):
                 simd.store(simd.zeros(1, lanes, bits), a.scratch + slot * a.scratch_stride + at)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             batch, chunk = task // a.chunks, task % a.chunks
             bounds = a.bounds + chunk * 32
             row, stop = simd.load_i64(bounds), simd.load_i64(bounds + 8)
@@ -180,7 +179,6 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
                         at, last = a.last_tile, a.last_tile_vector
                     run_rows(a, row, row + step, x + at, y + at, last, ends, slot)
                 row += step
-            task = simd.fetch_add(a.counter, 1)
         if a.nontemporal != 0:
             simd.store_fence()
 
@@ -254,11 +252,9 @@ def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
 
     def stream_sddmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _sddmm(arguments)
-        task = simd.fetch_add(a.counter, 1)
-        while task < a.stop:
+        for task in simd.tasks(arguments):
             row, stop = simd.load_i64(a.bounds + task * 8), simd.load_i64(a.bounds + task * 8 + 8)
             for batch in range(a.batches):
                 run_rows(a, row, stop, a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride)
-            task = simd.fetch_add(a.counter, 1)
 
     return compile_kernel(stream_sddmm, f"stream_sddmm_f{bits}_v{lanes}_i{index_bits}")

@@ -122,10 +122,8 @@ _call = simd.arguments_view(_CALL)
 
 def _call_epilogue(arguments, slot):  # type: ignore[no-untyped-def]
     a = _call(arguments)
-    task = simd.fetch_add(a.counter, 1)
-    while task < a.stop:
+    for _task in simd.tasks(arguments):
         simd.call(a.function, a.tile, a.vectors)
-        task = simd.fetch_add(a.counter, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,13 +25,11 @@ def _count(arguments, slot):  # type: ignore[no-untyped-def]
     """Count the runs of every task, all runs of the step behind them, and tasks that ran before `expected` of the
     step before had."""
     a = _view(arguments)
-    task = simd.fetch_add(a.counter, 1)
-    while task < a.stop:
+    for task in simd.tasks(arguments):
         if a.before != 0 and simd.load_acquire(a.before) < a.expected * a.number:
             simd.fetch_add(a.early, 1)
         simd.fetch_add(a.runs + 8 + task * 8, 1)
         simd.fetch_add(a.runs, 1)
-        task = simd.fetch_add(a.counter, 1)
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,7 @@ from .memory import (
     store_overlapping,
     store_release,
     strided_addresses,
+    tasks,
     yield_core,
     zeros,
 )

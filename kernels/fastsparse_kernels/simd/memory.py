@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import from_dtype, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from ..numba_internals import RefType, iternext_impl
 from .types import (
     FLOATS,
     I32,
@@ -347,13 +348,50 @@ def copy_few(builder: Any, args: Any, like: Any, source: Any, target: Any, count
 
 @instruction(types.int64)
 def fetch_add(builder: Any, args: Any, address: Any, amount: Any) -> Any:
-    """Atomically add to the int64 at `address` and return the value before: hands out tasks to worker slots.
+    """Atomically add to the int64 at `address` and return the value before.
 
     What a task wrote is visible before the counter is taken again: acquire-release order, which every locked
     instruction has on x86. There it is not asked for, as LLVM would load all arguments anew for every task.
     """
+    return _fetch_add(builder, *args)
+
+
+def _fetch_add(builder: Any, address: Any, amount: Any) -> Any:
     order = "monotonic" if is_x86(builder) else "acq_rel"
-    return builder.atomic_rmw("add", at(builder, args[0], I64), args[1], order)
+    return builder.atomic_rmw("add", at(builder, address, I64), amount, order)
+
+
+class Tasks(types.SimpleIteratorType):
+    """Iterator over task numbers that workers share: address of the counter, and the end."""
+
+    def __init__(self) -> None:
+        super().__init__("tasks", types.int64)
+
+
+@register_model(Tasks)
+class _TasksModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.ArrayType(I64, 2))
+
+
+@instruction(Tasks())
+def tasks(builder: Any, args: Any, arguments: Any) -> Any:
+    """The tasks that this worker takes, one after the other, from the counter in kernel arguments at an address."""
+    return pack(builder, I64, [load_value(builder, shifted(builder, args[0], 8 * i), I64, 8) for i in range(2)])
+
+
+@lower_builtin("getiter", Tasks)
+def _iterate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return args[0]
+
+
+@lower_builtin("iternext", Tasks)
+@iternext_impl(RefType.UNTRACKED)
+def _next_task(context: Any, builder: Any, signature: Any, args: Any, result: Any) -> None:
+    counter, stop = unpack(builder, args[0], 2)
+    task = _fetch_add(builder, counter, I64(1))
+    result.set_valid(builder.icmp_signed("<", task, stop))
+    result.yield_(task)
 
 
 @instruction(types.int64)
