@@ -245,94 +245,21 @@ def changed_words(data: bytes, rng: Rng) -> bytes:
 
 
 def save_onnx(path: Path, rng: Rng) -> None:
-    """A random graph, or one of sparse and external initializers, of quantised and recurrent layers, or of branches."""
-    from onnx import helper
+    """A random model, some of whose weights lie in a file beside it."""
+    from onnx import TensorProto
 
-    parts = (_onnx_sparse, _onnx_recurrent, _onnx_branches)
-    kind = int(rng.integers(2 * len(parts)))
-    if kind >= len(parts):
-        path.write_bytes(random_onnx(rng).SerializeToString())
-        return
-    info, opset = helper.make_tensor_value_info, helper.make_opsetid("", 17)
-    nodes, width, initializers, sparse = parts[kind](rng, path.parent)
-    graph = helper.make_graph(
-        nodes, "fuzzed", [info("x", 1, ["N", width])], [info("y", 1, None)], initializers, sparse_initializer=sparse
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[opset])
-    model.ir_version = 8
+    model = random_onnx(rng)
+    held = [tensor for tensor in model.graph.initializer if tensor.raw_data and rng.random() < 0.1]
+    data = b""
+    for tensor in held:
+        for key, value in (("location", "data.bin"), ("offset", len(data)), ("length", len(tensor.raw_data))):
+            tensor.external_data.add(key=key, value=str(value))
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+    if held:
+        (path.parent / "data.bin").write_bytes(data)
     path.write_bytes(model.SerializeToString())
-
-
-Parts = tuple[list[Any], int, list[Any], list[Any]]  # nodes, width of the input, initializers, sparse ones
-
-
-def _constants(**arrays: Any) -> list[Any]:
-    from onnx import numpy_helper
-
-    return [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
-
-
-def _onnx_sparse(rng: Rng, folder: Path) -> Parts:
-    from onnx import TensorProto, helper
-
-    node = helper.make_node
-    held, pairs = pruned(rng, 16, 12), np.argwhere(pruned(rng, 12, 10) != 0)
-    flat = np.flatnonzero(held)
-    (outside,) = _constants(external=pruned(rng, 10, 8))
-    (folder / "data.bin").write_bytes(outside.raw_data)
-    outside.ClearField("raw_data")
-    outside.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "data.bin"), ("offset", "0"), ("length", str(10 * 8 * 4))):
-        outside.external_data.add(key=key, value=value)
-    nodes = [
-        node("MatMul", ["x", "w1"], ["a"]), node("Gemm", ["a", "w2"], ["b"], alpha=0.5), node("Relu", ["b"], ["c"]),
-        node("MatMul", ["c", "external"], ["y"]),
-    ]  # fmt: skip
-    sparse = [
-        helper.make_sparse_tensor(*_constants(**{name: v, f"{name}.i": i}), shape)
-        for name, v, i, shape in (
-            ("w1", held.reshape(-1)[flat], flat, held.shape), ("w2", np.ones(len(pairs), "f"), pairs, (12, 10)),
-        )
-    ]  # fmt: skip
-    return nodes, 16, [outside], sparse
-
-
-def _onnx_recurrent(rng: Rng, _: Path) -> Parts:
-    from onnx import helper
-
-    node = helper.make_node
-    kind, gates = (("LSTM", 4), ("GRU", 3))[rng.integers(2)]
-    constants = _constants(
-        bytes=rng.integers(-9, 9, (8, 8), np.int8), scale=np.float32(0.1), zero=np.int8(0), axes=np.array([0]),
-        W=pruned(rng, 1, 5 * gates, 8), R=pruned(rng, 1, 5 * gates, 5),
-        B=rng.standard_normal((1, 10 * gates)).astype("f"),
-    )  # fmt: skip
-    nodes = [
-        node("DequantizeLinear", ["bytes", "scale", "zero"], ["w"]), node("MatMul", ["x", "w"], ["a"]),
-        node("Unsqueeze", ["a", "axes"], ["b"]), node(kind, ["b", "W", "R", "B"], ["", "h"], hidden_size=5),
-        node("Squeeze", ["h", "axes"], ["y"]),
-    ]  # fmt: skip
-    return nodes, 8, constants, []
-
-
-def _onnx_branches(rng: Rng, _: Path) -> Parts:
-    from onnx import helper
-
-    node, info = helper.make_node, helper.make_tensor_value_info
-    constants = _constants(
-        first=np.int64(0), one=np.int64(1), half=pruned(rng, 6, 5, dtype="float16"), v=pruned(rng, 5, 5)
-    )
-    branches = {
-        "then_branch": helper.make_graph([node("MatMul", ["a", "v"], ["t"])], "then", [], [info("t", 1, None)]),
-        "else_branch": helper.make_graph([node("Identity", ["a"], ["e"])], "else", [], [info("e", 1, None)]),
-    }
-    (k,) = _constants(k=np.ones(5, "f"))
-    nodes = [
-        node("Cast", ["half"], ["w"], to=1), node("MatMul", ["x", "w"], ["a"]), node("Shape", ["a"], ["s"]),
-        node("Gather", ["s", "first"], ["n"]), node("Equal", ["n", "one"], ["q"]), node("If", ["q"], ["i"], **branches),
-        node("Constant", [], ["k"], value=k), node("Add", ["i", "k"], ["y"]),
-    ]  # fmt: skip
-    return nodes, 6, constants, []
 
 
 def changed_onnx(data: bytes, rng: Rng) -> bytes:

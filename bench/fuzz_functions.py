@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import fastsparse as fs
-from bench.draws import windows_out
+from bench.draws import Draws, windows
 from bench.guarded import forgetful, guarded, guarded_memory, supervise, work
 from fastsparse import nn
 from fastsparse.csr import CSR, Pattern
@@ -37,19 +38,17 @@ SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 
 FUNCTIONS = {1: fs.conv1d, 2: fs.conv2d, 3: fs.conv3d}
 
 
-class Case:
+class Case(Draws):
     """One case: what is drawn once for all calls of it."""
 
     def __init__(self, seed: int, number: int) -> None:
-        self.rng = rng = np.random.default_rng([seed, number])
-        self.dtype = str(rng.choice(["float32", "float32", "float64"]))
-        self.kind = str(rng.choice(["integers", "numbers", "numbers", "numbers", "specials"]))
+        super().__init__([seed, number])
+        self.rng = self.numbers
+        self.dtype = str(self.one("float32", "float32", "float64"))
+        self.kind = str(self.one("integers", "numbers", "numbers", "numbers", "specials"))
         self.bits = True  # whether calls give the same bits, under the same choices at least
         self.choices_matter = False
         self.calls: list[Callable[[], Any]] = []
-
-    def one(self, *among: Any) -> Any:
-        return among[int(self.rng.integers(len(among)))]
 
     def size(self, least: int = 0) -> int:
         return least if self.rng.random() < 0.02 else int(self.one(*SIZES))
@@ -255,28 +254,17 @@ def sparse_product(case: Case) -> None:
     case.run(call, lambda y: case.check(y, exact, A.shape[1], total))
 
 
-def _geometry(case: Case, axes: int, transposed: bool = False) -> tuple[dict[str, Any], tuple[int, ...], int, int]:
+def _geometry(case: Case, axes: int) -> tuple[dict[str, Any], tuple[int, ...], int, int]:
     """Options of a convolution, the shape of its images (batch first), and its channels."""
-    rng = case.rng
-    most = {1: 70, 2: 18, 3: 7}[axes]
-    while True:
-        spatial = [int(n) for n in rng.integers(1, most, axes)]
-        kernel = [int(case.one(1, 1, 2, 3, 3, 4)) for _ in spatial]
-        stride = [int(case.one(1, 1, 1, 2, 3)) for _ in spatial]
-        dilation = [int(case.one(1, 1, 1, 2, 3)) for _ in spatial]
-        padding = [tuple(int(n) for n in rng.integers(0, case.one(1, 2, 4), 2)) for _ in spatial]
-        sizes = [windows_out(*each) for each in zip(spatial, kernel, stride, padding, dilation, strict=True)]
-        if min(sizes) >= 1:
-            break
+    spatial = [case.between(1, {1: 69, 2: 17, 3: 6}[axes]) for _ in range(axes)]
+    w = windows(case, spatial, (1, 1, 2, 3, 3, 4), pads=lambda kernel: 3, dilations=(1, 1, 1, 2, 3), tiling=0.1)
     channels = int(case.one(1, 2, 3, 4, 6, 8))
-    groups = int(case.one(1, 1, channels, *(g for g in range(1, channels + 1) if channels % g == 0)))
-    out = groups * int(case.one(1, 2, 3))
+    groups = case.divisor(channels, 1, 1, channels)
+    out = groups * case.between(1, 3)
     batch = int(case.one(0, 1, 1, 2, 2, 3, 7, 8, 16, 17, 33)) if axes < 3 else int(case.one(1, 2, 17))
-    options = {
-        "kernel_size": tuple(kernel), "stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation),
-        "groups": groups,
-    }  # fmt: skip
-    return options, (batch, channels, *spatial), out, int(np.prod(kernel))
+    names = ("kernel_size", "stride", "padding", "dilation")
+    options = dict(zip(names, map(tuple, w[:4]), strict=True)) | {"groups": groups}
+    return options, (batch, channels, *spatial), out, math.prod(w.kernel)
 
 
 def conv(case: Case) -> None:

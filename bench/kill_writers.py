@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import fastsparse as fs
-from bench.own_files import network, onnx_model
+from bench.own_files import model
 from fastsparse import nn
 from fastsparse.engine.report import Report
 from fastsparse.runtime import atomic_file, kernel_cache
@@ -39,8 +39,11 @@ def writers(folder: Path) -> dict[str, tuple[Write, Write]]:
     """Everything that writes files, each with two contents."""
     seeds = 1, 2
     models = [nn.Sequential(nn.Linear(256, 256, rng=seed)) for seed in seeds]
-    engines = [fs.compile(network(), (batch, 2, 9, 10), threads=1, tune=False) for batch in seeds]
-    graphs = [fs.compile(onnx_model(), [(batch, 2, 10, 10)], threads=1, tune=False) for batch in seeds]
+    source = folder / "source.onnx"
+    fs.to_onnx(model(), source)
+    engines, graphs = (
+        [fs.compile(what, (batch, 2, 4, 4), threads=1, tune=False) for batch in seeds] for what in (model(), source)
+    )
     runs = [
         checkpoint.Snapshot(
             model, fs.training.Adam(model.parameters(), 0.1), None, np.random.default_rng(seed), History([])
@@ -48,8 +51,6 @@ def writers(folder: Path) -> dict[str, tuple[Write, Write]]:
         for model, seed in zip(models, seeds, strict=True)
     ]
     reports = [Report([], 1.0, {"layers": "x" * size}) for size in (10, 100_000)]
-    source = folder / "source.onnx"
-    source.write_bytes(onnx_model().SerializeToString())
     contents = [os.urandom(size) for size in (1000, 1_000_000)]
 
     def both(write: Callable[[Any, Path], Any], what: list[Any]) -> tuple[Write, Write]:

@@ -37,64 +37,6 @@ def model(rng: Rng | None = None) -> nn.Sequential:
     )
 
 
-def network() -> nn.Sequential:
-    """A network that becomes most operators of an engine's program."""
-    rng = np.random.default_rng(0)
-    return nn.Sequential(
-        nn.BatchNorm2d(2),
-        nn.SparseConv2d(2, 4, 3, padding=((0, 1), (1, 0)), sparsity=0.5, rng=rng),
-        nn.Residual(nn.SparseConv2d(4, 4, 3, padding=1, rng=rng), activation="relu"),
-        nn.Residual(nn.MaxPool2d(3, 1, 1), nn.SparseConv2d(4, 4, 1, rng=rng), "relu"),
-        nn.Tanh(),
-        nn.SparseConv2d(4, 4, 3, stride=2, padding=1, groups=2, rng=rng),
-        nn.AvgPool2d(2),
-        nn.SparseConv2d(4, 16, 2, rng=rng),
-        nn.Flatten(),
-        nn.Residual(nn.SparseLinear(16, 16, activation="gelu", rng=rng)),
-        nn.Linear(16, 3, rng=rng),
-    )
-
-
-def onnx_model() -> Any:
-    """An ONNX model of sparse layers, dense ones, and operators between them."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(0)
-
-    def weight(*shape: int) -> Any:
-        return np.where(rng.random(shape) < 0.8, 0, rng.standard_normal(shape)).astype(np.float32)
-
-    constants = {
-        "w1": weight(8, 2, 3, 3), "b1": weight(8), "w2": weight(8, 8, 1, 1), "w3": weight(72, 32), "w4": weight(32, 6),
-        "shape": np.array([0, -1]), "axes": np.array([1]), "start": np.array([1]), "end": np.array([9]),
-    }  # fmt: skip
-    node = helper.make_node
-    nodes = [
-        node("Conv", ["x", "w1", "b1"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
-        node("Relu", ["a"], ["b"]),
-        node("Conv", ["b", "w2"], ["c"]),
-        node("Add", ["b", "c"], ["d"]),
-        node("MaxPool", ["d"], ["e"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
-        node("Reshape", ["e", "shape"], ["f"]),
-        node("Slice", ["f", "start", "end", "axes"], ["s"]),
-        node("Concat", ["f", "s"], ["g"], axis=1),
-        node("Gemm", ["f", "w3"], ["h"], alpha=0.5),
-        node("Softmax", ["h"], ["i"], axis=-1),
-        node("Gelu", ["i"], ["j"], approximate="tanh"),
-        node("MatMul", ["j", "w4"], ["y"]),
-        node("ReduceMean", ["g", "axes"], ["z"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes, "fuzzed",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 10, 10])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "yz"],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )  # fmt: skip
-    found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    found.ir_version = 10
-    return found
-
-
 def random_layers(rng: Rng) -> Network:
     """A random network of a few layers, for batches of three samples."""
     while True:
@@ -109,7 +51,7 @@ def random_onnx(rng: Rng) -> Any:
     from bench.random_graphs import Builder, exported
 
     while True:
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             built = Builder({"seed": [int(rng.integers(2**31))], "most_steps": 3})
             made = None if built.open else built.model
         else:
@@ -121,33 +63,13 @@ def random_onnx(rng: Rng) -> Any:
 # ---------------------------------------------------------------- models
 
 
-def _tokens(rng: Rng) -> nn.Sequential:
-    attention = nn.MultiheadAttention(8, 2, sparsity=0.5, rng=rng)
-    return nn.Sequential(
-        nn.Embedding(9, 8, positions=4, rng=rng), nn.Residual(attention), nn.RMSNorm(8), nn.SparseLinear(8, 3, rng=rng),
-        nn.Softmax(),
-    )  # fmt: skip
-
-
-def _rows(rng: Rng) -> nn.Sequential:
-    one, other = (nn.SparseLinear(8, 8, activation="relu", rng=rng) for _ in range(2))
-    return nn.Sequential(one, nn.Residual(other), nn.Concat(None, nn.GELU()), nn.Linear(16, 2, rng=rng))
-
-
 def save_model(path: Path, rng: Rng) -> Any:
     """Save a model; an input of three samples."""
-    kind = int(rng.integers(6))
-    if kind == 0:
-        found, x = model(rng), rng.standard_normal((3, 2, 4, 4)).astype("f")
-    elif kind == 1:
-        found, x = _tokens(rng), rng.integers(0, 9, (3, 4))
-    elif kind == 2:
-        found, x = _rows(rng), rng.standard_normal((3, 8)).astype("f")
-    else:
-        drawn = random_layers(rng)
-        found, x = drawn.model, drawn.inputs()
-    fs.save(found, path)
-    return x
+    drawn = random_layers(rng)
+    if rng.random() < 0.2:
+        drawn = Network(model(rng), ((2, 4, 4),), batch=3)
+    fs.save(drawn.model, path)
+    return drawn.inputs()
 
 
 def run_model(loaded: Any, x: Any, rng: Rng) -> None:
@@ -179,11 +101,8 @@ def _shape_of(x: Any) -> Any:
 
 def save_engine(path: Path, rng: Rng) -> None:
     """Save an engine of layers."""
-    if rng.random() < 0.3:
-        engine = fs.compile(network(), (3, 2, 9, 10), tune=False)
-    else:
-        drawn = random_layers(rng)
-        engine = fs.compile(drawn.model, _shape_of(drawn.inputs()), tune=False)
+    drawn = random_layers(rng)
+    engine = fs.compile(drawn.model, _shape_of(drawn.inputs()), tune=False)
     if rng.random() < 0.5:
         engine.prepare(3, tune=True)
     engine.save(path)
@@ -215,7 +134,7 @@ def run_engine(engine: Any, _: Any, rng: Rng) -> None:
 
 def save_graph(path: Path, rng: Rng) -> None:
     """Save an engine of an ONNX model."""
-    engine = fs.compile(onnx_model() if rng.random() < 0.2 else random_onnx(rng), tune=False)
+    engine = fs.compile(random_onnx(rng), tune=False)
     if rng.random() < 0.3:
         engine.prepare(tune=True)
     engine.save(path)

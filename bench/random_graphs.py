@@ -209,9 +209,10 @@ class Builder(Steps):
             quantised = self.constant(np.round(array / scale), "int8")
             return str(self.add("DequantizeLinear", quantised, self.constant(scale), self.constant(0, "int8")))
         if how == 5 and self.dtype == "float32":
-            flat, name = array.astype(self.dtype).ravel(), f"s{len(self.sparse)}"
-            places = np.flatnonzero(flat)
-            values = numpy_helper.from_array(flat[places], name)
+            array, name = array.astype(self.dtype), f"s{len(self.sparse)}"
+            by_axes = array.ndim == 2 and self.d.chance(0.5)
+            places = np.argwhere(array) if by_axes else np.flatnonzero(array)
+            values = numpy_helper.from_array(array[array != 0], name)
             indices = numpy_helper.from_array(places.astype(np.int64), f"{name}_indices")
             self.sparse.append(helper.make_sparse_tensor(values, indices, list(array.shape)))
             return name

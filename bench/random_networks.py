@@ -93,7 +93,8 @@ class _Drawing(Steps):
             layers, shape = [join], self._after(join, *shapes)
         elif not self.large and d.chance(0.12):
             shapes, rows = (shape[:-1],), (d.between(1, 39),)
-            layers.append(nn.Embedding(rows[0], shape[-1], dtype=self.dtype, rng=d.numbers))
+            positions = shape[0] if len(shape) == 2 and d.chance(0.4) else None
+            layers.append(nn.Embedding(rows[0], shape[-1], positions=positions, dtype=self.dtype, rng=d.numbers))
         for _ in self.rest(d.between(1, most_layers)):
             layer = self._layer(shape)
             after = self._after(layer, shape)
