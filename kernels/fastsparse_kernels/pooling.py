@@ -29,6 +29,7 @@ KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
 GRADIENT_KINDS = MAX_INDEX, MEAN
 BATCH_BLOCKED_KINDS = MAX, MEAN
 _NAMES = ("max", "max_index", "mean")
+_PART = 256  # elements of a mean that are added one after the other, at the least; then these sums are
 
 # Contiguous planes, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,
 # band), the band innermost.
@@ -160,9 +161,21 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
     def mean(x, offsets, width, top, end, left, right, weight, out, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         total = like
-        for h in range(top, end):
-            for w in range(left, right):
-                total = simd.add(total, simd.load(like, position_address(x, offsets, h * width + w)))
+        if (end - top) * (right - left) <= _PART:
+            for h in range(top, end):
+                for w in range(left, right):
+                    total = simd.add(total, simd.load(like, position_address(x, offsets, h * width + w)))
+        else:
+            part, summed = like, 0
+            for h in range(top, end):
+                for start in range(left, right, _PART):
+                    stop = min(start + _PART, right)
+                    for w in range(start, stop):
+                        part = simd.add(part, simd.load(like, position_address(x, offsets, h * width + w)))
+                    summed += stop - start
+                    if summed >= _PART:
+                        total, part, summed = simd.add(total, part), like, 0
+            total = simd.add(total, part)
         simd.store(_divided(total, weight), out)
 
     reduce_window = (largest, largest_index, mean)[kind]

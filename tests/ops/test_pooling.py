@@ -157,6 +157,14 @@ def test_adaptive_means_of_integers_are_exact(output: Any, dtype: str, bands: An
 
 
 @pytest.mark.R5
+@pytest.mark.parametrize("spatial", [(1, 100_003), (100_003, 1), (317, 316)])
+def test_means_of_large_windows_are_sums_of_parts(spatial: Any) -> None:
+    """One of as many equal numbers, added one after the other, is off by 1e-3."""
+    x = np.full((3, 2, *spatial), 1.1, np.float32)
+    mean = ops.adaptive_avg_pool2d(x, (1, 1))
+    assert abs(mean.astype(np.float64) / x[0, 0, 0, 0] - 1).max() < 2e-5
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_inf_travel_through_means(dtype: str) -> None:
     x = np.ones((1, 1, 2, 8), dtype)
