@@ -470,10 +470,11 @@ class PreparedLinear:
         values, bias, indptr, indices = tensors
         structure = structure_of(indptr, indices, in_features)
         matrix = structure.matrix(values, False)
-        structure.bias(bias, matrix)  # which checks it
+        kind = _kind(values)
+        structure.bias(bias if bias is None or bias.dtype is kind else bias.to(kind), matrix)  # which checks it
         self._tensors, self._columns, self._values = tensors, in_features, structure._values
         self._launch, self._how = spmv.launch(matrix, None, _target(matrix)), _how()
-        self._kind, self._state = _kind(values), _state(tensors)
+        self._kind, self._state = kind, _state(tensors)
 
     def __call__(self, x: Tensor, tensors: Weight) -> Tensor | None:
         """x (..., in_features) -> (..., out); None where `linear` has to compute it, or to refuse x."""
@@ -494,6 +495,8 @@ class PreparedLinear:
             return None
         numbers = x if given is self._kind else x.to(self._kind)
         at, bias = numbers.data_ptr(), tensors[1]
+        if bias is not None and bias.dtype is not self._kind:
+            bias = bias.to(self._kind)  # in each call: it may have been written to
         if at % numbers.itemsize or not numbers.is_contiguous() or numbers.is_neg():
             return None
         y = np.empty((*x.shape[:-1], known.matrix.shape[0]), known.matrix.dtype)
@@ -510,7 +513,7 @@ def prepared_linear(x: Tensor, tensors: Weight, in_features: int) -> PreparedLin
     """The product of calls like one with this x, or None where they are of another kind."""
     values, bias, _, _ = tensors
     fits = x.numel() == in_features and _unobserved(x, values) and values.is_cpu and x.layout is torch.strided
-    if not fits or (bias is not None and (bias.dtype is not _kind(values) or not bias.is_contiguous())):
+    if not fits or (bias is not None and (_kind(bias) is not _kind(values) or not bias.is_contiguous())):
         return None
     return PreparedLinear(tensors, in_features)
 

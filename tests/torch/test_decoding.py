@@ -23,7 +23,7 @@ def decoded(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[fst.
     with torch.no_grad():
         for _ in range(3):
             layer(x)
-    assert (layer._prepared is None) == (bias and dtype in (torch.float16, torch.bfloat16))
+    assert layer._prepared is not None
     return layer, x
 
 
@@ -46,13 +46,24 @@ def test_prepared_calls_give_what_others_give(shape, dtype, bias):
                 assert (y.dtype, y.shape, y.requires_grad) == (x.dtype, expected.shape, False)
 
 
-@pytest.mark.parametrize("change", [*CHANGES, "bias", "bias in other memory", "pattern", "parameter"])
-def test_prepared_calls_notice_changes(change):
-    layer, x = decoded()
+OWN_CHANGES = "bias", "bias in other memory", "pattern", "parameter"
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        *((change, torch.float32) for change in (*CHANGES, *OWN_CHANGES)),
+        *((change, torch.bfloat16) for change in OWN_CHANGES),  # whose bias is converted
+    ],
+)
+def test_prepared_calls_notice_changes(change, dtype):
+    layer, x = decoded(dtype)
     changes = CHANGES | {
         "bias": lambda layer: layer.bias.data.add_(1),
         "bias in other memory": lambda layer: setattr(layer.bias, "data", layer.bias.data + 1),
-        "pattern": lambda layer: layer.load_state_dict(whole(fst.SparseLinear(30, 20, sparsity=0.8)).state_dict()),
+        "pattern": lambda layer: layer.load_state_dict(
+            whole(fst.SparseLinear(30, 20, sparsity=0.8, dtype=dtype)).state_dict()
+        ),
         "parameter": lambda layer: setattr(layer, "values", nn.Parameter(layer.values.detach() + 1)),
     }
     for _ in range(3):
