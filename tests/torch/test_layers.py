@@ -654,6 +654,6 @@ ARGUMENTS = [
 @pytest.mark.parametrize(("function", "good", "names"), ARGUMENTS)
 def test_whatever_comes_is_refused_by_name(function, good, names):
     for name in names:
-        for value in STRANGE[name in ("device", "dtype", "pattern", "mask") :]:
+        for value in STRANGE[name in ("device", "dtype", "pattern", "mask", "threshold") :]:
             with pytest.raises((TypeError, ValueError), match=name):
                 function(**{**good, name: value})
