@@ -9,18 +9,22 @@ compiled, and with the kernels taking whatever they can.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 import time
+import unittest
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import onnx
-from onnx import numpy_helper
-from onnx.backend.test.loader import load_model_tests
+from onnx.backend.base import Backend
 from onnx.backend.test.runner import Runner
 from tabulate import tabulate
 
@@ -28,19 +32,11 @@ from bench.baselines import onnx_session
 from fastsparse.onnx.engine import compile_onnx
 from fastsparse.onnx.estimates import KERNELS_FIRST
 
-KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model with inputs and the outputs that are expected."""
-
-    name: str
-    kind: str
-    model: Any
-    data: list[tuple[list[Any], list[Any]]]
-    rtol: float
-    atol: float
+KINDS = {
+    "node": "Node", "simple": "Simple", "pytorch-converted": "PyTorchConverted", "pytorch-operator": "PyTorchOperator",
+    "real": "Real",
+}  # fmt: skip
+Runs = Callable[[Any], Callable[[list[Any]], list[Any]]]  # from a model to what runs it
 
 
 @dataclass
@@ -52,56 +48,31 @@ class Tally:
     outside: Counter[str] = field(default_factory=Counter)
 
 
-def cases(kind: str, only: str = "", every: int = 1) -> Iterator[Case]:
-    """The cases of a kind whose names contain `only`: all, or each `every`-th of them."""
+class _Backend(Backend):  # type: ignore[misc]
+    """What the package's tests run."""
+
+    runs: Runs
+
+    @classmethod
+    def prepare(cls, model: Any, device: str = "CPU", **_: Any) -> Any:
+        return SimpleNamespace(run=cls.runs(model))
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        return device == "CPU"
+
+
+@cache
+def _tests() -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = load_model_tests(kind=kind)
-    for test in sorted((t for t in found if only in t.name), key=lambda t: t.name)[::every]:
-        if test.model is not None:
-            yield Case(test.name, kind, test.model, test.data_sets, test.rtol, test.atol)
-        elif test.url is None:
-            yield _from_folder(test, kind)
-        else:
-            yield _light(test, kind)
+        return dict(Runner(_Backend).test_cases)
 
 
-def _from_folder(test: Any, kind: str) -> Case:
-    folder = Path(test.model_dir)
-    model = onnx.load(folder / "model.onnx")
-    data = []
-    for directory in sorted(folder.glob("test_data_set_*")):
-        groups = []
-        for name in ("input", "output"):
-            files = sorted(directory.glob(f"{name}_*.pb"), key=lambda p: int(p.stem.rpartition("_")[2]))
-            groups.append([_tensor(path) for path in files])
-        data.append((groups[0], groups[1]))
-    return Case(test.name, kind, model, data, test.rtol, test.atol)
-
-
-def _tensor(path: Path) -> Any:
-    tensor = onnx.TensorProto()
-    try:
-        tensor.ParseFromString(path.read_bytes())
-        return numpy_helper.to_array(tensor)
-    except Exception:  # a sequence: such cases are out of scope
-        return None
-
-
-def _light(test: Any, kind: str) -> Case:
-    """A network whose weights are constants; the input is the one that the package's runner makes."""
-    path = Path(onnx.__file__).parent.parent / test.url
-    model = onnx.load(path)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [Runner.generate_dummy_data(v, seed=0, name=test.model_name, random=False)
-              for v in model.graph.input if v.name not in constants]  # fmt: skip
-    outputs = [_tensor(path.with_name(f"{path.stem}_output_0.pb"))]
-    return Case(test.name, kind, model, [(inputs, outputs)], test.rtol, test.atol)
-
-
-# ---------------------------------------------------------------- running
-
-Runs = Callable[[Any], Callable[[list[Any]], list[Any]]]  # from a model to what runs it
+def cases(kind: str, only: str = "", every: int = 1) -> list[unittest.TestCase]:
+    """The cases of a kind whose names contain `only`: all, or each `every`-th of them."""
+    tests = _tests()[f"OnnxBackend{KINDS[kind]}ModelTest"]
+    return [tests(name) for name in sorted(vars(tests)) if name.endswith("_cpu") and only in name][::every]
 
 
 def by_onnxruntime(model: Any) -> Callable[[list[Any]], list[Any]]:
@@ -127,21 +98,19 @@ def by_kernels(model: Any) -> Callable[[list[Any]], list[Any]]:
     return run
 
 
-def failure(case: Case, runs: Runs) -> str | None:
+def failure(case: Any, runs: Runs) -> str | None:
     """What is wrong with the outputs, or None."""
-    try:
-        run = runs(case.model)
-        for inputs, expected in case.data:
-            arrays = [numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else x for x in inputs]
-            wanted = [numpy_helper.to_array(y) if isinstance(y, onnx.TensorProto) else y for y in expected]
-            Runner.assert_similar_outputs(wanted, run(arrays), rtol=case.rtol, atol=case.atol)
-    except Exception as error:  # whatever goes wrong is a failure of the case
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ONNX_MODELS=folder):
+        try:
+            with mock.patch.object(_Backend, "runs", staticmethod(runs), create=True):
+                getattr(case, case._testMethodName)()
+        except Exception as error:  # whatever goes wrong is a failure of the case
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
 
 def run(
-    kinds: tuple[str, ...] = KINDS, only: str = "", progress: bool = False, every: int = 1
+    kinds: tuple[str, ...] = tuple(KINDS), only: str = "", progress: bool = False, every: int = 1
 ) -> dict[str, Tally]:  # fmt: skip
     """Run the cases of some kinds whose names contain `only`: all, or each `every`-th of them."""
     tallies = {}
@@ -156,7 +125,7 @@ def run(
             if wrong is None:
                 tally.passed += 1
             else:
-                tally.failed[case.name] = wrong
+                tally.failed[case.id().rpartition(".")[2]] = wrong
             if progress:
                 print(f"\r{kind}: {tally.passed} passed, {len(tally.failed)} failed", end="", file=sys.stderr)
         if progress:
