@@ -49,9 +49,6 @@ class Activation(Module):
         """Name of the activation, as functions and sparse layers take it."""
         return self._name
 
-    def config(self) -> dict[str, Any]:
-        return {}
-
 
 class ReLU(Activation):
     """max(x, 0)."""
@@ -117,9 +114,6 @@ class GELU(Activation):
         if approximate == "tanh":
             self._name = "gelu_tanh"  # type: ignore[misc]
 
-    def config(self) -> dict[str, Any]:
-        return {"approximate": self.approximate}
-
 
 class Softmax(Module):
     """exp(x) over its sum along `axis`."""
@@ -143,6 +137,3 @@ class Softmax(Module):
         y = self._taken()
         grad = check_gradient(dy, y.shape, y.dtype)
         return y * (grad - (grad * y).sum(axis=self.axis, keepdims=True)) if need_input else None
-
-    def config(self) -> dict[str, Any]:
-        return {"axis": self.axis}

@@ -142,9 +142,6 @@ class MultiheadAttention(Module):
     def takes_mask(self) -> bool:
         return True
 
-    def config(self) -> dict[str, Any]:
-        return {"embed_dim": self.embed_dim, "num_heads": self.num_heads, "causal": self.causal}
-
 
 def _gradients(
     dy: Array, q: Array, k: Array, v: Array, heads: int, causal: bool, mask: Array | None

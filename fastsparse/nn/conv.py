@@ -64,13 +64,8 @@ class _Convolution(Weighted):
 
     def _window(self) -> dict[str, Any]:
         """Keyword arguments of the convolution functions."""
-        return {
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
+        names = ("kernel_size", "stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
 
     def _geometry(self) -> dense.Geometry:
         """The window as dense convolutions take it."""
@@ -82,17 +77,6 @@ class _Convolution(Weighted):
             sizes = ", ".join(("L",) if self._axes == 1 else "DHW"[-self._axes :])
             raise ValueError(f"x has shape {array.shape}, expected (N, {self.in_channels}, {sizes}) to match the layer")
         return array
-
-    def _common_config(self, dtype: np.dtype[Any]) -> dict[str, Any]:
-        channels = {"in_channels": self.in_channels, "out_channels": self.out_channels}
-        return {**channels, **_listed(self._window()), **super()._common_config(dtype)}
-
-
-def _listed(value: Any) -> Any:
-    """A value with lists in place of tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {name: _listed(item) for name, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 class _SparseConv(_Convolution, SparseWeight):
@@ -180,9 +164,6 @@ class _SparseConv(_Convolution, SparseWeight):
         )
         self._gather(grad_values, grad_bias)
         return grad_x
-
-    def config(self) -> dict[str, Any]:
-        return self._common_config(self.values.dtype)
 
 
 class SparseConv1d(_SparseConv):
@@ -307,9 +288,6 @@ class SparseConvTranspose2d(_Convolution, SparseWeight):
         self._gather(grad_values, channel_sums(grad))
         return functional.conv2d(grad, matrix, **window) if need_input else None
 
-    def config(self) -> dict[str, Any]:
-        return {**self._common_config(self.values.dtype), "output_padding": list(self.output_padding)}
-
 
 class Conv2d(_Convolution):
     """Dense convolution.
@@ -389,9 +367,6 @@ class Conv2d(_Convolution):
         if matrix is None:
             return dense.conv_backward(grad, x, self.weight.value, self._geometry(), need_input)
         return functional.conv_backward(grad, x, matrix, **self._window(), need_input=need_input)
-
-    def config(self) -> dict[str, Any]:
-        return self._common_config(self.weight.dtype)
 
 
 def _flat(weight: ArrayLike, axes: int, expected: str) -> tuple[CSR, tuple[int, ...]]:

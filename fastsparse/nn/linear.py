@@ -78,9 +78,6 @@ class Weighted(Module):
             return x, grad
         return x, activations.activate_backward(self.activation, grad, kept)
 
-    def _common_config(self, dtype: np.dtype[Any]) -> dict[str, Any]:
-        return {"bias": self.bias is not None, "activation": self.activation, "dtype": dtype.name}
-
 
 class SparseWeight(Weighted):
     """What layers with a sparse weight share.
@@ -234,10 +231,6 @@ class SparseLinear(SparseWeight):
         self._gather(grad_values, grad_bias)
         return grad_x
 
-    def config(self) -> dict[str, Any]:
-        sizes = {"in_features": self.in_features, "out_features": self.out_features}
-        return {**sizes, **self._common_config(self.values.dtype)}
-
 
 class Linear(Weighted):
     """Dense linear layer.
@@ -297,7 +290,3 @@ class Linear(Weighted):
         if self.bias is not None:
             self.bias.accumulate(batch_sum(flat))
         return grad @ self.weight.value if need_input and not sparse.issparse(x) else None
-
-    def config(self) -> dict[str, Any]:
-        sizes = {"in_features": self.in_features, "out_features": self.out_features}
-        return {**sizes, **self._common_config(self.weight.dtype)}

@@ -7,6 +7,7 @@ that any number of threads may call one model at once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -209,8 +210,23 @@ class Module:
         commit(stage(self, state))
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments, in types that JSON knows, that rebuild the layer's geometry."""
-        raise TypeError(f"{type(self).__name__} does not define config, so it cannot be saved with its architecture")
+        """Constructor arguments, in types that JSON knows, that rebuild the layer's geometry.
+
+        By default those that the layer has as attributes of the same names; of its parameters, whether there is a bias
+        and the dtype.
+        """
+        own = {name: item for name, item in self.members() if isinstance(item, Parameter)}
+        found: dict[str, Any] = {}
+        for name in inspect.signature(type(self)).parameters:
+            if name in ("rng", "sparsity", "pattern"):  # which say what is drawn
+                continue
+            if name == "bias" and own:
+                found[name] = self.__dict__.get(name) is not None
+            elif name == "dtype" and own:
+                found[name] = next(iter(own.values())).dtype.name
+            elif isinstance(value := self.__dict__.get(name, self), (bool, int, float, str, tuple, list, type(None))):
+                found[name] = _listed(value)
+        return found
 
     def summary(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the layers with nonzeros, density and memory.
@@ -223,9 +239,13 @@ class Module:
         print(summary_table(self, input_shape))
 
     def __repr__(self) -> str:
-        described = self.config() if type(self).config is not Module.config else {}
-        arguments = ", ".join(f"{name}={value!r}" for name, value in described.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _listed(value: Any) -> Any:
+    """A value with lists in place of tuples, as JSON has them."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def distinct(modules: list[Module], owner: str) -> None:

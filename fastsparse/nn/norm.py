@@ -103,14 +103,6 @@ class _BatchNorm(Module):
         self.bias.accumulate(grad_bias)
         return grad_x if need_input else None
 
-    def config(self) -> dict[str, Any]:
-        return {
-            "num_features": self.num_features,
-            "eps": self.eps,
-            "momentum": self.momentum,
-            "dtype": self.weight.dtype.name,
-        }
-
 
 class BatchNorm1d(_BatchNorm):
     __doc__ = _BatchNorm.__doc__
@@ -162,9 +154,6 @@ class _RowNorm(Module):
         if self.bias is not None:
             self.bias.accumulate(grad_bias.reshape(sizes))
         return grad_x.reshape(x.shape) if need_input else None
-
-    def config(self) -> dict[str, Any]:
-        return {"normalized_shape": list(self.normalized_shape), "eps": self.eps, "dtype": self.weight.dtype.name}
 
 
 class LayerNorm(_RowNorm):

@@ -53,13 +53,6 @@ class _Pool2d(Module):
             )
         return array
 
-    def config(self) -> dict[str, Any]:
-        return {
-            "kernel_size": list(self.kernel_size),
-            "stride": list(self.stride),
-            "padding": [list(pair) for pair in self.padding],
-        }
-
 
 class MaxPool2d(_Pool2d):
     """Largest value of each window; padding never wins, NaN always does, the first of equals gets the gradient.
@@ -142,6 +135,3 @@ class AdaptiveAvgPool2d(Module):
         spatial, shape, dtype = self._taken()
         grad = check_gradient(dy, shape, dtype)
         return pooling_ops.adaptive_avg_pool2d_backward(grad, spatial) if need_input else None
-
-    def config(self) -> dict[str, Any]:
-        return {"output_size": list(self.output_size)}

@@ -34,9 +34,6 @@ class Flatten(Module):
         flat = (shape[0], int(np.prod(shape[1:])))
         return check_gradient(dy, flat).reshape(shape)
 
-    def config(self) -> dict[str, Any]:
-        return {}
-
 
 class Upsample(Module):
     """Larger images: every pixel repeated, or interpolated between its neighbours.
@@ -74,9 +71,6 @@ class Upsample(Module):
                 shape = *grad.shape[:axis], grad.shape[axis] // scale, scale, *grad.shape[axis + 1 :]
                 grad = grad.reshape(shape).sum(axis=axis + 1)
         return grad
-
-    def config(self) -> dict[str, Any]:
-        return {"scale_factor": list(self.scale_factor), "mode": self.mode}
 
 
 def _neighbours(x: Array, axis: int) -> list[Array]:
@@ -141,9 +135,6 @@ class Dropout(Module):
             return dy
         mask = self._taken()
         return check_gradient(dy, mask.shape, mask.dtype) * mask
-
-    def config(self) -> dict[str, Any]:
-        return {"p": self.p}
 
 
 def embedded(table: Array, x: Array, positions: Array | None = None) -> Array:
@@ -243,12 +234,3 @@ class Embedding(Module):
         rows = RowGradient.summed(x.reshape(-1), grad.reshape(-1, self.embedding_dim), self.weight.shape)
         self.weight.accumulate(rows if self.sparse else np.asarray(rows))
         return None
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "positions": self.positions,
-            "sparse": self.sparse,
-            "dtype": self.weight.dtype.name,
-        }
