@@ -28,6 +28,7 @@ from fastsparse_kernels.pattern_code import RESIDUAL as RESIDUAL
 from fastsparse_kernels.sparse_operator import KINDS
 
 Array = NDArray[Any]
+LABEL = "spmm by code"
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def prepare(
         kernels.coded_spmm_kernel(), arguments, ("x", "y", "values", "bias", "residual"), target.loop,
         tasks=tiles * batches * groups, flops=2.0 * operator.nnz * numbers, scratch=scratch, plan=plan,
         label=(
-            "spmm by code", f"{rows}x{len(operator.columns.block)} by {numbers}", f"nnz {operator.nnz}", layout,
+            LABEL, f"{rows}x{len(operator.columns.block)} by {numbers}", f"nnz {operator.nnz}", layout,
             f"code {code.memory.nbytes} segments {len(code.segments) - 1} groups {groups} tiles {tiles}", activation,
         ),
     )  # fmt: skip

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastsparse as fs
+from fastsparse import nn
 from fastsparse.csr import csr
 from fastsparse.engine.lowering import weights
 from fastsparse.ops import pattern_code, spmm, tiles
@@ -177,6 +179,15 @@ def test_what_code_cannot_do_stays_with_the_loop(rng, monkeypatch):
     assert not weights.runs_by_code(plan, replace(target, heuristics=replace(h, code_vectors=8)), 7 * VECTOR)
     monkeypatch.setattr(weights, "runs_code", lambda: False)
     assert not weights.runs_by_code(plan, target, 7 * VECTOR)
+
+
+@CODE
+def test_reports_say_which_layers_run_by_code(rng):
+    layers = [nn.SparseConv2d(8, 8, 3, padding=1, sparsity=0.5, activation=how, rng=rng) for how in ("relu", "silu")]
+    report = str(fs.compile(nn.Sequential(*layers), (16, 8, 9, 9), tune=False).report())
+    kernels = [line for line in report.splitlines() if "SparseConv2d" in line]
+    assert ["by code" in line for line in kernels] == [True, False], report
+    assert "tile " in kernels[1]
 
 
 @pytest.mark.skipif(not runs_code(), reason="this process may not run code of its own")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine import split
-from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared
+from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared, way
 from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, Node, Pool, Program, Reshape
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
@@ -228,7 +228,7 @@ class _Lowering:
             weight, op, self.target, residual=len(sources) > 1, y_row_stride=y.channel_stride,
             batches=1 if over_groups else count, x_batch_stride=x.group_stride, y_batch_stride=y.group_stride,
         )  # fmt: skip
-        kernel = f"spmm batch-blocked, tile {weight.plan.tiles.width}"
+        kernel = f"spmm batch-blocked, {way(launch, weight.plan)}"
         return Step(node.name, kernel, node, sources, result, launch, operands)
 
     def _gather(self, op: Gather, x: BlockedPlanes, y: BlockedPlanes, count: int) -> Launch:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastsparse.csr import CSR, Pattern
 from fastsparse.engine import split
-from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared
+from fastsparse.engine.lowering.weights import PlannedWeight, planned, prepared, way
 from fastsparse.engine.program import (
     Attention,
     Conv,
@@ -327,7 +327,7 @@ class Lowering:
         launch = prepared(weight, op, self.target, residual=residual is not None, **strides)
         sources = (source,) if residual is None else (source, residual)
         operands = ("x", "y") if residual is None else ("x", "residual", "y")
-        kernel = f"spmm {where}, tile {weight.plan.tiles.width}"
+        kernel = f"spmm {where}, {way(launch, weight.plan)}"
         self._add(node.name, kernel, node, sources, target, launch, operands)
 
     # --- changing forms --------------------------------------------------------------------------

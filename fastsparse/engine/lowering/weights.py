@@ -110,6 +110,11 @@ def prepared(
     return launch
 
 
+def way(launch: Launch, plan: SpmmPlan) -> str:
+    """How a `prepared` launch runs, in words of a report."""
+    return "by code" if launch.label[0] == pattern_code.LABEL else f"tile {plan.tiles.width}"
+
+
 def runs_by_code(
     plan: SpmmPlan, target: Target, y_row_stride: int, activation: str | None = None, batches: int = 1
 ) -> bool:
