@@ -251,7 +251,7 @@ def convolution(workers: int) -> dict[str, Traffic]:
     assert part.pack is not None
     assert part.unpack is not None
     passes = {
-        "forward": [(part.pack, {"blocked": x}), (part.product, {"x": x, "y": y}), (part.unpack, {"blocked": y})],
+        "forward": [(part.pack, {"blocked": x}), (part.products[0], {"x": x, "y": y}), (part.unpack, {"blocked": y})],
         "backward": [
             (back.pack_dy, {"blocked": y}), (back.pack_x, {"blocked": x}),
             *((launch, {"x": x, "y": y}) for launch in back.dw.launches),

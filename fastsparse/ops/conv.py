@@ -84,7 +84,7 @@ def forward(
 
 def _prepared(
     W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target, peels: Peels
-) -> _Forward:
+) -> _Prepared:
     """The layout for these sizes, and its launches."""
     h = target.heuristics
     by_image = set(geometry.kernel) == {1} and h.fills_vectors(geometry.positions, target.lanes)
@@ -99,35 +99,35 @@ class _Part(NamedTuple):
     """Some images of a batch: launches on them, and where their x and y begin, in bytes."""
 
     pack: Launch | None
-    product: Launch
+    products: list[Launch]
     unpack: Launch | None
     x_offset: int
     y_offset: int
 
 
-class _Forward(NamedTuple):
-    """A prepared convolution: its parts, W's values, and bytes of the packed x and y of the largest part."""
+class _Prepared(NamedTuple):
+    """A prepared convolution: its parts, W's values for each of their products, and bytes of the packed x and y of the
+    largest part."""
 
     parts: list[_Part]
-    values: PackedValues
+    values: list[PackedValues]
     x_bytes: int = 0
     y_bytes: int = 0
 
     def run(self, x: int, y: int, bias: int) -> None:
         """Compute y from x, both by address."""
-        values = self.values.current()
         packed_x = buffers.take("x", self.x_bytes) if self.x_bytes else None
         packed_y = buffers.take("y", self.y_bytes) if self.y_bytes else None
-        for pack, product, unpack, x_offset, y_offset in self.parts:
+        for pack, products, unpack, x_offset, y_offset in self.parts:
             source, result = x + x_offset, y + y_offset
             if packed_x is not None and pack is not None:
                 pack.run(source, address(packed_x))
                 source = address(packed_x)
-            if packed_y is None or unpack is None:
-                product.run(source, result, values, bias)
-            else:
-                product.run(source, address(packed_y), values, bias)
-                unpack.run(address(packed_y), result)
+            target = result if packed_y is None else address(packed_y)
+            for product, values in zip(products, self.values, strict=True):
+                product.run(source, target, values.current(), bias)
+            if unpack is not None:
+                unpack.run(target, result)
 
 
 def _image_bytes(geometry: ConvGeometry, size: int) -> tuple[int, int]:
@@ -135,37 +135,52 @@ def _image_bytes(geometry: ConvGeometry, size: int) -> tuple[int, int]:
     return geometry.channels * math.prod(geometry.spatial) * size, geometry.out_channels * geometry.positions * size
 
 
-def _parts_at_once(samples: int, geometry: ConvGeometry, target: Target) -> int:
+def _groups_at_once(samples: int, geometry: ConvGeometry, target: Target) -> int:
     """Groups of VL images of a batch that are packed, multiplied and unpacked together."""
+    expect_packing(target, blocked=True)
     numbers = geometry.channels * math.prod(geometry.padded) + geometry.out_channels * geometry.positions
     return target.heuristics.chunk_groups(-(-samples // target.lanes), numbers * target.vector)
 
 
-def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
-    sample_groups = _parts_at_once(images, geometry, target)
-    expect_packing(target, blocked=True)
-    plan = W.pattern.cached(("conv batch-blocked", geometry, target, sample_groups), plan_batch_blocked, W.pattern,
-                            geometry, target, sample_groups)  # fmt: skip
-    x_bytes, y_bytes = _image_bytes(geometry, target.size)
-    x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
+def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Prepared:
+    groups = _groups_at_once(images, geometry, target)
+    plan = W.pattern.cached(("conv batch-blocked", geometry, target, groups), plan_batch_blocked, W.pattern, geometry,
+                            target, groups)  # fmt: skip
+    return _blocked_parts(W, images, groups, [plan.spmm], plan.x, plan.y, activation, target, "conv")
+
+
+def _blocked_parts(
+    W: CSR, images: int, groups_at_once: int, plans: list[SpmmPlan], x: BlockedPlanes, y: BlockedPlanes,
+    activation: str | None, target: Target, label: str,
+) -> _Prepared:  # fmt: skip
+    """Plans from batch-blocked x to y, which all write their part of y."""
+    x_bytes, y_bytes = (planes.channels * planes.positions * target.size for planes in (x, y))
     parts = []
-    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
-        count, groups = stop - start, -(-(stop - start) // target.lanes)
-        product = spmm.prepare(
-            plan.spmm, target, y_row_stride=plan.y.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
-            y_batch_stride=plan.y.group_stride, activation=activation, label="conv", layout="batch-blocked",
-        )  # fmt: skip
-        pack = pack_blocked(plan.x, count, x_bytes, x_plane, target)
-        unpack = unpack_blocked(plan.y, count, y_bytes, y_plane, target)
-        parts.append(_Part(pack, product, unpack, start * x_bytes, start * y_bytes))
-    groups = min(sample_groups, -(-images // target.lanes))
-    values = packed_values(W, plan.spmm.operator)
-    return _Forward(parts, values, groups * plan.x.group_stride, groups * plan.y.group_stride)
+    for start, stop in spmm.chunks(images, groups_at_once * target.lanes):
+        products = _products(plans, x, y, -(-(stop - start) // target.lanes), activation, target, label)
+        pack, unpack = pack_blocked(x, stop - start, target), unpack_blocked(y, stop - start, target)
+        parts.append(_Part(pack, products, unpack, start * x_bytes, start * y_bytes))
+    groups = min(groups_at_once, -(-images // target.lanes))
+    return _Prepared(parts, packed_for_each(W, plans), groups * x.group_stride, groups * y.group_stride)
+
+
+def _products(
+    plans: list[SpmmPlan], x: BlockedPlanes, y: BlockedPlanes, groups: int, activation: str | None, target: Target,
+    label: str,
+) -> list[Launch]:  # fmt: skip
+    """Launches of plans from batch-blocked x to y."""
+    return [
+        spmm.prepare(
+            plan, target, y_row_stride=y.channel_stride, batches=groups, x_batch_stride=x.group_stride,
+            y_batch_stride=y.group_stride, activation=activation, label=label, layout="batch-blocked",
+        )
+        for plan in plans
+    ]  # fmt: skip
 
 
 def _pointwise(
     W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target, peels: Peels
-) -> _Forward:
+) -> _Prepared:
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     row = geometry.positions * target.size
     plan = row_major_plan(W.pattern, geometry.positions, row, target, peels, images)
@@ -173,10 +188,10 @@ def _pointwise(
         plan, target, y_row_stride=row, batches=images, x_batch_stride=x_bytes, y_batch_stride=y_bytes,
         activation=activation, label="conv", layout="NCHW",
     )  # fmt: skip
-    return _Forward([_Part(None, product, None, 0, 0)], packed_values(W, plan.operator))
+    return _Prepared([_Part(None, [product], None, 0, 0)], [packed_values(W, plan.operator)])
 
 
-def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Forward:
+def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Prepared:
     image = geometry.channels * math.prod(geometry.padded) * target.size
     expect_packing(target, blocked=False)
     most = target.heuristics.chunk_groups(images, image)
@@ -194,8 +209,9 @@ def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None,
             plan.spmm, target, y_row_stride=y_plane, batches=count, x_batch_stride=image_stride,
             y_batch_stride=y_bytes, activation=activation, label="conv", layout="padded NCHW",
         )  # fmt: skip
-        parts.append(_Part(pack, product, None, start * x_bytes, start * y_bytes))
-    return _Forward(parts, packed_values(W, plan.spmm.operator), min(most, images) * image_stride + plan.x.slack)
+        parts.append(_Part(pack, [product], None, start * x_bytes, start * y_bytes))
+    values = [packed_values(W, plan.spmm.operator)]
+    return _Prepared(parts, values, min(most, images) * image_stride + plan.x.slack)
 
 
 # ------------------------------------------------------------------------------------------------- gradients
@@ -244,13 +260,11 @@ class _BackwardPart(NamedTuple):
 def _backward(
     pattern: Pattern, geometry: ConvGeometry, images: int, need_input: bool, target: Target
 ) -> tuple[BackwardPlan, list[_BackwardPart]]:
-    sample_groups = _parts_at_once(images, geometry, target)
-    expect_packing(target, blocked=True)
-    plan = _backward_plan(pattern, geometry, target, sample_groups)
+    groups_at_once = _groups_at_once(images, geometry, target)
+    plan = _backward_plan(pattern, geometry, target, groups_at_once)
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
-    x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
     parts = []
-    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
+    for start, stop in spmm.chunks(images, groups_at_once * target.lanes):
         count, groups = stop - start, -(-(stop - start) // target.lanes)
         dw = sddmm.prepare(
             plan.dw, target, y_row_stride=plan.dy.channel_stride, batches=groups, x_batch_stride=plan.x.group_stride,
@@ -259,11 +273,11 @@ def _backward(
         parts.append(
             _BackwardPart(
                 groups,
-                pack_blocked(plan.dy, count, y_bytes, y_plane, target),
-                pack_blocked(plan.x, count, x_bytes, x_plane, target),
+                pack_blocked(plan.dy, count, target),
+                pack_blocked(plan.x, count, target),
                 dw,
-                _dx_launches(plan, groups, None, target, "conv dX") if need_input else [],
-                unpack_blocked(plan.dx, count, x_bytes, x_plane, target),
+                _products(plan.dx_phases, plan.dy, plan.dx, groups, None, target, "conv dX") if need_input else [],
+                unpack_blocked(plan.dx, count, target),
                 start * x_bytes,
                 start * y_bytes,
             )
@@ -277,17 +291,6 @@ def _backward_plan(pattern: Pattern, geometry: ConvGeometry, target: Target, sam
     return pattern.cached(key, plan_backward, pattern, geometry, target, sample_groups)
 
 
-def _dx_launches(plan: BackwardPlan, groups: int, activation: str | None, target: Target, label: str) -> list[Launch]:
-    """Launches for dX, one per phase of the stride; every input is written by one of them."""
-    return [
-        spmm.prepare(
-            phase, target, y_row_stride=plan.dx.channel_stride, batches=groups, x_batch_stride=plan.dy.group_stride,
-            y_batch_stride=plan.dx.group_stride, activation=activation, label=label,
-        )
-        for phase in plan.dx_phases
-    ]  # fmt: skip
-
-
 def transposed(
     x: Array, W: CSR, geometry: ConvGeometry, bias: Array | None, activation: str | None, y: Array,
     target: Target | None = None,
@@ -298,46 +301,16 @@ def transposed(
     """
     target, images = target or target_for(x.dtype), len(x)
     key = geometry, images, activation, target
-    plan, parts = W.pattern.cached(("conv transposed launches", *key), _transposed, W.pattern, *key)
-    values = packed_for_each(W, plan.dx_phases)
-    groups = min(parts[0].groups, -(-images // target.lanes))
-    x_buffer = buffers.take("x", groups * plan.dy.group_stride)
-    y_buffer = buffers.take("y", groups * plan.dx.group_stride)
-    packed_x, packed_y = address(x_buffer), address(y_buffer)
-    for part in parts:
-        part.pack.run(address(x) + part.x_offset, packed_x)
-        for phase, packed in zip(part.phases, values, strict=True):
-            phase.run(packed_x, packed_y, packed.current(), optional_address(bias))
-        part.unpack.run(packed_y, address(y) + part.y_offset)
+    prepared = W.cached(("conv transposed", *key), _transposed, W, *key)
+    prepared.run(address(x), address(y), optional_address(bias))
 
 
-class _TransposedPart(NamedTuple):
-    """Some images of a batch: launches on them, and where their x and y begin, in bytes."""
-
-    groups: int
-    pack: Launch
-    phases: list[Launch]
-    unpack: Launch
-    x_offset: int
-    y_offset: int
-
-
-def _transposed(
-    pattern: Pattern, geometry: ConvGeometry, images: int, activation: str | None, target: Target
-) -> tuple[BackwardPlan, list[_TransposedPart]]:
-    sample_groups = _parts_at_once(images, geometry, target)
-    expect_packing(target, blocked=True)
-    plan = _backward_plan(pattern, geometry, target, sample_groups)
-    y_bytes, x_bytes = _image_bytes(geometry, target.size)
-    y_plane, x_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
-    parts = []
-    for start, stop in spmm.chunks(images, sample_groups * target.lanes):
-        count, groups = stop - start, -(-(stop - start) // target.lanes)
-        pack = pack_blocked(plan.dy, count, x_bytes, x_plane, target)
-        phases = _dx_launches(plan, groups, activation, target, "conv transposed")
-        unpack = unpack_blocked(plan.dx, count, y_bytes, y_plane, target)
-        parts.append(_TransposedPart(groups, pack, phases, unpack, start * x_bytes, start * y_bytes))
-    return plan, parts
+def _transposed(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Prepared:
+    groups = _groups_at_once(images, geometry, target)
+    plan = _backward_plan(W.pattern, geometry, target, groups)
+    return _blocked_parts(
+        W, images, groups, plan.dx_phases, plan.dy, plan.dx, activation, target, "conv transposed"
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- plans: batch-blocked

@@ -68,6 +68,10 @@ class BlockedPlanes:
         """Whether channels lie between rows and columns, see `blocked_planes`."""
         return max(self.strides, default=0) > self.channel_stride
 
+    def sample_bytes(self, target: Target) -> int:
+        """Bytes of a sample in the user's layout."""
+        return self.channels * self.positions * target.size
+
     def all_offsets(self) -> NDArray[np.int64]:
         """Offset of every position, int64 [positions]."""
         return self.points(self.spatial, (1,) * len(self.spatial))
@@ -202,29 +206,27 @@ def expect_packing(target: Target, *, blocked: bool) -> None:
         kernels.batch_blocked_kernel.expect(pack, target.bits, target.lanes)
 
 
-def pack_blocked(
-    planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
-) -> Launch:
-    """user[sample, channel, position] -> batch-blocked. Strides in bytes, positions contiguous; operands user, blocked.
+def pack_blocked(planes: BlockedPlanes, samples: int, target: Target, sample_stride: int | None = None) -> Launch:
+    """user[sample, channel, position] -> batch-blocked; operands user, blocked.
 
     Writes the padding, and zeros in lanes without samples. A third operand of `run` is another number of samples that
     need as many groups.
+
+    sample_stride : bytes between samples, each of them contiguous; by default they follow one another
     """
-    return _blocked(1, ("user", "blocked", "samples"), planes, samples, sample_stride, channel_stride, target)
+    return _blocked(1, ("user", "blocked", "samples"), planes, samples, target, sample_stride)
 
 
-def unpack_blocked(
-    planes: BlockedPlanes, samples: int, sample_stride: int, channel_stride: int, target: Target
-) -> Launch:
-    """Batch-blocked -> user[sample, channel, position]; operands blocked, user, and as in `pack_blocked`."""
-    return _blocked(0, ("blocked", "user", "samples"), planes, samples, sample_stride, channel_stride, target)
+def unpack_blocked(planes: BlockedPlanes, samples: int, target: Target, sample_stride: int | None = None) -> Launch:
+    """Batch-blocked -> user[sample, channel, position]; operands blocked, user, all else as in `pack_blocked`."""
+    return _blocked(0, ("blocked", "user", "samples"), planes, samples, target, sample_stride)
 
 
 def _blocked(
-    packs: int, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, sample_stride: int,
-    channel_stride: int, target: Target,
+    packs: int, operands: tuple[str, ...], planes: BlockedPlanes, samples: int, target: Target,
+    sample_stride: int | None,
 ) -> Launch:  # fmt: skip
-    h, groups = target.heuristics, -(-samples // target.lanes)
+    h, groups, sample_bytes = target.heuristics, -(-samples // target.lanes), planes.sample_bytes(target)
     chunks, padding_starts = _chunks(planes, groups, target, packs)
     arguments = Arguments(
         kernels.BATCH_BLOCKED,
@@ -232,9 +234,9 @@ def _blocked(
         chunks=len(chunks),
         chunk_positions=chunks,
         samples=samples,
-        user_sample_stride=sample_stride,
-        user_channel_stride=channel_stride,
-        nontemporal=h.leaves_cache(samples * planes.channels * planes.positions * target.size),
+        user_sample_stride=sample_bytes if sample_stride is None else sample_stride,
+        user_channel_stride=planes.positions * target.size,
+        nontemporal=h.leaves_cache(samples * sample_bytes),
         blocked_group_stride=planes.group_stride,
         blocked_channel_stride=planes.channel_stride,
         panel_stride=planes.panel_stride or planes.group_stride,

@@ -117,7 +117,7 @@ def _panels_launch(
         launch = spmm.prepare(
             plan, target, y_row_stride=row_bytes, activation=activation, label="linear", layout="batch-blocked"
         )
-    unpack = layouts.unpack_blocked(panels, samples, rows * target.size, 0, target)
+    unpack = layouts.unpack_blocked(panels, samples, target)
     return plan, launch, unpack, size
 
 

@@ -117,7 +117,7 @@ def _column_major(
 def panel_packing(groups: int, features: int, row_stride: int, width: int, target: Target) -> Packing:
     """Packing of rows of samples, `row_stride` bytes apart and so many groups in all, into panels of `width` groups."""
     panels, samples = layouts.feature_panels(features, width, target), groups * target.lanes
-    launch = layouts.pack_blocked(panels, samples, row_stride, 0, target)
+    launch = layouts.pack_blocked(panels, samples, target, row_stride)
     return Packing(launch, layouts.panel_bytes(samples, panels, target))
 
 

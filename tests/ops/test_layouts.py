@@ -45,7 +45,7 @@ def test_batch_blocked_there_and_back(rng, channels, spatial, padding, threads, 
         groups = -(-samples // m.lanes)
         user = rng.standard_normal((samples, channels, *spatial)).astype(dtype)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        layouts.pack_blocked(planes, samples, *user.strides[:2], m).run(address(user), address(buffer))
+        layouts.pack_blocked(planes, samples, m).run(address(user), address(buffer))
         expected = np.zeros((groups * m.lanes, channels, *padded_shape), dtype)
         expected[:samples] = ref.pad_spatial(user, padding, 0.0)
         for group, channel in np.ndindex(groups, channels):
@@ -57,7 +57,7 @@ def test_batch_blocked_there_and_back(rng, channels, spatial, padding, threads, 
             assert (gap == 255).all(), "between planes nothing is written"
         back = Guarded(user.shape, dtype)
         inside = back.inside
-        layouts.unpack_blocked(planes, samples, *user.strides[:2], m).run(address(buffer), address(inside))
+        layouts.unpack_blocked(planes, samples, m).run(address(buffer), address(inside))
         assert np.array_equal(inside, user)
         assert back.intact()
 
@@ -92,9 +92,9 @@ def test_samples_far_apart(rng, dtype):
     for rows in (wide[::3, :33], wide[::-3, :33][:13], np.broadcast_to(wide[3, :33], (9, 33))):
         groups = -(-len(rows) // m.lanes)
         buffer = aligned_empty((groups * planes.group_stride,), np.uint8)
-        layouts.pack_blocked(planes, len(rows), rows.strides[0], 0, m).run(address(rows), address(buffer))
+        layouts.pack_blocked(planes, len(rows), m, rows.strides[0]).run(address(rows), address(buffer))
         back = np.full_like(wide, np.nan)
-        layouts.unpack_blocked(planes, len(rows), back.strides[0], 0, m).run(address(buffer), address(back))
+        layouts.unpack_blocked(planes, len(rows), m, back.strides[0]).run(address(buffer), address(back))
         assert np.array_equal(back[: len(rows), :33], rows, equal_nan=True)
         assert np.isnan(back[:, 33:]).all()
         assert np.isnan(back[len(rows) :]).all()
@@ -113,11 +113,11 @@ def test_unpacking_rows_on_the_same_sets(rng, peel, far, threads, dtype):
         rows = rng.standard_normal((samples, features)).astype(dtype)
         planes = layouts.blocked_planes(1, (features,), ((0, 0),), m)
         buffer = aligned_empty((-(-samples // m.lanes) * planes.group_stride,), np.uint8)
-        layouts.pack_blocked(planes, samples, rows.strides[0], 0, m).run(address(rows), address(buffer))
+        layouts.pack_blocked(planes, samples, m, rows.strides[0]).run(address(rows), address(buffer))
         back = aligned_empty((samples, row), dtype)
         back[...] = np.nan
         begin = address(back) + peel * m.size
-        layouts.unpack_blocked(planes, samples, back.strides[0], 0, m).run(address(buffer), begin)
+        layouts.unpack_blocked(planes, samples, m, back.strides[0]).run(address(buffer), begin)
         assert np.array_equal(back[:, peel : peel + features], rows)
         assert np.isnan(back[:, :peel]).all()
         assert np.isnan(back[:, peel + features :]).all()
@@ -132,7 +132,7 @@ def test_panels_there_and_back(rng, width, dtype):
         planes = layouts.feature_panels(13, width, m)
         panels = -(-samples // (width * m.lanes))
         buffer = aligned_empty((panels * planes.panel_stride,), np.uint8)
-        layouts.pack_blocked(planes, samples, rows.strides[0], 0, m).run(address(rows), address(buffer))
+        layouts.pack_blocked(planes, samples, m, rows.strides[0]).run(address(rows), address(buffer))
         padded = np.zeros((panels * width * m.lanes, 13), dtype)
         padded[:samples] = rows
         for sample in range(len(padded)):  # zeros behind the samples, too: SDDMM reads them
@@ -140,7 +140,7 @@ def test_panels_there_and_back(rng, width, dtype):
             found = buffer[panel * planes.panel_stride :][: 13 * width * m.vector].view(dtype)
             assert np.array_equal(found.reshape(13, width, m.lanes)[:, group, lane], padded[sample])
         back = np.full_like(rows, np.nan)
-        layouts.unpack_blocked(planes, samples, back.strides[0], 0, m).run(address(buffer), address(back))
+        layouts.unpack_blocked(planes, samples, m, back.strides[0]).run(address(buffer), address(back))
         assert np.array_equal(back, rows)
 
 

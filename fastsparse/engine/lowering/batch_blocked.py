@@ -154,24 +154,23 @@ class _Lowering:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def _user(self, t: int, first: int, array: int) -> tuple[BlockedPlanes, int, int, tuple[Patch, ...]]:
-        """The tensor as the user has it, byte strides of samples and channels, and what depends on the call."""
+    def _user(self, t: int, first: int, array: int) -> tuple[BlockedPlanes, tuple[Patch, ...]]:
+        """The tensor as the user has it, and what depends on the call."""
         planes, target, outer = self.planes[t], self.target, self.sizes.outer
-        sample = planes.channels * planes.positions * target.size
-        lanes = target.lanes
+        sample, lanes = planes.sample_bytes(target), target.lanes
         if planes.channel_stride == target.vector:  # features: one plane
             planes = replace(planes, channels=1, positions=planes.channels)
         patches = (
             Patch("user", array + 1, first * lanes * sample, outer * lanes * sample),
             Patch("samples", SAMPLES, -first * lanes, -outer * lanes),
         )
-        return replace(planes, padding_offsets=_UNPADDED), sample, planes.positions * target.size, patches
+        return replace(planes, padding_offsets=_UNPADDED), patches
 
     def _pack(self, number: int, first: int, count: int) -> Step:
         """Input `number` of the program into planes."""
         t, lanes = self.program.inputs[number], self.target.lanes
-        planes, sample, channel, patches = self._user(t, first, number)
-        launch = pack_blocked(planes, count * lanes, sample, channel, self.target)
+        planes, patches = self._user(t, first, number)
+        launch = pack_blocked(planes, count * lanes, self.target)
         return Step(
             "input", f"pack into blocks of {lanes}", None, ((-1 - number, 0),), self._view(t, first), launch,
             ("user", "blocked"), patches,
@@ -182,8 +181,8 @@ class _Lowering:
         steps = []
         for number, output in enumerate(self.program.outputs, len(self.program.inputs)):
             if self.roots[output] == tensor:
-                planes, sample, channel, patches = self._user(tensor, first, number)
-                launch = unpack_blocked(planes, count * self.target.lanes, sample, channel, self.target)
+                planes, patches = self._user(tensor, first, number)
+                launch = unpack_blocked(planes, count * self.target.lanes, self.target)
                 source = (self._view(tensor, first),)
                 steps.append(
                     Step("output", "unpack", None, source, (-1 - number, 0), launch, ("blocked", "user"), patches)

@@ -474,11 +474,11 @@ class Lowering:
     def _groups(self, rows: int) -> int:
         return -(-self.images * rows // self.target.lanes)
 
-    def _features(self, t: int, rows: int) -> tuple[BlockedPlanes, BlockedPlanes, int]:
-        """The tensor in blocks of rows: as channels, as one plane of features, and bytes of a row."""
+    def _features(self, t: int, rows: int) -> tuple[BlockedPlanes, BlockedPlanes]:
+        """The tensor in blocks of rows: as channels, and as one plane of features."""
         features = math.prod(self.program.shapes[t]) // rows
         planes = blocked_planes(features, (), (), self.target)
-        return planes, replace(planes, channels=1, positions=features), features * self.target.size
+        return planes, replace(planes, channels=1, positions=features)
 
     def _linear(self, node: Node, op: Linear) -> None:
         t = self.roots[node.inputs[0]]
@@ -491,15 +491,15 @@ class Lowering:
 
     def _pack_blocked(self, t: int, form: str, plain: View, name: str) -> None:
         rows = int(form.removeprefix(_BLOCKS))
-        _, one, row = self._features(t, rows)
-        launch = layouts.pack_blocked(one, self.images * rows, row, row, self.target)
+        _, one = self._features(t, rows)
+        launch = layouts.pack_blocked(one, self.images * rows, self.target)
         kernel = f"pack into blocks of {self.target.lanes}"
         self._add(name, kernel, None, (plain,), self._new(t, form), launch, ("user", "blocked"))
 
     def _unpack(self, t: int, form: str, target: View, name: str) -> None:
         rows = int(form.removeprefix(_BLOCKS))
-        _, one, row = self._features(t, rows)
-        launch = layouts.unpack_blocked(one, self.images * rows, row, row, self.target)
+        _, one = self._features(t, rows)
+        launch = layouts.unpack_blocked(one, self.images * rows, self.target)
         self._add(name, "unpack", None, (self.forms[t, form],), target, launch, ("blocked", "user"))
 
     # --- nodes on images -------------------------------------------------------------------------

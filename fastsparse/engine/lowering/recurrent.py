@@ -244,12 +244,12 @@ class _Form:
     def packing(self, features: int) -> Launch:
         """From rows of samples; operands user, blocked."""
         panels = layouts.feature_panels(features, self.width, self.target)
-        return layouts.pack_blocked(panels, self.samples, features * self.target.size, 0, self.target)
+        return layouts.pack_blocked(panels, self.samples, self.target)
 
     def unpacking(self, features: int) -> Launch:
         """To rows of samples; operands blocked, user."""
         panels = layouts.feature_panels(features, self.width, self.target)
-        return layouts.unpack_blocked(panels, self.samples, features * self.target.size, 0, self.target)
+        return layouts.unpack_blocked(panels, self.samples, self.target)
 
     def product(self, W: CSR, bias: Array | None, *, residual: bool = False, **between: int) -> Launch:
         """W x + bias; operands x, y, residual."""
