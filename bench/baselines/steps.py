@@ -39,7 +39,8 @@ def _linear_numpy(case: LinearStep, threads: int) -> Call:
 def _linear_torch(case: LinearStep, threads: int) -> Call:
     torch = torch_on(threads)
     weight = torch.from_numpy(case.weight.toarray()).requires_grad_()
-    return _torch_step(torch, case, weight, torch.nn.functional.linear)
+    bias = torch.zeros(case.outputs, requires_grad=True)
+    return _torch_step(torch, case, weight, bias, lambda x: torch.nn.functional.linear(x, weight, bias))
 
 
 def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
@@ -55,21 +56,18 @@ def _conv_fastsparse(case: ConvStep, threads: int) -> Call:
 
 def _conv_torch(case: ConvStep, threads: int) -> Call:
     torch = torch_on(threads)
-    weight = torch.from_numpy(conv.dense_oihw(case)).requires_grad_()
-
-    def forward(x: Any, w: Any, b: Any) -> Any:
-        return torch.nn.functional.conv2d(x, w, b, stride=case.stride, padding=case.padding)
-
-    return _torch_step(torch, case, weight, forward)
+    weight, window = torch.from_numpy(conv.dense_oihw(case)).requires_grad_(), (case.stride, case.padding)
+    bias = torch.zeros(case.out, requires_grad=True)
+    return _torch_step(torch, case, weight, bias, lambda x: torch.nn.functional.conv2d(x, weight, bias, *window))
 
 
-def _torch_step(torch: Any, case: LinearStep | ConvStep, weight: Any, forward: Any) -> Call:
-    bias = torch.zeros(weight.shape[0], requires_grad=True)
+def _torch_step(torch: Any, case: LinearStep | ConvStep, values: Any, bias: Any, forward: Callable[[Any], Any]) -> Call:
+    """A step of a module with these parameters; those of sparse ones are in CSR's order."""
     x, grad = torch.from_numpy(case.x).requires_grad_(), torch.from_numpy(case.grad)
 
     def step() -> tuple[np.ndarray, ...]:
-        y = forward(x, weight, bias)
-        grads = torch.autograd.grad(y, (x, weight, bias), grad)
+        y = forward(x)
+        grads = torch.autograd.grad(y, (x, values, bias), grad)
         return (y.detach().numpy(), *(g.numpy() for g in grads))
 
     return step
@@ -82,13 +80,13 @@ def _linear_sparseprop(case: LinearStep, threads: int) -> Call:
 
     sparseprop.set_num_threads(threads)
     layer = SparseLinear(torch.from_numpy(case.weight.toarray()), torch.nn.Parameter(torch.zeros(case.outputs)))
-    return _module_step(torch, case, layer, layer.W_val)
+    return _torch_step(torch, case, layer.W_val, layer.bias, layer)
 
 
 def _linear_sparselab(case: LinearStep, threads: int) -> Call:
     torch = torch_on(threads)
     layer = sparselab_layer(torch.from_numpy(case.weight.toarray()), torch.zeros(case.outputs))
-    step, csr = _module_step(torch, case, layer, layer._values), layer._csr
+    step, csr = _torch_step(torch, case, layer._values, layer.bias, layer), layer._csr
     # An empty row keeps a free place in the values, which is not a nonzero.
     live = np.concatenate([np.arange(n) + start for start, n in zip(csr.row_start, csr.row_nnz)])
 
@@ -128,21 +126,9 @@ def _conv_sparseprop(over_batch: bool) -> Callable[[ConvStep, int], Call]:
             torch.from_numpy(conv.dense_oihw(case)), torch.nn.Parameter(torch.zeros(case.out)), padding=case.padding,
             stride=case.stride, vectorizing_over_on=over_batch,
         )  # fmt: skip
-        return _module_step(torch, case, layer, layer.W_val)
+        return _torch_step(torch, case, layer.W_val, layer.bias, layer)
 
     return setup
-
-
-def _module_step(torch: Any, case: LinearStep | ConvStep, layer: Any, values: Any) -> Call:
-    """A step of a sparse module whose values are in CSR's order."""
-    x, grad = torch.from_numpy(case.x).requires_grad_(), torch.from_numpy(case.grad)
-
-    def step() -> tuple[np.ndarray, ...]:
-        y = layer(x)
-        grads = torch.autograd.grad(y, (x, values, layer.bias), grad)
-        return (y.detach().numpy(), *(g.numpy() for g in grads))
-
-    return step
 
 
 LINEAR = [

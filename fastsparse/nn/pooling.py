@@ -21,9 +21,7 @@ def _image(x: ArrayLike) -> Array:
     return array
 
 
-class _Pool2d(Module):
-    """A window that moves over the image.
-
+_PARAMETERS = """
     Parameters
     ----------
     kernel_size : int or (height, width)
@@ -32,6 +30,10 @@ class _Pool2d(Module):
     padding : int, (height, width), or ((top, bottom), (left, right))
         At most half the window.
     """
+
+
+class _Pool2d(Module):
+    """A window that moves over the image."""
 
     def __init__(self, kernel_size: Axes, stride: Axes | None = None, padding: Padding = 0) -> None:
         height, width = per_axis(kernel_size, 2, "kernel_size", 1)
@@ -55,16 +57,8 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest value of each window; padding never wins, NaN always does, the first of equals gets the gradient.
-
-    Parameters
-    ----------
-    kernel_size : int or (height, width)
-    stride : int or (height, width), optional
-        Default: kernel_size.
-    padding : int, (height, width), or ((top, bottom), (left, right))
-        At most half the window.
-    """
+    __doc__ = f"""Largest of each window; padding never wins, NaN always does, the first of equals gets the gradient.
+{_PARAMETERS}"""
 
     def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, output H, output W)."""
@@ -85,16 +79,8 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """Mean of each window, the zeros of the padding included.
-
-    Parameters
-    ----------
-    kernel_size : int or (height, width)
-    stride : int or (height, width), optional
-        Default: kernel_size.
-    padding : int, (height, width), or ((top, bottom), (left, right))
-        At most half the window.
-    """
+    __doc__ = f"""Mean of each window, the zeros of the padding included.
+{_PARAMETERS}"""
 
     def forward(self, x: ArrayLike) -> Array:
         """x (N, C, H, W) -> (N, C, output H, output W)."""
