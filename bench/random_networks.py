@@ -93,7 +93,7 @@ class _Drawing(Steps):
             layers, shape = [join], self._after(join, *shapes)
         elif not self.large and d.chance(0.12):
             shapes, rows = (shape[:-1],), (d.between(1, 39),)
-            positions = shape[0] if len(shape) == 2 and d.chance(0.4) else None
+            positions = shape[0] if len(shape) == 2 and d.chance(0.4) else 0
             layers.append(nn.Embedding(rows[0], shape[-1], positions=positions, dtype=self.dtype, rng=d.numbers))
         for _ in self.rest(d.between(1, most_layers)):
             layer = self._layer(shape)
