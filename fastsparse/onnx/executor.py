@@ -277,12 +277,13 @@ class Frame:
 
     @staticmethod
     def pool(plan: Plan, values: Mapping[str, Any], workers: int) -> programs.Pool | None:
-        """Workspaces for tensors as a first call left them; None unless all of them are arrays of numbers, and each
-        result is written by one step."""
+        """Workspaces for tensors as a first call left them; None unless all of them are arrays of numbers, none empty,
+        and each result is written by one step."""
         made = [name for step in plan.steps for name in step.outputs]
         names = {*made, *plan.inputs, *(name for step in plan.steps for name in step.inputs)}
         whole = len(set(plan.outputs).intersection(made)) == len(plan.outputs)
-        if not whole or any(not isinstance(values[n], np.ndarray) or values[n].dtype not in _NUMBERS for n in names):
+        arrays = [values[name] for name in names]
+        if not whole or any(not isinstance(a, np.ndarray) or a.dtype not in _NUMBERS or a.size == 0 for a in arrays):
             return None
         return programs.Pool(Frame(plan, values), make=functools.partial(Workspace, workers=workers))
 

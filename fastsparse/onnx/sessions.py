@@ -22,7 +22,8 @@ from fastsparse.runtime.fork import after_fork_in_child
 
 _IR = 10  # format of messages: newer ones add nothing that is used here, and libraries refuse those they do not know
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
-_NEVER_EMPTY = ("LSTM", "GRU")  # on no samples or no times, onnxruntime's end the process
+# On no samples or no times, onnxruntime's end the process.
+_NEVER_EMPTY = ("LSTM", "GRU", "com.microsoft.DynamicQuantizeLSTM", "com.microsoft.QAttention")
 
 
 @functools.cache
@@ -81,8 +82,7 @@ class Session:
                     self._run = self._by_reference(model)
                 except (ValueError, NotImplementedError):
                     raise error from None
-        recurrent = self.library is not None and any(node.op in _NEVER_EMPTY for node in model.nodes)
-        self._behind_empty = model if recurrent else None
+        self._model = model if self.library is not None else None
         _sessions.add(self)
 
     def _by_onnxruntime(self, model: Model, spinning: bool, optimised: bool) -> Any:
@@ -139,20 +139,23 @@ class Session:
         ValueError
             When a node cannot be computed.
         """
-        if self._behind_empty is not None and any(map(_is_empty, feeds.values())):
-            self._refuse_empty(feeds, self._behind_empty)
+        run = self._run
+        if self._model is not None and any(map(_is_empty, feeds.values())):
+            self._refuse_empty(feeds, self._model)
+            if self.threads > 1:  # onnxruntime's quantised sums may end the process over nothing that threads share
+                run = Session(self._model)._run
         try:
-            return list(self._run(feeds))
+            return list(run(feeds))
         except Exception as error:
             raise run_error(error) from error
 
     def _refuse_empty(self, feeds: Mapping[str, Any], model: Model) -> None:
-        """Raise ValueError where one of the first recurrent layers would read nothing."""
+        """Raise ValueError where the first of the nodes that must not would read nothing."""
         first: dict[str, Node] = {}  # that read a tensor
-        behind, before = set[str](), list[Node]()  # a recurrent layer
+        behind, before = set[str](), list[Node]()  # such a node
         for node in model.nodes:
-            recurrent, alone = node.op in _NEVER_EMPTY, behind.isdisjoint(node.reads)
-            if alone and not recurrent:
+            never, alone = node.op in _NEVER_EMPTY, behind.isdisjoint(node.reads)
+            if alone and not never:
                 before.append(node)
                 continue
             if alone:

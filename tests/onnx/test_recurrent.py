@@ -114,6 +114,42 @@ print("alive")
 """
 
 
-def test_recurrent_layers_that_would_read_nothing_are_refused(run_python):
+NOTHING = """
+import numpy as np
+from onnx import helper
+from tests.onnx import models
+
+def engine(op, *others, dtype, **attributes):
+    b = models.Builder()
+    scale, zero = b.constant(0.1), b.constant(0, dtype)
+    named = {"s": scale, "z": zero, "": ""}
+    names = [named[a] if isinstance(a, str) else b.constant(*a) for a in others]
+    h = b.add("QuantizeLinear", "x", scale, zero) if dtype == "uint8" else b.add("Neg", "x")
+    twice = [h, scale, zero] * 2 if op in ("QLinearAdd", "QLinearMul") else [h]
+    y = b.add(op, *twice, *names, domain="com.microsoft", **attributes)
+    model = b.model({"x": ["N", 4, 8]}, [y])
+    model.graph.output[0].ClearField("type")
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return models.on_kernels(model, (2, 4, 8), threads=2)
+
+x = np.zeros((0, 4, 8), np.float32)
+for op in ("QLinearAdd", "QLinearMul"):
+    run = engine(op, "s", "z", dtype="uint8")
+    for _ in range(3):
+        assert run(x).shape == (0, 4, 8)
+run = engine("QAttention", dtype="uint8", num_heads=2, *[
+    (np.ones((8, 24)), "int8"), (np.ones(24),), "s", "s", "", "z", (0, "int8")])
+try:
+    run(x)
+except ValueError as error:
+    assert "reads an empty tensor" in str(error), error
+else:
+    raise AssertionError("QAttention")
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("script", [EMPTY, NOTHING], ids=["recurrent", "quantised"])
+def test_layers_that_would_read_nothing(run_python, script):
     """onnxruntime would end the process."""
-    assert run_python(EMPTY).stdout == "alive\n"
+    assert run_python(script).stdout == "alive\n"
