@@ -194,7 +194,7 @@ def device() -> Any:
 
 
 _MISSING = ("NotImplemented", "NOT_IMPLEMENTED", "not a registered", "No Op registered", "is not supported",
-            "No implementation")  # fmt: skip
+            "No implementation", "is under development")  # fmt: skip
 
 
 def _refusal(error: Exception) -> Exception:

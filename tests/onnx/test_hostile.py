@@ -84,9 +84,9 @@ def test_broken_graphs(model, message):
 )
 def test_nodes_that_do_not_fit(nodes):
     """The library says why, when the model is compiled or at the latest when it runs."""
-    told = r"onnxruntime|rules of ONNX|expected at least 1"
-    with pytest.raises((fs.FileFormatError, fs.UnsupportedOperatorError), match=told):
-        fs.compile(_model(nodes))
+    told = r"(?i)onnxruntime|rules of ONNX|expected at least 1"
+    with pytest.raises((ValueError, fs.UnsupportedOperatorError), match=told):
+        fs.compile(_model(nodes))(np.ones((2, 3), "float32"))
 
 
 def _shape_of(*sizes):
