@@ -74,6 +74,7 @@ class Heuristics:
     # --- SpMM by code that is written for a pattern
     code_vectors: int = 14  # fewest vectors of positions of a launch: code is read once for each tile
     code_segment_bytes: int = 24 * 1024  # of code that runs over a tile's vectors: a part of the instruction cache
+    code_part_bytes: int = 8 * 1024  # of code of some columns, whose x and weights then stay in L1
 
     # --- streaming the rows of a CSR matrix: cycles are those of one vector of columns
     stream_margin: float = 0.85  # of the time through panels, at most: layers keep what they are tuned for

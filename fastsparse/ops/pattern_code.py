@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastsparse.csr import CSR
 from fastsparse.ops.activations import CLAMPS
+from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.spmm import SpmmPlan
 from fastsparse.ops.target import Target
 from fastsparse.ops.tiles import Tiles
@@ -85,21 +86,24 @@ def write(
     counts = np.empty(W.shape[1] + 1, np.int64)
     kernels.order_by_columns(8 * W.indices.itemsize)(W.indptr, W.indices, chunk_rows, counts, rows, order)
     offsets = _offsets(plan)[order]
-    parts = _segments(offsets, W.indptr[chunk_rows], chunk_rows, target.heuristics.code_segment_bytes)
+    parts = _parts(offsets, W.indptr[chunk_rows], chunk_rows, edges, target.heuristics)
     low, high = CLAMPS[activation]
     epilogue |= (kernels.LOW if low > -np.inf else 0) | (kernels.HIGH if high < np.inf else 0)
-    text = np.empty(kernels.NONZERO_BYTES * operator.nnz + kernels.SEGMENT_BYTES * len(parts), np.uint8)
+    text = np.empty(kernels.NONZERO_BYTES * operator.nnz + kernels.PART_BYTES * len(parts), np.uint8)
     starts, pointers = np.empty(len(parts), np.int64), np.empty((kernels.POINTERS, 2), np.int64)
+    left = np.empty(kernels.CODE_ROWS, np.int64)
     size = kernels.write_code()(
-        offsets, rows, parts, epilogue, y_row_stride, _bits_of(low), _bits_of(high), pointers, text, starts
+        offsets, rows, parts, epilogue, y_row_stride, _bits_of(low), _bits_of(high), pointers, left, text, starts
     )
     memory = ExecutableMemory(text[:size])
-    segments = np.zeros((len(parts) + 1, 4), np.int64)
-    segments[:, 0] = memory.address + np.append(starts, size)
-    segments[:, 1] = (np.append(0, parts[:, 2]) + kernels.WEIGHTS_AHEAD) * target.size
-    segments[:-1, 2] = parts[:, 0] * y_row_stride
-    segments[:-1, 3] = np.where(parts[:, 3] & kernels.ENDS, parts[:, 1], 0)
-    group_segments = np.searchsorted(parts[:, 0], edges).astype(np.int64)
+    calls = np.flatnonzero(parts[:, 3] & kernels.FOLLOWS == 0)  # first part of every segment
+    finished = np.where(parts[:, 3] & kernels.ENDS, parts[:, 1], 0)
+    segments = np.zeros((len(calls) + 1, 4), np.int64)
+    segments[:, 0] = memory.address + np.append(starts[calls], size)
+    segments[:, 1] = (np.append(0, parts[:, 2])[[*calls, len(parts)]] + kernels.WEIGHTS_AHEAD) * target.size
+    segments[:-1, 2] = parts[calls, 0] * y_row_stride
+    segments[:-1, 3] = np.add.reduceat(finished, calls)
+    group_segments = np.searchsorted(parts[calls, 0], edges).astype(np.int64)
     values = aligned_empty(W.data.shape, W.data.dtype)
     np.take(W.data, order, out=values)
     return PatternCode(memory, values, segments, group_segments, y_row_stride)
@@ -116,16 +120,19 @@ def _offsets(plan: SpmmPlan) -> NDArray[np.int64]:
     return offsets
 
 
-def _segments(
-    offsets: NDArray[np.int64], chunk_starts: NDArray[np.int64], chunk_rows: NDArray[np.int64], most_bytes: int
-) -> NDArray[np.int64]:
-    """Segments of every chunk, with about equally many nonzeros and `most_bytes` of code, cut between columns."""
+def _parts(
+    offsets: NDArray[np.int64], chunk_starts: NDArray[np.int64], chunk_rows: NDArray[np.int64],
+    edges: NDArray[np.int64], h: Heuristics,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Parts of every chunk, with about equally many nonzeros and `code_part_bytes` of code, cut between columns; whole
+    chunks of one row group follow one another up to `code_segment_bytes`."""
     columns = np.flatnonzero(np.diff(offsets, prepend=-1))  # where each begins
-    found = []
+    found, room = [], 0  # room: bytes of code that may follow
     for chunk, (begin, end) in enumerate(itertools.pairwise(chunk_starts.tolist())):
+        first, last = chunk_rows[chunk : chunk + 2].tolist()
         inner = columns[slice(*np.searchsorted(columns, (begin + 1, end)))]
         nbytes = kernels.MULTIPLY_BYTES * (end - begin) + kernels.LOAD_BYTES * (len(inner) + 1)
-        parts = min(-(-nbytes // most_bytes), len(inner) + 1)
+        parts = min(-(-nbytes // h.code_part_bytes), len(inner) + 1)
         cuts = inner[
             np.searchsorted(inner, begin + (end - begin) * np.arange(1, parts) // parts).clip(max=len(inner) - 1)
         ]
@@ -133,7 +140,12 @@ def _segments(
         kinds = np.zeros(len(ends), np.int64)
         kinds[0] |= kernels.BEGINS
         kinds[-1] |= kernels.ENDS
-        first, last = chunk_rows[chunk : chunk + 2].tolist()
+        nbytes += kernels.ROW_BYTES * (last - first)
+        if len(ends) == 1 and nbytes <= room and first not in edges:
+            kinds[0] |= kernels.FOLLOWS
+        else:
+            room = h.code_segment_bytes if len(ends) == 1 else 0
+        room -= nbytes
         found.append(np.stack([np.full_like(ends, first), np.full_like(ends, last - first), ends, kinds], axis=1))
     return np.ascontiguousarray(np.concatenate(found))
 

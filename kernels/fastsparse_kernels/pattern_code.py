@@ -6,9 +6,11 @@ multiplies it with a weight from memory. Registers and addresses are numbers in 
 looked up: the loop over the nonzeros of a row in `spmm` pays one and a half cycles for each beside its multiply-adds,
 and reads a vector of x for each of them.
 
-Rows are cut into chunks, and a chunk's columns into segments whose code stays in the instruction cache while it runs
-over the vectors of a tile; sums are stored in the worker's scratch between segments. A row's order of summation is that
-of `spmm`: ascending columns, one FMA each, then bias, then residual.
+Rows are cut into chunks, and a chunk's columns into parts whose x and weights stay in L1; sums are stored in the
+worker's scratch between parts. Chunks of a single part follow one another in one segment: segments are what is called,
+and their code stays in the instruction cache while it runs over the vectors of a tile. A row's order of summation is
+that of `spmm`: ascending columns, one FMA each, then bias, then residual. All that follows a row's last nonzero comes
+right behind it, between the multiply-adds of other rows, which take other units of the core.
 
 Code has the calling convention of System V:
 
@@ -40,10 +42,14 @@ from .compiler import (
 CODE_ROWS = 30  # the other two registers hold x, or the limits
 CODE_LANES = 16  # float32 in 64 bytes
 WEIGHTS_AHEAD = 128
-MULTIPLY_BYTES, LOAD_BYTES = 7, 7  # of code: a nonzero, and a column's load of x, as a rule
-NONZERO_BYTES, SEGMENT_BYTES = 32, 2048  # at most: a nonzero with all that may stand before it; all else of a segment
+MULTIPLY_BYTES, LOAD_BYTES, ROW_BYTES = 7, 7, 40  # of code, as a rule: a nonzero, a column's load of x, a row's rest
+NONZERO_BYTES, PART_BYTES = 32, 2048  # at most: a nonzero with all that may stand before it; all else of a part
 
-BEGINS, ENDS = 1, 2  # kinds of segments: of the first and of the last columns
+BEGINS, ENDS, FOLLOWS = (
+    1,
+    2,
+    4,
+)  # kinds of parts: of the first, of the last columns; in the segment of the one before
 BIAS, RESIDUAL, LOW, HIGH = 1, 2, 4, 8  # stages of the epilogue
 
 _VECTOR, _RECORD = CODE_LANES * 4, 32  # bytes: of a vector, of a segment in the kernel's table
@@ -135,39 +141,63 @@ def _load_x(code, at, offset, pointers):  # type: ignore[no-untyped-def]
 
 
 @kernel_function
-def _clamp(code, at, instruction, limit, rows):  # type: ignore[no-untyped-def]
-    """Clamp all sums to one side of the float32 with the bits `limit`: a NaN, being the last operand, stays."""
+def _set_limit(code, at, limit):  # type: ignore[no-untyped-def]
+    """Have the float32 with the bits `limit` in all lanes of a register."""
     at = _put_four(code, _put(code, at, 0xB8 + _RAX), limit)
-    at = _on_registers(code, at, _REPEAT, _LIMIT, 0, _RAX)
-    for r in range(rows):
-        at = _on_registers(code, at, instruction, r, _LIMIT, r)
-    return at
+    return _on_registers(code, at, _REPEAT, _LIMIT, 0, _RAX)
+
+
+@kernel_function
+def _finish(code, at, r, row, kind, epilogue, y_row_stride):  # type: ignore[no-untyped-def]
+    """What follows the last nonzero of a part's r-th row. Clamps leave a NaN, which is their last operand, as it is;
+    those to two sides wait for the second limit.
+    """
+    if not kind & ENDS:
+        return _on_memory(code, at, _STORE, r, 0, _R9, r * _VECTOR, _VECTOR)
+    if epilogue & BIAS:
+        at = _on_memory(code, at, _ADD, r, r, _RDX, row * 4, 4)
+    if epilogue & RESIDUAL:
+        at = _on_memory(code, at, _ADD, r, r, _R8, row * y_row_stride, _VECTOR)
+    if epilogue & (LOW | HIGH):
+        at = _on_registers(code, at, _MAX if epilogue & LOW else _MIN, r, _LIMIT, r)
+        if epilogue & LOW and epilogue & HIGH:
+            return at
+    return _on_memory(code, at, _STORE, r, 0, _RCX, row * y_row_stride, _VECTOR)
 
 
 def make_write_code() -> Callable[..., int]:
     """Write the code of all segments; returns its bytes."""
 
     def write_code(  # type: ignore[no-untyped-def]
-        offsets, rows, segments, epilogue, y_row_stride, low, high, pointers, code, starts
+        offsets, rows, parts, epilogue, y_row_stride, low, high, pointers, left, code, starts
     ):
         """offsets, rows : int64 [nnz], bytes from a position to a nonzero's x, and its row, by chunk, column and row
-        segments : int64 [segments, 4], first row, number of rows, end of the nonzeros, kind
+        parts : int64 [parts, 4], first row, number of rows, end of the nonzeros, kind
         low, high : limits of the clamp as bits of float32
         pointers : scratch, see `_load_x`
-        code, starts : uint8, int64 [segments], written: the code, and where a segment's begins
+        left : int64 [CODE_ROWS], scratch
+        code, starts : uint8, int64 [parts], written: the code, and where that of a segment begins, at its first part
         """
-        at, p = 0, 0
-        for s in range(segments.shape[0]):
-            first, count, end, kind = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
-            while at % 64:
-                at = _put(code, at, 0x90)
-            starts[s] = at
+        at, p, weights = 0, 0, 0
+        for s in range(parts.shape[0]):
+            first, count, end, kind = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
+            if not kind & FOLLOWS:
+                while at % 64:
+                    at = _put(code, at, 0x90)
+                starts[s], weights = at, p + WEIGHTS_AHEAD
+            left[:] = 0
+            for q in range(p, end):
+                left[rows[q] - first] += 1
+            if kind & ENDS and epilogue & (LOW | HIGH):
+                at = _set_limit(code, at, low if epilogue & LOW else high)
             for r in range(count):
                 if kind & BEGINS:
                     at = _on_registers(code, at, _ZERO, r, r, r)
-                else:
+                elif kind & ENDS or left[r] > 0:
                     at = _on_memory(code, at, _LOAD, r, 0, _R9, r * _VECTOR, _VECTOR)
-            loaded, weights = -1, p + WEIGHTS_AHEAD
+                if left[r] == 0 and kind & (BEGINS | ENDS):
+                    at = _finish(code, at, r, first + r, kind, epilogue, y_row_stride)
+            loaded = -1
             for i in range(POINTERS):
                 pointers[i, 0], pointers[i, 1] = -(2**40), -1
             while p < end:
@@ -178,26 +208,20 @@ def make_write_code() -> Callable[..., int]:
                     at = _put(code, _put(code, _put(code, at, 0x48), 0x81), 0xC0 | _RSI)
                     at = _put_four(code, at, 2 * WEIGHTS_AHEAD * 4)
                     weights += 2 * WEIGHTS_AHEAD
-                at = _on_memory(code, at, _MULTIPLY_ADD, rows[p] - first, _X, _RSI, (p - weights) * 4, 4)
+                r = rows[p] - first
+                at = _on_memory(code, at, _MULTIPLY_ADD, r, _X, _RSI, (p - weights) * 4, 4)
+                left[r] -= 1
+                if left[r] == 0:
+                    at = _finish(code, at, r, rows[p], kind, epilogue, y_row_stride)
                 p += 1
-            if kind & ENDS:
-                if epilogue & BIAS:
-                    for r in range(count):
-                        at = _on_memory(code, at, _ADD, r, r, _RDX, (first + r) * 4, 4)
-                if epilogue & RESIDUAL:
-                    for r in range(count):
-                        at = _on_memory(code, at, _ADD, r, r, _R8, (first + r) * y_row_stride, _VECTOR)
-                if epilogue & LOW:
-                    at = _clamp(code, at, _MAX, low, count)
-                if epilogue & HIGH:
-                    at = _clamp(code, at, _MIN, high, count)
+            if kind & ENDS and epilogue & LOW and epilogue & HIGH:
+                at = _set_limit(code, at, high)
                 for r in range(count):
+                    at = _on_registers(code, at, _MIN, r, _LIMIT, r)
                     at = _on_memory(code, at, _STORE, r, 0, _RCX, (first + r) * y_row_stride, _VECTOR)
-            else:
-                for r in range(count):
-                    at = _on_memory(code, at, _STORE, r, 0, _R9, r * _VECTOR, _VECTOR)
-            for byte in (0xC5, 0xF8, 0x77, 0xC3):  # vzeroupper, ret
-                at = _put(code, at, byte)
+            if s + 1 == parts.shape[0] or not parts[s + 1, 3] & FOLLOWS:
+                for byte in (0xC5, 0xF8, 0x77, 0xC3):  # vzeroupper, ret
+                    at = _put(code, at, byte)
         return at
 
     return write_code
@@ -234,8 +258,8 @@ _I64, _U8 = types.Array(types.int64, 1, "C"), types.Array(types.uint8, 1, "C")
 def write_code() -> Any:
     """The compiled function of `make_write_code`."""
     sizes = [types.int64] * 4
-    segments = types.Array(types.int64, 2, "C")  # and pointers
-    return compile_function(make_write_code(), types.int64(_I64, _I64, segments, *sizes, segments, _U8, _I64))
+    table = types.Array(types.int64, 2, "C")
+    return compile_function(make_write_code(), types.int64(_I64, _I64, table, *sizes, table, _I64, _U8, _I64))
 
 
 @compiled_once
@@ -273,6 +297,14 @@ ARGUMENTS = kernel_arguments(
 _arguments = simd.arguments_view(ARGUMENTS)
 
 
+@inlined_function
+def _prefetch(start, end):  # type: ignore[no-untyped-def]
+    while start < end:
+        simd.prefetch_l2(start, 64)
+        start += 64
+    return start
+
+
 def make_coded_spmm() -> Callable[..., None]:
     """The kernel: it calls a tile's code, segment by segment, for each of its vectors."""
 
@@ -290,16 +322,17 @@ def make_coded_spmm() -> Callable[..., None]:
             while segment < last:
                 code, weights = simd.load_i64(segment), a.values + simd.load_i64(segment + 8)
                 finishes, rows = simd.load_i64(segment + 16), simd.load_i64(segment + 24)
-                # While a segment runs, the code of the next one comes from a far cache, a part for each vector; before
-                # it runs, what its epilogue reads, or y.
+                # While a segment runs, code and weights of the next one come from a far cache, a part for each vector;
+                # before it runs, what its epilogue reads, or y.
                 following = segment + _RECORD if segment + _RECORD < last else first
                 ahead, ahead_end = simd.load_i64(following), simd.load_i64(following + _RECORD)
                 share, sums = (ahead_end - ahead) // (end - begin) + 64, scratch
+                values = a.values + simd.load_i64(following + 8) - WEIGHTS_AHEAD * 4
+                values_end = a.values + simd.load_i64(following + _RECORD + 8) - WEIGHTS_AHEAD * 4
+                values_share = (values_end - values) // (end - begin) + 64
                 for vector in range(begin, end):
-                    stop = min(ahead + share, ahead_end)
-                    while ahead < stop:
-                        simd.prefetch_l2(ahead, 64)
-                        ahead += 64
+                    ahead = _prefetch(ahead, min(ahead + share, ahead_end))
+                    values = _prefetch(values, min(values + values_share, values_end))
                     source = x + simd.load_i64(a.x_positions + vector * 8)
                     out = y + simd.load_i64(a.y_positions + vector * 8)
                     at = out + finishes + residual

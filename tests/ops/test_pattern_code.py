@@ -32,13 +32,13 @@ POISON = np.float32(-7.25)
 
 
 def products(
-    W, x, y_vectors, *, width=7, bias=None, residual=None, activation=None, groups=1, per_block=16, segment_bytes=24576,
-    in_place=False,
+    W, x, y_vectors, *, width=7, bias=None, residual=None, activation=None, groups=1, per_block=16, part_bytes=8192,
+    segment_bytes=24576, in_place=False,
 ):  # fmt: skip
     """y by the loop and by code, with what lies around it. x : [K, vectors, 16]; y_vectors : of y's rows."""
     K, count, _ = x.shape
     threads = 1 if groups == 1 else 2
-    h = replace(heuristics_here(), code_segment_bytes=segment_bytes, code_vectors=1)
+    h = replace(heuristics_here(), code_part_bytes=part_bytes, code_segment_bytes=segment_bytes, code_vectors=1)
     target = replace(TARGET, heuristics=h, threads=threads)
     x_offsets = np.arange(count, dtype=np.int64) * VECTOR
     blocks = channel_blocks(K, per_block, count * VECTOR, np.zeros(1, np.int64))
@@ -83,10 +83,11 @@ def pattern(rng, rows, columns, density):
     st.sampled_from(["", "bias", "residual", "both", "in place"]),
     st.sampled_from([1, 3]),
     st.sampled_from([40, 400, 24576]),
+    st.sampled_from([0, 1000, 24576]),
     st.integers(0, 2**32 - 1),
 )
 def test_drawn_products_have_the_bits_of_the_loop(
-    rows, columns, density, vectors, width, activation, epilogue, groups, segment_bytes, seed
+    rows, columns, density, vectors, width, activation, epilogue, groups, part_bytes, segment_bytes, seed
 ):
     rng = np.random.default_rng(seed)
     W = pattern(rng, rows, columns, density)
@@ -99,7 +100,7 @@ def test_drawn_products_have_the_bits_of_the_loop(
     residual = more if epilogue in ("residual", "both", "in place") else None
     (by_loop, by_code), (_, y) = products(
         W, x, y_vectors, width=width, bias=bias, residual=residual, activation=activation, groups=groups,
-        segment_bytes=segment_bytes, in_place=epilogue == "in place",
+        part_bytes=part_bytes, segment_bytes=segment_bytes, in_place=epilogue == "in place",
     )  # fmt: skip
     same_bits(by_code, by_loop)
     if residual is None:
@@ -112,7 +113,7 @@ def test_weights_beyond_the_reach_of_one_byte(rng, nonzeros):
     W = csr(rng.standard_normal((1, nonzeros)).astype(np.float32))
     W = csr(np.concatenate([W.toarray(), np.eye(1, nonzeros, dtype=np.float32)]))
     x = rng.standard_normal((nonzeros, 2, 16)).astype(np.float32)
-    (by_loop, by_code), _ = products(W, x, np.arange(2), segment_bytes=2**20)
+    (by_loop, by_code), _ = products(W, x, np.arange(2), part_bytes=2**20)
     same_bits(by_code, by_loop)
 
 
