@@ -141,6 +141,9 @@ class Heuristics:
     optimizer_flops: float = 8.0  # bound by memory
     pack_flops: float = 4.0
     gather_flops: float = 8.0
+    gathered_lines: int = (
+        8  # most vectors that lanes of a gathered one are permuted from; from more each is loaded alone
+    )
     interpolation_flops: float = 16.0
     row_chunk: int = 8192  # elements per task of whole rows
     norm_block_bytes: int = 1024  # contiguous bytes of x per read of a batch norm task

@@ -190,7 +190,8 @@ class Gather:
     """
 
     source_offsets: NDArray[np.int32]  # [vectors, VL]
-    single_sources: NDArray[np.int32]  # [vectors]
+    lines: NDArray[np.int32]
+    line_starts: NDArray[np.int32]  # [vectors + 1]
     target_offsets: NDArray[np.uint32]  # [vectors]
     fill: NDArray[np.floating]
     last_lanes: int
@@ -264,11 +265,11 @@ def exchange_halo(
     return _gather_tiles(np.where(at < 0, -1, source[at]), vectors, source, r, planes, target)
 
 
-def gather_image(source: NDArray[np.int64], target: Target) -> Gather:
-    """Write a contiguous image from positions at offsets `source`."""
+def gather_image(source: NDArray[np.int64], target: Target, readable: int = 0) -> Gather:
+    """Write a contiguous image from positions at offsets `source`. readable : bytes behind the last of them"""
     count = len(source)
     sources = np.concatenate([source, np.full(-count % target.lanes, -1)]).reshape(-1, target.lanes)
-    gather = _gather(sources, np.arange(len(sources)) * target.vector, source, target)
+    gather = _gather(sources, np.arange(len(sources)) * target.vector, source, target, readable=readable)
     return replace(gather, last_lanes=(count - 1) % target.lanes + 1)
 
 
@@ -296,7 +297,7 @@ def _gather_tiles(
 
 def _gather(
     sources: NDArray[np.int64], targets: NDArray[np.int64], source: NDArray[np.int64], target: Target,
-    outside: float | None = None,
+    outside: float | None = None, readable: int = 0,
 ) -> Gather:  # fmt: skip
     """Gather of lanes from `sources` [vectors, VL], out of all those at `source`, into vectors at `targets`."""
     end = int(source.max(initial=0)) + target.size
@@ -305,17 +306,25 @@ def _gather(
         raise ValueError(
             f"a channel in spatial tiles spans {farthest} bytes, expected fewer than {SPATIAL_TILES_LIMIT}"
         )
-    first = np.where(sources < 0, farthest, sources).min(axis=1, initial=farthest) // target.vector * target.vector
-    single = (sources.max(axis=1, initial=-1) < first + target.vector) & (first + target.vector <= end)
     return Gather(
         np.ascontiguousarray(sources, np.int32),
-        np.where(single, first, -1).astype(np.int32),
+        *_lines(sources, end + readable, target),
         targets.astype(np.uint32),
         np.full(1, outside or 0.0, np.dtype(f"f{target.size}")),
         target.lanes,
         np.arange(len(targets)),
         len(targets),
     )
+
+
+def _lines(sources: NDArray[np.int64], end: int, target: Target) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Vectors below `end` that have the lanes of each vector to write, and where those of each begin, as kernels take
+    them."""
+    lines = np.sort(np.where(sources < 0, -1, sources // target.vector * target.vector), axis=1)
+    new = (lines >= 0) & (np.diff(lines, axis=1, prepend=-1) != 0)
+    many = (new.sum(axis=1) > target.heuristics.gathered_lines) | (lines.max(axis=1, initial=-1) + target.vector > end)
+    new[many], lines[many, :1], new[many, :1] = False, -1, True
+    return lines[new].astype(np.int32), np.append(0, np.cumsum(new.sum(axis=1))).astype(np.int32)
 
 
 def _nearest(r: Reading) -> NDArray[np.int64]:

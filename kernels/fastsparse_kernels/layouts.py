@@ -86,7 +86,10 @@ GATHER = kernel_arguments(
     "y_image_stride",
     "y_channel_stride",
     "source_offsets",  # int32 [vectors, VL], bytes from x's channel to each lane's number; negative: `fill`
-    "single_sources",  # int32 [vectors], bytes from x's channel to the one vector that has all lanes; negative: none
+    # int32, bytes from x's channel to the vectors that together have all lanes of a vector to write that are not
+    # `fill`: those from line_starts[i], int32 [vectors + 1], on; one negative number where they are too many
+    "lines",
+    "line_starts",
     "target_offsets",  # int32 [vectors], bytes from y's channel
     "fill",  # address of a number
     "last_lanes",  # lanes of the last vector that are written
@@ -273,15 +276,20 @@ def pack_padded_kernel(bits: int, lanes: int) -> Any:
 def gather_vectors_kernel(bits: int, lanes: int) -> Any:
     """Write vectors whose lanes come from anywhere in x's channel: between images, spatial tiles and their halos.
 
-    A tile's halo is, lane by lane, what its neighbours have at one position: one vector, with its lanes permuted.
+    A tile's halo is, lane by lane, what its neighbours have at one position: one vector, with its lanes permuted. Tiles
+    of other images, or of strides, have theirs from as many vectors as there are images in a stack.
     """
     permutes = simd.permutes(lanes, bits, vector_bytes())
 
     @inlined_function
-    def gathered(like, x, single, table, other):  # type: ignore[no-untyped-def]
-        if permutes and single < 0x80000000:
-            return simd.permute_bytes(like, x, single, table, other)
-        return simd.gather_bytes(like, x, table, other)
+    def gathered(like, x, line, end, table, other):  # type: ignore[no-untyped-def]
+        if not permutes or (line < end and simd.load_u32(line) >= 0x80000000):
+            return simd.gather_bytes(like, x, table, other)
+        numbers = simd.filled(like, other)
+        while line < end:
+            numbers = simd.permute_bytes(numbers, x, simd.load_u32(line), table)
+            line += 4
+        return numbers
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gather_arguments(arguments)
@@ -293,8 +301,9 @@ def gather_vectors_kernel(bits: int, lanes: int) -> Any:
             y = a.y + image * a.y_image_stride + channel * a.y_channel_stride
             starts = a.chunk_starts + chunk * 8
             for i in range(simd.load_i64(starts), simd.load_i64(starts + 8)):
-                single = simd.load_u32(a.single_sources + i * 4)
-                numbers = gathered(like, x, single, a.source_offsets + i * lanes * 4, a.fill)
+                line = a.lines + simd.load_u32(a.line_starts + i * 4) * 4
+                end = a.lines + simd.load_u32(a.line_starts + i * 4 + 4) * 4
+                numbers = gathered(like, x, line, end, a.source_offsets + i * lanes * 4, a.fill)
                 target = y + simd.load_u32(a.target_offsets + i * 4)
                 if i + 1 < a.vectors:
                     simd.store(numbers, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,12 @@ def test_partitions_of_usual_images(spatial, count, counts, size):
     spatial=spatials,
     deep=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=3),
     outside=st.sampled_from([0.0, -np.inf]),
+    lines=st.sampled_from([0, 2, 8, 16]),
     seed=st.integers(0, 99),
 )
-def test_gathers_give_what_padding_and_slicing_give(spatial, deep, outside, seed, groups, threads):
+def test_gathers_give_what_padding_and_slicing_give(spatial, deep, outside, lines, seed, groups, threads):
     target = target_for(np.dtype("float32"), threads)
+    target = replace(target, heuristics=replace(target.heuristics, gathered_lines=lines))
     r = plans.Reading(plans.partition(spatial, target.lanes, groups), tuple(deep[: len(spatial)]), outside)
     images, channels, lanes = 2, 5, target.lanes
     planes = plans.tile_planes(channels, r, target)

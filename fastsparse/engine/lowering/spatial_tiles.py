@@ -263,15 +263,17 @@ class _TilesLowering(Lowering):
 
     def _copy_out(self, t: int, target: View, name: str) -> None:
         plain = self._plain(t)
+        readable = 0
         if (t, "tiles") in self.forms:
             source, strides = self.forms[t, "tiles"], self._natural(t).strides
             positions = self._tile_offsets(t)[: math.prod(self._spatial(t))]
-            if t in self.joint:  # the next image of a stack lies in the next lanes; what follows a buffer is readable
+            readable = self.target.vector  # what follows a buffer, too
+            if t in self.joint:  # the next image of a stack lies in the next lanes
                 strides = self.target.vector // self.together, strides[1]
         else:
             source, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
             positions = plain.all_offsets()
-        plan = tiles.gather_image(positions, self.target)
+        plan = tiles.gather_image(positions, self.target, readable)
         to = plain.image_stride, plain.channel_stride
         self._add_gather(t, plan, source, strides, target, to, name, "plain", self.images)
 

@@ -23,6 +23,7 @@ from .horizontal import (
     add_indexed,
     add_reduced,
     add_reduced_fours,
+    filled,
     fma_masked,
     gather,
     gather_bytes,

@@ -359,22 +359,31 @@ def permutes(lanes: int, bits: int, vector_bytes: int) -> bool:
 
 
 @instruction()
-def permute_bytes(builder: Any, args: Any, like: Any, base: Any, first: Any, table: Any, other: Any) -> Any:
-    """`gather_bytes` where all lanes are in the one vector at base + first."""
-    base, first, table, other = args[1:]
-    lanes, bits = like.lanes, like.bits
+def filled(builder: Any, args: Any, like: Any, number: Any) -> Any:
+    """A tile of one vector with the number at an address in all lanes."""
+    value = load_value(builder, args[1], like.element, like.size)
+    return pack(builder, like.vector, [splat(builder, like, value)])
+
+
+@instruction()
+def permute_bytes(builder: Any, args: Any, tile: Any, base: Any, first: Any, table: Any) -> Any:
+    """A tile of one vector with those lanes l replaced whose base + table[l], table int32 at a byte address, is in the
+    vector at base + first: by the numbers there.
+    """
+    numbers, base, first, table = args
+    lanes, bits = tile.lanes, tile.bits
     integers = ir.VectorType(I32, lanes)
     offsets = load_value(builder, table, integers, 4)
-    nowhere = builder.icmp_signed("<", offsets, ir.Constant(integers, None))
-    start = splat(builder, like, builder.trunc(first, I32))
-    shift = ir.Constant(integers, [like.size.bit_length() - 1] * lanes)
-    index = builder.lshr(builder.sub(offsets, start), shift)
+    start = splat(builder, tile, builder.trunc(first, I32))
+    inside = builder.sub(offsets, start)
+    here = builder.icmp_unsigned("<", inside, ir.Constant(integers, [lanes * tile.size] * lanes))
+    index = builder.lshr(inside, ir.Constant(integers, [tile.size.bit_length() - 1] * lanes))
     if bits == 64:
         index = builder.zext(index, ir.VectorType(I64, lanes))
-    numbers = load_value(builder, builder.add(base, first), like.vector, like.size)
-    found = llvm_function(builder, _PERMUTES[lanes, bits], like.vector, [like.vector, index.type])(numbers, index)
-    outside = splat(builder, like, load_value(builder, other, like.element, like.size))
-    return pack(builder, like.vector, [builder.select(nowhere, outside, found)])
+    found = load_value(builder, builder.add(base, first), tile.vector, tile.size)
+    found = llvm_function(builder, _PERMUTES[lanes, bits], tile.vector, [tile.vector, index.type])(found, index)
+    (before,) = unpack(builder, numbers, 1)
+    return pack(builder, tile.vector, [builder.select(here, found, before)])
 
 
 @instruction()
