@@ -95,6 +95,7 @@ GATHER = kernel_arguments(
     "last_lanes",  # lanes of the last vector that are written
 )
 _gather_arguments = simd.arguments_view(GATHER)
+_CHANNELS_AHEAD = 4  # of a gather that are prefetched: their lines are far from each other
 
 
 # ---------------------------------------------------------------- copies of few numbers
@@ -282,18 +283,22 @@ def gather_vectors_kernel(bits: int, lanes: int) -> Any:
     permutes = simd.permutes(lanes, bits, vector_bytes())
 
     @inlined_function
-    def gathered(like, x, line, end, table, other):  # type: ignore[no-untyped-def]
+    def gathered(like, x, line, end, ahead, near, table, other):  # type: ignore[no-untyped-def]
         if not permutes or (line < end and simd.load_u32(line) >= 0x80000000):
+            simd.prefetch_l2(x + near, 64)
             return simd.gather_bytes(like, x, table, other)
         numbers = simd.filled(like, other)
         while line < end:
-            numbers = simd.permute_bytes(numbers, x, simd.load_u32(line), table)
+            first = simd.load_u32(line)
+            simd.prefetch_l2(x + first + ahead, 64)
+            numbers = simd.permute_bytes(numbers, x, first, table)
             line += 4
         return numbers
 
     def run(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gather_arguments(arguments)
         like = simd.zeros(1, lanes, bits)
+        ahead = _CHANNELS_AHEAD * a.x_channel_stride
         for task in simd.tasks(arguments):
             channel, part = task % a.channels, task // a.channels
             chunk, image = part % a.chunks, part // a.chunks
@@ -303,7 +308,8 @@ def gather_vectors_kernel(bits: int, lanes: int) -> Any:
             for i in range(simd.load_i64(starts), simd.load_i64(starts + 8)):
                 line = a.lines + simd.load_u32(a.line_starts + i * 4) * 4
                 end = a.lines + simd.load_u32(a.line_starts + i * 4 + 4) * 4
-                numbers = gathered(like, x, line, end, a.source_offsets + i * lanes * 4, a.fill)
+                near = a.x_channel_stride + i * 64  # of an image in the user's layout each line of the next channel
+                numbers = gathered(like, x, line, end, ahead, near, a.source_offsets + i * lanes * 4, a.fill)
                 target = y + simd.load_u32(a.target_offsets + i * 4)
                 if i + 1 < a.vectors:
                     simd.store(numbers, target)

@@ -13,7 +13,7 @@ split into phase planes of their own. Spatial tiles are another form for images:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -71,6 +71,13 @@ def work_of_images(program: Program) -> split.Work:
     return split.Work(flops[0], flops[1], live[0], live[1], len(program.nodes))
 
 
+class Stage(NamedTuple):
+    """Layers on images, and how many images they run on at a time: equally many or more than the stage before."""
+
+    images: int
+    nodes: list[Node]
+
+
 class _Product(NamedTuple):
     """A packed weight, where it runs, its input, and bytes between images of this."""
 
@@ -85,7 +92,7 @@ class Lowering:
 
     Layers on images are lowered once, for `inner` images, and repeated until `outer` images are done; what later
     layers read of them is kept for all of these, plain. A subclass may have another form for images between layers, and
-    last layers on images, the joint ones, that run on `together` images at a time.
+    later stages, whose layers run on stacks of more images at a time.
     """
 
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
@@ -117,11 +124,14 @@ class Lowering:
         self.by_channels = {node.output for node in self.expansions.values()}
         # Of buffers that hold images of several repetitions: bytes of an image, and how many images.
         self.per_image: dict[int, tuple[int, int]] = {}
-        self.together, self.joint, self.in_joint = self.inner, set[int](), False
-        joint = self.joint_nodes()
-        self.joint = {node.output for node in joint}
-        read = {self.roots[t] for node in joint for t in node.inputs}
-        self.kept = read - {self.roots[t] for t in self.joint}  # from repetition to repetition, for joint layers
+        self.stack = 1  # images of the stack that is being lowered
+        self.stages = self.stages_of(self.early)
+        self.stacks = {node.output: stage.images for stage in self.stages[1:] for node in stage.nodes}  # by tensor
+        # Images of tensors that are kept from repetition to repetition, for the last stage that reads them.
+        self.kept: dict[int, int] = {}
+        for stage in self.stages[1:]:
+            read = {self.roots[t] for node in stage.nodes for t in node.inputs}
+            self.kept |= dict.fromkeys(read - {node.output for node in stage.nodes}, stage.images)
 
     @classmethod
     def schedule(cls, program: Program, batch: int, target: Target, sizes: split.Split | None = None) -> Schedule:
@@ -134,23 +144,21 @@ class Lowering:
 
     def lower(self) -> list[Step]:
         """All steps of a task."""
-        single = [node for node in self.early if node.output not in self.joint]
-        for node in single:
-            self._node(node)
-        for t in self.program.inputs:
-            self._give(t)
-        alone = list(self.steps)
-        if self.joint:
-            self.images, self.in_joint = self.together, True
-            self._drop_forms(self.kept)
-            for node in self.early[len(single) :]:
+        stages = []  # images and steps of each
+        for number, (images, nodes) in enumerate(self.stages):
+            begin = len(self.steps)
+            if number:
+                self.images = self.stack = images
+                self._drop_forms(self.kept.keys())
+            for node in nodes:
                 self._node(node)
-        self.in_joint = False
-        joint, repeated = self.steps[len(alone) :], []
-        for start in range(0, self.outer, self.together):
-            for first in range(start, start + self.together, self.inner):
-                repeated += [self._moved(step, first) for step in alone]
-            repeated += [self._moved(step, start) for step in joint]
+            if not number:
+                for t in self.program.inputs:
+                    self._give(t)
+            stages.append((images, self.steps[begin:]))
+        self.stack = 1
+        last = stages[-1][0]
+        repeated = [s for first in range(0, self.outer, last) for s in self._repeated(stages, first)]
         before, self.images = len(self.steps), self.outer
         if self.outer != self.inner:
             self._drop_forms(set())
@@ -158,6 +166,14 @@ class Lowering:
             if node.output in self.late and not isinstance(node.operator, Reshape):
                 self._node(node)
         return repeated + self.steps[before:]
+
+    def _repeated(self, stages: list[tuple[int, list[Step]]], first: int) -> Iterator[Step]:
+        """The steps of these stages on the images of one repetition of the last one, from image `first` on."""
+        *earlier, (images, steps) = stages
+        if earlier:
+            for start in range(first, first + images, earlier[-1][0]):
+                yield from self._repeated(earlier, start)
+        yield from (self._moved(step, first) for step in steps)
 
     def _moved(self, step: Step, first: int) -> Step:
         """The step on the images from `first` on."""
@@ -169,8 +185,8 @@ class Lowering:
         patches = tuple(replace(p, offset=first * self.user_bytes[p.variable - 1]) for p in step.patches)
         return replace(step, sources=tuple(map(moved, step.sources)), target=moved(step.target), patches=patches)
 
-    def _drop_forms(self, kept: set[int]) -> None:
-        """Forget the forms of single images, but for tensors that are kept, in memory of more than one."""
+    def _drop_forms(self, kept: Collection[int]) -> None:
+        """Forget the forms of images, but for tensors that are kept, in memory of more repetitions than one."""
         self.forms = {
             key: view for key, view in self.forms.items()
             if key[1] == "plain" or (key[0] in kept and view[0] in self.per_image)
@@ -199,9 +215,9 @@ class Lowering:
 
     # --- what subclasses say ---------------------------------------------------------------------
 
-    def joint_nodes(self) -> list[Node]:
-        """The last early nodes, if they run on `together` images at a time, which this sets."""
-        return []
+    def stages_of(self, nodes: list[Node]) -> list[Stage]:
+        """How the early nodes run, in their order."""
+        return [Stage(self.inner, nodes)]
 
     # --- views of tensors ---------------------------------------------------------------------
 
@@ -281,21 +297,21 @@ class Lowering:
         elif form == "plain":
             planes, images = self._plain(t), self.images
             if t not in self.late and (t in self.whole or self._keeps(t)):
-                images, first = self.outer if t in self.whole else self.together, -1
+                images, first = self.outer if t in self.whole else self.kept[t], -1
                 self.per_image[len(self.buffers)] = planes.image_stride, images
             size = images * planes.image_stride + planes.slack
             plane = planes.channel_stride
         else:
             size, zeros, plane = self._memory_of(t)
             if self._keeps(t):
-                self.per_image[len(self.buffers)] = size // self.images, self.together
-                size, first = size // self.images * self.together, -1
+                self.per_image[len(self.buffers)] = size // self.images, self.kept[t]
+                size, first = size // self.images * self.kept[t], -1
         self.forms[t, form] = view = self._buffer(size, zeros, first, over, plane)
         return view
 
     def _keeps(self, t: int) -> bool:
-        """Whether a tensor that is written now is kept for joint layers."""
-        return t in self.kept and self.images < self.together
+        """Whether a tensor that is written now is kept for a stage on more images."""
+        return self.images < self.kept.get(t, 0)
 
     def _buffer(
         self, size: int, zeros: Zeros | None = None, first: int | None = None, over: int = -1, plane: int = 0

@@ -7,6 +7,7 @@ windows are not regular, read the user's layout.
 
 The last layers, where much of the tiles of small images hangs over (14 x 14, 7 x 7), run on a stack of images at a
 time: one image of one axis more, which is cut into single images along it, so that lanes hold larger parts of them.
+Stacks grow along the layers (four images of 14 x 14, then 16 of 7 x 7).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine import split
-from fastsparse.engine.lowering.padded import Lowering, name_before
+from fastsparse.engine.lowering.padded import Lowering, Stage, name_before
 from fastsparse.engine.lowering.weights import planned
 from fastsparse.engine.program import Conv, Interpolate, Node, Pool, Program
 from fastsparse.engine.schedule import View
@@ -77,18 +78,20 @@ class _TilesLowering(Lowering):
         reach = _MOST_HALO * max(math.prod(shape) for shape in program.shapes) * self.target.size
         self._shares = self.images == 1 and reach < tiles.SPATIAL_TILES_LIMIT
 
-    def joint_nodes(self) -> list[Node]:
-        """Those on small images at the end, from the first one whose images hang over."""
-        small = [self._on_small_images(node) for node in self.early]
-        first = len(small) - next((i for i, one in enumerate(reversed(small)) if not one), len(small))
-        while first < len(small) and not self._hangs_over(self.early[first]):
-            first += 1
-        classes = [self.classes[node.output] for node in self.early]
-        before = {*classes[:first], *(self.classes[t] for t in self.program.inputs)}
-        if first == len(small) or self.inner > 1 or not before.isdisjoint(classes[first:]):
-            return []
-        self.together = self._stack(self._spatial(self.early[first].output), self.outer)[0]
-        return self.early[first:] if self.together > 1 else []
+    def stages_of(self, nodes: list[Node]) -> list[Stage]:
+        """Later stages run those on small images at the end, from the first one whose images hang over."""
+        stages = [Stage(self.inner, nodes)]
+        while self.inner == 1:
+            images, nodes = stages[-1]
+            first = self._first_hanging_over(nodes, images)
+            early = len(self.early) - len(nodes) + first
+            before = {*self.program.inputs, *(node.output for node in self.early[:early])}
+            mixed = {self.classes[t] for t in before} & {self.classes[node.output] for node in nodes[first:]}
+            if first == len(nodes) or mixed:
+                break
+            together, _ = self._stack(self._spatial(nodes[first].output), self.outer)
+            stages[-1:] = [Stage(images, nodes[:first]), Stage(together, nodes[first:])]
+        return stages
 
     def _stack(self, spatial: tuple[int, ...], images: int) -> tuple[int, float]:
         """Images of the smallest stack with the fewest vectors per image, a divisor of `images`; and those vectors."""
@@ -97,50 +100,58 @@ class _TilesLowering(Lowering):
         vectors = {n: math.prod(tiles.partition(spatial, lanes // n).size) / n for n in sizes}
         return min(vectors.items(), key=lambda item: item[1])
 
-    def _vectors(self, t: int) -> int:
-        return math.prod(tiles.partition(self._spatial(t), self.target.lanes).size)
+    def _vectors(self, node: Node, images: int = 1) -> float:
+        """Vectors of a layer's output per image, in stacks of so many."""
+        return math.prod(tiles.partition(self._spatial(node.output), self.target.lanes // images).size) / images
 
     def _on_small_images(self, node: Node) -> bool:
         """Whether the node is a convolution to small images, or a pool that does not run on tiles."""
         if isinstance(node.operator, Pool):
             return self._pooled_in_tiles(node, node.operator) is None
-        if not isinstance(node.operator, Conv):
-            return False
-        return self._vectors(node.output) < self.target.heuristics.stacked_positions
+        return isinstance(node.operator, Conv) and self._vectors(node) < self.target.heuristics.stacked_positions
 
-    def _hangs_over(self, node: Node) -> bool:
-        """Whether stacks of a convolution's images take clearly fewer vectors."""
+    def _first_hanging_over(self, nodes: list[Node], images: int) -> int:
+        """The first of the nodes at the end, all on small images, that takes clearly fewer vectors in larger stacks;
+        their number when there is none."""
+        first = len(nodes)
+        while first and self._on_small_images(nodes[first - 1]):
+            first -= 1
+        while first < len(nodes) and not self._hangs_over(nodes[first], images):
+            first += 1
+        return first
+
+    def _hangs_over(self, node: Node, images: int) -> bool:
         if not isinstance(node.operator, Conv):
             return False
-        stacked = self._stack(self._spatial(node.output), self.target.lanes)[1]
-        return stacked < self.target.heuristics.stacked_vectors * self._vectors(node.output)
+        together, vectors = self._stack(self._spatial(node.output), self.outer)
+        return together > images and vectors < self.target.heuristics.stacked_vectors * self._vectors(node, images)
 
     # --- layouts of tensors ---------------------------------------------------------------------
 
     def _images(self) -> int:
         """Images of the steps that are being lowered, or stacks of them."""
-        return 1 if self.in_joint else self.images
+        return 1 if self.stack > 1 else self.images
 
     def _spatial(self, t: int) -> tuple[int, ...]:
         return tuple(self.program.shapes[t][1:])
 
     def _image(self, t: int) -> tuple[int, ...]:
         """Of the image that is being lowered, or of the stack."""
-        return (self.together, *self._spatial(t)) if self.in_joint else self._spatial(t)
+        return (self.stack, *self._spatial(t)) if self.stack > 1 else self._spatial(t)
 
     def _geometry(self, node: Node, op: Conv) -> ConvGeometry:
         g = _unstrided(op.geometry)
         g = replace(g, stride=tuple(s if n > 1 else 1 for s, n in zip(g.stride, g.out_spatial, strict=True)))
-        if node.output not in self.joint:
+        if node.output not in self.stacks:
             return g
         return replace(
-            g, spatial=(self.together, *g.spatial), kernel=(1, *g.kernel), stride=(1, *g.stride),
+            g, spatial=(self.stacks[node.output], *g.spatial), kernel=(1, *g.kernel), stride=(1, *g.stride),
             padding=((0, 0), *g.padding), dilation=(1, *g.dilation),
         )  # fmt: skip
 
     def _partition(self, t: int) -> tiles.Partition:
-        if t in self.joint:
-            return tiles.stacked_partition(self._spatial(t), self.target.lanes, self.together)
+        if t in self.stacks:
+            return tiles.stacked_partition(self._spatial(t), self.target.lanes, self.stacks[t])
         if self._shares:
             return tiles.shared_partition(self._spatial(t), self.target)
         return tiles.partition(self._spatial(t), self.target.lanes)
@@ -225,24 +236,24 @@ class _TilesLowering(Lowering):
         self.forms[t, "tiles"] = view
 
     def _source(self, t: int) -> tuple[View, NDArray[np.int64], tuple[int, int]]:
-        """The tensor's view, offsets of its positions in it, and the strides of images and channels."""
+        """The tensor's view, offsets in it of all positions that are being lowered, and the strides of its images, or
+        stacks, and channels."""
+        images = 1
         if (t, "tiles") in self.forms:
             view, strides = self.forms[t, "tiles"], self._natural(t).strides
-            positions = self._tile_offsets(t)
-            if t in self.joint:
-                return view, positions, strides
+            positions, images = self._tile_offsets(t), self.stacks.get(t, 1)
         else:
             plain = self._plain(t)
             view, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
             positions = plain.all_offsets()
-        if self.in_joint:
-            positions = np.add.outer(np.arange(self.together) * strides[0], positions).ravel()
+        if self.stack > images:
+            positions = np.add.outer(np.arange(self.stack // images) * strides[0], positions).ravel()
         return view, positions, strides
 
     def _tile_offsets(self, t: int) -> NDArray[np.int64]:
         spatial, natural = self._spatial(t), self._natural(t)
-        if t in self.joint:
-            spatial = (self.together, *spatial)
+        if t in self.stacks:
+            spatial = (self.stacks[t], *spatial)
         return tiles.tile_offsets(spatial, natural.reading.partition, natural.planes, self.target.size)
 
     def _gather(
@@ -262,20 +273,23 @@ class _TilesLowering(Lowering):
         self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
     def _copy_out(self, t: int, target: View, name: str) -> None:
-        plain = self._plain(t)
-        readable = 0
+        plain, images, readable = self._plain(t), self.images, 0
         if (t, "tiles") in self.forms:
             source, strides = self.forms[t, "tiles"], self._natural(t).strides
             positions = self._tile_offsets(t)[: math.prod(self._spatial(t))]
             readable = self.target.vector  # what follows a buffer, too
-            if t in self.joint:  # the next image of a stack lies in the next lanes
-                strides = self.target.vector // self.together, strides[1]
         else:
             source, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
             positions = plain.all_offsets()
+        x = strides
+        if (t, "tiles") in self.forms and t in self.stacks:
+            images = self.stacks[t]
+            x = self.target.vector // images, strides[1]  # the next image of a stack lies in the next lanes
         plan = tiles.gather_image(positions, self.target, readable)
         to = plain.image_stride, plain.channel_stride
-        self._add_gather(t, plan, source, strides, target, to, name, "plain", self.images)
+        for first in range(0, self.images, images):  # its own stacks may be smaller than the one that is being lowered
+            stack = source[0], source[1] + first // images * strides[0]
+            self._add_gather(t, plan, stack, x, (target[0], target[1] + first * to[0]), to, name, "plain", images)
 
     def _exchange(self, t: int, name: str) -> None:
         """Step that fills the halo of a tensor that has just been written, where readers look."""
