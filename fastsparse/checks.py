@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,13 @@ def shape(value: Any, name: str) -> tuple[int, ...]:
 def is_sequence(value: Any) -> bool:
     """A list, tuple or the like, which text is not."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+
+
+def items(value: Any, name: str, expected: str) -> list[Any]:
+    """What an iterable holds that is neither text nor an array, dense or sparse."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, np.ndarray)) or sparse.issparse(value):
+        raise TypeError(f"{name} is {shown(value)}, expected {expected}")
+    return list(value)
 
 
 def names(value: Any, name: str) -> tuple[str, ...]:

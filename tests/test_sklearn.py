@@ -15,6 +15,7 @@ from scipy import sparse  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
+from sklearn.metrics import accuracy_score, make_scorer  # noqa: E402
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split  # noqa: E402
 from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -251,7 +252,9 @@ def test_weights_are_routed_through_pipelines_and_searches(rng):
         asked = SparseMLPClassifier((8,), max_iter=2, random_state=0).set_fit_request(sample_weight=True)
         asked.set_score_request(sample_weight=False)
         scaler = StandardScaler().set_fit_request(sample_weight=False)
-        search = GridSearchCV(make_pipeline(scaler, asked), {"sparsemlpclassifier__alpha": [0.1]}, cv=2)
+        scorer = make_scorer(accuracy_score).set_score_request(sample_weight=False)
+        grid = {"sparsemlpclassifier__alpha": [0.1]}
+        search = GridSearchCV(make_pipeline(scaler, asked), grid, cv=2, scoring=scorer)
         routed = search.fit(X, y, sample_weight=weights).best_estimator_[-1]
         scaled = StandardScaler().fit_transform(X)
         expected = SparseMLPClassifier((8,), alpha=0.1, max_iter=2, random_state=0).fit(scaled, y, weights)

@@ -150,9 +150,7 @@ def _checked(
         raise TypeError(f"loss is {loss!r}, expected a function of (output, y)")
     if sparsity is not None and (isinstance(sparsity, type) or not callable(getattr(sparsity, "step", None))):
         raise TypeError(f"sparsity is {_kind(sparsity)}, expected an object with a method step(step)")
-    if not isinstance(callbacks, Iterable) or isinstance(callbacks, np.ndarray):
-        raise TypeError(f"callbacks is {_kind(callbacks)}, expected a list of callables")
-    callbacks = list(callbacks)
+    callbacks = checks.items(callbacks, "callbacks", "a list of callables")
     for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not callable(callback):
             raise TypeError(f"callbacks[{i}] is {_kind(callback)}, expected an object that can be called")

@@ -329,8 +329,7 @@ def _apart(grads: list[Any], written: list[tuple[int, int]]) -> list[Any]:
 
 def _parameters(items: Any) -> list[Parameter]:
     """What is to be trained, each once."""
-    if not isinstance(items, Iterable) or isinstance(items, (str, bytes, np.ndarray)):
-        raise TypeError(f"parameters is {checks.shown(items)}, expected a list of fs.nn.Parameter (model.parameters())")
+    items = checks.items(items, "parameters", "a list of fs.nn.Parameter (model.parameters())")
     found = [item[1] if isinstance(item, tuple) and len(item) == 2 else item for item in items]
     for item in found:
         if not isinstance(item, Parameter):
