@@ -51,7 +51,7 @@ def activate(name: str, z: Array, out: Array | None = None) -> Array:
     code = _code(name)
     z = readable(z)
     y = in_place_out(out, z)
-    _forward(code, z.size, target_for(z.dtype)).run(address(z), address(y))
+    _prepared(code, False, z.size, target_for(z.dtype)).run(address(z), 0, address(y))
     return y
 
 
@@ -68,7 +68,7 @@ def activate_backward(name: str, dy: Array, kept: Array) -> Array:
     code = _code(name)
     dy = readable(dy)
     kept, dz = readable(kept, dy.dtype), buffers.array(dy.shape, dy.dtype)
-    launch = _backward(code, dy.size, target_for(dy.dtype))
+    launch = _prepared(code, True, dy.size, target_for(dy.dtype))
     launch.run(address(dy), read_address(kept, dy.dtype, dy.size, "kept"), address(dz))
     return dz
 
@@ -83,30 +83,12 @@ def _code(name: str) -> int:
 
 
 @bounded_cache
-def _forward(code: int, count: int, target: Target) -> Launch:
-    kernel = kernels.activation_array_kernel(code, target.bits, target.lanes)
-    return _elementwise(kernel, kernels.ACTIVATION, ("x", "y"), count, target, "activation", str(count), _names[code])
-
-
-@bounded_cache
-def _backward(code: int, count: int, target: Target) -> Launch:
-    kernel = kernels.activation_grad_kernel(code, target.bits, target.lanes)
-    return _elementwise(
-        kernel,
-        kernels.ACTIVATION_GRAD,
-        ("dy", "kept", "dz"),
-        count,
-        target,
-        "activation gradient",
-        str(count),
-        _names[code],
-    )
-
-
-def _elementwise(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, *label: str) -> Launch:
-    arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
+def _prepared(code: int, gradient: bool, count: int, target: Target) -> Launch:
+    """Launch of an activation, or of its gradient; operands x, kept, y."""
+    kernel = kernels.activation_grad_kernel if gradient else kernels.activation_array_kernel
+    arguments = Arguments(kernels.ACTIVATION, count=count, chunk=kernels.CHUNK)
     return Launch(
-        kernel, arguments, operands, target.loop,
-        tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.activation_flops * count, label=label,
+        kernel(code, target.bits, target.lanes), arguments, ("x", "kept", "y"), target.loop,
+        tasks=-(-count // kernels.CHUNK), flops=target.heuristics.activation_flops * count,
+        label=("activation gradient" if gradient else "activation", str(count), _names[code]),
     )  # fmt: skip

@@ -84,11 +84,25 @@ def _streamed(W: CSR, activation: str | None, target: Target) -> Launch:
 
 
 @dataclass(frozen=True, eq=False)
-class SpmvPlan:
-    """SpMV by rows: row groups of equal nonzeros, column indices of 16 bits where they fit."""
+class _PlanOfRows:
+    """A plan with the row starts of its pattern."""
 
     inputs: int
     indptr: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def nonzeros(self) -> int:
+        return int(self.indptr[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class SpmvPlan(_PlanOfRows):
+    """SpMV by rows: row groups of equal nonzeros, column indices of 16 bits where they fit."""
+
     group_starts: NDArray[np.int64]
     columns: NDArray[Any]  # uint16 or uint32 [nnz + SPMV_ACCUMULATORS], 0 after the nonzeros
 
@@ -96,25 +110,15 @@ class SpmvPlan:
     def column_bits(self) -> int:
         return self.columns.dtype.itemsize * 8
 
-    @property
-    def rows(self) -> int:
-        return len(self.indptr) - 1
-
-    @property
-    def nonzeros(self) -> int:
-        return int(self.indptr[-1])
-
     def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in CSR order."""
         return values
 
 
 @dataclass(frozen=True, eq=False)
-class SpmvSlicePlan:
+class SpmvSlicePlan(_PlanOfRows):
     """SpMV by slices; see the arguments in `fastsparse_kernels.spmv` for the arrays."""
 
-    inputs: int
-    indptr: NDArray[np.int64]
     lanes: int
     group_starts: NDArray[np.int64]
     slice_starts: NDArray[np.int64]
@@ -122,14 +126,6 @@ class SpmvSlicePlan:
     columns: NDArray[np.uint32]
     masks: NDArray[np.uint16]
     sum_index: NDArray[np.uint16]  # empty: rows have their own order
-
-    @property
-    def rows(self) -> int:
-        return len(self.indptr) - 1
-
-    @property
-    def nonzeros(self) -> int:
-        return int(self.indptr[-1])
 
     def pack(self, values: Array, out: Array | None = None) -> Array:
         """The values in the order of vectors and lanes, 0 in empty ones."""

@@ -123,13 +123,13 @@ _NAMES = tuple(_TABLE)
 
 # ---------------------------------------------------------------- kernels
 
-# Contiguous arrays of `count` elements; a task is `chunk` elements, a multiple of VL. Tasks: ceil(count / chunk).
-ACTIVATION = kernel_arguments("count", "chunk", "x", "y")  # y = activation(x); y may be x
-ACTIVATION_GRAD = kernel_arguments("count", "chunk", "dy", "kept", "dz")  # dz = slope(kept) * dy; dz may be dy
+# Contiguous arrays of `count` elements: y = activation(x), or slope(kept) x, the gradient before the activation from
+# the one after it, where `kept` is the activation's output for the names in KEEPS_OUTPUT, its input for the others.
+# y may be x. A task is `chunk` elements, a multiple of VL. Tasks: ceil(count / chunk).
+ACTIVATION = kernel_arguments("count", "chunk", "x", "kept", "y")
 CHUNK = 8192
 
 _activation = simd.arguments_view(ACTIVATION)
-_activation_grad = simd.arguments_view(ACTIVATION_GRAD)
 
 
 @compiled_once
@@ -177,50 +177,37 @@ def make_finish(bits: int, lanes: int, sums: int = 0) -> Callable[..., None]:
 
 @compiled_once
 def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
-    """Kernel with arguments ACTIVATION: a whole array."""
-    apply = lanewise(_TABLE[_NAMES[code]][0], 1)
-    size = bits // 8
+    """Kernel with arguments ACTIVATION: the activation; `kept` is not read."""
+    formula = _TABLE[_NAMES[code]][0]
+    array = _make_array(lambda z, _: formula(z), bits, lanes)
+    return compile_kernel(array, f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
 
-    def activation_array(arguments, slot):  # type: ignore[no-untyped-def]
+
+@compiled_once
+def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
+    """Kernel with arguments ACTIVATION: the gradient."""
+    gradient = _make_array(_TABLE[_NAMES[code]][1], bits, lanes)
+    return compile_kernel(gradient, f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")
+
+
+def _make_array(formula: Callable[[Lanes, Lanes], Lanes], bits: int, lanes: int) -> Callable[..., None]:
+    """y = formula(x, kept) for whole arrays."""
+    apply, size = lanewise(formula, 2), bits // 8
+
+    def array(arguments, slot):  # type: ignore[no-untyped-def]
         a = _activation(arguments)
         like = simd.zeros(1, lanes, bits)
         for task in simd.tasks(arguments):
             start = task * a.chunk
             count = min(a.chunk, a.count - start)
-            x, y = a.x + start * size, a.y + start * size
-            full = count // lanes * lanes
-            for i in range(0, full, lanes):
-                simd.store(apply(simd.load(like, x + i * size)), y + i * size)
-            if full < count:
-                z = simd.load_first(like, x + full * size, count - full)
-                simd.store_first(apply(z), y + full * size, count - full)
-
-    return compile_kernel(activation_array, f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
-
-
-@compiled_once
-def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
-    """Kernel with arguments ACTIVATION_GRAD: gradient before the activation from the one after it.
-
-    `kept` is the activation's output for the names in KEEPS_OUTPUT, its input for the others.
-    """
-    apply = lanewise(_TABLE[_NAMES[code]][1], 2)
-    size = bits // 8
-
-    def activation_grad(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _activation_grad(arguments)
-        like = simd.zeros(1, lanes, bits)
-        for task in simd.tasks(arguments):
-            start = task * a.chunk
-            count = min(a.chunk, a.count - start)
-            dy, kept, dz = a.dy + start * size, a.kept + start * size, a.dz + start * size
+            x, kept, y = a.x + start * size, a.kept + start * size, a.y + start * size
             full = count // lanes * lanes
             for i in range(0, full, lanes):
                 at = i * size
-                simd.store(apply(simd.load(like, dy + at), simd.load(like, kept + at)), dz + at)
+                simd.store(apply(simd.load(like, x + at), simd.load(like, kept + at)), y + at)
             if full < count:
                 at, rest = full * size, count - full
-                out = apply(simd.load_first(like, dy + at, rest), simd.load_first(like, kept + at, rest))
-                simd.store_first(out, dz + at, rest)
+                out = apply(simd.load_first(like, x + at, rest), simd.load_first(like, kept + at, rest))
+                simd.store_first(out, y + at, rest)
 
-    return compile_kernel(activation_grad, f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")
+    return array

@@ -59,11 +59,28 @@ ARGUMENTS = kernel_arguments(
 _arguments = simd.arguments_view(ARGUMENTS)
 
 
-@inlined_function
-def pass_runs(a, index):  # type: ignore[no-untyped-def]
-    """Batch, first run and the run behind the last of a pass."""
-    at = a.passes + index * 24
-    return simd.load_i64(at), simd.load_i64(at + 8), simd.load_i64(at + 16)
+def _make_passes(run_block: Callable[..., Any]) -> Callable[..., None]:
+    """The kernel that runs run_block(arguments, gradients, first and last entry, x, y, first run, the run behind the
+    last, scratch, from_zero) on all blocks of all passes of a task."""
+
+    def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
+        a = _arguments(arguments)
+        scratch = a.scratch + slot * a.scratch_stride
+        for task in simd.tasks(arguments):
+            part, group = task // a.groups, task % a.groups
+            segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
+            passes = a.part_passes + part * 16
+            first, last = simd.load_i64(passes), simd.load_i64(passes + 8)
+            for i in range(first, last):
+                at, from_zero = a.passes + i * 24, int(a.from_zero and i == first)
+                batch, run, run_end = simd.load_i64(at), simd.load_i64(at + 8), simd.load_i64(at + 16)
+                x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
+                for block in range(a.blocks):
+                    entry, end = simd.load_u32(segments + block * 16), simd.load_u32(segments + block * 16 + 16)
+                    inputs = x + simd.load_i64(a.block_bases + block * 8)
+                    run_block(a, gradients, entry, end, inputs, y, run, run_end, scratch, from_zero)
+
+    return sddmm
 
 
 @compiled_once
@@ -100,7 +117,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
     take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
 
     @kernel_function
-    def run_entries(a, gradients, entry, end, x, y, run, run_end, from_zero):  # type: ignore[no-untyped-def]
+    def run_entries(a, gradients, entry, end, x, y, run, run_end, scratch, from_zero):  # type: ignore[no-untyped-def]
         p = simd.load_u32(a.entries + entry * 8)
         while entry < end:
             stop = simd.load_u32(a.entries + entry * 8 + 8)
@@ -117,24 +134,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
             p = stop
             entry += 1
 
-    def sddmm(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _arguments(arguments)
-        for task in simd.tasks(arguments):
-            part, group = task // a.groups, task % a.groups
-            segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
-            passes = a.part_passes + part * 16
-            first, last = simd.load_i64(passes), simd.load_i64(passes + 8)
-            for i in range(first, last):
-                batch, run, run_end = pass_runs(a, i)
-                x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-                from_zero = int(a.from_zero and i == first)
-                for block in range(a.blocks):
-                    entry = simd.load_u32(segments + block * 16)
-                    end = simd.load_u32(segments + block * 16 + 16)
-                    inputs = x + simd.load_i64(a.block_bases + block * 8)
-                    run_entries(a, gradients, entry, end, inputs, y, run, run_end, from_zero)
-
-    return compile_kernel(sddmm, f"sddmm_f{bits}_v{lanes}")
+    return compile_kernel(_make_passes(run_entries), f"sddmm_f{bits}_v{lanes}")
 
 
 # ---------------------------------------------------------------- contiguous runs
@@ -225,32 +225,16 @@ def sddmm_runs_kernel(bits: int, lanes: int) -> Any:
 
     run_one, run_two = make_pass(1), make_pass(2)
 
-    def sddmm_runs(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _arguments(arguments)
-        buffer = a.scratch + slot * a.scratch_stride
-        for task in simd.tasks(arguments):
-            part, group = task // a.groups, task % a.groups
-            segments, gradients = a.segments + group * a.blocks * 16, a.gradients + part * a.gradients_stride
-            passes = a.part_passes + part * 16
-            start, stop = simd.load_i64(passes), simd.load_i64(passes + 8)
-            for i in range(start, stop):
-                batch, first, last = pass_runs(a, i)
-                x, y = a.x + batch * a.x_batch_stride, a.y + batch * a.y_batch_stride
-                initial = int(a.from_zero and i == start)
-                for block in range(a.blocks):
-                    entry = simd.load_u32(segments + block * 16)
-                    end = simd.load_u32(segments + block * 16 + 16)
-                    base = x + simd.load_i64(a.block_bases + block * 8)
-                    for run in range(first, last - 1, 2):
-                        x_runs, y_runs = a.x_runs + run * 8, a.y_runs + run * 8
-                        x0, x1 = base + simd.load_i64(x_runs), base + simd.load_i64(x_runs + 8)
-                        y0, y1 = y + simd.load_i64(y_runs), y + simd.load_i64(y_runs + 8)
-                        from_zero = int(initial and run == first)
-                        run_two(a, gradients, entry, end, x0, x1, y0, y1, buffer, from_zero)
-                    if (last - first) % 2:
-                        x0 = base + simd.load_i64(a.x_runs + last * 8 - 8)
-                        y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
-                        from_zero = int(initial and last - 1 == first)
-                        run_one(a, gradients, entry, end, x0, x0, y0, y0, buffer, from_zero)
+    @kernel_function
+    def run_block(a, gradients, entry, end, x, y, first, last, buffer, from_zero):  # type: ignore[no-untyped-def]
+        for run in range(first, last - 1, 2):
+            x_runs, y_runs, initial = a.x_runs + run * 8, a.y_runs + run * 8, int(from_zero and run == first)
+            x0, x1 = x + simd.load_i64(x_runs), x + simd.load_i64(x_runs + 8)
+            y0, y1 = y + simd.load_i64(y_runs), y + simd.load_i64(y_runs + 8)
+            run_two(a, gradients, entry, end, x0, x1, y0, y1, buffer, initial)
+        if (last - first) % 2:
+            x0 = x + simd.load_i64(a.x_runs + last * 8 - 8)
+            y0 = y + simd.load_i64(a.y_runs + last * 8 - 8)
+            run_one(a, gradients, entry, end, x0, x0, y0, y0, buffer, int(from_zero and last - 1 == first))
 
-    return compile_kernel(sddmm_runs, f"sddmm_runs_f{bits}_v{lanes}")
+    return compile_kernel(_make_passes(run_block), f"sddmm_runs_f{bits}_v{lanes}")

@@ -33,8 +33,8 @@ def apply_grad(name: str, dy: Array, kept: Array, lanes: int | None = None) -> A
         activations.ACTIVATION_CODES[name], bits_of(dy.dtype), lanes or lanes_of(dy.dtype)
     )
     out = Guarded(dy.shape, dy.dtype)
-    fields = {"count": dy.size, "chunk": CHUNK, "dy": dy, "kept": kept, "dz": out.inside}
-    run_kernel(kernel, activations.ACTIVATION_GRAD, -(-dy.size // CHUNK), **fields)
+    fields = {"count": dy.size, "chunk": CHUNK, "x": dy, "kept": kept, "y": out.inside}
+    run_kernel(kernel, activations.ACTIVATION, -(-dy.size // CHUNK), **fields)
     assert out.intact()
     return out.inside
 
@@ -199,7 +199,7 @@ def test_arrays_may_be_changed_in_place(name: str, rng: np.random.Generator) -> 
         activations.activation_array_kernel(code, 64, lanes),
         activations.activation_grad_kernel(code, 64, lanes),
     )
-    run_kernel(grad, activations.ACTIVATION_GRAD, 1, count=1000, chunk=CHUNK, dy=dy, kept=z, dz=dy)
+    run_kernel(grad, activations.ACTIVATION, 1, count=1000, chunk=CHUNK, x=dy, kept=z, y=dy)
     run_kernel(kernel, activations.ACTIVATION, 1, count=1000, chunk=CHUNK, x=z, y=z)
     np.testing.assert_array_equal(z, want)
     np.testing.assert_array_equal(dy, want_grad)
