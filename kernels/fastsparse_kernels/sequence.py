@@ -25,6 +25,9 @@ from .parallel import BETWEEN_YIELDS, PATIENCE, help_with, on_threads, part_star
 
 STEP_WORDS = 6
 STEP_BYTES = 8 * STEP_WORDS
+# Pauses before a slot that works on a step gets help: where cores share no cache, a task that another core takes over
+# costs both as much as ten of their own, and in the next call again.
+HELP_AFTER = 5 * PATIENCE
 SLOT_WORDS = 24  # of a slot's record, behind the arguments
 FLAG_WORDS = 8  # of each slot
 
@@ -106,8 +109,9 @@ def share_steps(  # type: ignore[no-untyped-def]
                 continue  # it has no tasks
             theirs, waited = records + other * stride + (words + 8 + parity * 8) * 8, 0
             near = i == first or simd.load_acquire(flags + other * 64) >= begun - 2  # at most a step behind
-            while simd.load_acquire(flags + other * 64) < done:
-                if waited >= PATIENCE or not near:
+            at = simd.load_acquire(flags + other * 64)
+            while at < done:
+                if waited >= (HELP_AFTER if at >= begun else PATIENCE) or not near:
                     simd.store_release(done, flag + 8)
                     helped = help_with(kernel, own, theirs, private, slot)
                     simd.store_release(0, flag + 8)
@@ -117,6 +121,7 @@ def share_steps(  # type: ignore[no-untyped-def]
                         break
                 _wait(waited)
                 waited += 1
+                at = simd.load_acquire(flags + other * 64)
         # Wait until what others took to help is done.
         for distance in range(1, slots):
             waited = 0
@@ -128,7 +133,7 @@ def share_steps(  # type: ignore[no-untyped-def]
 @kernel_function
 def _wait(waited):  # type: ignore[no-untyped-def]
     """Pause; who has waited for long lets others use the core."""
-    if waited > PATIENCE and waited % BETWEEN_YIELDS == 0:
+    if waited > HELP_AFTER and waited % BETWEEN_YIELDS == 0:
         simd.yield_core()
     simd.pause()
 

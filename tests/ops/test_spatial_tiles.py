@@ -103,6 +103,23 @@ def test_gathers_give_what_padding_and_slicing_give(spatial, deep, outside, line
     run(plans.exchange_halo(at, spatial, r, planes, target), spoilt, spoilt, strides[1:] * 2)
     np.testing.assert_array_equal(spoilt, y)
 
+    # The same in two steps: a group reads of others what they have copied, and nothing of their planes.
+    halo, edges = plans.exchange_halo(at, spatial, r, planes, target), plans.edge_bytes(channels, planes)
+    owners = halo.target_offsets.astype(np.int64) // planes.group_stride
+    steps = plans.with_copies(halo, owners, r, planes, edges, target)
+    others = (halo.source_offsets >= 0) & (halo.source_offsets // planes.group_stride != owners[:, None])
+    if steps is None:
+        assert not others.any() or planes.by_rows
+    else:
+        lent = np.full((images, groups * (planes.group_stride + edges) // 4), np.nan, np.float32)
+        lent[:, own] = x.reshape(images, -1)
+        apart = (lent.strides[0], planes.channel_stride)
+        for step in steps:
+            run(step, lent, lent, (apart, apart))
+        np.testing.assert_array_equal(lent[:, : y[0].size].reshape(y.shape), y)
+        group = steps[1].source_offsets // planes.group_stride
+        assert ((group == owners[:, None]) | (group >= groups) | (halo.source_offsets < 0)).all()
+
     back = np.full((images, channels, flat_x.shape[2] + 9), np.nan, np.float32)
     run(plans.gather_image(at, target), y, back, (strides[1], back.strides[:2]))
     np.testing.assert_array_equal(back[..., : flat_x.shape[2]], flat_x)

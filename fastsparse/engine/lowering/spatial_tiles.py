@@ -38,10 +38,14 @@ _MOST_HALO = 64  # times a tile's positions that it may take with its halo, wher
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """Layout of a tensor: what its readers read, and the planes that hold it."""
+    """Layout of a tensor: what its readers read, and the planes that hold it.
+
+    edges : bytes behind the planes for each group's copies of what workers of other groups read of it
+    """
 
     reading: tiles.Reading
     planes: BlockedPlanes
+    edges: int = 0
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -73,7 +77,7 @@ class _TilesLowering(Lowering):
     def __init__(self, program: Program, batch: int, sizes: split.Split, target: Target) -> None:
         super().__init__(program, batch, sizes, target)
         self._known: dict[int, _Tiles] = {}
-        self._largest_group = 0  # bytes; 0 before it is known
+        self._largest: tuple[int, int] | None = None  # see `_apart`
         # Gathers address all groups of tiles, whose halos may be many times as large as they are themselves.
         reach = _MOST_HALO * max(math.prod(shape) for shape in program.shapes) * self.target.size
         self._shares = self.images == 1 and reach < tiles.SPATIAL_TILES_LIMIT
@@ -189,8 +193,7 @@ class _TilesLowering(Lowering):
     def _read(self, leader: int) -> tiles.Reading:
         """What the readers of a layout class read that have tiles as it has, with the largest halo."""
         partition = self._partition(leader)
-        readers = [node for t, nodes in self.readers.items() if self.classes[t] == leader for node in nodes]
-        readings = [r for node in readers if (r := self._reading(node)) is not None and r.partition == partition]
+        readings = [r for r in map(self._reading, self._readers_of(leader)) if r and r.partition == partition]
         outside = next((r.outside for r in readings if r.outside is not None), None)
         padding = [(0, 0)] * len(partition.size)
         for r in readings:
@@ -199,23 +202,38 @@ class _TilesLowering(Lowering):
                 padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
         return tiles.Reading(partition, tuple(padding), outside)
 
+    def _readers_of(self, t: int) -> list[Node]:
+        """The nodes that read tensors of its layout class."""
+        leader = self.classes[t]
+        return [node for other, nodes in self.readers.items() if self.classes[other] == leader for node in nodes]
+
     def _laid_out(self, t: int, r: tiles.Reading) -> _Tiles:
         """Tiles in planes. Groups, which are workers' own, are as far apart in all layouts: buffers then share memory,
         and a worker writes where it alone has written. Not those that one worker writes, of little work."""
         h, shape = self.target.heuristics, self.program.shapes[t]
-        planes = tiles.tile_planes(shape[0], r, self.target)
+        planes, edges = tiles.tile_planes(shape[0], r, self.target), 0
         if r.partition.groups > 1 and h.gather_flops * math.prod(shape) >= h.parallel_flops:
-            planes = replace(planes, group_stride=max(planes.group_stride, self._apart()))
-        return _Tiles(r, planes)
+            apart, most = self._apart()
+            planes = replace(planes, group_stride=max(planes.group_stride, apart))
+            edges = most if self._lends(t, r) else 0
+        return _Tiles(r, planes, edges)
 
-    def _apart(self) -> int:
-        """Bytes of the largest group of tiles of a layout class."""
-        if not self._largest_group:
+    def _apart(self) -> tuple[int, int]:
+        """Bytes of the largest group of tiles of a layout class, and of the largest copies that one lends."""
+        if self._largest is None:
             leaders = {self.classes[t] for t, shape in enumerate(self.program.shapes) if len(shape) > 1}
             found = {t: r for t in leaders if (r := self._read(t)).partition.groups > 1}
-            planes = [tiles.tile_planes(self.program.shapes[t][0], r, self.target) for t, r in found.items()]
-            self._largest_group = max((p.group_stride for p in planes), default=1)
-        return self._largest_group
+            planes = {t: tiles.tile_planes(self.program.shapes[t][0], r, self.target) for t, r in found.items()}
+            lent = [
+                tiles.edge_bytes(self.program.shapes[t][0], planes[t]) for t, r in found.items() if self._lends(t, r)
+            ]
+            self._largest = max((p.group_stride for p in planes.values()), default=1), max(lent, default=0)
+        return self._largest
+
+    def _lends(self, t: int, r: tiles.Reading) -> bool:
+        """Whether a group of the tensor's tiles has what workers of others read: halos, or other tiles."""
+        readings = [self._reading(node) for node in self._readers_of(t)]
+        return any(map(any, r.padding)) or not all(w is None or r.serves(w) for w in readings)
 
     def _tiles_buffer(self, layout: _Tiles) -> View:
         return self._buffer(self._bytes(layout), plane=layout.plane)
@@ -225,7 +243,7 @@ class _TilesLowering(Lowering):
         return self._bytes(natural), None, natural.plane
 
     def _bytes(self, layout: _Tiles) -> int:
-        return self._images() * layout.reading.partition.groups * layout.planes.group_stride
+        return self._images() * layout.reading.partition.groups * (layout.planes.group_stride + layout.edges)
 
     # --- changing forms --------------------------------------------------------------------------
 
@@ -270,7 +288,10 @@ class _TilesLowering(Lowering):
             picked = positions.reshape(spatial)[tuple(slice(None, None, s) for s in step)]
             positions, spatial = picked.ravel(), picked.shape
         plan = tiles.gather_tiles(positions, spatial, to.reading, to.planes, self.target, only)
-        self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
+        if (t, "tiles") in self.forms and self._natural(t).edges:
+            self._gather_from_groups(t, plan, to, target, to.strides, name_before(node), "tiles")
+        else:
+            self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
     def _copy_out(self, t: int, target: View, name: str) -> None:
         plain, images, readable = self._plain(t), self.images, 0
@@ -297,7 +318,23 @@ class _TilesLowering(Lowering):
         if natural.reading.exchanged(spatial):
             view, positions, strides = self._source(t)
             plan = tiles.exchange_halo(positions, spatial, natural.reading, natural.planes, self.target)
-            self._add_gather(t, plan, view, strides, view, strides, name, "halo")
+            self._gather_from_groups(t, plan, natural, view, strides, name, "halo")
+
+    def _gather_from_groups(
+        self, t: int, plan: tiles.Gather, to: _Tiles, target: View, y: tuple[int, int], name: str, what: str
+    ) -> None:
+        """Append a gather from the tensor's tiles, behind a step that copies what groups lend, where they do."""
+        view, natural = self.forms[t, "tiles"], self._natural(t)
+        owners = plan.target_offsets.astype(np.int64) // to.planes.group_stride
+        if to.reading.partition.groups != natural.reading.partition.groups:
+            owners[:] = -1
+        lent = None
+        if natural.edges:
+            lent = tiles.with_copies(plan, owners, natural.reading, natural.planes, natural.edges, self.target)
+        if lent is not None:
+            first, plan = lent
+            self._add_gather(t, first, view, natural.strides, view, natural.strides, name, "edges")
+        self._add_gather(t, plan, view, natural.strides, target, y, name, what)
 
     def _add_gather(
         self, t: int, plan: tiles.Gather, source: View, x: tuple[int, int], target: View, y: tuple[int, int],
