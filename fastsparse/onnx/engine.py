@@ -359,7 +359,7 @@ class GraphEngine(BaseEngine):
     # ------------------------------------------------------------------------------------------
 
     def _run_framed(self, plan: Plan, values: dict[str, Any], workers: int, out: Any) -> list[Any]:
-        """By a first call step by step; from then on at places that stay, where all tensors are arrays of numbers."""
+        """By a first call step by step; from then on at fixed addresses, where all tensors are arrays of numbers."""
         given, names = list(values.values()), self.output_names
         key = (*map(shape_of, given), workers, sessions.generation[0], id(plan))
         pool: Pool | None = self._frames.get(key)
@@ -404,9 +404,9 @@ def _wins(step: Kernels, values: dict[str, Any], workers: int, reasons: dict[str
     """Whether the kernels run a step faster than the library, both on memory that stays where it is."""
     arrays = {name: np.require(values[name], requirements=["C", "A"]) for name in (*step.inputs, *step.twin.inputs)}
     arrays |= {name: values[name].copy() for name in step.outputs}
-    places = {name: address(array) for name, array in arrays.items()}
+    addresses = {name: address(array) for name, array in arrays.items()}
     tensors: Tensors = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    (ours, _), (library, _) = (each.bound(places, tensors, workers) for each in (step, step.twin))
+    (ours, _), (library, _) = (each.bound(addresses, tensors, workers) for each in (step, step.twin))
     times = _interleaved(lambda: ours({}), lambda: library({}), _EACH)
     reasons[step.outputs[0]] = f"{times[0] * 1e3:.3f} ms measured, the library {times[1] * 1e3:.3f} ms"
     return times[0] <= times[1] * _GAIN

@@ -1,8 +1,8 @@
 """Running a model that was cut: steps in their order, on memory that the kernels and the library share.
 
 The first call for some shapes runs step by step and sees what tensors between steps are; from then on they have fixed
-places, and the library writes there. Where sizes depend on numbers they differ from call to call, and every call runs
-step by step.
+addresses, and the library writes there. Where sizes depend on numbers they differ from call to call, and every call
+runs step by step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastsparse.engine import workspace as programs
 from fastsparse.engine.passes import optimised
 from fastsparse.engine.program import Program
 from fastsparse.engine.schedule import Buffer, Schedule, assign_memory
+from fastsparse.engine.trial import Trial
 from fastsparse.onnx import sessions
 from fastsparse.onnx.folding import Info
 from fastsparse.onnx.lowering import Region, Specialised
@@ -36,9 +37,9 @@ _NUMBERS = tuple(kind for kind in TYPES.values() if kind.kind != "O")
 
 ScheduleOf = Callable[[Program, int, int], Schedule]  # of a program, a batch and a number of workers
 Values = dict[str, Any]
-Places = Mapping[str, int]  # addresses of tensors
+Addresses = Mapping[str, int]  # of tensors, by name
 Tensors = dict[str, tuple[Shape, np.dtype[Any]]]  # their shapes and types
-Call = Callable[[Places], None]
+Call = Callable[[Addresses], None]
 
 
 class Step:
@@ -52,15 +53,15 @@ class Step:
         """Run on what is in `values`, and add the results."""
         raise NotImplementedError
 
-    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
+    def bound(self, fixed: Addresses, tensors: Tensors, workers: int) -> tuple[Call, int]:
         """A call for tensors of these shapes and types, and bytes of its own memory.
 
-        places : addresses of tensors that stay where they are; a call gets those of the others
+        fixed : addresses of tensors that stay where they are; a call gets those of the others
         """
-        names, fixed = (*self.inputs, *self.outputs), dict(places)
+        names, fixed = (*self.inputs, *self.outputs), dict(fixed)
 
-        def call(places: Places) -> None:
-            arrays = _arrays({**fixed, **places}, names, tensors)
+        def call(others: Addresses) -> None:
+            arrays = _arrays({**fixed, **others}, names, tensors)
             values = dict(arrays)
             self.run(values, workers)
             for name in self.outputs:
@@ -107,30 +108,30 @@ class Host(Step):
         found = self.session(workers).run(feeds)
         values.update(zip(self.outputs, found))
 
-    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
+    def bound(self, fixed: Addresses, tensors: Tensors, workers: int) -> tuple[Call, int]:
         session = self.session(workers)
         binding = session.binding()
         if binding is None:  # the library cannot be told addresses
-            return super().bound(places, tensors, workers)
+            return super().bound(fixed, tensors, workers)
         late: list[tuple[str, Callable[[int], None]]] = []
         for method, names in ((binding.bind_input, session.inputs), (binding.bind_output, session.outputs)):
             for name in names:
                 shape, dtype = tensors[name]
                 bind = functools.partial(method, name, sessions.device(), code_of(dtype), shape)
-                if name in places:
-                    bind(places[name])
+                if name in fixed:
+                    bind(fixed[name])
                 else:
                     late.append((name, bind))
         run, last = session.bound_run(binding), [0] * len(late)
 
-        def call(places: Places) -> None:
+        def call(others: Addresses) -> None:
             for i, (name, bind) in enumerate(late):
-                if last[i] != places[name]:
-                    bind(places[name])
-                    last[i] = places[name]
+                if last[i] != others[name]:
+                    bind(others[name])
+                    last[i] = others[name]
             run()
 
-        return call if late else lambda places: run(), 0
+        return call if late else lambda others: run(), 0
 
 
 def _fits(kind: Any, shape: Shape) -> bool:
@@ -184,22 +185,22 @@ class Kernels(Step, Memoized):
         with np.errstate(over="ignore"):
             values.update((name, y.astype(kind, copy=False)) for name, y in zip(self.outputs, results))
 
-    def bound(self, places: Places, tensors: Tensors, workers: int) -> tuple[Call, int]:
+    def bound(self, fixed: Addresses, tensors: Tensors, workers: int) -> tuple[Call, int]:
         plan = self.plan([tensors[name][0] for name in self.inputs], workers)
-        by_arrays, size = Step.bound(self, places, tensors, workers)
+        by_arrays, size = Step.bound(self, fixed, tensors, workers)
         if plan is None or {tensors[name][1] for name in (*self.inputs, *self.outputs)} != {plan[0].program.dtype}:
             return by_arrays, size  # the library runs it, or it has to convert
         found, space = plan[0], plan[1].make()
         names = (*found.inputs, *self.outputs)
-        run, addresses = space.bound(found.samples, [places.get(name, 0) for name in names])
-        late = [(i, name) for i, name in enumerate(names[: len(addresses)]) if name not in places]
+        run, addresses = space.bound(found.samples, [fixed.get(name, 0) for name in names])
+        late = [(i, name) for i, name in enumerate(names[: len(addresses)]) if name not in fixed]
 
-        def call(places: Places) -> None:
+        def call(others: Addresses) -> None:
             if space.by_arrays:
-                by_arrays(places)
+                by_arrays(others)
                 return
             for i, name in late:
-                addresses[i] = places[name]
+                addresses[i] = others[name]
             run()
 
         return call, space.nbytes
@@ -258,11 +259,11 @@ def make_plan(
     return Plan(steps, inputs, outputs)
 
 
-# ---------------------------------------------------------------- fixed places
+# ---------------------------------------------------------------- fixed addresses
 
 
 class Frame:
-    """Places of tensors between steps, as a first call saw their shapes."""
+    """Offsets of tensors between steps, as a first call saw their shapes."""
 
     def __init__(self, plan: Plan, values: Mapping[str, Any]) -> None:
         self.steps = plan.steps
@@ -289,29 +290,43 @@ class Frame:
 
 
 class Workspace:
-    """Memory of one call, with the kernels and the library's sessions bound to it."""
+    """Memory of one call, with the kernels and the library's sessions bound to it.
+
+    The kernels find out by themselves how many workers are faster. So do calls with the threads of the library's
+    steps, which do not spin beside the kernels' and gain little where cores do not share a cache.
+    """
 
     def __init__(self, frame: Frame, workers: int) -> None:
         self.memory = aligned_empty((frame.nbytes + 64,), np.uint8)
-        places = {name: address(self.memory) + offset for name, offset in frame.offsets.items()}
-        calls = [step.bound(places, frame.shapes, workers) for step in frame.steps]
-        self._calls = [call for call, _ in calls]
-        self.nbytes = self.memory.nbytes + sum(size for _, size in calls)
+        start = address(self.memory)
+        inner = {name: start + offset for name, offset in frame.offsets.items()}
+        bound = [step.bound(inner, frame.shapes, workers) for step in frame.steps]
+        self.nbytes = self.memory.nbytes + sum(size for _, size in bound)
+        self._ways, self._trial = [[call for call, _ in bound]], Trial()
+        if workers > 1 and sessions.onnxruntime() is not None and any(isinstance(step, Host) for step in frame.steps):
+            alone = [step.bound(inner, frame.shapes, 1) if isinstance(step, Host) else own
+                     for step, own in zip(frame.steps, bound)]  # fmt: skip
+            self._ways.append([call for call, _ in alone])
 
     def run(self, values: Mapping[str, Any], results: Mapping[str, Array]) -> None:
         """Run on the user's arrays."""
-        places = {name: address(array) for name, array in values.items()}
-        for name, array in results.items():
-            places[name] = address(array)
-        for call in self._calls:
-            call(places)
+        ends = {name: address(array) for name, array in (*values.items(), *results.items())}
+
+        def run(calls: Sequence[Call]) -> None:
+            for call in calls:
+                call(ends)
+
+        if len(self._ways) == 1:
+            run(self._ways[0])
+        else:
+            self._trial.run([functools.partial(run, calls) for calls in self._ways])
 
 
-def _arrays(places: Places, names: Sequence[str], tensors: Tensors) -> dict[str, Array]:
-    """The tensors at these places."""
+def _arrays(addresses: Addresses, names: Sequence[str], tensors: Tensors) -> dict[str, Array]:
+    """The tensors at these addresses."""
     found = {}
     for name in names:
         shape, dtype = tensors[name]
-        memory: Any = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(places[name])
+        memory: Any = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(addresses[name])
         found[name] = np.frombuffer(memory, dtype).reshape(shape)
     return found

@@ -162,8 +162,8 @@ def _connected(members: Mapping[int, Member], maker: Mapping[str, Member]) -> li
     readers: dict[tuple[int, str, Form], int] = {}
     for key, member in members.items():
         for name, inside, form in zip(member.tensors, member.inside, member.lowered.sources):
-            place = member.level, name, form
-            other = id(maker[name].node) if inside else readers.setdefault(place, key)
+            read = member.level, name, form
+            other = id(maker[name].node) if inside else readers.setdefault(read, key)
             leader[find(key)] = find(other)
     found: dict[int, list[Member]] = {}
     for key, member in members.items():

@@ -60,8 +60,8 @@ def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Nod
     info = infos.get(node.inputs[0]) if node.inputs else None
     if info is None or info.dtype is None:
         return node
-    right = node.op == "ConvTranspose" and node.get("group", 1) == 1 and node.get("auto_pad") not in SAME
-    if node.op in _IN_FLOAT32 and info.dtype in (np.float64, np.float16) and not right:
+    exact = node.op == "ConvTranspose" and node.get("group", 1) == 1 and node.get("auto_pad") not in SAME
+    if node.op in _IN_FLOAT32 and info.dtype in (np.float64, np.float16) and not exact:
         inside: np.dtype[Any] = np.dtype(np.float32)
     elif node.op in ("ReduceMean", "ReduceSum") and info.dtype == np.float32 and _drifts(node, model, info):
         inside = np.dtype(np.float64)

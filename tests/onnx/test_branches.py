@@ -25,7 +25,7 @@ def _choice(b, flag, x, width):
 
 
 def _same(engine, model, inputs):
-    for _ in range(3):  # by the library, by the engine for the case, and by that on fixed places
+    for _ in range(3):  # by the library, by the engine for the case, and by that at fixed addresses
         assert max(models.shares(engine.run(inputs), models.reference(model, inputs))) < 2e-6
 
 

@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import sparse
 
 import fastsparse as fs
-from fastsparse.engine import choosing
+from fastsparse.engine import choosing, trial
 from fastsparse.engine.workspace import MOST_WORKSPACES
+from fastsparse.onnx import executor
+from fastsparse.onnx.estimates import Costs
 from tests.onnx import models
 
 
@@ -449,3 +451,27 @@ def test_dilations_beside_auto_pad(auto_pad, kernel, stride, sizes, rng):
     engine = fs.compile(model(auto_pad=auto_pad), (1, 3, *image), tune=False)
     x = rng.standard_normal((2, 3, *image)).astype("float32")
     assert max(models.shares(engine.run([x]), models.reference(model(pads=pads[0] + pads[1]), [x]))) < 1e-5
+
+
+def test_threads_of_the_library_are_tried(monkeypatch, rng):
+    """Its steps beside the kernels run on all threads or on one, whichever is faster: with the same sums."""
+    taken = []
+
+    class Either(trial.Trial):
+        def run(self, ways):
+            taken.append(len(ways))
+            ways[len(taken) % 2]()
+
+    monkeypatch.setattr(executor, "Trial", Either)
+    b = models.Builder()
+    y = b.add(
+        "Softmax", b.linear(b.add("TopK", b.linear("x", 40, 30), b.constant([20], "int64"), outputs=2)[0], 20, 30)
+    )
+    model = b.model({"x": ["N", 40]}, [y])
+    engine = models.compile_onnx(model, (3, 40), threads=2, tune=False, costs=Costs(region=0, crossing=0, always=True))
+    assert engine._plan().kernels
+    assert engine._plan().whole is None
+    x = rng.standard_normal((3, 40)).astype("float32")
+    for _ in range(4):
+        np.testing.assert_allclose(engine(x), models.reference(model, [x])[0], rtol=1e-4, atol=1e-6)
+    assert taken == [2, 2, 2]

@@ -82,7 +82,7 @@ def test_sizes_are_those_that_the_library_finds(case, rng):
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     engine = models.on_kernels(model, (1, 3, 6, 10))
     assert engine._plan().kernels
-    for _ in range(2):  # step by step, and at fixed places
+    for _ in range(2):  # step by step, and at fixed addresses
         x = rng.standard_normal((1, 3, 6, 10)).astype("float32")
         for y, want in zip(engine.run([x]), session.run(None, {"x": x}), strict=True):
             np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
