@@ -41,18 +41,28 @@ class Vectors:
     y_offsets: NDArray[np.int64]
 
 
-def whole_vectors(tiles: Tiles, target: Target) -> Vectors:
-    """The vectors of tiles none of which is stored in part."""
-    counts, y_offsets = np.full(tiles.count, tiles.width), tiles.y_offsets.copy()
+def whole_vectors(tiles: Tiles, target: Target) -> Vectors | None:
+    """Vectors that write what tiles write, all of them whole.
+
+    Pieces begin with a vector and have at least one. Where they are no whole number of vectors, the last one begins
+    earlier, so that some positions are computed twice; None where x is not contiguous there.
+    """
+    lanes, vector = target.lanes, target.vector
+    vectors, x_offsets, y_offsets = np.full(tiles.count, tiles.width), tiles.x_offsets.copy(), tiles.y_offsets.copy()
     used = np.ones(tiles.x_offsets.shape, bool)
     for tile in np.flatnonzero(tiles.tile_pieces[:, 0] != tiles.tile_pieces[:, 1]):
-        begin, end = tiles.tile_pieces[tile].tolist()
-        at, to, _ = tiles.pieces[begin:end].T
-        vector = at // target.vector
         used[tile] = False
-        used[tile, vector], y_offsets[tile, vector], counts[tile] = True, to, len(vector)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Vectors(starts, tiles.x_offsets[used], y_offsets[used])
+        for at, to, count in tiles.pieces[slice(*tiles.tile_pieces[tile].tolist())].tolist():
+            first, last = at // vector, at // vector + -(-count // lanes)
+            back = (last - first) * vector - count * target.size  # bytes by which the last vector begins earlier
+            if back and x_offsets[tile, last - 1] - x_offsets[tile, last - 2] != vector:
+                return None
+            used[tile, first:last], y_offsets[tile, first:last] = True, to + np.arange(last - first) * vector
+            x_offsets[tile, last - 1] -= back
+            y_offsets[tile, last - 1] -= back
+        vectors[tile] = np.count_nonzero(used[tile])
+    starts = np.concatenate([[0], np.cumsum(vectors)]).astype(np.int64)
+    return Vectors(starts, x_offsets[used], y_offsets[used])
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +170,7 @@ def prepare(
 ) -> Launch:  # fmt: skip
     """As `spmm.prepare`; the operand `values` is that of the code."""
     operator, vectors = plan.operator, whole_vectors(plan.tiles, target)
+    assert vectors is not None
     groups, tiles, rows = len(code.group_segments) - 1, plan.tiles.count, int(operator.group_starts[-1])
     arguments = Arguments(
         kernels.ARGUMENTS,

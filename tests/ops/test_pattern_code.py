@@ -162,6 +162,30 @@ def test_clamps_keep_nan_and_the_sign_of_zero():
 
 
 @CODE
+@pytest.mark.parametrize("count", [16, 17, 31, 33, 49, 97, 109, 111, 128, 130 + 7 * 16])
+def test_images_of_no_whole_number_of_vectors(rng, count):
+    """The last vector begins earlier; what lies behind the image is neither read nor written."""
+    W, stride = pattern(rng, 65, 40, 0.3), -(-count // 16) * VECTOR
+    h = replace(heuristics_here(), code_vectors=1)
+    target = replace(TARGET, heuristics=h)
+    at = np.arange(count)
+    blocks = channel_blocks(40, 16, stride, np.zeros(1, np.int64))
+    operator = build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, 2, 7)
+    plan = SpmmPlan(operator, tiles.tiles_over(at, 4 * at, 7, 16, 4, VECTOR))
+    assert weights.runs_by_code(plan, target, stride, "relu")
+    x = np.full((40, stride // 4), np.nan, np.float32)
+    x[:, :count] = rng.standard_normal((40, count))
+    expected, y = (np.full((66, stride // 4), POISON) for _ in range(2))
+    bias = rng.standard_normal(65).astype(np.float32)
+    loop = spmm.prepare(plan, target, y_row_stride=stride, activation="relu")
+    loop.run(address(x), address(expected), address(operator.pack(W.data)), address(bias))
+    code = pattern_code.write(plan, W, target, stride, kernels.BIAS, "relu")
+    launch = pattern_code.prepare(plan, code, target, activation="relu")
+    launch.run(address(x), address(y), address(code.values), address(bias))
+    same_bits(y, expected)
+
+
+@CODE
 def test_what_code_cannot_do_stays_with_the_loop(rng, monkeypatch):
     W, h = pattern(rng, 20, 30, 0.2), replace(heuristics_here(), code_vectors=5)
     target, at = replace(TARGET, heuristics=h), np.arange(7, dtype=np.int64) * VECTOR
@@ -169,9 +193,11 @@ def test_what_code_cannot_do_stays_with_the_loop(rng, monkeypatch):
     plan = SpmmPlan(
         build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, width=7), tiles.whole_vectors(at, at, 7, 16, 4)
     )
-    part = tiles.tiles_over(np.arange(7 * 16 - 3), 4 * np.arange(7 * 16 - 3), 7, 16, 4)
+    part, short = (replace(plan, tiles=tiles.tiles_over(np.arange(n), 4 * np.arange(n), 7, 16, 4)) for n in (109, 120))
     assert weights.runs_by_code(plan, target, 7 * VECTOR)
-    assert not weights.runs_by_code(replace(plan, tiles=part), target, 7 * VECTOR), "tiles stored in part"
+    assert weights.runs_by_code(part, target, 7 * VECTOR), "its last vector begins earlier"
+    assert not weights.runs_by_code(part, target, 7 * VECTOR, residual=True), "some numbers would be added twice"
+    assert not weights.runs_by_code(short, target, 7 * VECTOR), "a tile of half a vector"
     assert not weights.runs_by_code(plan, target, 7 * VECTOR, "silu")
     assert not weights.runs_by_code(plan, target, 2**27), "rows that 32 bits do not reach"
     assert not weights.runs_by_code(replace(plan, nontemporal=1), target, 7 * VECTOR)

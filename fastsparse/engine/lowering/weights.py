@@ -92,7 +92,7 @@ def prepared(
     y_row_stride, batches, strides : keywords of `spmm.prepare`
     """
     (weight, plan), activation = product, op.activation
-    if runs_by_code(plan, target, y_row_stride, activation, batches):
+    if runs_by_code(plan, target, y_row_stride, activation, batches, residual):
         stages = pattern_code.BIAS * (op.bias is not None) | pattern_code.RESIDUAL * residual
         held = packed(weight, plan, target, y_row_stride, stages, activation)
         assert held.packed.code is not None
@@ -116,20 +116,28 @@ def way(launch: Launch, plan: SpmmPlan) -> str:
 
 
 def runs_by_code(
-    plan: SpmmPlan, target: Target, y_row_stride: int, activation: str | None = None, batches: int = 1
-) -> bool:
-    """Whether a plan can run by code, and gains by it; tiles that are stored in part cannot."""
+    plan: SpmmPlan, target: Target, y_row_stride: int, activation: str | None = None, batches: int = 1,
+    residual: bool = False,
+) -> bool:  # fmt: skip
+    """Whether a plan can run by code, and gains by it; vectors that are stored in part cannot.
+
+    residual : whether the launch adds an array, which may be y itself
+    """
     operator, tiles = plan.operator, plan.tiles
     if (target.bits, target.lanes) != (32, CODE_LANES) or activation not in CLAMPS or not operator.nnz:
         return False
     if operator.dense or plan.nontemporal or plan.by_rows or tiles.columns is not None:
         return False
-    if (tiles.pieces[:, 2] != target.lanes).any() or (tiles.pieces[:, 0] % target.vector).any():
-        return False
     reach = int(operator.columns.bases.max()) + int(operator.offsets.max())
     if max(reach, int(operator.group_starts[-1]) * y_row_stride) >= _FARTHEST:
         return False
-    return tiles.count * tiles.width * batches >= target.heuristics.code_vectors and runs_code()
+    if tiles.count * tiles.width * batches < target.heuristics.code_vectors or not runs_code():
+        return False
+    begins, _, counts = tiles.pieces.T
+    if (counts < target.lanes).any() or (begins % target.vector).any():
+        return False
+    rest = counts % target.lanes != 0  # whose last vector computes some numbers again: not where y is added to
+    return not rest.any() or (not residual and pattern_code.whole_vectors(tiles, target) is not None)
 
 
 def _digest(operator: SparseOperator) -> bytes:
