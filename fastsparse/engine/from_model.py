@@ -117,10 +117,9 @@ class _Building:
             )
         shape, position = self.shapes[x], layer.position
         if position is not None and (len(shape) != 1 or shape[0] > len(position.value)):
-            got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
             raise ValueError(
-                f"input_shape gives layer {name} (Embedding) an x of {got}, expected (N, tokens) with at most "
-                f"{len(position.value)} tokens"
+                f"input_shape gives layer {name} (Embedding) an x of {_shown(shape)}, expected (N, tokens) with at "
+                f"most {len(position.value)} tokens"
             )
         self.lookups[x] = Lookup(layer.weight.value.copy(), None if position is None else position.value.copy())
         self.shapes[x] = (*shape, layer.embedding_dim)
@@ -135,7 +134,7 @@ class _Building:
         source, memory = inputs[0], inputs[-1]
         for shape in (self.shapes[source], self.shapes[memory]):
             if len(shape) != 2 or shape[1] != layer.embed_dim:
-                got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
+                got = _shown(shape)
                 raise ValueError(f"input_shape gives {where} an x of {got}, expected (N, tokens, {layer.embed_dim})")
         dot = f"{name}." if name else ""
         parts = (("query", source), ("key", memory), ("value", memory))
@@ -160,7 +159,7 @@ class _Building:
             ends.append(t if branch is None else self.layer(f"{name}.{i}" if name else str(i), branch, t))
         shapes = [self.shapes[t] for t in ends]
         if any(shape[1:] != shapes[0][1:] for shape in shapes):
-            told = " and ".join(str(("N", *shape)).replace("'", "") for shape in shapes)
+            told = " and ".join(map(_shown, shapes))
             where = f"layer {name or 'model'} (Concat)"
             raise ValueError(f"{where} joins {told}, expected equal shapes but for the second axis")
         shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -194,7 +193,7 @@ class _Building:
             ends.append(t if inner is None else self.layer(dot, inner, _with_mask(inner, t, mask)))
         body, passed = ends
         if self.shapes[body] != self.shapes[passed]:
-            shapes = [str(("N", *self.shapes[t])).replace("'", "") for t in (body, passed)]
+            shapes = [_shown(self.shapes[t]) for t in (body, passed)]
             raise ValueError(f"layer {name or 'model'} (Residual) adds {shapes[0]} and {shapes[1]}, expected one shape")
         return self._node(name or "model", layer, Add(layer.activation), self.shapes[body], (body, passed))
 
@@ -203,6 +202,11 @@ class _Building:
         output = len(self.shapes) - 1
         self.nodes.append(Node(f"{name} {type(layer).__name__}", operator, inputs, output))
         return output
+
+
+def _shown(shape: Shape) -> str:
+    """The shape of a batch of such samples, for messages."""
+    return "(" + ", ".join(map(str, ("N", *shape))) + ")"
 
 
 def _with_mask(layer: nn.Module, x: Tensors, mask: tuple[int, ...]) -> Tensors:
@@ -219,8 +223,7 @@ def _translated(name: str, layer: nn.Module, shape: Shape, dtype: np.dtype[Any])
                 steps = translate(layer, shape)
                 return [(_in_type(operator, dtype), after) for operator, after in steps]
             except _ShapeError as error:
-                got = "(" + ", ".join(map(str, ("N", *shape))) + ")"
-                kind = type(layer).__name__
+                got, kind = _shown(shape), type(layer).__name__
                 raise ValueError(f"input_shape gives layer {name} ({kind}) an x of {got}, expected {error}") from None
     raise UnsupportedOperatorError(f"layer {name} is a {type(layer).__name__}, which fs.compile does not support yet")
 

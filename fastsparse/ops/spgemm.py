@@ -25,7 +25,7 @@ def forward(
     if not y.size:
         return
     target, W_T = target or target_for(W.dtype), W.T
-    indptr, indices, values = x
+    indptr, _, values = x
     samples = len(indptr) - 1
     # Cost of a sample at W's mean row length, plus clearing and finishing its row of y.
     flops = 2.0 * len(values) * W_T.nnz / max(1, W_T.shape[0]) + 4.0 * y.size
@@ -34,11 +34,7 @@ def forward(
         spgemm.FORWARD,
         samples=samples,
         chunk=chunk,
-        x_indptr=indptr,
-        x_indices=indices,
-        x_values=values,
-        w_indptr=W_T.indptr,
-        w_indices=W_T.indices,
+        **_rows(x, W_T.pattern),
         w_values=W_T.data,
         outputs=y.shape[1],
         y_row_stride=y.strides[0],
@@ -55,6 +51,11 @@ def forward(
     launch.run(address(y), optional_address(bias))
 
 
+def _rows(x: SparseRows, W_T: Pattern) -> dict[str, Array]:
+    """Arguments of both kernels: the nonzeros of x and the structure of W^T."""
+    return {"x_indptr": x[0], "x_indices": x[1], "x_values": x[2], "w_indptr": W_T.indptr, "w_indices": W_T.indices}
+
+
 def weight_gradient(grad: Array, x_columns: SparseRows, W: CSR, target: Target | None = None) -> Array:
     """The values' gradient (nnz,): grad^T x at W's nonzeros, for x in compressed columns."""
     transposed, permutation = W.pattern.transpose()
@@ -68,18 +69,14 @@ def weight_gradient(grad: Array, x_columns: SparseRows, W: CSR, target: Target |
 
 def _gradient(x: SparseRows, W_T: Pattern, gradients: Array, grad: Array, target: Target) -> None:
     """gradients (in W_T's order) += x^T grad at the pattern of W_T."""
-    indptr, indices, values = x
+    indptr, _, values = x
     inputs = len(indptr) - 1
     chunk = max(1, min(256, inputs // (8 * target.threads)))
     arguments = Arguments(
         spgemm.GRADIENT,
         inputs=inputs,
         chunk=chunk,
-        x_indptr=indptr,
-        x_indices=indices,
-        x_values=values,
-        w_indptr=W_T.indptr,
-        w_indices=W_T.indices,
+        **_rows(x, W_T),
         dy_row_stride=grad.strides[0],
     )
     launch = Launch(

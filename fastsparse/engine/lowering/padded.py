@@ -322,18 +322,23 @@ class Lowering:
         return len(self.buffers) - 1, 0
 
     def _add(
-        self, name: str, kernel: str, node: Node | None, sources: tuple[View, ...], target: View, launch: Launch,
-        operands: tuple[str, ...] = ("x", "y"),
+        self, name: str, kernel: str, node: Node | None, sources: tuple[View | None, ...], target: View, launch: Launch,
+        operands: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
-        """Append a step; `operands` are the launch's names for the arrays it reads and for the one it writes."""
-        for buffer, _ in sources:
+        """Append a step that reads the sources that are there.
+
+        operands : the launch's names for the sources and the target; by default of x, perhaps a residual, and y
+        """
+        operands = operands or (("x", "y") if len(sources) == 1 else ("x", "residual", "y"))
+        named = [(field, view) for field, view in zip(operands, (*sources, target), strict=True) if view is not None]
+        fields, views = zip(*named, strict=True)
+        for buffer, _ in views[:-1]:
             if buffer >= 0:
                 self.buffers[buffer] = replace(self.buffers[buffer], last=len(self.steps))
-        views = zip(operands, (*sources, target), strict=True)  # of them the user's depend on the call
-        patches = tuple(
-            Patch(field, -b, 0, self.outer * self.user_bytes[-b - 1]) for field, (b, _) in views if b < 0
+        patches = tuple(  # the user's arrays depend on the call
+            Patch(field, -b, 0, self.outer * self.user_bytes[-b - 1]) for field, (b, _) in named if b < 0
         )  # fmt: skip
-        self.steps.append(Step(name, kernel, node, sources, target, launch, operands, patches))
+        self.steps.append(Step(name, kernel, node, views[:-1], target, launch, fields, patches))
 
     def _add_weighted(
         self, node: Node, op: Conv | Linear, weight: PlannedWeight, where: str, source: View, residual: View | None,
@@ -341,10 +346,8 @@ class Lowering:
     ) -> None:  # fmt: skip
         """Append the step of an SpMM; `strides` are keywords of `spmm.prepare`."""
         launch = prepared(weight, op, self.target, residual=residual is not None, **strides)
-        sources = (source,) if residual is None else (source, residual)
-        operands = ("x", "y") if residual is None else ("x", "residual", "y")
         kernel = f"spmm {where}, {way(launch, weight.plan)}"
-        self._add(node.name, kernel, node, sources, target, launch, operands)
+        self._add(node.name, kernel, node, (source, residual), target, launch)
 
     # --- changing forms --------------------------------------------------------------------------
 
@@ -414,7 +417,7 @@ class Lowering:
         """Append the step of an operator on rows, which the user's layout has contiguous."""
         sources = tuple(self._get(self.roots[t], "plain", node) for t in node.inputs)
         shape = self.program.shapes[node.output]
-        operands: tuple[str, ...] = ("x", "y")
+        operands: tuple[str, ...] = ()
         target, numbers = self._target(node.output, "plain"), self.images * math.prod(shape)
         if isinstance(op, LayerNorm):
             centred = op.shift is not None
@@ -443,9 +446,7 @@ class Lowering:
         target: View,
     ) -> None:  # fmt: skip
         launch = interpolation.prepare(x, y, op.scale, op.activation, self.images, self.target)
-        sources = (source,) if residual is None else (source, residual)
-        operands = ("x", "y") if residual is None else ("x", "residual", "y")
-        self._add(node.name, "interpolation", node, sources, target, launch, operands)
+        self._add(node.name, "interpolation", node, (source, residual), target, launch)
 
     def _add_gate(
         self, node: Node, where: str, x: gates.Image, source: View, gate: gates.Image, gate_source: View,
@@ -485,7 +486,7 @@ class Lowering:
             plan, self.target, y_row_stride=0, residual=True, activation=op.activation, label="add"
         ).fixed(values=values)
         target = self._target(node.output, "plain")
-        self._add(node.name, "sum", None, (x, residual), target, launch, ("x", "residual", "y"))
+        self._add(node.name, "sum", None, (x, residual), target, launch)
 
     def _groups(self, rows: int) -> int:
         return -(-self.images * rows // self.target.lanes)
@@ -555,10 +556,8 @@ class Lowering:
         launch = depthwise.prepare(
             x, y, op.geometry, op.weight, op.bias, op.activation, self.images, self.target, residual is not None
         )
-        sources = (source,) if residual is None else (source, residual)
-        operands = ("x", "y") if residual is None else ("x", "residual", "y")
         to = target() if callable(target) else target
-        self._add(node.name, "depthwise on padded planes", node, sources, to, launch, operands)
+        self._add(node.name, "depthwise on padded planes", node, (source, residual), to, launch)
 
     def _product(self, node: Node, op: Conv, x: PaddedPlanes, source: View, y: PaddedPlanes) -> _Product:
         """The product of a convolution from planes to planes; its input is split into phases now if need be."""
