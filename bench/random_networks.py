@@ -172,7 +172,7 @@ class _Drawing(Steps):
             kinds += [self._conv] * 4 + [self._linear, self._row_wise]
         if len(shape) > 1 and math.prod(shape) <= 3000:
             kinds.append(lambda shape: nn.Flatten())
-        return self.d.one(*([self._conv] * 30 if self.large else []), *kinds)(shape)  # type: ignore[no-any-return]
+        return self.d.one(*([self._conv] * 30 if self.large and len(shape) == 3 else []), *kinds)(shape)  # type: ignore[no-any-return]
 
     def _activate(self) -> nn.Module:
         return ACTIVATIONS[self.d.one(*ACTIVATIONS)]()
