@@ -13,6 +13,7 @@ from fastsparse.onnx.activations import with_activations
 from fastsparse.onnx.folding import Info
 from fastsparse.onnx.lowering import SAME, window
 from fastsparse.onnx.model import Model, Node, code_of, copied
+from fastsparse.onnx.reader import free_name
 
 # onnxruntime has no float64 for these, and onnx.reference is wrong for some images, axes, groups or types.
 _IN_FLOAT32 = ("ConvTranspose", "GlobalLpPool", "Hardmax", "LRN", "MaxUnpool", "MeanVarianceNormalization", "Resize")
@@ -45,9 +46,7 @@ def _with_known_shape(node: Node, infos: Mapping[str, Info], constants: dict[str
     first, *rest = after.shape
     if first is None or first != before.shape[0] or not all(isinstance(n, int) for n in rest):
         return node
-    name = f"{node.outputs[0]}.shape"
-    while name in constants or name in infos:
-        name += "_"
+    name = free_name(f"{node.outputs[0]}.shape", {*constants, *infos})
     constants[name] = np.array([first if isinstance(first, int) else 0, *rest], np.int64)
     proto = copied(node.protos[0])
     proto.input[1] = name
@@ -67,10 +66,7 @@ def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Nod
         inside = np.dtype(np.float64)
     else:
         return node
-    (proto,), stem = node.protos, node.outputs[0]
-    numbers = [i for i, name in enumerate(node.inputs) if name in infos and infos[name].dtype == info.dtype]
-    while {f"{stem}.after", *(f"{stem}.before{i}" for i in numbers)} & {*model.constants, *infos}:
-        stem += "_"
+    (proto,), taken, casts = node.protos, {*model.constants, *infos}, []
     inner = copied(proto)
 
     def cast(source: str, target: str, kind: np.dtype[Any]) -> Any:
@@ -78,11 +74,12 @@ def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Nod
         made.attribute.add(name="to", type=2, i=code_of(kind))
         return made
 
-    protos = [cast(node.inputs[i], f"{stem}.before{i}", inside) for i in numbers]
-    for i in numbers:
-        inner.input[i] = f"{stem}.before{i}"
-    inner.output[0] = f"{stem}.after"
-    return replace(node, protos=(*protos, inner, cast(inner.output[0], node.outputs[0], info.dtype)))
+    for i, name in enumerate(node.inputs):
+        if name in infos and infos[name].dtype == info.dtype:
+            inner.input[i] = free_name(f"{node.outputs[0]}.before{i}", taken)
+            casts.append(cast(name, inner.input[i], inside))
+    inner.output[0] = free_name(f"{node.outputs[0]}.after", taken)
+    return replace(node, protos=(*casts, inner, cast(inner.output[0], node.outputs[0], info.dtype)))
 
 
 def _drifts(node: Node, model: Model, info: Info) -> bool:
