@@ -355,7 +355,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "mse"}, TypeError, "loss is 'mse', expected a function of (output, y)"),
     ({"loss": lambda output, y: 1.0}, TypeError, "loss returned a float of shape (), expected the mean loss, a number"),
     ({"loss": lambda output, y: (y, output)}, TypeError, "loss returned a ndarray of shape (16,) and a ndarray of"),
-    ({"callbacks": print}, TypeError, "callbacks is a builtin_function_or_method, expected a list of callables"),
+    ({"callbacks": print}, TypeError, "callbacks is <built-in function print>, expected a list of callables"),
     ({"callbacks": [1]}, TypeError, "callbacks[0] is a int, expected an object that can be called"),
     ({"callbacks": [EarlyStopping]}, TypeError, "callbacks[0] is the class EarlyStopping, expected an object that"),
     ({"checkpoint": "/"}, IsADirectoryError, "[Errno 21] '/' is a directory, expected a file name"),
