@@ -24,7 +24,14 @@ def test_everything_in_scope_passes(kind):
     every, least = _AT_LEAST[kind]
     tally = onnx_suite.run((kind,), every=every)[kind]
     known = max(schema.since_version for schema in state.get_all_operator_schema() if not schema.domain)
-    opsets = [entry.version for case in onnx_suite.cases(kind, every=every) for entry in case.model.opset_import]
+    opsets: list[int] = []
+
+    def looks(model):
+        opsets.extend(entry.version for entry in model.opset_import)
+        raise NotImplementedError
+
+    for case in onnx_suite.cases(kind, every=every):
+        onnx_suite.failure(case, looks)
     assert not tally.failed
     assert tally.passed >= least - sum(opset > known for opset in opsets)  # which this onnxruntime refuses
 
