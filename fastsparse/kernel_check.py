@@ -345,7 +345,7 @@ CHECKS: dict[str, Check] = {
     "spmm": _spmm, "spmm by code": _coded_spmm, "spmv": _spmv, "spmv by slices": _slices,
     "spmv by register lookup": _lookup, "sddmm": _conv_gradient, "sddmm on contiguous runs": _sddmm,
     "streaming spmm": _streamed_spmm, "streaming sddmm": _streamed_sddmm, "sparse input": _sparse_input,
-    "sparse input gradient": _sparse_input_gradient, "pack batch-blocked": _linear, "unpack batch-blocked": _linear,
+    "sparse input gradient": _sparse_input_gradient, "pack and unpack batch-blocked": _linear,
     "pack padded NCHW": _conv, "gather vectors": _gather, "activation of a tile": _tile_activation,
     "activation": _activation, "activation gradient": _activation_gradient, "pooling": _pooling,
     "pooling gradient": _pooling_gradient, "pooling of batch-blocked arrays": _blocked_pooling,
