@@ -90,7 +90,7 @@ def _drifts(node: Node, model: Model, info: Info) -> bool:
     if axes is None and len(node.inputs) > 1:
         axes = model.array(node.inputs[1])
     rank = len(info.fixed)
-    summed = {int(a) % rank for a in (range(rank) if axes is None else axes)} if rank else set()
+    summed = {int(a) % rank for a in (range(rank) if axes is None else np.ravel(axes))} if rank else set()
     return rank - 1 not in summed and math.prod(info.fixed[a] for a in summed) >= _MANY
 
 

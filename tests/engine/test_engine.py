@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -124,9 +125,11 @@ def test_same_bits_however_few_images_are_cut(name):
     for threads, alone, (outer, inner) in product((1, 2), (True, False), ((1, 1), (2, 1), (3, 3), (6, 2), (6, 6))):
         target = target_for(np.dtype("float32"), threads)
         y = np.full(expected.shape, np.nan, np.float32)
-        for make in (padded.schedule, spatial_tiles.schedule):
+        h = replace(target.heuristics, group_positions=1, group_overhang=9.0, parallel_flops=1.0)
+        grouped = replace(target, heuristics=h)  # workers have groups of tiles of their own, and lend each other edges
+        for make, chosen in ((padded, target), (spatial_tiles, target), (spatial_tiles, grouped)):
             y.fill(np.nan)
-            Workspace(make(engine._program, 6, target, split.Split(alone, outer, inner))).run(x, y)
+            Workspace(make.schedule(engine._program, 6, chosen, split.Split(alone, outer, inner))).run(x, y)
             np.testing.assert_array_equal(y, expected)
 
 

@@ -435,3 +435,10 @@ def test_names_that_are_no_text_are_refused(tmp_path):
         except (fs.FileFormatError, fs.UnsupportedOperatorError):
             refused += 1
     assert refused >= 9
+
+
+def test_axes_that_are_no_vector_are_refused():
+    node = _node("ReduceSum", ["x", "axis"], ["y"], keepdims=0)
+    model = _model([node], initializers=[numpy_helper.from_array(np.array(0), "axis")], inputs={"x": [50, 3]})
+    with pytest.raises(ValueError, match="axes"):
+        fs.compile(model, tune=False)(np.ones((50, 3), "f"))

@@ -231,7 +231,10 @@ class _TilesLowering(Lowering):
         return self._largest
 
     def _lends(self, t: int, r: tiles.Reading) -> bool:
-        """Whether a group of the tensor's tiles has what workers of others read: halos, or other tiles."""
+        """Whether a group of the tensor's tiles has what workers of others read: halos, or other tiles. Not with more
+        images than one: what lies behind one's planes is the next one's."""
+        if self.outer > 1:
+            return False
         readings = [self._reading(node) for node in self._readers_of(t)]
         return any(map(any, r.padding)) or not all(w is None or r.serves(w) for w in readings)
 
