@@ -1,7 +1,7 @@
 """Measure fastsparse and what is installed beside it, in a checkout of the source: `python -m bench`.
 
-A thin front of `pytest bench`: it runs the workloads that are asked for, prints the figures and writes the report. The
-exit status is 1 when a baseline failed or was wrong; it is then named and not timed. Ctrl-C keeps what was measured.
+A thin front of `pytest bench`: it runs the workloads that are asked for and prints the figures. The exit status is 1
+when a baseline failed or was wrong; it is then named and not timed. Ctrl-C keeps what was measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-k", metavar="EXPRESSION", help="only those whose names match: words with and, or, not")
     groups.add_options(parser.add_argument)
-    parser.add_argument("--html", metavar="FILE", type=report_path, help="write a report with pictures")
     parser.add_argument("--json", metavar="FILE", type=report_path, help="write all measurements")
     parser.add_argument("--isa", choices=("native", "avx2"), default="native", help="hold every library to AVX2")
     parser.add_argument(
@@ -66,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(report.text(found), flush=True)
             if args.json:
                 write_bytes(args.json, Path(file).read_bytes())
-            if args.html:
-                report.write(found, args.html)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print(f"bench: no workload matches {args.k!r}", file=sys.stderr)
     if status == pytest.ExitCode.INTERRUPTED:

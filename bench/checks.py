@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bench.matrices import MatrixProduct
-from bench.workloads import Conv, ConvStep, LinearStep, MlpStack, SparseInput, Spmm
+from bench.workloads import Conv, ConvStep, LinearStep, SparseInput, Spmm
 from fastsparse_kernels import reference
 
 # (value, largest error) of every result. Where a third element follows, all are about one result, and it says of which
@@ -51,17 +51,6 @@ def expected_conv(case: Conv) -> Expected:
 def expected_any(case: Spmm | Conv) -> Expected:
     """A product's or a convolution's result."""
     return expected_spmm(case) if isinstance(case, Spmm) else expected_conv(case)
-
-
-def expected_mlp_stack(case: MlpStack) -> Expected:
-    """W8 ... W1 x in float64; a layer adds its own error to what it makes of its input's."""
-    value = _wide(case.x)
-    error = np.zeros_like(value)
-    for weight in case.weights:
-        wide = weight.astype(np.float64)
-        totals = abs(wide) @ (np.abs(value) + error)
-        value, error = wide @ value, abs(wide) @ error + reference.bound(_row_lengths(weight), totals, np.float32)
-    return [(value, error)]
 
 
 def expected_matrix(case: MatrixProduct) -> Expected:

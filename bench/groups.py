@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import checks, cold_start, dlmc, matrices, tuning, workloads
-from bench.baselines import OURS, Baseline, conv, dask_inference, mlp_stack, networks, products, steps, training
+from bench.baselines import OURS, Baseline, conv, dask_inference, networks, products, steps, training
 from fastsparse.demo.options import positive
 
 
@@ -105,13 +105,6 @@ def _spmm_of(file: Path) -> list[workloads.Spmm]:
     return [workloads.Spmm(rows, columns, n, _sparsity(file), file) for n in dlmc.columns_of(file)]
 
 
-def panels(options: Options) -> list[workloads.Spmm]:
-    """Shapes at 90% that fill panels, each once: from the pruned layers, or random ones where they are not at hand."""
-    cases = dlmc_spmm(options) or [case for case in workloads.SPMM if case.n > 1]
-    wide = [case for case in cases if case.n >= 512 and case.k >= 256 and round(case.sparsity, 2) == 0.9]
-    return list({(case.m, case.k, case.n): case for case in reversed(wide)}.values())[::-1]
-
-
 def layers(options: Options) -> list[workloads.Conv]:
     """ResNet-50's 3x3 and 1x1 layers at 90%, each shape once, on one image and on sixteen."""
     found: dict[tuple[int, ...], workloads.Conv] = {}
@@ -192,13 +185,8 @@ _SMALL: dict[str, Any] = {"rounds": 200, "seconds": 3.0}
 GROUPS = [
     Group("kernels", "spmm", "SpMM", workloads.SPMM, products.SPMM, checks.expected_spmm),
     Group("kernels", "dlmc", "SpMM on pruned layers (DLMC)", dlmc_spmm, products.DLMC, checks.expected_spmm),
-    Group("kernels", "panels", "SpMM from panels to panels", panels, products.PANELS, checks.expected_spmm),
     Group("kernels", "conv", "Convolution", workloads.CONV, conv.PLAIN, checks.expected_conv),
     Group("kernels", "resnet", "ResNet-50's pruned convolutions", layers, conv.LAYERS, checks.expected_conv),
-    Group(
-        "kernels", "mlp stack", "Stack of linear layers", workloads.MLP_STACKS, mlp_stack.MLP_STACK,
-        checks.expected_mlp_stack,
-    ),
     Group(
         "kernels", "sparse input", "Sparse samples", workloads.SPARSE_INPUTS, products.SPARSE_INPUT,
         checks.expected_sparse_input,

@@ -10,10 +10,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench import report
 from bench.baselines import OURS
 from bench.baselines.products import ONE_THREAD, threads_of
-from bench.results import DENSE_BASELINES, SPARSE_BASELINES, Entry, Results, geometric_mean
+from bench.results import DENSE_BASELINES, SPARSE_BASELINES, Entry, Results
 from fastsparse.runtime.atomic_file import write_bytes
 
 # What is varied, and the values it is held at elsewhere in the sweep over sizes.
@@ -31,46 +30,6 @@ def save_svg(figure: Figure, path: Path) -> None:
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
     write_bytes(path, file.getvalue())
-
-
-def means(results: Results) -> Figure | None:
-    """Bars of geometric means for every class of workloads."""
-    bars = [
-        (f"{name} ({len(members)}): {baseline}", baseline, geometric_mean(entry.ratio(baseline) for entry in members))
-        for name, members in report.classes([e for e in results.compared() if e.group != "sizes"]).items()
-        for baseline in members[0].baselines
-    ]
-    bars = [bar for bar in bars if bar[2] is not None]
-    if not bars:
-        return None
-    figure, ((axes,),) = _figure(0.8 + 0.22 * len(bars))
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(baseline for _, baseline, _ in bars))}
-    drawn = axes.barh(
-        [label for label, _, _ in bars], [v for _, _, v in bars], color=[colours[name] for _, name, _ in bars]
-    )
-    axes.margins(x=0.1)
-    axes.bar_label(drawn, fmt="%.2fx", padding=3, fontsize=8)
-    axes.axvline(1, color="0.4", ls="--")
-    axes.invert_yaxis()
-    axes.tick_params(labelsize=8)
-    axes.set_title("fastsparse is faster by (geometric means; dashed: equal)")
-    return figure
-
-
-def ratios(results: Results) -> Figure | None:
-    """Every product's ratio to the fastest sparse baseline, over its columns."""
-    found = [(e, best) for e in results.compared() if e.columns and (best := e.best(SPARSE_BASELINES))]
-    if not found:
-        return None
-    figure, ((axes,),) = _figure(3.6)
-    for name in SPARSE_BASELINES:
-        points = [(entry.fields["n"], value) for entry, (value, who) in found if who == name]
-        if points:
-            axes.plot(*zip(*points), "o", alpha=0.7, label=f"fastest baseline: {name}")
-    axes.axhline(1, color="0.4", ls="--")
-    _label(axes, "columns N", "faster than the best of them by")
-    axes.set_title(f"Each SpMM against the fastest of {', '.join(SPARSE_BASELINES)}")
-    return figure
 
 
 def roofline(results: Results) -> Figure | None:

@@ -1,6 +1,6 @@
-"""The report of one run or several: `python -m bench.report A.json B.json --html FILE`.
+"""The report of one run or several: `python -m bench.report A.json B.json --docs DIR`.
 
-Figures as text on standard output, and the page: the same tables with pictures, roofline and every measurement.
+Figures as text on standard output; for the documentation all tables as Markdown, and pictures.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import targets
 from bench.baselines import OURS
 from bench.results import SPARSE_BASELINES, Entry, Results, compact, geometric_mean, read
-from fastsparse import html_page
-from fastsparse.html_page import Cell
 from fastsparse.runtime.atomic_file import write_text
 
 _SHORT = 24  # groups of at most so many workloads are printed whole
@@ -29,66 +26,30 @@ _NOTE = (
     "activations in the kernels' layouts."
 )
 _PICTURES = "over_sparsity", "crossover", "roofline", "threads", "sizes"  # of the documentation
-_STYLES = {"met": "good", "missed": "bad", "not measured": "note"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header and rows, for the terminal and for the page; text comes before numbers."""
+    """A title, a header and rows; text comes before numbers."""
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[str]]
     text: int = 1
 
     def plain(self) -> str:
         """As Markdown."""
-        cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in self.rows]
         align = ["left" if i < self.text else "right" for i in range(len(self.header))]
-        return f"{self.title}\n\n{tabulate(cells, self.header, 'github', colalign=align, disable_numparse=True)}"
-
-    def html(self) -> html_page.Html:
-        """As markup, without the title."""
-        return html_page.table(self.header, self.rows, text=self.text)
+        return f"{self.title}\n\n{tabulate(self.rows, self.header, 'github', colalign=align, disable_numparse=True)}"
 
 
 def text(results: Results) -> str:
-    """Machine, geometric means, the slowest workloads, short groups, targets, what failed."""
+    """Machine, geometric means, the slowest workloads, short groups, what failed."""
     tables = [*_means(results), *_slowest(results), *(t for t in _groups(results) if len(t.rows) <= _SHORT)]
-    tables.append(_targets(results, "not measured"))
     parts = ["\n".join(_header(results)), *(table.plain() for table in tables if table.rows)]
     if results.machine["problems"]:
         parts.append("\n".join(["Failed or wrong, so not measured:", *results.machine["problems"]]))
     return "\n\n".join(parts)
-
-
-def page(results: Results) -> str:
-    """The page, which stands alone."""
-    from bench import pictures
-
-    def drawn(name: str) -> html_page.Html:
-        figure = getattr(pictures, name)(results)
-        return html_page.picture(figure, name) if figure is not None else html_page.Html()
-
-    def section(title: str, *parts: str, note: str = "") -> html_page.Html:
-        return html_page.section(title, *parts, note=note)
-
-    roofline = "Operations count at nonzeros only, bytes are those of operands and result, once each."
-    groups = [html_page.folded(f"{t.title}: {len(t.rows)}", t.html()) for t in _groups(results)]
-    return html_page.page(
-        "fastsparse: measured",
-        *map(html_page.paragraph, _header(results)),
-        section("Targets", _targets(results).html()),
-        section("Against others", drawn("means"), *(table.html() for table in _means(results))),
-        section("The slowest", *(table.html() for table in _slowest(results))),
-        section("Every product", drawn("ratios")),
-        section("Sparsity against columns", drawn("over_sparsity"), drawn("crossover")),
-        section("How near to what the core can do", drawn("roofline"), note=roofline),
-        section("More threads", drawn("threads")),
-        section("Over size", drawn("sizes")),
-        section("Failed or wrong, so not measured", html_page.bullets(results.machine["problems"])),
-        section("All measurements", *groups, note=_NOTE),
-    )
 
 
 def markdown(results: Results) -> str:
@@ -104,16 +65,12 @@ def write_docs(results: Results, folder: Path) -> None:
     """Write the page of the documentation and its pictures."""
     from bench import pictures
 
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "measured.md", markdown(results))
     for name in _PICTURES:
         figure = getattr(pictures, name)(results)
         if figure is not None:
             pictures.save_svg(figure, folder / f"{name}.svg")
-
-
-def write(results: Results, path: Path) -> None:
-    """Write the page in one step."""
-    html_page.write(path, page(results))
 
 
 def _header(results: Results) -> Iterator[str]:
@@ -136,15 +93,6 @@ def _header(results: Results) -> Iterator[str]:
         yield "held to AVX2: " + ", ".join(f"{name}={value}" for name, value in m["environment"].items())
     if m["missing"]:
         yield f"Not installed, so not measured: {', '.join(m['missing'])}"
-
-
-def _targets(results: Results, *hidden: str) -> Table:
-    rows = [
-        (*row[:-1], Cell(row.verdict, _STYLES[row.verdict]))
-        for row in targets.evaluate(results)
-        if row.verdict not in hidden
-    ]
-    return Table("Targets", ["target", "note", "wanted", "found", "verdict"], rows, 2)
 
 
 def classes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -203,11 +151,10 @@ def _groups(results: Results) -> Iterator[Table]:
         rows = []
         for entry in entries:
             facts = ", ".join(f"{name} {value}" for name, value in entry.facts.items())
-            row: list[str | Cell] = [f"{entry.name} ({facts})" if facts else entry.name]
+            row = [f"{entry.name} ({facts})" if facts else entry.name]
             row += [_span(entry.seconds.get(OURS)), *_speed(entry.rate(), results.peak(group))]
             for name in names:
-                ratio = _ratio(entry.ratio(name))
-                row.append(Cell(f"{ratio.text} {_span(entry.seconds.get(name))}".strip(), ratio.style))
+                row.append(f"{_ratio(entry.ratio(name))} {_span(entry.seconds.get(name))}".strip())
             rows.append(row)
         yield Table(title, ["workload", OURS, "GF/s", "of peak", *(f"faster than {name}" for name in names)], rows)
 
@@ -216,8 +163,8 @@ def _speed(rate: float | None, peak: float) -> tuple[str, str]:
     return ("", "") if rate is None else (f"{rate:.1f}", f"{rate / peak:.0%}")
 
 
-def _ratio(value: float | None) -> Cell:
-    return Cell("" if value is None else f"{value:.2f}x", "bad" if value is not None and value < 1 else "")
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
 
 
 def _span(seconds: Sequence[float] | None) -> str:
@@ -231,18 +178,15 @@ def _time(seconds: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures of results files, and write the page."""
+    """Print the figures of results files, and write tables and pictures."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=main.__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="what python -m bench --json wrote")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to one small file")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write tables (measured.md) and pictures (SVG)")
     args = parser.parse_args(argv)
     try:
         found = read(args.results)
         print(text(found))
-        if args.html:
-            write(found, args.html)
         if args.json:
             write_text(args.json, compact(found))
             found = read([args.json])  # rounded, so that the documentation shows what the file holds

@@ -177,42 +177,6 @@ class ConvStep(Conv):
 
 
 @dataclass(frozen=True)
-class MlpStack(Workload):
-    """Square sparse linear layers one after the other, on one sample, without bias or activation."""
-
-    layers: int
-    size: int
-    sparsity: float = 0.9
-
-    @property
-    def name(self) -> str:
-        return f"{self.layers}x{self.size}x{self.size}-N1-{self.sparsity:.0%}"
-
-    @cached_property
-    def weights(self) -> list[sp.csr_array]:
-        """The matrices, scaled so that products stay of one size."""
-        scale = np.float32(1 / math.sqrt(self.size * (1 - self.sparsity)))
-        rngs = [np.random.default_rng(seed) for seed in range(self.layers)]
-        return [random_weight(rng, self.size, self.size, self.sparsity) * scale for rng in rngs]
-
-    @property
-    def weight(self) -> sp.csr_array:
-        return self.weights[0]
-
-    @cached_property
-    def x(self) -> Floats:
-        return normal((self.size,))
-
-    @property
-    def flops(self) -> int:
-        return 2 * sum(int(weight.nnz) for weight in self.weights)
-
-    @property
-    def bytes_moved(self) -> int:
-        return 3 * self.flops
-
-
-@dataclass(frozen=True)
 class SparseInput(Workload):
     """Sparse x (batch, inputs) through sparse W (outputs, inputs), as word counts or genes are."""
 
@@ -438,8 +402,6 @@ CONV_STEPS = [ConvStep(32, 64, 32, 64, 3), ConvStep(32, 128, 16, 128, 3), ConvSt
 
 # The two lines of the scaling figure: two threads against one.
 SCALING = [SPMM[0], CONV[0]]
-
-MLP_STACKS = [MlpStack(8, 2048)]
 
 SMALL_SPMM = [Spmm(64, 64, n) for n in (1, 8, 16, 64)]
 SMALL_CONV = [Conv(1, 8, 8, 8, 3)]

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -21,12 +20,11 @@ p { margin: .4rem 0 .8rem; } .muted { color: #6c757d; font-size: .88rem; } img {
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: .7rem; margin: 1rem 0; }
 .tile { background: #f1f5f6; border-radius: 8px; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.5rem; color: #0b7285; } .tile span { font-size: .88rem; }
-.wide { overflow-x: auto; margin-bottom: 1rem; } summary { cursor: pointer; margin: .5rem 0; }
+.wide { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #e3e7ea; text-align: left; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.good { color: #2b8a3e; } .bad { color: #c92a2a; } .note { color: #6c757d; font-size: .8rem; }
 .track { display: inline-block; width: 8em; background: #eee; line-height: 0; }
 .bar { display: inline-block; height: .7em; background: #0b7285; }
 """
@@ -36,14 +34,6 @@ class Html(str):
     """Markup, as opposed to text that has to be escaped."""
 
     __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table with a class of the page's style: "good", "bad", "note"."""
-
-    text: str
-    style: str
 
 
 def page(title: str, *parts: str) -> str:
@@ -57,10 +47,9 @@ def page(title: str, *parts: str) -> str:
     )
 
 
-def section(title: str, *parts: str, note: str = "") -> Html:
-    """A heading with what belongs below it, and a note; nothing when there is nothing below it."""
-    content = "".join(map(_markup, parts))
-    return Html(f"<h2>{escape(title)}</h2>{content}{paragraph(note) if note else ''}") if content else Html()
+def section(title: str, *parts: str) -> Html:
+    """A heading with what belongs below it."""
+    return Html(f"<h2>{escape(title)}</h2>{''.join(map(_markup, parts))}")
 
 
 def paragraph(text: str, style: str = "muted") -> Html:
@@ -80,12 +69,7 @@ def tiles(pairs: Iterable[tuple[str, str]]) -> Html:
     return Html(f'<div class="tiles">{"".join(each)}</div>')
 
 
-def folded(title: str, content: str) -> Html:
-    """Content that is shown when the title is clicked."""
-    return Html(f"<details><summary>{escape(title)}</summary>{_markup(content)}</details>")
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: int = 1) -> Html:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text: int = 1) -> Html:
     """A table whose first `text` columns are text and the others numbers; nothing when it has no rows."""
     body = "".join(f"<tr>{_cells('td', row, text)}</tr>\n" for row in rows)
     if not body:
@@ -114,13 +98,9 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     write_text(checks.path(path), text)
 
 
-def _cells(tag: str, cells: Sequence[str | Cell], text: int) -> str:
-    parts = []
-    for i, cell in enumerate(cells):
-        style = " ".join(filter(None, ["n" if i >= text else "", cell.style if isinstance(cell, Cell) else ""]))
-        content = _markup(cell.text if isinstance(cell, Cell) else cell)
-        parts.append(f'<{tag} class="{style}">{content}</{tag}>' if style else f"<{tag}>{content}</{tag}>")
-    return "".join(parts)
+def _cells(tag: str, cells: Sequence[str], text: int) -> str:
+    numbers = f'{tag} class="n"'
+    return "".join(f"<{numbers if i >= text else tag}>{_markup(cell)}</{tag}>" for i, cell in enumerate(cells))
 
 
 def _markup(text: str) -> str:

@@ -18,7 +18,7 @@ import bench
 import fastsparse as fs
 from bench import __main__ as command
 from bench import checks, cold_start, dlmc, groups, harness, locality, machine, matrices, tuning, workloads
-from bench.baselines import OURS, Baseline, conv, mlp_stack, networks, products, steps, training
+from bench.baselines import OURS, Baseline, conv, networks, products, steps, training
 from fastsparse import nn, timing
 from fastsparse_kernels import compiler, reference
 
@@ -100,7 +100,6 @@ def test_pruned_convolutions(tmp_path):
     cases = groups.layers(options)
     assert [(case.batch, case.side, case.stride, case.out_side) for case in cases] == [(1, 56, 2, 28), (16, 56, 2, 28)]
     assert {case.n for case in groups.dlmc_spmm(options)} == {784, 16 * 784}
-    assert groups.panels(options) == []  # too narrow to fill panels
 
 
 def test_no_patterns(tmp_path):
@@ -115,7 +114,6 @@ TINY = [
     (workloads.Spmm(20, 30, 17), products.SPMM, SPMM),
     (workloads.Spmm(20, 30, 1), products.SPMM, SPMM),
     (workloads.Spmm(20, 30, 600), products.SPMM, SPMM),
-    (workloads.Spmm(20, 30, 40), products.PANELS, SPMM),
     (workloads.Spmm(20, 30, 40), products.THREADS, checks.expected_any),
     (workloads.Spmm(20, 30, 8), products.SMALL_SPMM, SPMM),
     (workloads.Conv(2, 3, 7, 5, 3), conv.PLAIN, CONV),
@@ -131,7 +129,6 @@ TINY = [
     ],
     (matrices.MatrixProduct("tiny", 5, "float32", "sddmm"), products.SDDMM, checks.expected_sddmm),
     (matrices.MatrixProduct("tiny", 5), products.STREAMING, checks.expected_matrix),
-    (workloads.MlpStack(3, 50), mlp_stack.MLP_STACK, checks.expected_mlp_stack),
     (workloads.SparseInput(6, 400, 20, 0.95, 0.9), products.SPARSE_INPUT, checks.expected_sparse_input),
     (workloads.LinearStep(16, 40, 20), steps.LINEAR, checks.expected_linear_step),
     (workloads.ConvStep(16, 3, 8, 5, 3), steps.CONV, checks.expected_conv_step),
@@ -350,19 +347,18 @@ def test_the_round_trip_of_a_cache_line_is_plausible():
 
 
 def test_command_measures_checks_and_writes(tmp_path):
-    files = [tmp_path / "r.json", tmp_path / "r.html"]
-    arguments = ["small_spmm", "-k", "N8", "--quick", "--json", str(files[0]), "--html", str(files[1])]
+    file = tmp_path / "r.json"
+    arguments = ["small_spmm", "-k", "N8", "--quick", "--json", str(file)]
     done = subprocess.run(
         [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "| 64x64-N8-90%" in done.stdout
     assert "test session starts" not in done.stdout  # results alone
-    found = json.loads(files[0].read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
     assert {"fastsparse", "fastsparse @", "scipy"} <= {b["extra_info"]["baseline"] for b in found["benchmarks"]}
     assert {len(b["stats"]["data"]) for b in found["benchmarks"]} <= {3, 4, 5}
     assert found["fastsparse"]["peaks"]["fma_gflops"] > 1
-    assert files[1].read_text(encoding="utf-8").endswith("</html>\n")
 
 
 def test_interrupted_or_wrong_runs_keep_what_was_measured(tmp_path):
@@ -397,7 +393,7 @@ def test_interrupted_or_wrong_runs_keep_what_was_measured(tmp_path):
         (["wings"], "argument WHAT: got 'wings', expected some of kernels, spmm"),
         (["--threads", "0"], "argument --threads: got '0', expected an integer of at least 1"),
         (["--cpu-time", "--threads", "2"], "argument --cpu-time: got --threads 2, expected 1"),
-        (["--html", "/nowhere/r.html"], "argument --html: the directory '/nowhere' does not exist"),
+        (["--json", "/nowhere/r.json"], "argument --json: the directory '/nowhere' does not exist"),
     ],
 )
 def test_bad_arguments(arguments, complaint, capsys):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bench import internals
 from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session, torch_on
 from bench.workloads import Conv
 
@@ -136,11 +135,9 @@ PLAIN = [
     Baseline("onnxruntime dense", _onnxruntime, needs=("onnxruntime", "onnx")),
 ]
 
-PLANES = "fastsparse in planes"
-# For real layers: dense baselines in the layout each likes best, fastsparse on user arrays and in its own planes.
+# For real layers: dense baselines in the layout each likes best.
 LAYERS = [
     PLAIN[0],
-    Baseline(PLANES, internals.convolution),
     PLAIN[3],
     Baseline("torch channels_last", _torch_channels_last, needs=("torch",)),
     Baseline("torch mkldnn", _torch_mkldnn, needs=("torch",)),

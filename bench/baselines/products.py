@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench import internals
 from bench.baselines import OURS, Baseline, Call, conv, torch_on, with_facts
 from bench.baselines import mkl as mkl_library
 from bench.matrices import MatrixProduct
@@ -84,8 +83,6 @@ SPMM = [
 ]
 # Of the DLMC dense NumPy stands for dense products: torch's would take as long again.
 DLMC = [baseline for baseline in SPMM if baseline.name != "torch dense"]
-# X and W @ X stay in panels; nobody else has them.
-PANELS = [Baseline(OURS, internals.product)]
 SMALL_SPMM = [SPMM[0], Baseline("fastsparse @", _fastsparse_operator), SPMM[1], SPMM[3]]
 
 

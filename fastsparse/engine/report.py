@@ -82,9 +82,9 @@ class Report:
         path : path
             Replaced in one step when it exists.
         """
-        rows: list[tuple[str | html_page.Cell, ...]] = [
+        rows = [
             (*self._words(row), _milliseconds(row), html_page.bar(self._share(row)), *self._speed(row, html_page.bar),
-             html_page.Cell(row.why, "note"))
+             row.why)
             for row in self.rows
         ]  # fmt: skip
         page = html_page.page(
