@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -86,8 +85,6 @@ def race(
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(fastsparse_threads(threads))
-        if find_spec("threadpoolctl") is not None:  # BLAS, which host steps use, gets as many threads as the engines
-            stack.enter_context(import_module("threadpoolctl").threadpool_limits(threads))
         bar = stack.enter_context(tqdm(batches, "compile", disable=not progress, unit="batch size", leave=False))
         engine = compile_onnx(source, shapes, threads=threads, tune=False)
         baselines = {name: _BASELINES[name](path if name == "litert" else source, threads) for name in against}
