@@ -5,7 +5,7 @@
 
 Contracts R1, R3, R6, R7 and R8, of networks of layers (`bench.random_networks`), of the same as ONNX models, and of
 ONNX graphs of any operators (`bench.random_graphs`). Every network runs in every layout that can run it, cut in random
-ways, on one and two workers, under random heuristics, with NaN in all undefined memory (`fastsparse.engine.poison`);
+ways, on one and two workers, under random heuristics, with NaN in all undefined memory (`tests.engine.poison`);
 all of these must give the same bits, within the bound of the exact result. What fails is made smaller, as far as it
 still fails, and printed so that it can be replayed.
 """
@@ -40,7 +40,6 @@ from fastsparse import nn
 from fastsparse.engine import choosing, split
 from fastsparse.engine.engine import Engine
 from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles
-from fastsparse.engine.poison import poisoned
 from fastsparse.engine.program import Conv, Program
 from fastsparse.engine.schedule import Schedule
 from fastsparse.engine.workspace import Workspace
@@ -51,6 +50,7 @@ from fastsparse.onnx.partition import Cut
 from fastsparse.ops.target import target_for, tuned
 from tests.checking import SETTINGS
 from tests.engine.networks import exact
+from tests.engine.poison import poisoned
 
 Array = NDArray[Any]
 Rng = np.random.Generator

@@ -17,7 +17,7 @@ spatial tiles   The halo, and what hangs over the image's end, are defined by th
                 and are undefined themselves.
 scratch         Undefined when a step begins.
 
-`engine.poison` runs schedules with NaN wherever memory is undefined.
+The tests run schedules with NaN wherever memory is undefined.
 """
 
 from __future__ import annotations

@@ -42,11 +42,8 @@ _lock = fork_safe_lock()
 class Workspace:
     """Memory and bound launches of one schedule.
 
-    by_arrays : whether every call has to go through `run`, which `engine.poison` replaces
     alone : a workspace for the same arrays on one worker, where `trial` finds out which of both is faster
     """
-
-    by_arrays = False
 
     def __init__(self, schedule: Schedule, variables: NDArray[np.int64] | None = None) -> None:
         self.schedule, self.heuristics = schedule, schedule.heuristics

@@ -187,22 +187,19 @@ class Kernels(Step, Memoized):
 
     def bound(self, fixed: Addresses, tensors: Tensors, workers: int) -> tuple[Call, int]:
         plan = self.plan([tensors[name][0] for name in self.inputs], workers)
-        by_arrays, size = Step.bound(self, fixed, tensors, workers)
         if plan is None or {tensors[name][1] for name in (*self.inputs, *self.outputs)} != {plan[0].program.dtype}:
-            return by_arrays, size  # the library runs it, or it has to convert
+            return super().bound(fixed, tensors, workers)  # the library runs it, or it has to convert
         found, space = plan[0], plan[1].make()
         names = (*found.inputs, *self.outputs)
         run, addresses = space.bound(found.samples, [fixed.get(name, 0) for name in names])
         late = [(i, name) for i, name in enumerate(names[: len(addresses)]) if name not in fixed]
 
         def call(others: Addresses) -> None:
-            if space.by_arrays:
-                by_arrays(others)
-                return
             for i, name in late:
                 addresses[i] = others[name]
             run()
 
+        call.keep = space  # type: ignore[attr-defined]  # the memory whose addresses the launches have
         return call, space.nbytes
 
 

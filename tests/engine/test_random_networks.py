@@ -10,7 +10,6 @@ import pytest
 import fastsparse as fs
 from fastsparse import nn
 from fastsparse.engine.lowering import batch_blocked, spatial_tiles
-from fastsparse.engine.poison import live_buffers, poisoned
 from fastsparse.engine.schedule import Buffer, Schedule, Step, Zeros
 from fastsparse.engine.split import Split
 from fastsparse.engine.workspace import Workspace
@@ -18,6 +17,7 @@ from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.spatial_tiles import Reading
 from fastsparse.ops.target import target_for
 from fastsparse_kernels import compiler
+from tests.engine.poison import live_buffers, poisoned
 
 bench = pytest.importorskip("bench.fuzz_networks")
 uses = pytest.importorskip("bench.engine_uses")

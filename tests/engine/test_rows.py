@@ -10,8 +10,8 @@ import pytest
 
 import fastsparse as fs
 from fastsparse import nn, training
-from fastsparse.engine.poison import poisoned
 from tests.engine.networks import exact
+from tests.engine.poison import poisoned
 
 ROWS, LENGTH, DIMENSIONS = 11, 5, 6
 

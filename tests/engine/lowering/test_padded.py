@@ -9,8 +9,8 @@ import fastsparse as fs
 from fastsparse import nn
 from fastsparse.engine import split, workspace
 from fastsparse.engine.lowering import padded
-from fastsparse.engine.poison import poisoned
 from fastsparse.ops.target import target_for, tuned
+from tests.engine.poison import poisoned
 
 
 def _model(window, activation):

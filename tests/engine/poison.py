@@ -1,7 +1,7 @@
 """Runs with NaN in all undefined memory: what nobody has written shows in the results (contract R7).
 
-For tests, and slow: steps run one by one, and before each of them all memory is filled with NaN but for buffers that it
-or a later step still reads, and for `Zeros`.
+Steps run one by one, and before each of them all memory is filled with NaN but for buffers that it or a later step
+still reads, and for `Zeros`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse.engine.schedule import Schedule, Zeros
 from fastsparse.engine.workspace import Arrays, Workspace
+from fastsparse.onnx.executor import Kernels, Step
 
 _NAN = 255  # the byte of which a NaN of any size can be made
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Let every workspace, of engines of all kinds, run with poisoned memory. Not for several threads."""
-    plain = Workspace.run
+    """Let every workspace, of engines of all kinds, run with poisoned memory. Not for several threads. Engines of ONNX
+    models bind their steps when they are first called: not before the block."""
 
     def both(self: Workspace, x: Arrays, y: Arrays) -> None:
         """Step by step, and in one call, whose result stays; on one worker, too, where that is tried."""
@@ -41,11 +43,8 @@ def poisoned() -> Iterator[None]:
         if any(other != found[0] for other in found):
             raise AssertionError("a schedule gives other numbers step by step than in one call, or on one worker")
 
-    Workspace.run, Workspace.by_arrays = both, True  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Workspace, "run", both), mock.patch.object(Kernels, "bound", Step.bound):
         yield
-    finally:
-        Workspace.run, Workspace.by_arrays = plain, False  # type: ignore[method-assign]
 
 
 def _run(space: Workspace, x: Arrays, y: Arrays) -> None:
