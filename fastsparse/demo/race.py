@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import numpy as np
 
 from fastsparse import nn
-from fastsparse.demo.baselines import Baseline, Stage
+from fastsparse.demo.baselines import Baseline
 from fastsparse.demo.learning import Images
+from fastsparse.demo.network import in_float64
 from fastsparse.demo.results import NUMPY, OURS, SCIPY, Agreement, Speed
 from fastsparse.engine import Engine
 from fastsparse.timing import PAUSE, interleaved, ratio
@@ -24,9 +25,7 @@ _BLOCK = 0.02  # seconds of calls that make one measurement
 Run = Callable[[Images], np.ndarray]
 
 
-def agreement(
-    model: nn.Sequential, reloaded: nn.Module, engine: Engine, stages: Sequence[Stage], x: Images
-) -> Agreement:
+def agreement(model: nn.Sequential, reloaded: nn.Module, engine: Engine, x: Images) -> Agreement:
     """Hold every float32 form of the network against the float64 one on the images `x`.
 
     Raises
@@ -34,7 +33,7 @@ def agreement(
     RuntimeError
         When one of them is off by more than `TOLERANCE` of the largest output.
     """
-    exact = Baseline(stages, x.shape, "numpy", np.float64)(x.astype(np.float64))
+    exact = in_float64(model)(x.astype(np.float64))
     scale = float(np.abs(exact).max())
 
     def error(run: Run) -> float:
@@ -43,8 +42,8 @@ def agreement(
     found = Agreement(
         layers=error(model.eval()),
         compiled=error(engine),
-        scipy=error(Baseline(stages, x.shape, "scipy")),
-        numpy=error(Baseline(stages, x.shape, "numpy")),
+        scipy=error(Baseline(engine._program, len(x), "scipy")),
+        numpy=error(Baseline(engine._program, len(x), "numpy")),
         reloaded_is_identical=bool(np.array_equal(reloaded.eval()(x), model(x))),
     )
     for name in ("layers", "compiled", "scipy", "numpy"):
@@ -57,9 +56,9 @@ def agreement(
     return found
 
 
-def race(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int, threads: int) -> Speed:
+def race(engine: Engine, x: Images, rounds: int, threads: int) -> Speed:
     """Time one batch size in interleaved rounds."""
-    scipy, numpy = Baseline(stages, x.shape, "scipy"), Baseline(stages, x.shape, "numpy")
+    scipy, numpy = Baseline(engine._program, len(x), "scipy"), Baseline(engine._program, len(x), "numpy")
     calls: dict[str, Callable[[], object]] = {
         OURS: lambda: engine(x),
         SCIPY: lambda: scipy(x),
@@ -79,10 +78,10 @@ def race(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int, thread
     )
 
 
-def race_in_chunks(engine: Engine, stages: Sequence[Stage], x: Images, rounds: int) -> tuple[int, float]:
+def race_in_chunks(engine: Engine, x: Images, rounds: int) -> tuple[int, float]:
     """SciPy at its best: (images at a time, how many times faster the compiled network still is on the whole batch)."""
     calls: dict[str, Callable[[], object]] = {OURS: lambda: engine(x)}
-    calls |= {str(chunk): _in_chunks(stages, x, chunk) for chunk in CHUNKS}
+    calls |= {str(chunk): _in_chunks(engine, x, chunk) for chunk in CHUNKS}
     times = _interleaved(calls, rounds, {})  # no BLAS here
     best = min(CHUNKS, key=lambda chunk: median(times[str(chunk)]))
     return best, ratio(times[str(best)], times[OURS])
@@ -94,8 +93,8 @@ def _interleaved(
     return interleaved(calls, rounds=(rounds, rounds), block=_BLOCK, pause=pause)
 
 
-def _in_chunks(stages: Sequence[Stage], x: Images, chunk: int) -> Callable[[], object]:
-    baseline = Baseline(stages, (chunk, *x.shape[1:]), "scipy")
+def _in_chunks(engine: Engine, x: Images, chunk: int) -> Callable[[], object]:
+    baseline = Baseline(engine._program, chunk, "scipy")
     parts = [x[start : start + chunk] for start in range(0, len(x), chunk)]
     return lambda: [baseline(part) for part in parts]
 

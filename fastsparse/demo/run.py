@@ -55,11 +55,10 @@ def _results(options: Options, threads: int, started: float) -> Results:
     reloaded = _saved_and_loaded(model)
     test, largest = digits.test[0], max(race.BATCHES)
     engines = {batch: fs.compile(model, (batch, *test.shape[1:]), threads=threads) for batch in race.BATCHES}
-    stages = network.stages_of(model)
-    agreement = race.agreement(model, reloaded, engines[largest], stages, test)
+    agreement = race.agreement(model, reloaded, engines[largest], test)
     _say("racing")
-    speeds = {batch: race.race(engines[batch], stages, test[:batch], options.rounds, threads) for batch in race.BATCHES}
-    chunk, chunk_ratio = race.race_in_chunks(engines[largest], stages, test[:largest], options.rounds)
+    speeds = {batch: race.race(engines[batch], test[:batch], options.rounds, threads) for batch in race.BATCHES}
+    chunk, chunk_ratio = race.race_in_chunks(engines[largest], test[:largest], options.rounds)
     return Results(
         layers=network.layer_rows(model),
         sparse_accuracy=[trained.test_accuracy for trained in sparse],
