@@ -5,7 +5,7 @@ reads and writes follow from the kernel arguments and from the tasks that the wo
 reads what another one wrote last, unless it has read it since, and when it writes a line that only others hold. Caches
 are of any size here, nothing is stolen, and the network ran before: what is counted is what cores that share no cache
 send each other in every call. Weights are only read, so they stay where they are; arrays of the caller's are left out.
-Convolutions on their own are counted likewise, over what they pack.
+Scratch counts in networks. Convolutions on their own are counted likewise, over what they pack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 Touched = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # lines of some memory that a worker reads and writes
 LINE = 64
-BASE = 1 << 40  # where the memory of activations is said to be; scratch lies behind it
+BASE = 1 << 40  # where the memory of activations is said to be; the scratch of networks lies behind it
 WORKERS = (2, 8, 32, 128)
 CASES = (("resnet50", 1, (3, 224, 224)), ("resnet50", 16, (3, 224, 224)), ("mlp", 1, (2048,)), ("mlp", 64, (2048,)))
 
@@ -69,14 +69,15 @@ def traffic(program: Any, batch: int, workers: int) -> Traffic:
     named = f"{choice.layout}, {schedule.tasks} tasks"
     if schedule.per_worker:  # tasks have memory of their own, and meet once
         return Traffic(0, 0, size * schedule.slots, 1, named)
-    steps = []
+    steps, scratch, begin = [], max(step.launch.scratch for step in schedule.steps), -(-size // 4096) * 4096
     for step in schedule.steps:
         views = (*step.sources, step.target)
         addresses = (0 if b < 0 else BASE + offsets[b] + more for b, more in views)
-        bound = step.launch.bind(2 * BASE, **dict(zip(step.operands, addresses)))
+        bound = step.launch.bind(BASE + begin, scratch, **dict(zip(step.operands, addresses)))
         shared = workers if bound.flops >= schedule.heuristics.parallel_flops else 1
         parts = [_part(bound.tasks, shared, w) for w in range(shared)]
-        steps.append([_touched(step, bound, part, schedule, offsets, size) for part in parts])
+        end = begin + workers * scratch
+        steps.append([_touched(step, bound, w, part, schedule, offsets, end) for w, part in enumerate(parts)])
     read, taken = _moved(steps, workers)
     tasks, barriers = schedule.tasks, sum(len(parts) > 1 for parts in steps)
     return Traffic(read * tasks, taken * tasks, size, barriers * tasks, named)
@@ -102,10 +103,13 @@ def _moved(steps: Sequence[Sequence[Touched]], workers: int) -> tuple[int, int]:
 
 
 def _touched(
-    step: Any, bound: Any, tasks: NDArray[np.int64], schedule: Any, offsets: Sequence[int], size: int
+    step: Any, bound: Any, worker: int, tasks: NDArray[np.int64], schedule: Any, offsets: Sequence[int], size: int
 ) -> Touched:
-    """Lines that some tasks of a step read, and those that they write."""
-    reads, writes = _Lines(size), _Lines(size)
+    """Lines that a worker's tasks of a step read, and those that they write."""
+    reads, writes, words = _Lines(size), _Lines(size), bound.arguments
+    if step.launch.scratch:
+        begin = words.words[words.word("scratch")] + worker * words.words[words.word("scratch_stride")]
+        writes.mark(begin + np.arange(0, step.launch.scratch, LINE), LINE)
     if len(tasks) and not _by_plan(step.launch, bound, tasks, reads, writes):
         # channels or rows one after the other, in memory and in tasks
         for lines, (buffer, more) in (*((reads, view) for view in step.sources), (writes, step.target)):

@@ -51,14 +51,14 @@ class Workspace:
         self.offsets, size = assign_memory(schedule.buffers, schedule.owned)
         slots = schedule.slots
         workers = 1 if schedule.per_worker else schedule.workers
-        scratch = max((step.launch.scratch for step in schedule.steps), default=0) * workers
+        scratch = max((step.launch.scratch for step in schedule.steps), default=0)  # of a worker, the same in all steps
         size = -(-size // 4096) * 4096
-        self.memory = [aligned_empty((size + scratch + 64,), np.uint8) for _ in range(slots)]
+        self.memory = [aligned_empty((size + scratch * workers + 64,), np.uint8) for _ in range(slots)]
         self.launches: list[list[BoundLaunch]] = []
         for memory in self.memory:
             memory.fill(0)  # what buffers say is zero for good, among other things
             start = address(memory)
-            self.launches.append([_bound(step, start, self.offsets, start + size) for step in schedule.steps])
+            self.launches.append([_bound(step, start, self.offsets, start + size, scratch) for step in schedule.steps])
         self.flops = sum(bound.flops for bound in self.launches[0]) * schedule.tasks
         self._spans = _spans(self.launches[0], h.slice_flops)
         views = [view for step in schedule.steps for view in (*step.sources, step.target)]
@@ -166,12 +166,12 @@ class Workspace:
             bound.run(workers, slice_flops)
 
 
-def _bound(step: Step, base: int, offsets: list[int], scratch: int) -> BoundLaunch:
+def _bound(step: Step, base: int, offsets: list[int], scratch: int, stride: int) -> BoundLaunch:
     def at(view: View) -> int:
         return 0 if view[0] < 0 else base + offsets[view[0]] + view[1]
 
     addresses = dict(zip(step.operands, (*map(at, step.sources), at(step.target)), strict=True))
-    return step.launch.bind(scratch, **addresses)
+    return step.launch.bind(scratch, stride, **addresses)
 
 
 def _listed(arrays: Arrays) -> Sequence[Array]:

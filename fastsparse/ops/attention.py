@@ -44,7 +44,6 @@ def prepare(samples: int, heads: int, width: int, queries: int, keys: int, causa
         keys=keys,
         causal=int(causal),
         scale=scale,
-        scratch_stride=scratch,
     )
     return Launch(
         kernels.attention_kernel(target.bits, target.lanes), arguments, ("q", "k", "v", "mask", "y"), target.loop,

@@ -62,7 +62,6 @@ def prepare(
         y_row_stride=y.strides[0] * target.size,
         values=values,
         bias=bias,
-        scratch_stride=scratch,
         scratch_row_stride=row,
         **epilogue(activation, target),
     )

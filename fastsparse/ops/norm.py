@@ -99,7 +99,7 @@ def _prepare(
     line_bytes = (target.lanes if columns else max(1, positions)) * target.size
     share = -(-lines // (h.norm_blocks_per_worker * target.threads)) if target.threads > 1 else lines
     block = max(1, min(h.norm_block_bytes // line_bytes, share))
-    stride = block * kernels.scratch_line(target.bits, target.lanes)
+    scratch = block * kernels.scratch_line(target.bits, target.lanes)
     arguments = Arguments(
         dtype,
         images=images,
@@ -109,12 +109,11 @@ def _prepare(
         positions=positions,
         image_stride=channels * positions * target.size,
         eps=np.array([eps], np.float64),
-        scratch_stride=stride,
         **fields,
     )
     return Launch(
         kernel(target.bits, target.lanes, int(columns)), arguments, operands, target.loop,
-        tasks=-(-lines // block), flops=h.norm_flops * math.prod(shape), scratch=stride,
+        tasks=-(-lines // block), flops=h.norm_flops * math.prod(shape), scratch=scratch,
         label=("batch norm", "x".join(map(str, shape)), "", "NCHW"),
     )  # fmt: skip
 

@@ -184,12 +184,12 @@ def prepare(
         y_positions=vectors.y_offsets,
         y_batch_stride=y_batch_stride,
         y_row_stride=code.y_row_stride,
-        scratch_stride=(scratch := plan.tiles.width * kernels.CODE_ROWS * target.vector),
     )
     numbers = len(vectors.x_offsets) * target.lanes * batches
     return Launch(
         kernels.coded_spmm_kernel(), arguments, ("x", "y", "values", "bias", "residual"), target.loop,
-        tasks=tiles * batches * groups, flops=2.0 * operator.nnz * numbers, scratch=scratch, plan=plan,
+        tasks=tiles * batches * groups, flops=2.0 * operator.nnz * numbers,
+        scratch=plan.tiles.width * kernels.CODE_ROWS * target.vector, plan=plan,
         label=(
             LABEL, f"{rows}x{len(operator.columns.block)} by {numbers}", f"nnz {operator.nnz}", layout,
             f"code {code.memory.nbytes} segments {len(code.segments) - 1} groups {groups} tiles {tiles}", activation,

@@ -237,7 +237,6 @@ def _planes(
         out_width=len(w.columns),
         x_stride=math.prod(w.spatial) * target.size if x_stride is None else x_stride,
         y_stride=math.prod(w.out_spatial) * target.size if y_stride is None else y_stride,
-        scratch_stride=x_bytes + 2 * y_bytes,
         scratch_y=x_bytes,
         scratch_index=x_bytes + y_bytes,
     )

@@ -175,7 +175,6 @@ def prepare(
         x_batch_stride=x_batch_stride,
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
-        scratch_stride=scratch,
     )
     tasks, flops = plan.parts * operator.groups, 2.0 * operator.nnz * target.lanes * plan.positions * batches
     passes, starts = _passes(plan, batches)

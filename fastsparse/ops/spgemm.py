@@ -38,7 +38,6 @@ def forward(
         w_values=W_T.data,
         outputs=y.shape[1],
         y_row_stride=y.strides[0],
-        scratch_stride=target.vector,
         **epilogue(activation, target),
     )
     launch = Launch(

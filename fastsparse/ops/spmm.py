@@ -346,7 +346,6 @@ def prepare(
         y_batch_stride=y_batch_stride,
         y_row_stride=y_row_stride,
         nontemporal=plan.nontemporal,
-        scratch_stride=scratch,
         scratch_tile=partial,
         scratch_panel=partial + finished,
         **epilogue(activation, target),

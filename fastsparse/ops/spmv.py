@@ -377,7 +377,7 @@ def prepare(plan: Plan, target: Target, activation: str | None = None) -> Launch
 
 def _lookup_arguments(plan: SpmvLookupPlan, target: Target) -> tuple[Arguments, Any, int]:
     scratch = plan.widest_group * plan.chunks * LOOKUP_ROWS * target.size + target.vector
-    arguments = Arguments(spmv.LOOKUP_ARGUMENTS, plan, scratch_stride=scratch, scratch_vector=scratch - target.vector)
+    arguments = Arguments(spmv.LOOKUP_ARGUMENTS, plan, scratch_vector=scratch - target.vector)
     return arguments, _lookup_kernel(np.dtype(np.float32)), scratch
 
 
@@ -389,7 +389,6 @@ def _slice_arguments(plan: SpmvSlicePlan, target: Target) -> tuple[Arguments, An
         rows=plan.rows,
         distance=target.heuristics.spmv_prefetch_distance(len(plan.masks) * plan.lanes * target.size),
         sum_index=plan.sum_index if len(plan.sum_index) else None,
-        scratch_stride=scratch,
     )
     return arguments, spmv.slices_kernel(target.bits, target.lanes), scratch
 
@@ -402,7 +401,6 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         nonzeros=plan.nonzeros,
         distance=h.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
         x_distance=h.spmv_x_distance(plan.inputs * target.size),
-        scratch_stride=scratch,
     )
     kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)
     return arguments, kernel, 0 if activation in CLAMPS else scratch  # clamps work in registers

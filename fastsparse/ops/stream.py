@@ -241,7 +241,6 @@ def prepare(
         y_row_stride=y_row_stride,
         tile_stride=tiles.stride,
         activation_vectors=vectors,
-        scratch_stride=scratch,
         **epilogue(activation, target),
     )
     kernel = stream.spmm_kernel(target.bits, tiles.lanes, tiles.width, plan.indices.itemsize * 8)

@@ -49,6 +49,10 @@ def rehearsal() -> Iterator[None]:
         _rehearsing.remove(get_ident())
 
 
+# The scratch of workers lies a multiple of so many bytes apart: as a rule each has the same memory in all launches, and
+# what a core fetches ahead, up to the end of a page, is never another's.
+SCRATCH_STEP = 2**16
+
 Field = int | NDArray[Any] | None
 Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
 VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
@@ -144,14 +148,14 @@ class Launch:
     kernel : Kernel
         Compiled when the launch first runs, or is bound.
     arguments : Arguments
-        With all fields set but the operands and the scratch.
+        With all fields set but the operands, `scratch` and `scratch_stride`.
     operands : names of the fields whose addresses `run` and `bind` take, in this order; omitted ones stay as prepared
     loop : of the target
     tasks : int
     flops : float
         Estimate of the work.
     scratch : int
-        Bytes of scratch per worker, which each run takes from its thread's buffers.
+        Bytes of scratch that a worker needs. Each run takes it from its thread's buffers, see `SCRATCH_STEP`.
     plan : what the record was filled from, kept as ``keep["plan"]``
     label : printed by FASTSPARSE_VERBOSE=1: operation, sizes, layout, kernel
     """
@@ -166,8 +170,11 @@ class Launch:
         flops: float, scratch: int = 0, plan: Any = None, label: Label = (),
     ) -> None:  # fmt: skip
         self.kernel, self.arguments, self.tasks, self.flops = kernel, arguments, tasks, flops
-        self.scratch, self.label = scratch, label
         self.threads = threads = loop.threads if flops >= loop.parallel_flops else 1
+        self.scratch = scratch if threads == 1 else -(-scratch // SCRATCH_STEP) * SCRATCH_STEP
+        self.label = label
+        if scratch:
+            arguments.set(scratch_stride=self.scratch)
         self.slice_flops = slice_flops = loop.slice_flops
         self.keep = arguments.keep
         if plan is not None:
@@ -211,12 +218,12 @@ class Launch:
         twin.keep = twin.arguments.keep
         return twin
 
-    def bind(self, scratch: int = 0, **operands: int) -> BoundLaunch:
-        """The launch on operands at these addresses, with scratch for all workers at another."""
+    def bind(self, scratch: int = 0, stride: int = 0, **operands: int) -> BoundLaunch:
+        """The launch on operands at these addresses, with scratch of workers at another, `stride` bytes apart."""
         bound = self.arguments.copy()
         bound.set(**operands)
         if self.scratch:
-            bound.set(scratch=scratch)
+            bound.set(scratch=scratch, scratch_stride=stride)
         return BoundLaunch(self.kernel.address, bound, self.tasks, self.flops, self)
 
 

@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
 
 import fastsparse as fs
+from fastsparse import nn
+from fastsparse.engine.choosing import Choice, scheduled
+from fastsparse.engine.split import Split
+from fastsparse.engine.workspace import Workspace
+from fastsparse.ops.target import tuned
 from fastsparse.runtime import launch
 from fastsparse.runtime.launch import Arguments, BoundLaunch
 from fastsparse_kernels import parallel, sequence
@@ -238,3 +244,33 @@ for batch, threads in ((1, 1), (40, 1), (40, 2)):
     assert operations[0] == 2 * ["spmv"]
     for found in operations[1:]:
         assert found in (2 * ["network"], 2 * ["pack", "spmm", "unpack"])
+
+
+@pytest.mark.skipif(config.NUMBA_NUM_THREADS < 2, reason="one worker")
+def test_a_worker_has_the_same_scratch_in_all_launches(rng, monkeypatch):
+    """In calls and in an engine. What another worker wrote comes from its cache, or was fetched ahead by its core."""
+    launches: list[launch.Launch] = []
+    prepare = launch.Launch.__init__
+
+    def noted(self: launch.Launch, *args: Any, **fields: Any) -> None:
+        prepare(self, *args, **fields)
+        launches.append(self)
+
+    monkeypatch.setattr(launch.Launch, "__init__", noted)
+    W = fs.csr((rng.standard_normal((64, 576)) * (rng.random((64, 576)) < 0.3)).astype(np.float32))
+    x = rng.standard_normal((16, 64, 6, 6)).astype(np.float32)
+    with tuned(parallel_flops=0), fs.threads(2):
+        y = fs.conv2d(x, W, kernel_size=3, padding=1)
+        fs.conv2d_backward(y, x, W, kernel_size=3, padding=1)
+        fs.linear(x.reshape(16 * 4, 576), W)
+        layers = (nn.SparseConv2d(64, 64, 3, sparsity=0.8, rng=0), nn.SparseConv2d(64, 8, 1, sparsity=0.8, rng=0))
+        program = fs.compile(nn.Sequential(*layers).eval(), (1, 64, 20, 20), tune=False)._program
+        space = Workspace(scheduled(program, 1, 2, Choice("padded", Split(False, 1, 1))))
+    for arguments in (
+        [each.arguments for each in launches if each.threads > 1],
+        [each.arguments for each in space.launches[0]],
+    ):
+        words = [each.words[each.word("scratch_stride")] for each in arguments if "scratch" in each.index]
+        strides = {stride for stride in words if stride}
+        assert len(strides) == 1
+        assert strides.pop() % 4096 == 0
