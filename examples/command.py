@@ -11,6 +11,7 @@ from pathlib import Path
 
 from examples import pictures
 from examples.experiment import METHODS, Outcome, Split, Task, described, train
+from fastsparse import extras
 from fastsparse.runtime.atomic_file import replacing
 
 
@@ -34,7 +35,7 @@ def run(task: Task, about: str | None, argv: Sequence[str] | None = None) -> int
     try:
         split = task.load()
     except ModuleNotFoundError as error:
-        print(f"{task.name}: no module {error.name!r}: pip install -e '.[examples]' in the checkout", file=sys.stderr)
+        print(extras.needs(task.name, "examples", f"the module {error.name}"), file=sys.stderr)
         return 1
     print(sizes(split))
     outcomes: dict[str, Outcome] = {}

@@ -18,6 +18,7 @@ from examples import digits, genes, mnist, table, text
 from examples.command import piped, positive
 from examples.experiment import Split, Task, start, train
 from examples.table import Case, Run, Store
+from fastsparse import extras
 from fastsparse.runtime.atomic_file import replacing
 
 TASKS: dict[str, Task] = {task.name: task for task in (mnist.TASK, digits.TASK, text.TASK, genes.TASK)}
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         fill(store, cases, args.seeds, quiet=args.quiet)
     except ModuleNotFoundError as error:
-        print(f"compare: no module {error.name!r}: pip install -e '.[examples]' in the checkout", file=sys.stderr)
+        print(extras.needs("compare", "examples", f"the module {error.name}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stopped; {store.path} has what is done, and the same call goes on from there", file=sys.stderr)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from fastsparse import extras
 from fastsparse.arguments import Samples
 
 try:
@@ -27,9 +28,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
-    raise ImportError(
-        "fastsparse.sklearn needs scikit-learn 1.6 or later: pip install -e '.[sklearn]' in the checkout"
-    ) from error
+    raise ImportError(extras.needs("fastsparse.sklearn", "sklearn", "scikit-learn 1.6 or later")) from error
 
 from fastsparse import checks, nn, sparsity, training
 from fastsparse.functional import ACTIVATIONS

@@ -16,6 +16,7 @@ LONGEST_FILE = 700
 LEVELS = {
     "fastsparse_kernels": 0,
     "fastsparse._version": 0,
+    "fastsparse.extras": 0,
     "fastsparse.timing": 0,
     "fastsparse.text_table": 0,
     "fastsparse.runtime": 1,

@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse.demo.options import require_extra
+from fastsparse.onnx.racing import race
+from fastsparse.training.history import History
 
 IMPORT = """
 import json, logging, sys, threading, warnings
@@ -65,13 +69,38 @@ def test_unknown_names_of_the_package():
         fs.nonsense  # noqa: B018
 
 
-def test_without_pytorch_the_bridge_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("fastsparse.torch")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(vars(fs), "torch", raising=False)
-    with pytest.raises(ImportError, match=r"^fastsparse.torch needs PyTorch: pip install"):
-        fs.torch  # noqa: B018
+EXTRAS = [
+    ("torch", "PyTorch", "torch", lambda: fs.torch),
+    ("sklearn", "scikit-learn 1.6 or later", "sklearn", lambda: fs.sklearn),
+    ("sklearn", "scikit-learn", "sklearn", lambda: fs.representations.Dictionary.learn(np.ones((4, 4)), 2)),
+    ("pywt", "PyWavelets", "wavelets", lambda: fs.representations.Wavelet(8)),
+    ("matplotlib", "Matplotlib", "plot", lambda: History().plot()),
+    ("onnx", "onnx", "onnx", lambda: fs.compile("model.onnx")),
+    ("onnx", "onnx", "onnx", lambda: fs.to_onnx(fs.nn.Linear(2, 2), "model.onnx")),
+    ("onnx", "onnx", "tflite", lambda: fs.compile("model.tflite")),
+    ("tflite", "tflite", "tflite", lambda: fs.compile("model.tflite")),
+    ("tflite", "tflite", "tflite", lambda: race("model.tflite", [1], [], 1.0, 1)),
+    ("threadpoolctl", "threadpoolctl", "demo", require_extra),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "extra", "call"), EXTRAS)
+def test_what_is_missing_is_named_with_the_extra_that_brings_it(module, name, extra, call, monkeypatch):
+    for bridge in [bridge for bridge in sys.modules if bridge.startswith(("fastsparse.torch", "fastsparse.sklearn"))]:
+        monkeypatch.delitem(sys.modules, bridge)
+    monkeypatch.setitem(sys.modules, module, None)
+    for bridge in ("torch", "sklearn"):
+        monkeypatch.delitem(vars(fs), bridge, raising=False)
+    with pytest.raises(ImportError) as caught:
+        call()
+    assert f" needs {name}: pip install -e '.[{extra}]' in the checkout" in str(caught.value)
+
+
+def test_all_that_is_missing_is_named_at_once(monkeypatch):
+    for module in ("tflite", "onnx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"^a TFLite model needs tflite, onnx: pip install -e '\.\[tflite\]'"):
+        fs.compile("model.tflite")
 
 
 def _public_functions(module: Any) -> Iterator[tuple[str, Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsparse import extras
 from fastsparse.runtime.atomic_file import check_writable
 
 # import name -> what to call it in a message
-_NEEDED = {"sklearn": "scikit-learn", "matplotlib": "Matplotlib", "threadpoolctl": "threadpoolctl"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,7 @@ def from_arguments(args: argparse.Namespace) -> Options:
 
 def require_extra() -> None:
     """Raise ImportError, naming the extra, when a package the demo needs is missing."""
-    missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ImportError(
-            f"the demo needs {', '.join(missing)}, not installed here; "
-            'the extra "demo" brings what it needs: pip install -e ".[demo]"'
-        )
+    extras.require("the demo", "demo", sklearn="scikit-learn", matplotlib="Matplotlib", threadpoolctl="threadpoolctl")
 
 
 def positive(text: str) -> int:

@@ -8,14 +8,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fastsparse import html_page
+from fastsparse import extras, html_page
 from fastsparse.engine.report import Benchmark, summed_up
 from fastsparse.onnx.engine import GraphEngine, compile_onnx
 from fastsparse.onnx.model import Array
@@ -26,7 +25,8 @@ from fastsparse.tflite.to_onnx import model_of as tflite_model
 from fastsparse.timing import latencies, ratio
 
 BASELINES = ("onnxruntime", "litert")
-_PACKAGES = {"litert": "ai_edge_litert"}
+_PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}
+_MODULES = {"onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}
 _COLUMNS = ("batch", "engine", "p50", "p95", "p99", "samples/s", "fastsparse is", "largest difference")
 _TEXT = 2  # columns of text
 
@@ -55,14 +55,6 @@ class Result:
     difference: float | None = None
 
 
-def require(against: Sequence[str]) -> None:
-    """Say which packages are missing."""
-    needed = ["onnx", *(_PACKAGES.get(name, name) for name in against)]
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install {' '.join(missing)}")
-
-
 def race(
     path: str | os.PathLike[str],
     batches: Sequence[int | None],
@@ -79,7 +71,9 @@ def race(
     """
     if "litert" in against and not _is_tflite(path):
         raise ValueError(f"{os.fspath(path)} is no TFLite model, which is what litert runs")
-    require(against)
+    for name in against:
+        if not extras.installed(_MODULES[name]):
+            raise ModuleNotFoundError(f"--against {name} needs {_PACKAGES[name]}: pip install {_PACKAGES[name]}")
     source = tflite_model(path) if _is_tflite(path) else path
     threads = usable_threads(threads)  # baselines would start as many as they are told
     results: list[Result] = []

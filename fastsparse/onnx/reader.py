@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastsparse import extras
 from fastsparse.csr import CSR
 from fastsparse.files import FileFormatError, Folder
 from fastsparse.onnx.model import (
@@ -49,12 +50,9 @@ _BLOW_UP, _SMALL = 4096, 2**26
 
 def import_onnx() -> Any:
     """The onnx package, or a sentence that says where it comes from."""
-    try:
-        import onnx
-    except ImportError:
-        raise ImportError(
-            'ONNX models need the package onnx; the extra "onnx" brings it: pip install -e ".[onnx]" in the checkout'
-        ) from None
+    extras.require("an ONNX model", "onnx", onnx="onnx")
+    import onnx
+
     return onnx
 
 

@@ -9,12 +9,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from fastsparse import extras
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, code_of, copied, put_outside
@@ -38,7 +38,7 @@ def onnxruntime() -> ModuleType | None:
 
 def has_onnx() -> bool:
     """Whether the package onnx is there: to load an engine, onnxruntime is enough."""
-    return find_spec("onnx") is not None
+    return extras.installed("onnx")
 
 
 @functools.cache
@@ -128,10 +128,9 @@ class Session:
         return lambda feeds: native.run(names, feeds, None)
 
     def _by_reference(self, model: Model) -> Any:
-        try:
-            from onnx.reference import ReferenceEvaluator
-        except ImportError:
-            raise ImportError('ONNX models need onnxruntime, or onnx; the extra "onnx" brings both') from None
+        extras.require("an ONNX model", "onnx", onnx="onnxruntime, or onnx,")
+        from onnx.reference import ReferenceEvaluator
+
         proto, _ = message(model)
         try:
             evaluator = ReferenceEvaluator(proto)

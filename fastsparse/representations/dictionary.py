@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from fastsparse import checks
+from fastsparse import checks, extras
 from fastsparse.arguments import is_sparse
 from fastsparse.checks import as_array
 from fastsparse.csr import CSR, MatrixLike, as_csr, csr
@@ -103,13 +103,10 @@ class Dictionary:
         -----
         J. Mairal, F. Bach, J. Ponce, G. Sapiro, Online dictionary learning for sparse coding, ICML 2009.
         """
-        try:
-            from sklearn.decomposition import MiniBatchDictionaryLearning
-            from sklearn.exceptions import ConvergenceWarning
-        except ImportError as error:
-            raise ImportError(
-                "Dictionary.learn needs scikit-learn: pip install -e '.[sklearn]' in the checkout"
-            ) from error
+        extras.require("Dictionary.learn", "sklearn", sklearn="scikit-learn")
+        from sklearn.decomposition import MiniBatchDictionaryLearning
+        from sklearn.exceptions import ConvergenceWarning
+
         samples = _as_rows(x)
         atoms, epochs = checks.integer(atoms, "atoms"), checks.integer(epochs, "epochs", 0)
         batch_size, alpha = checks.integer(batch_size, "batch_size"), checks.number(alpha, "alpha")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
-from fastsparse import checks
+from fastsparse import checks, extras
 from fastsparse.arguments import Axes, per_axis
 from fastsparse.csr import CSR, csr
 from fastsparse.representations.codes import (
@@ -246,10 +246,9 @@ class Wavelet(_Transform):
 
 
 def _pywavelets() -> Any:
-    try:
-        import pywt
-    except ImportError as error:
-        raise ImportError("Wavelet needs PyWavelets: pip install -e '.[wavelets]' in the checkout") from error
+    extras.require("Wavelet", "wavelets", pywt="PyWavelets")
+    import pywt
+
     return pywt
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse import extras
 from fastsparse.files import FileFormatError
 
 Array = NDArray[Any]
@@ -67,18 +68,6 @@ class Model:
     outputs: tuple[int, ...]
 
 
-def import_tflite() -> Any:
-    """The tflite package, or a sentence that says where it comes from."""
-    try:
-        import tflite
-    except ImportError:
-        raise ImportError(
-            'TFLite models need the package tflite; the extra "tflite" brings it: pip install -e ".[tflite]" in the '
-            "checkout"
-        ) from None
-    return tflite
-
-
 def read(path: str | os.PathLike[str]) -> Model:
     """Read a model.
 
@@ -89,7 +78,9 @@ def read(path: str | os.PathLike[str]) -> Model:
     OSError
         When it cannot be read.
     """
-    tflite = import_tflite()
+    extras.require("a TFLite model", "tflite", tflite="tflite", onnx="onnx")
+    import tflite
+
     content = Path(path).read_bytes()
     if content[4:8] != b"TFL3":
         raise FileFormatError(f"{os.fspath(path)} is not a TFLite model")

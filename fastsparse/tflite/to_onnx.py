@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
-from fastsparse.onnx.reader import import_onnx
 from fastsparse.tflite.reader import Model, Operator, Tensor, read
 
 Array = NDArray[Any]
@@ -45,7 +44,6 @@ def model_of(path: str | os.PathLike[str]) -> Any:
     OSError
         When it cannot be read.
     """
-    import_onnx()
     model = read(path)
     try:
         return _Writer(model).proto()

@@ -21,14 +21,11 @@ change of patterns is compared by a hash; SET needs the same ``rng`` on all rank
 (gradual pruning) needs a new wrapper, as any change of sizes does.
 """
 
-try:
-    import torch  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "fastsparse.torch needs PyTorch: pip install -e '.[torch]' in the checkout; on Linux, PyTorch's own index has "
-        "builds for CPUs alone",
-        name="torch",
-    ) from error
+from fastsparse import extras
+
+if not extras.installed("torch"):
+    _MESSAGE = extras.needs("fastsparse.torch", "torch", "PyTorch")
+    raise ModuleNotFoundError(f"{_MESSAGE}; on Linux, PyTorch's own index has builds for CPUs alone", name="torch")
 
 from fastsparse.torch.attention import MultiheadAttention
 from fastsparse.torch.converting import compile, from_torch, to_torch  # noqa: A004

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fastsparse import extras
 from fastsparse.checks import shown
 
 if TYPE_CHECKING:
@@ -50,10 +51,9 @@ class History:
         ImportError
             Without matplotlib, which the extra ``plot`` installs.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("history.plot needs matplotlib: pip install -e '.[plot]' in the checkout") from error
+        extras.require("history.plot", "plot", matplotlib="Matplotlib")
+        from matplotlib.figure import Figure
+
         panels = [name for name in ("loss", "accuracy") if name in self]
         figure = Figure(figsize=(5 * max(len(panels), 1), 3.5), layout="constrained")
         for i, name in enumerate(panels):

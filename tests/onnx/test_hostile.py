@@ -342,12 +342,6 @@ def test_f3_f4_hostile_sparse_initializers(values, indices, dims):
         fs.compile(model)
 
 
-def test_without_onnx_the_error_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r'the extra "onnx" brings it: pip install -e "\.\[onnx\]" in the checkout'):
-        fs.compile(tmp_path / "model.onnx")
-
-
 def test_negative_sizes_of_inputs_are_open(rng):
     model = _model([_node("MatMul", ["x", "w"], ["y"])], inputs={"x": ["N", 4]}, initializers=[
         numpy_helper.from_array(rng.standard_normal((4, 3)).astype("float32"), "w")

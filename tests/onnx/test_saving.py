@@ -68,7 +68,7 @@ import numpy as np, fastsparse as fs
 try:
     fs.load_engine(sys.argv[1])(np.ones((1, 3, 16, 16), np.float32))
 except ImportError as error:
-    raise SystemExit("need onnxruntime, or onnx" not in str(error)) from None
+    raise SystemExit("needs onnxruntime, or onnx" not in str(error)) from None
 raise SystemExit("no ImportError")
 """, tmp_path / "engine")  # fmt: skip
 

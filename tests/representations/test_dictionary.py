@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -185,9 +184,3 @@ WRONG: list[tuple[Any, str]] = [
 def test_wrong_arguments(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(ImportError, match=r"Dictionary\.learn needs scikit-learn: pip install -e '\.\[sklearn\]'"):
-        Dictionary.learn(_samples(), 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -203,9 +202,3 @@ def test_wrong_types() -> None:
     for x in (np.ones((1, 2), complex), np.array([["a", "b"]]), np.ma.ones((1, 2)), fs.csr(np.ones((1, 2)))):
         with pytest.raises(TypeError, match="x"):
             DCT(2).encode(x, keep=1)
-
-
-def test_without_pywavelets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pywt", None)
-    with pytest.raises(ImportError, match=r"Wavelet needs PyWavelets: pip install -e '\.\[wavelets\]'"):
-        Wavelet(8)
