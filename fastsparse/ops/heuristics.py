@@ -11,7 +11,7 @@ import functools
 import math
 from dataclasses import dataclass, field, fields
 
-from fastsparse_kernels.sparse_operator import ROW_UNROLL
+from fastsparse_kernels import spmm
 
 Rates = tuple[float, ...]  # relative speed of tiles of 1, 2, ... vectors
 Steps = tuple[tuple[float, float], ...]  # (most bytes, cycles), ascending
@@ -203,10 +203,8 @@ class Heuristics:
 
     @property
     def dense_rates(self) -> Rates:
-        """Rates of tiles over rows of a dense W, for widths whose sums, vectors of X and weight fit the registers."""
-        registers = 16 if self.vector_bytes == 32 else 32  # AVX2 has half as many as AVX-512 and NEON
-        widest = (registers - 1) // (ROW_UNROLL + 1)
-        return self.dense_tile_rate[:widest]
+        """Rates of tiles over rows of a dense W, for widths that kernels have."""
+        return self.dense_tile_rate[: spmm.widest_dense(self.vector_bytes)]
 
     def row_major_rates(self, density: float, columns: int, y_stays_near: bool) -> Rates:
         """Rates of tiles over row-major y, for W with `columns` columns.

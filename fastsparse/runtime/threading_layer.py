@@ -19,6 +19,11 @@ from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
 
 _PARALLEL_LAYERS = ("tbb", "omp")  # workqueue is not safe for concurrent calls from Python threads, so it is never used
 
+_NEITHER = (
+    "Numba found neither TBB (pip install tbb; there are no packages for AArch64) "
+    "nor OpenMP (libgomp1 of Debian and Ubuntu, libgomp of others)"
+)
+
 _layer_lock = fork_safe_lock()
 _layer: str | None = None  # result of prepare_threading()
 _numba_threads = 1  # number of threads that it started
@@ -79,14 +84,18 @@ def _running() -> bool:
 def _start_threads(running: bool) -> str:
     import numba
 
-    if not running and str(numba.config.THREADING_LAYER).lower() not in ("omp", "workqueue"):
+    wanted = str(numba.config.THREADING_LAYER).lower()
+    if not running and wanted not in ("omp", "workqueue"):
         load_tbb()
     try:
         numba.get_num_threads()  # starts the threads
     except ValueError as error:
         warnings.warn(f"calls use one thread: {str(error).strip()}", RuntimeWarning, stacklevel=2)
         return "none"
-    return str(numba.threading_layer())
+    layer = str(numba.threading_layer())
+    if layer == "workqueue" != wanted and numba.config.NUMBA_NUM_THREADS > 1:
+        warnings.warn(f"calls use one thread: {_NEITHER}", RuntimeWarning, stacklevel=2)
+    return layer
 
 
 @functools.cache

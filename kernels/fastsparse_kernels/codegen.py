@@ -79,6 +79,11 @@ def vector_bytes() -> int:
     return X86_LEVELS.get(level(), (16, ()))[0]
 
 
+def vector_registers(nbytes: int) -> int:
+    """Vector registers of this architecture with vectors of so many bytes."""
+    return 16 if _X86 and nbytes < 64 else 32
+
+
 def target_identity() -> tuple[str, str, str]:
     """Everything about the target that decides on the machine code."""
     return str(llvm.get_process_triple()), level(), _features()

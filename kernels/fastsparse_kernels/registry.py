@@ -36,7 +36,6 @@ from . import (
 )
 
 TILE_WIDTHS = range(1, 9)
-DENSE_WIDTHS = range(1, 4)  # up to 6 where there are 32 vector registers
 Arguments = tuple[int, ...]
 
 
@@ -69,7 +68,7 @@ def _columns(bits: int, lanes: int) -> list[Arguments]:
 
 def _tiles(bits: int, lanes: int) -> list[Arguments]:
     kinds = [(width, 0) for width in TILE_WIDTHS]
-    kinds += [(width, spmm.DENSE) for width in DENSE_WIDTHS]
+    kinds += [(width, spmm.DENSE) for width in range(1, spmm.widest_dense(bits * lanes // 8) + 1)]
     # One vector is always contiguous, and the only width with interleaved rows. Few columns go into half a vector.
     tiles: list[Arguments] = [(bits, lanes, width, 1, row_unroll) for width, row_unroll in kinds]
     tiles += [(bits, lanes, width, 0, row_unroll) for width, row_unroll in kinds if width > 1]

@@ -30,14 +30,20 @@ from typing import Any
 
 import numpy as np
 
-from . import simd
+from . import codegen, simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .layouts import make_copy_numbers
-from .sparse_operator import FIRST, KINDS, LAST, ONLY, WHOLE
+from .sparse_operator import FIRST, KINDS, LAST, ONLY, ROW_UNROLL, WHOLE
 
 RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
 PACK_DISTANCE = 8  # prefetch distance of rows that are packed: their parts are too short for hardware prefetch
 DENSE, INTERLEAVED = 1, 2  # kinds of row unroll
+
+
+def widest_dense(vector_bytes: int) -> int:
+    """Widest tile of dense rows whose sums, vectors of x and weight fit the registers."""
+    return (codegen.vector_registers(vector_bytes) - 1) // (ROW_UNROLL + 1)
+
 
 # All values are int64; names in capitals in the comment are lengths, addresses point to arrays of the named type.
 ARGUMENTS = kernel_arguments(

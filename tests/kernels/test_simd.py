@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llvmlite import binding as llvm
+from llvmlite import ir
 from numba import types
 
 from fastsparse.runtime import kernel_cache
@@ -34,6 +36,37 @@ def compiled(function: Callable[..., None], arguments: int) -> Callable[..., Non
         code.ctypes(*(address(v) if isinstance(v, np.ndarray) else int(v) for v in values))
 
     return call
+
+
+def assembly_on_arm(instruction: Any, arguments: int) -> str:
+    """Assembly of an instruction of `simd` on int64 arguments, for AArch64, on any machine."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module, integer = ir.Module(), ir.IntType(64)
+    module.triple = "aarch64-unknown-linux-gnu"
+    function = ir.Function(module, ir.FunctionType(integer, [integer] * arguments), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    result = instruction._defn.__wrapped__(builder, function.args, *[I64] * arguments)
+    builder.ret(result if getattr(result, "type", None) == integer else integer(0))
+    machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu="generic", opt=3)
+    return str(machine.emit_assembly(llvm.parse_assembly(str(module))))
+
+
+@pytest.mark.T1
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("fetch_add", 2, ["ldaxr", "stlxr"]),
+        ("load_acquire", 1, ["ldar"]),
+        ("store_release", 2, ["stlr"]),
+        ("store_fence", 0, ["dmb"]),
+        ("pause", 0, ["isb"]),
+    ],
+)
+def test_what_workers_hand_over_is_ordered_on_arm(name, arguments, expected):
+    """x86 orders all that these instructions order, so no run there misses one. A pause takes time."""
+    code = assembly_on_arm(getattr(simd, name), arguments)
+    assert re.findall(r"^\t(ldaxr|stlxr|ldar|stlr|dmb|isb|hint|yield)\b", code, re.MULTILINE) == expected
 
 
 @BOTH

@@ -13,6 +13,7 @@ import fastsparse as fs
 from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for
 from fastsparse.ops.layouts import unaliased_stride
 from fastsparse.ops.target import narrowed, target_for, tuned
+from fastsparse_kernels import codegen, registry, spmm
 from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_ROWS
 from tests.checking import fixed_width, target
 
@@ -46,8 +47,15 @@ def test_rows_of_x_that_come_from_memory_are_packed_for_their_second_use():
         assert h64.reads_in_place(uses * inputs, inputs, 2**20 + 64, aligned=False) == expected
 
 
-def test_dense_rows_share_tiles_that_fit_the_registers():
-    assert (len(h64.dense_rates), len(h32.dense_rates), len(heuristics_for(16).dense_rates)) == (6, 3, 6)
+@pytest.mark.parametrize(("x86", "widest"), [(True, {64: 6, 32: 3, 16: 3}), (False, {16: 6})])
+def test_dense_rows_share_tiles_that_fit_the_registers_and_are_in_the_table(monkeypatch, x86, widest):
+    monkeypatch.setattr(codegen, "_X86", x86)
+    for nbytes, width in widest.items():
+        assert len(heuristics_for(nbytes).dense_rates) == width
+        for bits in (32, 64):
+            keys = registry.FAMILIES[0].arguments(bits, 8 * nbytes // bits)
+            dense = {(tile, contiguous) for _, lanes, tile, contiguous, kind in keys if kind == spmm.DENSE}
+            assert dense == {(tile, flag) for tile in range(1, width + 1) for flag in (0, 1) if tile > 1 or flag}
 
 
 @any_cpu

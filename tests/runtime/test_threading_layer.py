@@ -31,6 +31,16 @@ def test_a_layer_that_cannot_start_means_one_thread(run_python):
     assert done.stderr.count("RuntimeWarning: calls use one thread: No threading layer could be loaded.") == 1
 
 
+@pytest.mark.T1
+@pytest.mark.parametrize("asked", ["default", "workqueue"])
+def test_a_system_without_tbb_and_openmp_means_one_thread_and_is_told(run_python, asked):
+    """Images of containers often have no libgomp, and TBB has no wheels for AArch64."""
+    code = "import sys; sys.modules['numba.np.ufunc.tbbpool'] = sys.modules['numba.np.ufunc.omppool'] = None\n" + LAYER
+    done = run_python(code, NUMBA_THREADING_LAYER=asked, NUMBA_NUM_THREADS="2")
+    assert done.stdout == "workqueue False\n"
+    assert done.stderr.count("RuntimeWarning: calls use one thread: Numba found neither TBB") == (asked == "default")
+
+
 @pytest.mark.T3
 def test_workers_never_exceed_numbas_threads(run_python):
     code = "from fastsparse.runtime.threading_layer import available_workers; print(available_workers(64))"
