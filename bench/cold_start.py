@@ -1,4 +1,4 @@
-"""What is paid once: imports, compiling, first calls, plans; and the memory of a first call and of training.
+"""What is paid once: imports, compiling, first calls, plans.
 
 Every figure but that of plans comes from new processes. A measurement is seconds, one for each repeat, and facts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -198,79 +197,3 @@ def _seconds(job: Job, clock: Clock) -> float:
     started = clock()
     job()
     return clock() - started
-
-
-# ------------------------------------------------------------------------------------------------------------- memory
-
-
-def memory(case: workloads.SparseInput, clock: Clock) -> Measured:
-    """Bytes beyond x, W and the output in the first call of a process."""
-    return _called("first_call", *(getattr(case, name) for name in case.__dataclass_fields__))
-
-
-def training_memory(case: workloads.TrainingMemory, clock: Clock) -> Measured:
-    """Peak memory of training one large sparse layer, stage by stage, beyond what importing fastsparse takes."""
-    return _called("training", *(getattr(case, name) for name in case.__dataclass_fields__))
-
-
-def _called(function: str, *arguments: Any) -> Measured:
-    call = f"cold_start.{function}(*{arguments!r})"
-    seconds, facts = _in_new_process(f"import json\nfrom bench import cold_start\nprint(json.dumps({call}))")
-    return [seconds], facts
-
-
-def first_call(*fields: Any) -> tuple[float, dict[str, Any]]:
-    """In a process of its own: seconds and memory of a sparse product. Another, small one loads the kernels first."""
-    from bench.baselines.products import SPARSE_INPUT
-    from bench.workloads import SparseInput
-
-    SPARSE_INPUT[0].setup(SparseInput(4, 100, 8, 0.9, 0.9), 1)()
-    call = SPARSE_INPUT[0].setup(SparseInput(*fields), 1)
-    before = _peak(anew=True)
-    started = time.perf_counter()
-    out = call()
-    seconds = time.perf_counter() - started
-    return seconds, {"bytes beyond": _peak() - before - out.nbytes}
-
-
-def training(
-    inputs: int, outputs: int, sparsity: float, batch: int, need_input: bool, steps: int
-) -> tuple[float, dict[str, Any]]:
-    """In a process of its own: seconds of some steps, and peaks in MB after each stage."""
-    import fastsparse as fs
-    from fastsparse import nn
-
-    before, peaks = _peak(anew=True), dict[str, str]()
-
-    def done(stage: str) -> None:
-        peaks.setdefault(f"MB after {stage}", f"{(_peak() - before) / 1e6:.0f}")
-
-    model = nn.SparseLinear(inputs, outputs, sparsity=sparsity, rng=0)
-    done("layer")
-    rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((batch, inputs), dtype=np.float32), rng.integers(0, outputs, batch)
-    optimizer = fs.training.SGD(model.parameters(), 0.01, 0.9)
-    done("batch and optimizer")
-    started = time.perf_counter()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        output = model(x)
-        done("forward")
-        _, grad = fs.training.cross_entropy(output, y)
-        model.backward(grad, need_input=need_input)
-        done("backward")
-        optimizer.step()
-        done("update")
-    seconds = time.perf_counter() - started
-    done(f"{steps} steps")
-    return seconds, {"MB after import": f"{before / 1e6:.0f}", **peaks}
-
-
-def _peak(*, anew: bool = False) -> int:
-    """Largest resident memory of this process in bytes, so far; `anew`, where Linux can do that, from now on."""
-    if not Path("/proc/self/clear_refs").exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

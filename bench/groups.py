@@ -191,7 +191,6 @@ GROUPS = [
         "kernels", "sparse input", "Sparse samples", workloads.SPARSE_INPUTS, products.SPARSE_INPUT,
         checks.expected_sparse_input,
     ),
-    Group("kernels", "memory", "Memory of a first call", workloads.SPARSE_INPUTS, measure=cold_start.memory),
     Group(
         "kernels", "plan", "First call beyond later ones, kernels warm", lambda o: cold_start.plans(o.dlmc),
         measure=cold_start.plan,
@@ -232,10 +231,6 @@ GROUPS = [
     Group(
         "training", "pattern change", "Change of patterns in training", workloads.PATTERN_CHANGES,
         measure=training.pattern_change,
-    ),
-    Group(
-        "training", "training memory", "Memory of training", workloads.TRAINING_MEMORY,
-        measure=cold_start.training_memory,
     ),
     Group("networks", "end to end", "Whole networks", _networks, networks.ENGINES, networks.expected, seconds=10.0),
     Group(

@@ -259,23 +259,6 @@ class PatternChange(Workload):
 
 
 @dataclass(frozen=True)
-class TrainingMemory(Workload):
-    """Training of one layer, whose weights alone would need 2 GB if they were dense; with or without dX."""
-
-    inputs: int = 50_000
-    outputs: int = 10_000
-    sparsity: float = 0.99
-    batch: int = 128
-    need_input: bool = False
-    steps: int = 3
-
-    @property
-    def name(self) -> str:
-        also = " with dX" if self.need_input else ""
-        return f"{self.batch}x{self.inputs}-{self.outputs}-{self.sparsity:.0%}{also}"
-
-
-@dataclass(frozen=True)
 class Network(Workload):
     """A whole network of `bench.networks` on a batch; ResNet-50 has real patterns where the DLMC's folder is given."""
 
@@ -409,7 +392,6 @@ SMALL_LAYERS = [LayerCall(batch, 64, activation) for activation in (None, "relu"
 
 TRAINING_STEPS = [TrainingStep(name, sparsity) for name in ("mlp", "cnn") for sparsity in (0.9, 0.95)]
 PATTERN_CHANGES = [PatternChange(name, algorithm) for name in ("mlp", "cnn") for algorithm in ("SET", "RigL")]
-TRAINING_MEMORY = [TrainingMemory(), TrainingMemory(need_input=True)]
 NETWORKS = [
     *[Network("resnet50", batch, (3, 224, 224)) for batch in (1, 16)],
     Network("mobilenet", 1, (3, 224, 224)),

@@ -218,11 +218,7 @@ def test_the_table_of_groups():
         groups.chosen("wings")
 
 
-def test_memory_plans_and_patterns_that_change():
-    _, facts = cold_start.memory(workloads.SparseInput(8, 1000, 30, 0.99, 0.9), time.perf_counter)
-    assert -(2**20) < facts["bytes beyond"] < 50e6
-    _, facts = cold_start.training_memory(workloads.TrainingMemory(1000, 100, 0.9, 8, False, 1), time.perf_counter)
-    assert 0 <= float(facts["MB after 1 steps"]) < 500
+def test_plans_and_patterns_that_change():
     seconds, facts = cold_start.plan(cold_start.Plan("2048x512-N64-90%"), time.perf_counter)
     assert (len(seconds), facts) == (7, {"layers": 1})
     seconds, facts = training.pattern_change(workloads.PatternChange("mlp", "RigL", batch=16, changes=2))
