@@ -8,11 +8,9 @@ It may also have `facts`, a dict of what is to be said beside its times, and `el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from fastsparse.runtime.info import version
 
@@ -71,16 +69,3 @@ def onnx_session(model: str | bytes, threads: int, optimised: bool = True) -> An
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def onnx_model(
-    nodes: Sequence[Any], x: tuple[str, Sequence[int]], y: tuple[str, Sequence[int]], weights: dict[str, np.ndarray]
-) -> bytes:
-    """A model of nodes from x to y, both a name with a shape."""
-    import onnx
-
-    x_info, y_info = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (x, y))
-    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = onnx.helper.make_graph(list(nodes), "baseline", [x_info], [y_info], tensors)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())

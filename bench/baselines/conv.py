@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bench.baselines import OURS, Baseline, Call, onnx_model, onnx_session, torch_on
+from bench.baselines import OURS, Baseline, Call, onnx_session, torch_on
 from bench.workloads import Conv
+from fastsparse.onnx.writer import GraphWriter
 
 
 def _fastsparse(case: Conv, threads: int) -> Call:
@@ -106,11 +107,10 @@ def _torch_resident(case: Conv, threads: int, to_layout: Callable[[Any, Any], An
 
 
 def _onnxruntime(case: Conv, threads: int) -> Call:
-    import onnx
-
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=[case.stride] * 2, pads=[case.padding] * 4)
-    model = onnx_model([node], ("x", case.x.shape), ("y", case.out_shape), {"w": dense_oihw(case)})
-    session = onnx_session(model, threads)
+    writer = GraphWriter()
+    writer.node("Conv", "x", dense_oihw(case), output="y", strides=[case.stride] * 2, pads=[case.padding] * 4)
+    x, y = writer.value("x", case.x.shape, "float32"), writer.value("y", case.out_shape, "float32")
+    session = onnx_session(writer.model([x], [y]).SerializeToString(), threads)
     binding, out = session.io_binding(), np.empty(case.out_shape, np.float32)
     binding.bind_cpu_input("x", case.x)
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)

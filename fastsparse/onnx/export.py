@@ -38,11 +38,11 @@ from fastsparse.onnx.model import FLOATS, Array, copied
 from fastsparse.onnx.pruning import write_model
 from fastsparse.onnx.reader import import_onnx
 from fastsparse.onnx.sessions import message
+from fastsparse.onnx.writer import GraphWriter
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.pooling import Windows, windows
 from fastsparse.runtime.atomic_file import PathLike
 
-_OPSET, _IR = 17, 8
 _INFERRED = 2**30  # bytes: the library copies the model to infer shapes
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 _LINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -98,42 +98,20 @@ def to_onnx(model: nn.Module | Engine | GraphEngine, path: PathLike, *, sparse: 
     raise TypeError(f"model is a {found}, expected a model of fastsparse.nn or an engine of fastsparse.compile")
 
 
-class _Graph:
-    """Nodes and constants of a model, gathered one by one."""
+class _Graph(GraphWriter):
+    """Writes layers and operators."""
 
     def __init__(self, dtype: np.dtype[Any], sparse: bool) -> None:
-        self.dtype, self.sparse = dtype, sparse
-        self.nodes: list[Any] = []
-        self.tensors: list[Any] = []
-        self.sparse_tensors: list[Any] = []
-
-    def constant(self, array: Any, name: str, dtype: Any = None) -> str:
-        """Name of a constant; floats get the model's type, or `dtype`."""
-        from onnx import numpy_helper
-
-        held = np.asarray(array)
-        held = held.astype(dtype or self.dtype) if held.dtype.kind == "f" else held
-        name = f"{name}.{len(self.tensors) + len(self.sparse_tensors)}"
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(held).reshape(held.shape), name))
-        return name
+        super().__init__(dtype)
+        self.sparse = sparse
 
     def weight(self, weight: CSR, shape: Sequence[int], name: str) -> str:
         """Name of a weight of any shape, whose rows are those of the matrix."""
         if not self.sparse or weight.density > 1 - _SPARSE:
             return self.constant(weight.toarray().reshape(shape), name)
-        name = f"{name}.{len(self.tensors) + len(self.sparse_tensors)}"
+        name = self.name(name)
         flat = weight.pattern.rows() * weight.shape[1] + weight.indices
         self.sparse_tensors.append(_sparse_tensor(name, weight.data, flat, shape))
-        return name
-
-    def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
-        """A node's output. Inputs are names, or numbers that become constants; those at the end that are None are left
-        out."""
-        from onnx import helper
-
-        name = f"{op}_{len(self.nodes)}"
-        names = [x if isinstance(x, str) else self.constant(x, name) for x in inputs if x is not None]
-        self.nodes.append(helper.make_node(op, names, [name], name, **attributes))
         return name
 
     def proto(self, inputs: Sequence[tuple[Any, Any]], output: str, sizes: Sequence[Any] | None) -> Any:
@@ -146,21 +124,13 @@ class _Graph:
         """
         from onnx import helper, shape_inference
 
-        def value(name: str, shape: Any, dtype: Any = None) -> Any:
-            kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype or self.dtype))
-            return helper.make_tensor_value_info(name, kind, shape)
-
-        sources = [value(_input(i), shape, dtype) for i, (shape, dtype) in enumerate(inputs)]
-        nodes, sparse = [*self.nodes, helper.make_node("Identity", [output], ["y"], "y")], self.sparse_tensors
-        graph = helper.make_graph(
-            nodes, "fastsparse", sources, [value("y", sizes)], self.tensors, sparse_initializer=sparse
-        )  # fmt: skip
-        made = helper.make_model(graph, producer_name="fastsparse", opset_imports=[helper.make_opsetid("", _OPSET)])
-        made.ir_version = _IR
+        sources = [self.value(_input(i), shape, dtype or self.dtype) for i, (shape, dtype) in enumerate(inputs)]
+        made = self.model(sources, [self.value("y", sizes, self.dtype)])
+        made.graph.node.append(helper.make_node("Identity", [output], ["y"], "y"))
         if sizes is None and made.ByteSize() < _INFERRED:
             dense = copied(made)  # sparse tensors cannot be inferred with
             del dense.graph.sparse_initializer[:]
-            dense.graph.input.extend(value(tensor.values.name, tensor.dims) for tensor in sparse)
+            dense.graph.input.extend(self.value(t.values.name, t.dims, self.dtype) for t in self.sparse_tensors)
             inferred = shape_inference.infer_shapes(dense, check_type=True, strict_mode=True)
             made.graph.output[0].CopyFrom(inferred.graph.output[0])  # with its shape
         return made

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
+from fastsparse.onnx.writer import GraphWriter
 from fastsparse.tflite.reader import Model, Operator, Tensor, read
 
 Array = NDArray[Any]
 
-_OPSET, _IR = 17, 8
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 # ActivationFunctionType.
 _FUSED = {0: None, 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
@@ -53,69 +53,44 @@ def model_of(path: str | os.PathLike[str]) -> Any:
         raise FileFormatError(f"{os.fspath(path)} is damaged: {type(error).__name__}: {error}") from error
 
 
-class _Writer:
+class _Writer(GraphWriter):
     """Writes one model; tensors are numbers, as in the TFLite file, and names in the ONNX model."""
 
     def __init__(self, model: Model) -> None:
+        super().__init__()
         self._model = model
-        self._nodes: list[Any] = []
-        self._initializers: dict[str, Array] = {}
+        self.taken.update(tensor.name for tensor in model.tensors)
+        self._same: dict[int, tuple[Array, str]] = {}  # constants by their ids
         self._names: dict[tuple[int, bool], str] = {}  # by tensor, and whether in NCHW
-        self._constants: dict[int, Array] = {}
-        self._zero_pads: dict[int, tuple[int, Array]] = {}  # what a padded image was before, and pads (2, 2) of it
+        self.constants = {i: tensor.constant for i, tensor in enumerate(model.tensors) if tensor.constant is not None}
+        self.zero_pads: dict[int, tuple[int, Array]] = {}  # what a padded image was before, and pads (2, 2) of it
         self._fixed_batch = False
 
     # ---------------------------------------------------------------- the model
 
     def proto(self) -> Any:
-        from onnx import helper, numpy_helper
-
         model = self._model
-        for i, tensor in enumerate(model.tensors):
-            if tensor.constant is not None:
-                self._constants[i] = tensor.constant
         for i in model.inputs:
             self._names[i, False] = model.tensors[i].name
         for operator in model.operators:
             self._convert(operator)
-        outputs = []
         for i in model.outputs:
-            name, tensor = self._named(i), model.tensors[i]
-            if name != tensor.name:
-                self._node("Identity", [name], output=tensor.name)
-            outputs.append(self._value(tensor))
-        inputs = [self._value(model.tensors[i]) for i in model.inputs]
-        self._drop_unread([value.name for value in outputs])
-        tensors = [numpy_helper.from_array(array, name) for name, array in self._initializers.items()]
-        graph = helper.make_graph(self._nodes, "tflite", inputs, outputs, tensors)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
-        made.ir_version = _IR
-        return made
-
-    def _drop_unread(self, outputs: Sequence[str]) -> None:
-        """Leave out nodes whose results nothing reads, such as PADs that convolutions have taken in."""
-        read, kept = set(outputs), []
-        for node in reversed(self._nodes):
-            if read.intersection(node.output):
-                read.update(node.input)
-                kept.append(node)
-        self._nodes = kept[::-1]
-        self._initializers = {name: array for name, array in self._initializers.items() if name in read}
+            if (name := self.plain(i)) != model.tensors[i].name:
+                self.node("Identity", name, output=model.tensors[i].name)
+        return self.model(*([self._value(model.tensors[i]) for i in ends] for ends in (model.inputs, model.outputs)))
 
     def _value(self, tensor: Tensor) -> Any:
         """An input or output of the model, whose first size is open where samples stay apart."""
-        from onnx import helper
-
         sizes: list[Any] = [f"{tensor.name}.{axis}" if n == -1 else n for axis, n in enumerate(tensor.shape)]
         if sizes and tensor.shape[0] in (1, -1) and not self._fixed_batch:
             sizes[0] = "N"
-        return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(tensor.dtype), sizes)
+        return self.value(tensor.name, sizes, tensor.dtype)
 
     def _convert(self, operator: Operator) -> None:
         kind = operator.kind
         inputs = [self._model.tensors[i] for i in operator.inputs if i >= 0]
-        if kind in ("DEQUANTIZE", "DENSIFY") and operator.inputs[0] in self._constants:
-            self._constants[operator.outputs[0]] = self._constants[operator.inputs[0]]
+        if kind in ("DEQUANTIZE", "DENSIFY") and operator.inputs[0] in self.constants:
+            self.constants[operator.outputs[0]] = self.constants[operator.inputs[0]]
             return
         for tensor in inputs:
             if tensor.quantised and tensor.constant is None:
@@ -134,55 +109,48 @@ class _Writer:
 
     def shape(self, i: int) -> tuple[int, ...]:
         """The shape in the file."""
-        return self._constants[i].shape if i in self._constants else self._model.tensors[i].shape
+        return self.constants[i].shape if i in self.constants else self._model.tensors[i].shape
 
     def is_image(self, i: int) -> bool:
         """Whether it is computed, and has four axes."""
-        return i not in self._constants and len(self.shape(i)) == 4
+        return i not in self.constants and len(self.shape(i)) == 4
 
-    def constant(self, operator: Operator, position: int, what: str) -> Array:
+    def known(self, operator: Operator, position: int, what: str) -> Array:
         """The numbers of an input that has to be known."""
-        if position >= len(operator.inputs) or operator.inputs[position] not in self._constants:
+        if position >= len(operator.inputs) or operator.inputs[position] not in self.constants:
             raise UnsupportedOperatorError(f"{operator} has {what} that depend on numbers, expected constants")
-        return self._constants[operator.inputs[position]]
+        return self.constants[operator.inputs[position]]
 
-    def _named(self, i: int, nchw: bool = False) -> str:
+    def named(self, i: int, nchw: bool = False) -> str:
         """A tensor's name, as an image in NCHW or as in the file; transposed when it is there the other way only."""
-        if i in self._constants:
-            return self.initializer(self._constants[i], self._model.tensors[i].name)
+        if i in self.constants:
+            return self.constant(self.constants[i], self.name_of(i))
         found = self._names.get((i, nchw))
         if found is None:
             other = self._names.get((i, not nchw))
             if other is None or len(self.shape(i)) != 4:
-                raise ValueError(f"tensor {self._model.tensors[i].name!r} is read before it is written")
-            found = self._names[i, nchw] = self._node("Transpose", [other], perm=_TO_NCHW if nchw else _TO_NHWC)
+                raise ValueError(f"tensor {self.name_of(i)!r} is read before it is written")
+            found = self._names[i, nchw] = self.node("Transpose", other, perm=_TO_NCHW if nchw else _TO_NHWC)
         return found
+
+    def constant(self, array: Any, stem: str, dtype: Any = None) -> str:
+        """Name of a constant, kept once."""
+        known = self._same.get(id(array))
+        if known is None:
+            known = self._same[id(array)] = array, super().constant(array, stem, dtype)
+        return known[1]
+
+    def name_of(self, i: int) -> str:
+        """In the file."""
+        return self._model.tensors[i].name
 
     def image(self, i: int) -> str:
         """Name of a tensor of four axes in NCHW."""
-        return self._named(i, True)
+        return self.named(i, True)
 
     def plain(self, i: int) -> str:
         """Name of a tensor in the order of the file."""
-        return self._named(i)
-
-    def initializer(self, array: Any, stem: str = "constant") -> str:
-        """Name of a constant, kept once."""
-        held = np.asarray(array)
-        name = stem
-        while name in self._initializers and self._initializers[name] is not held:
-            name = f"{stem}.{len(self._initializers)}"
-        self._initializers[name] = held
-        return name
-
-    def _node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
-        from onnx import helper
-
-        name = output or f"{op}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, list(inputs), [name], f"{op}_{len(self._nodes)}", **attributes))
-        return name
-
-    node = _node
+        return self.named(i)
 
     def result(self, operator: Operator, name: str, nchw: bool) -> None:
         """Take what a node wrote for the operator's output, behind the activation that is fused into it."""
@@ -195,9 +163,8 @@ class _Writer:
     def activation(self, kind: str, x: str) -> str:
         """An activation's node."""
         if kind in _CLIPPED:
-            low, high = (self.initializer(np.float32(bound), f"bound_{bound}") for bound in _CLIPPED[kind])
-            return self._node("Clip", [x, low, high])
-        return self._node(_UNARY[kind], [x])
+            return self.node("Clip", x, *map(np.float32, _CLIPPED[kind]))
+        return self.node(_UNARY[kind], x)
 
     def batch_moves(self) -> None:
         """Say that an operator treats samples of a batch unlike each other."""
@@ -210,8 +177,8 @@ class _Writer:
         source = operator.inputs[0]
         steps = (operator.options("StrideH"), operator.options("StrideW"))
         if operator.options("Padding") == 1:  # VALID
-            if source in self._zero_pads and "POOL" not in operator.kind:
-                source, outside = self._zero_pads[source]
+            if source in self.zero_pads and "POOL" not in operator.kind:
+                source, outside = self.zero_pads[source]
                 return self.image(source), [int(n) for n in outside.T.reshape(-1)]
             return self.image(source), [0, 0, 0, 0]
         dilations = [operator.options(f"Dilation{axis}Factor") or 1 if "CONV" in operator.kind else 1 for axis in "HW"]
@@ -225,23 +192,22 @@ class _Writer:
 
 def _pad(writer: _Writer, operator: Operator) -> None:
     source = operator.inputs[0]
-    pads = writer.constant(operator, 1, "pads").astype(np.int64)
+    pads = writer.known(operator, 1, "pads").astype(np.int64)
     if pads.shape != (len(writer.shape(source)), 2):
         raise ValueError(f"PAD has pads of shape {pads.shape} for an input of shape {writer.shape(source)}")
-    value = writer.constant(operator, 2, "values") if operator.kind == "PADV2" else np.zeros((), np.float32)
+    value = writer.known(operator, 2, "values") if operator.kind == "PADV2" else np.zeros((), np.float32)
     nchw = writer.is_image(source)
     if nchw and not value.any() and not pads[[0, 3]].any():
-        writer._zero_pads[operator.outputs[0]] = source, pads[1:3]
+        writer.zero_pads[operator.outputs[0]] = source, pads[1:3]
     ordered = pads[list(_TO_NCHW)] if nchw else pads
     if pads[:1].any():
         writer.batch_moves()
-    inputs = [writer.image(source) if nchw else writer.plain(source), writer.initializer(ordered.T.reshape(-1), "pads")]
-    fill = [writer.initializer(value.reshape(()), "pad_value")] if value.any() else []
-    writer.result(operator, writer.node("Pad", [*inputs, *fill]), nchw)
+    fill = value.reshape(()) if value.any() else None
+    writer.result(operator, writer.node("Pad", writer.named(source, nchw), ordered.T.reshape(-1), fill), nchw)
 
 
 def _convolution(writer: _Writer, operator: Operator) -> None:
-    weight = writer.constant(operator, 1, "weights")
+    weight = writer.known(operator, 1, "weights")
     if weight.ndim != 4 or weight.dtype != np.float32:
         raise ValueError(f"{operator} has weights of shape {weight.shape} and type {weight.dtype}")
     channels = writer.shape(operator.inputs[0])[3]
@@ -254,15 +220,16 @@ def _convolution(writer: _Writer, operator: Operator) -> None:
     if rest or groups < 1:
         raise ValueError(f"{operator} has weights of shape {weight.shape} for {channels} channels")
     x, pads = writer.padded(operator, (weight.shape[1], weight.shape[2]))
-    inputs = [x, writer.initializer(np.ascontiguousarray(ordered), f"{operator.kind.lower()}.weight")]
-    if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
-        inputs.append(writer.initializer(writer.constant(operator, 2, "biases"), f"{operator.kind.lower()}.bias"))
     made = writer.node(
-        "Conv", inputs, kernel_shape=weight.shape[1:3], pads=pads, group=groups,
+        "Conv", x, ordered, _bias(writer, operator), kernel_shape=weight.shape[1:3], pads=pads, group=groups,
         strides=[operator.options("StrideH"), operator.options("StrideW")],
         dilations=[operator.options("DilationHFactor"), operator.options("DilationWFactor")],
     )  # fmt: skip
     writer.result(operator, made, True)
+
+
+def _bias(writer: _Writer, operator: Operator) -> Array | None:
+    return writer.known(operator, 2, "biases") if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
 
 
 def _pool(writer: _Writer, operator: Operator) -> None:
@@ -270,11 +237,11 @@ def _pool(writer: _Writer, operator: Operator) -> None:
     x, pads = writer.padded(operator, kernel)
     strides = [operator.options("StrideH"), operator.options("StrideW")]
     kind = "MaxPool" if operator.kind == "MAX_POOL_2D" else "AveragePool"  # whose mean leaves the pads out in both
-    writer.result(operator, writer.node(kind, [x], kernel_shape=kernel, pads=pads, strides=strides), True)
+    writer.result(operator, writer.node(kind, x, kernel_shape=kernel, pads=pads, strides=strides), True)
 
 
 def _fully_connected(writer: _Writer, operator: Operator) -> None:
-    weight = writer.constant(operator, 1, "weights")
+    weight = writer.known(operator, 1, "weights")
     source = operator.inputs[0]
     shape, keep = writer.shape(source), bool(operator.options("KeepNumDims"))
     if weight.ndim != 2 or operator.options("WeightsFormat"):
@@ -283,27 +250,25 @@ def _fully_connected(writer: _Writer, operator: Operator) -> None:
     if not (keep or len(shape) == 2):
         if math.prod(shape[1:]) != weight.shape[1]:
             writer.batch_moves()
-        x = writer.node("Reshape", [x, writer.initializer(np.array([-1, weight.shape[1]]), "flat")])
-    bias = [writer.constant(operator, 2, "biases")] if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else []
+        x = writer.node("Reshape", x, np.array([-1, weight.shape[1]]))
+    bias = _bias(writer, operator)
     if keep and len(shape) != 2:
-        made = writer.node("MatMul", [x, writer.initializer(np.ascontiguousarray(weight.T), "fully_connected.weight")])
-        made = writer.node("Add", [made, writer.initializer(bias[0], "fully_connected.bias")]) if bias else made
+        made = writer.node("MatMul", x, weight.T)
+        made = made if bias is None else writer.node("Add", made, bias)
     else:
-        inputs = [x, writer.initializer(weight, "fully_connected.weight")]
-        inputs += [writer.initializer(array, "fully_connected.bias") for array in bias]
-        made = writer.node("Gemm", inputs, transB=1)
+        made = writer.node("Gemm", x, weight, bias, transB=1)
     writer.result(operator, made, False)
 
 
 def _unary(writer: _Writer, operator: Operator) -> None:
     nchw = writer.is_image(operator.inputs[0])
-    x = writer._named(operator.inputs[0], nchw)
+    x = writer.named(operator.inputs[0], nchw)
     if operator.kind == "LEAKY_RELU":
-        made = writer.node("LeakyRelu", [x], alpha=float(operator.options("Alpha")))
+        made = writer.node("LeakyRelu", x, alpha=float(operator.options("Alpha")))
     elif operator.kind == "SQUARE":
-        made = writer.node("Mul", [x, x])
+        made = writer.node("Mul", x, x)
     elif operator.kind == "RSQRT":
-        made = writer.node("Reciprocal", [writer.node("Sqrt", [x])])
+        made = writer.node("Reciprocal", writer.node("Sqrt", x))
     elif operator.kind in ("DEQUANTIZE", "QUANTIZE", "DENSIFY"):
         raise UnsupportedOperatorError(f"{operator} of numbers that the model computes is not supported")
     else:
@@ -313,40 +278,40 @@ def _unary(writer: _Writer, operator: Operator) -> None:
 
 def _softmax(writer: _Writer, operator: Operator) -> None:
     nchw, beta = writer.is_image(operator.inputs[0]), operator.options("Beta")
-    x = writer._named(operator.inputs[0], nchw)
+    x = writer.named(operator.inputs[0], nchw)
     if beta is not None and beta != 1:
-        x = writer.node("Mul", [x, writer.initializer(np.float32(beta), "beta")])
-    writer.result(operator, writer.node("Softmax", [x], axis=1 if nchw else -1), nchw)
+        x = writer.node("Mul", x, np.float32(beta))
+    writer.result(operator, writer.node("Softmax", x, axis=1 if nchw else -1), nchw)
 
 
 def _elementwise(writer: _Writer, operator: Operator) -> None:
     if len(operator.inputs) != 2:
         raise ValueError(f"{operator} has {len(operator.inputs)} inputs")
     nchw = any(map(writer.is_image, operator.inputs))
-    if nchw and not all(i in writer._constants or writer.is_image(i) for i in operator.inputs):
+    if nchw and not all(i in writer.constants or writer.is_image(i) for i in operator.inputs):
         nchw = False  # numbers of fewer axes are broadcast in the order of the file
     names = [_operand(writer, i, nchw) for i in operator.inputs]
     if operator.kind == "PRELU":
-        made = writer.node("PRelu", names)
+        made = writer.node("PRelu", *names)
     elif operator.kind == "SQUARED_DIFFERENCE":
-        difference = writer.node("Sub", names)
-        made = writer.node("Mul", [difference, difference])
+        difference = writer.node("Sub", *names)
+        made = writer.node("Mul", difference, difference)
     else:
-        made = writer.node(_BINARY[operator.kind], names)
+        made = writer.node(_BINARY[operator.kind], *names)
     writer.result(operator, made, nchw)
 
 
 def _operand(writer: _Writer, i: int, nchw: bool) -> str:
     """An operand that is broadcast; constants get the axes of images."""
-    constant = writer._constants.get(i)
+    constant = writer.constants.get(i)
     if constant is None or not nchw:
-        return writer._named(i, nchw)
+        return writer.named(i, nchw)
     wide = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
-    return writer.initializer(np.ascontiguousarray(wide.transpose(_TO_NCHW)), writer._model.tensors[i].name)
+    return writer.constant(wide.transpose(_TO_NCHW), writer.name_of(i))
 
 
 def _resize(writer: _Writer, operator: Operator) -> None:
-    height, width = (int(n) for n in writer.constant(operator, 1, "sizes").reshape(-1))
+    height, width = (int(n) for n in writer.known(operator, 1, "sizes").reshape(-1))
     x = writer.image(operator.inputs[0])
     channels = writer.shape(operator.inputs[0])[3]
     linear = operator.kind == "RESIZE_BILINEAR"
@@ -360,25 +325,25 @@ def _resize(writer: _Writer, operator: Operator) -> None:
     scales = np.array([1, 1, height / rows, width / columns], np.float32)
     exact = all(int(np.floor(np.float32(n) * s)) == m for n, s, m in zip((rows, columns), scales[2:], (height, width)))
     if exact and mode != "align_corners":  # leaves the batch open
-        inputs = [x, "", writer.initializer(scales, "scales")]
+        sizes: list[Any] = ["", scales]
     else:
         writer.batch_moves()
-        inputs = [x, "", "", writer.initializer(np.array([1, channels, height, width]), "sizes")]
+        sizes = ["", "", np.array([1, channels, height, width])]
     made = writer.node(
-        "Resize", inputs, mode="linear" if linear else "nearest", coordinate_transformation_mode=mode, **options
+        "Resize", x, *sizes, mode="linear" if linear else "nearest", coordinate_transformation_mode=mode, **options
     )
     writer.result(operator, made, True)
 
 
 def _depth_to_space(writer: _Writer, operator: Operator) -> None:
     x, size = writer.image(operator.inputs[0]), operator.options("BlockSize")
-    writer.result(operator, writer.node("DepthToSpace", [x], blocksize=size, mode="DCR"), True)
+    writer.result(operator, writer.node("DepthToSpace", x, blocksize=size, mode="DCR"), True)
 
 
 def _reshape(writer: _Writer, operator: Operator) -> None:
     source, old = operator.inputs[0], writer.shape(operator.inputs[0])
     if operator.kind == "RESHAPE" and len(operator.inputs) > 1:
-        new = [int(n) for n in writer.constant(operator, 1, "shapes").reshape(-1)]
+        new = [int(n) for n in writer.known(operator, 1, "shapes").reshape(-1)]
     else:  # what the operators say of their results
         new = list(writer.shape(operator.outputs[0]))
     if any(n < -1 or n == 0 for n in new) or new.count(-1) > 1:
@@ -387,7 +352,7 @@ def _reshape(writer: _Writer, operator: Operator) -> None:
         new[0] = 0  # as it comes
     else:
         writer.batch_moves()
-    made = writer.node("Reshape", [writer.plain(source), writer.initializer(np.array(new, np.int64), "shape")])
+    made = writer.node("Reshape", writer.plain(source), np.array(new, np.int64))
     writer.result(operator, made, False)
 
 
@@ -397,44 +362,44 @@ def _concatenation(writer: _Writer, operator: Operator) -> None:
     nchw = rank == 4
     names = []
     for i in operator.inputs:
-        constant = writer._constants.get(i)
+        constant = writer.constants.get(i)
         turned = constant is not None and nchw
-        names.append(_operand(writer, i, nchw) if turned else writer._named(i, nchw))
-    if axis == 0 or any(i in writer._constants for i in operator.inputs):
+        names.append(_operand(writer, i, nchw) if turned else writer.named(i, nchw))
+    if axis == 0 or any(i in writer.constants for i in operator.inputs):
         writer.batch_moves()
-    writer.result(operator, writer.node("Concat", names, axis=_TO_NCHW.index(axis) if nchw else axis), nchw)
+    writer.result(operator, writer.node("Concat", *names, axis=_TO_NCHW.index(axis) if nchw else axis), nchw)
 
 
 def _reduce(writer: _Writer, operator: Operator) -> None:
     source = operator.inputs[0]
     rank = len(writer.shape(source))
-    axes = sorted({int(n) % rank for n in writer.constant(operator, 1, "axes").reshape(-1)})
+    axes = sorted({int(n) % rank for n in writer.known(operator, 1, "axes").reshape(-1)})
     keep = bool(operator.options("KeepDims"))
     if 0 in axes:
         writer.batch_moves()
     nchw = writer.is_image(source) and (keep or axes == [1, 2])
     if nchw:
         axes = sorted(_TO_NCHW.index(axis) for axis in axes)
-    kind, x = _REDUCED[operator.kind], writer._named(source, nchw)
+    kind, x = _REDUCED[operator.kind], writer.named(source, nchw)
     if kind == "ReduceSum":  # whose axes are an input in this opset
-        made = writer.node(kind, [x, writer.initializer(np.array(axes), "axes")], keepdims=int(keep))
+        made = writer.node(kind, x, np.array(axes), keepdims=int(keep))
     else:
-        made = writer.node(kind, [x], axes=axes, keepdims=int(keep))
+        made = writer.node(kind, x, axes=axes, keepdims=int(keep))
     writer.result(operator, made, nchw and keep)
 
 
 def _transpose(writer: _Writer, operator: Operator) -> None:
-    order = [int(n) for n in writer.constant(operator, 1, "orders").reshape(-1)]
+    order = [int(n) for n in writer.known(operator, 1, "orders").reshape(-1)]
     if order[:1] != [0]:
         writer.batch_moves()
-    writer.result(operator, writer.node("Transpose", [writer.plain(operator.inputs[0])], perm=order), False)
+    writer.result(operator, writer.node("Transpose", writer.plain(operator.inputs[0]), perm=order), False)
 
 
 def _strided_slice(writer: _Writer, operator: Operator) -> None:
     shape = writer.shape(operator.inputs[0])
     if operator.options("EllipsisMask") or operator.options("NewAxisMask"):
         raise UnsupportedOperatorError("operator STRIDED_SLICE with an ellipsis or new axes is not supported")
-    begins, ends, steps = (writer.constant(operator, k, "bounds").reshape(-1).astype(int) for k in (1, 2, 3))
+    begins, ends, steps = (writer.known(operator, k, "bounds").reshape(-1).astype(int) for k in (1, 2, 3))
     shrunk, bounds = [], []
     for axis, (begin, end, step) in enumerate(zip(begins, ends, steps)):
         bit = 1 << axis
@@ -449,10 +414,9 @@ def _strided_slice(writer: _Writer, operator: Operator) -> None:
         elif axis == 0:
             end = 2**31 - 1
         bounds.append((begin, end, axis, step))
-    inputs = [writer.initializer(np.array(column, np.int64), "slice") for column in zip(*bounds)]
-    made = writer.node("Slice", [writer.plain(operator.inputs[0]), *inputs])
+    made = writer.node("Slice", writer.plain(operator.inputs[0]), *(np.array(n, np.int64) for n in zip(*bounds)))
     if shrunk:
-        made = writer.node("Squeeze", [made, writer.initializer(np.array(shrunk), "axes")])
+        made = writer.node("Squeeze", made, np.array(shrunk))
     writer.result(operator, made, False)
 
 
