@@ -19,6 +19,7 @@ from fastsparse.engine.passes import optimised
 from fastsparse.engine.workspace import Workspace
 from fastsparse.nn.shape import padding_mask
 from fastsparse.ops import activations, attention, depthwise, gates, norm, optimizers, pooling, recurrent, softmax, spmv
+from fastsparse.ops.layouts import user_planes
 from fastsparse.ops.target import target_for, tuned
 from fastsparse.runtime.buffers import address
 from fastsparse.runtime.executable import runs_code
@@ -138,10 +139,8 @@ def _streamed_sddmm(c: Case) -> Iterator[Comparison]:
 
 def _gate(c: Case) -> Iterator[Comparison]:
     target, y, factors = target_for(c.dtype, 1), np.empty_like(c.images), c.normal(1, 3)
-    channel = 9 * 11 * y.itemsize
-    image = gates.Image((9, 11), (11 * y.itemsize, y.itemsize), 0, channel, 3 * channel)
-    strides = factors.strides[0], factors.strides[1]
-    launch = gates.prepare(image, strides, image, 3, 1, target, by_lane=False)
+    image = user_planes(3, (9, 11), target)
+    launch = gates.prepare(image, (0, y.itemsize), image, 3, 1, target, by_lane=False)
     launch.run(address(c.images), address(factors), address(y))
     yield c.near(y, c.images * factors[:, :, None, None])
 

@@ -644,8 +644,8 @@ def plan_between_padded(
     shift = sum(
         (have[0] - want[0]) * stride for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
     )
-    window = grid(geometry.kernel, geometry.dilation, x.strides) * size
-    starts = grid(geometry.out_spatial, geometry.stride, x.strides) + shift
+    window = grid(geometry.kernel, geometry.dilation, x.strides)
+    starts = (grid(geometry.out_spatial, geometry.stride, x.strides) + shift) // size
     vectors = len(vectors_over(starts, target.lanes))
     width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
     step = target.vector if x.slack >= width * target.vector else 0

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import Ints
-from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, grid
+from fastsparse.ops.layouts import Planes, grid
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import gates as kernels
 
 
-@dataclass(frozen=True)
-class Image:
-    """Where the positions of an image lie in a channel, and channels in an image. All but `spatial` in bytes.
-
-    strides : of the spatial axes; the last one is what a position takes
-    corner : offset of position 0
-    """
-
-    spatial: Ints
-    strides: Ints
-    corner: int
-    channel_stride: int
-    image_stride: int
-
-    @staticmethod
-    def padded(planes: PaddedPlanes) -> Image:
-        """Of padded planes, or of the user's layout."""
-        strides = tuple(n * planes.size for n in planes.strides)
-        return Image(planes.spatial, strides, planes.corner, planes.channel_stride, planes.image_stride)
-
-    @staticmethod
-    def blocked(planes: BlockedPlanes) -> Image:
-        """Of planes of samples or of spatial tiles, with axes as they lie in memory."""
-        order = sorted(range(len(planes.spatial)), key=lambda axis: -planes.strides[axis])
-        spatial, strides = (tuple(of[axis] for axis in order) for of in (planes.spatial, planes.strides))
-        return Image(spatial, strides, planes.corner, planes.channel_stride, planes.group_stride)
+def in_place(x: Planes, y: Planes) -> bool:
+    """Whether y may be written over x: all positions have the same offsets."""
+    offsets = [(p.spatial, p.strides, p.corner, p.channel_stride, p.image_stride) for p in (x, y)]
+    return offsets[0] == offsets[1]
 
 
 def prepare(
-    x: Image, gate: tuple[int, int], y: Image, channels: int, images: int, target: Target, *, by_lane: bool
+    x: Planes, gate: tuple[int, int], y: Planes, channels: int, images: int, target: Target, *, by_lane: bool
 ) -> Launch:
     """y = x * gate; operands x, gate, y. The memory around the images is left alone.
 
@@ -66,7 +42,7 @@ def prepare(
         y_channel_stride=y.channel_stride,
         y_rows=y_rows,
     )
-    kernel = kernels.gate_kernel(kernels.BY_LANE if by_lane else kernels.ONE, target.bits, target.lanes)
+    kernel = kernels.gate_kernel(int(by_lane), target.bits, target.lanes)
     numbers = images * channels * len(x_rows) * row_bytes / target.size
     return Launch(
         kernel, arguments, ("x", "gate", "y"), target.loop,
@@ -75,11 +51,13 @@ def prepare(
     )  # fmt: skip
 
 
-def _rows(x: Image, y: Image) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _rows(x: Planes, y: Planes) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Where contiguous rows of both begin, int64 [rows] each, and their bytes: as long as they can be."""
-    axes, row_bytes = len(x.spatial) - 1, x.spatial[-1] * x.strides[-1]
-    while axes and x.strides[axes - 1] == y.strides[axes - 1] == row_bytes:
+    order = sorted(range(len(x.spatial)), key=lambda axis: -x.strides[axis])  # as axes lie in memory
+    spatial, x_strides, y_strides = (tuple(of[axis] for axis in order) for of in (x.spatial, x.strides, y.strides))
+    axes, row_bytes = len(spatial) - 1, spatial[-1] * x_strides[-1]
+    while axes and x_strides[axes - 1] == y_strides[axes - 1] == row_bytes:
         axes -= 1
-        row_bytes *= x.spatial[axes]
-    found = [grid(i.spatial[:axes], (1,) * axes, i.strides[:axes]) + i.corner for i in (x, y)]
-    return np.ascontiguousarray(found[0], np.int64), np.ascontiguousarray(found[1], np.int64), row_bytes
+        row_bytes *= spatial[axes]
+    x_rows, y_rows = (grid(spatial[:axes], (1,) * axes, strides[:axes]) for strides in (x_strides, y_strides))
+    return x_rows + x.corner, y_rows + y.corner, row_bytes

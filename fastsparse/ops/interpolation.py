@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.geometry import Ints
-from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes
+from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, Planes
 from fastsparse.ops.target import Target, narrowed
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import interpolation as kernels
@@ -39,11 +39,7 @@ def prepare(
     """y = activation(interpolated x + residual); operands x, y, and residual where there is one."""
     target = narrowed(target, x.row_length)
     kernel = kernels.interpolation_kernel(scale[-1], target.bits, target.lanes)
-    strides = (
-        (x.image_stride, *(n * target.size for n in x.strides)),
-        (y.image_stride, *(n * target.size for n in y.strides)),
-    )
-    return _prepare(kernel, x, y, x.spatial, strides, scale, activation, images, target, "padded NCHW")
+    return _prepare(kernel, x, y, scale, activation, images, target, "padded NCHW")
 
 
 def prepare_blocked(
@@ -51,27 +47,24 @@ def prepare_blocked(
 ) -> Launch:
     """The same of groups of VL samples, on batch-blocked planes."""
     kernel = kernels.interpolation_batch_blocked_kernel(target.bits, target.lanes)
-    strides = (x.group_stride, *x.strides), (y.group_stride, *y.strides)
-    return _prepare(kernel, x, y, x.spatial, strides, scale, activation, groups, target, "batch-blocked")
+    return _prepare(kernel, x, y, scale, activation, groups, target, "batch-blocked")
 
 
 def _prepare(
-    kernel: Any, x: PaddedPlanes | BlockedPlanes, y: PaddedPlanes | BlockedPlanes, spatial: Ints,
-    strides: tuple[Ints, Ints], scale: Ints, activation: str | None, images: int, target: Target, layout: str,
+    kernel: Any, x: Planes, y: Planes, scale: Ints, activation: str | None, images: int, target: Target, layout: str
 ) -> Launch:  # fmt: skip
-    """strides : bytes between images and between positions of each axis, of x and of y"""
-    of_signals = len(scale) == 1  # an image of one row
+    spatial, of_signals = x.spatial, len(scale) == 1  # an image of one row
 
     def weights(scale: int) -> NDArray[np.floating]:
         before, own, after = interpolation_weights(scale).T
         return np.stack([own, before + after], 1).astype(target.dtype)
 
     fields: dict[str, int] = {}
-    for name, planes, (image, *axes) in zip("xy", (x, y), strides, strict=True):
-        row, column = (0, *axes) if of_signals else axes
+    for name, planes in zip("xy", (x, y), strict=True):
+        row, column = (0, *planes.strides) if of_signals else planes.strides
         fields |= {
             f"{name}_corner": planes.corner,
-            f"{name}_image_stride": image,
+            f"{name}_image_stride": planes.image_stride,
             f"{name}_channel_stride": planes.channel_stride,
             f"{name}_row_stride": row,
             f"{name}_column_stride": column,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,37 @@ def grid(sizes: Ints, steps: Ints, strides: Ints) -> NDArray[np.int64]:
     return total.ravel()
 
 
-def row_major_strides(sizes: Ints) -> Ints:
-    """Strides of a contiguous row-major array, in elements."""
-    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+def row_major_strides(sizes: Ints, size: int = 1) -> Ints:
+    """Strides of a contiguous row-major array, in elements, or in bytes for elements of `size` bytes."""
+    return tuple(math.prod(sizes[i + 1 :]) * size for i in range(len(sizes)))
+
+
+class Planes(Protocol):
+    """Images in memory, in any layout: where their channels, rows and positions are, in bytes."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    def spatial(self) -> Ints:
+        """Sizes of a plane, without padding."""
+
+    @property
+    def strides(self) -> Ints:
+        """Bytes between neighbours along each axis."""
+
+    @property
+    def corner(self) -> int:
+        """Offset of position 0 from the plane."""
+
+    @property
+    def channel_stride(self) -> int:
+        """Bytes between planes."""
+
+    @property
+    def image_stride(self) -> int:
+        """Bytes between images, or groups of VL samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +90,11 @@ class BlockedPlanes:
     panel_groups: int = 1  # groups `group_stride` apart; with 1, each group is a panel
     panel_stride: int = 0  # bytes between panels of more groups
     bands: Bands | None = None
+
+    @property
+    def image_stride(self) -> int:
+        """As in `Planes`."""
+        return self.group_stride
 
     @property
     def by_rows(self) -> bool:
@@ -120,13 +153,13 @@ def blocked_planes(
         channel_stride += target.vector
     row_stride = unaliased_stride(channels * channel_stride, target.vector)
     group_stride = unaliased_stride(total // max(1, row) * row_stride, target.vector)
-    ordered = [n * target.vector for n in row_major_strides(tuple(padded[axis] for axis in order))]
+    ordered = list(row_major_strides(tuple(padded[axis] for axis in order), target.vector))
     if by_rows:
         ordered[:-1] = [n // (row * target.vector) * row_stride for n in ordered[:-1]]
     strides = tuple(ordered[order.index(axis)] for axis in range(len(padded)))
     corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
     offsets = padding_offsets = _NONE
-    if total != positions or strides != tuple(s * target.vector for s in row_major_strides(padded)):
+    if total != positions or strides != row_major_strides(padded, target.vector):
         offsets = grid(spatial, (1,) * len(spatial), strides) + corner
         outside = np.ones(padded, bool)
         outside[tuple(slice(before, before + n) for n, (before, _) in zip(spatial, padding, strict=True))] = False
@@ -150,7 +183,7 @@ def banded_planes(
     inner = tuple(n + before + after for n, (before, after) in zip(spatial[1:], padding[1:], strict=True))
     first = np.array(edges[:-1]) * step - padding[0][0]
     height = int(np.diff(edges).max() - 1) * step + extent
-    strides = tuple(stride * target.vector for stride in row_major_strides((height, *inner)))
+    strides = row_major_strides((height, *inner), target.vector)
     channel_stride = (height * strides[0] // target.vector | 1) * target.vector  # on all cache sets in turn
     band_stride = unaliased_stride(channels * channel_stride, target.vector)
     group_stride = unaliased_stride(len(first) * band_stride, target.vector)
@@ -282,7 +315,7 @@ def _chunks(
 
 @dataclass(frozen=True, eq=False)
 class PaddedPlanes:
-    """Planes of images that windows of stride 1 read, and how to pack them. Strides are in elements, all else in bytes.
+    """Planes of images that windows of stride 1 read, and how to pack them. Strides, offsets, the corner: in bytes.
 
     Without padding the planes are the user's own layout, channels `channel_stride` apart.
     """
@@ -295,7 +328,6 @@ class PaddedPlanes:
     channel_stride: int
     slack: int  # bytes after the last plane, for vectors and tiles that reach beyond it
     row_offsets: NDArray[np.int64]  # [rows, 1], offset of every image row
-    size: int  # bytes of a number
     firsts: NDArray[np.int64]
     contiguous: bool  # a plane is its image without padding; channels may be apart
     step: int = 1
@@ -310,7 +342,7 @@ class PaddedPlanes:
 
     def all_offsets(self) -> NDArray[np.int64]:
         """Offset of every position, int64 [positions]."""
-        return grid(self.spatial, (1,) * len(self.spatial), self.strides) * self.size + self.corner
+        return grid(self.spatial, (1,) * len(self.spatial), self.strides) + self.corner
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,10 +363,9 @@ class PhasePlanes:
 
 def user_planes(channels: int, spatial: Ints, target: Target) -> PaddedPlanes:
     """The user's layout: contiguous (channels, *spatial). spatial () is for features."""
-    strides = row_major_strides(spatial)
-    stride = math.prod(spatial) * target.size
+    strides, stride = row_major_strides(spatial, target.size), math.prod(spatial) * target.size
     pads = ((0, 0),) * len(spatial)
-    return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, target.size, _NONE, True)
+    return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, _NONE, True)
 
 
 def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], target: Target) -> PaddedPlanes:
@@ -349,14 +380,14 @@ def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], tar
     )
     extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
     extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
-    strides = row_major_strides(tuple(extents))
-    offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1]) * target.size
-    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True)) * target.size
+    strides = row_major_strides(tuple(extents), target.size)
+    offsets = grid(spatial[:-1], (1,) * (len(spatial) - 1), strides[:-1])
+    corner = sum(before * stride for (before, _), stride in zip(padding, strides, strict=True))
     # Windows of the last row reach past its end by the padding of a next row.
     plane = -(-(math.prod(extents) + max(padding[-1])) * target.size // 64) * 64
     return PaddedPlanes(
         channels, spatial, padding, strides, corner, unaliased_stride(plane, 64), WIDEST_TILE * target.vector,
-        offsets.reshape(-1, 1) + corner, target.size, np.zeros(1, np.int64), tuple(extents) == spatial,
+        offsets.reshape(-1, 1) + corner, np.zeros(1, np.int64), tuple(extents) == spatial,
     )  # fmt: skip
 
 

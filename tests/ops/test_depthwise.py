@@ -20,11 +20,11 @@ def planes_in_nan(images, channels, spatial, pads, dtype):
     """Memory of NaN, the images in it, and where they are."""
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, pads, strict=True))
     memory, size = Guarded((images, channels, *padded), dtype), np.dtype(dtype).itemsize
-    strides = row_major_strides(padded)
-    corner = sum(before * n for (before, _), n in zip(pads, strides, strict=True)) * size
+    strides = row_major_strides(padded, size)
+    corner = sum(before * n for (before, _), n in zip(pads, strides, strict=True))
     plane, nothing = int(np.prod(padded)) * size, np.empty((0, 0), np.int64)
     inside = (slice(None), slice(None), *(slice(b, b + n) for n, (b, _) in zip(spatial, pads, strict=True)))
-    planes = PaddedPlanes(channels, spatial, pads, strides, corner, plane, 0, nothing, size, nothing, contiguous=False)
+    planes = PaddedPlanes(channels, spatial, pads, strides, corner, plane, 0, nothing, nothing, contiguous=False)
     return memory, memory.inside[inside], planes
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fastsparse.ops.gates import Image, prepare
-from fastsparse.ops.layouts import row_major_strides
+from fastsparse.ops.gates import prepare
+from fastsparse.ops.layouts import BlockedPlanes, row_major_strides
 from fastsparse.runtime.buffers import address
 from tests.kernels.support import DTYPES, Guarded, lanes_of, target_of
 
@@ -18,11 +18,14 @@ def _image(images, channels, spatial, pads, inner, dtype):
     padded = tuple(n + before + after for n, (before, after) in zip(spatial, pads, strict=True))
     size = np.dtype(dtype).itemsize
     memory = Guarded((images, channels, *padded, inner), dtype)
-    strides = tuple(s * inner * size for s in row_major_strides(padded))
+    strides, nothing = row_major_strides(padded, inner * size), np.empty(0, np.int64)
     corner = sum(before * s for (before, _), s in zip(pads, strides, strict=True))
     plane = math.prod(padded) * inner * size
     inside = (slice(None), slice(None), *(slice(b, b + n) for n, (b, _) in zip(spatial, pads, strict=True)))
-    return memory, memory.inside[inside], Image(spatial, strides, corner, plane, channels * plane)
+    planes = BlockedPlanes(
+        channels, math.prod(spatial), nothing, nothing, plane, channels * plane, spatial, strides, corner
+    )
+    return memory, memory.inside[inside], planes
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -124,8 +124,7 @@ class _Lowering:
         }
         for node in nodes:
             x = node.inputs[0]
-            same = gates.Image.blocked(self.planes[x]) == gates.Image.blocked(self.planes[node.output])
-            if isinstance(node.operator, Gate) and same:
+            if isinstance(node.operator, Gate) and gates.in_place(self.planes[x], self.planes[node.output]):
                 given[node.output] = self.roots[x]
         births = dict.fromkeys(self.program.inputs, -1)
         births.update({node.output: i for i, node in enumerate(nodes)})
@@ -216,8 +215,7 @@ class _Lowering:
         if isinstance(op, Gate):
             g = self.planes[node.inputs[1]]
             strides, at = (g.group_stride, g.channel_stride), (sources[1][0], sources[1][1] + g.corner)
-            images = gates.Image.blocked(x), gates.Image.blocked(y)
-            launch = gates.prepare(images[0], strides, images[1], x.channels, count, self.target, by_lane=True)
+            launch = gates.prepare(x, strides, y, x.channels, count, self.target, by_lane=True)
             return Step(node.name, "gate batch-blocked", node, (sources[0], at), result, launch, ("x", "gate", "y"))
         assert isinstance(op, Conv | Linear)
         assert weight is not None

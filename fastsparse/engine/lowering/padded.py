@@ -51,8 +51,7 @@ from fastsparse.ops import (
     spmv,
 )
 from fastsparse.ops.conv import plan_between_padded, plan_identity, plan_linear_between, plan_padded
-from fastsparse.ops.gates import Image
-from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, PhasePlanes, blocked_planes, user_planes
+from fastsparse.ops.layouts import BlockedPlanes, PaddedPlanes, PhasePlanes, Planes, blocked_planes, user_planes
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Launch
 
@@ -265,8 +264,8 @@ class Lowering:
         zeros = None
         if not planes.contiguous:
             between = planes.image_stride if images > 1 else 0
-            strides = tuple(n * planes.size for n in planes.strides)
-            zeros = Zeros(planes.channel_stride, between, planes.spatial, strides, planes.corner, planes.size)
+            size = self.target.size
+            zeros = Zeros(planes.channel_stride, between, planes.spatial, planes.strides, planes.corner, size)
         return images * planes.image_stride + planes.slack, zeros, planes.channel_stride
 
     def _sample(self, t: int) -> int:
@@ -449,8 +448,8 @@ class Lowering:
         self._add(node.name, "interpolation", node, (source, residual), target, launch)
 
     def _add_gate(
-        self, node: Node, where: str, x: gates.Image, source: View, gate: gates.Image, gate_source: View,
-        y: gates.Image, target: View, parts: int = 1,
+        self, node: Node, where: str, x: Planes, source: View, gate: Planes, gate_source: View, y: Planes,
+        target: View, parts: int = 1,
     ) -> None:  # fmt: skip
         """Append the step of a gate, a number for each channel. A single image may lie in `parts`, as images do."""
         channels, strides = self.program.shapes[node.output][0], (gate.image_stride, gate.channel_stride)
@@ -644,8 +643,8 @@ class Lowering:
         t, g, form = self.roots[node.inputs[0]], self.roots[node.inputs[1]], self._written(node)
         have, gate_form = ("planes" if (s, "planes") in self.forms else "plain" for s in (t, g))
         source, gate_source = self._get(t, have, node), self._get(g, gate_form, node)
-        x, gate, y = (Image.padded(self._planes(s, f)) for s, f in ((t, have), (g, gate_form), (node.output, form)))
-        target = self._target(node.output, form, source if x == y else None)
+        x, gate, y = (self._planes(s, f) for s, f in ((t, have), (g, gate_form), (node.output, form)))
+        target = self._target(node.output, form, source if gates.in_place(x, y) else None)
         self._add_gate(node, "on padded planes", x, source, gate, gate_source, y, target)
 
 

@@ -23,10 +23,9 @@ from fastsparse.engine.lowering.padded import Lowering, Stage, name_before
 from fastsparse.engine.lowering.weights import planned
 from fastsparse.engine.program import Conv, Interpolate, Node, Pool, Program
 from fastsparse.engine.schedule import View
-from fastsparse.ops import pooling
+from fastsparse.ops import gates, pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
-from fastsparse.ops.gates import Image
 from fastsparse.ops.geometry import ConvGeometry
 from fastsparse.ops.layouts import BlockedPlanes, grid
 from fastsparse.ops.pooling import Windows
@@ -427,9 +426,9 @@ class _TilesLowering(Lowering):
         source = self._get(t, "tiles", node)
         tiled = (g, "tiles") in self.forms  # then the number is that of the first lane
         gate_source = self._get(g, "tiles" if tiled else "plain", node)
-        gate = Image.blocked(self._natural(g).planes) if tiled else Image.padded(self._plain(g))
-        x, y = (Image.blocked(self._natural(s).planes) for s in (t, node.output))
-        target = self._new(node.output, "tiles", source[0] if x == y else -1)
+        gate = self._natural(g).planes if tiled else self._plain(g)
+        x, y = (self._natural(s).planes for s in (t, node.output))
+        target = self._new(node.output, "tiles", source[0] if gates.in_place(x, y) else -1)
         parts = self._natural(node.output).reading.partition.groups
         self._add_gate(node, "on spatial tiles", x, source, gate, gate_source, y, target, parts)
         self._exchange(node.output, name_before(node))
