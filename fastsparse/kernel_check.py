@@ -146,8 +146,8 @@ def _gate(c: Case) -> Iterator[Comparison]:
 
 
 def _recurrent_cell(c: Case) -> Iterator[Comparison]:
-    for kind in recurrent.KINDS:
-        x, u, before = (c.normal(*shape) for shape in ((recurrent.gates(kind), 37), (recurrent.gates(kind), 37), (37,)))
+    for kind in recurrent.GATES:
+        x, u, before = (c.normal(*shape) for shape in ((recurrent.GATES[kind], 37), (recurrent.GATES[kind], 37), (37,)))
         after, h = np.empty_like(before), np.empty_like(before)
         launch = recurrent.prepare(kind, 37, 1, (0, 0), target_for(c.dtype, 1))
         launch.run(*map(address, (x, u, before, after)), 0, address(h))

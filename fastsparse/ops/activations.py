@@ -18,7 +18,7 @@ from fastsparse_kernels import activations as kernels
 Array = NDArray[Any]
 
 CLAMPS = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
-ACTIVATIONS = (*CLAMPS, *(name for name in kernels.ACTIVATION_CODES if name not in CLAMPS))
+ACTIVATIONS = (*CLAMPS, *(name for name in kernels.ACTIVATIONS if name not in CLAMPS))
 
 # Activations whose gradient follows from their output; the gradient of the others needs their input.
 FROM_OUTPUT = kernels.KEEPS_OUTPUT
@@ -33,8 +33,8 @@ def epilogue(activation: str | None, target: Target) -> dict[str, Field]:
     limits = np.array(CLAMPS.get(activation, CLAMPS[None]), target.dtype)
     if activation is None or activation in CLAMPS:
         return {"limits": limits}
-    code = kernels.ACTIVATION_CODES[activation]
-    return {"limits": limits, "activation": kernels.activation_kernel(code, target.bits, target.lanes).address}
+    kernel = kernels.activation_kernel(activation, target.bits, target.lanes)
+    return {"limits": limits, "activation": kernel.address}
 
 
 # ------------------------------------------------------------------------------------------------- on arrays
@@ -48,10 +48,10 @@ def activate(name: str, z: Array, out: Array | None = None) -> Array:
     ValueError
         When the name is not known.
     """
-    code = _code(name)
+    _check(name)
     z = readable(z)
     y = in_place_out(out, z)
-    _prepared(code, False, z.size, target_for(z.dtype)).run(address(z), 0, address(y))
+    _prepared(name, False, z.size, target_for(z.dtype)).run(address(z), 0, address(y))
     return y
 
 
@@ -65,30 +65,26 @@ def activate_backward(name: str, dy: Array, kept: Array) -> Array:
     ValueError
         When the name is not known.
     """
-    code = _code(name)
+    _check(name)
     dy = readable(dy)
     kept, dz = readable(kept, dy.dtype), buffers.array(dy.shape, dy.dtype)
-    launch = _prepared(code, True, dy.size, target_for(dy.dtype))
+    launch = _prepared(name, True, dy.size, target_for(dy.dtype))
     launch.run(address(dy), read_address(kept, dy.dtype, dy.size, "kept"), address(dz))
     return dz
 
 
-_names = {code: name for name, code in kernels.ACTIVATION_CODES.items()}
-
-
-def _code(name: str) -> int:
-    if name not in kernels.ACTIVATION_CODES:
+def _check(name: str) -> None:
+    if name not in kernels.ACTIVATIONS:
         raise ValueError(f"activation is {name!r}, which is not known")
-    return kernels.ACTIVATION_CODES[name]
 
 
 @bounded_cache
-def _prepared(code: int, gradient: bool, count: int, target: Target) -> Launch:
+def _prepared(name: str, gradient: bool, count: int, target: Target) -> Launch:
     """Launch of an activation, or of its gradient; operands x, kept, y."""
     kernel = kernels.activation_grad_kernel if gradient else kernels.activation_array_kernel
     arguments = Arguments(kernels.ACTIVATION, count=count, chunk=kernels.CHUNK)
     return Launch(
-        kernel(code, target.bits, target.lanes), arguments, ("x", "kept", "y"), target.loop,
+        kernel(name, target.bits, target.lanes), arguments, ("x", "kept", "y"), target.loop,
         tasks=-(-count // kernels.CHUNK), flops=target.heuristics.activation_flops * count,
-        label=("activation gradient" if gradient else "activation", str(count), _names[code]),
+        label=("activation gradient" if gradient else "activation", str(count), name),
     )  # fmt: skip

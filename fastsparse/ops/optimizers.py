@@ -23,7 +23,7 @@ def sgd_step(
 ) -> None:  # fmt: skip
     """One step of SGD, in place on value and velocity (None without momentum)."""
     numbers, dtype, size = np.array([-rate, momentum, weight_decay], value.dtype), value.dtype, value.size
-    kind = kernels.PLAIN if velocity is None else kernels.NESTEROV if nesterov else kernels.MOMENTUM
+    kind = "plain" if velocity is None else "nesterov" if nesterov else "momentum"
     launch = _sgd(kind, size, target_for(dtype))
     launch.run(
         write_address(value, dtype, size, "value"), read_address(grad, dtype, size, "grad"),
@@ -50,7 +50,7 @@ def adam_step(
 
 
 @bounded_cache
-def _sgd(kind: int, count: int, target: Target) -> Launch:
+def _sgd(kind: str, count: int, target: Target) -> Launch:
     kernel = kernels.sgd_kernel(kind, target.bits, target.lanes)
     return _prepare(kernel, kernels.SGD, ("value", "grad", "velocity", "numbers"), count, target, "sgd")
 

@@ -27,9 +27,6 @@ Sizes = tuple[int, int]
 Padding2d = tuple[tuple[int, int], tuple[int, int]]
 Table = NDArray[np.int64]
 
-_KINDS = {"max": kernels.MAX, "mean": kernels.MEAN}
-_NAMES = {kernels.MAX: "max", kernels.MAX_INDEX: "max", kernels.MEAN: "mean"}
-
 
 # ------------------------------------------------------------------------------------------------- on arrays
 
@@ -44,7 +41,7 @@ def pooled_size(spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d
 
 def max_pool2d(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> Array:
     """Largest value of every window of x (N, C, H, W); padding never wins, NaN always does."""
-    return _pooled(kernels.MAX, x, windows(_spatial(x), kernel, stride, padding))
+    return _pooled("max", x, windows(_spatial(x), kernel, stride, padding))
 
 
 def max_pool2d_with_index(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> tuple[Array, Index]:
@@ -54,41 +51,41 @@ def max_pool2d_with_index(x: Array, kernel: Sizes, stride: Sizes, padding: Paddi
     """
     w = windows(_spatial(x), kernel, stride, padding)
     index = buffers.array((*x.shape[:2], *w.out_spatial), np.int32 if x.dtype.itemsize == 4 else np.int64)
-    return _pooled(kernels.MAX_INDEX, x, w, index), index
+    return _pooled("max_index", x, w, index), index
 
 
 def max_pool2d_backward(
     dy: Array, index: Index, spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d
 ) -> Array:
     """Gradient at the input (N, C, *spatial): each dy goes to the element that won."""
-    return _pooled_backward(kernels.MAX_INDEX, dy, windows(spatial, kernel, stride, padding), index)
+    return _pooled_backward("max_index", dy, windows(spatial, kernel, stride, padding), index)
 
 
 def avg_pool2d(x: Array, kernel: Sizes, stride: Sizes, padding: Padding2d) -> Array:
     """Mean of every window of x (N, C, H, W), the zeros of the padding included."""
-    return _pooled(kernels.MEAN, x, windows(_spatial(x), kernel, stride, padding))
+    return _pooled("mean", x, windows(_spatial(x), kernel, stride, padding))
 
 
 def avg_pool2d_backward(dy: Array, spatial: Sizes, kernel: Sizes, stride: Sizes, padding: Padding2d) -> Array:
     """Gradient of :func:`avg_pool2d` at its input (N, C, *spatial)."""
-    return _pooled_backward(kernels.MEAN, dy, windows(spatial, kernel, stride, padding))
+    return _pooled_backward("mean", dy, windows(spatial, kernel, stride, padding))
 
 
 def adaptive_avg_pool2d(x: Array, output: Sizes) -> Array:
     """Means over windows that split x (N, C, H, W) into `output` rows and columns as evenly as possible."""
-    return _pooled(kernels.MEAN, x, adaptive_windows(_spatial(x), output))
+    return _pooled("mean", x, adaptive_windows(_spatial(x), output))
 
 
 def adaptive_avg_pool2d_backward(dy: Array, spatial: Sizes) -> Array:
     """Gradient of :func:`adaptive_avg_pool2d` at its input (N, C, *spatial)."""
-    return _pooled_backward(kernels.MEAN, dy, adaptive_windows(spatial, _spatial(dy)))
+    return _pooled_backward("mean", dy, adaptive_windows(spatial, _spatial(dy)))
 
 
 def _spatial(x: Array) -> Sizes:
     return x.shape[2], x.shape[3]
 
 
-def _pooled(kind: int, x: Array, w: Windows, index: Index | None = None) -> Array:
+def _pooled(kind: str, x: Array, w: Windows, index: Index | None = None) -> Array:
     x = readable(x)
     y = buffers.array((*x.shape[:2], *w.out_spatial), x.dtype)
     launch = prepare(kind, w, math.prod(x.shape[:2]), target_for(x.dtype))
@@ -96,7 +93,7 @@ def _pooled(kind: int, x: Array, w: Windows, index: Index | None = None) -> Arra
     return y
 
 
-def _pooled_backward(kind: int, dy: Array, w: Windows, index: Index | None = None) -> Array:
+def _pooled_backward(kind: str, dy: Array, w: Windows, index: Index | None = None) -> Array:
     dy = readable(dy)
     dx = buffers.array((*dy.shape[:2], *w.spatial), dy.dtype)
     planes = math.prod(dy.shape[:2])
@@ -203,21 +200,20 @@ def _bands(table: Table) -> Bands:
 
 @bounded_cache
 def prepare(
-    kind: int | str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
+    kind: str, w: Windows, planes: int, target: Target, x_stride: int | None = None, y_stride: int | None = None
 ) -> Launch:
     """Launch of pooling over `planes` planes, contiguous or at these strides in bytes; operands x, y, index."""
-    code = kind if isinstance(kind, int) else _KINDS[kind]
     bands = forward_bands(w, -(-planes // target.lanes), target)
-    kernel = kernels.pool_kernel(code, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, f"{_NAMES[code]} pool", x_stride, y_stride)
+    kernel = kernels.pool_kernel(kind, target.bits, target.lanes)
+    return _planes(kernel, w, bands, planes, target, f"{kind} pool", x_stride, y_stride)
 
 
 @bounded_cache
-def prepare_backward(kind: int, w: Windows, planes: int, target: Target) -> Launch:
+def prepare_backward(kind: str, w: Windows, planes: int, target: Target) -> Launch:
     """Launch of the gradient of pooling over contiguous planes; operands dx, dy, index."""
     bands = backward_bands(w, -(-planes // target.lanes), target)
     kernel = kernels.pool_grad_kernel(kind, target.bits, target.lanes)
-    return _planes(kernel, w, bands, planes, target, f"{_NAMES[kind]} pool gradient")
+    return _planes(kernel, w, bands, planes, target, f"{kind} pool gradient")
 
 
 def _planes(
@@ -267,7 +263,7 @@ def prepare_blocked(kind: str, w: Windows, x: BlockedPlanes, y: BlockedPlanes, g
         y_offsets=y.offsets if len(y.offsets) else None,
     )
     return Launch(
-        kernels.pool_batch_blocked_kernel(_KINDS[kind], target.bits, target.lanes), arguments, ("x", "y"),
+        kernels.pool_batch_blocked_kernel(kind, target.bits, target.lanes), arguments, ("x", "y"),
         target.loop, tasks=groups * x.channels * len(bands.table),
         flops=target.heuristics.pool_flops * groups * x.channels * x.positions * target.lanes,
         label=(

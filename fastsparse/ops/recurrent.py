@@ -6,13 +6,8 @@ from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import recurrent as kernels
 
-KINDS = {"lstm": kernels.LSTM, "gru": kernels.GRU, "rnn_tanh": kernels.RNN_TANH, "rnn_relu": kernels.RNN_RELU}
+GATES = kernels.GATES  # of every kind of cell
 _GATE_FLOPS = 20.0  # of a number, about
-
-
-def gates(kind: str) -> int:
-    """Gates of a cell."""
-    return kernels.GATES[KINDS[kind]]
 
 
 def prepare(kind: str, count: int, panels: int, strides: tuple[int, int], target: Target) -> Launch:
@@ -23,13 +18,13 @@ def prepare(kind: str, count: int, panels: int, strides: tuple[int, int], target
 
     strides : bytes between panels, of sums and of states
     """
-    number, (sums, state) = KINDS[kind], strides
+    sums, state = strides
     arguments = Arguments(
         kernels.CELL, count=count, x_stride=sums, u_stride=sums, before_stride=state, after_stride=state,
         h_stride=state, also_stride=state,
     )  # fmt: skip
     return Launch(
-        kernels.cell_kernel(number, target.bits, target.lanes), arguments, ("x", "u", "before", "after", "also", "h"),
-        target.loop, tasks=panels, flops=_GATE_FLOPS * gates(kind) * count * panels,
+        kernels.cell_kernel(kind, target.bits, target.lanes), arguments, ("x", "u", "before", "after", "also", "h"),
+        target.loop, tasks=panels, flops=_GATE_FLOPS * GATES[kind] * count * panels,
         label=("cell", f"{panels}x{count}", "", kind),
     )  # fmt: skip

@@ -117,9 +117,8 @@ _TABLE: dict[str, tuple[Callable[[Lanes], Lanes], Callable[[Lanes, Lanes], Lanes
     "hardswish": (_hardswish, _hardswish_grad, False),
     "hardsigmoid": (_hardsigmoid, _hardsigmoid_grad, False),
 }
-ACTIVATION_CODES: dict[str, int] = {name: code for code, name in enumerate(_TABLE)}
+ACTIVATIONS = tuple(_TABLE)
 KEEPS_OUTPUT = frozenset(name for name, row in _TABLE.items() if row[2])
-_NAMES = tuple(_TABLE)
 
 # ---------------------------------------------------------------- kernels
 
@@ -133,9 +132,9 @@ _activation = simd.arguments_view(ACTIVATION)
 
 
 @compiled_once
-def activation_kernel(code: int, bits: int, lanes: int) -> Any:
+def activation_kernel(name: str, bits: int, lanes: int) -> Any:
     """The epilogue function: in place over `vectors` vectors of `lanes` numbers at `address`."""
-    apply = lanewise(_TABLE[_NAMES[code]][0], 1)
+    apply = lanewise(_TABLE[name][0], 1)
     vector = lanes * bits // 8
 
     def activation(address, vectors):  # type: ignore[no-untyped-def]
@@ -144,7 +143,7 @@ def activation_kernel(code: int, bits: int, lanes: int) -> Any:
             at = address + i * vector
             simd.store(apply(simd.load(like, at)), at)
 
-    return compile_kernel(activation, f"activation_{_NAMES[code]}_f{bits}_v{lanes}")
+    return compile_kernel(activation, f"activation_{name}_f{bits}_v{lanes}")
 
 
 def make_finish(bits: int, lanes: int, sums: int = 0) -> Callable[..., None]:
@@ -167,27 +166,24 @@ def make_finish(bits: int, lanes: int, sums: int = 0) -> Callable[..., None]:
                 simd.store(acc, scratch + i * size)
             simd.call(a.activation, scratch, held // lanes)
             acc = simd.load(acc, scratch)
-        if count >= sums:  # masked stores are slow before AVX-512
-            simd.store(acc, y + at * size)
-        else:
-            simd.store_first(acc, y + at * size, count)
+        simd.store_first(acc, y + at * size, count)
 
     return finish
 
 
 @compiled_once
-def activation_array_kernel(code: int, bits: int, lanes: int) -> Any:
+def activation_array_kernel(name: str, bits: int, lanes: int) -> Any:
     """Kernel with arguments ACTIVATION: the activation; `kept` is not read."""
-    formula = _TABLE[_NAMES[code]][0]
+    formula = _TABLE[name][0]
     array = _make_array(lambda z, _: formula(z), bits, lanes)
-    return compile_kernel(array, f"activation_array_{_NAMES[code]}_f{bits}_v{lanes}")
+    return compile_kernel(array, f"activation_array_{name}_f{bits}_v{lanes}")
 
 
 @compiled_once
-def activation_grad_kernel(code: int, bits: int, lanes: int) -> Any:
+def activation_grad_kernel(name: str, bits: int, lanes: int) -> Any:
     """Kernel with arguments ACTIVATION: the gradient."""
-    gradient = _make_array(_TABLE[_NAMES[code]][1], bits, lanes)
-    return compile_kernel(gradient, f"activation_grad_{_NAMES[code]}_f{bits}_v{lanes}")
+    gradient = _make_array(_TABLE[name][1], bits, lanes)
+    return compile_kernel(gradient, f"activation_grad_{name}_f{bits}_v{lanes}")
 
 
 def _make_array(formula: Callable[[Lanes, Lanes], Lanes], bits: int, lanes: int) -> Callable[..., None]:
@@ -201,13 +197,9 @@ def _make_array(formula: Callable[[Lanes, Lanes], Lanes], bits: int, lanes: int)
             start = task * a.chunk
             count = min(a.chunk, a.count - start)
             x, kept, y = a.x + start * size, a.kept + start * size, a.y + start * size
-            full = count // lanes * lanes
-            for i in range(0, full, lanes):
-                at = i * size
-                simd.store(apply(simd.load(like, x + at), simd.load(like, kept + at)), y + at)
-            if full < count:
-                at, rest = full * size, count - full
-                out = apply(simd.load_first(like, x + at, rest), simd.load_first(like, kept + at, rest))
-                simd.store_first(out, y + at, rest)
+            for i in range(0, count, lanes):
+                at, left = i * size, count - i
+                out = apply(simd.load_first(like, x + at, left), simd.load_first(like, kept + at, left))
+                simd.store_first(out, y + at, left)
 
     return array

@@ -1,4 +1,4 @@
-"""Compiling kernels: one definition per kernel, variants from a builder over ints, cached on disk.
+"""Compiling kernels: one definition per kernel, variants from a builder, cached on disk.
 
 Compute kernels are C functions `void(int64 arguments, int64 slot)`: `arguments` is the address of the kernel arguments
 (a record of int64, one dtype per kernel family), `slot` the number of the calling worker. Workers take tasks from the
@@ -368,9 +368,9 @@ def _wait_for(function: Callable[..., Any], signature: Any, compiled: Any, run: 
 
 
 def compiled_once(build: Callable[..., Any]) -> Any:
-    """Memoise `build(*ints)`: each variant is built once per process, by the first thread that needs it.
+    """Memoise `build(*key)`: each variant is built once per process, by the first thread that needs it.
 
-    A kernel is compiled when its address is asked for, a function before it is returned. `expect(*ints)` of the result
+    A kernel is compiled when its address is asked for, a function before it is returned. `expect(*key)` of the result
     says that a variant will be needed: other processes may compile it while this one compiles another.
 
     Builders of kernels call their parameters `bits` and `lanes`. What needs longer vectors than kernels are compiled

@@ -80,15 +80,20 @@ DEPTHWISE = kernel_arguments(
 _arguments = simd.arguments_view(DEPTHWISE)
 
 
-@instruction()
-def _broadcast(builder: Any, args: Any, like: Any, address: Any) -> Any:
-    """Consecutive numbers from `address` on, one per vector, in all of its lanes."""
-    numbers = (
-        load_value(builder, shifted(builder, args[1], i * like.size), like.element, like.size)
-        for i in range(like.count)
-    )
-    # Opaque, or LLVM broadcasts from memory in every multiply-add.
-    return pack(builder, like.vector, [opaque(builder, splat(builder, like, number)) for number in numbers])
+def _make_each(parts: int) -> Any:
+    @instruction()
+    def each(builder: Any, args: Any, like: Any, first: Any, second: Any) -> Any:
+        """Consecutive numbers from two addresses on, one of each per vector, in all lanes of its part."""
+        vectors, half = [], like.lanes // 2
+        for i in range(like.count):
+            at = [shifted(builder, address, i * like.size) for address in args[1 : 1 + parts]]
+            own = [splat(builder, like, load_value(builder, a, like.element, like.size)) for a in at]
+            lanes = [*range(half), *range(like.lanes, like.lanes + half)]
+            vector = own[0] if parts == 1 else shuffle(builder, own[0], own[1], lanes)
+            vectors.append(opaque(builder, vector))  # or LLVM broadcasts from memory in every multiply-add
+        return pack(builder, like.vector, vectors)
+
+    return each
 
 
 def load_windows(
@@ -179,25 +184,25 @@ def _make_windows(side: int, stride: int, parts: int, load_row: Callable[..., li
 
 
 def _by_rows(make_rows: Callable[[int], Callable[..., None]]) -> Any:
-    """The function of `count` rows of y, for every count."""
-    one, two, three, four, five, six, seven = (make_rows(count) for count in range(1, ROWS + 1))
+    """block(count, *operands): the function of `count` rows of y that `make_rows` makes, for every count."""
+    rows = make_rows(1)
 
     @inlined_function
-    def block(count, a, weights, bias, image, row, residual, targets, target_stride, low, high):  # type: ignore[no-untyped-def]
-        if count == 7:
-            seven(a, weights, bias, image, row, residual, targets, target_stride, low, high)
-        elif count == 6:
-            six(a, weights, bias, image, row, residual, targets, target_stride, low, high)
-        elif count == 5:
-            five(a, weights, bias, image, row, residual, targets, target_stride, low, high)
-        elif count == 4:
-            four(a, weights, bias, image, row, residual, targets, target_stride, low, high)
-        elif count == 3:
-            three(a, weights, bias, image, row, residual, targets, target_stride, low, high)
-        elif count == 2:
-            two(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+    def block(count, *operands):  # type: ignore[no-untyped-def]
+        rows(*operands)
+
+    for most in range(2, ROWS + 1):
+        block = _up_to(most, make_rows(most), block)
+    return block
+
+
+def _up_to(most: int, rows: Callable[..., None], fewer: Callable[..., None]) -> Callable[..., None]:
+    @inlined_function
+    def block(count, *operands):  # type: ignore[no-untyped-def]
+        if count == most:
+            rows(*operands)
         else:
-            one(a, weights, bias, image, row, residual, targets, target_stride, low, high)
+            fewer(count, *operands)
 
     return block
 
@@ -224,7 +229,7 @@ def _blocks_of(blocks, band, bands):  # type: ignore[no-untyped-def]
 @compiled_once
 def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
     """Kernel with arguments DEPTHWISE, for windows of side x side."""
-    size, taps = bits // 8, side * side
+    size, taps, each = bits // 8, side * side, _make_each(1)
 
     def loads(masked: bool) -> Callable[..., list[Any]]:
         return lambda builder, tile, addresses, first, columns: load_windows(
@@ -284,7 +289,8 @@ def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
         for task in simd.tasks(arguments):
             channel, band, image = _located(task, a.channels, a.bands)
             start, stop = _blocks_of(blocks, band, a.bands)
-            weights = _broadcast(simd.zeros(taps, lanes, bits), a.values + channel * taps * size)
+            values = a.values + channel * taps * size
+            weights = each(simd.zeros(taps, lanes, bits), values, values)
             bias = simd.zero(bits)
             if a.bias != 0:
                 bias = simd.load_float(bits, a.bias + channel * size)
@@ -304,24 +310,6 @@ def depthwise_kernel(side: int, stride: int, bits: int, lanes: int) -> Any:
                     activate(a, end - row, scratch, at)
 
     return compile_kernel(depthwise, f"depthwise_{side}_s{stride}_f{bits}_v{lanes}")
-
-
-def _make_each(parts: int) -> Any:
-    @instruction()
-    def each(builder: Any, args: Any, like: Any, first: Any, second: Any) -> Any:
-        """Consecutive numbers from two addresses on, one of each per vector, in all lanes of its part."""
-        vectors = []
-        for i in range(like.count):
-            own = [
-                splat(builder, like, load_value(builder, shifted(builder, a, i * like.size), like.element, like.size))
-                for a in args[1:]
-            ]
-            half = like.lanes // 2
-            both = shuffle(builder, own[0], own[1], [*range(half), *range(like.lanes, like.lanes + half)])
-            vectors.append(opaque(builder, own[0] if parts == 1 else both))
-        return pack(builder, like.vector, vectors)
-
-    return each
 
 
 def _make_store_parts(parts: int) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import simd
-from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_function
+from .compiler import compile_kernel, compiled_once, kernel_arguments
 from .simd.math import multiply
 
 # A task is a channel of an image. Tasks: images * channels.
@@ -32,43 +32,27 @@ GATE = kernel_arguments(
     "y_channel_stride",
     "y_rows",  # int64 [rows]
 )
-ONE, BY_LANE = 0, 1  # a gate is a number or a vector
-
 _gate = simd.arguments_view(GATE)
 
 
 @compiled_once
-def gate_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Kernel with arguments GATE; rows of BY_LANE are whole vectors."""
-    size = bits // 8
-
-    @kernel_function
-    def one(address):  # type: ignore[no-untyped-def]
-        return simd.add_scalar(simd.zeros(1, lanes, bits), simd.load_float(bits, address))
-
-    @kernel_function
-    def by_lane(address):  # type: ignore[no-untyped-def]
-        return simd.load(simd.zeros(1, lanes, bits), address)
-
-    load_gate = by_lane if kind == BY_LANE else one
+def gate_kernel(by_lane: int, bits: int, lanes: int) -> Any:
+    """Kernel with arguments GATE, whose gates are numbers (0), or vectors (1); rows are whole vectors then."""
+    size, load_gate = bits // 8, simd.load if by_lane else simd.filled
 
     def gate(arguments, slot):  # type: ignore[no-untyped-def]
         a = _gate(arguments)
         like = simd.zeros(1, lanes, bits)
-        length = a.row_length
-        full = length // lanes * lanes
         for task in simd.tasks(arguments):
             channel, image = task % a.channels, task // a.channels
-            factor = load_gate(a.gate + image * a.gate_image_stride + channel * a.gate_channel_stride)
+            factor = load_gate(like, a.gate + image * a.gate_image_stride + channel * a.gate_channel_stride)
             x_channel = a.x + image * a.x_image_stride + channel * a.x_channel_stride
             y_channel = a.y + image * a.y_image_stride + channel * a.y_channel_stride
             for row in range(a.rows):
                 x = x_channel + simd.load_i64(a.x_rows + row * 8)
                 y = y_channel + simd.load_i64(a.y_rows + row * 8)
-                for i in range(0, full, lanes):
-                    simd.store(multiply(simd.load(like, x + i * size), factor), y + i * size)
-                if full < length:
-                    last = simd.load_first(like, x + full * size, length - full)
-                    simd.store_first(multiply(last, factor), y + full * size, length - full)
+                for i in range(0, a.row_length, lanes):
+                    numbers = simd.load_first(like, x + i * size, a.row_length - i)
+                    simd.store_first(multiply(numbers, factor), y + i * size, a.row_length - i)
 
-    return compile_kernel(gate, f"gate_{('one', 'by_lane')[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(gate, f"gate_{'by_lane' if by_lane else 'one'}_f{bits}_v{lanes}")

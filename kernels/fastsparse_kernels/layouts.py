@@ -223,27 +223,16 @@ def pack_padded_kernel(bits: int, lanes: int) -> Any:
     size = bits // 8
     vector = lanes * size
 
-    @kernel_function
-    def copy_row(source, target, count):  # type: ignore[no-untyped-def]
-        like = simd.zeros(1, lanes, bits)
-        i = 0
-        while i + lanes <= count:
-            simd.store(simd.load(like, source + i * size), target + i * size)
-            i += lanes
-        if i < count:
-            simd.store_first(simd.load_first(like, source + i * size, count - i), target + i * size, count - i)
+    copy_row = make_copy_numbers(bits, lanes)
 
     @kernel_function
     def copy_phase(source, target, first, length, step):  # type: ignore[no-untyped-def]
-        like = simd.zeros(1, lanes, bits)
+        pair = simd.zeros(2, lanes, bits)
         if step == 2:
-            while first + 2 * lanes <= length:
-                simd.store(simd.load_even(like, source + first * size), target)
-                first += 2 * lanes
+            for i in range(first, length, 2 * lanes):
+                numbers = simd.even(simd.load_first(pair, source + i * size, length - i))
+                simd.store_first(numbers, target, (length - i + 1) // 2)
                 target += vector
-            if first < length:
-                rest = length - first
-                simd.store_first(simd.load_even_first(like, source + first * size, rest), target, (rest + 1) // 2)
             return
         for i in range(first, length, step):
             simd.store_float(simd.load_float(bits, source + i * size), target)
@@ -263,7 +252,7 @@ def pack_padded_kernel(bits: int, lanes: int) -> Any:
                 source = row * length * size if a.source_offsets == 0 else simd.load_i64(a.source_offsets + row * 8)
                 for phase in range(phases):
                     offset = simd.load_i64(a.row_offsets + (row * phases + phase) * 8)
-                    if offset < 0:
+                    if offset < 0 or length == 0:
                         continue
                     if step == 1:
                         copy_row(user + source, planes + offset, length)

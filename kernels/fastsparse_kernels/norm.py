@@ -185,18 +185,12 @@ def _make_affine(bits: int, lanes: int, line_numbers: Callable[..., Any], gradie
                 centre, slope = simd.load(like, target), simd.load(like, target + vector)
                 shift = simd.load(like, target + 2 * vector)
                 scale = simd.load(like, target + 3 * vector) if gradient else like
-                full = count // lanes * lanes
-                for i in range(0, full, lanes):
-                    v = multiply_add(_subtract(simd.load(like, at + i * size), centre), slope, shift)
+                for i in range(0, count, lanes):
+                    here, left = at + i * size, count - i
+                    v = multiply_add(_subtract(simd.load_first(like, here, left), centre), slope, shift)
                     if gradient:
-                        v = multiply_add(simd.load(like, at + to_dy + i * size), scale, v)
-                    simd.store(v, at + to_out + i * size)
-                if full < count:
-                    end, rest = at + full * size, count - full
-                    v = multiply_add(_subtract(simd.load_first(like, end, rest), centre), slope, shift)
-                    if gradient:
-                        v = multiply_add(simd.load_first(like, end + to_dy, rest), scale, v)
-                    simd.store_first(v, end + to_out, rest)
+                        v = multiply_add(simd.load_first(like, here + to_dy, left), scale, v)
+                    simd.store_first(v, here + to_out, left)
                 at, target = at + count * size, target + pitch
 
     return affine
@@ -361,11 +355,6 @@ def layer_norm_kernel(bits: int, lanes: int) -> Any:
         return horizontal_sum(sums) / columns
 
     @kernel_function
-    def normalised(x, centre, lost, scale):  # type: ignore[no-untyped-def]
-        """(x - mean) * scale; what rounding the mean to x's type lost is subtracted, too."""
-        return multiply(_subtract(_subtract(x, centre), lost), scale)
-
-    @kernel_function
     def row(a, x, y, full, rest):  # type: ignore[no-untyped-def]
         like, one = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, 64)
         mean = simd.zero(64)
@@ -376,17 +365,12 @@ def layer_norm_kernel(bits: int, lanes: int) -> Any:
         centre = convert(like, wide_mean)
         lost = convert(like, _subtract(wide_mean, convert(one, centre)))
         scale = convert(like, _inverse_root(broadcast(one, variance), broadcast(one, simd.load_float(64, a.eps))))
-        for i in range(0, full, lanes):
-            at = i * size
-            v, shift = normalised(simd.load(like, x + at), centre, lost, scale), like
+        for i in range(0, full + rest, lanes):
+            at, left, shift = i * size, full + rest - i, like
+            # (x - mean) * scale; what rounding the mean to x's type lost is subtracted, too
+            v = multiply(_subtract(_subtract(simd.load_first(like, x + at, left), centre), lost), scale)
             if a.beta != 0:
-                shift = simd.load(like, a.beta + at)
-            simd.store(multiply_add(v, simd.load(like, a.gamma + at), shift), y + at)
-        if rest > 0:
-            at = full * size
-            v, shift = normalised(simd.load_first(like, x + at, rest), centre, lost, scale), like
-            if a.beta != 0:
-                shift = simd.load_first(like, a.beta + at, rest)
-            simd.store_first(multiply_add(v, simd.load_first(like, a.gamma + at, rest), shift), y + at, rest)
+                shift = simd.load_first(like, a.beta + at, left)
+            simd.store_first(multiply_add(v, simd.load_first(like, a.gamma + at, left), shift), y + at, left)
 
     return compile_kernel(make_over_rows(_layer_norm, row, size, lanes), f"layer_norm_f{bits}_v{lanes}")

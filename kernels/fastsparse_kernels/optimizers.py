@@ -10,11 +10,10 @@ from typing import Any
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, kernel_arguments
-from .simd.math import Lanes, broadcast, fma, lanewise, multiply, multiply_add, sqrt
+from .simd.math import Lanes, fma, lanewise, multiply, multiply_add, sqrt
 
 CHUNK = 8192  # elements of a task, a multiple of VL
-PLAIN, MOMENTUM, NESTEROV = range(3)
-SGD_KINDS = (PLAIN, MOMENTUM, NESTEROV)
+SGD_KINDS = "plain", "momentum", "nesterov"
 
 # Contiguous arrays of `count` elements; a task is `chunk` elements. `numbers` are floats of the same size.
 SGD = kernel_arguments("count", "chunk", "value", "grad", "velocity", "numbers")  # numbers: -rate, momentum, decay
@@ -37,28 +36,27 @@ def _root(second: Lanes, scale: Lanes, eps: Lanes) -> Lanes:
 
 
 @compiled_once
-def sgd_kernel(kind: int, bits: int, lanes: int) -> Any:
+def sgd_kernel(kind: str, bits: int, lanes: int) -> Any:
     """g = grad + decay value; v = momentum v + g; value -= rate (g + momentum v | v | g) by `kind`."""
     size = bits // 8
 
     def sgd(arguments, slot):  # type: ignore[no-untyped-def]
         a = _sgd(arguments)
         like = simd.zeros(1, lanes, bits)
-        rate = broadcast(like, simd.load_float(bits, a.numbers))
-        momentum = broadcast(like, simd.load_float(bits, a.numbers + size))
-        decay = broadcast(like, simd.load_float(bits, a.numbers + 2 * size))
+        rate, momentum = simd.filled(like, a.numbers), simd.filled(like, a.numbers + size)
+        decay = simd.filled(like, a.numbers + 2 * size)
         for task in simd.tasks(arguments):
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i
                 value = simd.load_first(like, a.value + at, rest)
                 step = multiply_add(decay, value, simd.load_first(like, a.grad + at, rest))
-                if kind:
+                if kind != "plain":
                     velocity = multiply_add(momentum, simd.load_first(like, a.velocity + at, rest), step)
                     simd.store_first(velocity, a.velocity + at, rest)
-                    step = multiply_add(momentum, velocity, step) if kind == NESTEROV else velocity
+                    step = multiply_add(momentum, velocity, step) if kind == "nesterov" else velocity
                 simd.store_first(multiply_add(rate, step, value), a.value + at, rest)
 
-    return compile_kernel(sgd, f"sgd_{('plain', 'momentum', 'nesterov')[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(sgd, f"sgd_{kind}_f{bits}_v{lanes}")
 
 
 @compiled_once
@@ -71,15 +69,11 @@ def adam_kernel(bits: int, lanes: int) -> Any:
     def adam(arguments, slot):  # type: ignore[no-untyped-def]
         a = _adam(arguments)
         like = simd.zeros(1, lanes, bits)
-        beta1 = broadcast(like, simd.load_float(bits, a.numbers))
-        rest1 = broadcast(like, simd.load_float(bits, a.numbers + size))
-        beta2 = broadcast(like, simd.load_float(bits, a.numbers + 2 * size))
-        rest2 = broadcast(like, simd.load_float(bits, a.numbers + 3 * size))
-        scale = broadcast(like, simd.load_float(bits, a.numbers + 4 * size))
-        eps = broadcast(like, simd.load_float(bits, a.numbers + 5 * size))
-        rate = broadcast(like, simd.load_float(bits, a.numbers + 6 * size))
-        decay = broadcast(like, simd.load_float(bits, a.numbers + 7 * size))
-        shrink = broadcast(like, simd.load_float(bits, a.numbers + 8 * size))
+        beta1, rest1 = simd.filled(like, a.numbers), simd.filled(like, a.numbers + size)
+        beta2, rest2 = simd.filled(like, a.numbers + 2 * size), simd.filled(like, a.numbers + 3 * size)
+        scale, eps = simd.filled(like, a.numbers + 4 * size), simd.filled(like, a.numbers + 5 * size)
+        rate, decay = simd.filled(like, a.numbers + 6 * size), simd.filled(like, a.numbers + 7 * size)
+        shrink = simd.filled(like, a.numbers + 8 * size)
         for task in simd.tasks(arguments):
             for i in range(task * a.chunk, min(a.count, (task + 1) * a.chunk), lanes):
                 at, rest = i * size, a.count - i

@@ -24,20 +24,10 @@ sums : room for `CODE_ROWS` vectors
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from numba import types
-
 from . import simd
-from .compiler import (
-    compile_function,
-    compile_kernel,
-    compiled_once,
-    inlined_function,
-    kernel_arguments,
-    kernel_function,
-)
+from .compiler import compile_kernel, compiled_once, host_function, inlined_function, kernel_arguments, kernel_function
 
 CODE_ROWS = 30  # the other two registers hold x, or the limits
 CODE_LANES = 16  # float32 in 64 bytes
@@ -45,11 +35,7 @@ WEIGHTS_AHEAD = 128
 MULTIPLY_BYTES, LOAD_BYTES, ROW_BYTES = 7, 7, 40  # of code, as a rule: a nonzero, a column's load of x, a row's rest
 NONZERO_BYTES, PART_BYTES = 32, 2048  # at most: a nonzero with all that may stand before it; all else of a part
 
-BEGINS, ENDS, FOLLOWS = (
-    1,
-    2,
-    4,
-)  # kinds of parts: of the first, of the last columns; in the segment of the one before
+BEGINS, ENDS, FOLLOWS = 1, 2, 4  # kinds of parts: of the first, of the last columns; in the segment of the one before
 BIAS, RESIDUAL, LOW, HIGH = 1, 2, 4, 8  # stages of the epilogue
 
 _VECTOR, _RECORD = CODE_LANES * 4, 32  # bytes: of a vector, of a segment in the kernel's table
@@ -165,109 +151,86 @@ def _finish(code, at, r, row, kind, epilogue, y_row_stride):  # type: ignore[no-
     return _on_memory(code, at, _STORE, r, 0, _RCX, row * y_row_stride, _VECTOR)
 
 
-def make_write_code() -> Callable[..., int]:
-    """Write the code of all segments; returns its bytes."""
+@host_function("int64(int64*, int64*, int64**, int64, int64, int64, int64, int64**, int64*, uint8*, int64*)")
+def write_code(  # type: ignore[no-untyped-def]
+    offsets, rows, parts, epilogue, y_row_stride, low, high, pointers, left, code, starts
+):
+    """Write the code of all segments; returns its bytes.
 
-    def write_code(  # type: ignore[no-untyped-def]
-        offsets, rows, parts, epilogue, y_row_stride, low, high, pointers, left, code, starts
-    ):
-        """offsets, rows : int64 [nnz], bytes from a position to a nonzero's x, and its row, by chunk, column and row
-        parts : int64 [parts, 4], first row, number of rows, end of the nonzeros, kind
-        low, high : limits of the clamp as bits of float32
-        pointers : scratch, see `_load_x`
-        left : int64 [CODE_ROWS], scratch
-        code, starts : uint8, int64 [parts], written: the code, and where that of a segment begins, at its first part
-        """
-        at, p, weights = 0, 0, 0
-        for s in range(parts.shape[0]):
-            first, count, end, kind = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
-            if not kind & FOLLOWS:
-                while at % 64:
-                    at = _put(code, at, 0x90)
-                starts[s], weights = at, p + WEIGHTS_AHEAD
-            left[:] = 0
-            for q in range(p, end):
-                left[rows[q] - first] += 1
-            if kind & ENDS and epilogue & (LOW | HIGH):
-                at = _set_limit(code, at, low if epilogue & LOW else high)
+    offsets, rows : int64 [nnz], bytes from a position to a nonzero's x, and its row, by chunk, column and row
+    parts : int64 [parts, 4], first row, number of rows, end of the nonzeros, kind
+    low, high : limits of the clamp as bits of float32
+    pointers : scratch, see `_load_x`
+    left : int64 [CODE_ROWS], scratch
+    code, starts : uint8, int64 [parts], written: the code, and where that of a segment begins, at its first part
+    """
+    at, p, weights = 0, 0, 0
+    for s in range(parts.shape[0]):
+        first, count, end, kind = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
+        if not kind & FOLLOWS:
+            while at % 64:
+                at = _put(code, at, 0x90)
+            starts[s], weights = at, p + WEIGHTS_AHEAD
+        left[:] = 0
+        for q in range(p, end):
+            left[rows[q] - first] += 1
+        if kind & ENDS and epilogue & (LOW | HIGH):
+            at = _set_limit(code, at, low if epilogue & LOW else high)
+        for r in range(count):
+            if kind & BEGINS:
+                at = _on_registers(code, at, _ZERO, r, r, r)
+            elif kind & ENDS or left[r] > 0:
+                at = _on_memory(code, at, _LOAD, r, 0, _R9, r * _VECTOR, _VECTOR)
+            if left[r] == 0 and kind & (BEGINS | ENDS):
+                at = _finish(code, at, r, first + r, kind, epilogue, y_row_stride)
+        loaded = -1
+        for i in range(POINTERS):
+            pointers[i, 0], pointers[i, 1] = -(2**40), -1
+        while p < end:
+            if offsets[p] != loaded:
+                loaded = offsets[p]
+                at = _load_x(code, at, loaded, pointers)
+            if p - weights >= WEIGHTS_AHEAD:  # add rsi, bytes of as many weights as one byte tells apart
+                at = _put(code, _put(code, _put(code, at, 0x48), 0x81), 0xC0 | _RSI)
+                at = _put_four(code, at, 2 * WEIGHTS_AHEAD * 4)
+                weights += 2 * WEIGHTS_AHEAD
+            r = rows[p] - first
+            at = _on_memory(code, at, _MULTIPLY_ADD, r, _X, _RSI, (p - weights) * 4, 4)
+            left[r] -= 1
+            if left[r] == 0:
+                at = _finish(code, at, r, rows[p], kind, epilogue, y_row_stride)
+            p += 1
+        if kind & ENDS and epilogue & LOW and epilogue & HIGH:
+            at = _set_limit(code, at, high)
             for r in range(count):
-                if kind & BEGINS:
-                    at = _on_registers(code, at, _ZERO, r, r, r)
-                elif kind & ENDS or left[r] > 0:
-                    at = _on_memory(code, at, _LOAD, r, 0, _R9, r * _VECTOR, _VECTOR)
-                if left[r] == 0 and kind & (BEGINS | ENDS):
-                    at = _finish(code, at, r, first + r, kind, epilogue, y_row_stride)
-            loaded = -1
-            for i in range(POINTERS):
-                pointers[i, 0], pointers[i, 1] = -(2**40), -1
-            while p < end:
-                if offsets[p] != loaded:
-                    loaded = offsets[p]
-                    at = _load_x(code, at, loaded, pointers)
-                if p - weights >= WEIGHTS_AHEAD:  # add rsi, bytes of as many weights as one byte tells apart
-                    at = _put(code, _put(code, _put(code, at, 0x48), 0x81), 0xC0 | _RSI)
-                    at = _put_four(code, at, 2 * WEIGHTS_AHEAD * 4)
-                    weights += 2 * WEIGHTS_AHEAD
-                r = rows[p] - first
-                at = _on_memory(code, at, _MULTIPLY_ADD, r, _X, _RSI, (p - weights) * 4, 4)
-                left[r] -= 1
-                if left[r] == 0:
-                    at = _finish(code, at, r, rows[p], kind, epilogue, y_row_stride)
-                p += 1
-            if kind & ENDS and epilogue & LOW and epilogue & HIGH:
-                at = _set_limit(code, at, high)
-                for r in range(count):
-                    at = _on_registers(code, at, _MIN, r, _LIMIT, r)
-                    at = _on_memory(code, at, _STORE, r, 0, _RCX, (first + r) * y_row_stride, _VECTOR)
-            if s + 1 == parts.shape[0] or not parts[s + 1, 3] & FOLLOWS:
-                for byte in (0xC5, 0xF8, 0x77, 0xC3):  # vzeroupper, ret
-                    at = _put(code, at, byte)
-        return at
-
-    return write_code
+                at = _on_registers(code, at, _MIN, r, _LIMIT, r)
+                at = _on_memory(code, at, _STORE, r, 0, _RCX, (first + r) * y_row_stride, _VECTOR)
+        if s + 1 == parts.shape[0] or not parts[s + 1, 3] & FOLLOWS:
+            for byte in (0xC5, 0xF8, 0x77, 0xC3):  # vzeroupper, ret
+                at = _put(code, at, byte)
+    return at
 
 
-def make_order_by_columns() -> Callable[..., None]:
-    """Sort the nonzeros of each chunk of rows by column, then row."""
+@host_function("void(const int64*, const column*, int64*, int64*, int64*, int64*)")
+def order_by_columns(indptr, columns, chunk_rows, counts, rows, order):  # type: ignore[no-untyped-def]
+    """Sort the nonzeros of each chunk of rows by column, then row.
 
-    def order_by_columns(indptr, columns, chunk_rows, counts, rows, order):  # type: ignore[no-untyped-def]
-        """counts : int64 [columns + 1], scratch
-        rows, order : int64 [nnz], written: the row of each nonzero in that order, and its index in the CSR
-        """
-        for chunk in range(chunk_rows.shape[0] - 1):
-            first, last = chunk_rows[chunk], chunk_rows[chunk + 1]
-            counts[:] = 0
-            for p in range(indptr[first], indptr[last]):
-                counts[columns[p] + 1] += 1
-            counts[0] = indptr[first]
-            for column in range(counts.shape[0] - 1):
-                counts[column + 1] += counts[column]
-            for row in range(first, last):
-                for p in range(indptr[row], indptr[row + 1]):
-                    at = counts[columns[p]]
-                    counts[columns[p]] = at + 1
-                    rows[at], order[at] = row, p
-
-    return order_by_columns
-
-
-_I64, _U8 = types.Array(types.int64, 1, "C"), types.Array(types.uint8, 1, "C")
-
-
-@compiled_once
-def write_code() -> Any:
-    """The compiled function of `make_write_code`."""
-    sizes = [types.int64] * 4
-    table = types.Array(types.int64, 2, "C")
-    return compile_function(make_write_code(), types.int64(_I64, _I64, table, *sizes, table, _I64, _U8, _I64))
-
-
-@compiled_once
-def order_by_columns(bits: int) -> Any:
-    """The compiled function of `make_order_by_columns`, for column indices of `bits` bits."""
-    indptr = types.Array(types.int64, 1, "C", readonly=True)
-    columns = types.Array(types.int64 if bits == 64 else types.int32, 1, "C", readonly=True)
-    return compile_function(make_order_by_columns(), types.void(indptr, columns, _I64, _I64, _I64, _I64))
+    counts : int64 [columns + 1], scratch
+    rows, order : int64 [nnz], written: the row of each nonzero in that order, and its index in the CSR
+    """
+    for chunk in range(chunk_rows.shape[0] - 1):
+        first, last = chunk_rows[chunk], chunk_rows[chunk + 1]
+        counts[:] = 0
+        for p in range(indptr[first], indptr[last]):
+            counts[columns[p] + 1] += 1
+        counts[0] = indptr[first]
+        for column in range(counts.shape[0] - 1):
+            counts[column + 1] += counts[column]
+        for row in range(first, last):
+            for p in range(indptr[row], indptr[row + 1]):
+                at = counts[columns[p]]
+                counts[columns[p]] = at + 1
+                rows[at], order[at] = row, p
 
 
 # ---------------------------------------------------------------- the kernel
@@ -305,8 +268,9 @@ def _prefetch(start, end):  # type: ignore[no-untyped-def]
     return start
 
 
-def make_coded_spmm() -> Callable[..., None]:
-    """The kernel: it calls a tile's code, segment by segment, for each of its vectors."""
+@compiled_once
+def coded_spmm_kernel() -> Any:
+    """The kernel with arguments ARGUMENTS: it calls a tile's code, segment by segment, for each of its vectors."""
 
     def coded_spmm(arguments, slot):  # type: ignore[no-untyped-def]
         a = _arguments(arguments)
@@ -343,10 +307,4 @@ def make_coded_spmm() -> Callable[..., None]:
                     sums += CODE_ROWS * _VECTOR
                 segment += _RECORD
 
-    return coded_spmm
-
-
-@compiled_once
-def coded_spmm_kernel() -> Any:
-    """The compiled kernel; `.address` is what `parallel.run_parallel` and `parallel.run_serial` take."""
-    return compile_kernel(make_coded_spmm(), "coded_spmm_f32")
+    return compile_kernel(coded_spmm, "coded_spmm_f32")

@@ -25,10 +25,9 @@ from .compiler import compile_kernel, compiled_once, kernel_arguments, kernel_fu
 from .simd import types as tiles
 from .simd.math import Lanes, Mask, lanewise, where
 
-KINDS = MAX, MAX_INDEX, MEAN = 0, 1, 2
-GRADIENT_KINDS = MAX_INDEX, MEAN
-BATCH_BLOCKED_KINDS = MAX, MEAN
-_NAMES = ("max", "max_index", "mean")
+KINDS = "max", "max_index", "mean"
+GRADIENT_KINDS = "max_index", "mean"
+BATCH_BLOCKED_KINDS = "max", "mean"
 _PART = 256  # elements of a mean that are added one after the other, at the least; then these sums are
 
 # Contiguous planes, forward (x -> y) and backward (y -> x: y is dY, x is dX). Tasks are (group of VL planes,
@@ -45,7 +44,7 @@ NCHW = kernel_arguments(
     "x_stride",  # bytes per plane
     "y",  # float [planes, output height * output width]
     "y_stride",
-    "index",  # integers of the size of y's numbers, of its shape (MAX_INDEX and its gradient only)
+    "index",  # integers of the size of y's numbers, of its shape ("max_index" and its gradient only)
     # worker scratch: a band of x, of y and of the index, each with room for VL more vectors
     "scratch",
     "scratch_stride",
@@ -128,8 +127,9 @@ def _divided(builder: Any, args: Any, tile: Any, weight: Any) -> Any:
 # ---------------------------------------------------------------- windows
 
 
-def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
-    """Loop over windows: rows `first` to `last` of the output of one plane vector.
+def _make_windows(kind: str, gradient: bool, bits: int, lanes: int) -> Callable[..., Any]:
+    """Loop over the windows of a band of rows of one plane vector: what they reduce goes to y, or a gradient in y to
+    the input rows of the band.
 
     x, y, index: addresses of position 0 of planes whose positions are at `offsets`, or contiguous when that is 0.
     """
@@ -178,53 +178,33 @@ def _make_windows(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
             total = simd.add(total, part)
         simd.store(_divided(total, weight), out)
 
-    reduce_window = (largest, largest_index, mean)[kind]
-
     @kernel_function
-    def windows(a, x, x_offsets, y, y_offsets, index, first, last):  # type: ignore[no-untyped-def]
-        width, out_width, columns = a.width, a.out_width, a.columns
-        for i in range(first, last):
-            row = a.rows + i * 24
-            top, end, row_weight = simd.load_i64(row), simd.load_i64(row + 8), simd.load_i64(row + 16)
-            for j in range(out_width):
-                column = columns + j * 24
-                left, right = simd.load_i64(column), simd.load_i64(column + 8)
-                weight = row_weight * simd.load_i64(column + 16)
-                at = i * out_width + j
-                out = position_address(y, y_offsets, at)
-                reduce_window(x, x_offsets, width, top, end, left, right, weight, out, index + at * vector)
-
-    return windows
-
-
-def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
-    """Loop over windows backward: add output rows `first` to `last` to the input rows `low` to `high`."""
-    vector = lanes * bits // 8
-
-    @kernel_function
-    def to_largest(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
+    def to_largest(x, offsets, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
-        gradient, winner = simd.load(like, dy), simd.load(like, index)
+        slope, winner = simd.load(like, dy), simd.load(like, index)
         for h in range(top, end):
             for w in range(left, right):
-                at = x + (h * width + w) * vector
-                simd.store(simd.add(simd.load(like, at), _chosen(gradient, winner, h * width + w)), at)
+                at = position_address(x, offsets, h * width + w)
+                simd.store(simd.add(simd.load(like, at), _chosen(slope, winner, h * width + w)), at)
 
     @kernel_function
-    def to_all(x, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
+    def to_all(x, offsets, width, top, end, left, right, weight, dy, index):  # type: ignore[no-untyped-def]
         like = simd.zeros(1, lanes, bits)
         share = _divided(simd.load(like, dy), weight)
         for h in range(top, end):
             for w in range(left, right):
-                at = x + (h * width + w) * vector
+                at = position_address(x, offsets, h * width + w)
                 simd.store(simd.add(simd.load(like, at), share), at)
 
-    spread_window = to_all if kind == MEAN else to_largest
+    one_window = {"max": largest, "max_index": largest_index, "mean": mean}[kind]
+    if gradient:
+        one_window = to_all if kind == "mean" else to_largest
 
     @kernel_function
-    def windows_grad(a, x, y, index, low, high, first, last):  # type: ignore[no-untyped-def]
+    def windows(a, band, x, x_offsets, y, y_offsets, index):  # type: ignore[no-untyped-def]
         width, out_width, columns = a.width, a.out_width, a.columns
-        for i in range(first, last):
+        low, high = simd.load_i64(band), simd.load_i64(band + 8)
+        for i in range(simd.load_i64(band + 16), simd.load_i64(band + 24)):
             row = a.rows + i * 24
             row_weight = simd.load_i64(row + 16)
             top, end = max(low, simd.load_i64(row)), min(high, simd.load_i64(row + 8))
@@ -232,10 +212,11 @@ def _make_windows_grad(kind: int, bits: int, lanes: int) -> Callable[..., Any]:
                 column = columns + j * 24
                 left, right = simd.load_i64(column), simd.load_i64(column + 8)
                 weight = row_weight * simd.load_i64(column + 16)
-                at = (i * out_width + j) * vector
-                spread_window(x, width, top, end, left, right, weight, y + at, index + at)
+                at = i * out_width + j
+                out = position_address(y, y_offsets, at)
+                one_window(x, x_offsets, width, top, end, left, right, weight, out, index + at * vector)
 
-    return windows_grad
+    return windows
 
 
 # ---------------------------------------------------------------- planes <-> vectors of planes
@@ -275,71 +256,57 @@ def _make_transposes(bits: int, lanes: int) -> tuple[Callable[..., Any], Callabl
 
 
 @compiled_once
-def pool_kernel(kind: int, bits: int, lanes: int) -> Any:
+def pool_kernel(kind: str, bits: int, lanes: int) -> Any:
     """Kernel with arguments NCHW, x -> y."""
+    return compile_kernel(_make_pool(kind, False, bits, lanes), f"pool_{kind}_f{bits}_v{lanes}")
+
+
+@compiled_once
+def pool_grad_kernel(kind: str, bits: int, lanes: int) -> Any:
+    """Kernel with arguments NCHW, y (dY) -> x (dX); kind is one of GRADIENT_KINDS."""
+    return compile_kernel(_make_pool(kind, True, bits, lanes), f"pool_grad_{kind}_f{bits}_v{lanes}")
+
+
+def _make_pool(kind: str, gradient: bool, bits: int, lanes: int) -> Callable[..., None]:
     size, vector = bits // 8, lanes * bits // 8
-    parts = 2 if kind == MAX_INDEX else 1  # y, and the index
-    windows = _make_windows(kind, bits, lanes)
-    gather, scatter = _make_transposes(bits, lanes)
+    parts = 2 if kind == "max_index" else 1  # y, and the index
+    windows, (gather, scatter) = _make_windows(kind, gradient, bits, lanes), _make_transposes(bits, lanes)
 
     def pool(arguments, slot):  # type: ignore[no-untyped-def]
         a = _nchw_arguments(arguments)
-        scratch = a.scratch + slot * a.scratch_stride
+        scratch, zero = a.scratch + slot * a.scratch_stride, simd.zeros(1, lanes, bits)
         for task in simd.tasks(arguments):
             group, band = task // a.bands, a.band_rows + task % a.bands * 32
             planes = a.planes - group * lanes
-            start, end = simd.load_i64(band) * a.width, simd.load_i64(band + 8) * a.width
+            start, elements = simd.load_i64(band) * a.width, (simd.load_i64(band + 8) - simd.load_i64(band)) * a.width
             first, last = simd.load_i64(band + 16), simd.load_i64(band + 24)
-            x = a.x + group * lanes * a.x_stride + start * size
-            gather(x, a.x_stride, planes, end - start, scratch)
             done, count = first * a.out_width, (last - first) * a.out_width
-            y, index = scratch + a.scratch_y - done * vector, scratch + a.scratch_index - done * vector
-            windows(a, scratch - start * vector, 0, y, 0, index, first, last)
-            target = group * lanes * a.y_stride + done * size
-            for part in range(parts):
-                band_part = scratch + a.scratch_y + part * (a.scratch_index - a.scratch_y)
-                scatter(band_part, (a.index if part else a.y) + target, a.y_stride, planes, count)
+            x = a.x + group * lanes * a.x_stride + start * size
+            outputs, to_index = group * lanes * a.y_stride + done * size, a.scratch_index - a.scratch_y
+            if gradient:
+                for part in range(parts):
+                    source = (a.index if part else a.y) + outputs
+                    gather(source, a.y_stride, planes, count, scratch + a.scratch_y + part * to_index)
+                for i in range(elements):
+                    simd.store(zero, scratch + i * vector)
+            else:
+                gather(x, a.x_stride, planes, elements, scratch)
+            y = scratch + a.scratch_y - done * vector
+            windows(a, band, scratch - start * vector, 0, y, 0, y + to_index)
+            if gradient:
+                scatter(scratch, x, a.x_stride, planes, elements)
+            else:
+                for part in range(parts):
+                    target = (a.index if part else a.y) + outputs
+                    scatter(scratch + a.scratch_y + part * to_index, target, a.y_stride, planes, count)
 
-    return compile_kernel(pool, f"pool_{_NAMES[kind]}_f{bits}_v{lanes}")
+    return pool
 
 
 @compiled_once
-def pool_grad_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Kernel with arguments NCHW, y (dY) -> x (dX); kind is MAX_INDEX or MEAN."""
-    size, vector = bits // 8, lanes * bits // 8
-    parts = 2 if kind == MAX_INDEX else 1  # y, and the index
-    windows_grad = _make_windows_grad(kind, bits, lanes)
-    gather, scatter = _make_transposes(bits, lanes)
-
-    def pool_grad(arguments, slot):  # type: ignore[no-untyped-def]
-        a = _nchw_arguments(arguments)
-        scratch = a.scratch + slot * a.scratch_stride
-        zero = simd.zeros(1, lanes, bits)
-        for task in simd.tasks(arguments):
-            group, band = task // a.bands, a.band_rows + task % a.bands * 32
-            planes = a.planes - group * lanes
-            low, high = simd.load_i64(band), simd.load_i64(band + 8)
-            first, last = simd.load_i64(band + 16), simd.load_i64(band + 24)
-            done, count = first * a.out_width, (last - first) * a.out_width
-            source = group * lanes * a.y_stride + done * size
-            for part in range(parts):
-                band_part = scratch + a.scratch_y + part * (a.scratch_index - a.scratch_y)
-                gather((a.index if part else a.y) + source, a.y_stride, planes, count, band_part)
-            start, elements = low * a.width, (high - low) * a.width
-            for i in range(elements):
-                simd.store(zero, scratch + i * vector)
-            y, index = scratch + a.scratch_y - done * vector, scratch + a.scratch_index - done * vector
-            windows_grad(a, scratch - start * vector, y, index, low, high, first, last)
-            x = a.x + group * lanes * a.x_stride + start * size
-            scatter(scratch, x, a.x_stride, planes, elements)
-
-    return compile_kernel(pool_grad, f"pool_grad_{_NAMES[kind]}_f{bits}_v{lanes}")
-
-
-@compiled_once
-def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
-    """Kernel with arguments BATCH_BLOCKED; kind is MAX or MEAN."""
-    windows = _make_windows(kind, bits, lanes)
+def pool_batch_blocked_kernel(kind: str, bits: int, lanes: int) -> Any:
+    """Kernel with arguments BATCH_BLOCKED; kind is one of BATCH_BLOCKED_KINDS."""
+    windows = _make_windows(kind, False, bits, lanes)
 
     def pool_batch_blocked(arguments, slot):  # type: ignore[no-untyped-def]
         a = _blocked_arguments(arguments)
@@ -348,6 +315,6 @@ def pool_batch_blocked_kernel(kind: int, bits: int, lanes: int) -> Any:
             group, channel = plane // a.channels, plane % a.channels
             x = a.x + group * a.x_group_stride + channel * a.x_channel_stride
             y = a.y + group * a.y_group_stride + channel * a.y_channel_stride
-            windows(a, x, a.x_offsets, y, a.y_offsets, 0, simd.load_i64(band + 16), simd.load_i64(band + 24))
+            windows(a, band, x, a.x_offsets, y, a.y_offsets, 0)
 
-    return compile_kernel(pool_batch_blocked, f"pool_batch_blocked_{_NAMES[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(pool_batch_blocked, f"pool_batch_blocked_{kind}_f{bits}_v{lanes}")

@@ -21,9 +21,7 @@ from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments
 from .simd.math import Lanes, fma, lanewise, multiply, multiply_add, sigmoid, tanh, where
 
-LSTM, GRU, RNN_TANH, RNN_RELU = KINDS = range(4)
-GATES = (4, 3, 1, 1)
-_NAMES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # of every kind
 
 # A task is a panel of samples. All strides in bytes.
 CELL = kernel_arguments(
@@ -57,46 +55,35 @@ _relu_of = lanewise(_relu, 1)
 
 
 @compiled_once
-def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
+def cell_kernel(kind: str, bits: int, lanes: int) -> Any:
     """Kernel with arguments CELL."""
     size = bits // 8
 
-    @inlined_function
-    def load(like, address, valid):  # type: ignore[no-untyped-def]
-        return simd.load(like, address) if valid >= lanes else simd.load_first(like, address, valid)
-
-    @inlined_function
-    def store(tile, address, valid):  # type: ignore[no-untyped-def]
-        if valid >= lanes:
-            simd.store(tile, address)
-        else:
-            simd.store_first(tile, address, valid)
-
-    if kind == LSTM:
+    if kind == "lstm":
 
         @inlined_function
         def next_state(like, x, u, before, after, gate, valid):  # type: ignore[no-untyped-def]
-            i, g = _sigmoid(load(like, x, valid)), _tanh(load(like, x + 3 * gate, valid))
-            f = _sigmoid(load(like, x + 2 * gate, valid))
-            c = multiply_add(f, load(like, before, valid), multiply(i, g))
-            store(c, after, valid)
-            return multiply(_sigmoid(load(like, x + gate, valid)), _tanh(c))
+            i, g = _sigmoid(simd.load_first(like, x, valid)), _tanh(simd.load_first(like, x + 3 * gate, valid))
+            f = _sigmoid(simd.load_first(like, x + 2 * gate, valid))
+            c = multiply_add(f, simd.load_first(like, before, valid), multiply(i, g))
+            simd.store_first(c, after, valid)
+            return multiply(_sigmoid(simd.load_first(like, x + gate, valid)), _tanh(c))
 
-    elif kind == GRU:
+    elif kind == "gru":
 
         @inlined_function
         def next_state(like, x, u, before, after, gate, valid):  # type: ignore[no-untyped-def]
-            z = _sigmoid_of_sum(load(like, x, valid), load(like, u, valid))
-            r = _sigmoid_of_sum(load(like, x + gate, valid), load(like, u + gate, valid))
-            n = _candidate(load(like, x + 2 * gate, valid), r, load(like, u + 2 * gate, valid))
-            return _mixed(z, load(like, before, valid), n)
+            z = _sigmoid_of_sum(simd.load_first(like, x, valid), simd.load_first(like, u, valid))
+            r = _sigmoid_of_sum(simd.load_first(like, x + gate, valid), simd.load_first(like, u + gate, valid))
+            n = _candidate(simd.load_first(like, x + 2 * gate, valid), r, simd.load_first(like, u + 2 * gate, valid))
+            return _mixed(z, simd.load_first(like, before, valid), n)
 
     else:
-        activation = _tanh if kind == RNN_TANH else _relu_of
+        activation = _tanh if kind == "rnn_tanh" else _relu_of
 
         @inlined_function
         def next_state(like, x, u, before, after, gate, valid):  # type: ignore[no-untyped-def]
-            return activation(load(like, x, valid))
+            return activation(simd.load_first(like, x, valid))
 
     def cell(arguments, slot):  # type: ignore[no-untyped-def]
         a = _cell(arguments)
@@ -108,8 +95,8 @@ def cell_kernel(kind: int, bits: int, lanes: int) -> Any:
             for i in range(0, a.count, lanes):
                 at, valid = i * size, a.count - i
                 state = next_state(like, x + at, u + at, before + at, after + at, gate, valid)
-                store(state, h + at, valid)
+                simd.store_first(state, h + at, valid)
                 if a.also != 0:
-                    store(state, also + at, valid)
+                    simd.store_first(state, also + at, valid)
 
-    return compile_kernel(cell, f"cell_{_NAMES[kind]}_f{bits}_v{lanes}")
+    return compile_kernel(cell, f"cell_{kind}_f{bits}_v{lanes}")

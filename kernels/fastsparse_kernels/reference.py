@@ -298,17 +298,6 @@ def batch_norm_backward(dy: Array, x: Array, gamma: Array, eps: float) -> tuple[
     return grad_x, grad_gamma, grad_beta
 
 
-def batch_norm_eval_backward(
-    dy: Array, x: Array, gamma: Array, mean: Array, variance: Array, eps: float
-) -> tuple[Array, Array, Array]:
-    """Gradients of :func:`batch_norm_eval` with mean and variance held constant."""
-    dy, x, gamma, mean, variance = wide(dy, x, gamma, mean, variance)
-    axes, n = (0, *range(2, x.ndim)), x.ndim
-    scale = 1 / np.sqrt(variance + eps)
-    normal = (x - _per_channel(mean, n)) * _per_channel(scale, n)
-    return dy * _per_channel(gamma * scale, n), (dy * normal).sum(axis=axes), dy.sum(axis=axes)
-
-
 # --- rows --------------------------------------------------------------------------------------
 
 

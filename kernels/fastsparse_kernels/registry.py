@@ -36,7 +36,7 @@ from . import (
 )
 
 TILE_WIDTHS = range(1, 9)
-Arguments = tuple[int, ...]
+Arguments = tuple[Any, ...]  # numbers, and names of kinds
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _once(bits: int, lanes: int) -> list[Arguments]:
     return [(bits, lanes)]
 
 
-def _each(kinds: Iterable[int], *, half: bool = False) -> Callable[[int, int], list[Arguments]]:
+def _each(kinds: Iterable[Any], *, half: bool = False) -> Callable[[int, int], list[Arguments]]:
     """Of all kinds, with vectors of half the length, too."""
 
     def arguments(bits: int, lanes: int) -> list[Arguments]:
@@ -104,7 +104,7 @@ def _narrow(bits: int, lanes: int) -> list[Arguments]:
     return [(*w, w[0] // 2, parts, bits, lanes) for w in depthwise.WINDOWS for parts in (1, 2)] if fits else []
 
 
-_ACTIVATIONS = _each(activations.ACTIVATION_CODES.values())
+_ACTIVATIONS = _each(activations.ACTIVATIONS)
 FAMILIES = (
     Family("spmm", spmm.spmm_kernel, _tiles),
     Family("spmm by code", pattern_code.coded_spmm_kernel, _coded),
@@ -135,8 +135,8 @@ FAMILIES = (
     Family("depthwise convolution of narrow images", depthwise.narrow_kernel, _narrow),
     Family("interpolation", interpolation.interpolation_kernel, lambda bits, lanes: [(2, bits, lanes)]),
     Family("interpolation of batch-blocked arrays", interpolation.interpolation_batch_blocked_kernel, _once),
-    Family("gate", gates.gate_kernel, _each((gates.ONE, gates.BY_LANE))),
-    Family("recurrent cell", recurrent.cell_kernel, _each(recurrent.KINDS, half=True)),
+    Family("gate", gates.gate_kernel, _each((0, 1))),
+    Family("recurrent cell", recurrent.cell_kernel, _each(recurrent.GATES, half=True)),
     Family("batch norm", norm.batch_norm_kernel, _columns),
     Family("batch norm gradient", norm.batch_norm_grad_kernel, _columns),
     Family("softmax", softmax.softmax_kernel, _once),
@@ -150,8 +150,6 @@ FAMILIES = (
 FUNCTIONS: tuple[tuple[Any, Arguments], ...] = (
     *((get, bits) for get, keys in compiler.host_functions for bits in itertools.product((32, 64), repeat=keys)),
     *((sparse_operator.copy_runs, (bits,)) for bits in (32, 64)),
-    (pattern_code.write_code, ()),
-    *((pattern_code.order_by_columns, (bits,)) for bits in (32, 64)),
 )
 
 
@@ -163,7 +161,7 @@ def usual() -> Iterator[tuple[Any, Arguments]]:
     yield sequence.sequence_kernel, ()
     for family in FAMILIES:
         for key in family.arguments(32, compiler.lanes(32)):
-            if not family.name.startswith("activation") or key[0] == activations.ACTIVATION_CODES["relu"]:
+            if not family.name.startswith("activation") or key[0] == "relu":
                 yield family.get, key
 
 

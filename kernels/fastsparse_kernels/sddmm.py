@@ -83,11 +83,35 @@ def _make_passes(run_block: Callable[..., Any]) -> Callable[..., None]:
     return sddmm
 
 
+def make_over_row(lanes: int, make_take: Callable[[int], Callable[..., None]]) -> Callable[..., None]:
+    """over_row(p, end, *operands): take(p, valid, *operands) on eight nonzeros of a row at a time, or VL; the last ones
+    by the narrowest of three widths.
+
+    make_take : gives `take` for a width, of which `valid` nonzeros exist
+    """
+    count = min(8, lanes)
+    half, quarter = max(1, count // 2), max(1, count // 4)
+    take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
+
+    @inlined_function
+    def over_row(p, end, *operands):  # type: ignore[no-untyped-def]
+        while p + count <= end:  # inlined, with the number known: no selection of addresses
+            take_all(p, count, *operands)
+            p += count
+        if p + half < end:
+            take_all(p, end - p, *operands)
+        elif p + quarter < end:
+            take_half(p, end - p, *operands)
+        elif p < end:
+            take_quarter(p, end - p, *operands)
+
+    return over_row
+
+
 @compiled_once
 def sddmm_kernel(bits: int, lanes: int) -> Any:
     """Kernel on vectors of `lanes` numbers of `bits` bits. It takes eight nonzeros of a row at a time, or VL."""
-    size, count = bits // 8, min(8, lanes)
-    half, quarter = max(1, count // 2), max(1, count // 4)
+    size = bits // 8
 
     @inlined_function
     def add_run(acc, a, run, y, bases, offset):  # type: ignore[no-untyped-def]
@@ -103,7 +127,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
         """Dot products of one row of y with `width` rows of x over some runs, added to the gradients."""
 
         @inlined_function
-        def take(a, gradients, x, y_row, p, valid, run, run_end, from_zero):  # type: ignore[no-untyped-def]
+        def take(p, valid, a, gradients, x, y_row, run, run_end, from_zero):  # type: ignore[no-untyped-def]
             bases = simd.row_addresses(width, x, a.offsets + p * 4, 32, 1, valid)
             acc = simd.zeros(width, lanes, bits)
             while run < run_end:
@@ -114,7 +138,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
 
         return take
 
-    take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
+    over_row = make_over_row(lanes, make_take)
 
     @kernel_function
     def run_entries(a, gradients, entry, end, x, y, run, run_end, scratch, from_zero):  # type: ignore[no-untyped-def]
@@ -122,15 +146,7 @@ def sddmm_kernel(bits: int, lanes: int) -> Any:
         while entry < end:
             stop = simd.load_u32(a.entries + entry * 8 + 8)
             y_row = y + simd.load_u32(a.entries + entry * 8 + 4) * a.y_row_stride
-            while p + count <= stop:  # inlined, with the number known: no selection of addresses
-                take_all(a, gradients, x, y_row, p, count, run, run_end, from_zero)
-                p += count
-            if p + half < stop:
-                take_all(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
-            elif p + quarter < stop:
-                take_half(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
-            elif p < stop:
-                take_quarter(a, gradients, x, y_row, p, stop - p, run, run_end, from_zero)
+            over_row(p, stop, a, gradients, x, y_row, run, run_end, from_zero)
             p = stop
             entry += 1
 

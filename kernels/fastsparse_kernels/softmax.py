@@ -55,11 +55,9 @@ def make_softmax_row(bits: int, lanes: int) -> Any:
             sums = simd.add(sums, convert(sums, keep_first(power, rest)))
             simd.store_first(power, y + full * size, rest)
         scale = convert(like, _inverse(broadcast(sums, horizontal_sum(sums))))
-        for i in range(0, full, lanes):
-            simd.store(multiply(simd.load(like, y + i * size), scale), y + i * size)
-        if rest > 0:
-            end = y + full * size
-            simd.store_first(multiply(simd.load_first(like, end, rest), scale), end, rest)
+        for i in range(0, full + rest, lanes):
+            at, left = y + i * size, full + rest - i
+            simd.store_first(multiply(simd.load_first(like, at, left), scale), at, left)
 
     return row
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from . import simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
+from .sddmm import make_over_row
 from .sparse_operator import WHOLE
 
 SPMM = kernel_arguments(
@@ -76,35 +77,18 @@ SDDMM = kernel_arguments(
 _sddmm = simd.arguments_view(SDDMM)
 
 
-def make_load_index(index_bits: int) -> Callable[[int, int], int]:
-    """load_index(indices, p): element p of an int32 or int64 array."""
-    if index_bits == 64:
-
-        @inlined_function
-        def load_index(indices, p):  # type: ignore[no-untyped-def]
-            return simd.load_i64(indices + p * 8)
-
-    else:
-
-        @inlined_function
-        def load_index(indices, p):  # type: ignore[no-untyped-def]
-            return simd.load_u32(indices + p * 4)
-
-    return load_index
-
-
 @compiled_once
 def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
     """Kernel on tiles of `width` vectors of `lanes` numbers of `bits` bits, for indices of `index_bits` bits."""
     size = bits // 8
-    tile_bytes = width * lanes * size
-    load_index = make_load_index(index_bits)
+    tile_bytes, index_size = width * lanes * size, index_bits // 8
+    load_index = simd.load_i64 if index_bits == 64 else simd.load_u32
 
     @inlined_function
     def add_row(a, acc, x, p, end, last):  # type: ignore[no-untyped-def]
         indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
-            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
+            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices + p * index_size) * stride, last)
             p = simd.opaque_i64(p + 1)
         return acc
 
@@ -112,9 +96,9 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
     def add_row_prefetching(a, acc, x, p, end, last, distance, final):  # type: ignore[no-untyped-def]
         indices, values, stride = a.indices, a.values, a.x_row_stride
         while p < end:
-            later = x + load_index(indices, min(p + distance, final)) * stride
+            later = x + load_index(indices + min(p + distance, final) * index_size) * stride
             simd.prefetch_l2(later, tile_bytes)
-            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices, p) * stride, last)
+            acc = simd.axpy_overlapping(acc, values + p * size, x + load_index(indices + p * index_size) * stride, last)
             p = simd.opaque_i64(p + 1)
         return acc
 
@@ -192,17 +176,15 @@ def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
     Eight nonzeros of a row at once, as in `sddmm.py`: a vector of y is read once for all of them, and one shuffle tree
     reduces their sums. Products are added up vector by vector, the rest under a mask as one more.
     """
-    size, count = bits // 8, min(8, lanes)
-    half, quarter = max(1, count // 2), max(1, count // 4)
+    size = bits // 8
     vector = lanes * size
-    index_size = index_bits // 8
-    load_index = make_load_index(index_bits)
+    index_size, load_index = index_bits // 8, simd.load_i64 if index_bits == 64 else simd.load_u32
 
     def make_take(width: int) -> Callable[..., Any]:
         """The products of up to `width` nonzeros from p on."""
 
         @inlined_function
-        def take(a, x, y, p, valid):  # type: ignore[no-untyped-def]
+        def take(p, valid, a, x, y):  # type: ignore[no-untyped-def]
             bases = simd.row_addresses(width, x, a.indices + p * index_size, index_bits, a.x_row_stride, valid)
             acc = simd.zeros(width, lanes, bits)
             at, whole = 0, a.columns // lanes * vector
@@ -215,14 +197,14 @@ def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
 
         return take
 
-    take_all, take_half, take_quarter = make_take(count), make_take(half), make_take(quarter)
+    over_row = make_over_row(lanes, make_take)
 
     @inlined_function
     def prefetch(a, x, p, end):  # type: ignore[no-untyped-def]
         """The rows of x that belong to nonzeros from p on, up to `end`."""
         nbytes = a.columns * size
         while p < end:
-            row = x + load_index(a.indices, p) * a.x_row_stride
+            row = x + load_index(a.indices + p * index_size) * a.x_row_stride
             for at in range(0, nbytes, 64):
                 simd.prefetch_l2(row + at, 1)
             simd.prefetch_l2(row + nbytes - size, 1)  # one line more where x is not aligned to lines
@@ -238,15 +220,7 @@ def sddmm_kernel(bits: int, lanes: int, index_bits: int) -> Any:
                 reach = min(end + distance, final)
                 prefetch(a, x, max(prefetched, p), min(reach, max(prefetched, p) + distance))
                 prefetched = reach
-            while p + count <= end:
-                take_all(a, x, y_row, p, count)
-                p += count
-            if p + half < end:
-                take_all(a, x, y_row, p, end - p)
-            elif p + quarter < end:
-                take_half(a, x, y_row, p, end - p)
-            elif p < end:
-                take_quarter(a, x, y_row, p, end - p)
+            over_row(p, end, a, x, y_row)
             p = end
             row += 1
 

@@ -47,3 +47,15 @@ def test_gates_multiply_the_image_and_touch_nothing_else(dtype, spatial, by_lane
         np.testing.assert_array_equal(y_inside, x_inside * gate.reshape(2, 3, *(1,) * len(spatial), inner))
         around = np.isnan(memory.inside).sum()
         assert around == memory.inside.size - y_inside.size
+
+
+@pytest.mark.parametrize("by_lane", [False, True])
+def test_a_gate_of_negative_zero_keeps_its_sign(by_lane):
+    """The sign of a result does not depend on the layout."""
+    inner = lanes_of("float32") if by_lane else 1
+    _, x_inside, planes = _image(1, 1, (3,), ((0, 0),), inner, "float32")
+    x_inside[...] = 1
+    gate = np.full((1, 1, inner), -0.0, np.float32)
+    launch = prepare(planes, (0, 0), planes, 1, 1, target_of("float32", 1), by_lane=by_lane)
+    launch.run(address(x_inside), address(gate), address(x_inside))
+    assert np.signbit(x_inside).all()

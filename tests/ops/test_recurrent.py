@@ -11,11 +11,11 @@ from fastsparse_kernels import reference as ref
 from tests.kernels.support import DTYPES, Guarded, target_of, unit
 
 
-@pytest.mark.parametrize("kind", recurrent.KINDS)
+@pytest.mark.parametrize("kind", recurrent.GATES)
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 8, 9, 15, 16, 17, 40])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cells(dtype, count, kind, rng):
-    gates, size = recurrent.gates(kind), np.dtype(dtype).itemsize
+    gates, size = recurrent.GATES[kind], np.dtype(dtype).itemsize
     for threads, also in ((1, True), (3, False)):
         x, u = (rng.standard_normal((2, gates, count)).astype(dtype) * 3 for _ in range(2))
         before = rng.standard_normal((2, count)).astype(dtype)

@@ -176,23 +176,11 @@ def add_reduced_fours(builder: Any, args: Any, tile: Any, address: Any, count: A
     _add_first_in_memory(builder, part, sums, *args[1:])
 
 
-@instruction()
-def load_even_first(builder: Any, args: Any, like: Any, address: Any, count: Any) -> Any:
-    """As `load_even`, of `count` numbers and zeros after them; nothing else is read."""
-    halves = []
-    for i in range(2):
-        mask = first_lanes(builder, like, shifted(builder, args[2], -i * like.lanes))
-        halves.append(masked_load(builder, like, shifted(builder, args[1], i * like.vector_bytes), mask))
-    return pack(builder, like.vector, [shuffle(builder, halves[0], halves[1], range(0, 2 * like.lanes, 2))])
-
-
-@instruction()
-def load_even(builder: Any, args: Any, like: Any, address: Any) -> Any:
-    """A tile of one vector: every second one of the numbers from `address` on."""
-    first, second = (
-        load_value(builder, shifted(builder, args[1], i * like.vector_bytes), like.vector, like.size) for i in range(2)
-    )
-    return pack(builder, like.vector, [shuffle(builder, first, second, range(0, 2 * like.lanes, 2))])
+@instruction(lambda tile: Tile(1, tile.lanes, tile.bits))
+def even(builder: Any, args: Any, tile: Any) -> Any:
+    """A tile of one vector: every second number of a tile of two."""
+    first, second = unpack(builder, args[0], 2)
+    return pack(builder, tile.vector, [shuffle(builder, first, second, range(0, 2 * tile.lanes, 2))])
 
 
 def _gathered_addresses(builder: Any, tile: Tile, base: Any, columns: Any, bits: int) -> Iterator[Any]:
