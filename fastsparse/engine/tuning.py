@@ -26,7 +26,7 @@ from fastsparse.runtime.measure import seconds
 SECONDS = 0.5  # for comparing the best candidates, about
 MOST_SECONDS = 10.0  # after this no other candidate is tried
 SHARED = 0.9  # several workers must take less than this part of the time of one
-GAIN = 0.95  # a candidate must take less than this part of the incumbent's time
+GAIN = 0.97  # a candidate must take less than this part of the incumbent's time
 WINS = 0.8  # in this share of the rounds it must be faster
 ALONE = 1.03  # and on one worker it may take this part of the incumbent's time at most
 CLOSE = 1.15  # candidates this near to the best one are compared again

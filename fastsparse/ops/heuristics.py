@@ -166,7 +166,7 @@ class Heuristics:
     group_positions: int = 7  # fewest of a spatial tile, where workers have groups of tiles of their own
     group_overhang: float = 1.15  # most positions that are computed then, relative to those of one group
     # Padded planes against spatial tiles, in multiplications and additions
-    planes_cost: float = 1.3  # relative cost of a window, where vectors are unaligned
+    planes_cost: float = 1.6  # relative cost of a window, where vectors are unaligned
     shared_planes_cost: float = 1.1  # relative cost of planes of an image that workers share: they write them in turns
     planes_store_flops: float = 10  # per output: many vectors are stored in pieces
     phase_flops: float = 11  # per number of x that is packed for strides
@@ -526,4 +526,4 @@ def heuristics_for(vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int =
         return Heuristics(64, l1_bytes, l3_bytes)
     # Narrow vectors leave more room in L1, so wider tiles are best.
     narrow = (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99)
-    return Heuristics(vector_bytes, l1_bytes, l3_bytes, tile_rate=narrow)
+    return Heuristics(vector_bytes, l1_bytes, l3_bytes, tile_rate=narrow, planes_cost=1.3)
