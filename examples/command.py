@@ -12,11 +12,13 @@ from pathlib import Path
 from examples import pictures
 from examples.experiment import METHODS, Outcome, Split, Task, described, train
 from fastsparse import extras
+from fastsparse.cli import escape_unprintable
 from fastsparse.runtime.atomic_file import replacing
 
 
 def piped(main: Callable[[], int]) -> int:
     """What `main` returns; 1, without a word, when the reader of its output has left (as `head` does)."""
+    escape_unprintable()
     try:
         try:
             return main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     args = parser.parse_args(given)
+    escape_unprintable()
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -51,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(f"error: {_one_line(error)}")
         return 1
+
+
+def escape_unprintable() -> None:
+    """Write characters that the terminal's encoding lacks (names in a model, say) as escapes to standard output."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -75,8 +75,8 @@ def shortened(text: str, width: int) -> str:
     """The text, without its middle where it is longer than `width`: names differ at both ends."""
     if len(text) <= width:
         return text
-    front = (width - 1) // 2
-    return f"{text[:front]}…{text[len(text) - (width - 1 - front) :]}"
+    front = (width - 3) // 2
+    return f"{text[:front]}...{text[len(text) - (width - 3 - front) :]}"
 
 
 def wrapped(text: str) -> str:

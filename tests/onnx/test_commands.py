@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -188,7 +190,6 @@ def test_bench_compares_with_a_baseline(path, monkeypatch):
         return run
 
     monkeypatch.setitem(racing._BASELINES, "onnxruntime", baseline)
-    monkeypatch.setattr(racing, "require", lambda against: None)
     monkeypatch.setattr(GraphEngine, "run", lambda self, x: (turns.append("ours"), plain(self, x))[1])
     ours, theirs = racing.race(path, [2], ["onnxruntime"], 0.01, 1, progress=False)
     assert (ours.difference, ours.faster) == (None, None)
@@ -248,9 +249,18 @@ def test_bench_errors(path, arguments, status, message, capsys):
 
 
 def test_bench_without_the_baseline(path, monkeypatch, capsys):
-    monkeypatch.setattr(racing, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert _status(["bench", path, "--against", "onnxruntime"]) == 1
-    assert "this needs onnxruntime: pip install onnxruntime" in capsys.readouterr().err
+    assert "--against onnxruntime needs onnxruntime: pip install onnxruntime\n" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    model = onnx.load(path)
+    model.graph.node[0].name = "\u0441\u043b\u043e\u0439"
+    onnx.save(model, path)
+    assert _status(["prune", path, "--sparsity", "0.75", "-o", str(tmp_path / "out.onnx")]) == 0
+    assert rb"\u0441\u043b\u043e\u0439" in sys.stdout.buffer.getvalue()
 
 
 def test_bench_measures_one_model_alone(path, capsys):
