@@ -86,9 +86,10 @@ EXTRAS = [
 
 @pytest.mark.parametrize(("module", "name", "extra", "call"), EXTRAS)
 def test_what_is_missing_is_named_with_the_extra_that_brings_it(module, name, extra, call, monkeypatch):
-    for bridge in [bridge for bridge in sys.modules if bridge.startswith(("fastsparse.torch", "fastsparse.sklearn"))]:
-        monkeypatch.delitem(sys.modules, bridge)
-    monkeypatch.setitem(sys.modules, module, None)
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith(("fastsparse.torch", "fastsparse.sklearn"))]:
+        monkeypatch.delitem(sys.modules, loaded)
+    for loaded in [module, *(loaded for loaded in sys.modules if loaded.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, loaded, None)
     for bridge in ("torch", "sklearn"):
         monkeypatch.delitem(vars(fs), bridge, raising=False)
     with pytest.raises(ImportError) as caught:
