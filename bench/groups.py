@@ -244,10 +244,6 @@ GROUPS = [
         for form in ("plain", "transposed", "column-major") for dtype in ("float32", "float64")
     ],
     Group(
-        "streaming", "streaming", "Streams against panels", matrices.products("plain", "float32"), products.STREAMING,
-        checks.expected_matrix,
-    ),
-    Group(
         "matrices", "sddmm", "SDDMM at the nonzeros of such matrices", matrices.products("sddmm", "float32"),
         products.SDDMM, checks.expected_sddmm,
     ),

@@ -182,10 +182,9 @@ def _run_demo(args: argparse.Namespace) -> int:
     from fastsparse.demo.run import run
     from fastsparse.demo.summary import summary
 
-    chosen = options.from_arguments(args)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result alone
-        results = run(chosen, started)
-    print(json.dumps(results.to_json()) if args.json else summary(results, chosen.report), flush=True)
+        results = run(args, started)
+    print(json.dumps(results.to_json()) if args.json else summary(results, args.report), flush=True)
     return 0
 
 

@@ -128,7 +128,6 @@ TINY = [
         for n, dtype, form in ((7, "float32", "plain"), (1, "float64", "transposed"), (4, "float32", "column-major"))
     ],
     (matrices.MatrixProduct("tiny", 5, "float32", "sddmm"), products.SDDMM, checks.expected_sddmm),
-    (matrices.MatrixProduct("tiny", 5), products.STREAMING, checks.expected_matrix),
     (workloads.SparseInput(6, 400, 20, 0.95, 0.9), products.SPARSE_INPUT, checks.expected_sparse_input),
     (workloads.LinearStep(16, 40, 20), steps.LINEAR, checks.expected_linear_step),
     (workloads.ConvStep(16, 3, 8, 5, 3), steps.CONV, checks.expected_conv_step),

@@ -14,7 +14,6 @@ from bench.baselines import OURS, Baseline, Call, conv, torch_on, with_facts
 from bench.baselines import mkl as mkl_library
 from bench.matrices import MatrixProduct
 from bench.workloads import Conv, LayerCall, SparseInput, Spmm
-from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference
 
 
@@ -140,17 +139,6 @@ def _matrix_allocating(case: MatrixProduct, threads: int) -> Call:
     return _matrix_call(case)
 
 
-def _matrix_panels(case: MatrixProduct, threads: int) -> Call:
-    """Never streamed: what layers do."""
-    call = _matrix_call(case)
-
-    def multiply() -> np.ndarray:
-        with tuned(stream_margin=0.0, slice_nonzeros=-1.0):
-            return call()
-
-    return multiply
-
-
 def _matrix_call(case: MatrixProduct) -> Call:
     import fastsparse as fs
 
@@ -172,7 +160,6 @@ MATRICES = [
     Baseline("scipy", _scipy),
     Baseline("MKL sparse", _matrix_mkl, needs=("mkl",)),
 ]
-STREAMING = [MATRICES[0], Baseline("fastsparse panels", _matrix_panels)]
 
 
 def _sddmm(case: MatrixProduct, threads: int) -> Call:

@@ -20,6 +20,7 @@ BATCHES = (1, 256)
 CHUNKS = (16, 32, 64)
 # A float32 network of this depth rounds to about 1e-6 of its largest output.
 TOLERANCE = 1e-5
+_ROUNDS = 5
 _BLOCK = 0.02  # seconds of calls that make one measurement
 
 Run = Callable[[Images], np.ndarray]
@@ -56,7 +57,7 @@ def agreement(model: nn.Sequential, reloaded: nn.Module, engine: Engine, x: Imag
     return found
 
 
-def race(engine: Engine, x: Images, rounds: int, threads: int) -> Speed:
+def race(engine: Engine, x: Images, threads: int) -> Speed:
     """Time one batch size in interleaved rounds."""
     scipy, numpy = Baseline(engine._program, len(x), "scipy"), Baseline(engine._program, len(x), "numpy")
     calls: dict[str, Callable[[], object]] = {
@@ -67,7 +68,7 @@ def race(engine: Engine, x: Images, rounds: int, threads: int) -> Speed:
         _products(NUMPY): numpy.products,
     }
     # Only NumPy's BLAS has workers that wait for work on busy cores, and only ours, which come next, need both cores.
-    times = _interleaved(calls, rounds, {OURS: PAUSE} if threads > 1 else {})
+    times = _interleaved(calls, {OURS: PAUSE} if threads > 1 else {})
     baselines = (SCIPY, NUMPY)
     return Speed(
         batch=len(x),
@@ -78,19 +79,17 @@ def race(engine: Engine, x: Images, rounds: int, threads: int) -> Speed:
     )
 
 
-def race_in_chunks(engine: Engine, x: Images, rounds: int) -> tuple[int, float]:
+def race_in_chunks(engine: Engine, x: Images) -> tuple[int, float]:
     """SciPy at its best: (images at a time, how many times faster the compiled network still is on the whole batch)."""
     calls: dict[str, Callable[[], object]] = {OURS: lambda: engine(x)}
     calls |= {str(chunk): _in_chunks(engine, x, chunk) for chunk in CHUNKS}
-    times = _interleaved(calls, rounds, {})  # no BLAS here
+    times = _interleaved(calls, {})  # no BLAS here
     best = min(CHUNKS, key=lambda chunk: median(times[str(chunk)]))
     return best, ratio(times[str(best)], times[OURS])
 
 
-def _interleaved(
-    calls: dict[str, Callable[[], object]], rounds: int, pause: Mapping[str, float]
-) -> dict[str, list[float]]:
-    return interleaved(calls, rounds=(rounds, rounds), block=_BLOCK, pause=pause)
+def _interleaved(calls: dict[str, Callable[[], object]], pause: Mapping[str, float]) -> dict[str, list[float]]:
+    return interleaved(calls, rounds=(_ROUNDS, _ROUNDS), block=_BLOCK, pause=pause)
 
 
 def _in_chunks(engine: Engine, x: Images, chunk: int) -> Callable[[], object]:

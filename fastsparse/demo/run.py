@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -14,7 +15,6 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import fastsparse as fs
 from fastsparse.demo import network, race
 from fastsparse.demo.learning import Digits, Trained, load_digits, predictions, train
-from fastsparse.demo.options import Options
 from fastsparse.demo.report import write_report
 from fastsparse.demo.results import Mistakes, Results
 from fastsparse.runtime.threads import usable_threads
@@ -23,12 +23,12 @@ from fastsparse_kernels import compiler
 _SHOWN_VERSIONS = ("numba", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
-def run(options: Options, started: float) -> Results:
+def run(options: argparse.Namespace, started: float) -> Results:
     """Run the demo, progress on stderr, and write its report.
 
     Parameters
     ----------
-    options : Options
+    options : what the command line says, see `options.add_arguments`
     started : float
         When the command began, by time.perf_counter.
 
@@ -43,7 +43,7 @@ def run(options: Options, started: float) -> Results:
     return results
 
 
-def _results(options: Options, threads: int, started: float) -> Results:
+def _results(options: argparse.Namespace, threads: int, started: float) -> Results:
     compiled = compiler.compile_seconds()
     digits = load_digits()
     sparse, dense = [], []
@@ -57,8 +57,8 @@ def _results(options: Options, threads: int, started: float) -> Results:
     engines = {batch: fs.compile(model, (batch, *test.shape[1:]), threads=threads) for batch in race.BATCHES}
     agreement = race.agreement(model, reloaded, engines[largest], test)
     _say("racing")
-    speeds = {batch: race.race(engines[batch], test[:batch], options.rounds, threads) for batch in race.BATCHES}
-    chunk, chunk_ratio = race.race_in_chunks(engines[largest], test[:largest], options.rounds)
+    speeds = {batch: race.race(engines[batch], test[:batch], threads) for batch in race.BATCHES}
+    chunk, chunk_ratio = race.race_in_chunks(engines[largest], test[:largest])
     return Results(
         layers=network.layer_rows(model),
         sparse_accuracy=[trained.test_accuracy for trained in sparse],

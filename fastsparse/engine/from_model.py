@@ -236,30 +236,22 @@ def _bias(layer: Any) -> Array | None:
     return None if layer.bias is None else layer.bias.value.copy()
 
 
-def _sparse_linear(layer: nn.SparseLinear, shape: Shape) -> Translated:
-    return _linear(layer, layer.weight, shape, dense=False)
+def _weight(layer: Any) -> tuple[CSR, bool]:
+    """A layer's weight as a matrix, and whether it is written as a dense layer."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return csr(layer.weight.value.reshape(len(layer.weight.value), -1)), True
+    return layer.weight, False
 
 
-def _dense_linear(layer: nn.Linear, shape: Shape) -> Translated:
-    return _linear(layer, csr(layer.weight.value), shape, dense=True)
-
-
-def _linear(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
+def _linear(layer: nn.SparseLinear | nn.Linear, shape: Shape) -> Translated:
     if shape[-1:] != (layer.in_features,):
         raise _ShapeError(f"(N, ..., {layer.in_features})")
+    weight, dense = _weight(layer)
     operator = Linear(weight, _bias(layer), layer.activation, dense, math.prod(shape[:-1]))
     return [(operator, (*shape[:-1], layer.out_features))]
 
 
-def _sparse_conv(layer: Any, shape: Shape) -> Translated:
-    return _conv(layer, layer.weight, shape, dense=False)
-
-
-def _dense_conv(layer: nn.Conv2d, shape: Shape) -> Translated:
-    return _conv(layer, csr(layer.weight.value.reshape(layer.out_channels, -1)), shape, dense=True)
-
-
-def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
+def _conv(layer: Any, shape: Shape) -> Translated:
     axes = len(layer.kernel_size)
     if len(shape) != axes + 1 or shape[0] != layer.in_channels:
         raise _ShapeError(f"(N, {layer.in_channels}, {', '.join(('L',) if axes == 1 else 'DHW'[-axes:])})")
@@ -269,6 +261,7 @@ def _conv(layer: Any, weight: CSR, shape: Shape, dense: bool) -> Translated:
     )  # fmt: skip
     if min(geometry.out_spatial) < 1:
         raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
+    weight, dense = _weight(layer)
     operator = Conv(weight, _bias(layer), geometry, layer.activation, dense)
     return [(operator, (layer.out_channels, *geometry.out_spatial))]
 
@@ -349,15 +342,9 @@ def _flatten(layer: nn.Flatten, shape: Shape) -> Translated:
     return [] if len(shape) == 1 else [(Reshape(), (math.prod(shape),))]
 
 
-def _nothing(layer: nn.Module, shape: Shape) -> Translated:
-    return []
-
-
 _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translated]]] = [
-    ((nn.SparseLinear,), _sparse_linear),
-    ((nn.Linear,), _dense_linear),
-    ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d), _sparse_conv),
-    ((nn.Conv2d,), _dense_conv),
+    ((nn.SparseLinear, nn.Linear), _linear),
+    ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d, nn.Conv2d), _conv),
     ((nn.SparseConvTranspose2d,), _conv_transpose),
     ((nn.Upsample,), _upsample),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
@@ -367,5 +354,5 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
     ((nn.Flatten,), _flatten),
-    ((nn.Dropout,), _nothing),
+    ((nn.Dropout,), lambda layer, shape: []),
 ]
