@@ -13,7 +13,6 @@ Workers have limited memory, so that what a file declares cannot be allocated un
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -33,7 +32,6 @@ from bench import foreign_files as foreign
 from bench import guarded
 from bench import own_files as own
 from bench.damage import damaged, hostile, rewired, with_other_header
-from bench.guarded import work
 from fastsparse import files
 from fastsparse.engine.program import UnsupportedOperatorError
 
@@ -178,49 +176,14 @@ def _limited(extra: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def _work(name: str, first: int, last: int, seed: int, progress: Path) -> int:
-    with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder:
+@contextlib.contextmanager
+def opened(name: str, seed: int) -> Iterator[guarded.Outcome]:
+    """What runs a case of a format, with limited memory."""
+    fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=fast) as folder:
         cases = Fuzz(name, seed, Path(folder))
-        work(
-            first, last, progress,
-            lambda number: cases.outcome(number, lambda: _limited(LOADING), lambda: _limited(RUNNING)),
-        )  # fmt: skip
-    return 0
-
-
-def _fast_folder() -> str | None:
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None
-
-
-def supervise(name: str, first: int, last: int, seed: int, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Run cases of a format in worker processes; counts of the outcomes, "failed" among them."""
-    return guarded.supervise(["-m", "bench.fuzz_files", "--format", name, "--seed", str(seed)], first, last, name, say)
-
-
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fuzz_files", description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=10_000, help="files of each format (default 10000)")
-    parser.add_argument("--format", choices=FORMATS, action="append", help="one format, may be repeated (default all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="one case of one format, in this process")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    names = arguments.format or list(FORMATS)
-    if arguments.worker:
-        first, last, progress = arguments.worker
-        return _work(names[0], int(first), int(last), arguments.seed, Path(progress))
-    if arguments.only is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            print(Fuzz(names[0], arguments.seed, Path(folder)).outcome(arguments.only))
-        return 0
-    failed = 0
-    for name in names:
-        counts = supervise(name, 0, arguments.count, arguments.seed)
-        failed += counts.get("failed", 0)
-        print(f"{name}: {json.dumps(counts, sort_keys=True)}", flush=True)
-    return 1 if failed else 0
+        yield lambda number: cases.outcome(number, lambda: _limited(LOADING), lambda: _limited(RUNNING))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded.main("fuzz_files", __doc__.partition("\n")[0], FORMATS, opened))

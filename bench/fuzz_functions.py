@@ -10,13 +10,10 @@ fails ends the worker, and its number is told; `--only` repeats it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,7 @@ from scipy import sparse
 
 import fastsparse as fs
 from bench.draws import Draws, windows
-from bench.guarded import forgetful, guarded, guarded_memory, supervise, work
+from bench.guarded import Outcome, forgetful, guarded, guarded_memory, main
 from fastsparse import nn
 from fastsparse.csr import CSR, Pattern
 from fastsparse_kernels import reference as ref
@@ -466,25 +463,10 @@ def outcome(seed: int, number: int) -> str:
     return str(function.__name__)
 
 
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fuzz_functions", description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=10_000, help="cases (default 10000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="one case, in this process")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        first, last, progress = given.worker
-        work(int(first), int(last), Path(progress), lambda number: outcome(given.seed, number))
-        return 0
-    if given.only is not None:
-        print(outcome(given.seed, given.only))
-        return 0
-    counts = supervise(["-m", "bench.fuzz_functions", "--seed", str(given.seed)], 0, given.count, "case")
-    print(json.dumps(counts, sort_keys=True))
-    return 1 if counts.get("failed") else 0
+def opened(_: str, seed: int) -> contextlib.AbstractContextManager[Outcome]:
+    """What runs a case."""
+    return contextlib.nullcontext(lambda number: outcome(seed, number))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("fuzz_functions", __doc__.partition("\n")[0], ["calls"], opened))

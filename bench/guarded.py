@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import ctypes
@@ -16,7 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from fastsparse.runtime import buffers, memo
 from fastsparse_kernels.compiler import aligned_empty
 
 ROOT = Path(__file__).parents[1]
+Outcome = Callable[[int], str]  # of a case, by its number, in one word; what fails raises or dies
+Opened = Callable[[str, int], contextlib.AbstractContextManager[Outcome]]
 PATIENCE = 300  # seconds without progress after which a worker hangs
 _PAGE = mmap.PAGESIZE
 
@@ -93,7 +96,7 @@ def forgetful() -> Iterator[None]:
 # ---------------------------------------------------------------- workers
 
 
-def work(first: int, last: int, progress: Path, outcome: Callable[[int], str]) -> None:
+def work(first: int, last: int, progress: Path, outcome: Outcome) -> None:
     """Worker: cases `first` to `last`; `progress` holds the number of the one that is being tried."""
     faulthandler.enable()
     gc.freeze()
@@ -110,11 +113,17 @@ def work(first: int, last: int, progress: Path, outcome: Callable[[int], str]) -
 
 
 def supervise(
-    command: list[str], first: int, last: int, label: str, say: Callable[[str], None] = print
+    module: str, kind: str, seed: int, first: int, last: int, say: Callable[[str], None] = print
 ) -> dict[str, int]:
-    """Run cases in worker processes, a new one after each that fails; counts of the outcomes, "failed" among them.
+    """Run cases of a kind in worker processes, a new one after each that fails.
 
-    command : arguments of Python, to which `--worker FIRST LAST PROGRESS` is appended.
+    Parameters
+    ----------
+    module : of bench, whose command is `main`
+
+    Returns
+    -------
+    Counts of the outcomes, "failed" among them.
     """
     total: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +133,8 @@ def supervise(
             counts = progress.with_suffix(".counts")
             counts.write_text("{}", encoding="ascii")
             done = subprocess.run(
-                [sys.executable, *command, "--worker", str(first), str(last), str(progress)],
+                [sys.executable, "-m", f"bench.{module}", "--kind", kind, "--seed", str(seed),
+                 "--worker", str(first), str(last), str(progress)],
                 cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))},
                 stderr=subprocess.PIPE, text=True, check=False,
             )  # fmt: skip
@@ -135,6 +145,40 @@ def supervise(
             if number < first:
                 raise RuntimeError(f"no worker starts: {done.stderr}")
             total["failed"] += 1
-            say(f"{label} {number}: exit status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+            say(f"{kind} {number}: exit status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
             first = number + 1
     return dict(total)
+
+
+def main(module: str, about: str, kinds: Collection[str], opened: Opened) -> int:
+    """Run the command of a fuzzer; 1 when a case failed.
+
+    Parameters
+    ----------
+    module : of bench
+    about : what the command's help says
+    opened : makes what runs a case, from a kind and a seed
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{module}", description=about)
+    parser.add_argument("--count", type=int, default=10_000, help="cases of each kind (default: 10000)")
+    parser.add_argument("--kind", choices=kinds, action="append", help="may be repeated (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="one case of a kind, in this process")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    chosen = given.kind or list(kinds)
+    if given.worker:
+        first, last, progress = given.worker
+        with opened(chosen[0], given.seed) as outcome:
+            work(int(first), int(last), Path(progress), outcome)
+        return 0
+    if given.only is not None:
+        with opened(chosen[0], given.seed) as outcome:
+            print(outcome(given.only))
+        return 0
+    failed = 0
+    for kind in chosen:
+        counts = supervise(module, kind, given.seed, 0, given.count)
+        failed += counts.get("failed", 0)
+        print(f"{kind}: {json.dumps(counts, sort_keys=True)}", flush=True)
+    return int(failed > 0)

@@ -20,7 +20,8 @@ import fastsparse as fs
 from fastsparse import files, nn
 from fastsparse.nn.spec import LAYERS
 
-bench = pytest.importorskip("bench.fuzz_files")
+pytest.importorskip("bench.fuzz_files")
+guarded = pytest.importorskip("bench.guarded")
 ROOT = Path(__file__).parents[1]
 
 
@@ -265,7 +266,7 @@ def test_every_cut_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model", "engine", "graph"])
 def test_f2_f4_damaged_and_hostile_files_are_refused_or_run(name: str) -> None:
     failures: list[str] = []
-    counts = bench.supervise(name, 0, 160, 0, failures.append)
+    counts = guarded.supervise("fuzz_files", name, 0, 0, 160, failures.append)
     assert not failures
     assert counts["refused"] > 60
     assert counts["ran"] > 10

@@ -21,7 +21,7 @@ guarded = pytest.importorskip("bench.guarded")
 def test_random_calls_in_guarded_memory():
     """A longer run is a command, `python -m bench.fuzz_functions`."""
     failures: list[str] = []
-    counts = guarded.supervise(["-m", "bench.fuzz_functions", "--seed", "5"], 0, 150, "case", failures.append)
+    counts = guarded.supervise("fuzz_functions", "calls", 5, 0, 150, failures.append)
     assert not failures
     assert sum(counts.values()) == 150
 

@@ -8,7 +8,6 @@ checkpointing and DistributedDataParallel treat them as any other; where they st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -413,13 +412,6 @@ class SparseConv2d(_SparseConv):
 class SparseConv3d(_SparseConv):
     __doc__ = _SparseConv.__doc__
     _dense = nn.Conv3d
-
-
-def sparse_layers(module: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
-    """(name, layer) of every sparse layer inside `module`, each one once."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, SparseLayer):
-            yield name, layer
 
 
 def _give(sparse: SparseLayer, dense: Any, weight: Tensor) -> None:
