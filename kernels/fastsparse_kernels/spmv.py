@@ -220,25 +220,30 @@ def lookup_kernel(bits: int, lanes: int, value_bits: int) -> Any:
     slice_sums, step, distance = slice_rows * size, slice_rows * value_bits // 8, PREFETCH_DISTANCE[value_bits]
     finish = make_finish(bits, lanes)
 
-    @kernel_function
-    def add_chunk(a, chunk, step_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
-        """The sums of all slices of a chunk; returns the addresses of the next chunk's columns and values."""
-        first = chunk * LOOKUP_CHUNK
-        zeros, inside = simd.zeros(LOOKUP_TABLES, lanes, bits), min(a.inputs - first, LOOKUP_CHUNK)
-        x = simd.load_first(zeros, a.x + first * size, inside)
-        end = sums + slices * slice_sums
+    @inlined_function
+    def add_slices(table, step_counts, columns, weights, sums, end):  # type: ignore[no-untyped-def]
         while sums < end:
             acc = simd.zeros(LOOKUP_VECTORS, lanes, bits)
             last = weights + simd.load_u8(step_counts) * step
             while weights < last:
                 simd.prefetch_l2(weights + distance, 1)
-                acc = simd.lookup_fma(acc, weights, x, columns, value_bits)
+                acc = simd.lookup_fma(acc, weights, table, columns, value_bits)
                 weights += step
                 columns += slice_rows
             simd.store(acc, sums)
             sums += slice_sums
             step_counts += 1
         return columns, weights
+
+    @kernel_function
+    def add_chunk(a, chunk, step_counts, slices, columns, weights, sums):  # type: ignore[no-untyped-def]
+        """The sums of all slices of a chunk; returns the addresses of the next chunk's columns and values."""
+        first, end = chunk * LOOKUP_CHUNK, sums + slices * slice_sums
+        zeros, inside = simd.zeros(LOOKUP_TABLES, lanes, bits), min(a.inputs - first, LOOKUP_CHUNK)
+        x = simd.load_first(zeros, a.x + first * size, inside)
+        if value_bits == 16 and simd.lower_halves(x) == 0:  # x comes from a model in bfloat16, as the values do
+            return add_slices(simd.upper_halves(x), step_counts, columns, weights, sums, end)
+        return add_slices(x, step_counts, columns, weights, sums, end)
 
     @kernel_function
     def add_rows(a, row, last, sum_index, sums, stride, low, high, scratch):  # type: ignore[no-untyped-def]

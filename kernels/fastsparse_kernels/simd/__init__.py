@@ -33,6 +33,7 @@ from .horizontal import (
     gather_fma_masked,
     load_rows,
     lookup_fma,
+    lower_halves,
     permute_bytes,
     permutes,
     prefetch_gathered,
@@ -40,6 +41,7 @@ from .horizontal import (
     reduce_fours,
     store_rows,
     transpose,
+    upper_halves,
 )
 from .memory import (
     arguments_view,

@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from .types import (
+    I16,
     I32,
     I64,
     L2,
@@ -283,37 +284,86 @@ def reduce_four(builder: Any, args: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return pack(builder, sums.type, [sums])
 
 
+@instruction(types.int64)
+def lower_halves(builder: Any, args: Any, tile: Any) -> Any:
+    """The lower 16 bits of all numbers of 32 bits, by "or": 0 where all of them are bfloat16 numbers."""
+    integers = ir.VectorType(I32, tile.lanes)
+    bits = ir.Constant(integers, [0] * tile.lanes)
+    for vector in unpack(builder, args[0], tile.count):
+        bits = builder.or_(bits, builder.bitcast(vector, integers))
+    reduce = llvm_function(builder, f"llvm.vector.reduce.or.v{tile.lanes}i32", I32, [integers])
+    return builder.zext(builder.and_(reduce(bits), ir.Constant(I32, 0xFFFF)), I64)
+
+
+@instruction(lambda tile: Tile(tile.count // 2, tile.lanes, tile.bits))
+def upper_halves(builder: Any, args: Any, tile: Any) -> Any:
+    """The upper 16 bits of all numbers of 32 bits, in order, in half as many vectors."""
+    halves, upper = ir.VectorType(I16, 2 * tile.lanes), [2 * i + 1 for i in range(2 * tile.lanes)]
+    vectors = [builder.bitcast(vector, halves) for vector in unpack(builder, args[0], tile.count)]
+    found = [shuffle(builder, a, b, upper) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    return pack(builder, tile.vector, [builder.bitcast(vector, tile.vector) for vector in found])
+
+
+def _half(builder: Any, tile: Tile, halves: Any, upper: int) -> Any:
+    """Numbers of 32 bits from bfloat16 numbers in the lower or upper halves of a vector."""
+    integers = ir.VectorType(I32, tile.lanes)
+    halves = builder.bitcast(halves, integers)
+    if upper:
+        bits = builder.and_(halves, ir.Constant(integers, [0xFFFF0000] * tile.lanes))
+    else:
+        bits = builder.shl(halves, ir.Constant(integers, [16] * tile.lanes))
+    return builder.bitcast(bits, tile.vector)
+
+
+def _looked_up(builder: Any, vectors: list[Any], index: Any, name: str, bit: int) -> Any:
+    """table[index] of a table in vectors; bits of an index above those of the table play no part.
+
+    name : LLVM's for the type of an item
+    bit : of an index, that says which half of two vectors' items it does not count
+    """
+    kind = index.type
+    look_up = llvm_function(builder, f"llvm.x86.avx512.vpermi2var.{name}.512", vectors[0].type,
+                            [vectors[0].type, kind, vectors[0].type])
+    found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    while len(found) > 1:
+        chosen = builder.and_(index, ir.Constant(kind, [bit] * kind.count))
+        second = builder.icmp_unsigned("!=", chosen, ir.Constant(kind, [0] * kind.count))
+        found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+        bit *= 2
+    return found[0]
+
+
 @instruction()
 def lookup_fma(builder: Any, args: Any, tile: Any, weights: Any, table: Any, columns: Any, value_bits: Const) -> Any:
     """tile + w * table[column], lane by lane, for four vectors of 16 lanes.
 
-    The table is a tile of 2, 4 or 8 vectors of 16 numbers of 32 bits, in AVX-512's registers. Columns have 8 bits, the
-    four of a lane are one word. Weights have 32 bits, or are bfloat16 numbers, those of two vectors in one.
+    The table is a tile of 128 numbers in AVX-512's registers, eight vectors of 32 bits or four of `upper_halves`, of
+    which one lookup takes 32. Columns have 8 bits, the four of a lane are one word. Weights have 32 bits, or are
+    bfloat16 numbers, those of two vectors in one.
     """
     integers, vectors = ir.VectorType(I32, tile.lanes), unpack(builder, args[2], table.count)
+    words = load_value(builder, args[3], integers, 4)
 
-    def every_lane(number: int) -> Any:
-        return ir.Constant(integers, [number] * tile.lanes)
+    def shifted_words(byte: int) -> Any:
+        return builder.lshr(words, ir.Constant(integers, [8 * byte] * tile.lanes))
 
-    look_up = llvm_function(
-        builder, "llvm.x86.avx512.vpermi2var.ps.512", tile.vector, [tile.vector, integers, tile.vector]
-    )
-    words, sums = load_value(builder, args[3], integers, 4), []
+    if table.count == 8:
+        found = [_looked_up(builder, vectors, shifted_words(i), "ps", 2 * tile.lanes) for i in range(4)]
+    else:
+        halves = ir.VectorType(I16, 2 * tile.lanes)
+        vectors = [builder.bitcast(vector, halves) for vector in vectors]
+        pairs = [
+            _looked_up(builder, vectors, builder.bitcast(shifted_words(i), halves), "hi", 4 * tile.lanes)
+            for i in range(2)
+        ]  # those of columns 0 and 2, and of 1 and 3
+        found = [_half(builder, tile, pairs[i % 2], i // 2) for i in range(4)]
+    sums = []
     for i, acc in enumerate(unpack(builder, args[0], tile.count)):
-        index = builder.lshr(words, every_lane(8 * i))  # its higher bits play no part
-        found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        bit = 2 * tile.lanes
-        while len(found) > 1:
-            second = builder.icmp_unsigned("!=", builder.and_(index, every_lane(bit)), every_lane(0))
-            found = [builder.select(second, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
-            bit *= 2
-        if value_bits == 32:
-            w = load_value(builder, shifted(builder, args[1], i * tile.vector_bytes), tile.vector, tile.size)
-        else:
-            halves = load_value(builder, shifted(builder, args[1], i // 2 * tile.vector_bytes), integers, 2)
-            upper = builder.and_(halves, every_lane(0xFFFF0000)) if i % 2 else builder.shl(halves, every_lane(16))
-            w = builder.bitcast(upper, tile.vector)
-        sums.append(fma_function(builder, tile)(w, found[0], acc))
+        line = shifted(builder, args[1], (i if value_bits == 32 else i // 2) * tile.vector_bytes)
+        w = load_value(builder, line, tile.vector, value_bits // 8)
+        if value_bits == 16:
+            w = _half(builder, tile, w, i % 2)
+        sums.append(fma_function(builder, tile)(w, found[i], acc))
     return pack(builder, tile.vector, sums)
 
 

@@ -23,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 I1 = ir.IntType(1)
+I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 FLOATS = {32: ir.FloatType(), 64: ir.DoubleType()}
