@@ -111,10 +111,11 @@ def _lookup(c: Case) -> Iterator[Comparison]:
     plan, y = spmv.plan_lookup(W.pattern, target), np.empty(130, c.dtype)
     if plan is None:
         raise AssertionError("there is no plan")
-    for matrix in (W, W.with_data((W.data.view(np.uint32) & 0xFFFF0000).view(np.float32))):  # bfloat16 numbers
+    narrow_w, narrow_x = ((n.view(np.uint32) & 0xFFFF0000).view(np.float32) for n in (W.data, x))  # bfloat16 numbers
+    for matrix, given in ((W, x), (W.with_data(narrow_w), x), (W.with_data(narrow_w), narrow_x)):
         launch = spmv.with_values(spmv.prepare(plan, target), plan, plan.pack(matrix.data))
-        launch.run(address(x), address(y))
-        yield c.product(y, matrix, x)
+        launch.run(address(given), address(y))
+        yield c.product(y, matrix, given)
 
 
 def _sddmm(c: Case) -> Iterator[Comparison]:

@@ -16,6 +16,7 @@ Register lookup, for AVX-512, where W is dense enough: a chunk of x is kept in e
 permutation takes 16 numbers out of 32. A vector of 16 nonzeros, each of another row, costs a lookup and one
 multiply-add; see `sparse_operator.py` for the format. Values that are bfloat16 numbers, as those of today's models are,
 have 16 bits in memory and 32 in registers: the same bits come out, after reading three bytes a nonzero instead of five.
+Where x consists of such numbers, too, a chunk of it takes four registers, and one permutation 32 numbers out of 64.
 Order of summation: the nonzeros of a row and chunk in ascending columns, one FMA each; then the row's chunks in order;
 then the bias. The row alone fixes it.
 """

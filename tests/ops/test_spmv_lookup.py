@@ -131,12 +131,15 @@ def test_other_targets_and_types_do_not_look_up(rng):
 @pytest.mark.R3
 @only_avx512
 @pytest.mark.parametrize("narrow", [False, True], ids=["32 bits", "16 bits"])
-def test_order_of_summation(rng, narrow):
+@pytest.mark.parametrize("narrow_x", [False, True], ids=["x of 32 bits", "x of 16 bits"])
+def test_order_of_summation(rng, narrow, narrow_x):
     """Nonzeros of a chunk in ascending columns, by one FMA each; then the sums of the chunks, then the bias."""
     W = some(rng, 37, 300)
     if narrow:
         W = W.with_data(bfloat16(W.data))
     x, bias = numbers(rng, 300, "float32"), numbers(rng, 37, "float32")
+    if narrow_x:
+        x = bfloat16(x)
     expected = np.zeros(37, np.float32)
     for row, start in enumerate(W.indptr[:-1]):
         sums = [Fraction(0)] * 3
@@ -242,10 +245,16 @@ def test_values_have_16_bits_where_all_are_bfloat16_numbers(rng, count):
 @only_avx512
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", [None, "gelu"])
-def test_bits_do_not_depend_on_those_of_values(rng, shape, activation, monkeypatch):
+@pytest.mark.parametrize("x_kind", ["wide", "narrow", "all but one narrow", "few special"])
+def test_bits_do_not_depend_on_those_of_values_and_x(rng, shape, activation, x_kind, monkeypatch):
     W = some(rng, *shape)
-    W = W.with_data(bfloat16(rng.choice([*SPECIAL, *rng.standard_normal(30)], W.nnz)))
+    special = [*SPECIAL, *rng.standard_normal(30)]
+    W = W.with_data(bfloat16(rng.choice([1.0, 2.0] if x_kind == "few special" else special, W.nnz)))
     x, bias = numbers(rng, shape[1], "float32"), numbers(rng, shape[0], "float32")
+    if x_kind != "wide":
+        x = bfloat16(rng.choice(special, shape[1]) if x_kind == "few special" else x)
+    if x_kind == "all but one narrow":
+        x[rng.integers(shape[1])] = np.nextafter(np.float32(1), np.float32(2))
     memory = np.full(shape[0] + 2 * LOOKUP_LANES, 7, np.float32)
     narrow = fs.spmm(fresh(W), x, bias=bias, activation=activation, out=memory[LOOKUP_LANES:-LOOKUP_LANES])
     assert (memory[:LOOKUP_LANES] == 7).all()
@@ -261,7 +270,8 @@ def test_bits_do_not_depend_on_those_of_values(rng, shape, activation, monkeypat
 def test_error_bound_of_16_bits(rng, pattern):
     W = matrix(rng, PATTERNS[pattern](rng, (70, 170)), "float32")
     W, x = W.with_data(bfloat16(W.data)), numbers(rng, 170, "float32")
-    assert_product(fs.spmm(W, x)[:, None], W, x[:, None], None)
+    for given in (x, bfloat16(x)):
+        assert_product(fs.spmm(W, given)[:, None], W, given[:, None], None)
 
 
 @only_avx512

@@ -322,8 +322,9 @@ def _looked_up(builder: Any, vectors: list[Any], index: Any, name: str, bit: int
     bit : of an index, that says which half of two vectors' items it does not count
     """
     kind = index.type
-    look_up = llvm_function(builder, f"llvm.x86.avx512.vpermi2var.{name}.512", vectors[0].type,
-                            [vectors[0].type, kind, vectors[0].type])
+    look_up = llvm_function(
+        builder, f"llvm.x86.avx512.vpermi2var.{name}.512", vectors[0].type, [vectors[0].type, kind, vectors[0].type]
+    )
     found = [look_up(a, index, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
     while len(found) > 1:
         chosen = builder.and_(index, ir.Constant(kind, [bit] * kind.count))
