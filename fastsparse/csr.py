@@ -412,6 +412,7 @@ class CSR(Memoized):
 
     def _set(self, pattern: Pattern, data: NDArray[Any]) -> None:
         self._pattern, self._data, self._limit = pattern, data, _PLAN_BYTES * data.nbytes
+        self._latest = None  # looked up in every call: __getattr__ would answer
         self._transposed: tuple[CSR, NDArray[Any], int] | None = None
         self._changes: list[int] | None = None
 

@@ -49,9 +49,9 @@ from fastsparse.ops.spmm import (
     UNALIGNED,
     Peels,
     SpmmPlan,
-    alignment_peels,
+    alignments,
     expect_kernel,
-    row_major_plan,
+    plan_row_major,
 )
 from fastsparse.ops.target import Target, target_for
 from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
@@ -76,10 +76,9 @@ def forward(
     peels = UNALIGNED
     if geometry.pointwise:
         as_matrices = y.reshape(images, W.shape[0], geometry.positions)
-        peels = alignment_peels(address(x), x.strides[1], as_matrices, target)
+        peels, _ = alignments(address(x), x.strides[1], address(y), as_matrices, target)
     key = geometry, images, activation, target, peels
-    prepared = W.cached(("conv", *key), _prepared, W, *key)
-    prepared.run(address(x), address(y), optional_address(bias))
+    W.kept(_prepared, *key).run(address(x), address(y), optional_address(bias))
 
 
 def _prepared(
@@ -144,8 +143,7 @@ def _groups_at_once(samples: int, geometry: ConvGeometry, target: Target) -> int
 
 def _batch_blocked(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Prepared:
     groups = _groups_at_once(images, geometry, target)
-    plan = W.pattern.cached(("conv batch-blocked", geometry, target, groups), plan_batch_blocked, W.pattern, geometry,
-                            target, groups)  # fmt: skip
+    plan = W.pattern.kept(plan_batch_blocked, geometry, target, groups)
     return _blocked_parts(W, images, groups, [plan.spmm], plan.x, plan.y, activation, target, "conv")
 
 
@@ -183,7 +181,7 @@ def _pointwise(
 ) -> _Prepared:
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     row = geometry.positions * target.size
-    plan = row_major_plan(W.pattern, geometry.positions, row, target, peels, images)
+    plan = W.pattern.kept(plan_row_major, geometry.positions, row, target, peels, images)
     product = spmm.prepare(
         plan, target, y_row_stride=row, batches=images, x_batch_stride=x_bytes, y_batch_stride=y_bytes,
         activation=activation, label="conv", layout="NCHW",
@@ -195,9 +193,7 @@ def _padded(W: CSR, geometry: ConvGeometry, images: int, activation: str | None,
     image = geometry.channels * math.prod(geometry.padded) * target.size
     expect_packing(target, blocked=False)
     most = target.heuristics.chunk_groups(images, image)
-    plan = W.pattern.cached(
-        ("conv padded", geometry, target, most), plan_padded, W.pattern, geometry, target, most
-    )  # fmt: skip
+    plan = W.pattern.kept(plan_padded, geometry, target, most)
     image_stride = geometry.channels * plan.x.channel_stride
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     x_plane, y_plane = (math.prod(spatial) * target.size for spatial in (geometry.spatial, geometry.out_spatial))
@@ -222,8 +218,7 @@ def backward(
 ) -> tuple[Array | None, Array]:
     """dX, when asked for, and the values' gradient, always batch-blocked."""
     target, images = target or target_for(W.dtype), len(x)
-    key = geometry, images, need_input, target
-    plan, parts = W.pattern.cached(("conv backward launches", *key), _backward, W.pattern, *key)
+    plan, parts = W.pattern.kept(_backward, geometry, images, need_input, target)
     values = packed_for_each(W, plan.dx_phases) if need_input else []
     grad_x = buffers.array(x.shape, x.dtype) if need_input else None
     gradients = plan.dw.gradients(W.dtype)
@@ -261,7 +256,7 @@ def _backward(
     pattern: Pattern, geometry: ConvGeometry, images: int, need_input: bool, target: Target
 ) -> tuple[BackwardPlan, list[_BackwardPart]]:
     groups_at_once = _groups_at_once(images, geometry, target)
-    plan = _backward_plan(pattern, geometry, target, groups_at_once)
+    plan = pattern.kept(plan_backward, geometry, target, groups_at_once)
     x_bytes, y_bytes = _image_bytes(geometry, target.size)
     parts = []
     for start, stop in spmm.chunks(images, groups_at_once * target.lanes):
@@ -285,12 +280,6 @@ def _backward(
     return plan, parts
 
 
-def _backward_plan(pattern: Pattern, geometry: ConvGeometry, target: Target, sample_groups: int) -> BackwardPlan:
-    """`plan_backward`, kept with the pattern."""
-    key = "conv backward", geometry, target, sample_groups
-    return pattern.cached(key, plan_backward, pattern, geometry, target, sample_groups)
-
-
 def transposed(
     x: Array, W: CSR, geometry: ConvGeometry, bias: Array | None, activation: str | None, y: Array,
     target: Target | None = None,
@@ -300,14 +289,12 @@ def transposed(
     bias : one number per channel of y
     """
     target, images = target or target_for(x.dtype), len(x)
-    key = geometry, images, activation, target
-    prepared = W.cached(("conv transposed", *key), _transposed, W, *key)
-    prepared.run(address(x), address(y), optional_address(bias))
+    W.kept(_transposed, geometry, images, activation, target).run(address(x), address(y), optional_address(bias))
 
 
 def _transposed(W: CSR, geometry: ConvGeometry, images: int, activation: str | None, target: Target) -> _Prepared:
     groups = _groups_at_once(images, geometry, target)
-    plan = _backward_plan(W.pattern, geometry, target, groups)
+    plan = W.pattern.kept(plan_backward, geometry, target, groups)
     return _blocked_parts(
         W, images, groups, plan.dx_phases, plan.dy, plan.dx, activation, target, "conv transposed"
     )  # fmt: skip

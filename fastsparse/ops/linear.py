@@ -42,7 +42,7 @@ def forward(
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
     key = -(-len(x) // target.lanes), x.strides[0], activation, target
-    for part in W.cached(("linear", *key), _forward, W, *key):
+    for part in W.kept(_forward, *key):
         samples = min(part.stop, len(x)) - part.start
         _panels, packed_x = part.packing.run(x, part.x_offset, "x", samples)
         part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y", samples)
@@ -86,15 +86,13 @@ def _forward(W: CSR, groups: int, stride: int, activation: str | None, target: T
 
 
 def _panels_product(W: CSR, groups: int, width: int, activation: str | None, target: Target) -> _PanelsProduct:
-    key = groups, width, activation, target
-    plan, launch, unpack, size = W.pattern.cached(("linear launch", *key), _panels_launch, W.pattern, *key)
+    plan, launch, unpack, size = W.pattern.kept(_panels_launch, groups, width, activation, target)
     return _PanelsProduct(plan.values(W).fixed(launch), unpack, size)
 
 
 def _transposed_product(W: CSR, groups: int, width: int, target: Target) -> _PanelsProduct:
     """y = x @ W; W.T itself is not made."""
-    pattern, key = W.pattern.transpose()[0], (groups, width, None, target)
-    plan, launch, unpack, size = pattern.cached(("linear launch", *key), _panels_launch, pattern, *key)
+    plan, launch, unpack, size = W.pattern.transpose()[0].kept(_panels_launch, groups, width, None, target)
     return _PanelsProduct(plan.transposed_values(W).fixed(launch), unpack, size)
 
 
@@ -107,13 +105,13 @@ def _panels_launch(
     plan: spmm.SpmmPlan | stream.StreamPlan
     if stream.pays(pattern, samples, target):  # a panel is row-major
         batches = -(-groups // width)
-        plan = stream.plan(pattern, width * target.lanes, target, batches=batches)
+        plan = pattern.kept(stream.plan_rows, width * target.lanes, target, 0, batches)
         launch = stream.prepare(
             plan, target, x_row_stride=row_bytes, y_row_stride=row_bytes, batches=batches,
             x_batch_stride=x_stride, y_batch_stride=panels.panel_stride, activation=activation, label="linear",
         )  # fmt: skip
     else:
-        plan = spmm.panels_plan(pattern, samples, width, target)
+        plan = pattern.kept(spmm.plan_panels, samples, width, target)
         launch = spmm.prepare(
             plan, target, y_row_stride=row_bytes, activation=activation, label="linear", layout="batch-blocked"
         )
@@ -133,8 +131,8 @@ def sampled_product(pattern: Pattern, A: Array, B: Array, target: Target | None 
     if pattern.nnz:
         y, y_row_stride, _y = _row_major(A, "y", target)
         x, x_row_stride, _x = _row_major(B.T, "x", target)
-        key = target, columns, x_row_stride, y_row_stride
-        pattern.cached(("streamed sddmm", *key), _streamed_sddmm, pattern, *key).run(x, y, gradients.ctypes.data)
+        launch = pattern.kept(_streamed_sddmm, target, columns, x_row_stride, y_row_stride)
+        launch.run(x, y, gradients.ctypes.data)
     return gradients
 
 
@@ -179,7 +177,7 @@ def _weight_gradient(
     samples, features = x.shape
     grad_x = None if W is None else buffers.array((samples, features), grad.dtype)
     key = -(-samples // target.lanes), grad.strides[0], x.strides[0], target
-    parts = pattern.cached(("weight gradient", *key), _backward, pattern, *key)
+    parts = pattern.kept(_backward, *key)
     plan = parts[0].plan if parts else None
     if plan is None:  # streamed, or no samples or no nonzeros
         gradients = np.zeros(pattern.nnz, grad.dtype)
@@ -198,9 +196,9 @@ def _weight_gradient(
                 plan = part.plan
                 part.product.run(packed_x, packed_y, gradients.ctypes.data, i == 0)
         if grad_x is not None and W is not None and features:
-            ways = part.groups, part.width, target
-            transposed = W.cached(("transposed panels", *ways), _transposed_product, W, *ways)
-            transposed.run(packed_y, grad_x.ctypes.data + part.result_offset, 0, "x", count)
+            W.kept(_transposed_product, part.groups, part.width, target).run(
+                packed_y, grad_x.ctypes.data + part.result_offset, 0, "x", count
+            )
     return grad_x, gradients if plan is None else plan.order.csr.take(gradients)
 
 
@@ -238,7 +236,7 @@ def _backward(pattern: Pattern, groups: int, grad_stride: int, x_stride: int, ta
                 y_batch_stride=layouts.panel_stride(rows, width, target),
             )  # fmt: skip
         elif pattern.nnz:
-            plan = sddmm.panels_plan(pattern, stop - start, target)
+            plan = pattern.kept(sddmm.plan_panels, stop - start, target)
             product = sddmm.prepare(plan, target, y_row_stride=plan.run_length * target.vector)
         parts.append(
             _BackwardPart(

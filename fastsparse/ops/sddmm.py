@@ -103,11 +103,6 @@ class SddmmPlan:
         return self.order.csr.take(gradients)
 
 
-def panels_plan(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
-    """`plan_panels`, kept with the pattern."""
-    return pattern.cached(("sddmm", -(-samples // target.lanes), target), plan_panels, pattern, samples, target)
-
-
 def plan_panels(pattern: Pattern, samples: int, target: Target) -> SddmmPlan:
     """Plan of dW = y x^T at the pattern, x (panels, K, T, VL) and y (panels, M, T, VL): a panel is a run.
 

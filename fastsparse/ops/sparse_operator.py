@@ -258,12 +258,14 @@ def linear_operator(
 
     width : as in `build_operator`
     """
-    return pattern.cached(
-        ("linear operator", row_bytes, block_rows, groups, width, h),
-        lambda: build_operator(
-            pattern.indptr, pattern.indices, even_blocks(pattern.shape[1], block_rows, row_bytes), h, groups, width
-        ),
-    )
+    return pattern.kept(_linear_operator, row_bytes, block_rows, groups, h, width)
+
+
+def _linear_operator(
+    pattern: Pattern, row_bytes: int, block_rows: int, groups: int, h: Heuristics, width: int
+) -> SparseOperator:
+    blocks = even_blocks(pattern.shape[1], block_rows, row_bytes)
+    return build_operator(pattern.indptr, pattern.indices, blocks, h, groups, width)
 
 
 def window_operator(

@@ -48,7 +48,7 @@ def spmm_row_major(
     target = narrowed(target or target_for(W.dtype), X.shape[1])
     x, y, b, row_stride = address(X), address(Y), optional_address(bias), X.strides[0]
     key = X.shape[1], row_stride, activation, target, *alignments(x, row_stride, y, Y, target)
-    W.cached(("row-major", *key), _row_major, W, *key).run(x, y, b)
+    W.kept(_row_major, *key).run(x, y, b)
 
 
 def spmm_column_major(
@@ -61,7 +61,7 @@ def spmm_column_major(
         y = address(Y) + start * target.size
         y_alignment = stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
         key = stop - start, stride, columns, activation, target, y_alignment
-        packing, launch = W.cached(("column-major", *key), _column_major, W, *key)
+        packing, launch = W.kept(_column_major, *key)
         _panels, packed_x = packing.run(X, start * stride, "x", stop - start)
         launch.run(packed_x, y, optional_address(bias))
 
@@ -86,7 +86,7 @@ def _row_major(
     y_row_stride = columns * target.size
     if stream.pays(W.pattern, columns, target, row_stride):
         return _streamed(W, columns, row_stride, y_row_stride, activation, target, y_alignment)
-    plan = row_major_plan(W.pattern, columns, row_stride, target, peels)
+    plan = W.pattern.kept(plan_row_major, columns, row_stride, target, peels)
     launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
     return packed_values(W, plan.operator).fixed(launch)
 
@@ -94,7 +94,7 @@ def _row_major(
 def _streamed(
     W: CSR, columns: int, x_row_stride: int, y_row_stride: int, activation: str | None, target: Target, y_alignment: int
 ) -> Launch:
-    plan = stream.plan(W.pattern, columns, target, y_alignment)
+    plan = W.pattern.kept(stream.plan_rows, columns, target, y_alignment)
     launch = stream.prepare(plan, target, x_row_stride=x_row_stride, y_row_stride=y_row_stride, activation=activation)
     return plan.values(W).fixed(launch)
 
@@ -108,7 +108,7 @@ def _column_major(
         product = _streamed(W, samples, width * target.vector, y_row_stride, activation, target, y_alignment)
         return panel_packing(groups, W.shape[1], stride, width, target), product
     width = panel_width(W.pattern, samples, target)
-    plan = panels_plan(W.pattern, samples, width, target, y_row_major=True)
+    plan = W.pattern.kept(plan_panels, samples, width, target, True)
     launch = prepare(plan, target, y_row_stride=y_row_stride, activation=activation)
     return panel_packing(groups, W.shape[1], stride, width, target), plan.values(W).fixed(launch)
 
@@ -179,27 +179,13 @@ def alignment_peel(start: int, row_bytes: int, target: Target) -> int | None:
 
 
 def alignments(x: int, x_row_stride: int, y: int, Y: Array, target: Target) -> tuple[Peels, int]:
-    """`alignment_peels` and `stream.row_alignment` of X and Y at addresses x and y, on which plans depend."""
-    h = target.heuristics
-    if Y.shape[1] < h.many_vectors * target.lanes and not h.leaves_cache(Y.nbytes):
+    """Alignment peels and `stream.row_alignment` of X and contiguous Y (..., M, N) at addresses x and y, on which plans
+    depend."""
+    h, y_row_stride = target.heuristics, Y.strides[-2]
+    if Y.shape[-1] < h.many_vectors * target.lanes and not h.leaves_cache(Y.nbytes):
         return UNALIGNED, 0
-    return alignment_peels(x, x_row_stride, Y, target), stream.row_alignment(y, Y.strides[0], Y.nbytes, target)
-
-
-def alignment_peels(x: int, x_row_stride: int, Y: Array, target: Target) -> Peels:
-    """Alignment peels of X, at address x, and contiguous Y (..., M, N), on which plans depend."""
-    h, columns = target.heuristics, Y.shape[-1]
-    if not (columns >= h.many_vectors * target.lanes or h.leaves_cache(Y.nbytes)):
-        return UNALIGNED
-    return Peels(alignment_peel(x, x_row_stride, target), alignment_peel(address(Y), Y.strides[-2], target))
-
-
-def row_major_plan(
-    pattern: Pattern, columns: int, row_stride: int, target: Target, peels: Peels, batches: int = 1
-) -> SpmmPlan:
-    """`plan_row_major`, kept with the pattern."""
-    key = columns, row_stride, target, peels, batches
-    return pattern.cached(("spmm", *key), plan_row_major, pattern, *key)
+    peels = Peels(alignment_peel(x, x_row_stride, target), alignment_peel(y, y_row_stride, target))
+    return peels, stream.row_alignment(y, y_row_stride, Y.nbytes, target)
 
 
 def plan_row_major(
@@ -258,14 +244,6 @@ def panel_width(pattern: Pattern, samples: int, target: Target, backward: bool =
     if backward:
         return RUN_VECTORS if groups >= RUN_VECTORS - 1 else groups
     return target.heuristics.tile_width(groups, dense=pattern.full)
-
-
-def panels_plan(pattern: Pattern, samples: int, width: int, target: Target, y_row_major: bool = False) -> SpmmPlan:
-    """`plan_panels`, kept with the pattern."""
-    key = samples if y_row_major else -(-samples // target.lanes), width, target, y_row_major
-    return pattern.cached(
-        ("spmm panels", *key), lambda: plan_panels(pattern, samples, width, target, y_row_major)
-    )  # fmt: skip
 
 
 def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_row_major: bool = False) -> SpmmPlan:

@@ -54,7 +54,7 @@ def multiply(
 
 def launch(W: CSR, activation: str | None, target: Target) -> Launch:
     """The product, on addresses of x, y and bias."""
-    return W.cached(("spmv", activation, target), _prepared, W, activation, target)
+    return W.kept(_prepared, activation, target)
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
@@ -198,7 +198,7 @@ def plan_spmv(pattern: Pattern, target: Target) -> Plan:
     ValueError
         When W has more than 2**32 columns: indices are 32-bit.
     """
-    return pattern.cached(("spmv", target), _plan, pattern, target)
+    return pattern.kept(_plan, target)
 
 
 def takes_lookup(pattern: Pattern, target: Target) -> bool:
@@ -217,17 +217,15 @@ def _plan(pattern: Pattern, target: Target) -> Plan:
             return by_lookup
     if takes_slices(pattern, target):
         return plan_slices(pattern, target)
-    narrow = np.uint16 if pattern.shape[1] <= 2**16 else np.uint32
-    columns = pattern.cached(("spmv columns",), _padded, pattern.indices, narrow)
     slices = int(2 * pattern.nnz // h.slice_flops) + 1
     groups = max(slices, 1 if target.threads == 1 else h.tasks_per_worker * target.threads)
-    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), columns)
+    return SpmvPlan(pattern.shape[1], pattern.indptr, split_rows(pattern.indptr, groups), pattern.kept(_columns))
 
 
-def _padded(indices: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
-    padded = np.zeros(len(indices) + SPMV_ACCUMULATORS, dtype)
-    padded[: len(indices)] = indices
-    return padded
+def _columns(pattern: Pattern) -> NDArray[Any]:
+    columns = np.zeros(pattern.nnz + SPMV_ACCUMULATORS, np.uint16 if pattern.shape[1] <= 2**16 else np.uint32)
+    columns[: pattern.nnz] = pattern.indices
+    return columns
 
 
 def takes_slices(pattern: Pattern, target: Target) -> bool:
@@ -235,16 +233,12 @@ def takes_slices(pattern: Pattern, target: Target) -> bool:
     h = target.heuristics
     if pattern.indices.itemsize != 4 or not h.spmv_by_slices(pattern.shape[0], pattern.nnz):
         return False
-    starts, _ = _slices(pattern, target)
+    starts, _ = pattern.kept(_slices, target)
     return bool(starts[-1] * target.lanes <= h.slice_room * pattern.nnz)
 
 
 def _slices(pattern: Pattern, target: Target) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     """Vectors before each slice of rows in their own order, or sorted by length where that saves vectors."""
-    return pattern.cached(("spmv slices", target), _cut_slices, pattern, target)
-
-
-def _cut_slices(pattern: Pattern, target: Target) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     h, lanes, indptr = target.heuristics, target.lanes, pattern.indptr
     slices = -(-pattern.shape[0] // lanes)
     sparse_operator.slice_columns.expect()  # compiled while the first one is
@@ -259,7 +253,7 @@ def _cut_slices(pattern: Pattern, target: Target) -> tuple[NDArray[np.int64], ND
 
 def plan_slices(pattern: Pattern, target: Target) -> SpmvSlicePlan:
     """Slices of rows, whatever `takes_slices` says."""
-    lanes, indptr, (starts, sum_index) = target.lanes, pattern.indptr, _slices(pattern, target)
+    lanes, indptr, (starts, sum_index) = target.lanes, pattern.indptr, pattern.kept(_slices, target)
     slices, window, vectors = len(starts) - 1, SLICE_ORDER_ROWS // target.lanes, int(starts[-1])
     column_starts, masks = np.empty(slices + 1, np.int64), np.zeros(vectors, np.uint16)
     columns = np.zeros(vectors * lanes, np.uint32)

@@ -108,12 +108,6 @@ class StreamPlan:
         return transposed_values(W, None if self.permutation is None else self)
 
 
-def plan(pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1) -> StreamPlan:
-    """`plan_rows`, kept with the pattern."""
-    key = columns, target, y_alignment, batches
-    return pattern.cached(("stream", *key), plan_rows, pattern, *key)
-
-
 def plan_rows(
     pattern: Pattern, columns: int, target: Target, y_alignment: int = 0, batches: int = 1, sort: bool = True
 ) -> StreamPlan:

@@ -55,6 +55,14 @@ class Memoized:
         self._limit = max(LEAST_BYTES, getattr(self, "_limit", 0))
         self._bytes = 0
 
+    def kept(self, build: Callable[..., T], *key: Hashable) -> T:
+        """What `build(self, *key)` returns, made when there is none yet for this function and key: see `cached`."""
+        latest, whole = getattr(self, "_latest", None), (build, *key)
+        if latest is not None and latest[0] == whole:  # already last in the order
+            asked_again: T = latest[1]
+            return asked_again
+        return self._entry(whole, build, self, *key)
+
     def cached(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
         """Return the entry of `key`, made by `build(*arguments)` when there is none, and kept unless it is for `once`.
 
@@ -62,9 +70,12 @@ class Memoized:
         get the one that was stored first. When `build` raises, nothing is stored.
         """
         latest = getattr(self, "_latest", None)
-        if latest is not None and latest[0] == key:  # already last in the order
+        if latest is not None and latest[0] == key:
             asked_again: T = latest[1]
             return asked_again
+        return self._entry(key, build, *arguments)
+
+    def _entry(self, key: Hashable, build: Callable[..., T], *arguments: Any) -> T:
         with _lock:
             if not hasattr(self, "_entries"):
                 self._start()

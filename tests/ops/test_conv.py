@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
+from fastsparse.ops import conv
 from fastsparse.ops.target import tuned
 from fastsparse.runtime.threading_layer import available_workers
 from fastsparse_kernels import reference as ref
@@ -195,7 +196,7 @@ def test_1x1_layers_of_a_batch_give_the_bits_of_the_batch_blocked_layout(rng, dt
     sizes = Sizes(13, 9, (side, side), (1, 1), (stride, stride))
     x, W, bias, _ = sizes.drawn(rng, 2 * lanes(dtype), dtype)
     y = sizes.forward(x, W, bias, activation="relu")
-    packed = any(key[0] == "conv batch-blocked" for key in W.pattern._entries)
+    packed = any(key[0] is conv.plan_batch_blocked for key in W.pattern._entries)
     assert packed == (math.prod(sizes.out_spatial) < 7 * lanes(dtype))
     with choose("batch-blocked"):
         assert same_bits(sizes.forward(x, W, bias, activation="relu"), y)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fastsparse as fs
 from fastsparse.ops.heuristics import ALIASED_BYTES, heuristics_for
 from fastsparse.ops.layouts import unaliased_stride
+from fastsparse.ops.spmm import plan_row_major
 from fastsparse.ops.target import narrowed, target_for, tuned
 from fastsparse_kernels import codegen, registry, spmm
 from fastsparse_kernels.sparse_operator import LOOKUP_CHUNK, LOOKUP_LANES, LOOKUP_ROWS
@@ -267,7 +268,7 @@ def test_plans_of_different_records_are_kept_apart(rng):
     for width in (1, 4, 1):
         with tuned(**fixed_width(width), uses_in_place=-1, uses_in_l1=-1, uses_aligned=-1):
             fs.spmm(W, X)
-        plans = [entry for key, (entry, _) in W.pattern._entries.items() if key[0] == "spmm"]
+        plans = [entry for key, (entry, _) in W.pattern._entries.items() if key[0] is plan_row_major]
         widths.append(plans[-1].tiles.width)
     assert widths == [1, 4, 1]
 

@@ -184,3 +184,18 @@ def test_nothing_is_built_under_the_lock():
         return free == [None]
 
     assert store.cached("key", build)
+
+
+def test_what_a_function_returns_for_a_store_is_kept_by_function_and_key():
+    store, made = Store(), []
+
+    def build(of: Any, *key: int) -> list[int]:
+        made.append((of, key))
+        return [*key]
+
+    first = store.kept(build, 1, 2)
+    assert store.kept(build, 1, 2) is first == [1, 2]
+    assert store.kept(build) == []
+    assert store.kept(build, 1, 2) is first, "another one was asked for between"
+    assert store.kept(lambda _: "another function") == "another function"
+    assert made == [(store, (1, 2)), (store, ())]
