@@ -118,15 +118,15 @@ class _Prepared(NamedTuple):
         packed_x = buffers.take("x", self.x_bytes) if self.x_bytes else None
         packed_y = buffers.take("y", self.y_bytes) if self.y_bytes else None
         for pack, products, unpack, x_offset, y_offset in self.parts:
-            source, result = x + x_offset, y + y_offset
-            if packed_x is not None and pack is not None:
-                pack.run(source, address(packed_x))
-                source = address(packed_x)
-            target = result if packed_y is None else address(packed_y)
+            own_x, own_y = x + x_offset, y + y_offset
+            read = own_x if packed_x is None else address(packed_x)
+            written = own_y if packed_y is None else address(packed_y)
+            if pack is not None:
+                pack.run(own_x, read)
             for product, values in zip(products, self.values, strict=True):
-                product.run(source, target, values.current(), bias)
+                product.run(read, written, values.current(), bias)
             if unpack is not None:
-                unpack.run(target, result)
+                unpack.run(written, own_y)
 
 
 def _image_bytes(geometry: ConvGeometry, size: int) -> tuple[int, int]:

@@ -42,21 +42,20 @@ def forward(
     """y (samples, out) = activation(x @ W.T + bias) for x (samples, in) with contiguous rows, contiguous y."""
     target = narrowed(target or target_for(W.dtype), len(x))
     key = -(-len(x) // target.lanes), x.strides[0], activation, target
+    row = W.shape[0] * target.size
     for part in W.kept(_forward, *key):
         samples = min(part.stop, len(x)) - part.start
-        _panels, packed_x = part.packing.run(x, part.x_offset, "x", samples)
-        part.product.run(packed_x, address(y) + part.y_offset, optional_address(bias), "y", samples)
+        _panels, packed_x = part.packing.run(x, part.start * x.strides[0], "x", samples)
+        part.product.run(packed_x, address(y) + part.start * row, optional_address(bias), "y", samples)
 
 
 class _Part(NamedTuple):
-    """A part of a batch, up to whole groups: how it is packed and multiplied, and the bytes in x and y before it."""
+    """A part of a batch, samples `start` to `stop` up to whole groups: how it is packed and multiplied."""
 
     start: int
     stop: int
     packing: Packing
     product: _PanelsProduct
-    x_offset: int
-    y_offset: int
 
 
 class _PanelsProduct(NamedTuple):
@@ -81,7 +80,7 @@ def _forward(W: CSR, groups: int, stride: int, activation: str | None, target: T
         width, count = panel_width(W.pattern, stop - start, target), (stop - start) // target.lanes
         packing = panel_packing(count, features, stride, width, target)
         product = _panels_product(W, count, width, activation, target)
-        parts.append(_Part(start, stop, packing, product, start * stride, start * rows * target.size))
+        parts.append(_Part(start, stop, packing, product))
     return parts
 
 
@@ -185,9 +184,9 @@ def _weight_gradient(
         gradients = buffers.take_numbers("gradients", plan.order.size, grad.dtype)
     for i, part in enumerate(parts):
         count = min(part.stop, samples) - part.start
-        _y_panels, packed_y = part.grad_packing.run(grad, part.grad_offset, "y", count)
+        _y_panels, packed_y = part.grad_packing.run(grad, part.start * grad.strides[0], "y", count)
         if part.product is not None:
-            _x_panels, packed_x = part.x_packing.run(x, part.x_offset, "x", count)
+            _x_panels, packed_x = part.x_packing.run(x, part.start * x.strides[0], "x", count)
             if part.plan is None or plan is None:
                 part.product.run(packed_x, packed_y, gradients.ctypes.data)
             else:
@@ -197,25 +196,22 @@ def _weight_gradient(
                 part.product.run(packed_x, packed_y, gradients.ctypes.data, i == 0)
         if grad_x is not None and W is not None and features:
             W.kept(_transposed_product, part.groups, part.width, target).run(
-                packed_y, grad_x.ctypes.data + part.result_offset, 0, "x", count
+                packed_y, address(grad_x) + part.start * grad_x.strides[0], 0, "x", count
             )
     return grad_x, gradients if plan is None else plan.order.csr.take(gradients)
 
 
 class _BackwardPart(NamedTuple):
-    """A part of a batch, up to whole groups: how it is packed and multiplied, and the bytes in the arrays before it."""
+    """As `_Part`, of the gradients."""
 
     start: int
     stop: int
     groups: int
     width: int
     grad_packing: Packing
-    grad_offset: int
     x_packing: Packing
-    x_offset: int
     product: Any  # the launch of x^T grad; None without nonzeros
     plan: sddmm.SddmmPlan | None  # None where W is streamed
-    result_offset: int
 
 
 def _backward(pattern: Pattern, groups: int, grad_stride: int, x_stride: int, target: Target) -> list[_BackwardPart]:
@@ -241,9 +237,8 @@ def _backward(pattern: Pattern, groups: int, grad_stride: int, x_stride: int, ta
         parts.append(
             _BackwardPart(
                 start, stop, count, width,
-                panel_packing(count, rows, grad_stride, width, target), start * grad_stride,
-                panel_packing(count, features, x_stride, width, target), start * x_stride,
-                product, plan, start * features * target.size,
+                panel_packing(count, rows, grad_stride, width, target),
+                panel_packing(count, features, x_stride, width, target), product, plan,
             )
         )  # fmt: skip
     return parts

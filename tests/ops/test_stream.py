@@ -160,7 +160,7 @@ def test_one_column_is_within_the_bound(rng, activation, dtype):
     W, bias = power_law(rng, 33, 80, dtype), rng.standard_normal(33).astype(dtype)
     x, y = rng.standard_normal(80).astype(dtype), np.full(33, np.nan, dtype)
     here = target_for(W.dtype)
-    plan = stream.plan(W.pattern, 1, here)
+    plan = stream.plan_rows(W.pattern, 1, here)
     launch = stream.prepare(plan, here, x_row_stride=here.size, y_row_stride=here.size, activation=activation)
     launch.run(address(x), address(y), plan.values(W).current(), address(bias))
     assert_product(y, W, x, bias, activation)
