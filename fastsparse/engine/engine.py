@@ -191,6 +191,9 @@ class Engine(BaseEngine):
         self._behind_first: tuple[Linear, Engine | None] | None = None  # made when x is sparse
         self._tune_again = False  # measure at the first call for the compiled batch size
 
+    def __repr__(self) -> str:
+        return f"<Engine {', '.join(map(str, self.input_shapes))} -> {self.output_shape}, {self.dtype}>"
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the first input, as compiled."""

@@ -115,6 +115,11 @@ class GraphEngine(BaseEngine):
         self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
 
+    def __repr__(self) -> str:
+        outputs: Mapping[str, object] = self.output_shapes or dict.fromkeys(self.output_names, "of any shape")
+        sides = (", ".join(f"{name} {shape}" for name, shape in side.items()) for side in (self.input_shapes, outputs))
+        return f"<GraphEngine {' -> '.join(sides)}, {self.dtype}>"
+
     @property
     def input_shape(self) -> Shape:
         """Shape of the first input, as compiled."""

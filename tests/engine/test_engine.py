@@ -503,3 +503,8 @@ def test_engines_are_freed_at_once():
         assert store() is None
     finally:
         gc.enable()
+
+
+def test_an_engine_shows_its_shapes() -> None:
+    engine = fs.compile(nn.Sequential(nn.Linear(8, 4, rng=0)), (2, 8), tune=False)
+    assert repr(engine) == "<Engine (2, 8) -> (2, 4), float32>"

@@ -58,6 +58,8 @@ def test_several_inputs_and_outputs(rng):
     assert engine.input_names == ("a", "b", "n")
     assert engine.output_names == tuple(v.name for v in model.graph.output)
     assert engine.output_shapes == dict(zip(engine.output_names, [(1, 30), (1, 30), (3,)]))
+    y, z, n = engine.output_names
+    assert repr(engine) == f"<GraphEngine a (1, 40), b (1, 30), n (3,) -> {y} (1, 30), {z} (1, 30), {n} (3,), float32>"
     inputs = [rng.standard_normal((5, n)).astype("float32") for n in (40, 30)] + [np.array([7, 8, 9])]
     found, wanted = engine.run(inputs), models.reference(model, inputs)
     assert max(models.shares(found, wanted)) < 1e-6
