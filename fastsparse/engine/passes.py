@@ -334,15 +334,23 @@ def _takes_residual(node: Node | None, activation: str | None = None) -> bool:
 
 
 def scales_as_products(program: Program) -> Program:
-    """What is left of scales and activations becomes a product with a diagonal matrix: one kernel serves all."""
+    """What is left of scales becomes products with a diagonal matrix, which take activations and sums in."""
     nodes = []
     for node in program.nodes:
-        shape = program.shapes[node.output]
         if isinstance(node.operator, Scale):
             scale, shift = (v.astype(program.dtype) for v in (node.operator.scale, node.operator.shift))
-            node = replace(node, operator=_diagonal(scale, shift, None, shape))
-        elif isinstance(node.operator, Activate):
-            node = replace(node, operator=replace(identity(shape, program.dtype), activation=node.operator.name))
+            node = replace(node, operator=_diagonal(scale, shift, None, program.shapes[node.output]))
+        nodes.append(node)
+    return replace(program, nodes=tuple(nodes))
+
+
+def activations_as_products(program: Program) -> Program:
+    """What is left of activations becomes a product with the identity: one kernel serves all."""
+    nodes = []
+    for node in program.nodes:
+        if isinstance(node.operator, Activate):
+            product = identity(program.shapes[node.output], program.dtype)
+            node = replace(node, operator=replace(product, activation=node.operator.name))
         nodes.append(node)
     return replace(program, nodes=tuple(nodes))
 
@@ -429,10 +437,11 @@ _PASSES = (
     fold_scales,
     move_products_before_interpolation,
     fold_scales_forward,
+    scales_as_products,
     fuse_activations,
     split_products_of_concats,
     concats_as_products,
     fuse_adds,
-    scales_as_products,
     fuse_activations,
+    activations_as_products,
 )

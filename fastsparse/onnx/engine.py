@@ -71,7 +71,9 @@ def compile_onnx(
     if cases is not None:
         cases.tune = tune
         if cases.by_shapes:
-            cases.engine({value.name: empty_input(value, engine.input_shapes) for value in model.inputs}, now=True)
+            values = {value.name: empty_input(value, engine.input_shapes) for value in model.inputs}
+            if cases.engine(values, now=True) is engine:  # the shapes have decided nothing
+                engine._choose(tune)
     return engine
 
 
@@ -111,7 +113,7 @@ class GraphEngine(BaseEngine):
         self._budget = 0.0  # seconds of tuning that are left
         self._tune_again = False  # measure at the first call
         self._choices = Choices()
-        self._cases = Cases(self, model) if any(node.op == "If" for node in model.nodes) else None
+        self._cases = Cases(self, model) if _may_decide(model) else None
         self._frames = PoolStore()  # by shapes and workers; without a pool where steps run one by one
         self._plan_made: Plan | None = None
 
@@ -177,14 +179,18 @@ class GraphEngine(BaseEngine):
             When an array does not fit, or a node cannot be computed; nothing has been written then.
         """
         values = self._checked(inputs)
-        return self._for(values)._run(values, out)
+        engine = self if self._cases is None else self._cases.engine(values)
+        return engine._run(values, out)
 
     def _run(self, values: dict[str, Any], out: Sequence[Array] | None) -> list[Any]:
-        plan, workers = self._plan(), self._workers()
-        if plan.whole is not None and out is None:
-            if len(values) != len(plan.whole.inputs):  # some of them are read by nothing
-                values = {name: values[name] for name in plan.whole.inputs}
-            return plan.whole.session(workers).run(values)
+        plan, workers = self._plan_made, usable_threads(self._threads)
+        if plan is None or self._tune_again:
+            plan = self._plan()
+        whole = plan.whole
+        if whole is not None and out is None:
+            if len(values) != len(whole.inputs):  # some of them are read by nothing
+                values = {name: values[name] for name in whole.inputs}
+            return whole.session(workers).run(values)
         return self._run_framed(plan, values, workers, out)
 
     def prepare(self, input_shape: Any = None, *, tune: bool = False) -> None:
@@ -253,18 +259,21 @@ class GraphEngine(BaseEngine):
 
     def _checked(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
         names, fitting = self.input_names, self._fitting
-        if type(inputs) is dict or isinstance(inputs, Mapping):
+        if type(inputs) is not list and isinstance(inputs, Mapping):
             if inputs.keys() != fitting.keys():
                 raise ValueError(f"inputs has {', '.join(map(repr, inputs))}, expected {', '.join(map(repr, names))}")
             inputs = [inputs[name] for name in names]
         if len(inputs) != len(names):
             raise ValueError(f"inputs has {len(inputs)} arrays, expected {len(names)}, for {', '.join(names)}")
         values = {}
-        for name, value, x in zip(names, self._model.inputs, inputs):
-            values[name] = array = checked_input(value, x)
-            if value.shape is not None and array.shape != fitting[name]:
-                check_fit(value, array.shape, "the shape")
-                fitting[name] = array.shape
+        for value, x in zip(self._model.inputs, inputs):
+            name = value.name
+            if type(x) is not np.ndarray or x.shape != fitting[name] or x.dtype != value.dtype or not x.flags.carray:
+                x = checked_input(value, x)
+                if value.shape is not None:
+                    check_fit(value, x.shape, "the shape")
+                    fitting[name] = x.shape
+            values[name] = x
         return values
 
     def _for(self, values: Mapping[str, Any], now: bool = False) -> GraphEngine:
@@ -480,6 +489,25 @@ class Cases(Memoized):
             for oldest in list(self.engines)[:-_MOST_ENGINES]:
                 self.engines.pop(oldest, None)
         return found
+
+
+def _may_decide(model: Model) -> bool:
+    """Whether the condition of any If follows from no more than shapes and inputs that may decide."""
+    producers, given = model.producers(), {value.name for value in model.inputs}.difference(_deciding(model))
+
+    def follows(condition: str) -> bool:
+        waiting, seen = [condition], set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name in given:
+                return False
+            node = None if name in seen else producers.get(name)
+            if node is not None and node.op not in ("Shape", "Size"):
+                waiting.extend(node.reads)
+            seen.add(name)
+        return True
+
+    return any(node.op == "If" and follows(node.inputs[0]) for node in model.nodes)
 
 
 def _deciding(model: Model) -> tuple[str, ...]:

@@ -90,11 +90,13 @@ class Host(Step):
 
     def session(self, workers: int) -> Session:
         """The session for a number of threads."""
-        workers = min(workers, _MOST_THREADS)
         key = sessions.generation[0], workers
         found = self._sessions.get(key)
         if found is None:
-            made = Session(self._part, threads=workers, spinning=self._spinning)
+            threads = min(workers, _MOST_THREADS)
+            if threads < workers:
+                return self._sessions.setdefault(key, self.session(threads))
+            made = Session(self._part, threads=threads, spinning=self._spinning)
             found = self._sessions.setdefault(key, made)
         return found
 

@@ -67,6 +67,7 @@ class Lowered:
     sparse: bool = False
     others: tuple[Form, ...] = ()  # of further tensors that it reads
     before: tuple[tuple[Operator, Shape], ...] = ()  # what is applied to the tensor first, with the shapes of results
+    beside: tuple[tuple[Operator, Shape], ...] = ()  # what else is applied to it: the operator reads both results
     swapped: bool = False  # the operator's first operand is the node's second
 
     @property
@@ -266,6 +267,20 @@ class Lowering:
         name = node.activation
         return None if form is None or name is None else Lowered(Activate(name), form, form)
 
+    def _leaky(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        """relu(x) - slope * relu(-x), exactly; slopes are numbers per channel."""
+        if form is None or (node.op == "PRelu" and (len(node.inputs) != 2 or node.version < 7)):
+            return None
+        slopes = self.model.array(node.inputs[1]) if node.op == "PRelu" else np.array(node.get("alpha", 0.01))
+        axis = self._channel_axis(form, x)
+        slope = None if slopes is None or axis is None else per_channel(slopes, x, axis)
+        if slope is None or not np.isfinite(slope).all():
+            return None
+        none, relu = np.zeros(len(slope)), Activate("relu")
+        negative = (Scale(none - 1, none), relu, Scale(-slope.astype(np.float64), none))
+        beside = tuple((operator, form.shape) for operator in negative)
+        return Lowered(Add(), form, form, before=((relu, form.shape),), beside=beside)
+
     def _hard_sigmoid(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         """Of any slope and offset: that of the kernels on a scaled operand."""
         if form is None or form.shape[0] > _LARGEST_VECTOR:
@@ -290,9 +305,8 @@ class Lowering:
             return None
         name = self.operand(node)
         array = self.model.array(node.inputs[name == node.inputs[0]])
-        axes = (len(x) - len(form.shape), 1)  # of the channels: the second for features as images of one position
-        axis = next((a for a in axes if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
-        if array is None or axis is None or form.shape[0] > _LARGEST_VECTOR:
+        axis = self._channel_axis(form, x)
+        if array is None or axis is None:
             return None
         vector = per_channel(array, x, axis)
         if vector is None or (node.op in ("Sub", "Div") and name != node.inputs[0]):
@@ -303,6 +317,13 @@ class Lowering:
         if node.op in ("Add", "Sub"):
             return Lowered(Scale(np.ones_like(wide), wide if node.op == "Add" else -wide), form, form)
         return Lowered(Scale(wide if node.op == "Mul" else 1 / wide, np.zeros_like(wide)), form, form)
+
+    def _channel_axis(self, form: Form, x: Shape) -> int | None:
+        """The axis of a tensor along which a form has its channels."""
+        if form.shape[0] > _LARGEST_VECTOR:
+            return None
+        axes = (len(x) - len(form.shape), 1)  # the second for features as images of one position
+        return next((a for a in axes if x[a : a + 1] == form.shape[:1] and math.prod(x[:a]) == form.samples), None)
 
     # --- pooling -------------------------------------------------------------------------------
 
@@ -433,6 +454,12 @@ class Region:
             tensors.append(shape)
             return len(tensors) - 1
 
+        def applied(name: str, way: Sequence[tuple[Operator, Shape]], x: int) -> int:
+            for operator, shape in way:
+                nodes.append(ProgramNode(name, operator, (x,), number(shape)))
+                x = nodes[-1].output
+            return x
+
         for member in self.members:
             node = member.node
             held = [forms[name] if within else None for name, within in zip(member.tensors, member.inside)]
@@ -452,10 +479,8 @@ class Region:
                 made[member.output] = reads[0]
                 continue
             name = f"{node.name.replace(' ', '_')} {node.op.rpartition('.')[2]}"
-            for operator, shape in lowered.before:
-                between = number(shape)
-                nodes.append(ProgramNode(name, operator, tuple(reads), between))
-                reads = [between]
+            ways = [way for way in (lowered.before, lowered.beside) if way]
+            reads = [applied(name, way, reads[0]) for way in ways] or reads
             made[member.output] = target = number(lowered.target.shape)
             nodes.append(ProgramNode(name, lowered.operator, tuple(reads[::-1] if lowered.swapped else reads), target))
         samples = {form.samples for _, form in sources} | {forms[name].samples for name in self.outputs}
@@ -555,7 +580,8 @@ _JOINS = {"Concat": 4, "Add": 7, "Mul": 7, "Sum": 1}
 # Names of the methods above; activations that the kernels have are known by what they compute.
 _METHODS = {
     "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "BatchNormalization": "_batch_norm",
-    "HardSigmoid": "_hard_sigmoid", "Resize": "_resize", "DepthToSpace": "_depth_to_space",
+    "HardSigmoid": "_hard_sigmoid", "PRelu": "_leaky", "LeakyRelu": "_leaky", "Resize": "_resize",
+    "DepthToSpace": "_depth_to_space",
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "_arithmetic"),
     **dict.fromkeys(("MaxPool", "AveragePool"), "_pool"),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "_global_pool"),

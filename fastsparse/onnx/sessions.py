@@ -97,7 +97,8 @@ class Session:
                     self._run = self._by_reference(model)
                 except (ValueError, NotImplementedError):
                     raise error from None
-        self._model = model if self.library is not None else None
+        ends = threads > 1 or any(node.op in _NEVER_EMPTY for node in model.nodes)
+        self._model = model if self.library is not None and ends else None  # where empty tensors may end the process
         _sessions.add(self)
 
     def _by_onnxruntime(self, model: Model, spinning: bool, optimised: bool) -> Any:
@@ -123,9 +124,8 @@ class Session:
         except Exception as error:
             raise _refusal(error) from error
         made._model_bytes = None
-        self.native, names = made, list(self.outputs)
-        native = made._sess
-        return lambda feeds: native.run(names, feeds, None)
+        self.native = made
+        return functools.partial(made._sess.run, list(self.outputs))
 
     def _by_reference(self, model: Model) -> Any:
         extras.require("an ONNX model", "onnx", onnx="onnxruntime, or onnx,")
@@ -138,7 +138,7 @@ class Session:
             raise _refusal(error) from error
         names = list(self.outputs)
 
-        def run(feeds: dict[str, Any]) -> Any:
+        def run(feeds: dict[str, Any], options: None) -> Any:
             with warnings.catch_warnings(), np.errstate(all="ignore"), one_blas_thread():
                 warnings.simplefilter("ignore")
                 return evaluator.run(names, feeds)
@@ -153,13 +153,13 @@ class Session:
         ValueError
             When a node cannot be computed.
         """
-        run = self._run
+        run = self._run  # of feeds, and options of a run
         if self._model is not None and any(map(_is_empty, feeds.values())):
             self._refuse_empty(feeds, self._model)
             if self.threads > 1:  # onnxruntime's quantised sums may end the process over nothing that threads share
                 run = Session(self._model)._run
         try:
-            return list(run(feeds))
+            return run(feeds, None)
         except Exception as error:
             raise run_error(error) from error
 

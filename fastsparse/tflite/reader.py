@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse import extras
+from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
 
 Array = NDArray[Any]
@@ -25,10 +26,19 @@ _MOST = 100_000  # tensors or operators
 # All that is read may take this many times the file, and this many bytes in any case: sparse ones take more.
 _BLOW_UP, _SMALL = 256, 2**26
 _NUMBER = 64  # bytes that an input or output of an operator counts as, for each is read by itself
-# TensorType: NumPy's names; other types cannot be read.
+# TensorType: NumPy's names, and what it is called where NumPy has none.
 _TYPES = {
     0: "f4", 1: "f2", 2: "i4", 3: "u1", 4: "i8", 6: "?", 7: "i2", 9: "i1", 10: "f8", 12: "u8", 15: "u4", 16: "u2",
 }  # fmt: skip
+_OTHER_TYPES = {
+    5: "STRING",
+    8: "COMPLEX64",
+    11: "COMPLEX128",
+    13: "RESOURCE",
+    14: "VARIANT",
+    17: "INT4",
+    18: "BFLOAT16",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +85,8 @@ def read(path: str | os.PathLike[str]) -> Model:
     ------
     FileFormatError
         When the file is damaged, or no TFLite model.
+    UnsupportedOperatorError
+        When a tensor is of a type that NumPy does not have.
     OSError
         When it cannot be read.
     """
@@ -86,7 +98,7 @@ def read(path: str | os.PathLike[str]) -> Model:
         raise FileFormatError(f"{os.fspath(path)} is not a TFLite model")
     try:
         return _Reader(tflite, content).model()
-    except (FileFormatError, MemoryError):
+    except (FileFormatError, UnsupportedOperatorError, MemoryError):
         raise
     except Exception as error:  # offsets that point anywhere
         raise FileFormatError(f"{os.fspath(path)} is damaged: {error}") from error
@@ -149,6 +161,10 @@ class _Reader:
         name = (tensor.Name() or b"").decode("utf-8", "replace")
         self._spend(len(name))
         shape = tuple(int(n) for n in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+        if tensor.Type() in _OTHER_TYPES:
+            raise UnsupportedOperatorError(
+                f"tensor {name!r} is of type {_OTHER_TYPES[tensor.Type()]}, which is not supported in TFLite models"
+            )
         if tensor.Type() not in _TYPES:
             raise ValueError(f"tensor {name!r} is of type {tensor.Type()}, which is not known")
         if len(shape) > 8 or any(n < -1 for n in shape):
@@ -207,6 +223,7 @@ _OPTIONS = {
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions", "DEPTH_TO_SPACE": "DepthToSpaceOptions",
     "SPACE_TO_DEPTH": "SpaceToDepthOptions", "LEAKY_RELU": "LeakyReluOptions", "MEAN": "ReducerOptions",
     "SUM": "ReducerOptions", "REDUCE_MAX": "ReducerOptions", "STRIDED_SLICE": "StridedSliceOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _UNARY = {
 }  # fmt: skip
 _BINARY = {"ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "MAXIMUM": "Max", "MINIMUM": "Min", "POW": "Pow"}
 _CLIPPED = {"RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}
+_FEW = 64  # numbers
 _REDUCED = {"MEAN": "ReduceMean", "SUM": "ReduceSum", "REDUCE_MAX": "ReduceMax"}
 
 
@@ -276,6 +277,33 @@ def _unary(writer: _Writer, operator: Operator) -> None:
     writer.result(operator, made, nchw)
 
 
+def _batch_matmul(writer: _Writer, operator: Operator) -> None:
+    """Matrices of the last two axes; the others are broadcast."""
+    first, second = operator.inputs
+    names = [writer.plain(first), writer.plain(second)]
+    for k, (i, field) in enumerate(((first, "AdjX"), (second, "AdjY"))):
+        if operator.options(field):
+            rank = len(writer.shape(i))
+            names[k] = writer.node("Transpose", names[k], perm=[*range(rank - 2), rank - 1, rank - 2])
+    shapes = writer.shape(first), writer.shape(second)
+    alike = len(shapes[0]) == len(shapes[1]) and not {first, second} & writer.constants.keys()
+    weights = second in writer.constants and math.prod(shapes[1][:-2]) == 1
+    if len(shapes[0]) < max(3, len(shapes[1])) or not (alike or weights):
+        writer.batch_moves()
+    writer.result(operator, writer.node("MatMul", *names), False)
+
+
+def _logistic(writer: _Writer, operator: Operator) -> None:
+    """1 / (1 + exp(-x)) of few numbers, which a model may decide by: onnxruntime's Sigmoid says 0 for 1e-9."""
+    if math.prod(writer.shape(operator.inputs[0])) > _FEW:
+        _unary(writer, operator)
+        return
+    nchw = writer.is_image(operator.inputs[0])
+    power = writer.node("Exp", writer.node("Neg", writer.named(operator.inputs[0], nchw)))
+    made = writer.node("Add", power, writer.constant(np.float32(1), "one"))
+    writer.result(operator, writer.node("Reciprocal", made), nchw)
+
+
 def _softmax(writer: _Writer, operator: Operator) -> None:
     nchw, beta = writer.is_image(operator.inputs[0]), operator.options("Beta")
     x = writer.named(operator.inputs[0], nchw)
@@ -433,6 +461,8 @@ _OPERATORS: dict[str, Callable[[_Writer, Operator], None]] = {
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), _resize),
     **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"), _reshape),
     **dict.fromkeys(_REDUCED, _reduce),
+    "LOGISTIC": _logistic,
+    "BATCH_MATMUL": _batch_matmul,
     "FULLY_CONNECTED": _fully_connected,
     "SOFTMAX": _softmax,
     "DEPTH_TO_SPACE": _depth_to_space,

@@ -11,6 +11,7 @@ import fastsparse as fs
 from fastsparse import nn
 from fastsparse.engine.from_model import program_of
 from fastsparse.engine.passes import (
+    activations_as_products,
     check_optimised,
     complete_dense_layers,
     fold_scales,
@@ -148,12 +149,20 @@ def test_monotone_activations_move_before_a_maximum_only():
 
 
 def test_what_is_left_becomes_a_diagonal():
-    left = scales_as_products(program(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.GELU()))
+    layers = nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.GELU()
+    left = activations_as_products(scales_as_products(program(*layers)))
     assert kinds(left) == ["Conv", "Pool", "Conv", "Reshape", "Linear"]
     for node in left.nodes:
         if isinstance(node.operator, Conv | Linear):
             weight = node.operator.weight
             assert weight.nnz == weight.shape[0] == weight.shape[1]
+
+
+def test_a_scale_takes_an_activation_and_a_sum_in():
+    body = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(1), nn.BatchNorm2d(4))
+    nodes = optimised(program(nn.MaxPool2d(2), nn.Residual(body, activation="tanh"))).nodes
+    made = [(node.operator.activation, node.residual is not None) for node in nodes if isinstance(node.operator, Conv)]
+    assert made == [("relu", False), ("tanh", True)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -79,6 +79,15 @@ def test_conditions_on_numbers_stay_in_the_library(rng):
         _same(engine, model, [sign * np.abs(rng.standard_normal((3, 16))).astype(np.float32)])
 
 
+def test_models_with_conditions_on_numbers_are_measured():
+    b = models.Builder()
+    flag = b.add("Greater", b.add("ReduceSum", "x", keepdims=0), b.constant(0))
+    y = b.add("MatMul", _choice(b, flag, "x", 256), b.weight(256, 256, sparsity=0.95))
+    engine = fs.compile(b.model({"x": [64, 256]}, [y]), threads=1)
+    assert engine._cases is None
+    assert "measured" in engine.report().facts["choice"]
+
+
 def test_branches_inside_branches(rng):
     """An inner If reads what the outer branch made; names inside branches repeat."""
     b = models.Builder()

@@ -217,6 +217,35 @@ def test_squeeze_and_excitation_is_one_segment(by, first, rng):
         _same(model, rng, (batch, 4, 6, 7))
 
 
+@pytest.mark.parametrize("by", ["slopes per channel", "one slope", "LeakyRelu", "of rows"])
+def test_slopes_below_zero_stay_between_products(by, rng):
+    """relu(x) - slope * relu(-x) runs in the kernels' layouts: exactly, of infinities, too."""
+    b, image = models.Builder(), by != "of rows"
+    x = b.conv("x", 4, 6) if image else b.linear("x", 4, 6)
+    slopes = np.array([-0.3, 0, 1e-6, 0.25, 1, 1.7]).reshape((6, 1, 1) if image else 6)
+    if by == "LeakyRelu":
+        x = b.add("LeakyRelu", x, alpha=0.2)
+    else:
+        x = b.add("PRelu", x, b.constant(slopes[:1] if by == "one slope" else slopes))
+    y = b.conv(x, 6, 3, 1) if image else b.linear(x, 6, 3)
+    model = b.model({"x": ["N", 4, 6, 7] if image else ["N", 4]}, [y, x])
+    shape = (2, 4, 6, 7) if image else (2, 4)
+    segments, hosts = _cut(model, x=shape)
+    assert (len(segments), hosts) == (1, [])
+    for batch in (1, 2, 17):
+        _same(model, rng, (batch, *shape[1:]))
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf, np.nan])
+def test_slopes_below_zero_of_numbers_that_are_not_finite(infinite):
+    b = models.Builder()
+    y = b.add("PRelu", b.add("Conv", "x", b.constant(np.eye(4).reshape(4, 4, 1, 1))), b.constant([[[0.25]]] * 4))
+    x = np.full((1, 4, 3, 3), infinite, "float32")
+    x[0, 1:] = 0  # the weights' zeros are none for ONNX, and times infinity they are no numbers
+    engine = models.on_kernels(b.model({"x": [1, 4, 3, 3]}, [y]), [x.shape])
+    np.testing.assert_array_equal(engine(x)[0, 0], np.where(x[0, 0] < 0, 0.25, 1) * x[0, 0])
+
+
 @pytest.mark.parametrize("shape", ["same", "spatial", "of another batch", "one channel"])
 def test_products_that_are_no_gates_are_the_librarys(shape, rng):
     b = models.Builder()

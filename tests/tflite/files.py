@@ -8,7 +8,7 @@ import flatbuffers
 import numpy as np
 import tflite
 
-TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
+TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9, "resource": 13}
 
 
 class Writer:

@@ -210,6 +210,9 @@ CASES = {
                               IMAGE.reshape(1, -1) @ FLAT.T),
     "fully connected, axes kept": (normal(1, 3, 10), "FULLY_CONNECTED", [DENSE, BIAS], "FullyConnectedOptions",
                                    {"KeepNumDims": True}, None),
+    "matrices": (IMAGE, "BATCH_MATMUL", [DENSE[:, :8]], "BatchMatMulOptions", {"AdjY": True}, IMAGE @ DENSE[:, :8].T),
+    "matrices, transposed": (IMAGE, "BATCH_MATMUL", [PLANE], "BatchMatMulOptions", {"AdjX": True},
+                             IMAGE.transpose(0, 1, 3, 2) @ PLANE),
     "nearest": (IMAGE, "RESIZE_NEAREST_NEIGHBOR", [np.array([8, 12], np.int32)], "ResizeNearestNeighborOptions", {},
                 IMAGE.repeat(2, 1).repeat(2, 2)),
     **{f"bilinear {mode}": (IMAGE, "RESIZE_BILINEAR", [np.array([7, 12], np.int32)], "ResizeBilinearOptions",
@@ -284,6 +287,21 @@ def test_operators_that_are_not_known(tmp_path):
     y = w.add("MyOwnOperator", [x], (1, 4))
     with pytest.raises(fs.UnsupportedOperatorError, match="operator MyOwnOperator is not supported in TFLite models"):
         compiled(tmp_path, w, [x], [y])
+
+
+def test_tensors_of_types_that_numpy_does_not_have(tmp_path):
+    w = Writer()
+    x, states = w.tensor((1, 4)), w.tensor((1, 4), "resource")
+    y = w.add("ADD", [x, states], (1, 4))
+    with pytest.raises(fs.UnsupportedOperatorError, match="type RESOURCE, which is not supported in TFLite models"):
+        compiled(tmp_path, w, [x], [y])
+
+
+def test_logistic_of_small_numbers_is_exact(tmp_path):
+    w, x = Writer(), np.linspace(-80, -15, 64, dtype=np.float32).reshape(1, 64)
+    source = w.tensor(x.shape)
+    y = w.add("LOGISTIC", [source], x.shape)
+    np.testing.assert_allclose(compiled(tmp_path, w, [source], [y])(x), 1 / (1 + np.exp(-x.astype(float))), rtol=1e-6)
 
 
 def test_quantised_activations(tmp_path):
