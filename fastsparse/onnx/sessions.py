@@ -21,6 +21,7 @@ from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, co
 from fastsparse.runtime.fork import after_fork_in_child
 
 _IR = 10  # format of messages: newer ones add nothing that is used here, and libraries refuse those they do not know
+_IR_OF_CONSTANTS = 4  # from which on initializers need not be inputs, too
 _OUTSIDE = 4096  # bytes from which on constants are handed over as they are, and not put into the message
 # On no samples or no times, onnxruntime's end the process.
 _NEVER_EMPTY = ("LSTM", "GRU", "com.microsoft.DynamicQuantizeLSTM", "com.microsoft.QAttention")
@@ -233,7 +234,7 @@ def _sentence(error: Exception) -> str:
 def message(model: Model, outside: bool = False) -> tuple[Any, dict[str, Array]]:
     """The ModelProto of a model, and the large constants that are not in it where `outside` permits that."""
     proto = copied(model.header)
-    proto.ir_version = min(proto.ir_version, _IR)
+    proto.ir_version = max(_IR_OF_CONSTANTS, min(proto.ir_version, _IR))
     graph = proto.graph
     graph.name = "part"
     for ends, values in ((graph.input, model.inputs), (graph.output, model.outputs)):

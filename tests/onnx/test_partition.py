@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from fastsparse.onnx.executor import Host, Kernels
 from tests.onnx import models
@@ -215,6 +216,19 @@ def test_squeeze_and_excitation_is_one_segment(by, first, rng):
     assert (len(segments), hosts) == (1, [])
     for batch in (1, 2, 17):
         _same(model, rng, (batch, 4, 6, 7))
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_files_of_old_formats_have_shapes(version, rng):
+    """Up to version 3 all initializers are inputs, too."""
+    b = models.Builder()
+    model = b.model({"x": ["N", 4, 6, 7]}, [b.add("Relu", b.conv(b.conv("x", 4, 6), 6, 3))], opset=8)
+    model.ir_version = version
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    segments, hosts = _cut(model, x=(2, 4, 6, 7))
+    assert (len(segments), hosts) == (1, [])
+    _same(model, rng, (3, 4, 6, 7))
 
 
 @pytest.mark.parametrize("by", ["slopes per channel", "one slope", "LeakyRelu", "of rows"])
