@@ -32,7 +32,7 @@ def weights(rng: np.random.Generator, rows: int, columns: int, dtype: str) -> fs
 
 def in_planes(planes: PaddedPlanes, images: Array, fill: float) -> Array:
     """Images in planes, `fill` everywhere else."""
-    count, size = len(images), planes.size
+    count, size = len(images), planes.strides[-1]  # of a number
     memory = np.full((count * planes.image_stride + planes.slack) // size, fill, images.dtype)
     offsets = planes.all_offsets() // size
     for n, image in enumerate(images):
