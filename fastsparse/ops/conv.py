@@ -43,7 +43,6 @@ from fastsparse.ops.sparse_operator import (
     channel_blocks,
     packed_for_each,
     packed_values,
-    window_operator,
 )
 from fastsparse.ops.spmm import (
     UNALIGNED,
@@ -387,11 +386,8 @@ def plan_linear_between(
     density = positions * pattern.nnz / max(1, rows * columns)  # nonzeros per row and channel
     groups = h.row_groups(rows, tiles.count, target.threads, width * target.vector)
     per_block = h.even_block_rows(width * target.vector * positions, x.channels, density)
-    operator = window_operator(
-        pattern, lambda: pattern.indices, x.channels, x.channel_stride, x.all_offsets(), per_block, groups, h,
-        width=width,
-    )  # fmt: skip
-    return SpmmPlan(operator, tiles)
+    blocks = channel_blocks(x.channels, per_block, x.channel_stride, x.all_offsets())
+    return SpmmPlan(build_operator(pattern.indptr, pattern.indices, blocks, h, groups, width), tiles)
 
 
 def tiles_between(
@@ -409,11 +405,15 @@ def _blocked_operator(
     pattern: Pattern, geometry: ConvGeometry, x: BlockedPlanes, per_block: int, groups: int, target: Target,
     width: int = 0,
 ) -> SparseOperator:  # fmt: skip
-    window = grid(geometry.kernel, geometry.dilation, x.strides)
-    return window_operator(
-        pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window, per_block, groups,
-        target.heuristics, conv_groups=geometry.groups, width=width,
-    )  # fmt: skip
+    """Operator on windows of x, kept with the pattern: plans of several sizes of batches have the same."""
+    h, window = target.heuristics, grid(geometry.kernel, geometry.dilation, x.strides)
+
+    def build() -> SparseOperator:
+        blocks = channel_blocks(x.channels, per_block, x.channel_stride, window)
+        return build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
+
+    sizes = x.channels, x.channel_stride, per_block, groups, geometry.groups, width
+    return pattern.cached(("windows", window.tobytes(), *sizes, h), build)
 
 
 def _window_bytes(kernel: Ints, width: int, vector: int, apart: bool = False) -> int:
@@ -641,10 +641,8 @@ def plan_between_padded(
     by_rows = h.owns_channels(y.channel_stride, images, target.threads)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
     touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
-    operator = window_operator(
-        pattern, lambda: absolute_columns(pattern, geometry), x.channels, x.channel_stride, window,
-        h.block_channels(touched), groups, h, conv_groups=geometry.groups, width=width,
-    )  # fmt: skip
+    blocks = channel_blocks(x.channels, h.block_channels(touched), x.channel_stride, window)
+    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     return SpmmPlan(operator, tiles, by_rows=by_rows)
 
 

@@ -130,14 +130,9 @@ def sampled_product(pattern: Pattern, A: Array, B: Array, target: Target | None 
     if pattern.nnz:
         y, y_row_stride, _y = _row_major(A, "y", target)
         x, x_row_stride, _x = _row_major(B.T, "x", target)
-        launch = pattern.kept(_streamed_sddmm, target, columns, x_row_stride, y_row_stride)
+        launch = pattern.kept(stream.prepare_sddmm, target, columns, x_row_stride, y_row_stride)
         launch.run(x, y, gradients.ctypes.data)
     return gradients
-
-
-def _streamed_sddmm(pattern: Pattern, target: Target, columns: int, x_row_stride: int, y_row_stride: int) -> Launch:
-    strides = {"x_row_stride": x_row_stride, "y_row_stride": y_row_stride}
-    return stream.prepare_sddmm(pattern, target, columns=columns, **strides)
 
 
 def _row_major(X: Array, purpose: str, target: Target) -> tuple[int, int, Array]:

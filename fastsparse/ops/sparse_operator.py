@@ -268,22 +268,6 @@ def _linear_operator(
     return build_operator(pattern.indptr, pattern.indices, blocks, h, groups, width)
 
 
-def window_operator(
-    pattern: Pattern, columns: Callable[[], NDArray[np.integer]], channels: int, channel_stride: int,
-    window: NDArray[np.int64], per_block: int, groups: int, h: Heuristics, *, conv_groups: int = 1, width: int = 0,
-) -> SparseOperator:  # fmt: skip
-    """Operator whose column (c, k) is window[k] bytes into channel c, cached on the pattern.
-
-    columns : returns the column of every nonzero over all channels, which depends on the pattern and on `conv_groups`
-    """
-    return pattern.cached(
-        ("window operator", channels, channel_stride, window.tobytes(), per_block, groups, conv_groups, width, h),
-        lambda: build_operator(
-            pattern.indptr, columns(), channel_blocks(channels, per_block, channel_stride, window), h, groups, width
-        ),
-    )
-
-
 def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
     """Blocks of `block_rows` input rows, `row_bytes` apart."""
     block_rows = max(1, min(block_rows, rows, (INDEX_LIMIT - 1) // row_bytes))

@@ -250,7 +250,7 @@ def prepare(
 
 
 def prepare_sddmm(
-    pattern: Pattern, target: Target, *, columns: int, x_row_stride: int, y_row_stride: int, batches: int = 1,
+    pattern: Pattern, target: Target, columns: int, x_row_stride: int, y_row_stride: int, *, batches: int = 1,
     x_batch_stride: int = 0, y_batch_stride: int = 0,
 ) -> Launch:  # fmt: skip
     """gradients (nnz,) += y x^T at the pattern's nonzeros, for row-major x (K, columns) and y (M, columns), summed over
