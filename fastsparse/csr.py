@@ -305,6 +305,13 @@ class Pattern(Memoized):
             self._transposed = self._transpose()  # concurrent threads may each build one; the last is kept
         return self._transposed
 
+    def _without_empty(self) -> tuple[NDArray[np.int64], NDArray[Any], Pattern]:
+        counts = np.diff(self._indptr)
+        rows = np.flatnonzero(counts)
+        columns, indices = np.unique(self._indices, return_inverse=True)
+        pointers = np.concatenate([[0], np.cumsum(counts[rows])])
+        return rows, columns, Pattern._trusted(pointers, indices, (len(rows), len(columns)))
+
     def _transpose(self) -> tuple[Pattern, NDArray[Any]]:
         (rows, columns), nnz = self._shape, self.nnz
         if max(rows, columns) <= INT32_MAX and nnz < 2**32:
@@ -475,6 +482,13 @@ class CSR(Memoized):
                 matrix._values_changed()
             known = self._transposed = matrix, values, changes
         return known[0]
+
+    def without_empty(self) -> tuple[NDArray[np.int64], NDArray[Any], CSR]:
+        """Rows and columns that have nonzeros, and the matrix of these alone, built once."""
+        rows, columns, pattern = self._pattern.cached("without empty", self._pattern._without_empty)
+        core = self.cached("without empty", CSR._trusted, pattern, self._data)
+        core._changes = self._changes
+        return rows, columns, core
 
     def with_data(self, values: ArrayLike) -> CSR:
         """Return a matrix of the same pattern with other values.

@@ -56,6 +56,10 @@ __all__ = [
     "spmm",
 ]
 
+# From so many rows or columns for each nonzero on, of a matrix that has many, products leave out those that are empty.
+_MOSTLY_EMPTY = 8
+_MANY = 2**15
+
 Array = NDArray[Any]
 Gradients = tuple[Array | None, Array, Array]
 
@@ -104,6 +108,11 @@ def spmm(
     if len(shape) not in (1, 2) or shape[0] != columns:
         expected = f"({columns}, N) or ({columns},)"
         raise ValueError(f"X has shape {shape}, expected {expected} to match W of shape {W.shape}")
+    if (rows > _MANY or columns > _MANY) and bias is None and activation is None:
+        many = max(_MANY, _MOSTLY_EMPTY * W.nnz)
+        scattered = len(shape) == 2 and shape[1] > 1 and X.strides[1] != dtype.itemsize  # rows of X would be packed
+        if rows > many or (columns > many and scattered):
+            return _hypersparse(W, X, out)
     bias = as_bias(bias, dtype, rows)
     Y = check_out(out, (rows, *shape[1:]), dtype, X, bias, W.data)
     if Y.size == rows:
@@ -115,6 +124,22 @@ def spmm(
             spmm_column_major(W, X, Y, bias, activation)
         else:
             spmm_row_major(W, X, Y, bias, activation)
+    return Y
+
+
+def _hypersparse(W: CSR, X: Array, out: Array | None) -> Array:
+    """W @ X for a W of mostly empty rows or columns: the product of the others, in its place. Of X only their rows are
+    read, and of a new result only their rows are written (Buluc and Gilbert, Representation and multiplication of
+    hypersparse matrices, IPDPS 2008)."""
+    shape = W.shape[0], *X.shape[1:]
+    Y = None if out is None else check_out(out, shape, W.dtype, X, W.data)
+    rows, columns, core = W.without_empty()
+    product = spmm(core, X[columns])
+    if Y is None:
+        Y = np.zeros(shape, W.dtype)
+    else:
+        Y[...] = 0
+    Y[rows] = product
     return Y
 
 

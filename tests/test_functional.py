@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 import fastsparse as fs
 from fastsparse.arguments import as_float
@@ -135,3 +136,28 @@ def test_axes_of_length_one_with_any_stride(rng, dtype):
         assert same_bits(fs.conv2d(odd(image), W, kernel_size=1), fs.conv2d(image, W, kernel_size=1))
         padded = {"kernel_size": 1, "padding": 1}
         assert same_bits(fs.conv2d(odd(image), W, **padded), fs.conv2d(image, W, **padded))
+
+
+@pytest.mark.parametrize("shape", [(40_000, 60), (3, 40_000), (50_000, 40_000)])
+@pytest.mark.parametrize("count", [0, 1, 900])
+def test_mostly_empty_rows_and_columns(rng, shape, count):
+    elements = np.unique(rng.integers(0, shape[0] * shape[1], count))
+    values, (rows, columns) = numbers(rng, (len(elements),), np.float32), np.divmod(elements, shape[1])
+    W = fs.csr(sparse.coo_array((values, (rows, columns)), shape=shape))
+    X = np.full((shape[1], 17), np.nan, np.float32)  # what meets no nonzero does not matter
+    X[columns] = numbers(rng, (len(columns), 17), np.float32)
+    expected = fs.spmm(W, X, bias=np.zeros(shape[0], np.float32))  # with a bias, every row is computed
+    for laid_out in (X, np.asfortranarray(X)):
+        same_bits(fs.spmm(W, laid_out), expected)
+        out = np.full(expected.shape, np.nan, np.float32)
+        assert fs.spmm(W, laid_out, out=out) is out
+        same_bits(out, expected)
+    same_bits(W.with_data(2 * W.data) @ X, 2 * expected)
+    np.testing.assert_allclose(W @ X[:, 0], expected[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_x_that_meet_no_nonzero_take_no_memory():
+    columns = 2**34
+    W = fs.csr(sparse.coo_array((np.float32([2, 3]), ([0, 1], [columns - 1, 5])), shape=(2, columns)))
+    X = np.broadcast_to(np.float32([1, 10]), (columns, 2))[:, ::-1]
+    np.testing.assert_array_equal(W @ X, [[20, 2], [30, 3]])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.target import Target
 
+_MOST_TASKS = 2**12  # numbers of tasks that are tried: any batch is cut in no time
+
 
 class Work(NamedTuple):
     """Of one group of VL samples: flops of both stages, bytes of activations live at once in both, and steps."""
@@ -67,11 +69,11 @@ def choose_images(work: Work, batch: int, target: Target) -> Split:
     h, workers = target.heuristics, target.threads
     inner = h.live_bytes // max(1, work.early_bytes)
     total = batch * (work.early_flops + work.late_flops)
-    for tasks in range(workers, batch + 1):
-        balance = tasks / (math.ceil(tasks / workers) * workers)
-        whole = batch % tasks == 0 and total / tasks <= h.task_flops
-        if workers > 1 and whole and balance >= h.shared_rate and work.late_flops <= work.early_flops:
-            return Split(total >= h.parallel_flops, batch // tasks, _divisor(batch // tasks, inner))
+    if workers > 1 and work.late_flops <= work.early_flops:
+        fewest = max(workers, math.ceil(total / h.task_flops))
+        for tasks in range(fewest, min(batch, fewest + _MOST_TASKS) + 1):
+            if batch % tasks == 0 and tasks / (math.ceil(tasks / workers) * workers) >= h.shared_rate:
+                return Split(total >= h.parallel_flops, batch // tasks, _divisor(batch // tasks, inner))
     return Split(False, batch, _divisor(batch, inner * workers))
 
 
@@ -92,4 +94,4 @@ def candidates(work: Work, groups: int, target: Target) -> list[Split]:
 
 def _divisor(number: int, most: int) -> int:
     """The largest divisor of `number` that is at most `most`."""
-    return max(i for i in range(1, number + 1) if number % i == 0 and i <= max(1, most))
+    return next(i for i in range(max(1, min(number, most)), 0, -1) if number % i == 0)

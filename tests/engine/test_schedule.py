@@ -55,6 +55,7 @@ def test_cuts(work, groups, threads, expected):
         (Work(1e6, 1e5, 50_000, 2_000, 8), 3, 2, Split(False, 3, 3)),  # a worker would idle a third of the time
         (Work(1e6, 1e8, 50_000, 2_000, 8), 8, 2, Split(False, 8, 8)),  # linear layers want the whole batch
         (Work(60e9, 1e5, 10**7, 2_000, 8), 8, 2, Split(False, 8, 1)),
+        (Work(10, 0, 4_000, 0, 1), 2**61 - 1, 2, Split(False, 2**61 - 1, 1)),  # a prime: not every number is tried
     ],
 )
 def test_cuts_of_images(work, batch, threads, expected):
