@@ -32,6 +32,7 @@ from fastsparse.onnx.arguments import (
     shape_of,
     written,
 )
+from fastsparse.onnx.axes import in_one_order
 from fastsparse.onnx.estimates import KERNELS_FIRST, Costs
 from fastsparse.onnx.executor import Frame, Host, Kernels, Plan, Tensors, make_plan
 from fastsparse.onnx.folding import check_sizes, folded, with_branches
@@ -63,9 +64,10 @@ def compile_onnx(
     allow_external_data: bool = True, costs: Costs | None = None,
 ) -> GraphEngine:  # fmt: skip
     """Compile an ONNX model; see `fastsparse.compile`. `costs` are what who runs what is estimated with."""
-    model = read(source, allow_external_data=allow_external_data)
+    costs = costs or Costs()
+    model = in_one_order(read(source, allow_external_data=allow_external_data), costs.densest)
     threads = None if threads is None else checked_threads(threads)
-    engine = GraphEngine(model, checked_shapes(model.inputs, input_shape), threads, costs or Costs())
+    engine = GraphEngine(model, checked_shapes(model.inputs, input_shape), threads, costs)
     cases = engine._cases
     engine._choose(tune and (cases is None or not cases.by_shapes))
     if cases is not None:

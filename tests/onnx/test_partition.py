@@ -218,6 +218,20 @@ def test_squeeze_and_excitation_is_one_segment(by, first, rng):
         _same(model, rng, (batch, 4, 6, 7))
 
 
+def test_images_in_the_order_of_tensorflow_are_one_segment(rng):
+    """Every convolution stands between two transpositions, with what works on channels last between them."""
+    b, x = models.Builder(), "x"
+    for channels, out in ((4, 6), (6, 8), (8, 5)):
+        x = b.conv(b.add("Transpose", x, perm=[0, 3, 1, 2]), channels, out)
+        x = b.add("Relu", b.add("Mul", b.add("Transpose", x, perm=[0, 2, 3, 1]), b.vector(out)))
+    model = b.model({"x": ["N", 6, 7, 4]}, [x])
+    segments, hosts = _cut(model, x=(2, 6, 7, 4))
+    assert len(segments) == 1
+    assert {"n0", "n12", "n13", "n14"}.issuperset(hosts)  # before the first convolution and behind the last one
+    for batch in (2, 1, 17):
+        _same(model, rng, (batch, 6, 7, 4))
+
+
 @pytest.mark.parametrize("version", [3, 4])
 def test_files_of_old_formats_have_shapes(version, rng):
     """Up to version 3 all initializers are inputs, too."""
