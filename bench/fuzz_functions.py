@@ -160,8 +160,19 @@ def _product(case: Case, W: CSR, X: Array, bias: Array | None) -> tuple[Array, A
     return exact, ref.spmm(*parts, abs(W.data), W.shape, abs(X), None if bias is None else abs(bias))
 
 
+def _scattered(case: Case, W: CSR) -> CSR:
+    """W with empty rows, columns or both between its own."""
+    shape = tuple(case.one((40_000, W.shape[1]), (W.shape[0], 40_000), (40_000, 50_000)))
+    rows, columns = (np.sort(case.rng.choice(many, few, replace=False)) for many, few in zip(shape, W.shape))
+    indptr = np.zeros(shape[0] + 1, np.int64)
+    indptr[rows + 1] = np.diff(W.indptr)
+    return CSR._trusted(Pattern._trusted(np.cumsum(indptr), columns[W.indices], shape), W.data)
+
+
 def spmm(case: Case) -> None:
     W = case.weight(case.size(), case.size())
+    if max(W.shape) < 100 and case.rng.random() < 0.1:
+        W = _scattered(case, W)
     columns = case.one(None, 1, 2, case.size(), case.size(), case.size())
     X = case.dense(W.shape[1], *(() if columns is None else (columns,)))
     bias, activation = case.bias(W.shape[0]), case.activation()
