@@ -18,6 +18,7 @@ from fastsparse.engine.program import Conv, Pool
 from fastsparse.engine.schedule import assign_memory
 from fastsparse.engine.split import Split
 from fastsparse.ops import spatial_tiles as tiles
+from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.spatial_tiles import shared_partition
 from fastsparse.ops.target import target_for
 
@@ -149,7 +150,7 @@ def test_what_runs_on_spatial_tiles_is_said():
     assert all("on spatial tiles" in s.kernel for s in convolutions)
     pools = [s.kernel for s in steps if s.node is not None and isinstance(s.node.operator, Pool)]
     assert sum("on spatial tiles" in kernel for kernel in pools) >= 2
-    assert "on spatial tiles" not in pools[-1]  # its windows are not regular
+    assert ("on spatial tiles" in pools[-1]) == (TARGET.lanes < 8)  # on tiles of more parts its windows are not regular
     assert any(s.kernel == "gather halo" for s in steps)
 
 
@@ -203,6 +204,8 @@ def test_stacks_of_images_that_single_layers_have_read(batch, size):
 )
 def test_layers_whose_small_images_hang_over_run_on_stacks(lanes, batch, middle, last):
     """Four images of 14 x 14 fill 16 lanes with tiles of 7 x 7, two fill 8; eight images of 1 x 2 fill 16 lanes."""
+    if lanes > TARGET.lanes:
+        pytest.skip("this CPU has shorter vectors")
     model, shape = MODELS["small images behind large ones"]
     program = fs.compile(model, (batch, *shape), tune=False)._program
     steps = spatial_tiles.schedule(program, batch, replace(TARGET, lanes=lanes), Split(False, batch, 1)).steps
@@ -227,7 +230,8 @@ def test_workers_that_share_an_image_prefer_spatial_tiles():
             )
         at = 4 * width
     program = fs.compile(nn.Sequential(*layers).eval(), (1, 128, 28, 28), tune=False)._program
-    found = [choosing._by_image(program, 1, replace(TARGET, threads=threads, lanes=16))[0] for threads in (1, 2)]
+    target = replace(TARGET, lanes=16, heuristics=heuristics_for(64))
+    found = [choosing._by_image(program, 1, replace(target, threads=threads))[0] for threads in (1, 2)]
     assert [choice.layout for choice in found] == ["padded", "spatial tiles"]
 
 
