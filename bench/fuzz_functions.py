@@ -171,11 +171,14 @@ def _scattered(case: Case, W: CSR) -> CSR:
 
 def spmm(case: Case) -> None:
     W = case.weight(case.size(), case.size())
-    if max(W.shape) < 100 and case.rng.random() < 0.1:
+    scattered = max(W.shape) < 100 and case.rng.random() < 0.2
+    if scattered:
         W = _scattered(case, W)
     columns = case.one(None, 1, 2, case.size(), case.size(), case.size())
     X = case.dense(W.shape[1], *(() if columns is None else (columns,)))
     bias, activation = case.bias(W.shape[0]), case.activation()
+    if scattered and case.rng.random() < 0.7:
+        bias = activation = None
     shape = (W.shape[0], *X.shape[1:])
     case.choices_matter = X.size == W.shape[1]
     exact, total = _product(case, W, X, bias)
