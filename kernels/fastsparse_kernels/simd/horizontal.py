@@ -57,25 +57,33 @@ def transpose(builder: Any, args: Any, tile: Any) -> Any:
 @instruction()
 def load_rows(builder: Any, args: Any, like: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
     """Vector i = the first `columns` elements at address + i * stride for i < rows; zeros elsewhere."""
-    vectors = []
-    inside = first_lanes(builder, like, args[4])
-    none = ir.Constant(like.mask, None)
-    for i in range(like.count):
-        exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
-        address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
-        vectors.append(masked_load(builder, like, address, builder.select(exists, inside, none)))
-    return pack(builder, like.vector, vectors)
+    _, address, stride, rows, columns = args
+    masked = _masked_rows(builder, like, address, stride, rows, columns)
+    return pack(builder, like.vector, [masked_load(builder, like, row, mask) for row, mask in masked])
 
 
 @instruction(types.void)
 def store_rows(builder: Any, args: Any, tile: Any, address: Any, stride: Any, rows: Any, columns: Any) -> Any:
     """The first `columns` elements of vector i to address + i * stride for i < rows, and nothing else."""
-    inside = first_lanes(builder, tile, args[4])
-    none = ir.Constant(tile.mask, None)
-    for i, vector in enumerate(unpack(builder, args[0], tile.count)):
-        exists = builder.icmp_signed("<", ir.Constant(I64, i), args[3])
-        address = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, i)))
-        masked_store(builder, tile, vector, address, builder.select(exists, inside, none))
+    value, address, stride, rows, columns = args
+    masked = _masked_rows(builder, tile, address, stride, rows, columns)
+    for vector, (row, mask) in zip(unpack(builder, value, tile.count), masked, strict=True):
+        masked_store(builder, tile, vector, row, mask)
+
+
+def _masked_rows(builder: Any, tile: Any, address: Any, stride: Any, rows: Any, columns: Any) -> list[tuple[Any, Any]]:
+    """Address and mask of each vector of a tile, of which only so many rows and columns exist.
+
+    Rows that do not exist have the address of the first one, which does: a masked access to a page that is not there
+    does not fault, but takes hundreds of cycles.
+    """
+    inside, none = first_lanes(builder, tile, columns), ir.Constant(tile.mask, None)
+    masked = []
+    for i in range(tile.count):
+        exists = builder.icmp_signed("<", ir.Constant(I64, i), rows)
+        row = builder.add(address, builder.mul(stride, ir.Constant(I64, i)))
+        masked.append((builder.select(exists, row, address), builder.select(exists, inside, none)))
+    return masked
 
 
 def _summed(builder: Any, parts: list[Any], lanes: int) -> Any:
