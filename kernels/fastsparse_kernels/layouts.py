@@ -193,11 +193,14 @@ def batch_blocked_kernel(pack: int, bits: int, lanes: int) -> Any:
         for task in simd.tasks(arguments):
             channel, part = task % a.channels, task // a.channels
             chunk, group = part % a.chunks, part // a.chunks
-            user = a.user + group * lanes * a.user_sample_stride + channel * a.user_channel_stride
+            sample = group * lanes
+            samples = min(lanes, a.samples - sample)
+            if samples <= 0:
+                sample = 0  # of a group without samples nothing is read, at addresses that are there
+            user = a.user + sample * a.user_sample_stride + channel * a.user_channel_stride
             panel, inside = group // a.panel_groups, group % a.panel_groups
             plane = a.blocked + channel * a.blocked_channel_stride
             plane += panel * a.panel_stride + inside * a.blocked_group_stride
-            samples = min(lanes, a.samples - group * lanes)
             bounds = a.chunk_positions + chunk * 24
             begin, end = simd.load_i64(bounds), simd.load_i64(bounds + 8)
             offsets = a.offsets + (simd.load_i64(bounds + 16) - begin) * 8
