@@ -484,7 +484,15 @@ class CSR(Memoized):
         return known[0]
 
     def without_empty(self) -> tuple[NDArray[np.int64], NDArray[Any], CSR]:
-        """Rows and columns that have nonzeros, and the matrix of these alone, built once."""
+        """Leave out the rows and columns without nonzeros.
+
+        Returns
+        -------
+        rows, columns : int64 (R,), integer (C,)
+            Those that have nonzeros, ascending.
+        core : CSR (R, C)
+            The matrix of these alone, built once; ``core @ X[columns]`` is ``(W @ X)[rows]``.
+        """
         rows, columns, pattern = self._pattern.cached("without empty", self._pattern._without_empty)
         core = self.cached("without empty", CSR._trusted, pattern, self._data)
         core._changes = self._changes
