@@ -483,7 +483,7 @@ class CSR(Memoized):
             known = self._transposed = matrix, values, changes
         return known[0]
 
-    def without_empty(self) -> tuple[NDArray[np.int64], NDArray[Any], CSR]:
+    def _without_empty(self) -> tuple[NDArray[np.int64], NDArray[Any], CSR]:
         """Leave out the rows and columns without nonzeros.
 
         Returns
@@ -493,7 +493,7 @@ class CSR(Memoized):
         core : CSR (R, C)
             The matrix of these alone, built once; ``core @ X[columns]`` is ``(W @ X)[rows]``.
         """
-        rows, columns, pattern = self._pattern.cached("without empty", self._pattern._without_empty)
+        rows, columns, pattern = self._pattern.kept(Pattern._without_empty)
         core = self.cached("without empty", CSR._trusted, pattern, self._data)
         core._changes = self._changes
         return rows, columns, core

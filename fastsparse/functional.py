@@ -133,7 +133,7 @@ def _hypersparse(W: CSR, X: Array, out: Array | None) -> Array:
     hypersparse matrices, IPDPS 2008)."""
     shape = W.shape[0], *X.shape[1:]
     Y = None if out is None else check_out(out, shape, W.dtype, X, W.data)
-    rows, columns, core = W.without_empty()
+    rows, columns, core = W._without_empty()
     product = spmm(core, X[columns])
     if Y is None:
         Y = np.zeros(shape, W.dtype)

@@ -19,13 +19,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fastsparse.engine.program import Conv, Linear, Pool, Program, Reshape
+from fastsparse.ops.geometry import ConvGeometry
 
 Backend = Literal["scipy", "numpy"]
 Floats = NDArray[np.floating]
 
 
 class Baseline:
-    """A program of convolutions of stride 1, linear layers and max pools in a row, for a fixed batch size.
+    """A program of plain convolutions, linear layers and max pools in a row, for a fixed batch size.
+
+    Plain are convolutions with stride, dilation and groups of 1, and pools whose windows divide the image.
 
     Parameters
     ----------
@@ -60,11 +63,11 @@ class Baseline:
             self._inside[t] = self._held[t][(slice(None), *inside)]
         for node in program.nodes:
             x, y = node.inputs[0], node.output
-            if isinstance(node.operator, Conv) and set(node.operator.geometry.stride) == {1}:
+            if isinstance(node.operator, Conv) and _is_plain_conv(node.operator.geometry):
                 self._add_conv(node.operator, self._held[x], self._inside[y])
             elif isinstance(node.operator, Linear):
                 self._add_product(node.operator, self._held[x], self._inside[y])
-            elif isinstance(node.operator, Pool) and node.operator.kind == "max":
+            elif isinstance(node.operator, Pool) and _is_plain_max(node.operator):
                 self._add_pool(node.operator, self._inside[x], self._inside[y])
             elif isinstance(node.operator, Reshape):
                 self._held[y] = self._held[x].reshape(-1, batch)
@@ -74,6 +77,9 @@ class Baseline:
 
     def __call__(self, x: Floats) -> Floats:
         """Run a batch (N, C, H, W); returns a new array (N, outputs)."""
+        expected = self._input.shape[-1:] + self._input.shape[:-1]
+        if x.shape != expected:
+            raise ValueError(f"x has shape {x.shape}, expected {expected}")
         np.copyto(self._input, np.moveaxis(x, 0, -1))
         for step in self._steps:
             step()
@@ -117,3 +123,16 @@ class Baseline:
         corners = [x[:, i::height, j::width] for i in range(height) for j in range(width)]
         self._steps.append(lambda: np.copyto(y, corners[0]))
         self._steps += [lambda corner=corner: np.maximum(y, corner, out=y) for corner in corners[1:]]  # type: ignore[misc]
+
+
+def _is_plain_conv(geometry: ConvGeometry) -> bool:
+    return {*geometry.stride, *geometry.dilation, geometry.groups} == {1}
+
+
+def _is_plain_max(op: Pool) -> bool:
+    """Whether the windows of a max pool divide the image, without overlap and rest."""
+    for size, table in zip(op.windows.spatial, (op.windows.rows, op.windows.columns)):
+        begins = np.linspace(0, size, len(table) + 1)
+        if not (np.array_equal(table[:, 0], begins[:-1]) and np.array_equal(table[:, 1], begins[1:])):
+            return False
+    return op.kind == "max"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from fastsparse.files import FileFormatError
 from fastsparse.onnx.model import Model, density
 from fastsparse.onnx.reader import read
 from fastsparse.onnx.sessions import message, onnxruntime, serialised
@@ -21,13 +21,13 @@ def in_one_order(model: Model, densest: float) -> Model:
 
     Models without sparse convolutions, and those of which it cannot take the transpositions away, stay as they are.
     """
-    before = _transpositions(model)
-    if before < _MANY or onnxruntime() is None or not _has_sparse_convolutions(model, densest):
+    before, library = _transpositions(model), onnxruntime()
+    if before < _MANY or library is None or not _has_sparse_convolutions(model, densest):
         return model
     if sum(getattr(constant, "nbytes", 0) for constant in model.constants.values()) > _LARGEST:
         return model
     try:
-        made = _optimised(model)
+        made = _optimised(model, library)
     except Exception:  # what is wrong with the model is said where it is compiled
         return model
     same = [[value.name for value in ends] for ends in (made.inputs, made.outputs)]
@@ -46,11 +46,8 @@ def _has_sparse_convolutions(model: Model, densest: float) -> bool:
     return any(weight is not None and density(weight) <= densest for weight in weights)
 
 
-def _optimised(model: Model) -> Model:
-    """By the optimisations that keep to ONNX's own operators."""
-    library = onnxruntime()
-    if library is None:
-        raise FileFormatError("onnxruntime is not installed")
+def _optimised(model: Model, library: Any) -> Model:
+    """By the optimisations of onnxruntime that keep to ONNX's own operators."""
     options = library.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_BASIC

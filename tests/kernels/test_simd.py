@@ -21,6 +21,8 @@ from fastsparse.runtime import kernel_cache
 from fastsparse.runtime.buffers import address
 from fastsparse_kernels import compiler, simd
 from fastsparse_kernels.numba_internals import KernelCFunc, assembly, llvm_ir
+from fastsparse_kernels.simd.horizontal import _masked_rows
+from fastsparse_kernels.simd.types import at, instruction, shifted
 from tests.kernels.support import DTYPES, Guarded, bits_of, lanes_of
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
@@ -123,6 +125,23 @@ def test_first_elements_at_the_end_of_a_page(dtype):
         run(np.arange(2 * lanes, dtype=dtype), base + page - count * size, count)
         assert np.array_equal(inside, np.arange(count))
     assert protect(base + page, page, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_rows_that_do_not_exist_have_the_address_of_one_that_does(rows):
+    """A masked access to a page that is not there does not fault, but takes hundreds of cycles."""
+
+    @instruction(types.void)
+    def addresses(builder, args, tile, address, stride, rows, columns, target):  # type: ignore[no-untyped-def]
+        for i, (row, _mask) in enumerate(_masked_rows(builder, tile, *args[1:5])):
+            builder.store(row, at(builder, shifted(builder, args[5], 8 * i), ir.IntType(64)))
+
+    def run(base, target):  # type: ignore[no-untyped-def]
+        addresses(simd.zeros(4, 4, 32), base, 100, rows, 2, target)
+
+    found = np.zeros(4, np.int64)
+    compiled(run, 2)(1000, found)
+    assert found.tolist() == [1000 + 100 * i if i < rows else 1000 for i in range(4)]
 
 
 @BOTH
