@@ -8,7 +8,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from fastsparse import extras
 from fastsparse.engine.program import UnsupportedOperatorError
 from fastsparse.files import FileFormatError
+from fastsparse.onnx import blas
 from fastsparse.onnx.model import Array, Constant, Model, Node, SparseWeight, code_of, copied, put_outside
 from fastsparse.runtime.fork import after_fork_in_child
 
@@ -40,21 +40,6 @@ def onnxruntime() -> ModuleType | None:
 def has_onnx() -> bool:
     """Whether the package onnx is there: to load an engine, onnxruntime is enough."""
     return extras.installed("onnx")
-
-
-@functools.cache
-def _blas() -> Any:
-    """What sets the number of BLAS's threads, where threadpoolctl is installed."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    return ThreadpoolController().select(user_api="blas")
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Hold NumPy's BLAS to one thread: OpenBLAS's spin while they wait, on cores that the kernels are about to take."""
-    return nullcontext() if _blas() is None else _blas().limit(limits=1)
 
 
 def library(found: ModuleType | None = None) -> str:
@@ -140,7 +125,7 @@ class Session:
         names = list(self.outputs)
 
         def run(feeds: dict[str, Any], options: None) -> Any:
-            with warnings.catch_warnings(), np.errstate(all="ignore"), one_blas_thread():
+            with warnings.catch_warnings(), np.errstate(all="ignore"), blas.one_thread():
                 warnings.simplefilter("ignore")
                 return evaluator.run(names, feeds)
 

@@ -1,37 +1,91 @@
-"""BLAS has one thread while ONNX's own evaluator uses it, and as many as before behind that."""
+"""BLAS has one thread while an engine uses it and the kernels in turn, and as many as before behind that."""
 
 from __future__ import annotations
 
+import os
+import threading
+
 import numpy as np
 import pytest
-import threadpoolctl
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from fastsparse.onnx import sessions
+from fastsparse.onnx import blas, sessions
 from tests.onnx import models
 
-BLAS = threadpoolctl.ThreadpoolController().select(user_api="blas")
-found = pytest.mark.skipif(len(BLAS) == 0, reason="NumPy has a BLAS of one thread")
+found = pytest.mark.skipif(blas._openblas() is None, reason="NumPy's BLAS is not OpenBLAS")
+
+
+@pytest.fixture
+def threads():
+    """OpenBLAS's number of threads, 2 at first."""
+    openblas = blas._openblas()
+    assert openblas is not None
+    get, put = openblas
+    before = get()
+    put(2)
+    yield get
+    put(before)
 
 
 @pytest.mark.T3
 @found
-def test_the_evaluator_has_one_thread_of_blas(monkeypatch):
-    monkeypatch.setattr(sessions, "onnxruntime", lambda: None)
-    seen, run = [], ReferenceEvaluator.run
+def test_one_thread_inside_and_as_before_behind(threads):
+    many = threads()
+    with blas.one_thread():
+        assert threads() == 1
+        with blas.one_thread():
+            assert threads() == 1
+        assert threads() == 1
+    assert threads() == many
+    with pytest.raises(KeyError), blas.one_thread():
+        raise KeyError
+    assert threads() == many
 
-    def noted(*arguments):
-        seen.append({library["num_threads"] for library in BLAS.info()})
-        return run(*arguments)
 
-    monkeypatch.setattr(ReferenceEvaluator, "run", noted)
-    engine = models.on_kernels(_model(True, False), threads=1)
-    with BLAS.limit(limits=2):
-        engine.run([np.ones((4, 64), "float32")])
-        assert {library["num_threads"] for library in BLAS.info()} == {2}
-    assert seen
-    assert all(threads == {1} for threads in seen)
+@found
+def test_the_last_of_many_callers_sets_it_back(threads):
+    many, inside, leave = threads(), threading.Barrier(5), threading.Event()
+
+    def call():
+        with blas.one_thread():
+            inside.wait(60)
+            leave.wait(60)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    inside.wait(60)
+    assert threads() == 1
+    leave.set()
+    for caller in callers:
+        caller.join(60)
+    assert threads() == many
+
+
+@pytest.mark.T2
+@found
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is not of this system")
+def test_a_child_forked_meanwhile_has_as_many_threads_as_before(threads):
+    many, inside, leave = threads(), threading.Event(), threading.Event()
+
+    def call():
+        with blas.one_thread():
+            inside.set()
+            leave.wait(60)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        seen = threads()
+        with blas.one_thread():
+            held = threads()
+        os._exit(0 if (seen, held, threads()) == (many, 1, many) else 1)
+    leave.set()
+    caller.join(60)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert threads() == many
 
 
 def _model(product: bool, sparse: bool):
@@ -57,15 +111,15 @@ def _model(product: bool, sparse: bool):
     ("installed", "product", "sparse", "held"),
     [(False, True, True, True), (False, True, False, True), (False, False, True, False), (True, True, True, False)],
 )
-def test_engines_hold_blas_where_they_need_to(monkeypatch, installed, product, sparse, held):
+def test_engines_hold_blas_where_they_need_to(threads, monkeypatch, installed, product, sparse, held):
     """Without onnxruntime NumPy's BLAS computes what is no kernel's."""
-    seen, one = [], sessions.one_blas_thread
+    seen, one = [], blas.one_thread
 
     def noted():
         seen.append(True)
         return one()
 
-    monkeypatch.setattr(sessions, "one_blas_thread", noted)
+    monkeypatch.setattr(blas, "one_thread", noted)
     if not installed:
         monkeypatch.setattr(sessions, "onnxruntime", lambda: None)
     model = _model(product, sparse)
