@@ -32,6 +32,9 @@ ALONE = 1.03  # and on one worker it may take this part of the incumbent's time 
 CLOSE = 1.15  # candidates this near to the best one are compared again
 KEPT = 3  # candidates that are compared again, at most
 ROUNDS = 4, 20  # least and most
+# A measurement is the least of some calls, since the first ones fetch what other candidates left elsewhere: of so many,
+# and of one where they take more than so many seconds.
+CALLS, BLOCK = 8, 0.005
 
 
 def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batch: int, workers: int = 1) -> int:
@@ -44,8 +47,14 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
     y = [np.empty((batch, *program.shapes[t]), program.dtype) for t in program.outputs]
     begin = time.perf_counter()
 
-    def measured(space: Any) -> float:
-        return seconds(partial(space.run_on, workers, x, y))
+    def measured(space: Any, workers: int = workers) -> float:
+        call = partial(space.run_on, workers, x, y)
+        once = seconds(call)
+        more = min(CALLS, int(BLOCK / max(once, 1e-9))) - 1
+        return min([once, *(seconds(call) for _ in range(more))])
+
+    def alone(space: Any) -> float:
+        return min(measured(space, 1) for _ in range(ROUNDS[0]))
 
     def compared(space: Any) -> float:
         incumbent = measured(first)
@@ -53,7 +62,7 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
 
     first = Workspace(candidates[0]())
     measured(first)
-    if workers > 1 and median(measured(first) / _alone(first, x, y, 1) for _ in range(2 * ROUNDS[0])) >= SHARED:
+    if workers > 1 and median(measured(first) / measured(first, 1) for _ in range(2 * ROUNDS[0])) >= SHARED:
         return 0
     spaces: dict[int, Any] = {}
     ratios: dict[int, list[float]] = {}
@@ -76,11 +85,6 @@ def fastest(program: Program, candidates: Sequence[Callable[[], Schedule]], batc
         wins = sum(ratio < 1 for ratio in ratios[i]) / len(ratios[i])
         if median(ratios[i]) >= GAIN or wins < WINS:
             continue
-        if workers == 1 or _alone(spaces[i], x, y) <= ALONE * _alone(first, x, y):
+        if workers == 1 or alone(spaces[i]) <= ALONE * alone(first):
             return i
     return 0
-
-
-def _alone(space: Any, x: Any, y: Any, calls: int = ROUNDS[0]) -> float:
-    """Least seconds of some calls on one worker."""
-    return min(seconds(partial(space.run_on, 1, x, y)) for _ in range(calls))
