@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if os.environ.get("FASTSPARSE_TRACEBACK"):
+        if os.environ.get("FASTSPARSE_TRACEBACK", "").strip() not in ("", "0"):
             traceback.print_exc()
         _say(f"error: {_one_line(error)}")
         return 1

@@ -641,7 +641,9 @@ def csr(obj: MatrixLike, dtype: DTypeLike | None = None) -> CSR:
 def as_csr(obj: Any, name: str, dtype: np.dtype[Any] | None = None) -> CSR:
     """`csr` of an argument that errors call `name`."""
     if isinstance(obj, CSR):
-        return obj if dtype in (None, obj.dtype) else CSR._trusted(obj.pattern, frozen(obj.data.astype(dtype)))
+        if dtype is None or dtype == obj.dtype:  # NumPy takes None for float64 when it compares
+            return obj
+        return CSR._trusted(obj.pattern, frozen(obj.data.astype(dtype)))
     if isinstance(obj, Pattern):
         raise TypeError(f"{name} is a Pattern, which has no values, expected a matrix (use fs.CSR with the values)")
     if not sparse.issparse(obj):

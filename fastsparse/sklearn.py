@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from scipy.special import log_softmax
 
 from fastsparse import extras
@@ -138,7 +139,7 @@ class _SparseMLP(BaseEstimator):
             When the loss was still falling after `max_iter` epochs.
         """
         self._check_parameters()
-        X, values = self._checked(X, y, reset=True)
+        X, values = self._checked(X, y)
         target = self._started(values, None)
         X, target, weights = self._weighted(X, values, target, sample_weight)
         if weights is not None:
@@ -159,7 +160,7 @@ class _SparseMLP(BaseEstimator):
     def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Self:
         first = not hasattr(self, "model_")
         self._check_parameters()
-        X, y = self._checked(X, y, reset=first)
+        X, y = self._checked(X, y, None if first else self.model_.parameters()[0].dtype)
         target = self._started(y, classes) if first else self._encoded(y, classes)
         X, target, weights = self._weighted(X, y, target, sample_weight)
         if first:
@@ -188,10 +189,12 @@ class _SparseMLP(BaseEstimator):
         sizes = self.hidden_layer_sizes
         self._sizes = [checks.integer(n, "hidden_layer_sizes") for n in ([sizes] if np.ndim(sizes) == 0 else sizes)]
 
-    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
-        return validate_data(
-            self, X, y, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32], multi_output=True
-        )
+    def _checked(self, X: Any, y: Any, dtype: np.dtype[Any] | None = None) -> tuple[Any, Any]:
+        """X and y as arrays, X in the type of the network that there is."""
+        if sparse.issparse(y):
+            raise TypeError("y is a sparse matrix, expected an array: use y.toarray()")
+        dtypes = [np.float64, np.float32] if dtype is None else dtype
+        return validate_data(self, X, y, reset=dtype is None, accept_sparse="csr", dtype=dtypes, multi_output=True)
 
     def _build(self, X: Any, target: Array) -> None:
         """A new network and optimizer for these shapes."""
@@ -283,6 +286,14 @@ class _SparseMLP(BaseEstimator):
 
     def _stratify(self, target: Array) -> Array | None:
         return None
+
+
+def _distinct(labels: ArrayLike, name: str) -> Array:
+    """The different ones of labels, in rising order."""
+    try:
+        return np.unique(labels)
+    except TypeError as error:
+        raise TypeError(f"{name} holds labels of several types, expected numbers alone or strings alone") from error
 
 
 _PARAMETERS = """
@@ -428,16 +439,17 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
         return self.classes_[chosen]
 
     def _started(self, y: Array, classes: Any) -> Array:
-        check_classification_targets(y)
         y = column_or_1d(y, warn=True)
-        self.classes_ = np.unique(y if classes is None else classes)
+        labels = _distinct(y, "y")
+        check_classification_targets(y)
+        self.classes_ = labels if classes is None else _distinct(classes, "classes")
         return self._encoded(y, None)
 
     def _encoded(self, y: Array, classes: Any) -> Array:
         y = column_or_1d(y, warn=True)
-        if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+        if classes is not None and not np.array_equal(_distinct(classes, "classes"), self.classes_):
             raise ValueError(f"classes is {classes!r}, expected {self.classes_!r} as in the first call of partial_fit")
-        unknown = np.setdiff1d(y, self.classes_)
+        unknown = np.setdiff1d(_distinct(y, "y"), self.classes_)
         if len(unknown):
             raise ValueError(f"y holds {unknown[0]}, expected one of the classes {self.classes_}")
         return np.searchsorted(self.classes_, y)

@@ -85,8 +85,15 @@ def test_failure_is_one_line_without_traceback(error, message, monkeypatch, caps
         raise error
 
     monkeypatch.setattr(cli, "_run_info", fail)
+    for off in ("", "0", " 0 "):
+        monkeypatch.setenv("FASTSPARSE_TRACEBACK", off)
+        assert _status(["info"]) == 1
+        assert capsys.readouterr().err == message
+    monkeypatch.setenv("FASTSPARSE_TRACEBACK", "1")
     assert _status(["info"]) == 1
-    assert capsys.readouterr().err == message
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith(message)
 
 
 def test_interrupt(monkeypatch, capsys):

@@ -472,6 +472,12 @@ def test_values_that_are_no_real_numbers_are_type_errors(dtype):
 @pytest.mark.I3
 def test_dtype_argument():
     assert fs.csr(DENSE, dtype="float32").dtype == np.float32
+    for kept in ("float32", "float64"):
+        W = fs.csr(DENSE, dtype=kept)
+        assert fs.csr(W) is fs.csr(W, dtype=kept) is W
+        for wanted in ("float32", "float64"):
+            converted = fs.csr(W, dtype=wanted)
+            assert (converted.dtype, converted.data.dtype, converted.pattern) == (wanted, wanted, W.pattern)
     assert fs.csr(sp.csc_array(DENSE), dtype=np.float32).dtype == np.float32
     assert fs.csr(DENSE.astype(np.int8), dtype=">f8").dtype == np.dtype("=f8")
     big = np.array([[2**53 - 1]])

@@ -120,6 +120,8 @@ def test_numbers_too_large_for_the_type_are_refused_and_log_probabilities_are_ex
     for samples in (X * 1e300, sparse.csr_array(X * 1e300)):
         with pytest.raises(ValueError, match="infinity or a value too large for dtype"):
             model.predict(samples)
+        with pytest.raises(ValueError, match="infinity or a value too large for dtype"):
+            model.partial_fit(samples, y)
     assert np.allclose(np.exp(model.predict_log_proba(X)), model.predict_proba(X), atol=1e-6)
     assert np.isfinite(model.predict_log_proba(X * 1e4)).all()
 
@@ -170,6 +172,25 @@ def test_bad_parameters_are_named(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"The '{name}' parameter of .* must be .* Got {value!r} instead"):
         SparseMLPClassifier(**options).fit(X, y)
+
+
+def test_targets_that_are_none_are_named() -> None:
+    X, y = load_iris(return_X_y=True)
+    for kind in (SparseMLPClassifier, SparseMLPRegressor):
+        for call in (kind((4,)).fit, kind((4,)).partial_fit):
+            with pytest.raises(TypeError, match=r"^y is a sparse matrix, expected an array: use y.toarray\(\)$"):
+                call(X, sparse.csr_array(np.stack([y, y], 1)))
+    mixed = np.array(["a", 1, 2], object)[y]
+    said = "holds labels of several types, expected numbers alone or strings alone"
+    model = SparseMLPClassifier((4,), max_iter=1)
+    for call in (model.fit, model.partial_fit):
+        with pytest.raises(TypeError, match=f"^y {said}$"):
+            call(X, mixed)
+    with pytest.raises(TypeError, match=f"^classes {said}$"):
+        model.partial_fit(X, y, classes=np.array([0, "1", 2], object))
+    model.partial_fit(X, y)
+    with pytest.raises(TypeError, match=f"^y {said}$"):
+        model.partial_fit(X, mixed)
 
 
 def test_layers_of_no_units() -> None:

@@ -276,7 +276,7 @@ class Dictionary:
     def _duality_gap(self, x: Array, codes: Array, rest: Array, alpha: float) -> Array:
         """Objective minus its dual at the residual, scaled until it is feasible; of every sample."""
         steepest = np.abs(self._correlated(rest)).max(axis=1).astype(np.float64)
-        scale = np.minimum(1, alpha / np.maximum(steepest, np.finfo(float).tiny))
+        scale = alpha / np.maximum(np.maximum(steepest, alpha), np.finfo(float).tiny)  # at most 1
         norm = np.abs(codes).sum(axis=1, dtype=np.float64)
         inner = np.einsum("ij,ij->i", rest, x, dtype=np.float64)
         return np.asarray(0.5 * (1 + scale**2) * energy(rest) + alpha * norm - scale * inner)

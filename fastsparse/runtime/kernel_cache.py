@@ -33,15 +33,19 @@ class UnusableDirectory(OSError):
     """A directory is not to be used; the message says why."""
 
 
-def base_directories(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Directories that hold the caches of all versions; they may not exist.
+def named_directories(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What FASTSPARSE_CACHE_DIR names; several are separated as in PATH."""
+    return [name for name in environment.get("FASTSPARSE_CACHE_DIR", "").split(os.pathsep) if name.strip()]
 
-    Those of FASTSPARSE_CACHE_DIR (several are separated as in PATH), or ``fastsparse`` in the user's cache directory
-    ($XDG_CACHE_HOME, ~/.cache; %LOCALAPPDATA% on Windows).
+
+def base_directories(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Directories that hold the caches of all versions; they may not exist, nor may the home directory of a "~".
+
+    Those of FASTSPARSE_CACHE_DIR, or ``fastsparse`` in the user's cache directory ($XDG_CACHE_HOME, ~/.cache;
+    %LOCALAPPDATA% on Windows).
     """
-    given = [name for name in environment.get("FASTSPARSE_CACHE_DIR", "").split(os.pathsep) if name]
-    if given:
-        return [Path(name).expanduser().absolute() for name in given]
+    if given := named_directories(environment):
+        return [Path(os.path.expanduser(name)) for name in given]
     if sys.platform == "win32":
         return [Path(environment.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fastsparse" / "cache"]
     xdg = environment.get("XDG_CACHE_HOME", "")
@@ -99,11 +103,11 @@ def find_directories(environment: Mapping[str, str] = os.environ) -> Directories
     try:
         digest = kernel_digest()
         package = str(PACKAGE / digest) if (PACKAGE / digest).is_dir() else None
-        named = bool(environment.get("FASTSPARSE_CACHE_DIR"))
+        named = bool(named_directories(environment))
         for base in base_directories(environment):
             try:
-                directory, writable = open_directory(base, digest, named)
-            except OSError as error:
+                directory, writable = open_directory(base.expanduser().absolute(), digest, named)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
                 reasons.append(_reason(error))
                 continue
             read.append(str(directory))
@@ -111,7 +115,7 @@ def find_directories(environment: Mapping[str, str] = os.environ) -> Directories
                 write = write or str(directory)
             else:
                 reasons.append(f"{directory} is read-only")
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+    except (OSError, RuntimeError) as error:
         reasons.append(_reason(error))
     why = f"compiled kernels are not kept: {'; '.join(reasons)}; set FASTSPARSE_CACHE_DIR to a directory of your own"
     return Directories(tuple(read), write, package, "" if write else why)

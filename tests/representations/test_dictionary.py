@@ -184,3 +184,11 @@ WRONG: list[tuple[Any, str]] = [
 def test_wrong_arguments(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_residuals_of_nothing_overflow_nothing() -> None:
+    with np.errstate(all="raise"):
+        for x in (np.zeros((2, 2)), np.full((2, 2), 1e-300)):
+            codes = Dictionary(np.eye(2)).encode(x, alpha=100.0)
+            assert codes.matrix.nnz == 0
+            np.testing.assert_array_equal(codes.squared_error, np.zeros(2))

@@ -135,6 +135,9 @@ def test_several_directories(tmp_path):
     assert found.private == (str(tmp_path / "first" / digest), str(tmp_path / "second" / digest))
     assert found.write == str(tmp_path / "first" / digest)
     assert found.unwritable == ""
+    nobody = os.pathsep.join(["~nobody-has-this-name/kernels", str(tmp_path / "second"), " "])
+    found = kernel_cache.find_directories({"FASTSPARSE_CACHE_DIR": nobody})
+    assert found.private == (found.write,) == (str(tmp_path / "second" / digest),)
     missing = tmp_path / "file" / "base"
     found = kernel_cache.find_directories({"FASTSPARSE_CACHE_DIR": str(missing)})
     assert found.private == ()
@@ -157,6 +160,31 @@ def test_a_shared_temporary_folder_is_never_used(run_python, tmp_path):
     reason = f"RuntimeWarning: compiled kernels are not kept: {shared} can be written by others (mode 1777)"
     assert done.stderr.count(reason) == 1
     assert list(shared.iterdir()) == []
+
+
+@posix
+@pytest.mark.parametrize("empty", ["", os.pathsep, f" {os.pathsep}"])
+def test_no_names_mean_the_users_own_directory(tmp_path, empty):
+    found = kernel_cache.find_directories({"FASTSPARSE_CACHE_DIR": empty, "XDG_CACHE_HOME": str(tmp_path)})
+    assert found.write == str(tmp_path / "fastsparse" / kernel_cache.kernel_digest())
+    assert stat.S_IMODE((tmp_path / "fastsparse").stat().st_mode) == 0o700
+
+
+@posix
+def test_a_working_directory_that_is_gone(run_python, tmp_path):
+    """Relative names mean nothing then; others are used."""
+    gone = tmp_path / "gone"
+    code = """
+import os, sys
+from fastsparse.runtime import kernel_cache
+gone, kept = sys.argv[1:]
+os.mkdir(gone)
+os.chdir(gone)
+os.rmdir(gone)
+found = kernel_cache.find_directories({"FASTSPARSE_CACHE_DIR": os.pathsep.join(["relative", kept])})
+assert found.write == os.path.join(kept, kernel_cache.kernel_digest()), found
+"""
+    run_python(code, str(gone), str(tmp_path / "kept"))
 
 
 def test_where_the_directory_is(tmp_path):
