@@ -111,7 +111,8 @@ class Heuristics:
     # --- SpMV by loads
     spmv_prefetch_bytes: int = 4096  # distance: loads of x between those of W keep the CPU from prefetching W
     spmv_prefetch_nonzeros: int = 96  # distance of x, where no near cache holds it
-    slice_nonzeros: float = 16  # most nonzeros per row, on average, for slices
+    slice_nonzeros: float = 64  # most nonzeros per row, on average, for slices
+    streamed_calls: int = 8  # of a matrix of short rows before slices are built
     slice_filling: float = 1.1  # items of slices per nonzero above which rows are sorted by length
     slice_room: float = 1.5  # most items of slices per nonzero
 
@@ -121,6 +122,9 @@ class Heuristics:
     spmv_cycles: float = 0.76
     spmv_row_cycles: float = 8.5
     spmv_far_cycles: float = 1.4  # per nonzero where x does not fit L1
+    spmv_farther_cycles: float = 2.2  # where it does not fit L2
+    spmv_l2_bytes: int = 2**20  # x of less stays in L2 while W goes through
+    spmv_memory_rate: float = 8  # bytes per cycle from memory
     lookup_nonzeros: int = 1_000  # fewest nonzeros: below, the call dominates
     lookup_filled: float = 0.5  # least average of nonzeros per row and chunk: each pair has an entry in the tables
     lookup_row_limit: int = 2048  # rows of a group: larger groups fill vectors no better
@@ -442,27 +446,52 @@ class Heuristics:
 
     # ------------------------------------------------------------------------------------------ SpMV
 
-    def spmv_prefetch_distance(self, nbytes: int) -> int:
-        """Prefetch distance of columns and values, of so many bytes in all; 0 where a near cache holds them."""
-        return self.spmv_prefetch_bytes if nbytes > self.near_bytes else 0
+    def spmv_prefetch_distance(self, nbytes: int, x_bytes: int | None = None) -> int:
+        """Prefetch distance of columns and values, of so many bytes in all; 0 where a near cache holds them.
+
+        x_bytes : where x is gathered number by number; a near cache would lose a smaller x for what L3 holds
+        """
+        near = self.near_bytes
+        if x_bytes is not None and x_bytes <= self.spmv_l2_bytes:
+            near = max(near, self.l3_bytes // 2)
+        return self.spmv_prefetch_bytes if nbytes > near else 0
 
     def spmv_x_distance(self, x_bytes: int) -> int:
-        """Prefetch distance of x in nonzeros; 0 where a near cache holds it."""
-        return self.spmv_prefetch_nonzeros if x_bytes > self.stream_near_bytes else 0
+        """Prefetch distance of x in nonzeros; 0 where it does not pay.
+
+        CPUs with 32 KB of L1 (Zen 4) gain a tenth where x lies in L3. Those with 48 KB (Zen 5) wait for it out of
+        order, and lose a quarter by prefetching; they gain two thirds where x lies in memory.
+        """
+        near = self.stream_near_bytes if self.l1_bytes <= 32 * 1024 else 3 * self.l3_bytes // 8
+        return self.spmv_prefetch_nonzeros if x_bytes > near else 0
 
     def spmv_by_slices(self, rows: int, nonzeros: int) -> bool:
-        """Whether rows of W are so short that SpMV takes one nonzero of many rows at once."""
+        """Whether rows of W are so short that SpMV takes one nonzero of many rows at once: nothing is reduced then."""
         return self.slice_nonzeros * rows >= nonzeros < 2**28
 
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int, slice_rows: int) -> bool:
         """Whether SpMV by lookup, in chunks of `chunk` columns and slices of `slice_rows`, is estimated to be faster
         than by loads."""
-        by_lookup = self.lookup_cycles * nonzeros + self.lookup_chunk_cycles * rows * -(-inputs // chunk)
-        by_lookup *= -(-rows // slice_rows) * slice_rows / max(1, rows)
+        chunks = -(-inputs // chunk)
+        filled = nonzeros / max(1, rows * chunks)
+        # A slice takes as many steps as its longest row. Rows are sorted within their group, so that few slices have
+        # rows of several lengths: among `slice_rows` rows of Poisson-distributed lengths the longest exceeds the mean
+        # by about the square root of 2 * mean * log(slice_rows).
+        padded = -(-rows // slice_rows) * slice_rows
+        sorted_rows = max(slice_rows, min(padded, self.lookup_rows(chunks) // slice_rows * slice_rows))
+        excess = math.sqrt(2 * filled * math.log(slice_rows)) * slice_rows / sorted_rows
+        slots = padded * chunks * (filled + excess)
+        by_lookup = self.lookup_cycles * slots + self.lookup_chunk_cycles * padded * chunks
+        by_lookup += self._far_cycles(5 * slots)
         cycles = self.spmv_cycles if inputs <= 10_000 else self.spmv_far_cycles
-        by_loads = cycles * nonzeros + self.spmv_row_cycles * rows
-        filled = nonzeros / max(1, rows * -(-inputs // chunk))
+        cycles = self.spmv_farther_cycles if 4 * inputs > self.spmv_l2_bytes else cycles
+        nbytes = nonzeros * (6 if inputs <= 2**16 else 8)
+        by_loads = cycles * nonzeros + self.spmv_row_cycles * rows + self._far_cycles(nbytes)
         return self.lookup_nonzeros <= nonzeros < 2**28 and filled > self.lookup_filled and by_lookup < by_loads
+
+    def _far_cycles(self, nbytes: float) -> float:
+        """What SpMV takes longer because its operator of so many bytes comes from memory."""
+        return max(0.0, nbytes - self.l3_bytes / 2) / self.spmv_memory_rate
 
     def lookup_rows(self, chunks: int) -> int:
         """Rows of a lookup group; each row has one sum per chunk."""

@@ -52,20 +52,28 @@ def multiply(
     launch(W, activation, target).run(address(x), address(y), optional_address(bias))
 
 
-def launch(W: CSR, activation: str | None, target: Target) -> Launch:
-    """The product, on addresses of x, y and bias."""
-    return W.kept(_prepared, activation, target)
+def launch(W: CSR, activation: str | None, target: Target, held: bool = False) -> Launch:
+    """The product, on addresses of x, y and bias.
+
+    held : by the caller for many calls, so that what takes the time of several to build pays from the first one
+    """
+    return W.kept(_packed if held else _prepared, activation, target)
 
 
 def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
+    calls: list[bool] = W.pattern.cached(("spmv calls", target), list)
+    early = len(calls) < target.heuristics.streamed_calls and W.shape[1] <= INDEX_LIMIT
+    if early and not takes_lookup(W.pattern, target) and takes_slices(W.pattern, target):
+        calls.append(True)
+        spmv.slices_kernel.expect(target.bits, target.lanes)
+        # The same sums. Slices take half the time, and that of about ten calls to build.
+        return once(_streamed(W, activation, target))
+    return _packed(W, activation, target)
+
+
+def _packed(W: CSR, activation: str | None, target: Target) -> Launch:
     if W.shape[1] > INDEX_LIMIT:  # columns of plans have 32 bits
         return _streamed(W, activation, target)
-    called: list[bool] = W.pattern.cached(("spmv called", target), list)
-    if not called:
-        called.append(True)
-        if not takes_lookup(W.pattern, target) and takes_slices(W.pattern, target):
-            spmv.slices_kernel.expect(target.bits, target.lanes)
-            return once(_streamed(W, activation, target))  # the same sums; slices take the time of several calls
     plan = plan_spmv(W.pattern, target)
     launch = W.pattern.cached(("spmv launch", activation, target), prepare, plan, target, activation)
     values = _LookupValues if isinstance(plan, SpmvLookupPlan) else PackedValues
@@ -73,11 +81,14 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
 
 
 def _streamed(W: CSR, activation: str | None, target: Target) -> Launch:
-    rows = stream.plan_rows(W.pattern, 1, target, sort=False)
-    launch = stream.prepare(
+    return PackedValues(W).fixed(W.pattern.kept(_stream, activation, target))
+
+
+def _stream(pattern: Pattern, activation: str | None, target: Target) -> Launch:
+    rows = stream.plan_rows(pattern, 1, target, sort=False)
+    return stream.prepare(
         rows, target, x_row_stride=target.size, y_row_stride=target.size, activation=activation, label="spmv"
     )
-    return rows.values(W).fixed(launch)
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -393,7 +404,9 @@ def _row_arguments(plan: SpmvPlan, activation: str | None, target: Target) -> tu
         spmv.ARGUMENTS,
         plan,
         nonzeros=plan.nonzeros,
-        distance=h.spmv_prefetch_distance(plan.nonzeros * (target.size + plan.columns.itemsize)),
+        distance=h.spmv_prefetch_distance(
+            plan.nonzeros * (target.size + plan.columns.itemsize), plan.inputs * target.size
+        ),
         x_distance=h.spmv_x_distance(plan.inputs * target.size),
     )
     kernel = spmv.spmv_kernel(target.bits, target.lanes, plan.column_bits)

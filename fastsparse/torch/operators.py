@@ -129,7 +129,7 @@ class Structure:
         again = known is not None and known[0] == how and known[1] is matrix
         launch = known[2] if known is not None and again else None
         if launch is None:
-            launch = spmv.launch(matrix, None, _target(matrix))
+            launch = spmv.launch(matrix, None, _target(matrix), held=again)
             self._product = how, matrix, launch if again else None
         return launch
 
@@ -473,7 +473,7 @@ class PreparedLinear:
         kind = _kind(values)
         structure.bias(bias if bias is None or bias.dtype is kind else bias.to(kind), matrix)  # which checks it
         self._tensors, self._columns, self._values = tensors, in_features, structure._values
-        self._launch, self._how = spmv.launch(matrix, None, _target(matrix)), _how()
+        self._launch, self._how = spmv.launch(matrix, None, _target(matrix), held=True), _how()
         self._kind, self._state = kind, _state(tensors)
 
     def __call__(self, x: Tensor, tensors: Weight) -> Tensor | None:

@@ -274,11 +274,37 @@ def test_plans_of_different_records_are_kept_apart(rng):
 
 
 def test_only_large_matrices_are_prefetched_in_spmv():
-    h = heuristics_for(64)
+    h = heuristics_for(64, l3_bytes=32 * 2**20)
     assert h.spmv_prefetch_distance(h.near_bytes) == 0
     assert h.spmv_prefetch_distance(h.near_bytes + 1) == h.spmv_prefetch_bytes
+    assert h.spmv_prefetch_distance(h.near_bytes + 1, h.spmv_l2_bytes + 1) == h.spmv_prefetch_bytes
+    assert h.spmv_prefetch_distance(h.near_bytes + 1, h.spmv_l2_bytes) == 0, "it would take the cache from x"
+    assert h.spmv_prefetch_distance(h.l3_bytes + 1, 100) == h.spmv_prefetch_bytes
     assert h.spmv_x_distance(h.stream_near_bytes) == 0
     assert h.spmv_x_distance(h.stream_near_bytes + 1) == h.spmv_prefetch_nonzeros
+    later = heuristics_for(64, l1_bytes=48 * 1024)  # loads of x wait out of order
+    assert later.spmv_x_distance(later.l3_bytes // 4) == 0
+    assert later.spmv_x_distance(later.l3_bytes) == later.spmv_prefetch_nonzeros
+
+
+# Rows, inputs, nonzeros, and whether the lookup took less time (Zen 5).
+LOOKUPS = [
+    (1000, 4_000, 300_000, True),
+    (5000, 16_000, 300_000, False),
+    (1000, 50_000, 1_000_000, True),
+    (1000, 100_000, 1_000_000, False),
+    (1000, 100_000, 4_000_000, True),
+    (200, 100_000, 1_000_000, True),
+    (5000, 100_000, 4_000_000, False),
+    (1000, 400_000, 4_000_000, False),
+    (200, 400_000, 4_000_000, True),
+]
+
+
+@pytest.mark.parametrize(("rows", "inputs", "nonzeros", "expected"), LOOKUPS)
+def test_lookups_pay_where_slices_are_full_and_memory_is_near(rows, inputs, nonzeros, expected):
+    h = heuristics_for(64, l3_bytes=32 * 2**20)
+    assert h.spmv_by_lookup(rows, inputs, nonzeros, LOOKUP_CHUNK, LOOKUP_ROWS) == expected
 
 
 PREFETCHES = [  # bytes of X, of its rows and of a tile, rows in use, distance

@@ -11,7 +11,8 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.ops import spmv
-from fastsparse.ops.target import tuned
+from fastsparse.ops.target import target_for, tuned
+from fastsparse.runtime.buffers import address
 from fastsparse_kernels import reference as ref
 from fastsparse_kernels.sparse_operator import SPMV_ACCUMULATORS
 from fastsparse_kernels.spmv import ROWS
@@ -24,7 +25,7 @@ ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
 SLICES = {"slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
 FORMS = {
     "rows": ROWS_FORM,
-    "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "stream_near_bytes": -1},
+    "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "spmv_l2_bytes": -1, "stream_near_bytes": -1, "l3_bytes": -8},
     "slices": {**SLICES, "slice_filling": math.inf},
     "sorted slices prefetched": {**SLICES, "slice_filling": 0.0, "near_bytes": 0},
 }
@@ -197,7 +198,7 @@ def test_slices_are_taken_for_short_rows_and_left_for_skewed_ones(rng):
     even = rows_of(rng, np.full(1000, 5), 2000, "float32")
     uneven = rows_of(rng, rng.integers(0, 9, 1000), 2000, "float32")
     skewed = rows_of(rng, np.where(np.arange(1000) % 100, 1, 1500), 2000, "float32")
-    long = rows_of(rng, np.full(1000, 20), 2000, "float32")
+    long = rows_of(rng, np.full(1000, 80), 2000, "float32")
     plans = [spmv.plan_spmv(W.pattern, here) for W in (even, uneven, skewed, long)]
     assert [type(plan) for plan in plans] == [spmv.SpmvSlicePlan] * 2 + [spmv.SpmvPlan] * 2
     assert len(plans[0].sum_index) == 0
@@ -240,8 +241,18 @@ def test_bands_have_one_column_per_vector(rng, form, dtype, special, rows, colum
 def test_what_is_called_once_is_not_packed(rng, form):
     """Packing slices takes the time of several calls; values that change are no new pattern."""
     W, x = rows_of(rng, LENGTHS, 40, np.float32), numbers(rng, 40, np.float32)
-    plans = []
-    for values in (W.data, 2 * W.data, W.data):
-        fs.spmm(W.with_data(values), x)
+    plans, streamed = [], target_for(W.dtype).heuristics.streamed_calls
+    for factor in range(1, streamed + 4):
+        fs.spmm(W.with_data(factor * W.data), x)
         plans.append(any(key[0] == "spmv launch" for key in W.pattern._entries))
-    assert plans == ["rows" in form, True, True]
+    assert plans == [True] * len(plans) if "rows" in form else [False] * streamed + [True] * 3
+
+
+def test_what_is_held_is_packed_at_once(rng):
+    """By callers that keep the launch: else it would be the one of the first calls for good."""
+    W, x = rows_of(rng, np.full(1000, 5), 2000, "float32"), numbers(rng, 2000, "float32")
+    y, before = np.empty(1000, np.float32), fs.spmm(W, x)
+    launch = spmv.launch(W, None, target_for(W.dtype), held=True)
+    assert "spmv launch" in {key[0] for key in W.pattern._entries}
+    launch.run(address(x), address(y), 0)
+    assert y.tobytes() == before.tobytes()
