@@ -338,10 +338,6 @@ def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
     return [(Pool("mean", tables), (shape[0], *tables.out_spatial))]
 
 
-def _flatten(layer: nn.Flatten, shape: Shape) -> Translated:
-    return [] if len(shape) == 1 else [(Reshape(), (math.prod(shape),))]
-
-
 _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translated]]] = [
     ((nn.SparseLinear, nn.Linear), _linear),
     ((nn.SparseConv1d, nn.SparseConv2d, nn.SparseConv3d, nn.Conv2d), _conv),
@@ -353,6 +349,6 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((nn.Softmax,), _softmax),
     ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
-    ((nn.Flatten,), _flatten),
+    ((nn.Flatten,), lambda layer, shape: [] if len(shape) == 1 else [(Reshape(), (math.prod(shape),))]),
     ((nn.Dropout,), lambda layer, shape: []),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -228,7 +229,10 @@ def split_products_of_concats(program: Program) -> Program:
             first += channels
             sums.append(_appended(nodes, shapes, node.name, product, (part,), shapes[node.output]))
         _sum(nodes, shapes, node.name, sums, op.activation, node.output)
-    return _without_unread(replace(program, shapes=tuple(shapes), nodes=tuple(nodes)))
+    program = replace(program, shapes=tuple(shapes), nodes=tuple(nodes))
+    uses = uses_of(program)
+    kept = [node for node in nodes if not isinstance(node.operator, Concat) or uses[node.output]]
+    return replace(program, nodes=tuple(kept))
 
 
 def concats_as_products(program: Program) -> Program:
@@ -269,13 +273,6 @@ def _sum(
     for term in terms[1:-1]:
         total = _appended(nodes, shapes, name, Add(), (total, term), shapes[output])
     nodes.append(Node(name, Add(activation), (total, terms[-1]), output))
-
-
-def _without_unread(program: Program) -> Program:
-    """The program without concatenations that nothing reads."""
-    uses = uses_of(program)
-    kept = [node for node in program.nodes if not isinstance(node.operator, Concat) or uses[node.output]]
-    return replace(program, nodes=tuple(kept))
 
 
 def _columns_between(weight: CSR, first: int, stop: int) -> CSR:
@@ -335,24 +332,23 @@ def _takes_residual(node: Node | None, activation: str | None = None) -> bool:
 
 def scales_as_products(program: Program) -> Program:
     """What is left of scales becomes products with a diagonal matrix, which take activations and sums in."""
-    nodes = []
-    for node in program.nodes:
-        if isinstance(node.operator, Scale):
-            scale, shift = (v.astype(program.dtype) for v in (node.operator.scale, node.operator.shift))
-            node = replace(node, operator=_diagonal(scale, shift, None, program.shapes[node.output]))
-        nodes.append(node)
-    return replace(program, nodes=tuple(nodes))
+
+    def product(op: Operator, shape: Shape) -> Operator:
+        if not isinstance(op, Scale):
+            return op
+        one, (scale, shift) = identity(shape, program.dtype), (v.astype(program.dtype) for v in (op.scale, op.shift))
+        return replace(one, weight=one.weight.with_data(scale), bias=shift)
+
+    return _with_operators(program, product)
 
 
 def activations_as_products(program: Program) -> Program:
     """What is left of activations becomes a product with the identity: one kernel serves all."""
-    nodes = []
-    for node in program.nodes:
-        if isinstance(node.operator, Activate):
-            product = identity(program.shapes[node.output], program.dtype)
-            node = replace(node, operator=replace(product, activation=node.operator.name))
-        nodes.append(node)
-    return replace(program, nodes=tuple(nodes))
+
+    def product(op: Operator, shape: Shape) -> Operator:
+        return replace(identity(shape, program.dtype), activation=op.name) if isinstance(op, Activate) else op
+
+    return _with_operators(program, product)
 
 
 def complete_dense_layers(program: Program) -> Program:
@@ -361,22 +357,24 @@ def complete_dense_layers(program: Program) -> Program:
 
     Only layers that the model itself calls dense: an absent weight of a sparse one never meets an Inf.
     """
-    nodes = []
-    for node in program.nodes:
-        op = node.operator
-        if isinstance(op, Conv | Linear) and op.dense and (isinstance(op, Linear) or _is_whole_or_depthwise(op)):
-            rows, columns = op.weight.shape
-            if _FULL_FROM * rows * columns <= op.weight.nnz < rows * columns:
-                everywhere = np.tile(np.arange(columns), rows)
-                indptr = np.arange(rows + 1) * columns
-                full = CSR(indptr, everywhere, op.weight.toarray().ravel(), op.weight.shape)
-                node = replace(node, operator=replace(op, weight=full))
-        nodes.append(node)
+
+    def completed(op: Operator, shape: Shape) -> Operator:
+        if not isinstance(op, Conv | Linear) or not op.dense:
+            return op
+        rows, columns = op.weight.shape
+        whole = isinstance(op, Linear) or op.geometry.groups in (1, op.geometry.channels)  # or depthwise
+        if not whole or not _FULL_FROM * rows * columns <= op.weight.nnz < rows * columns:
+            return op
+        everywhere, indptr = np.tile(np.arange(columns), rows), np.arange(rows + 1) * columns
+        return replace(op, weight=CSR(indptr, everywhere, op.weight.toarray().ravel(), op.weight.shape))
+
+    return _with_operators(program, completed)
+
+
+def _with_operators(program: Program, rewritten: Callable[[Operator, Shape], Operator]) -> Program:
+    """The program with what `rewritten` gives for every operator and the shape of its result."""
+    nodes = [replace(node, operator=rewritten(node.operator, program.shapes[node.output])) for node in program.nodes]
     return replace(program, nodes=tuple(nodes))
-
-
-def _is_whole_or_depthwise(op: Conv) -> bool:
-    return op.geometry.groups in (1, op.geometry.channels)
 
 
 def _merge_pairs(program: Program, merged: Any) -> Program:
@@ -407,11 +405,6 @@ def _read_scaled(product: Conv | Linear, scale: Scale, channels: NDArray[np.inte
         added = np.bincount(weight.pattern.rows(), values * scale.shift[channels], weight.shape[0])
         bias = (added if bias is None else bias + added).astype(weight.dtype)
     return replace(product, weight=weight.with_data((values * scale.scale[channels]).astype(weight.dtype)), bias=bias)
-
-
-def _diagonal(scale: Array, shift: Array | None, activation: str | None, shape: Shape) -> Conv | Linear:
-    product = _placed(shape, 0, shape[0], scale.dtype)
-    return replace(product, weight=product.weight.with_data(scale), bias=shift, activation=activation)
 
 
 def identity(shape: Shape, dtype: np.dtype[Any]) -> Conv | Linear:

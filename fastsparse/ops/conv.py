@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fastsparse.csr import CSR, Pattern
 from fastsparse.ops import sddmm, spmm
 from fastsparse.ops.geometry import ConvGeometry, Ints
+from fastsparse.ops.heuristics import WIDEST_TILE
 from fastsparse.ops.layouts import (
     BlockedPlanes,
     PaddedPlanes,
@@ -440,9 +441,7 @@ def _transposed_structure(pattern: Pattern, geometry: ConvGeometry) -> Structure
     columns = absolute_columns(pattern, geometry)
     taps = math.prod(geometry.kernel)
     channel, tap = columns // taps, columns % taps
-    order = np.argsort(
-        channel, kind="stable"
-    )  # rows and taps ascend already, and a stable sort by channel keeps their order
+    order = np.argsort(channel, kind="stable")  # which keeps the order of rows and taps, ascending already
     return channel[order], pattern.rows()[order], tap[order], order
 
 
@@ -566,7 +565,7 @@ def plan_padded(
 
     y_offsets : bytes from an output channel to each of its positions; by default they are contiguous
     """
-    h, size, axes = target.heuristics, target.size, len(geometry.kernel)
+    size, axes = target.size, len(geometry.kernel)
     extents = [-(-n // s) for n, s in zip(geometry.padded, geometry.stride, strict=True)]
     if geometry.stride[-1] == 1:
         # The zeros after one row are those before the next.
@@ -589,20 +588,15 @@ def plan_padded(
     firsts = np.array([(r - geometry.padding[-1][0]) % geometry.stride[-1] for r in phases[-1]], np.int64)
     if y_offsets is None:
         y_offsets = np.arange(geometry.positions, dtype=np.int64) * size
-    vectors = len(vectors_over(starts, target.lanes))
-    width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
-    tiles = tiles_over(starts, y_offsets, width, target.lanes, size, target.vector)
-    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
-    by_rows = h.owns_channels(geometry.positions * size, images, target.threads)
-    groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
-    touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
-    blocks = channel_blocks(geometry.channels, h.block_channels(touched), channel_stride, window)
-    operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
+    plan = _plan_planes(
+        pattern, geometry, target, images, starts, y_offsets, geometry.positions * size, window, channel_stride,
+        WIDEST_TILE * target.vector,
+    )  # fmt: skip
     planes = PhasePlanes(
         math.prod(geometry.spatial[:-1]), geometry.spatial[-1], geometry.stride[-1], row_offsets, firsts,
-        channel_stride, width * target.vector,
+        channel_stride, plan.tiles.width * target.vector,
     )  # fmt: skip
-    return PaddedConv(planes, SpmmPlan(operator, tiles, by_rows=by_rows))
+    return PaddedConv(planes, plan)
 
 
 def _phase_row_offsets(
@@ -627,21 +621,34 @@ def plan_between_padded(
     pattern: Pattern, geometry: ConvGeometry, x: PaddedPlanes, y: PaddedPlanes, target: Target, images: int
 ) -> SpmmPlan:
     """Convolution of stride 1 from padded planes to padded planes; x has at least the convolution's padding."""
-    h, size = target.heuristics, target.size
     shift = sum(
         (have[0] - want[0]) * stride for have, want, stride in zip(x.padding, geometry.padding, x.strides, strict=True)
     )
     window = grid(geometry.kernel, geometry.dilation, x.strides)
-    starts = (grid(geometry.out_spatial, geometry.stride, x.strides) + shift) // size
-    vectors = len(vectors_over(starts, target.lanes))
-    width = h.tile_width(vectors, h.window_tile_rate, pattern.full and geometry.groups == 1)
-    step = target.vector if x.slack >= width * target.vector else 0
-    tiles = tiles_over(starts, y.all_offsets(), width, target.lanes, size, step)
-    expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full and geometry.groups == 1)
-    by_rows = h.owns_channels(y.channel_stride, images, target.threads)
+    starts = (grid(geometry.out_spatial, geometry.stride, x.strides) + shift) // target.size
+    return _plan_planes(
+        pattern, geometry, target, images, starts, y.all_offsets(), y.channel_stride, window, x.channel_stride, x.slack
+    )
+
+
+def _plan_planes(
+    pattern: Pattern, geometry: ConvGeometry, target: Target, images: int, starts: NDArray[np.int64],
+    y_offsets: NDArray[np.int64], y_stride: int, window: NDArray[np.int64], x_stride: int, slack: int,
+) -> SpmmPlan:  # fmt: skip
+    """SpMM from planes, which have windows with their corners at numbers `starts`, to positions at `y_offsets`.
+
+    y_stride, x_stride : bytes between planes
+    slack : bytes behind the last plane that may be read
+    """
+    h, dense = target.heuristics, pattern.full and geometry.groups == 1
+    width = h.tile_width(len(vectors_over(starts, target.lanes)), h.window_tile_rate, dense)
+    step = target.vector if slack >= width * target.vector else 0
+    tiles = tiles_over(starts, y_offsets, width, target.lanes, target.size, step)
+    expect_kernel(target, width, tiles.contiguous(target.vector), dense)
+    by_rows = h.owns_channels(y_stride, images, target.threads)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
-    touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * size)
-    blocks = channel_blocks(x.channels, h.block_channels(touched), x.channel_stride, window)
+    touched = math.prod(geometry.kernel[:-1]) * (width * target.vector + geometry.kernel[-1] * target.size)
+    blocks = channel_blocks(geometry.channels, h.block_channels(touched), x_stride, window)
     operator = build_operator(pattern.indptr, absolute_columns(pattern, geometry), blocks, h, groups, width)
     return SpmmPlan(operator, tiles, by_rows=by_rows)
 
@@ -652,6 +659,6 @@ def plan_identity(positions: int, target: Target) -> SpmmPlan:
     start = np.arange(positions, dtype=np.int64)
     width = h.tile_width(-(-positions // target.lanes), h.window_tile_rate)
     tiles = tiles_over(start, start * target.size, width, target.lanes, target.size)
-    blocks = channel_blocks(1, 1, 0, np.zeros(1, np.int64))
+    blocks = channel_blocks(1, 1, 0)
     operator = build_operator(np.arange(2, dtype=np.int64), np.zeros(1, np.int32), blocks, h)
     return SpmmPlan(operator, tiles)

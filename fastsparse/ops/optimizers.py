@@ -24,7 +24,7 @@ def sgd_step(
     """One step of SGD, in place on value and velocity (None without momentum)."""
     numbers, dtype, size = np.array([-rate, momentum, weight_decay], value.dtype), value.dtype, value.size
     kind = "plain" if velocity is None else "nesterov" if nesterov else "momentum"
-    launch = _sgd(kind, size, target_for(dtype))
+    launch = _prepared(kind, size, target_for(dtype))
     launch.run(
         write_address(value, dtype, size, "value"), read_address(grad, dtype, size, "grad"),
         0 if velocity is None else write_address(velocity, dtype, size, "velocity"), address(numbers),
@@ -42,7 +42,7 @@ def adam_step(
     step = -rate / (1 - beta1**steps)
     numbers = np.array([beta1, 1 - beta1, beta2, 1 - beta2, scale, eps, step, decay, shrink], value.dtype)
     dtype, size = value.dtype, value.size
-    launch = _adam(size, target_for(dtype))
+    launch = _prepared("adam", size, target_for(dtype))
     launch.run(
         write_address(value, dtype, size, "value"), read_address(grad, dtype, size, "grad"),
         write_address(first, dtype, size, "first"), write_address(second, dtype, size, "second"), address(numbers),
@@ -50,21 +50,15 @@ def adam_step(
 
 
 @bounded_cache
-def _sgd(kind: str, count: int, target: Target) -> Launch:
-    kernel = kernels.sgd_kernel(kind, target.bits, target.lanes)
-    return _prepare(kernel, kernels.SGD, ("value", "grad", "velocity", "numbers"), count, target, "sgd")
-
-
-@bounded_cache
-def _adam(count: int, target: Target) -> Launch:
-    kernel = kernels.adam_kernel(target.bits, target.lanes)
-    return _prepare(kernel, kernels.ADAM, ("value", "grad", "first", "second", "numbers"), count, target, "adam")
-
-
-def _prepare(kernel: Any, dtype: Any, operands: tuple[str, ...], count: int, target: Target, label: str) -> Launch:
-    arguments = Arguments(dtype, count=count, chunk=kernels.CHUNK)
+def _prepared(kind: str, count: int, target: Target) -> Launch:
+    """Launch of Adam ("adam"), or of a kind of SGD."""
+    if kind == "adam":
+        label, kernel, dtype = kind, kernels.adam_kernel(target.bits, target.lanes), kernels.ADAM
+        operands: tuple[str, ...] = ("value", "grad", "first", "second", "numbers")
+    else:
+        label, kernel, dtype = "sgd", kernels.sgd_kernel(kind, target.bits, target.lanes), kernels.SGD
+        operands = "value", "grad", "velocity", "numbers"
     return Launch(
-        kernel, arguments, operands, target.loop,
-        tasks=-(-count // kernels.CHUNK),
-        flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
+        kernel, Arguments(dtype, count=count, chunk=kernels.CHUNK), operands, target.loop,
+        tasks=-(-count // kernels.CHUNK), flops=target.heuristics.optimizer_flops * count, label=(label, str(count)),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from fastsparse_kernels.compiler import aligned_empty
 Array = NDArray[Any]
 
 INDEX_LIMIT = 2**32
+_ALONE = np.zeros(1, np.int64)  # the window of a channel of one column
 RUN_NUMBERS = 6  # average length of runs from which copying them takes less time than gathering numbers
 
 
@@ -264,23 +265,14 @@ def linear_operator(
 def _linear_operator(
     pattern: Pattern, row_bytes: int, block_rows: int, groups: int, h: Heuristics, width: int
 ) -> SparseOperator:
-    blocks = even_blocks(pattern.shape[1], block_rows, row_bytes)
+    blocks = channel_blocks(pattern.shape[1], block_rows, row_bytes)
     return build_operator(pattern.indptr, pattern.indices, blocks, h, groups, width)
 
 
-def even_blocks(rows: int, block_rows: int, row_bytes: int) -> ColumnBlocks:
-    """Blocks of `block_rows` input rows, `row_bytes` apart."""
-    block_rows = max(1, min(block_rows, rows, (INDEX_LIMIT - 1) // row_bytes))
-    count = max(1, -(-rows // block_rows))
-    column = np.arange(rows, dtype=np.int64)
-    block = column // block_rows
-    starts = np.minimum(np.arange(count + 1) * block_rows, rows)
-    offset = ((column - block * block_rows) * row_bytes).astype(np.uint32)
-    return ColumnBlocks(block.astype(np.int32), offset, starts[:-1] * row_bytes, starts)
-
-
-def channel_blocks(channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64]) -> ColumnBlocks:
-    """Blocks of channels; column (c, k) is at byte c * channel_stride + window[k].
+def channel_blocks(
+    channels: int, per_block: int, channel_stride: int, window: NDArray[np.int64] = _ALONE
+) -> ColumnBlocks:
+    """Blocks of channels, or of a matrix's input rows; column (c, k) is at byte c * channel_stride + window[k].
 
     Raises
     ------

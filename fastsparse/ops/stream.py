@@ -172,12 +172,8 @@ def chunk_bounds(indptr: NDArray[np.int64], tiles: int, h: Heuristics, threads: 
     return bounds
 
 
-def row_bounds(indptr: NDArray[np.int64], h: Heuristics, threads: int) -> NDArray[np.int64]:
-    """Bounds of the rows of chunks, int64 [chunks + 1]."""
-    return _row_cuts(indptr, h, threads)[0]
-
-
 def _row_cuts(indptr: NDArray[np.int64], h: Heuristics, threads: int) -> tuple[NDArray[np.int64], int]:
+    """Bounds of the rows of chunks, int64 [chunks + 1], and most nonzeros of a chunk of more rows than one."""
     rows = len(indptr) - 1
     if rows == 0:
         return np.zeros(1, np.int64), h.stream_chunk
@@ -259,7 +255,7 @@ def prepare_sddmm(
     Operands x, y, gradients, in the order of the CSR.
     """
     h = target.heuristics
-    bounds = pattern.cached(("stream rows", target), row_bounds, pattern.indptr, h, target.threads)
+    bounds, _ = pattern.cached(("stream rows", target), _row_cuts, pattern.indptr, h, target.threads)
     row_bytes, flops = columns * target.size, work(pattern.indptr, columns, h) * batches
     arguments = Arguments(
         stream.SDDMM,

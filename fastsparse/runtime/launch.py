@@ -66,12 +66,9 @@ def _words_of(dtype: np.dtype[Any]) -> dict[str, int]:
 @functools.cache  # no Python call when it is known
 def expect_launcher(shared: bool) -> None:
     """Have what runs kernels, shared by workers or not, compiled while they are planned; small ones never are."""
-    _run_serial.expect()
+    parallel.run_serial.expect()
     if shared and available_workers(2) > 1:
-        _run_parallel.expect()
-
-
-_run_serial, _run_parallel = parallel.run_serial, parallel.run_parallel
+        parallel.run_parallel.expect()
 
 
 class Arguments:

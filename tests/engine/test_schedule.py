@@ -16,7 +16,7 @@ from fastsparse.engine.lowering import batch_blocked, padded, spatial_tiles, wei
 from fastsparse.engine.schedule import Buffer, assign_memory
 from fastsparse.engine.split import Split, Work
 from fastsparse.ops import tiles
-from fastsparse.ops.sparse_operator import build_operator, even_blocks
+from fastsparse.ops.sparse_operator import build_operator, channel_blocks
 from fastsparse.ops.spmm import SpmmPlan
 from fastsparse.ops.target import target_for
 from tests.checking import TARGETS, target
@@ -141,7 +141,7 @@ def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
     dense = np.zeros((4, 4), np.float32)
     dense[[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 1, 2, 1, 2, 2, 3]] = np.arange(1, 9)
     W, position = fs.csr(dense), np.zeros(1, np.int64)
-    blocks = even_blocks(4, 4, 32)
+    blocks = channel_blocks(4, 4, 32)
     operators = [
         build_operator(W.pattern.indptr, W.pattern.indices, blocks, TARGETS[0].heuristics, width=width)
         for width in (4, 1)

@@ -97,7 +97,7 @@ def assert_operator(op: sparse_operator.SparseOperator, pattern: fs.Pattern, pos
 def test_operators_hold_every_nonzero_once(rows, columns, name, block_rows, groups, kind, width, seed):
     rng = np.random.default_rng(seed)
     pattern = matrix(rng, PATTERNS[name](rng, (rows, columns)), "float32").pattern
-    blocks = sparse_operator.even_blocks(columns, block_rows, 320)
+    blocks = sparse_operator.channel_blocks(columns, block_rows, 320)
     op = sparse_operator.build_operator(pattern.indptr, pattern.indices.astype(kind), blocks, H, groups, width)
     assert op.interleaved == (not op.dense and H.interleaves_rows(width))
     assert_operator(op, pattern, np.arange(columns) * 320)
@@ -182,7 +182,7 @@ def test_kernels_may_read_ahead_of_packed_values(rng, monkeypatch):
     """Also in memory that has no other room: what is aligned may have some."""
     monkeypatch.setattr(sparse_operator, "aligned_empty", np.empty)
     pattern = matrix(rng, rng.random((5, 70)) < 0.3, "float64").pattern
-    op = sparse_operator.build_operator(pattern.indptr, pattern.indices, sparse_operator.even_blocks(70, 30, 320), H)
+    op = sparse_operator.build_operator(pattern.indptr, pattern.indices, sparse_operator.channel_blocks(70, 30, 320), H)
     packed = op.pack(rng.standard_normal(pattern.nnz))
     assert (len(packed), room_behind(packed)) == (pattern.nnz, kernels.OVERREAD)
 
@@ -208,7 +208,7 @@ def test_values_are_packed_once_per_matrix(rng, monkeypatch):
 @pytest.mark.I2
 def test_blocks_of_rows_past_four_gigabytes():
     for row_bytes in (1, 4096 * 64, 2**31, 2**32 - 1, 2**32, 2**40):
-        blocks = sparse_operator.even_blocks(5000, 10**9, row_bytes)
+        blocks = sparse_operator.channel_blocks(5000, 10**9, row_bytes)
         found = blocks.bases[blocks.block] + blocks.offset.astype(np.int64)
         assert np.array_equal(found, np.arange(5000) * row_bytes)
         assert np.array_equal(
@@ -238,7 +238,7 @@ def test_more_nonzeros_than_32_bits_count_are_refused():
     columns = np.broadcast_to(np.int32(0), 2**32)
     message = r"^W has 4294967296 nonzeros, expected fewer than 4294967296$"
     with pytest.raises(ValueError, match=message):
-        sparse_operator.build_operator(np.array([0, 2**32]), columns, sparse_operator.even_blocks(1, 1, 64), H)
+        sparse_operator.build_operator(np.array([0, 2**32]), columns, sparse_operator.channel_blocks(1, 1, 64), H)
 
 
 @pytest.mark.I2

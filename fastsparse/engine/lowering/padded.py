@@ -548,7 +548,7 @@ class Lowering:
         target: Callable[[], View] | View,
     ) -> None:  # fmt: skip
         """The step of a convolution, behind one that packs its input if need be; a new target is made between them."""
-        if not _has_full_windows(op):
+        if not depthwise.serves(op.geometry, op.weight):
             product = self._product(node, op, x, source, y)
             self._add_product(node, op, product, y, residual, target() if callable(target) else target)
             return
@@ -676,14 +676,10 @@ def _rows_of(planes: PaddedPlanes, target: Target) -> PaddedPlanes:
     return replace(planes, spatial=spatial, row_offsets=rows.reshape(-1, 1), firsts=np.zeros(1, np.int64))
 
 
-def _has_full_windows(op: Conv) -> bool:
-    """Whether the kernel of depthwise convolutions runs it."""
-    return depthwise.serves(op.geometry, op.weight)
-
-
 def _reads_padding(node: Node) -> bool:
     """Whether the node is a convolution that reads the planes of its layout class, with their padding."""
-    return isinstance(node.operator, Conv) and _steps_by_one(node) and not _has_full_windows(node.operator)
+    op = node.operator
+    return isinstance(op, Conv) and _steps_by_one(node) and not depthwise.serves(op.geometry, op.weight)
 
 
 def _steps_by_one(node: Node) -> bool:
