@@ -6,7 +6,7 @@ identity is hashed into its file name, so there is no index, and two processes t
 thing. A checksum in front of the payload turns any damage into a miss.
 
 The source of a kernel is not part of the file name: the caller keys the *directory* by `source_digest`, which
-covers every file of this package, so that an edited helper never leaves a stale caller.
+covers every file of this package but the oracle, so that an edited helper never leaves a stale caller.
 
 Files are unpickled, so nobody but a trusted owner may be able to write them; `fastsparse/runtime/kernel_cache.py`
 chooses the directories.
@@ -38,10 +38,10 @@ _warned = threading.Event()
 
 
 def _digest_of_sources() -> str:
-    """Hash the names and contents of all Python files of this package, as they are on disk now."""
+    """Hash the names and contents of all Python files of this package but the oracle, as they are on disk now."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(set(root.rglob("*.py")) - {root / "reference.py"}):  # which no kernel may import
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
         digest.update(content)
@@ -60,8 +60,8 @@ def source_digest() -> str:
     Returns
     -------
     str
-        64 hexadecimal digits over all ``.py`` files of ``fastsparse_kernels`` as they were at import, or the empty
-        string when they could not be read (then nothing may be cached).
+        64 hexadecimal digits over all ``.py`` files of ``fastsparse_kernels``, without its oracle, as they were at
+        import, or the empty string when they could not be read (then nothing may be cached).
     """
     return _DIGEST_AT_IMPORT
 

@@ -15,6 +15,7 @@ and ``hardswish(-inf)`` are NaN (-inf times 0), as in torch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -160,30 +161,21 @@ def window_slices(
 # --- pooling -----------------------------------------------------------------------------------
 
 
-def _pool_windows(
-    shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs
-) -> Iterator[tuple[Any, Any]]:
-    """Yield (index of the output position, index of its window in the padded input), channels left whole."""
-    sizes = output_size(shape, kernel_size, stride, padding, [1] * len(shape))
-    for position in itertools.product(*(range(n) for n in sizes)):
-        corner = [o * s for o, s in zip(position, stride, strict=True)]
-        yield (..., *position), (..., *(slice(c, c + k) for c, k in zip(corner, kernel_size, strict=True)))
-
-
-def _pool_output(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
-    sizes = output_size(x.shape[2:], kernel_size, stride, padding, [1] * len(kernel_size))
-    return np.zeros((*x.shape[:2], *sizes), x.dtype)
+def _pool_slices(
+    spatial: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs
+) -> list[tuple[Any, ...]]:
+    """For every element of a window, in C order, the index of what it is in all windows of the padded input."""
+    once = [1] * len(spatial)
+    sizes = output_size(spatial, kernel_size, stride, padding, once)
+    offsets = itertools.product(*(range(k) for k in kernel_size))
+    return [(..., *window_slices(offset, sizes, stride, once)) for offset in offsets]
 
 
 def max_pool(x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
     """Largest value of every window of x (N, C, *spatial), padding never chosen; NaN if it holds a NaN."""
-    (x,) = wide(x)
-    padded = pad_spatial(x, padding, -np.inf)
-    out = _pool_output(x, kernel_size, stride, padding)
-    axes = tuple(range(2, x.ndim))
-    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        out[position] = padded[window].max(axis=axes)
-    return out
+    padded = pad_spatial(wide(x)[0], padding, -np.inf)
+    slices = _pool_slices(x.shape[2:], kernel_size, stride, padding)
+    return np.asarray(functools.reduce(np.maximum, [padded[each] for each in slices]))
 
 
 def max_pool_backward(dy: Array, x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs) -> Array:
@@ -192,48 +184,48 @@ def max_pool_backward(dy: Array, x: Array, kernel_size: Sequence[int], stride: S
     A NaN counts as larger than any number; padding gets nothing, even beside -inf.
     """
     dy, x = wide(dy, x)
-    padded = pad_spatial(x, padding, -np.inf)
-    real = pad_spatial(np.ones((1, 1, *x.shape[2:]), bool), padding, False)[0, 0]
+    padded, real = pad_spatial(x, padding, -np.inf), pad_spatial(np.ones_like(x, bool), padding, False)
+    slices = _pool_slices(x.shape[2:], kernel_size, stride, padding)
+    best, winner = np.full_like(dy, -np.inf), np.full(dy.shape, -1)  # -1: nobody yet
+    for number, each in enumerate(slices):
+        value = padded[each]
+        larger = (value > best) | (np.isnan(value) & ~np.isnan(best))
+        wins = real[each] & (larger | (winner < 0))
+        best, winner = np.where(wins, value, best), np.where(wins, number, winner)
     grad = np.zeros_like(padded)
-    for image, channel in itertools.product(range(x.shape[0]), range(x.shape[1])):
-        for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-            values, inside = padded[image, channel][window], np.flatnonzero(real[window])
-            if len(inside):
-                first = np.unravel_index(inside[np.argmax(values.ravel()[inside])], values.shape)
-                grad[image, channel][window][first] += dy[image, channel][position]
+    for number, each in enumerate(slices):
+        grad[each] += np.where(winner == number, dy, 0)
     return crop_spatial(grad, padding, x.shape[2:])
+
+
+def _pool_counts(
+    spatial: Sequence[int], slices: list[tuple[Any, ...]], padding: Pairs, count_include_pad: bool
+) -> Array:
+    """Elements of every window, with those of the padding or without."""
+    real = pad_spatial(np.ones((1, 1, *spatial)), padding, float(count_include_pad))
+    return np.asarray(sum(real[each] for each in slices))
 
 
 def avg_pool(
     x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs, count_include_pad: bool = True
 ) -> Array:
     """Mean of every window of x (N, C, *spatial); padding counts as zeros unless told otherwise."""
-    (x,) = wide(x)
-    padded = pad_spatial(x, padding, 0.0)
-    real = pad_spatial(np.ones((1, 1, *x.shape[2:])), padding, float(count_include_pad))
-    out = _pool_output(x, kernel_size, stride, padding)
-    axes = tuple(range(2, x.ndim))
-    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        total = padded[window].sum(axis=axes)
-        out[position] = total / real[window].sum()
-    return out
+    padded = pad_spatial(wide(x)[0], padding, 0.0)
+    slices = _pool_slices(x.shape[2:], kernel_size, stride, padding)
+    total = sum(padded[each] for each in slices)
+    return np.asarray(total / _pool_counts(x.shape[2:], slices, padding, count_include_pad))
 
 
 def avg_pool_backward(
-    dy: Array,
-    x: Array,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
+    dy: Array, x: Array, kernel_size: Sequence[int], stride: Sequence[int], padding: Pairs,
     count_include_pad: bool = True,
-) -> Array:
+) -> Array:  # fmt: skip
     """Gradient of :func:`avg_pool` at x."""
     dy, x = wide(dy, x)
-    grad = np.zeros_like(pad_spatial(x, padding, 0.0))
-    real = pad_spatial(np.ones((1, 1, *x.shape[2:])), padding, float(count_include_pad))
-    for position, window in _pool_windows(x.shape[2:], kernel_size, stride, padding):
-        share = dy[position] / real[window].sum()
-        grad[window] += share.reshape(*share.shape, *(1 for _ in kernel_size))
+    grad, slices = np.zeros_like(pad_spatial(x, padding, 0.0)), _pool_slices(x.shape[2:], kernel_size, stride, padding)
+    share = dy / _pool_counts(x.shape[2:], slices, padding, count_include_pad)
+    for each in slices:
+        grad[each] += share
     return crop_spatial(grad, padding, x.shape[2:])
 
 
@@ -398,11 +390,14 @@ def spmm(
     for row in range(shape[0]):
         for p in range(indptr[row], indptr[row + 1]):
             out[row] += values[p] * dense[indices[p]]
+    return _finished(out[None], bias, residual, activation)[0]
+
+
+def _finished(sums: Array, bias: Array | None, residual: Array | None, activation: str | None) -> Array:
+    """activation(sums + bias + residual) of sums (N, channels, ...) and a bias for each channel."""
     if bias is not None:
-        out = out + bias.astype(out.dtype)[:, None]
-    if residual is not None:
-        out = out + residual
-    return apply_activation(activation, out)
+        sums = sums + _per_channel(bias.astype(sums.dtype), sums.ndim)
+    return apply_activation(activation, sums if residual is None else sums + residual)
 
 
 def spmv(
@@ -533,11 +528,7 @@ def conv(
     for p, row, channel, offset in _taps(indptr, indices, shape, kernel_size, groups, x.shape[1]):
         window: Any = (slice(None), channel, *window_slices(offset, sizes, stride, dilation))
         out[:, row] += values[p] * padded[window]
-    if bias is not None:
-        out = out + bias.astype(out.dtype).reshape(-1, *(1 for _ in sizes))
-    if residual is not None:
-        out = out + residual
-    return apply_activation(activation, out)
+    return _finished(out, bias, residual, activation)
 
 
 @_quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
@@ -134,6 +135,19 @@ def test_an_edited_helper_changes_the_directory(run_python, tree):
     assert second != first
     helper.rename(helper.with_name("probe_helper_2.py"))
     assert run_python(DIGEST, root=tree).stdout not in (first, second)
+
+
+@pytest.mark.C1
+def test_an_edited_oracle_keeps_the_directory_as_no_kernel_imports_it(run_python, tree):
+    first = run_python(DIGEST, root=tree).stdout
+    oracle = tree / "kernels/fastsparse_kernels/reference.py"
+    oracle.write_text(oracle.read_text() + "# edited\n")
+    assert run_python(DIGEST, root=tree).stdout == first
+    for path in oracle.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = f"{getattr(node, 'module', '')} {' '.join(alias.name for alias in node.names)}"
+                assert "reference" not in names, path
 
 
 @pytest.mark.C1

@@ -61,23 +61,19 @@ def _scalar_load(bits: int, align: int) -> Any:
 load_u8, load_u16, load_u32, load_i64 = (_scalar_load(bits, bits // 8) for bits in (8, 16, 32, 64))
 
 
-@intrinsic(prefer_literal=True)
-def load_four_u32(typing: Any, vector_bytes: Any, address: Any) -> Any:
+@instruction(types.UniTuple(types.int64, 2))
+def load_four_u32(builder: Any, args: Any, vector_bytes: Const, address: Any) -> Any:
     """Four consecutive uint32 as two int64 that hold two each, the first one in the low half (little-endian).
 
     vector_bytes : of the tile's vectors. With 64-byte vectors, load ports are the bottleneck and one vector load brings
         all four. Shorter vectors leave ports for two integer loads, but not for moving integers out of a vector.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if vector_bytes.literal_value == 64:
-            four = opaque(builder, load_value(builder, args[1], ir.VectorType(I64, 2), 4))
-            halves = [builder.extract_element(four, ir.Constant(I32, i)) for i in (0, 1)]
-        else:
-            halves = [load_value(builder, shifted(builder, args[1], 8 * i), I64, 4) for i in (0, 1)]
-        return context.make_tuple(builder, signature.return_type, halves)
-
-    return types.UniTuple(types.int64, 2)(vector_bytes, types.int64), codegen
+    if vector_bytes == 64:
+        four = opaque(builder, load_value(builder, args[1], ir.VectorType(I64, 2), 4))
+        halves = [builder.extract_element(four, ir.Constant(I32, i)) for i in (0, 1)]
+    else:
+        halves = [load_value(builder, shifted(builder, args[1], 8 * i), I64, 4) for i in (0, 1)]
+    return pack(builder, I64, halves)
 
 
 @instruction(lambda bits, address: NUMBA_FLOATS[bits])
@@ -457,16 +453,13 @@ def call(builder: Any, args: Any, function: Any, arguments: Any, slot: Any) -> A
     builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
 
-@intrinsic
-def call_code(typing: Any, function: Any, x: Any, weights: Any, bias: Any, y: Any, residual: Any, sums: Any) -> Any:
+@instruction(types.void)
+def call_code(
+    builder: Any, args: Any, function: Any, x: Any, weights: Any, bias: Any, y: Any, residual: Any, sums: Any
+) -> Any:
     """Call the code at address `function`, of `pattern_code`, with these addresses."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 6)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 7), codegen
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 6)
+    builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
 
 def arguments_view(dtype: np.dtype) -> Any:
