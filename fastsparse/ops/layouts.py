@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import ConvGeometry, Ints, Padding
+from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, widest
 from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
@@ -373,11 +373,7 @@ def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], tar
 
     Without padding, rows are contiguous as in the user's layout.
     """
-    axes = range(len(spatial))
-    padding = tuple(
-        (max((g.padding[a][0] for g in readers), default=0), max((g.padding[a][1] for g in readers), default=0))
-        for a in axes
-    )
+    padding = widest((g.padding for g in readers), len(spatial))
     extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
     extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
     strides = row_major_strides(tuple(extents), target.size)

@@ -22,6 +22,7 @@ from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, N
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
+from fastsparse.ops.geometry import Padding, widest
 from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Launch
@@ -40,16 +41,14 @@ def schedule(program: Program, batch: int, target: Target, sizes: split.Split | 
 def assign_planes(program: Program, target: Target) -> dict[int, BlockedPlanes]:
     """Planes of every tensor, with the padding that the readers of all tensors of its layout class need."""
     classes = program.layout_classes()
-    padding = {t: [(0, 0)] * (len(program.shapes[t]) - 1) for t in classes.values()}
+    paddings: dict[int, list[Padding]] = {t: [] for t in classes.values()}
     for node in program.nodes:
         if isinstance(node.operator, Conv):
-            t = classes[node.inputs[0]]
-            pairs = zip(padding[t], node.operator.geometry.padding, strict=True)
-            padding[t] = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
-    found = {
-        t: blocked_planes(program.shapes[t][0], tuple(program.shapes[t][1:]), tuple(pads), target)
-        for t, pads in padding.items()
-    }
+            paddings[classes[node.inputs[0]]].append(node.operator.geometry.padding)
+    found = {}
+    for t, of_readers in paddings.items():
+        channels, *spatial = program.shapes[t]
+        found[t] = blocked_planes(channels, tuple(spatial), widest(of_readers, len(spatial)), target)
     return {t: found[leader] for t, leader in classes.items()}
 
 

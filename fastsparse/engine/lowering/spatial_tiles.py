@@ -26,7 +26,7 @@ from fastsparse.engine.schedule import View
 from fastsparse.ops import gates, pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
-from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.geometry import ConvGeometry, widest
 from fastsparse.ops.layouts import BlockedPlanes, grid
 from fastsparse.ops.pooling import Windows
 from fastsparse.ops.target import Target
@@ -194,12 +194,8 @@ class _TilesLowering(Lowering):
         partition = self._partition(leader)
         readings = [r for r in map(self._reading, self._readers_of(leader)) if r and r.partition == partition]
         outside = next((r.outside for r in readings if r.outside is not None), None)
-        padding = [(0, 0)] * len(partition.size)
-        for r in readings:
-            if r.outside in (None, outside):
-                pairs = zip(padding, r.padding, strict=True)
-                padding = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in pairs]
-        return tiles.Reading(partition, tuple(padding), outside)
+        padding = widest((r.padding for r in readings if r.outside in (None, outside)), len(partition.size))
+        return tiles.Reading(partition, padding, outside)
 
     def _readers_of(self, t: int) -> list[Node]:
         """The nodes that read tensors of its layout class."""
@@ -237,9 +233,6 @@ class _TilesLowering(Lowering):
         readings = [self._reading(node) for node in self._readers_of(t)]
         return any(map(any, r.padding)) or not all(w is None or r.serves(w) for w in readings)
 
-    def _tiles_buffer(self, layout: _Tiles) -> View:
-        return self._buffer(self._bytes(layout), plane=layout.plane)
-
     def _memory_of(self, t: int) -> tuple[int, None, int]:
         natural = self._natural(t)
         return self._bytes(natural), None, natural.plane
@@ -251,30 +244,27 @@ class _TilesLowering(Lowering):
 
     def _lay_out(self, t: int, node: Node) -> None:
         natural = self._natural(t)
-        view = self._tiles_buffer(natural)
+        view = self._buffer(self._bytes(natural), plane=natural.plane)
         self._gather(t, natural, view, node)
         self.forms[t, "tiles"] = view
 
-    def _source(self, t: int) -> tuple[View, NDArray[np.int64], tuple[int, int]]:
-        """The tensor's view, offsets in it of all positions that are being lowered, and the strides of its images, or
-        stacks, and channels."""
-        images = 1
-        if (t, "tiles") in self.forms:
-            view, strides = self.forms[t, "tiles"], self._natural(t).strides
-            positions, images = self._tile_offsets(t), self.stacks.get(t, 1)
-        else:
+    def _stored(self, t: int) -> tuple[View, NDArray[np.int64], tuple[int, int], int]:
+        """The tensor's view, offsets in it of all positions of its images, or stacks, the strides of these and of
+        channels, and how many images a stack has."""
+        if (t, "tiles") not in self.forms:
             plain = self._plain(t)
-            view, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
-            positions = plain.all_offsets()
+            return self.forms[t, "plain"], plain.all_offsets(), (plain.image_stride, plain.channel_stride), 1
+        spatial, natural, images = self._spatial(t), self._natural(t), self.stacks.get(t, 1)
+        spatial = (images, *spatial) if t in self.stacks else spatial
+        positions = tiles.tile_offsets(spatial, natural.reading.partition, natural.planes, self.target.size)
+        return self.forms[t, "tiles"], positions, natural.strides, images
+
+    def _source(self, t: int) -> tuple[View, NDArray[np.int64], tuple[int, int]]:
+        """The same of all positions that are being lowered."""
+        view, positions, strides, images = self._stored(t)
         if self.stack > images:
             positions = np.add.outer(np.arange(self.stack // images) * strides[0], positions).ravel()
         return view, positions, strides
-
-    def _tile_offsets(self, t: int) -> NDArray[np.int64]:
-        spatial, natural = self._spatial(t), self._natural(t)
-        if t in self.stacks:
-            spatial = (self.stacks[t], *spatial)
-        return tiles.tile_offsets(spatial, natural.reading.partition, natural.planes, self.target.size)
 
     def _gather(
         self, t: int, to: _Tiles, target: View, node: Node, only: NDArray[np.bool_] | None = None,
@@ -296,19 +286,14 @@ class _TilesLowering(Lowering):
             self._add_gather(t, plan, source, strides, target, to.strides, name_before(node), "tiles")
 
     def _copy_out(self, t: int, target: View, name: str) -> None:
-        plain, images, readable = self._plain(t), self.images, 0
-        if (t, "tiles") in self.forms:
-            source, strides = self.forms[t, "tiles"], self._natural(t).strides
-            positions = self._tile_offsets(t)[: math.prod(self._spatial(t))]
-            readable = self.target.vector  # what follows a buffer, too
-        else:
-            source, strides = self.forms[t, "plain"], (plain.image_stride, plain.channel_stride)
-            positions = plain.all_offsets()
-        x = strides
-        if (t, "tiles") in self.forms and t in self.stacks:
-            images = self.stacks[t]
+        plain, images = self._plain(t), self.images
+        source, positions, strides, stacked = self._stored(t)
+        x, tiled = strides, (t, "tiles") in self.forms
+        if tiled and t in self.stacks:
+            images = stacked
             x = self.target.vector // images, strides[1]  # the next image of a stack lies in the next lanes
-        plan = tiles.gather_image(positions, self.target, readable)
+        readable = self.target.vector if tiled else 0  # what follows a buffer, too
+        plan = tiles.gather_image(positions[: math.prod(self._spatial(t))], self.target, readable)
         to = plain.image_stride, plain.channel_stride
         for first in range(0, self.images, images):  # its own stacks may be smaller than the one that is being lowered
             stack = source[0], source[1] + first // images * strides[0]
@@ -346,13 +331,15 @@ class _TilesLowering(Lowering):
         launch = tiles.prepare(plan, x, y, self.program.shapes[t][0], images, self.target)
         self._add(name, f"gather {what}", None, (source,), target, launch)
 
-    def _picked(self, node: Node, stride: tuple[int, ...]) -> tuple[View, BlockedPlanes]:
-        """Every stride-th position of the node's first input, in tiles as the node's output has them."""
+    def _gathered(
+        self, node: Node, only: NDArray[np.bool_] | None = None, step: tuple[int, ...] | None = None
+    ) -> tuple[View, BlockedPlanes]:
+        """The node's first input, or every step-th position of it, in tiles as the node reads them; see `_gather`."""
         t, r = self.roots[node.inputs[0]], self._reading(node)
         assert r is not None
         layout = self._laid_out(t, r)
-        target = self._tiles_buffer(layout)
-        self._gather(t, layout, target, node, step=stride)
+        target = self._buffer(self._bytes(layout), plane=layout.plane)
+        self._gather(t, layout, target, node, only, step)
         return target, layout.planes
 
     def _tiles_for(self, node: Node, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
@@ -363,10 +350,9 @@ class _TilesLowering(Lowering):
         natural = self._natural(t)
         if natural.reading.serves(r):
             return self._get(t, "tiles", node), natural.reading, natural.planes
-        layout = self._laid_out(t, r)
-        target = self._tiles_buffer(layout)
-        self._gather(t, layout, target, node, tiles.touched(self._partition(node.output), r, kernel, stride, dilation))
-        return target, r, layout.planes
+        only = tiles.touched(self._partition(node.output), r, kernel, stride, dilation)
+        view, planes = self._gathered(node, only)
+        return view, r, planes
 
     # --- nodes on images -------------------------------------------------------------------------
 
@@ -376,7 +362,7 @@ class _TilesLowering(Lowering):
         if _unstrided(op.geometry) is op.geometry:
             source, _, x = self._tiles_for(node, g.kernel, g.stride, g.dilation)
         else:
-            source, x = self._picked(node, op.geometry.stride)
+            source, x = self._gathered(node, step=op.geometry.stride)
         r, y = self._reading(node), self._natural(node.output).planes
         assert r is not None
         # Of a tile alone; behind it the windows may end before its last position.
