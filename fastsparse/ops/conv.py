@@ -399,7 +399,7 @@ def tiles_between(
     group = np.arange(tile_groups, dtype=np.int64)
     x_offsets = np.add.outer(group * x.group_stride, starts).ravel()
     y_offsets = np.add.outer(group * y.group_stride, ends).ravel()
-    return whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size)
+    return whole_vectors(x_offsets, y_offsets, width, target)
 
 
 def _blocked_operator(
@@ -534,7 +534,7 @@ def _phase_plan(
     first = sum(a * stride for a, stride in zip(phase, dx.strides, strict=True))
     starts = dy.points(counts, (1,) * len(counts), lowest)
     ends = dx.points(counts, steps, first)
-    tiles = whole_vectors(starts, ends, width, target.lanes, target.size)
+    tiles = whole_vectors(starts, ends, width, target)
     expect_kernel(target, width, tiles.contiguous(target.vector), dense)
     groups = h.row_groups(geometry.channels, tiles.count * sample_groups, target.threads, width * target.vector)
     per_block = h.block_channels(_window_bytes(geometry.kernel, width, target.vector))
@@ -643,7 +643,7 @@ def _plan_planes(
     h, dense = target.heuristics, pattern.full and geometry.groups == 1
     width = h.tile_width(len(vectors_over(starts, target.lanes)), h.window_tile_rate, dense)
     step = target.vector if slack >= width * target.vector else 0
-    tiles = tiles_over(starts, y_offsets, width, target.lanes, target.size, step)
+    tiles = tiles_over(starts, y_offsets, width, target, step)
     expect_kernel(target, width, tiles.contiguous(target.vector), dense)
     by_rows = h.owns_channels(y_stride, images, target.threads)
     groups = h.row_groups(geometry.out_channels, tiles.count * images, target.threads, width * target.vector, by_rows)
@@ -658,7 +658,7 @@ def plan_identity(positions: int, target: Target) -> SpmmPlan:
     h = target.heuristics
     start = np.arange(positions, dtype=np.int64)
     width = h.tile_width(-(-positions // target.lanes), h.window_tile_rate)
-    tiles = tiles_over(start, start * target.size, width, target.lanes, target.size)
+    tiles = tiles_over(start, start * target.size, width, target)
     blocks = channel_blocks(1, 1, 0)
     operator = build_operator(np.arange(2, dtype=np.int64), np.zeros(1, np.int32), blocks, h)
     return SpmmPlan(operator, tiles)

@@ -215,7 +215,7 @@ def plan_row_major(
     rates = h.row_major_rates(density, inputs, y_stays_near)
     width = h.tile_width(-(-columns // target.lanes), rates, pattern.full)
     peel = (peels.y if many or nontemporal else None) or 0
-    tiles = packed_tiles(columns, width, target.lanes, target.size, peel)
+    tiles = packed_tiles(columns, width, target, peel)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     panel_row = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, panel_row)
@@ -231,7 +231,7 @@ def _plan_in_place(
     h, whole = target.heuristics, columns // target.lanes
     # No dense rows here: four full rows would be four nonzeros per row of X, which is packed.
     width = min(h.tile_width(-(-columns // target.lanes), h.in_place_tile_rate[:whole]), whole)
-    tiles = overlapping_tiles(columns, width, target.lanes, target.size, peel)
+    tiles = overlapping_tiles(columns, width, target, peel)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     groups = h.row_groups(pattern.shape[0], tiles.count, target.threads, width * target.vector)
     operator = linear_operator(pattern, x_row_stride, pattern.shape[1], groups, h, width)
@@ -254,10 +254,10 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     panel, vector = np.arange(-(-sample_groups // width)), np.arange(width) * target.vector
     x_offsets = np.add.outer(panel * layouts.panel_stride(columns, width, target), vector).ravel()
     if y_row_major:
-        tiles = tiles_from_panels(samples, width, target.lanes, target.size, x_offsets[:sample_groups])
+        tiles = tiles_from_panels(samples, width, target, x_offsets[:sample_groups])
     else:
         y_offsets = np.add.outer(panel * layouts.panel_stride(rows, width, target), vector).ravel()
-        tiles = whole_vectors(x_offsets, y_offsets, width, target.lanes, target.size, target.vector)
+        tiles = whole_vectors(x_offsets, y_offsets, width, target, target.vector)
     expect_kernel(target, width, tiles.contiguous(target.vector), pattern.full)
     row_bytes = width * target.vector
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsparse.ops.target import Target
+
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
@@ -47,24 +49,24 @@ def vectors_over(starts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
 
 
 def tiles_over(
-    starts: NDArray[np.int64], targets: NDArray[np.int64], width: int, lanes: int, size: int, step: int = 0
+    starts: NDArray[np.int64], targets: NDArray[np.int64], width: int, target: Target, step: int = 0
 ) -> Tiles:
     """Tiles of `width` of the `vectors_over` starts: the number at starts[i] goes to targets[i], in bytes.
 
     step : as in `_tiles`
     """
-    x = vectors_over(starts, lanes)
+    x = vectors_over(starts, target.lanes)
     vector = np.searchsorted(x, starts, side="right") - 1
-    return _tiles(x * size, vector, starts - x[vector], targets, width, lanes, size, step)
+    return _tiles(x * target.size, vector, starts - x[vector], targets, width, target, step)
 
 
 def whole_vectors(
-    x_offsets: NDArray[np.int64], y_offsets: NDArray[np.int64], width: int, lanes: int, size: int, step: int = 0
+    x_offsets: NDArray[np.int64], y_offsets: NDArray[np.int64], width: int, target: Target, step: int = 0
 ) -> Tiles:
     """Tiles of vectors that are stored whole, each at its y offset. step : see `_filled`."""
     rest = np.arange(len(y_offsets) % width)
     last = y_offsets[len(y_offsets) - len(rest) :]
-    pieces = np.stack([rest * lanes * size, last, np.full_like(rest, lanes)], axis=1)
+    pieces = np.stack([rest * target.vector, last, np.full_like(rest, target.lanes)], axis=1)
     x, y = _filled(x_offsets, width, step), _filled(y_offsets, width, 0)
     tile_pieces = np.zeros((len(x), 2), np.uint32)
     tile_pieces[-1:, 1] = len(rest)
@@ -76,26 +78,26 @@ def first_tile(width: int, lanes: int, peel: int) -> int:
     return (width - 1) * lanes + (peel or lanes)
 
 
-def packed_tiles(columns: int, width: int, lanes: int, size: int, peel: int = 0) -> Tiles:
-    """Tiles over the columns of row-major x, packed block by block, and y, elements of `size` bytes.
+def packed_tiles(columns: int, width: int, target: Target, peel: int = 0) -> Tiles:
+    """Tiles over the columns of row-major x, packed block by block, and y.
 
     peel : see `first_tile`
     """
-    first, counts = _split(columns, width, lanes, peel)
-    tiles = _row_major(first * size, first, counts, width, lanes, size)
+    first, counts = _split(columns, width, target.lanes, peel)
+    tiles = _row_major(first * target.size, first, counts, width, target)
     return replace(tiles, columns=counts.astype(np.uint32))
 
 
-def overlapping_tiles(columns: int, width: int, lanes: int, size: int, peel: int = 0) -> Tiles:
+def overlapping_tiles(columns: int, width: int, target: Target, peel: int = 0) -> Tiles:
     """Tiles over the columns of row-major x, read in place, and y, which have at least one tile's columns.
 
     The last tile begins early enough not to read past x, and stores the columns that the previous one has not.
 
     peel : see `first_tile`
     """
-    first, counts = _split(columns, width, lanes, peel)
-    reads = np.minimum(first, columns - width * lanes)
-    return _row_major(reads * size, first, counts, width, lanes, size, (first - reads) * size)
+    first, counts = _split(columns, width, target.lanes, peel)
+    reads = np.minimum(first, columns - width * target.lanes)
+    return _row_major(reads * target.size, first, counts, width, target, (first - reads) * target.size)
 
 
 def _split(columns: int, width: int, lanes: int, peel: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -106,36 +108,31 @@ def _split(columns: int, width: int, lanes: int, peel: int) -> tuple[NDArray[np.
 
 
 def _row_major(
-    reads: NDArray[np.int64],
-    first: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    width: int,
-    lanes: int,
-    size: int,
+    reads: NDArray[np.int64], first: NDArray[np.int64], counts: NDArray[np.int64], width: int, target: Target,
     skipped: NDArray[np.int64] | int = 0,
-) -> Tiles:
+) -> Tiles:  # fmt: skip
     """Tiles that read from byte `reads[i]` and write counts[i] numbers from column first[i].
 
     skipped : bytes of the tile before those numbers
     """
-    vectors = np.arange(width, dtype=np.int64) * lanes * size
-    partial = counts < width * lanes
-    pieces = np.stack([np.zeros_like(first) + skipped, first * size, counts], axis=1)[partial]
+    vectors = np.arange(width, dtype=np.int64) * target.vector
+    partial = counts < width * target.lanes
+    pieces = np.stack([np.zeros_like(first) + skipped, first * target.size, counts], axis=1)[partial]
     ends = np.cumsum(partial)
     return Tiles(
         width=width,
         x_offsets=np.add.outer(reads, vectors),
-        y_offsets=np.add.outer(first * size, vectors),
+        y_offsets=np.add.outer(first * target.size, vectors),
         tile_pieces=np.stack([ends - partial, ends], axis=1).astype(np.uint32),
         pieces=pieces,
     )
 
 
-def tiles_from_panels(columns: int, width: int, lanes: int, size: int, x_offsets: NDArray[np.int64]) -> Tiles:
+def tiles_from_panels(columns: int, width: int, target: Target, x_offsets: NDArray[np.int64]) -> Tiles:
     """Tiles over the columns of row-major y; x has its vectors at `x_offsets`, in panels of whole tiles."""
     column = np.arange(columns, dtype=np.int64)
-    vector, lane = np.divmod(column, lanes)
-    return _tiles(x_offsets, vector, lane, column * size, width, lanes, size, lanes * size)
+    vector, lane = np.divmod(column, target.lanes)
+    return _tiles(x_offsets, vector, lane, column * target.size, width, target, target.vector)
 
 
 def _filled(offsets: NDArray[np.int64], width: int, step: int) -> NDArray[np.int64]:
@@ -145,21 +142,15 @@ def _filled(offsets: NDArray[np.int64], width: int, step: int) -> NDArray[np.int
 
 
 def _tiles(
-    x_offsets: NDArray[np.int64],
-    vector: NDArray[np.int64],
-    lane: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    width: int,
-    lanes: int,
-    size: int,
-    step: int = 0,
-) -> Tiles:
+    x_offsets: NDArray[np.int64], vector: NDArray[np.int64], lane: NDArray[np.int64], targets: NDArray[np.int64],
+    width: int, target: Target, step: int = 0,
+) -> Tiles:  # fmt: skip
     """Tiles over vectors at `x_offsets`; lane[i] of vector[i] goes to targets[i], and no other lane anywhere.
 
     vector, lane : ascending
     step : see `_filled`
     """
-    read = _filled(x_offsets, width, step)
+    read, lanes, size = _filled(x_offsets, width, step), target.lanes, target.size
     tile, at = vector // width, (vector % width * lanes + lane) * size
     breaks = np.ones(len(targets), bool)
     breaks[1:] = (np.diff(tile) != 0) | (np.diff(at) != size) | (np.diff(targets) != size)

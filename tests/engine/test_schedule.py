@@ -148,7 +148,7 @@ def test_operators_that_differ_in_the_order_of_nonzeros_alone_are_two():
     ]
     assert [op.interleaved for op in operators] == [False, True]
     np.testing.assert_array_equal(operators[0].offsets, operators[1].offsets)
-    table = tiles.whole_vectors(position, position, 1, 8, 4)
+    table = tiles.whole_vectors(position, position, 1, target(32, 8))
     packed = [weights.packed(W, SpmmPlan(op, table)) for op in operators]
     for op, (plan, shared) in zip(operators, packed, strict=True):
         np.testing.assert_array_equal(shared.values, op.pack(W.data))

@@ -44,7 +44,7 @@ def products(
     blocks = channel_blocks(K, per_block, count * VECTOR, np.zeros(1, np.int64))
     operator = build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, groups, width)
     stride, rows = (int(y_vectors.max()) + 2) * VECTOR, W.shape[0]
-    plan = SpmmPlan(operator, tiles.whole_vectors(x_offsets, y_vectors * VECTOR, width, 16, 4))
+    plan = SpmmPlan(operator, tiles.whole_vectors(x_offsets, y_vectors * VECTOR, width, TARGET))
     assert operator.dense or weights.runs_by_code(plan, target, stride, activation)
     found = []
     for by_code in (False, True):
@@ -134,7 +134,7 @@ def test_windows_whose_rows_lie_apart(rng):
     window = np.add.outer(np.arange(3) * 50_000, np.arange(3) * VECTOR).ravel()
     operator = build_operator(W.pattern.indptr, W.pattern.indices, channel_blocks(4, 3, 9 * VECTOR, window), h, width=7)
     at = np.arange(7, dtype=np.int64) * VECTOR
-    plan = SpmmPlan(operator, tiles.whole_vectors(at, at, 7, 16, 4))
+    plan = SpmmPlan(operator, tiles.whole_vectors(at, at, 7, TARGET))
     x, ys = rng.standard_normal(60_000).astype(np.float32), []
     for by_code in (False, True):
         y = np.full((35, 7 * 16), POISON)
@@ -171,7 +171,7 @@ def test_images_of_no_whole_number_of_vectors(rng, count):
     at = np.arange(count)
     blocks = channel_blocks(40, 16, stride, np.zeros(1, np.int64))
     operator = build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, 2, 7)
-    plan = SpmmPlan(operator, tiles.tiles_over(at, 4 * at, 7, 16, 4, VECTOR))
+    plan = SpmmPlan(operator, tiles.tiles_over(at, 4 * at, 7, TARGET, VECTOR))
     assert weights.runs_by_code(plan, target, stride, "relu")
     x = np.full((40, stride // 4), np.nan, np.float32)
     x[:, :count] = rng.standard_normal((40, count))
@@ -191,9 +191,9 @@ def test_what_code_cannot_do_stays_with_the_loop(rng, monkeypatch):
     target, at = replace(TARGET, heuristics=h), np.arange(7, dtype=np.int64) * VECTOR
     blocks = channel_blocks(30, 30, 7 * VECTOR, np.zeros(1, np.int64))
     plan = SpmmPlan(
-        build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, width=7), tiles.whole_vectors(at, at, 7, 16, 4)
+        build_operator(W.pattern.indptr, W.pattern.indices, blocks, h, width=7), tiles.whole_vectors(at, at, 7, TARGET)
     )
-    part, short = (replace(plan, tiles=tiles.tiles_over(np.arange(n), 4 * np.arange(n), 7, 16, 4)) for n in (109, 120))
+    part, short = (replace(plan, tiles=tiles.tiles_over(np.arange(n), 4 * np.arange(n), 7, TARGET)) for n in (109, 120))
     assert weights.runs_by_code(plan, target, 7 * VECTOR)
     assert weights.runs_by_code(part, target, 7 * VECTOR), "its last vector begins earlier"
     assert not weights.runs_by_code(part, target, 7 * VECTOR, residual=True), "some numbers would be added twice"

@@ -278,7 +278,7 @@ def test_places_of_planes_past_two_billion():
 @pytest.mark.I2
 def test_tables_of_tiles_are_64_bit():
     starts = np.array([0, 2**40])
-    found = tiles.whole_vectors(starts, 2 * starts, 2, 16, 4)
+    found = tiles.whole_vectors(starts, 2 * starts, 2, target(32, 16))
     assert found.x_offsets.tolist() == [[0, 2**40]]
     assert found.y_offsets.tolist() == [[0, 2**41]]
 

@@ -57,7 +57,7 @@ def check_row_major(found, columns, target):
 def test_tiles_of_a_row_major_product(width, target):
     for columns in range(1, 3 * width * target.lanes + 2):
         for peel in peels(target):
-            found = tiles.packed_tiles(columns, width, target.lanes, target.size, peel)
+            found = tiles.packed_tiles(columns, width, target, peel)
             check_row_major(found, columns, target)
             assert found.columns.sum() == columns
             first = tiles.first_tile(width, target.lanes, peel)
@@ -70,7 +70,7 @@ def test_tiles_of_a_row_major_product(width, target):
 def test_tiles_of_a_product_that_reads_in_place(width, target):
     for columns in range(width * target.lanes, 3 * width * target.lanes + 2):
         for peel in peels(target):
-            found = tiles.overlapping_tiles(columns, width, target.lanes, target.size, peel)
+            found = tiles.overlapping_tiles(columns, width, target, peel)
             check_row_major(found, columns, target)
             assert found.x_offsets.min() == 0
             assert found.x_offsets.max() + target.vector <= columns * target.size, "nothing behind a row is read"
@@ -89,7 +89,7 @@ def test_tiles_of_non_temporal_stores_are_aligned(address, target):
         return
     for width in range(1, 9):
         for make in (tiles.packed_tiles, tiles.overlapping_tiles):
-            found = make(20 * target.lanes, width, target.lanes, target.size, peel)
+            found = make(20 * target.lanes, width, target, peel)
             assert ((address + found.y_offsets[found.whole]) % target.vector == 0).all()
             assert found.whole.any()
             assert (~found.whole).sum() <= 2
