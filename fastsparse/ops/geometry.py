@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]  # (before, after) per axis
-
-
-def widest(paddings: Iterable[Padding], axes: int) -> Padding:
-    """The least padding that is enough for all of these, of images of so many axes."""
-    found = [((0, 0),) * axes, *paddings]
-    return tuple((max(p[a][0] for p in found), max(p[a][1] for p in found)) for a in range(axes))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse.ops.geometry import ConvGeometry, Ints, Padding, widest
+from fastsparse.ops.geometry import ConvGeometry, Ints, Padding
 from fastsparse.ops.heuristics import ALIASED_BYTES, WIDEST_TILE
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Arguments, Launch
@@ -368,12 +368,18 @@ def user_planes(channels: int, spatial: Ints, target: Target) -> PaddedPlanes:
     return PaddedPlanes(channels, spatial, pads, strides, 0, stride, target.vector, _NONE, _NONE, True)
 
 
+def widest(paddings: list[Padding], axes: int) -> Padding:
+    """The least padding that is enough for all of these, of images of so many axes."""
+    found = [((0, 0),) * axes, *paddings]
+    return tuple((max(p[a][0] for p in found), max(p[a][1] for p in found)) for a in range(axes))
+
+
 def padded_planes(channels: int, spatial: Ints, readers: list[ConvGeometry], target: Target) -> PaddedPlanes:
     """Planes with enough padding for all convolutions `readers`, of stride 1.
 
     Without padding, rows are contiguous as in the user's layout.
     """
-    padding = widest((g.padding for g in readers), len(spatial))
+    padding = widest([g.padding for g in readers], len(spatial))
     extents = [n + before + after for n, (before, after) in zip(spatial, padding, strict=True)]
     extents[-1] = max(spatial[-1] + max(padding[-1]), *(g.out_spatial[-1] for g in readers), 1)
     strides = row_major_strides(tuple(extents), target.size)

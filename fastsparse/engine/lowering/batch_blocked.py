@@ -22,8 +22,8 @@ from fastsparse.engine.program import Conv, Gate, Gather, Interpolate, Linear, N
 from fastsparse.engine.schedule import SAMPLES, Buffer, Patch, Schedule, Step, View, Zeros
 from fastsparse.ops import gates, interpolation, pooling, spatial_tiles
 from fastsparse.ops.conv import plan_between_blocked, plan_linear_between
-from fastsparse.ops.geometry import Padding, widest
-from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked
+from fastsparse.ops.geometry import Padding
+from fastsparse.ops.layouts import BlockedPlanes, blocked_planes, pack_blocked, unpack_blocked, widest
 from fastsparse.ops.target import Target
 from fastsparse.runtime.launch import Launch
 

@@ -26,8 +26,8 @@ from fastsparse.engine.schedule import View
 from fastsparse.ops import gates, pooling
 from fastsparse.ops import spatial_tiles as tiles
 from fastsparse.ops.conv import plan_between_blocked
-from fastsparse.ops.geometry import ConvGeometry, widest
-from fastsparse.ops.layouts import BlockedPlanes, grid
+from fastsparse.ops.geometry import ConvGeometry
+from fastsparse.ops.layouts import BlockedPlanes, grid, widest
 from fastsparse.ops.pooling import Windows
 from fastsparse.ops.target import Target
 
@@ -194,7 +194,7 @@ class _TilesLowering(Lowering):
         partition = self._partition(leader)
         readings = [r for r in map(self._reading, self._readers_of(leader)) if r and r.partition == partition]
         outside = next((r.outside for r in readings if r.outside is not None), None)
-        padding = widest((r.padding for r in readings if r.outside in (None, outside)), len(partition.size))
+        padding = widest([r.padding for r in readings if r.outside in (None, outside)], len(partition.size))
         return tiles.Reading(partition, padding, outside)
 
     def _readers_of(self, t: int) -> list[Node]:
