@@ -25,6 +25,7 @@ from bench.draws import Draws, windows
 from bench.guarded import Outcome, forgetful, guarded, guarded_memory, main
 from fastsparse import nn
 from fastsparse.csr import CSR, Pattern
+from fastsparse.ops.target import tuned
 from fastsparse_kernels import reference as ref
 from tests import checking
 from tests.checking import PATTERNS, SETTINGS, choose, numbers
@@ -132,6 +133,7 @@ class Case(Draws):
                 setting = str(self.one(*SETTINGS)) if self.rng.random() < 0.5 else None
             with contextlib.ExitStack() as stack, np.errstate(all="ignore"):
                 stack.enter_context(fs.threads(int(self.rng.integers(1, 3))))
+                stack.enter_context(tuned(streamed_calls=0 if number else 1))  # both ways of one column
                 if setting:
                     stack.enter_context(choose(setting))
                 if self.rng.random() < 0.2:

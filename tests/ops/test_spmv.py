@@ -22,7 +22,7 @@ LENGTHS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 3, 5]
 
 
 ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
-SLICES = {"slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
+SLICES = {"streamed_calls": 1, "slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
 FORMS = {
     "rows": ROWS_FORM,
     "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "spmv_l2_bytes": -1, "stream_near_bytes": -1, "l3_bytes": -8},
