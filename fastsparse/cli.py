@@ -34,14 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status; bad arguments leave through SystemExit(2), as argparse does.
     """
-    parser, given = _parser(), sys.argv[1:] if argv is None else argv
-    if not given:
-        parser.print_help(sys.stderr)
-        return 2
-    args = parser.parse_args(given)
-    escape_unprintable()
     try:
-        return args.run(args)
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         _say("interrupted")
         return _INTERRUPTED
@@ -53,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(f"error: {_one_line(error)}")
         return 1
+
+
+def _run(given: Sequence[str]) -> int:
+    parser = _parser()
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(given)
+    escape_unprintable()
+    status: int = args.run(args)
+    return status
 
 
 def escape_unprintable() -> None:
@@ -226,8 +235,7 @@ def _run_info(args: argparse.Namespace) -> int:
 
     fastsparse.show_config()
     if args.heuristics:
-        print(f"\nheuristics\n{text_facts(described(heuristics_here()))}")
-    sys.stdout.flush()
+        print(f"\nheuristics\n{text_facts(described(heuristics_here()))}", flush=True)
     return _run_check() if args.check else 0
 
 

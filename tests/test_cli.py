@@ -13,6 +13,7 @@ from fastsparse import cli
 from fastsparse.demo import race
 
 _ROOT = Path(__file__).resolve().parent.parent
+_ENV = {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'kernels'}", "HOME": str(_ROOT)}
 
 
 def _status(arguments: list[str]) -> int:
@@ -105,10 +106,57 @@ def test_interrupt(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastsparse: interrupted\n"
 
 
+_INTERRUPTED_AT_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+module = sys.argv.pop(1)
+import fastsparse_command
+sys.exit(fastsparse_command.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize(
+    "module",
+    ["fastsparse", "numpy", "numpy.linalg", "numba.core", "fastsparse.csr", "fastsparse.cli", "fastsparse.demo"],
+)
+def test_ctrl_c_while_the_package_is_imported(module):
+    done = _process(["-c", _INTERRUPTED_AT_IMPORT, module, "info"])
+    assert (done.returncode, done.stderr, done.stdout) == (130, "fastsparse: interrupted\n", "")
+
+
+def test_the_command_starts_before_the_package():
+    """The installed script and wheels have a file that imports nothing but the standard library."""
+    assert 'fastsparse = "fastsparse_command:main"' in (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    code = "import fastsparse_command, sys; print([name for name in sys.modules if name in ('numpy', 'fastsparse')])"
+    assert _process(["-c", code]).stdout == "[]\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("arguments", ["--help", "info"])
+def test_a_reader_that_has_left_and_no_standard_output(arguments):
+    command = f"{sys.executable} -m fastsparse {arguments}"
+    done = subprocess.run(f"({command}; echo $? >&2) | true", shell=True, capture_output=True, text=True, env=_ENV)
+    assert done.stderr in ("0\n", "1\n")
+    done = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True, env=_ENV)
+    assert done.returncode == 0
+    assert not {"Traceback", "Error", "Exception"} & set(done.stderr.replace(":", " ").split())  # help goes to stderr
+
+
+def _process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=_ENV)
+
+
 def test_info_as_a_process():
-    command = [sys.executable, "-m", "fastsparse", "info"]
-    paths = f"{_ROOT}:{_ROOT / 'kernels'}"
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths, "HOME": str(_ROOT)})
+    done = _process(["-m", "fastsparse", "info"])
     assert done.returncode == 0, done.stderr
     assert "numba" in done.stdout
 
