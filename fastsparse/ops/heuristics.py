@@ -472,7 +472,7 @@ class Heuristics:
     def spmv_by_lookup(self, rows: int, inputs: int, nonzeros: int, chunk: int, slice_rows: int) -> bool:
         """Whether SpMV by lookup, in chunks of `chunk` columns and slices of `slice_rows`, is estimated to be faster
         than by loads."""
-        chunks = -(-inputs // chunk)
+        chunks = max(1, -(-inputs // chunk))
         filled = nonzeros / max(1, rows * chunks)
         # A slice takes as many steps as its longest row. Rows are sorted within their group, so that few slices have
         # rows of several lengths: among `slice_rows` rows of Poisson-distributed lengths the longest exceeds the mean
