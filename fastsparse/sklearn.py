@@ -267,7 +267,11 @@ class _SparseMLP(BaseEstimator):
     # --- what the two differ in ----------------------------------------------------------------
 
     _loss: Any
-    _monitor: str
+
+    @property
+    def _monitor(self) -> str:
+        """What early stopping watches."""
+        return "val_loss"
 
     def _started(self, y: Array, classes: Any) -> Array:
         """Targets of a first call, in the form the loss takes."""
@@ -358,7 +362,6 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     """
 
     _loss = staticmethod(training.cross_entropy)
-    _monitor = "val_accuracy"
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **_SparseMLP._parameter_constraints,
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -457,6 +460,10 @@ class SparseMLPClassifier(ClassifierMixin, _SparseMLP):
     def _outputs(self, target: Array) -> int:
         return len(self.classes_)
 
+    @property
+    def _monitor(self) -> str:
+        return "val_accuracy" if len(self.classes_) > 1 else "val_loss"  # one class is always right
+
     def _stratify(self, target: Array) -> Array | None:
         return target
 
@@ -489,7 +496,6 @@ class SparseMLPRegressor(RegressorMixin, _SparseMLP):
     """
 
     _loss = staticmethod(training.mse)
-    _monitor = "val_loss"
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -137,6 +137,14 @@ def test_early_stopping_holds_data_out() -> None:
     assert model.score(X, y) > 0.95
 
 
+def test_one_class_is_learnt_with_and_without_early_stopping() -> None:
+    X, _ = _cancer()
+    for early_stopping in (False, True):
+        model = SparseMLPClassifier((8,), max_iter=3, early_stopping=early_stopping).fit(X, np.full(len(X), "only"))
+        assert set(model.predict(X)) == {"only"}
+        np.testing.assert_array_equal(model.predict_proba(X), np.ones((len(X), 1)))
+
+
 def test_grid_search_and_pickle(tmp_path: Any) -> None:
     X, y = load_iris(return_X_y=True)
     search = GridSearchCV(
