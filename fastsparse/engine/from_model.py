@@ -321,21 +321,17 @@ def _softmax(layer: nn.Softmax, shape: Shape) -> Translated:
     return [(Softmax(), shape)]
 
 
-def _window_pool(layer: Any, shape: Shape) -> Translated:
+def _pool(layer: Any, shape: Shape) -> Translated:
     if len(shape) != 3:
         raise _ShapeError("(N, C, H, W)")
-    tables = windows((shape[1], shape[2]), layer.kernel_size, layer.stride, layer.padding)
+    channels, *spatial = shape
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        tables = adaptive_windows((spatial[0], spatial[1]), layer.output_size)
+    else:
+        tables = windows((spatial[0], spatial[1]), layer.kernel_size, layer.stride, layer.padding)
     if min(tables.out_spatial) < 1:
         raise _ShapeError(f"an image in which a window of {layer.kernel_size} fits")
-    kind = "max" if isinstance(layer, nn.MaxPool2d) else "mean"
-    return [(Pool(kind, tables), (shape[0], *tables.out_spatial))]
-
-
-def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, shape: Shape) -> Translated:
-    if len(shape) != 3:
-        raise _ShapeError("(N, C, H, W)")
-    tables = adaptive_windows((shape[1], shape[2]), layer.output_size)
-    return [(Pool("mean", tables), (shape[0], *tables.out_spatial))]
+    return [(Pool("max" if isinstance(layer, nn.MaxPool2d) else "mean", tables), (channels, *tables.out_spatial))]
 
 
 _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translated]]] = [
@@ -347,8 +343,7 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Callable[[Any, Shape], Translate
     ((Activation,), _activation),
     ((nn.LayerNorm, nn.RMSNorm), _row_norm),
     ((nn.Softmax,), _softmax),
-    ((nn.MaxPool2d, nn.AvgPool2d), _window_pool),
-    ((nn.AdaptiveAvgPool2d,), _adaptive_pool),
+    ((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _pool),
     ((nn.Flatten,), lambda layer, shape: [] if len(shape) == 1 else [(Reshape(), (math.prod(shape),))]),
     ((nn.Dropout,), lambda layer, shape: []),
 ]

@@ -47,7 +47,6 @@ from fastsparse.ops.pooling import Windows
 
 Array = NDArray[Any]
 LARGEST_BYTES = 2**31  # of one sample of a tensor, padding included
-_GEOMETRY = ("channels", "out_channels", "spatial", "kernel", "stride", "padding", "dilation", "groups")
 
 
 # ---------------------------------------------------------------- writing
@@ -73,7 +72,7 @@ def to_plain(program: Program, arrays: dict[str, Array]) -> dict[str, Any]:
                 arrays_of = {name: kept(getattr(value, name)) for name in ("indptr", "indices", "data")}
                 found[field.name] = {**arrays_of, "shape": list(value.shape)}
             elif isinstance(value, ConvGeometry):
-                found[field.name] = {name: getattr(value, name) for name in _GEOMETRY}
+                found[field.name] = {own.name: getattr(value, own.name) for own in fields(value) if own.init}
             elif isinstance(value, Windows):
                 found |= {"spatial": list(value.spatial), "rows": kept(value.rows), "columns": kept(value.columns)}
             else:

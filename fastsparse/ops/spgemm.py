@@ -57,32 +57,20 @@ def _rows(x: SparseRows, W_T: Pattern) -> dict[str, Array]:
 
 def weight_gradient(grad: Array, x_columns: SparseRows, W: CSR, target: Target | None = None) -> Array:
     """The values' gradient (nnz,): grad^T x at W's nonzeros, for x in compressed columns."""
-    transposed, permutation = W.pattern.transpose()
-    gradients = np.zeros(W.nnz, W.dtype)
-    if W.nnz and len(x_columns[2]):
-        _gradient(x_columns, transposed, gradients, grad, target or target_for(W.dtype))
+    W_T, permutation = W.pattern.transpose()
+    gradients, inputs, numbers = np.zeros(W.nnz, W.dtype), W.shape[1], len(x_columns[2])
+    if W.nnz and numbers:
+        target = target or target_for(W.dtype)
+        chunk = max(1, min(256, inputs // (8 * target.threads)))
+        arguments = Arguments(
+            spgemm.GRADIENT, inputs=inputs, chunk=chunk, **_rows(x_columns, W_T), dy_row_stride=grad.strides[0]
+        )
+        launch = Launch(
+            spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), target.loop,
+            tasks=-(-inputs // chunk), flops=2.0 * numbers * W.nnz / max(1, inputs),
+            label=("sparse linear gradient", f"{W.shape[0]}x{inputs}", f"nnz {W.nnz}", "row-major", f"chunk {chunk}"),
+        )  # fmt: skip
+        launch.run(address(gradients), address(grad))
     out = np.empty_like(gradients)
     out[permutation] = gradients
     return out
-
-
-def _gradient(x: SparseRows, W_T: Pattern, gradients: Array, grad: Array, target: Target) -> None:
-    """gradients (in W_T's order) += x^T grad at the pattern of W_T."""
-    indptr, _, values = x
-    inputs = len(indptr) - 1
-    chunk = max(1, min(256, inputs // (8 * target.threads)))
-    arguments = Arguments(
-        spgemm.GRADIENT,
-        inputs=inputs,
-        chunk=chunk,
-        **_rows(x, W_T),
-        dy_row_stride=grad.strides[0],
-    )
-    launch = Launch(
-        spgemm.gradient_kernel(target.bits), arguments, ("gradients", "dy"), target.loop,
-        tasks=-(-inputs // chunk),
-        flops=2.0 * len(values) * W_T.nnz / max(1, inputs),
-        label=("sparse linear gradient", f"{W_T.shape[1]}x{W_T.shape[0]}", f"nnz {W_T.nnz}", "row-major",
-               f"chunk {chunk}"),
-    )  # fmt: skip
-    launch.run(address(gradients), address(grad))

@@ -234,6 +234,10 @@ class Lowering:
             self.planes[leader] = layouts.padded_planes(channels, tuple(spatial), geometries, self.target)
         return self.planes[leader]
 
+    def _have(self, t: int) -> str:
+        """The form of an image that there is, planes before plain."""
+        return "planes" if (t, "planes") in self.forms else "plain"
+
     def _planes(self, t: int, form: str) -> PaddedPlanes:
         return self._plain(t) if form == "plain" else self._in_planes(t)
 
@@ -384,7 +388,7 @@ class Lowering:
         self._copy(t, "plain", "planes", self._new(t, "planes"), name_before(node))
 
     def _copy_out(self, t: int, target: View, name: str) -> None:
-        form = "planes" if (t, "planes") in self.forms else "plain"
+        form = self._have(t)
         self._copy(t, form, "plain", target, name)
 
     def _copy(self, t: int, source: str, form: str, target: View, name: str) -> None:
@@ -534,7 +538,7 @@ class Lowering:
         form = self._written(node)
         if node.output in self.padding_readers:
             self._get(t, "planes", node)
-        have = "planes" if (t, "planes") in self.forms else "plain"
+        have = self._have(t)
         source, x, y = self._get(t, have, node), self._planes(t, have), self._planes(node.output, form)
         fresh = self.roots[node.residual] != t if node.residual is not None else False
 
@@ -634,14 +638,14 @@ class Lowering:
     def _interpolate(self, node: Node, op: Interpolate) -> None:
         t, form = self.roots[node.inputs[0]], self._written(node)
         residual = None if node.residual is None else self._get(self.roots[node.residual], form, node)
-        have = "planes" if (t, "planes") in self.forms else "plain"
+        have = self._have(t)
         source, y = self._get(t, have, node), self._planes(node.output, form)
         target = self._target(node.output, form, residual)
         self._add_interpolation(node, op, self._planes(t, have), source, residual, y, target)
 
     def _gate(self, node: Node) -> None:
         t, g, form = self.roots[node.inputs[0]], self.roots[node.inputs[1]], self._written(node)
-        have, gate_form = ("planes" if (s, "planes") in self.forms else "plain" for s in (t, g))
+        have, gate_form = self._have(t), self._have(g)
         source, gate_source = self._get(t, have, node), self._get(g, gate_form, node)
         x, gate, y = (self._planes(s, f) for s, f in ((t, have), (g, gate_form), (node.output, form)))
         target = self._target(node.output, form, source if gates.in_place(x, y) else None)
