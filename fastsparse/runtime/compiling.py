@@ -12,6 +12,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -187,7 +188,7 @@ def _compile_here(asked: Sequence[Unit], first: Unit | None, done: Callable[[Uni
     """Compile `first`, then what is asked for and no helper has begun; while one compiles the last of it, something
     else."""
     if first is not None:
-        first.compile()
+        _compile(first)
     left = dict.fromkeys(sorted(asked, key=_size, reverse=True))
     while True:
         with _lock:
@@ -203,9 +204,31 @@ def _compile_here(asked: Sequence[Unit], first: Unit | None, done: Callable[[Uni
             if next_one in _todo:
                 _todo.remove(next_one)
         if next_one is not None:
-            next_one.compile()
+            _compile(next_one)
         elif not events[0].wait(_HELD_UP):
             return  # what asked for it compiles it
+
+
+def _compile(unit: Unit) -> None:
+    with _interrupts_held():
+        unit.compile()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Answer Ctrl-C after the block: an exception would be lost in Python code that LLVM calls while it compiles."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(signal.SIGINT, held[0])
 
 
 def _give_back(helper: _Helper) -> None:

@@ -55,6 +55,28 @@ if hasattr(os, "fork"):
         os._exit(len(compiling._idle + compiling._working))
     assert os.waitpid(child, 0)[1] == 0, "a child of fork() has its parent's helper"
 """
+INTERRUPTED = """
+import ctypes, os, signal
+from fastsparse.runtime import compiling
+@ctypes.CFUNCTYPE(None)
+def called_by_llvm():
+    os.kill(os.getpid(), signal.SIGINT)
+    for step in range(10): step  # where the signal is answered
+
+class Unit:
+    bytecodes, variant, is_compiled = 1, None, False
+    def compile(self):
+        called_by_llvm()
+        self.is_compiled = True
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+unit = Unit()
+try:
+    compiling.compile_ahead([unit], [unit], print)
+    print("lost")
+except KeyboardInterrupt:
+    print("answered", unit.is_compiled, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
 PRELUDES = {
     "cannot be started": "def refused(*args, **kwargs): raise OSError('no more processes')\n"
     "compiling.subprocess.Popen = refused",
@@ -228,3 +250,11 @@ def test_without_a_cache_it_is_not_once(anew, capsys, monkeypatch):
     monkeypatch.setattr(kernel_cache, "cache_directories", kernel_cache.Directories)
     announced(0)
     assert capsys.readouterr().err == "fastsparse: compiling kernels (in every process: they cannot be kept)\n"
+
+
+@pytest.mark.T4
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+def test_ctrl_c_while_a_kernel_is_compiled_is_answered_after_it(run_python):
+    done = run_python(INTERRUPTED)
+    assert done.stdout.split() == ["answered", "True", "True"]
+    assert not done.stderr

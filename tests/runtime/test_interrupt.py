@@ -10,6 +10,7 @@ import pytest
 
 import fastsparse as fs
 from fastsparse.ops.target import tuned
+from fastsparse.runtime import launch
 from fastsparse_kernels import parallel
 from tests.checking import PATTERNS, matrix, numbers, same_bits
 
@@ -51,6 +52,8 @@ def test_long_work_is_launched_in_slices(rng, monkeypatch, name, threads):
     """As many launches as the work has slices, and the same bits."""
     expected = calls(rng)[name][0]()
     launches = []
+    launch.expect_launcher(False)  # once in a process: what they call is replaced below
+    launch.expect_launcher(True)
     serial, shared = parallel.run_serial(), parallel.run_parallel()
     monkeypatch.setattr(parallel, "run_serial", lambda: lambda *a: (launches.append(1), serial(*a)))
     monkeypatch.setattr(parallel, "run_parallel", lambda: lambda *a: (launches.append(a[4]), shared(*a)))
