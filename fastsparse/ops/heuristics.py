@@ -112,7 +112,7 @@ class Heuristics:
     spmv_prefetch_bytes: int = 4096  # distance: loads of x between those of W keep the CPU from prefetching W
     spmv_prefetch_nonzeros: int = 96  # distance of x, where no near cache holds it
     slice_nonzeros: float = 64  # most nonzeros per row, on average, for slices
-    streamed_calls: int = 8  # of a matrix of short rows before slices are built
+    streamed_calls: int = 4  # of a matrix of short rows before slices are built
     slice_filling: float = 1.1  # items of slices per nonzero above which rows are sorted by length
     slice_room: float = 1.5  # most items of slices per nonzero
 
@@ -380,10 +380,19 @@ class Heuristics:
             read in order, so for rows of less than a line hardware prefetch does better.
         """
         in_order = row_bytes < 64 and reach * row_bytes <= self.stream_small_bytes
-        if x_bytes <= self.stream_near_bytes or in_order:
+        if x_bytes <= self._near_x_bytes() or in_order:
             return 0
         bounds = self.stream_prefetch_least, self.stream_prefetch_most
         return max(bounds[0], min(bounds[1], self.stream_prefetch_bytes // tile_bytes))
+
+    def _near_x_bytes(self) -> int:
+        """The largest X whose rows are better not prefetched.
+
+        CPUs with 32 KB of L1 (Zen 4) gain by it where X lies in L3. Those with 48 KB (Zen 5) wait for more loads out of
+        order: they lose up to 40% there, and gain as much where X lies in memory.
+        """
+        waits = self.l1_bytes > 32 * 1024
+        return max(self.stream_near_bytes, 3 * self.l3_bytes // 8) if waits else self.stream_near_bytes
 
     def stream_by_length(self, rows: int, nonzeros: int, row_bytes: int) -> bool:
         """Whether rows are so short that it pays to compute them by length, so that their ends are predicted."""
@@ -457,13 +466,8 @@ class Heuristics:
         return self.spmv_prefetch_bytes if nbytes > near else 0
 
     def spmv_x_distance(self, x_bytes: int) -> int:
-        """Prefetch distance of x in nonzeros; 0 where it does not pay.
-
-        CPUs with 32 KB of L1 (Zen 4) gain a tenth where x lies in L3. Those with 48 KB (Zen 5) wait for it out of
-        order, and lose a quarter by prefetching; they gain two thirds where x lies in memory.
-        """
-        near = self.stream_near_bytes if self.l1_bytes <= 32 * 1024 else 3 * self.l3_bytes // 8
-        return self.spmv_prefetch_nonzeros if x_bytes > near else 0
+        """Prefetch distance of x in nonzeros; 0 where it does not pay."""
+        return self.spmv_prefetch_nonzeros if x_bytes > self._near_x_bytes() else 0
 
     def spmv_by_slices(self, rows: int, nonzeros: int) -> bool:
         """Whether rows of W are so short that SpMV takes one nonzero of many rows at once: nothing is reduced then."""

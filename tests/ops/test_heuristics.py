@@ -320,6 +320,12 @@ PREFETCHES = [  # bytes of X, of its rows and of a tile, rows in use, distance
 ]
 
 
+def test_cpus_that_wait_out_of_order_prefetch_from_memory_only():
+    h = heuristics_for(64, l1_bytes=48 * 1024, l3_bytes=32 * 2**20)
+    assert h.stream_prefetch_distance(12 * 2**20, 64, 64, 2e5) == 0
+    assert h.stream_prefetch_distance(13 * 2**20, 64, 64, 2e5) == 48
+
+
 @pytest.mark.parametrize(("x_bytes", "row_bytes", "tile_bytes", "reach", "expected"), PREFETCHES)
 def test_prefetch_distances_when_streaming(x_bytes, row_bytes, tile_bytes, reach, expected):
     assert heuristics_for(64).stream_prefetch_distance(x_bytes, row_bytes, tile_bytes, reach) == expected

@@ -25,7 +25,7 @@ ROWS_FORM = {"slice_nonzeros": -1.0, "lookup_nonzeros": 2**40}
 SLICES = {"streamed_calls": 1, "slice_nonzeros": math.inf, "slice_room": math.inf, "lookup_nonzeros": 2**40}
 FORMS = {
     "rows": ROWS_FORM,
-    "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "spmv_l2_bytes": -1, "stream_near_bytes": -1, "l3_bytes": -8},
+    "rows prefetched": {**ROWS_FORM, "near_bytes": 0, "spmv_l2_bytes": -1, "stream_near_bytes": -1, "l1_bytes": 2**15},
     "slices": {**SLICES, "slice_filling": math.inf},
     "sorted slices prefetched": {**SLICES, "slice_filling": 0.0, "near_bytes": 0},
 }

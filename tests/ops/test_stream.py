@@ -35,6 +35,7 @@ ALWAYS = {"stream_margin": math.inf, "stream_small_bytes": -1, "stream_length_no
 BY_LENGTH = {
     **ALWAYS, "stream_length_nonzeros": math.inf, "stream_length_row_bytes": math.inf, "stream_uneven_rows": -1.0,
     "stream_near_bytes": -1,
+    "l1_bytes": 32 * 1024,  # of CPUs that prefetch what L3 holds
 }  # fmt: skip
 NEVER = {"stream_margin": 0.0}
 
