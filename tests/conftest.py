@@ -123,6 +123,7 @@ def parallel_regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         entered.append(1)
         return enter()
 
+    counted.expect = enter.expect  # plans have it compiled ahead
     monkeypatch.setattr(parallel, "run_parallel", counted)
     return lambda: len(entered)
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import operator
 import os
+import reprlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -36,7 +37,7 @@ def checked_threads(count: int, name: str = "threads") -> int:
     except TypeError:
         number = None
     if number is None or isinstance(count, bool):
-        raise TypeError(f"{name} is {count!r}, expected a positive integer")
+        raise TypeError(f"{name} is {' '.join(reprlib.repr(count).split())}, expected a positive integer")
     if number < 1:
         raise ValueError(f"{name} is {number}, expected a positive integer")
     return min(number, MOST_THREADS)

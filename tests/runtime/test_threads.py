@@ -139,6 +139,8 @@ def test_wrong_numbers(setter):
         with pytest.raises(TypeError, match=f"^n is {re.escape(repr(wrong))}, expected a positive integer$"):
             setter(wrong)
     assert fs.get_num_threads() == 4
+    with pytest.raises(TypeError, match=r"^n is array\(.{,40}, expected a positive integer$"):
+        fs.set_num_threads(np.ones((50, 50)))  # one short line
 
 
 REPORT = "import fastsparse as fs; print(fs.get_num_threads())"
