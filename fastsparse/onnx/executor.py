@@ -12,7 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fastsparse.engine.trial import Trial
 from fastsparse.onnx import sessions
 from fastsparse.onnx.folding import Info
 from fastsparse.onnx.lowering import Region, Specialised
-from fastsparse.onnx.model import TYPES, Array, Model, Node, Shape, code_of
+from fastsparse.onnx.model import TYPES, Array, Model, Node, Shape, Value, code_of, copied
 from fastsparse.onnx.partition import arranged, host_outputs
 from fastsparse.onnx.sessions import Session
 from fastsparse.runtime.buffers import address
@@ -83,7 +83,8 @@ class Host(Step):
         self.outputs = tuple(outputs)
         self._spinning = spinning
         types = {name: infos[name].proto for name in (*self.inputs, *self.outputs) if name in infos}
-        self._part = model.part(nodes, self.inputs, self.outputs, types)
+        part = model.part(nodes, self.inputs, self.outputs, types)
+        self._part = replace(part, outputs=tuple(map(_of_any_shape, part.outputs)))
         declared = {value.name for value in model.inputs}
         self._inner = [value for value in self._part.inputs if value.name not in declared]
         self._sessions: dict[tuple[int, int], Session] = {}
@@ -113,7 +114,7 @@ class Host(Step):
     def bound(self, fixed: Addresses, tensors: Tensors, workers: int) -> tuple[Call, int]:
         session = self.session(workers)
         binding = session.binding()
-        if binding is None:  # the library cannot be told addresses
+        if binding is None or not session.may_write({name: tensors[name][0] for name in session.outputs}):
             return super().bound(fixed, tensors, workers)
         late: list[tuple[str, Callable[[int], None]]] = []
         for method, names in ((binding.bind_input, session.inputs), (binding.bind_output, session.outputs)):
@@ -134,6 +135,15 @@ class Host(Step):
             run()
 
         return call if late else lambda others: run(), 0
+
+
+def _of_any_shape(output: Value) -> Value:
+    """An output without the sizes that a model declares: where it has others, the library refuses to write them."""
+    if output.proto is None or not output.proto.type.HasField("tensor_type"):
+        return output
+    proto = copied(output.proto)
+    proto.type.tensor_type.ClearField("shape")
+    return replace(output, proto=proto)
 
 
 def _fits(kind: Any, shape: Shape) -> bool:

