@@ -170,10 +170,10 @@ class Session:
                 raise ValueError(f"the model cannot be computed: {first[name]} reads an empty tensor, of {x.shape}")
 
     def may_write(self, shapes: Mapping[str, Sequence[int]]) -> bool:
-        """Whether outputs of these shapes may be bound: the library's inference may say other sizes than it computes."""
+        """Whether outputs of these shapes may be bound: the library may infer other sizes than it computes."""
         inferred = {value.name: value.shape for value in self.native.get_outputs()}  # [] where it says nothing
         return all(
-            not (sizes := inferred[name]) or len(sizes) == len(shape) and all(map(_may_be, sizes, shape))
+            not (sizes := inferred[name]) or (len(sizes) == len(shape) and all(map(_may_be, sizes, shape)))
             for name, shape in shapes.items()
         )
 
