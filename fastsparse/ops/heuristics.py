@@ -458,7 +458,8 @@ class Heuristics:
     def spmv_prefetch_distance(self, nbytes: int, x_bytes: int | None = None) -> int:
         """Prefetch distance of columns and values, of so many bytes in all; 0 where a near cache holds them.
 
-        x_bytes : where x is gathered number by number; a near cache would lose a smaller x for what L3 holds
+        x_bytes : of x, where its numbers are loaded one by one. An x that fits L2 would be driven out of it by a W that
+            is prefetched, so one that L3 holds is not.
         """
         near = self.near_bytes
         if x_bytes is not None and x_bytes <= self.spmv_l2_bytes:
@@ -486,10 +487,10 @@ class Heuristics:
         excess = math.sqrt(2 * filled * math.log(slice_rows)) * slice_rows / sorted_rows
         slots = padded * chunks * (filled + excess)
         by_lookup = self.lookup_cycles * slots + self.lookup_chunk_cycles * padded * chunks
-        by_lookup += self._far_cycles(5 * slots)
+        by_lookup += self._far_cycles(5 * slots)  # a column of 8 bits and a value
         cycles = self.spmv_cycles if inputs <= 10_000 else self.spmv_far_cycles
         cycles = self.spmv_farther_cycles if 4 * inputs > self.spmv_l2_bytes else cycles
-        nbytes = nonzeros * (6 if inputs <= 2**16 else 8)
+        nbytes = nonzeros * (6 if inputs <= 2**16 else 8)  # a column of 16 or 32 bits and a value
         by_loads = cycles * nonzeros + self.spmv_row_cycles * rows + self._far_cycles(nbytes)
         return self.lookup_nonzeros <= nonzeros < 2**28 and filled > self.lookup_filled and by_lookup < by_loads
 

@@ -66,7 +66,7 @@ def _prepared(W: CSR, activation: str | None, target: Target) -> Launch:
     if early and not takes_lookup(W.pattern, target) and takes_slices(W.pattern, target):
         calls.append(True)
         spmv.slices_kernel.expect(target.bits, target.lanes)
-        # The same sums. Slices take half the time, and that of about ten calls to build.
+        # The same sums. Slices take half the time, and that of about five streamed products to build.
         return once(_streamed(W, activation, target))
     return _packed(W, activation, target)
 

@@ -39,6 +39,7 @@ for result in (
     fs.spmm(W, np.asfortranarray(X), bias=bias),
     *product(slice_nonzeros=-1.0),
     *product(slice_nonzeros=float("inf"), slice_room=float("inf"), streamed_calls=0),
+    *product(slice_nonzeros=float("inf"), slice_room=float("inf"), streamed_calls=2),
     fs.spmm(fs.csr(W.toarray()[:5]), X, activation="gelu"),  # reads X in place
     fs.linear(X.T, W, bias, activation="relu"),
     fs.linear_backward(grad, X.T, W)[0],
