@@ -68,8 +68,9 @@ class Heuristics:
     uses_from_memory: float = 1.0  # the same where no cache holds a tile's part of X between two rows of W
     uses_aligned: float = 7.0  # the same for 64-byte vectors aligned to cache lines of X; unaligned ones read two lines
     many_vectors: int = 100  # vectors per row of Y from which an alignment peel is worth one more tile
-
-    peel_vectors: int = 16  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
+    y_prefetch_bytes: int = 2**20  # Y of less is not prefetched: a near cache holds it
+    y_prefetch_entries: int = 4  # prefetch distance of Y, at most `spmm.RESIDUAL_DISTANCE`
+    peel_vectors: int = 32  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
 
     # --- SpMM by code that is written for a pattern
     code_vectors: int = 14  # fewest vectors of positions of a launch: code is read once for each tile
@@ -325,6 +326,10 @@ class Heuristics:
         not: the next layer finds them in a cache, and both layers together would lose up to 8%.
         """
         return nbytes > self.far_share * self.l3_bytes
+
+    def y_prefetch_distance(self, y_bytes: int) -> int:
+        """Prefetch distance, in entries, of a Y of so many bytes that gets ordinary stores; 0: no prefetch."""
+        return self.y_prefetch_entries if y_bytes > self.y_prefetch_bytes else 0
 
     def reads_in_place(self, nonzeros: int, columns: int, x_row_stride: int, aligned: bool) -> bool:
         """Whether W has too few nonzeros per column for packing row-major X to pay.

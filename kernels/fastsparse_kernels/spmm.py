@@ -33,7 +33,7 @@ import numpy as np
 from . import codegen, simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .layouts import make_copy_numbers
-from .sparse_operator import FIRST, KINDS, LAST, ONLY, ROW_UNROLL, WHOLE
+from .sparse_operator import FIRST, KINDS, LAST, ONLY, ROW_UNROLL
 
 RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
 PACK_DISTANCE = 8  # prefetch distance of rows that are packed: their parts are too short for hardware prefetch
@@ -73,7 +73,8 @@ ARGUMENTS = kernel_arguments(
     "y_batch_stride",
     "y_row_stride",
     "y_positions",  # int64 [tiles, T], of whole tiles
-    "nontemporal",  # `sparse_operator.WHOLE` or, of contiguous tiles, `QUARTERS`: how whole tiles are stored; 0: no
+    "nontemporal",  # 1: whole tiles, whose vectors are aligned, get non-temporal stores; 0: ordinary ones
+    "y_distance",  # prefetch distance of y in entries, at most RESIDUAL_DISTANCE; 0: no prefetch
     "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same for a whole tile
     "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
     # epilogue
@@ -239,6 +240,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: 
         bias, residual, y_row_stride = a.bias, a.residual, a.y_row_stride
         clamped = low > -np.inf or high < np.inf
         in_registers, nontemporal = piece == pieces_end and a.activation == 0, a.nontemporal
+        y_ahead = a.y_distance * 8 if piece == pieces_end else 0
         four_sums, ready = buffer + 2 * tile_bytes, 0
         # Loads that other loads depend on are one row ahead: an entry's end and the next row (one number of 64
         # bits), and its first four offsets.
@@ -269,6 +271,12 @@ def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: 
             at = stop
 
             # epilogue and store
+            if y_ahead != 0:
+                later = simd.load_u32(cursor + y_ahead + 4)
+                if epilogue:
+                    simd.prefetch_l2_at(acc, out, later * y_row_stride)
+                elif to != partial:
+                    simd.prefetch_l2(to + later * to_stride, tile_bytes)
             if epilogue:
                 if bias != 0:
                     acc = simd.add_scalar(acc, simd.load_float(bits, bias + row * size))
@@ -281,7 +289,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: 
                     if clamped:
                         acc = simd.clamp(acc, low, high)
                     if nontemporal != 0:
-                        simd.store_nontemporal_at(acc, out, row * y_row_stride, nontemporal == WHOLE)
+                        simd.store_nontemporal_at(acc, out, row * y_row_stride)
                     else:
                         simd.store_at(acc, out, row * y_row_stride)
                 elif a.activation == 0 and residual == 0:
