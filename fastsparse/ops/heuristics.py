@@ -96,6 +96,7 @@ class Heuristics:
     stream_prefetch_bytes: int = 12 * 1024  # of X in flight, within these distances in nonzeros
     stream_prefetch_least: int = 24
     stream_prefetch_most: int = 48
+    stream_copy_uses: float = 8  # nonzeros per row of X and thread that pay for a copy whose rows split no cache line
     stream_length_nonzeros: float = 16  # most nonzeros per row, on average, for rows by length
     stream_length_row_bytes: int = 32  # most bytes of a row of X and Y
     stream_uneven_rows: float = 0.25  # share of rows that are not as long as the one before, at least

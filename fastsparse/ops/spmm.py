@@ -46,6 +46,9 @@ def spmm_row_major(
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
     target = narrowed(target or target_for(W.dtype), X.shape[1])
+    if stream.splits_lines(W.pattern, X, target):
+        given, X = X, buffers.take_numbers("x", X.size, X.dtype).reshape(X.shape)
+        X[:] = given
     x, y, b, row_stride = address(X), address(Y), optional_address(bias), X.strides[0]
     key = X.shape[1], row_stride, activation, target, *alignments(x, row_stride, y, Y, target)
     W.kept(_row_major, *key).run(x, y, b)

@@ -17,6 +17,7 @@ from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, transposed_values
 from fastsparse.ops.target import Target
+from fastsparse.runtime.buffers import KEEP_BYTES, address
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sparse_operator, stream
 from fastsparse_kernels.compiler import aligned_empty
@@ -36,6 +37,16 @@ def pays(pattern: Pattern, columns: int, target: Target, x_row_stride: int = 0) 
     if max(pattern.nnz, inputs * max(x_row_stride, columns * target.size)) >= INDEX_LIMIT:
         return True  # indices of nonzeros and offsets in panels have 32 bits
     return target.heuristics.streams(rows, inputs, pattern.nnz, columns, target.size, x_row_stride)
+
+
+def splits_lines(pattern: Pattern, X: Array, target: Target) -> bool:
+    """Whether the product with row-major X is streamed, and better from a copy: rows of X are as long as a cache line,
+    but lie across two."""
+    columns = X.shape[1]
+    if columns * target.size != _CACHE_LINE or address(X) % _CACHE_LINE == 0:
+        return False
+    enough = pattern.nnz > target.heuristics.stream_copy_uses * target.threads * len(X)
+    return enough and X.nbytes <= KEEP_BYTES and pays(pattern, columns, target, X.strides[0])
 
 
 # ------------------------------------------------------------------------------------------------- plans

@@ -250,6 +250,28 @@ def test_inputs_of_every_layout(rng, dtype):
     assert same_bits(*ways(W, lambda W: fs.spmm(W, np.broadcast_to(wide[:30, :1], (30, 19)))))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_lie_across_cache_lines_are_read_from_a_copy(rng, dtype):
+    """Where there are enough nonzeros for it; the copy has the bits of X, whatever lies between its rows."""
+    size = np.dtype(dtype).itemsize
+    W, columns = power_law(rng, 33, 30, dtype), 64 // size
+    here, copied = target_for(W.dtype, 1), []
+    for lead in (0, 1, 16 // size):
+        for width in (columns, columns + 3):
+            memory = compiler.aligned_empty((31 * width + lead,), dtype)
+            memory[:] = np.nan
+            X = memory[lead : lead + 30 * width].reshape(30, width)[:, :columns]
+            X[:] = numbers(rng, X.shape, dtype)
+            with tuned(**ALWAYS, stream_copy_uses=0):
+                copied.append(stream.splits_lines(W.pattern, X, target_for(W.dtype, 1)))
+                found = fs.spmm(W, X)
+            assert same_bits(found, fs.spmm(fresh(W), X.copy()))
+            assert not stream.splits_lines(W.pattern, X[:, 1:], here), "rows of another size"
+            with tuned(**ALWAYS, stream_copy_uses=W.nnz / 30):
+                assert not stream.splits_lines(W.pattern, X, target_for(W.dtype, 1)), "too few nonzeros"
+    assert copied == [False, False, True, True, True, True]
+
+
 def test_a_plan_holds_few_bytes_for_each_nonzero():
     indptr = np.arange(0, 200_001 * 5, 5)
     pattern = fs.Pattern(indptr, np.tile(np.arange(5), 200_000), (200_000, 200_000))
