@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from fastsparse_kernels import spmm
 
@@ -17,6 +18,7 @@ Rates = tuple[float, ...]  # relative speed of tiles of 1, 2, ... vectors
 Steps = tuple[tuple[float, float], ...]  # (most bytes, cycles), ascending
 
 WIDEST_TILE = 8
+_MESH_BYTES = 128 * 2**20  # last caches that are larger belong to all cores of a socket, and are far from each
 ALIASED_BYTES = 4096  # addresses this far apart map to the same set of an L1 cache
 
 
@@ -84,6 +86,7 @@ class Heuristics:
     stream_cycles: Steps = (  # of a nonzero, by the bytes of X
         (2**15, 2.0), (2**17, 2.4), (2**18, 2.8), (2**20, 3.2), (2**22, 4.5), (2**24, 8.0), (math.inf, 16.0),
     )  # fmt: skip
+    stream_far_cycles: float = 0.0  # more of a nonzero where a row of X is one vector, and no near cache holds X
     stream_row_cycles: float = 8.0
     panel_cycles: float = 1.6  # the same through panels: of a nonzero, whose X is in a near cache
     panel_entry_cycles: float = 14.0  # of a row's part of a column block
@@ -366,7 +369,10 @@ class Heuristics:
         blocks = -(-inputs // self.even_block_rows(tile_bytes, inputs, density))
         groups = self.row_groups(rows, -(-vectors // width), 1, tile_bytes) if blocks > 1 else 1
         by_panels = self._panel_cycles(rows, nonzeros, blocks, inputs * groups, x_bytes, vectors)
-        by_rows = nonzeros * _step(self.stream_cycles, x_bytes) + rows * self.stream_row_cycles
+        nonzero_cycles = _step(self.stream_cycles, x_bytes)
+        if vectors == 1 and x_bytes > self.near_bytes:
+            nonzero_cycles += self.stream_far_cycles
+        by_rows = nonzeros * nonzero_cycles + rows * self.stream_row_cycles
         return by_rows < self.stream_margin * by_panels
 
     def _panel_cycles(self, rows: int, nonzeros: int, blocks: int, packed: int, x_bytes: int, vectors: int) -> float:
@@ -562,8 +568,12 @@ def _step(steps: Steps, nbytes: int) -> float:
 @functools.lru_cache(maxsize=64)
 def heuristics_for(vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int = 8 * 2**20) -> Heuristics:
     """The record for a CPU: AVX-512 (64 bytes), AVX2 (32 bytes), NEON and SSE (16 bytes)."""
-    if vector_bytes == 64:
-        return Heuristics(64, l1_bytes, l3_bytes)
-    # Narrow vectors leave more room in L1, so wider tiles are best.
-    narrow = (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99)
-    return Heuristics(vector_bytes, l1_bytes, l3_bytes, tile_rate=narrow, planes_cost=1.3)
+    changes: dict[str, Any] = {}
+    if vector_bytes < 64:  # narrow vectors leave more room in L1, so wider tiles are best
+        changes = {"tile_rate": (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99), "planes_cost": 1.3}
+    if l3_bytes > _MESH_BYTES:  # single rows of X come late, but rows in order do not
+        changes |= {
+            "stream_far_cycles": 4.0,
+            "pack_cycles": (*Heuristics.pack_cycles[:2], (2**24, 6.0), (math.inf, 10.0)),
+        }
+    return Heuristics(vector_bytes, l1_bytes, l3_bytes, **changes)

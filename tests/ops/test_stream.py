@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -364,6 +365,13 @@ def test_the_choice_by_pattern_and_columns(rows, inputs, length, columns, expect
 
 
 # (rows, nonzeros a row, bytes of a row of X): whether rows may be sorted by length.
+def test_rows_of_one_vector_are_packed_sooner_where_the_last_cache_is_far():
+    mesh = replace(target(32, 16), heuristics=heuristics_for(64, 48 * 1024, 300 * 2**20))
+    wide = 1_000, 1_000_000, 1_000_000
+    assert [mesh.heuristics.streams(*wide, columns, 4) for columns in (4, 16, 64)] == [False, False, True]
+    assert mesh.heuristics.streams(200_000, 200_000, 1_000_000, 16, 4), "a graph"
+
+
 BY_LENGTH_CHOICES = [
     (1_000_000, 3, 16, True),
     (200_000, 5, 32, True),
