@@ -24,6 +24,7 @@ from fastsparse.ops.sparse_operator import (
     packed_values,
     transposed_values,
 )
+from fastsparse.ops.stream import CACHE_LINE
 from fastsparse.ops.target import Target, narrowed, target_for
 from fastsparse.ops.tiles import Tiles, overlapping_tiles, packed_tiles, tiles_from_panels, whole_vectors
 from fastsparse.runtime import buffers
@@ -46,10 +47,12 @@ def spmm_row_major(
     if X.strides[1] != X.itemsize or X.strides[0] < 0:
         X = np.ascontiguousarray(X)
     target = narrowed(target or target_for(W.dtype), X.shape[1])
-    if stream.splits_lines(W.pattern, X, target):
+    x, y, b = address(X), address(Y), optional_address(bias)
+    if x % CACHE_LINE and X.shape[1] * target.size == CACHE_LINE and stream.copies(W.pattern, X, target):
         given, X = X, buffers.take_numbers("x", X.size, X.dtype).reshape(X.shape)
         X[:] = given
-    x, y, b, row_stride = address(X), address(Y), optional_address(bias), X.strides[0]
+        x = address(X)
+    row_stride = X.strides[0]
     key = X.shape[1], row_stride, activation, target, *alignments(x, row_stride, y, Y, target)
     W.kept(_row_major, *key).run(x, y, b)
 

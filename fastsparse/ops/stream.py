@@ -17,7 +17,7 @@ from fastsparse.ops.activations import CLAMPS, epilogue
 from fastsparse.ops.heuristics import Heuristics
 from fastsparse.ops.sparse_operator import INDEX_LIMIT, PackedValues, transposed_values
 from fastsparse.ops.target import Target
-from fastsparse.runtime.buffers import KEEP_BYTES, address
+from fastsparse.runtime.buffers import KEEP_BYTES
 from fastsparse.runtime.launch import Arguments, Launch
 from fastsparse_kernels import sparse_operator, stream
 from fastsparse_kernels.compiler import aligned_empty
@@ -25,7 +25,7 @@ from fastsparse_kernels.sparse_operator import QUARTERS, WHOLE
 
 Array = NDArray[Any]
 
-_CACHE_LINE = 64
+CACHE_LINE = 64
 _SAMPLED_ROWS = 1024
 
 
@@ -39,14 +39,11 @@ def pays(pattern: Pattern, columns: int, target: Target, x_row_stride: int = 0) 
     return target.heuristics.streams(rows, inputs, pattern.nnz, columns, target.size, x_row_stride)
 
 
-def splits_lines(pattern: Pattern, X: Array, target: Target) -> bool:
-    """Whether the product with row-major X is streamed, and better from a copy: rows of X are as long as a cache line,
-    but lie across two."""
-    columns = X.shape[1]
-    if columns * target.size != _CACHE_LINE or address(X) % _CACHE_LINE == 0:
-        return False
+def copies(pattern: Pattern, X: Array, target: Target) -> bool:
+    """Whether the product with row-major X, whose rows are as long as a cache line but lie across two, is streamed from
+    a copy: where there are nonzeros enough for it."""
     enough = pattern.nnz > target.heuristics.stream_copy_uses * target.threads * len(X)
-    return enough and X.nbytes <= KEEP_BYTES and pays(pattern, columns, target, X.strides[0])
+    return enough and X.nbytes <= KEEP_BYTES and pays(pattern, X.shape[1], target, X.strides[0])
 
 
 # ------------------------------------------------------------------------------------------------- plans
@@ -228,7 +225,7 @@ def prepare(
     vectors = scratch = 0
     if activation not in CLAMPS:
         vectors = -(-tiles.width * tiles.lanes // target.lanes)
-        scratch = -(-vectors * target.vector // _CACHE_LINE) * _CACHE_LINE
+        scratch = -(-vectors * target.vector // CACHE_LINE) * CACHE_LINE
     flops = work(plan.indptr, plan.columns, target.heuristics) * batches
     arguments = Arguments(
         stream.SPMM,
