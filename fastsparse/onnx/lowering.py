@@ -94,7 +94,7 @@ class Lowering:
 
     def operand(self, node: Node) -> str:
         """The input that is no constant, of nodes that have only one such."""
-        either = len(node.inputs) > 1 and node.op in ("Add", "Mul", "MatMul", "Gemm")
+        either = len(node.inputs) > 1 and node.op in ("Add", "Mul", "MatMul", "Gemm", "Einsum")
         return node.inputs[either and node.inputs[0] in self.model.constants] if node.inputs else ""
 
     def tensors(self, node: Node) -> tuple[str, ...]:
@@ -261,6 +261,24 @@ class Lowering:
             operator = Conv(matrix, bias, geometry, None, dense=False)
         return Lowered(operator, source, Form(source.samples, y[axis:]), sparse)
 
+    def _einsum(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        """x @ W whose last axes are summed, for W of any axes in any order."""
+        from_left = node.inputs[0] in self.model.constants
+        if len(node.inputs) != 2:
+            return None
+        weight, found = self.model.constant(node.inputs[not from_left]), contraction(node.get("equation"), from_left)
+        if weight is None or found is None or len(found.order) != len(weight.shape):
+            return None
+        outputs, inputs = y[len(y) - found.outputs :], x[len(x) - found.inputs :]
+        if tuple(weight.shape[i] for i in found.order) != (*outputs, *inputs) or len(x) < found.inputs:
+            return None
+        source = Form(math.prod(x[: -found.inputs]), (math.prod(inputs),))
+        if form not in (None, source) or x[: -found.inputs] != y[: -found.outputs]:
+            return None
+        sparse, target = self.is_sparse(weight), Form(source.samples, (math.prod(outputs),))
+        matrix = self._once(_contracted, weight, found.order, target.shape[0])
+        return Lowered(Linear(matrix, None, None, dense=not sparse), source, target, sparse)
+
     # --- what follows products -----------------------------------------------------------------
 
     def _activation(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
@@ -306,9 +324,9 @@ class Lowering:
         name = self.operand(node)
         array = self.model.array(node.inputs[name == node.inputs[0]])
         axis = self._channel_axis(form, x)
-        if array is None or axis is None:
+        if array is None:
             return None
-        vector = per_channel(array, x, axis)
+        vector = _per_feature(array, form, x) if axis is None else per_channel(array, x, axis)
         if vector is None or (node.op in ("Sub", "Div") and name != node.inputs[0]):
             return None
         if node.op == "Div" and not vector.all():
@@ -565,6 +583,55 @@ def _matrix(weight: Constant, transposed: bool, factor: float) -> CSR:
     return matrix if factor == 1 else matrix.with_data((matrix.data * factor).astype(matrix.dtype))
 
 
+def _contracted(weight: Constant, order: Sequence[int], rows: int) -> CSR:
+    """The weight with its axes in another order, as so many rows."""
+    return csr(wide(dense(weight).transpose(order).reshape(rows, -1)))
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How Einsum multiplies x (..., summed axes) by a weight.
+
+    outputs, inputs : axes that y has from the weight, and axes that are summed
+    order : axes of the weight, those of y first
+    """
+
+    outputs: int
+    inputs: int
+    order: tuple[int, ...]
+
+
+def contraction(equation: Any, from_left: bool) -> Contraction | None:
+    """What an equation of Einsum says of a weight, which may be the first operand; None where it is no x @ W."""
+    operands, arrow, y = str(equation).replace(" ", "").partition("->")
+    terms = operands.split(",")
+    if not arrow or len(terms) != 2:
+        return None
+    weight, x = terms if from_left else terms[::-1]
+    if x.startswith("...") and y.startswith("..."):
+        x, y = x[3:], y[3:]
+    if any(not term.isalpha() or len({*term}) != len(term) for term in (weight, x, y)):
+        return None
+    inputs, outputs = "".join(a for a in x if a in weight), "".join(a for a in y if a in weight)
+    before = x[: len(x) - len(inputs)]
+    if not inputs or not outputs or x != before + inputs or y != before + outputs:
+        return None
+    if sorted(inputs + outputs) != sorted(weight):
+        return None
+    return Contraction(len(outputs), len(inputs), tuple(weight.index(a) for a in outputs + inputs))
+
+
+def _per_feature(array: Array, form: Form, shape: Shape) -> Array | None:
+    """`array` as one number per feature of rows that are the last axes of a tensor of `shape`."""
+    axes = next((a for a in range(1, len(shape)) if form == Form(math.prod(shape[:a]), (math.prod(shape[a:]),))), None)
+    if axes is None or array.ndim > len(shape) or array.dtype.kind != "f":
+        return None
+    sizes = (1,) * (len(shape) - array.ndim) + array.shape
+    if any(n != 1 for n in sizes[:axes]) or any(n not in (1, m) for n, m in zip(sizes, shape)):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(sizes[axes:]), shape[axes:]).reshape(-1))
+
+
 def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
     """`array` as one number per index along `axis` of a tensor of `shape`, when that is what it broadcasts to."""
     if array.ndim > len(shape) or array.dtype.kind != "f":
@@ -579,7 +646,7 @@ def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
 _JOINS = {"Concat": 4, "Add": 7, "Mul": 7, "Sum": 1}
 # Names of the methods above; activations that the kernels have are known by what they compute.
 _METHODS = {
-    "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "BatchNormalization": "_batch_norm",
+    "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "Einsum": "_einsum", "BatchNormalization": "_batch_norm",
     "HardSigmoid": "_hard_sigmoid", "PRelu": "_leaky", "LeakyRelu": "_leaky", "Resize": "_resize",
     "DepthToSpace": "_depth_to_space",
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "_arithmetic"),

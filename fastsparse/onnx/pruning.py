@@ -21,8 +21,8 @@ from fastsparse.text_table import text_table
 _FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16
 _FILE_LIMIT = 2**31 - 1  # of protocol buffers
 # Where operators have weights; and what hands a weight on as it is, to another type or in another shape.
-_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2),
-            "RNN": (1, 2)}  # fmt: skip
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Einsum": (0, 1),
+            "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}  # fmt: skip
 _HANDED_ON = ("Identity", "Cast", "CastLike", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice",
               "Concat", "Split")  # fmt: skip
 _QUANTISED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DequantizeLinear")
@@ -80,9 +80,9 @@ def prune_onnx(
 ) -> Pruning:
     """Write a model whose products have lost their smallest weights.
 
-    Weights are those of convolutions (transposed ones, too), Gemm, MatMul and recurrent layers, also in the bodies of
-    If, Loop and Scan, and behind nodes that only convert or reshape them. A weight that others share, such as a head
-    that is tied to an embedding, is pruned for all of them.
+    Weights are those of convolutions (transposed ones, too), Gemm, MatMul, Einsum and recurrent layers, also in the
+    bodies of If, Loop and Scan, and behind nodes that only convert or reshape them. A weight that others share, such as
+    a head that is tied to an embedding, is pruned for all of them.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ class _Weights:
             if not name:
                 continue
             weight, sources = ours and position in _WEIGHTS[node.op_type], _sources(name, known, makers)
-            if weight and not sources and position == 1 and node.op_type not in ("MatMul", "Gemm"):
+            if weight and not sources and position == 1 and node.op_type not in ("MatMul", "Gemm", "Einsum"):
                 self.skipped.append(SkippedWeight(layer, name, "it is computed when the model runs"))
             for source, behind in sources.items():
                 if weight:

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 
 from fastsparse.onnx.executor import Host, Kernels
+from fastsparse.onnx.lowering import contraction
 from tests.onnx import models
 
 
@@ -172,6 +173,48 @@ def test_gemm_with_a_sparse_matrix_on_the_left(transposed, rng):
     model = b.model({"x": [16, 5]}, [b.add("Relu", y)])
     assert _cut(model, x=(16, 5))[1] == []
     _same(model, rng, (16, 5))
+
+
+_SIZES = {"a": 3, "b": 5, "c": 16, "d": 6, "e": 4, "f": 8}
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    ("x", "weight", "y", "taken"),
+    [
+        ("ac", "cd", "ad", True),
+        ("abc", "dc", "abd", True),
+        ("abc", "cde", "abde", True),
+        ("abc", "ecd", "abde", True),
+        ("abde", "dce", "abc", True),
+        ("abde", "fdec", "abcf", True),
+        ("... c", "cd", "...d", True),
+        ("abcd", "ce", "abde", False),  # what is summed is not last
+        ("abc", "cd", "adb", False),  # nor is what the weight brings
+        ("abc", "bcd", "abd", False),  # an axis that both have and y keeps
+        ("abc", "cd", "ad", False),  # an axis of x is summed
+        ("abc", "cd", "ab", False),  # an axis of the weight is summed
+        ("abc", "d", "abcd", False),
+    ],
+)
+def test_einsum(x, weight, y, taken, left, rng):
+    """A weight of any axes is a matrix where x's last axes are summed; a bias of its axes follows."""
+    b, shapes = models.Builder(), {x: tuple(_SIZES[a] for a in x.replace("... ", "ab"))}
+    terms = (weight, x) if left else (x, weight)
+    operands = [b.weight(*(_SIZES[a] for a in weight))] * left + ["x"] + [b.weight(*(_SIZES[a] for a in weight))]
+    product = b.add("Einsum", *operands[:2], equation=f"{','.join(terms)} -> {y}")
+    bias = b.constant(rng.standard_normal([_SIZES[a] for a in y if a in weight] if taken else [1]))
+    model = b.model({"x": ["N", *shapes[x][1:]]}, [b.add("Add", product, bias)])
+    segments, hosts = _cut(model, x=shapes[x])
+    assert (len(segments), not hosts) == (taken, taken)
+    _same(model, rng, shapes[x])
+    _same(model, rng, (7, *shapes[x][1:]))
+
+
+@pytest.mark.parametrize("equation", ["ab,bc", "ab,bc,cd->ad", "aab,bc->ac", "ab,bb->ab", "1b,bc->1c", "", "ab->ab"])
+def test_equations_that_are_no_products_by_a_weight(equation):
+    assert contraction(equation, False) is None
+    assert contraction(None, True) is None
 
 
 # ---------------------------------------------------------------- cutting
