@@ -14,11 +14,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main() -> int:
     """Run the command line of this process and return its exit status."""
-    # While there is nothing to clean up, the process leaves at once. An exception would be lost where an extension
-    # module that is being imported calls Python, or become an error of another kind.
-    asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # unless a parent had us ignore it
-    if asked:
-        signal.signal(signal.SIGINT, _leave)
+    asked = leave_when_interrupted()
     from fastsparse import cli
 
     if asked:
@@ -27,6 +23,17 @@ def main() -> int:
     if asked:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what remains is the end of the interpreter
     return status
+
+
+def leave_when_interrupted() -> bool:
+    """Make Ctrl-C end the process at once, unless a parent had us ignore it; returns whether it does.
+
+    For the time in which there is nothing to clean up. An exception would be lost where an extension module that is
+    being imported calls Python, or become an error of another kind.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    return signal.getsignal(signal.SIGINT) is _leave
 
 
 def _leave(number: int, frame: object) -> None:

@@ -26,13 +26,13 @@ class KernelsHook(BuildHookInterface):
 
     def dependencies(self) -> list[str]:
         """What compiling needs, in the versions that the project allows."""
-        if not _wanted():
+        if _wanted() is False:
             return []
         return [need for need in self.metadata.core.dependencies if need.startswith(("numba", "numpy"))]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, unless the project is installed to be edited."""
-        if version == "editable" or not _wanted():
+        if version == "editable" or _wanted() is False:
             return
         self._folder = tempfile.mkdtemp()
         self.app.display_info("compiling kernels for the wheel, some minutes; FASTSPARSE_PREBUILT=0 leaves them out")
@@ -40,7 +40,7 @@ class KernelsHook(BuildHookInterface):
         command = [sys.executable, "-m", "fastsparse_kernels.prebuild", self._folder]
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, check=False)
         if done.returncode:
-            if os.environ.get("FASTSPARSE_PREBUILT") == "1":
+            if _wanted() is True:
                 raise RuntimeError("the kernels could not be compiled")
             self.app.display_warning("the kernels could not be compiled: the wheel has none")
             return
@@ -54,8 +54,10 @@ class KernelsHook(BuildHookInterface):
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _wanted() -> bool:
-    return os.environ.get("FASTSPARSE_PREBUILT", "") != "0"
+def _wanted() -> bool | None:
+    """What FASTSPARSE_PREBUILT says, in the words of `fastsparse.runtime.switches`, which cannot be imported here."""
+    value = os.environ.get("FASTSPARSE_PREBUILT", "").strip().lower()
+    return value not in ("0", "false", "no", "off") if value else None
 
 
 def _platform() -> str:

@@ -4,8 +4,14 @@ Importing this package compiles nothing, starts no thread and changes no global 
 thread settings is imported when it is first touched.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__:
+    import fastsparse_command  # this is `python -m fastsparse`, which imports the package before it runs __main__
+
+    fastsparse_command.leave_when_interrupted()
 
 from fastsparse._version import __version__
 from fastsparse.csr import CSR, Pattern, csr, define_products

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastsparse.cli import main
+from fastsparse_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

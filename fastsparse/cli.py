@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fastsparse.runtime.switches import switch
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if os.environ.get("FASTSPARSE_TRACEBACK", "").strip() not in ("", "0"):
+        if switch("FASTSPARSE_TRACEBACK"):
             traceback.print_exc()
         _say(f"error: {_one_line(error)}")
         return 1

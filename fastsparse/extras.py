@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 
 def require(what: str, extra: str, **packages: str) -> None:
@@ -35,4 +36,7 @@ def installed(module: str) -> bool:
 
 def needs(what: str, extra: str, *packages: str) -> str:
     """The sentence that says what is missing and how it is had."""
-    return f"{what} needs {', '.join(packages)}: pip install -e '.[{extra}]' in the checkout"
+    checkout = (Path(__file__).parents[1] / "pyproject.toml").exists()
+    # pip leaves an installed fastsparse as it is and installs what its extra names.
+    command = f"pip install -e '.[{extra}]' in the checkout" if checkout else f"pip install 'fastsparse[{extra}]'"
+    return f"{what} needs {', '.join(packages)}: {command}"

@@ -86,7 +86,7 @@ def test_failure_is_one_line_without_traceback(error, message, monkeypatch, caps
         raise error
 
     monkeypatch.setattr(cli, "_run_info", fail)
-    for off in ("", "0", " 0 "):
+    for off in ("", "0", " 0 ", "false", "NO", "off"):
         monkeypatch.setenv("FASTSPARSE_TRACEBACK", off)
         assert _status(["info"]) == 1
         assert capsys.readouterr().err == message
@@ -131,6 +131,24 @@ sys.exit(fastsparse_command.main())
 def test_ctrl_c_while_the_package_is_imported(module):
     done = _process(["-c", _INTERRUPTED_AT_IMPORT, module, "info"])
     assert (done.returncode, done.stderr, done.stdout) == (130, "fastsparse: interrupted\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize("module", ["numpy", "numba.core", "fastsparse.csr", "fastsparse.__main__", "fastsparse.cli"])
+def test_ctrl_c_while_python_m_imports_the_package(module, tmp_path):
+    before = _INTERRUPTED_AT_IMPORT.partition("import fastsparse_command")[0]
+    (tmp_path / "sitecustomize.py").write_text(before.replace("sys.argv.pop(1)", repr(module)), encoding="utf-8")
+    environment = _ENV | {"PYTHONPATH": f"{tmp_path}:{_ENV['PYTHONPATH']}"}
+    command = [sys.executable, "-m", "fastsparse", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "fastsparse: interrupted\n", "")
+
+
+@pytest.mark.parametrize("argv", [["-c"], ["-m", "fastsparse"]])
+def test_importing_the_package_leaves_ctrl_c_alone(argv):
+    """Also in a program with arguments that look like those of `python -m fastsparse`."""
+    code = "import signal, fastsparse; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert _process(["-c", code, *argv]).stdout == "True\n"
 
 
 def test_the_command_starts_before_the_package():

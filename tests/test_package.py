@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse import extras
 from fastsparse.demo.options import require_extra
 from fastsparse.onnx.racing import race
 from fastsparse.training.history import History
@@ -95,6 +96,12 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(module, name, ex
     with pytest.raises(ImportError) as caught:
         call()
     assert f" needs {name}: pip install -e '.[{extra}]' in the checkout" in str(caught.value)
+
+
+def test_an_installed_package_names_its_extra(monkeypatch, tmp_path):
+    """There is no checkout where a wheel was installed."""
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages" / "fastsparse" / "extras.py"))
+    assert extras.needs("a model", "onnx", "onnx") == "a model needs onnx: pip install 'fastsparse[onnx]'"
 
 
 def test_all_that_is_missing_is_named_at_once(monkeypatch):

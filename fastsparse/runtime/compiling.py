@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from fastsparse.runtime import cpu, kernel_cache, threading_layer
 from fastsparse.runtime.fork import after_fork_in_child, fork_safe_lock
+from fastsparse.runtime.switches import switch
 from fastsparse_kernels import codegen, compiler
 from fastsparse_kernels.compiler import Unit, Variant
 from fastsparse_kernels.kernel_cache import source_digest
@@ -38,7 +39,7 @@ _PROGRAM = (
     "from fastsparse_kernels.worker import serve; serve()"
 )
 
-SILENT = os.environ.get("FASTSPARSE_VERBOSE", "").strip() == "0"
+SILENT = switch("FASTSPARSE_VERBOSE") is False
 _LATE = 2.0  # seconds until something is said
 _PAUSE = 60.0  # seconds until it is said again, or until the time begins anew
 

@@ -10,7 +10,6 @@ Nothing is validated here. Buffers are NumPy arrays that the caller keeps alive,
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from array import array
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from fastsparse.runtime import buffers, compiling, kernel_cache
 from fastsparse.runtime.buffers import address
+from fastsparse.runtime.switches import switch
 from fastsparse.runtime.threading_layer import available_workers, parallel_for
 from fastsparse_kernels import compiler, parallel
 
@@ -55,7 +55,7 @@ SCRATCH_STEP = 2**16
 
 Field = int | NDArray[Any] | None
 Label = tuple[str | None, ...]  # operation, sizes, nonzeros, layout, kernel, activation: what FASTSPARSE_VERBOSE prints
-VERBOSE = os.environ.get("FASTSPARSE_VERBOSE", "").strip() not in ("", "0")
+VERBOSE = bool(switch("FASTSPARSE_VERBOSE"))
 
 
 @functools.cache

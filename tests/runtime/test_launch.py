@@ -220,7 +220,7 @@ def test_verbose_prints_a_line_for_every_launch(run_python):
     assert "3x3x8x9" in lines["conv"][0] or "3x3x8" in lines["conv"][0]
 
 
-@pytest.mark.parametrize("value", [None, "", "0"])
+@pytest.mark.parametrize("value", [None, "", "0", "false", "No", " off "])
 def test_without_verbose_nothing_is_printed(run_python, value):
     code = "import numpy as np, fastsparse as fs; fs.spmm(fs.csr(np.eye(3)), np.ones((3, 2)))"
     assert run_python(code, FASTSPARSE_VERBOSE=value).stderr == ""
