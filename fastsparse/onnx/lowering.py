@@ -30,7 +30,7 @@ from fastsparse.engine.program import (
     Shape,
 )
 from fastsparse.engine.program import Node as ProgramNode
-from fastsparse.engine.resampling import interpolated, repeated
+from fastsparse.engine.resampling import interpolated, repeated, transposed
 from fastsparse.onnx.estimates import Costs
 from fastsparse.onnx.folding import Info, inferred
 from fastsparse.onnx.model import FLOATS, HALF, Array, Constant, Model, Node, SparseWeight, Value, dense, density
@@ -76,9 +76,14 @@ class Lowered:
         return (self.source, *self.others)
 
     @property
+    def product(self) -> Operator | None:
+        """What multiplies by a sparse weight, or else the operator."""
+        return self.before[0][0] if self.sparse and self.before else self.operator
+
+    @property
     def starts(self) -> bool:
         """Whether a region may begin with it."""
-        return isinstance(self.operator, Conv | Linear)
+        return isinstance(self.product, Conv | Linear)
 
 
 class Lowering:
@@ -222,6 +227,24 @@ class Lowering:
         sparse = self.is_sparse(weight)
         operator = Conv(self.matrix(weight), None if bias is None else wide(bias), geometry, None, dense=not sparse)
         return Lowered(operator, source, Form(y[0], y[1:]), sparse)
+
+    def _conv_transpose(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
+        source, weight, bias = Form(x[0], x[1:]), self.model.constant(node.inputs[1]), self._optional(node, 2)
+        if weight is None or form not in (None, source) or len(x) not in (3, 4, 5) or len(weight.shape) != len(x):
+            return None
+        found, groups = window(node, y[2:], weight.shape), int(node.get("group", 1))
+        if found is None or not self.is_sparse(weight) or node.get("auto_pad", "NOTSET") != "NOTSET":
+            return None
+        if groups < 1 or x[1] % groups or weight.shape[0] != x[1] or y[:2] != (x[0], weight.shape[1] * groups):
+            return None
+        if (bias is not None and bias.shape != y[1:2]) or math.prod(y[1:]) > _LARGEST_GATHER:
+            return None
+        geometry = ConvGeometry(y[1], x[1], y[2:], found.kernel, found.stride, found.pads, found.dilation, groups)
+        if geometry.out_spatial != x[2:]:
+            return None
+        bias = None if bias is None else wide(bias)
+        *before, (operator, target) = transposed(self.matrix(weight), bias, geometry, None)
+        return Lowered(operator, source, Form(x[0], target), True, before=tuple(before))
 
     def _gemm(self, node: Node, form: Form | None, x: Shape, y: Shape) -> Lowered | None:
         from_left = node.inputs[0] in self.model.constants
@@ -646,9 +669,9 @@ def per_channel(array: Array, shape: Shape, axis: int) -> Array | None:
 _JOINS = {"Concat": 4, "Add": 7, "Mul": 7, "Sum": 1}
 # Names of the methods above; activations that the kernels have are known by what they compute.
 _METHODS = {
-    "Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul", "Einsum": "_einsum", "BatchNormalization": "_batch_norm",
-    "HardSigmoid": "_hard_sigmoid", "PRelu": "_leaky", "LeakyRelu": "_leaky", "Resize": "_resize",
-    "DepthToSpace": "_depth_to_space",
+    "Conv": "_conv", "ConvTranspose": "_conv_transpose", "Gemm": "_gemm", "MatMul": "_matmul", "Einsum": "_einsum",
+    "BatchNormalization": "_batch_norm", "HardSigmoid": "_hard_sigmoid", "PRelu": "_leaky", "LeakyRelu": "_leaky",
+    "Resize": "_resize", "DepthToSpace": "_depth_to_space",
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), "_arithmetic"),
     **dict.fromkeys(("MaxPool", "AveragePool"), "_pool"),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), "_global_pool"),

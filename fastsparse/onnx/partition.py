@@ -119,7 +119,7 @@ class Cut:
     def _saving(self, member: Member) -> float:
         lowered = member.lowered
         first = lowered.sources[lowered.swapped]
-        return self.costs.saving(lowered.operator, first.shape, first.samples, lowered.sparse)
+        return self.costs.saving(lowered.product, first.shape, first.samples, lowered.sparse)
 
     def _worth(self, group: list[Member]) -> float:
         return sum(map(self._saving, group)) - self._elements(group) - self.costs.region

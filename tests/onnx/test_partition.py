@@ -12,6 +12,8 @@ from fastsparse.onnx.executor import Host, Kernels
 from fastsparse.onnx.lowering import contraction
 from tests.onnx import models
 
+onnxruntime = pytest.importorskip("onnxruntime")
+
 
 def _ops(model, **shapes):
     return [node.op for node in models.on_kernels(model, shapes)._simple.nodes]
@@ -173,6 +175,34 @@ def test_gemm_with_a_sparse_matrix_on_the_left(transposed, rng):
     model = b.model({"x": [16, 5]}, [b.add("Relu", y)])
     assert _cut(model, x=(16, 5))[1] == []
     _same(model, rng, (16, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "attributes", "taken"),
+    [
+        ((6, 5, 7), (2, 2), {"strides": [2, 2]}, True),
+        ((6, 5, 7), (3, 4), {"strides": [2, 3], "pads": [1, 0, 2, 1], "output_padding": [1, 2]}, True),
+        ((6, 5, 7), (3, 3), {"pads": [1, 1, 1, 1]}, True),
+        ((6, 5, 7), (3, 2), {"dilations": [2, 3], "strides": [3, 2], "group": 2}, True),
+        ((6, 9), (5,), {"strides": [3], "pads": [1, 2]}, True),
+        ((6, 3, 4, 5), (2, 1, 3), {"strides": [2, 1, 2]}, True),
+        ((6, 5, 7), (1, 1), {}, True),
+        ((6, 5, 7), (3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, False),
+    ],
+)
+def test_transposed_convolutions(shape, window, attributes, taken, rng):
+    """By a sparse weight they run on the kernels, and what follows stays there."""
+    b, group = models.Builder(), attributes.get("group", 1)
+    y = b.add("ConvTranspose", "x", b.weight(6, 8, *window), b.constant(rng.standard_normal(8 * group)), **attributes)
+    y = b.add("Add", b.add("Relu", y), b.constant(rng.standard_normal((8 * group, *(1,) * len(window)))))
+    model = b.model({"x": ["N", *shape]}, [y])
+    segments, hosts = _cut(model, x=(2, *shape))
+    assert (len(segments), not hosts) == (taken, taken)
+    session = onnxruntime.InferenceSession(model.SerializeToString())  # onnx.reference has no groups
+    engine = models.on_kernels(model, [(2, *shape)])
+    for samples in (2, 17, 1):
+        x = rng.standard_normal((samples, *shape)).astype("float32")
+        assert max(models.shares(engine.run([x]), session.run(None, {"x": x}))) < 2e-6
 
 
 _SIZES = {"a": 3, "b": 5, "c": 16, "d": 6, "e": 4, "f": 8}
