@@ -173,7 +173,7 @@ class _Reader:
         scales, zeros, axis = self._quantisation(tensor)
         quantised = dtype.kind in "iu" and scales.size > 0
         held = self._buffer(root.Buffers(tensor.Buffer()))
-        if not held.size:
+        if not held.size and tensor.Sparsity() is None:
             return Tensor(name, shape, dtype, None, quantised)
         if min(shape, default=1) < 1:
             raise ValueError(f"tensor {name!r} has shape {shape} and numbers")
@@ -223,7 +223,7 @@ _OPTIONS = {
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions", "DEPTH_TO_SPACE": "DepthToSpaceOptions",
     "SPACE_TO_DEPTH": "SpaceToDepthOptions", "LEAKY_RELU": "LeakyReluOptions", "MEAN": "ReducerOptions",
     "SUM": "ReducerOptions", "REDUCE_MAX": "ReducerOptions", "STRIDED_SLICE": "StridedSliceOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions", "TRANSPOSE_CONV": "TransposeConvOptions",
 }  # fmt: skip
 
 

@@ -229,8 +229,35 @@ def _convolution(writer: _Writer, operator: Operator) -> None:
     writer.result(operator, made, True)
 
 
-def _bias(writer: _Writer, operator: Operator) -> Array | None:
-    return writer.known(operator, 2, "biases") if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
+def _transposed_convolution(writer: _Writer, operator: Operator) -> None:
+    """Inputs: the output's shape, weights (out, height, width, in), x and perhaps biases.
+
+    What the padding leaves over of an axis lies half before the output and, where it is odd, more behind it.
+    """
+    shape, weight = (writer.known(operator, i, what) for i, what in enumerate(("an output shape", "weights")))
+    source = operator.inputs[2]
+    x = writer.shape(source)
+    if weight.ndim != 4 or weight.dtype != np.float32 or shape.shape != (4,) or len(x) != 4 or weight.shape[3] != x[3]:
+        raise ValueError(f"{operator} has weights of shape {weight.shape} and an output of {shape} for {x}")
+    strides = [operator.options("StrideH"), operator.options("StrideW")]
+    before, after, more = [], [], []
+    for size, kernel, stride, given in zip(x[1:3], weight.shape[1:3], strides, shape[1:3].tolist()):
+        rest = (size - 1) * stride + kernel - given
+        before.append(max(rest, 0) // 2)
+        after.append(max(rest, 0) - before[-1])
+        more.append(max(-rest, 0))
+    if any(n >= stride for n, stride in zip(more, strides)):
+        raise ValueError(f"{operator} has an output of {shape}, which is larger than strides of {strides} reach")
+    made = writer.node(
+        "ConvTranspose", writer.image(source), weight.transpose(3, 0, 1, 2), _bias(writer, operator, 3),
+        kernel_shape=weight.shape[1:3], pads=before + after, output_padding=more, strides=strides,
+    )  # fmt: skip
+    writer.result(operator, made, True)
+
+
+def _bias(writer: _Writer, operator: Operator, position: int = 2) -> Array | None:
+    given = len(operator.inputs) > position and operator.inputs[position] >= 0
+    return writer.known(operator, position, "biases") if given else None
 
 
 def _pool(writer: _Writer, operator: Operator) -> None:
@@ -450,7 +477,7 @@ def _strided_slice(writer: _Writer, operator: Operator) -> None:
 
 _WITH_ACTIVATION = {
     "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV",
-    "CONCATENATION",
+    "CONCATENATION", "TRANSPOSE_CONV",
 }  # fmt: skip
 _OPERATORS: dict[str, Callable[[_Writer, Operator], None]] = {
     **dict.fromkeys((*_UNARY, *_CLIPPED, "LEAKY_RELU", "SQUARE", "RSQRT", "DEQUANTIZE", "DENSIFY"), _unary),
@@ -461,6 +488,7 @@ _OPERATORS: dict[str, Callable[[_Writer, Operator], None]] = {
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), _resize),
     **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"), _reshape),
     **dict.fromkeys(_REDUCED, _reduce),
+    "TRANSPOSE_CONV": _transposed_convolution,
     "LOGISTIC": _logistic,
     "BATCH_MATMUL": _batch_matmul,
     "FULLY_CONNECTED": _fully_connected,

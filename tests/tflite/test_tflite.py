@@ -75,6 +75,44 @@ def test_convolutions(tmp_path, padding, kernel, stride, dilation):
     close(engine(x[:1]), np.maximum(expected[:1], 0))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "out"),
+    [
+        ((2, 2), (2, 2), SAME, (10, 12)),
+        ((3, 4), (2, 3), SAME, (10, 18)),
+        ((3, 4), (2, 3), SAME, (9, 16)),
+        ((3, 4), (2, 3), VALID, (11, 19)),
+        ((1, 1), (2, 2), VALID, (10, 12)),  # one row and column that nothing reaches
+    ],
+)
+def test_transposed_convolutions(tmp_path, kernel, stride, padding, out):
+    x, weight, bias = normal(2, 5, 6, 4), pruned(7, *kernel, 4), normal(7)
+    whole = [(n - 1) * s + k for n, s, k in zip((5, 6), stride, kernel)]
+    before = [max(n - o, 0) // 2 for n, o in zip(whole, out)]
+    full = np.zeros((2, *np.maximum(whole, out), 7))
+    for i, j in np.ndindex(5, 6):
+        rows, columns = slice(i * stride[0], i * stride[0] + kernel[0]), slice(j * stride[1], j * stride[1] + kernel[1])
+        full[:, rows, columns] += np.einsum("nc,oijc->nijo", x[:, i, j], weight)
+    expected = full[:, before[0] : before[0] + out[0], before[1] : before[1] + out[1]] + bias
+    w = Writer()
+    source = w.tensor((1, 5, 6, 4))
+    shape = w.constant(np.array([1, *out, 7], np.int32))
+    y = w.add("TRANSPOSE_CONV", [shape, w.constant(weight), source, w.constant(bias)], (1, *out, 7),
+              "TransposeConvOptions", Padding=padding, StrideH=stride[0], StrideW=stride[1])  # fmt: skip
+    engine = compiled(tmp_path, w, [source], [y])
+    close(engine(x), expected)
+    close(engine(x[:1]), expected[:1])
+
+
+def test_transposed_convolutions_that_do_not_reach_their_output(tmp_path):
+    w = Writer()
+    x, shape = w.tensor((1, 5, 6, 4)), w.constant(np.array([1, 13, 12, 7], np.int32))
+    y = w.add("TRANSPOSE_CONV", [shape, w.constant(pruned(7, 2, 2, 4)), x], (1, 13, 12, 7), "TransposeConvOptions",
+              Padding=SAME, StrideH=2, StrideW=2)  # fmt: skip
+    with pytest.raises(fs.FileFormatError, match="larger than strides of \\[2, 2\\] reach"):
+        compiled(tmp_path, w, [x], [y])
+
+
 @pytest.mark.parametrize("padding", [SAME, VALID])
 @pytest.mark.parametrize("multiplier", [1, 2])
 def test_depthwise_convolutions(tmp_path, padding, multiplier):
@@ -122,11 +160,12 @@ def test_weights_however_they_are_stored(tmp_path, stored):
      ((8, 6), [1, 0], ((0, 4),)), ((8, 6), None, ((0, 4), (1, 3))), ((5,), None, ()), ((4, 6, 2), [2, 0, 1], ())],
 )  # fmt: skip
 def test_sparse_tensors(tmp_path, kind, shape, order, block):
-    array, w = pruned(*shape), Writer()
-    held = w.sparse(array, kind, order, block)
-    path = tmp_path / "m.tflite"
-    path.write_bytes(w.finish([], [held]))
-    np.testing.assert_array_equal(read(path).tensors[held].constant, array)
+    """Also those without a nonzero, which hold no bytes."""
+    for array in (pruned(*shape), np.zeros(shape, "f")):
+        w, path = Writer(), tmp_path / "m.tflite"
+        held = w.sparse(array, kind, order, block)
+        path.write_bytes(w.finish([], [held]))
+        np.testing.assert_array_equal(read(path).tensors[held].constant, array)
 
 
 # ---------------------------------------------------------------- other operators
