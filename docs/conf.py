@@ -1,7 +1,8 @@
 """Sphinx: `pip install -e ".[docs]"`, then `sphinx-build -W -b html docs docs/_build`.
 
 The build runs the gallery (`examples/gallery`) in its reduced setting; with FASTSPARSE_EXAMPLES=full in the
-environment, in the full one. Scripts whose packages are not installed are shown and not run.
+environment, in the full one. Scripts whose packages are not installed, or whose files the environment does not name,
+are shown and not run.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def packages_of(script: Path) -> set[str]:
 
 
 def runnable(script: Path) -> bool:
-    """Whether every package that the script imports is installed."""
-    return all(find_spec(name) is not None for name in packages_of(script))
+    """Whether every package that the script imports is installed, and every variable that it must have is set."""
+    needed = re.findall(r'os\.environ\["(\w+)"\]', script.read_text("utf-8"))
+    return all(find_spec(name) for name in packages_of(script)) and all(name in os.environ for name in needed)
 
 
 # ------------------------------------------------------------------------------------------------------------ project
@@ -103,6 +105,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "download_all_examples": False,
     "show_memory": False,
+    "ignore_repr_types": r"matplotlib\.",  # what the last call of a block returns
     "min_reported_time": 0,
     "matplotlib_animations": False,
 }

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def fresh(entry: Mapping[str, Any] | None, script: Path) -> dict[str, Any]:
     """A script's runs by setting and seed, as far as they were made with its code of today."""
     digest = hashlib.sha256(_code(script.read_text("utf-8")).encode()).hexdigest()[:16]
     known = dict(entry) if entry and entry["digest"] == digest else {}
-    return {"digest": digest, "machine": machine(), **{setting: known.get(setting, {}) for setting in SETTINGS}}
+    return {"digest": digest, **{setting: known.get(setting, {}) for setting in SETTINGS}}
 
 
 def _code(text: str) -> str:
@@ -88,11 +89,11 @@ def _code(text: str) -> str:
 
 
 def machine() -> str:
-    """Processor, number of processors and Python."""
+    """Processor, numbers of processors and threads, and Python."""
     import fastsparse as fs
 
     found = fs.show_config(file=io.StringIO())
-    return f"{found['cpu']}, {found['cpus']} processors, Python {found['python']}"
+    return f"{found['cpu']}, {found['cpus']} processors, threads: {found['threads']}, Python {found['python']}"
 
 
 def run_script(script: Path, setting: str, seed: int) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def run_script(script: Path, setting: str, seed: int) -> dict[str, Any]:
         **json.loads(done.stdout.strip().splitlines()[-1]),
         "seconds": round(seconds, 1),
         "elapsed": round(elapsed, 1),
+        "machine": machine(),
     }
 
 
@@ -130,8 +132,15 @@ def page(runs: Mapping[str, Any]) -> str:
     rows += [
         _row(name, setting, runs[name][setting]) for name in sorted(runs) for setting in SETTINGS if runs[name][setting]
     ]
-    machines = sorted({entry["machine"] for entry in runs.values()})
-    return f"""# Figures of the gallery
+    measured = defaultdict(set)
+    for name, entry in sorted(runs.items()):
+        for setting in SETTINGS:
+            for run in entry[setting].values():
+                measured[run["machine"], setting].add(Path(name).stem.removeprefix("plot_"))
+    machines = [
+        f"- {where}, {setting}: {', '.join(sorted(names))}" for (where, setting), names in sorted(measured.items())
+    ]
+    return """# Figures of the gallery
 
 Every script ends with what it claims, what was measured, and the baseline beside it, in a reduced setting (*small*),
 which tests and the build of this site run, and in the *full* one. Means, and standard deviations where there are
@@ -139,9 +148,9 @@ several seeds; *holds* counts the seeds for which the claim held. *CPU s* is the
 imports included, median over the seeds; *s* is the shortest time that a run took on the two cores, which had other
 work, too: idle cores take between half of the processor time and all of it.
 
-Written by `python -m examples.figures --page docs/gallery-figures.md`; measured on {"; ".join(machines)}.
+Written by `python -m examples.figures --page docs/gallery-figures.md`; measured on
 
-""" + "\n".join(rows) + "\n"  # fmt: skip
+""" + "\n".join([*machines, "", *rows]) + "\n"  # fmt: skip
 
 
 def _row(name: str, setting: str, runs: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import importlib.util
 import io
+import os
 import re
 import shlex
 from importlib.util import find_spec
@@ -172,3 +174,18 @@ def test_broken_links_of_the_site_are_found(tmp_path):
     checked, outside, broken = check_links.broken_links(tmp_path)
     assert (checked, outside) == (3, 1)
     assert broken == ["index.html: b.html#gone: no such anchor", "index.html: gone.png: no such file"]
+
+
+def test_the_gallery_runs_what_it_can(tmp_path, monkeypatch):
+    """Scripts whose packages are missing or whose files the environment does not name are shown only."""
+    text = (ROOT / "docs" / "conf.py").read_text("utf-8")
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    conf = {"ast": ast, "re": re, "os": os, "find_spec": find_spec, "Path": Path}
+    exec(compile(ast.Module(functions, []), "conf.py", "exec"), conf)
+    monkeypatch.delenv("A_FOLDER", raising=False)
+    script = tmp_path / "plot_it.py"
+    for code, runs in (("import json", True), ("import a_missing_package", False), ('os.environ["A_FOLDER"]', False)):
+        script.write_text(code, encoding="utf-8")
+        assert conf["runnable"](script) is runs
+    monkeypatch.setenv("A_FOLDER", "here")
+    assert conf["runnable"](script)

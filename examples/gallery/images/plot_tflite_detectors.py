@@ -8,9 +8,10 @@ and runs it on this library's kernels. What comes out are numbers for a grid of 
 into boxes.
 
 The networks: Bazarevsky et al., BlazeFace: sub-millisecond neural face detection on mobile GPUs, 2019; Bazarevsky et
-al., BlazePose: on-device real-time body pose tracking, 2020. The files come with the package ``mediapipe`` (``pip
-install mediapipe``), or set ``FASTSPARSE_MEDIAPIPE`` to a folder with its ``modules``. Reading them needs the extra
-``tflite``. The photographs are ``astronaut`` (NASA) and ``camera`` of scikit-image.
+al., BlazePose: on-device real-time body pose tracking, 2020. Version 0.10.21 of the package ``mediapipe`` is the last
+that has the files: ``pip download --no-deps mediapipe==0.10.21``, unpack the wheel, and set ``FASTSPARSE_MEDIAPIPE`` to
+its folder ``mediapipe``. Reading them needs the extra ``tflite``. The photographs are ``astronaut`` (NASA) and
+``camera`` of scikit-image.
 """
 
 import os
@@ -23,12 +24,7 @@ from skimage import data, transform
 import fastsparse as fs
 
 SMALL = os.environ.get("FASTSPARSE_EXAMPLES") == "small"
-folder = os.environ.get("FASTSPARSE_MEDIAPIPE")
-if folder is None:
-    import mediapipe
-
-    folder = mediapipe.__path__[0]
-modules = Path(folder) / "modules"
+modules = Path(os.environ["FASTSPARSE_MEDIAPIPE"]) / "modules"
 
 # %%
 # Anchors are the centres of the cells of some grids, each cell several times. The numbers of a box are in pixels of the
