@@ -41,6 +41,7 @@ _TWINS: dict[type[nn.Module], type[Any]] = {
     nn.Conv2d: SparseConv2d,
     nn.Conv3d: SparseConv3d,
 }
+_STATE = nn.Linear(1, 1, device="meta").__dict__.keys()  # names of what every linear layer has
 _FAMILY = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 # Share of zeros from which on a layer takes part as it is: where measuring decides, and where nothing does.
 _MEASURED, _UNMEASURED = 0.5, 0.8
@@ -283,7 +284,8 @@ def _candidate_groups(module: nn.Module, filter_fn: Filter | None) -> tuple[list
         if filter_fn is not None and not filter_fn(name, layer):
             continue
         reason = why_not_plain(layer)
-        if type(layer) not in _TWINS and not is_transposed(layer) and not getattr(layer, "parametrizations", None):
+        known = type(layer) in _TWINS or is_transposed(layer) or getattr(layer, "parametrizations", None)
+        if not reason and not known and not _computes_linear(layer):
             reason = "a class of its own"
         if reason:
             kept.append(_kept_line(name, layer, reason))
@@ -301,6 +303,39 @@ def _candidate_groups(module: nn.Module, filter_fn: Filter | None) -> tuple[list
             continue
         groups.append(group)
     return groups, kept
+
+
+def _computes_linear(layer: nn.Module) -> bool:
+    """Whether a subclass of nn.Linear computes what nn.Linear does: it has its forward, or another (Falcon's) that
+    gives the same numbers in both modes and reads nothing that could change them."""
+    if not isinstance(layer, nn.Linear) or type(layer).__call__ is not nn.Module.__call__:
+        return False
+    if type(layer).forward is nn.Linear.forward and "forward" not in layer.__dict__:
+        return True
+    kinds = type(layer).__mro__
+    own = [
+        value for kind in kinds[: kinds.index(nn.Linear)] for name, value in vars(kind).items() if name != "__init__"
+    ]
+    read = {name for function in own for name in getattr(getattr(function, "__code__", None), "co_names", ())}
+    if {*layer.state_dict(), *layer._buffers} - {"weight", "bias"} or read & (layer.__dict__.keys() - _STATE):
+        return False
+    weight, training = layer.weight.detach(), layer.training
+    x = torch.randn((2, 3, layer.in_features), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    expected = nn.functional.linear(x, weight, None if layer.bias is None else layer.bias.detach())
+    rtol = 1e-2 if weight.element_size() < 4 else 1e-4
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            for layer.training in (True, False):
+                found = layer.forward(x)
+                if type(found) is not Tensor or found.shape != expected.shape or found.dtype != expected.dtype:
+                    return False
+                if not torch.allclose(found, expected, rtol, rtol * float(expected.abs().max())):
+                    return False
+        except Exception:  # a forward that wants something else than one tensor
+            return False
+        finally:
+            layer.training = training
+    return True
 
 
 def _alike(one: _Candidate, other: _Candidate) -> bool:

@@ -519,15 +519,82 @@ def test_nan_and_devices_are_refused():
         fst.sparsify(3)
 
 
-def test_subclasses_are_left_alone():
-    class Own(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) * 2
+class Named(nn.Linear):
+    """With a state of its own that its product does not read."""
 
-    module = nn.Sequential(Own(20, 20), nn.Linear(20, 20))
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.init = "normal"
+
+
+class Spelled(nn.Linear):
+    """As Falcon's, which transformers mark."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self._is_initialized = True
+
+    def forward(self, x):
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Dropping(nn.Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+class Scaled(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = 1.0
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class Adapted(nn.Linear):
+    """An adapter that begins at zero."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.more = nn.Linear(*sizes)
+        nn.init.zeros_(self.more.weight)
+        nn.init.zeros_(self.more.bias)
+
+    def forward(self, x):
+        return super().forward(x) + self.more(x)
+
+
+class Paired(nn.Linear):
+    def forward(self, x, y):
+        return super().forward(x) + y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [Named, Spelled])
+def test_subclasses_that_compute_what_linear_does_take_part(kind, training, dtype):
+    module = nn.Sequential(kind(20, 20)).to(dtype).train(training)
     report = fst.sparsify(module, 0.9, measure=False)
-    assert kinds(module) == {"0": "Own", "1": "SparseLinear"}
+    assert kinds(module) == {"0": "SparseLinear"}
+    assert [line.kind for line in report.layers] == [kind.__name__]
+    assert module.training == training
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [Doubled, Dropping, Scaled, Adapted, Paired])
+def test_other_subclasses_are_left_alone(kind, training):
+    module = nn.Sequential(kind(20, 20), nn.Linear(20, 20)).train(training)
+    report = fst.sparsify(module, 0.9, measure=False)
+    assert [type(layer).__name__ for layer in module] == [kind.__name__, "SparseLinear"]
     assert report.layers[0].note == "a class of its own"
+    assert module[0].training == training
 
 
 class Tied(nn.Module):
