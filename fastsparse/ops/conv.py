@@ -58,7 +58,7 @@ from fastsparse.ops.tiles import Tiles, tiles_over, vectors_over, whole_vectors
 from fastsparse.runtime import buffers
 from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Launch
-from fastsparse_kernels.sparse_operator import RUN_VECTORS
+from fastsparse_kernels.sparse_operator import RUN_VECTORS, WHOLE
 
 Array = NDArray[Any]
 Structure = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # channel, row, tap, index in the CSR
@@ -364,7 +364,7 @@ def plan_between_blocked(
     if not windows and x.channel_stride <= 2 * width * target.vector:
         per_block = h.adjacent_block(geometry.channels, per_block)
     operator = _blocked_operator(pattern, geometry, x, per_block, groups, target, width)
-    return SpmmPlan(operator, tiles, nontemporal=h.leaves_cache(y.group_stride * sample_groups))
+    return SpmmPlan(operator, tiles, nontemporal=WHOLE if h.leaves_cache(y.group_stride * sample_groups) else 0)
 
 
 def _window_starts(geometry: ConvGeometry, x: BlockedPlanes) -> NDArray[np.int64]:

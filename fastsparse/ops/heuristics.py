@@ -72,7 +72,8 @@ class Heuristics:
     many_vectors: int = 100  # vectors per row of Y from which an alignment peel is worth one more tile
     y_prefetch_bytes: int = 2**20  # Y of less is not prefetched: a near cache holds it
     y_prefetch_entries: int = 4  # prefetch distance of Y, at most `spmm.RESIDUAL_DISTANCE`
-    peel_vectors: int = 32  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
+    quarter_stores: bool = True  # whether panels write quarters of vectors to a Y that no cache holds
+    peel_vectors: int = 16  # of a row of Y with non-temporal stores: with fewer, a peel costs more than ordinary stores
 
     # --- SpMM by code that is written for a pattern
     code_vectors: int = 14  # fewest vectors of positions of a launch: code is read once for each tile
@@ -571,8 +572,10 @@ def heuristics_for(vector_bytes: int, l1_bytes: int = 32 * 1024, l3_bytes: int =
     changes: dict[str, Any] = {}
     if vector_bytes < 64:  # narrow vectors leave more room in L1, so wider tiles are best
         changes = {"tile_rate": (0.40, 0.77, 0.85, 0.94, 0.98, 0.98, 1.00, 0.99), "planes_cost": 1.3}
-    if l3_bytes > _MESH_BYTES:  # single rows of X come late, but rows in order do not
+    if l3_bytes > _MESH_BYTES:  # single rows of X come late, but rows in order do not, and parts of lines leave late
         changes |= {
+            "quarter_stores": False,
+            "peel_vectors": 32,
             "stream_far_cycles": 4.0,
             "pack_cycles": (*Heuristics.pack_cycles[:2], (2**24, 6.0), (math.inf, 10.0)),
         }

@@ -32,7 +32,7 @@ from fastsparse.runtime.buffers import address, optional_address
 from fastsparse.runtime.launch import Arguments, Launch, expect_launcher
 from fastsparse.runtime.memo import bounded_cache
 from fastsparse_kernels import sparse_operator, spmm
-from fastsparse_kernels.sparse_operator import ROW_UNROLL, RUN_VECTORS
+from fastsparse_kernels.sparse_operator import QUARTERS, ROW_UNROLL, RUN_VECTORS, WHOLE
 
 Array = NDArray[Any]
 
@@ -146,14 +146,15 @@ class SpmmPlan:
     """An operator and the tiles it runs over.
 
     x_row_stride : bytes between rows of X that are packed
-    nontemporal : whether whole tiles, whose vectors are aligned, get non-temporal stores
+    nontemporal : WHOLE or QUARTERS: whole tiles get non-temporal stores, their vectors are aligned to a vector's bytes
+        or to 16; 0: ordinary stores
     by_rows : whether workers own rows of Y, and not positions: see `Heuristics.owns_channels`
     """
 
     operator: SparseOperator
     tiles: Tiles
     x_row_stride: int = 0
-    nontemporal: bool = False
+    nontemporal: int = 0
     by_rows: bool = False
 
     def values(self, W: CSR) -> PackedValues:
@@ -204,17 +205,19 @@ def plan_row_major(
     h, (rows, inputs) = target.heuristics, pattern.shape
     row_bytes = columns * target.size
     many = columns >= h.many_vectors * target.lanes
-    nontemporal = peels.y is not None and h.leaves_cache(batches * rows * row_bytes)
-    if nontemporal and peels.y and columns < h.peel_vectors * target.lanes:  # a peel would add a tile to a few
-        nontemporal, peels = False, peels._replace(y=None)
+    nontemporal = WHOLE if peels.y is not None and h.leaves_cache(batches * rows * row_bytes) else 0
+    if nontemporal and peels.y and not many:  # a peel would add a tile to a few
+        quarters = h.quarter_stores and peels.y * target.size % 16 == 0
+        if quarters or columns < h.peel_vectors * target.lanes:
+            nontemporal, peels = QUARTERS if quarters else 0, peels._replace(y=None)
     aligned = many and peels.x is not None and (peels.x == peels.y or not nontemporal)
     near = not h.leaves_cache(batches * inputs * row_bytes)
     in_place = h.reads_in_place(pattern.nnz, inputs, x_row_stride, aligned and near)
     if in_place and columns >= target.lanes and x_row_stride >= row_bytes:
-        peel = peels.y if nontemporal else peels.x if aligned else 0
+        peel = peels.y if nontemporal == WHOLE else peels.x if aligned else 0
         return _plan_in_place(pattern, columns, x_row_stride, target, peel or 0, nontemporal)
     density = pattern.nnz / max(1, rows * inputs)
-    y_stays_near = nontemporal or rows * row_bytes <= h.near_bytes
+    y_stays_near = nontemporal != 0 or rows * row_bytes <= h.near_bytes
     rates = h.row_major_rates(density, inputs, y_stays_near)
     width = h.tile_width(-(-columns // target.lanes), rates, pattern.full)
     peel = (peels.y if many or nontemporal else None) or 0
@@ -228,7 +231,7 @@ def plan_row_major(
 
 
 def _plan_in_place(
-    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: bool
+    pattern: Pattern, columns: int, x_row_stride: int, target: Target, peel: int, nontemporal: int
 ) -> SpmmPlan:
     """Plan that reads X in place. Offsets count rows of X, so every stride has an operator of its own."""
     h, whole = target.heuristics, columns // target.lanes
@@ -266,7 +269,7 @@ def plan_panels(pattern: Pattern, samples: int, width: int, target: Target, y_ro
     groups = h.row_groups(rows, tiles.count, target.threads, row_bytes)
     block_rows = h.even_block_rows(row_bytes, columns, pattern.nnz / max(1, rows * columns))
     operator = linear_operator(pattern, row_bytes, block_rows, groups, h, width)
-    nontemporal = not y_row_major and h.leaves_cache(rows * samples * target.size)
+    nontemporal = WHOLE if not y_row_major and h.leaves_cache(rows * samples * target.size) else 0
     return SpmmPlan(operator, tiles, nontemporal=nontemporal)
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from . import codegen, simd
 from .compiler import compile_kernel, compiled_once, inlined_function, kernel_arguments, kernel_function
 from .layouts import make_copy_numbers
-from .sparse_operator import FIRST, KINDS, LAST, ONLY, ROW_UNROLL
+from .sparse_operator import FIRST, KINDS, LAST, ONLY, ROW_UNROLL, WHOLE
 
 RESIDUAL_DISTANCE = 8  # prefetch distance of the residual in entries: some 400 cycles; OVERREAD covers it
 PACK_DISTANCE = 8  # prefetch distance of rows that are packed: their parts are too short for hardware prefetch
@@ -73,7 +73,7 @@ ARGUMENTS = kernel_arguments(
     "y_batch_stride",
     "y_row_stride",
     "y_positions",  # int64 [tiles, T], of whole tiles
-    "nontemporal",  # 1: whole tiles, whose vectors are aligned, get non-temporal stores; 0: ordinary ones
+    "nontemporal",  # `sparse_operator.WHOLE` or, of contiguous tiles, `QUARTERS`: how whole tiles are stored; 0: no
     "y_distance",  # prefetch distance of y in entries, at most RESIDUAL_DISTANCE; 0: no prefetch
     "tile_pieces",  # uint32 [tiles, 2], begin and end of the tile's pieces; the same for a whole tile
     "pieces",  # int64 [pieces, 3]: bytes from the tile's first number, bytes from y of the batch, numbers
@@ -289,7 +289,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, contiguous: int, row_unroll: 
                     if clamped:
                         acc = simd.clamp(acc, low, high)
                     if nontemporal != 0:
-                        simd.store_nontemporal_at(acc, out, row * y_row_stride)
+                        simd.store_nontemporal_at(acc, out, row * y_row_stride, nontemporal == WHOLE)
                     else:
                         simd.store_at(acc, out, row * y_row_stride)
                 elif a.activation == 0 and residual == 0:

@@ -9,7 +9,7 @@ one or two vectors of fewer lanes. Nothing is masked. All tiles of a row are com
 written in order: a line with parts of two tiles is complete when it leaves the core.
 
 Multiply-adds of a row wait for each other. Where a row of X is one vector, and sums have no epilogue, four rows are
-computed at once.
+computed at once, unless rows of X are prefetched: then memory is what they wait for.
 
 The ends of rows of any length are mispredicted, which costs more than all else where X and Y are narrow. There the rows
 of a task are sorted by length.
@@ -132,17 +132,13 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
             simd.store_nontemporal_quarters(acc, target, last)
 
     @inlined_function
-    def add_four_rows(a, x, p0, p1, p2, p3, p4, distance, final):  # type: ignore[no-untyped-def]
+    def add_four_rows(a, x, p0, p1, p2, p3, p4):  # type: ignore[no-untyped-def]
         """Sums over as many nonzeros of four rows as the shortest has, one of each at a time; where the rests begin."""
         indices, values, stride = a.indices, a.values, a.x_row_stride
         s0, s1 = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, bits)
         s2, s3 = simd.zeros(1, lanes, bits), simd.zeros(1, lanes, bits)
         end = p0 + min(min(p1 - p0, p2 - p1), min(p3 - p2, p4 - p3))
         while p0 < end:
-            if distance > 0:
-                for p in (p0, p1, p2, p3):
-                    later = x + load_index(indices + min(p + distance, final) * index_size) * stride
-                    simd.prefetch_l2(later, tile_bytes)
             s0 = simd.axpy_overlapping(s0, values + p0 * size, x + load_index(indices + p0 * index_size) * stride, 0)
             s1 = simd.axpy_overlapping(s1, values + p1 * size, x + load_index(indices + p1 * index_size) * stride, 0)
             s2 = simd.axpy_overlapping(s2, values + p2 * size, x + load_index(indices + p2 * index_size) * stride, 0)
@@ -153,14 +149,13 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
     @kernel_function
     def run_four_rows(a, row, stop, x, y):  # type: ignore[no-untyped-def]
         """Rows from `row` on, four at a time, without epilogue; the first that is left."""
-        indptr, order, distance, final = a.indptr, a.order, a.distance, a.nonzeros - 1
-        stride = a.y_row_stride
+        indptr, order, stride = a.indptr, a.order, a.y_row_stride
         p0 = simd.load_i64(indptr + row * 8)
         while row + 4 <= stop:
             at = indptr + row * 8
             p1, p2, p3 = simd.load_i64(at + 8), simd.load_i64(at + 16), simd.load_i64(at + 24)
             p4 = simd.load_i64(at + 32)
-            s0, s1, s2, s3, q0, q1, q2, q3 = add_four_rows(a, x, p0, p1, p2, p3, p4, distance, final)
+            s0, s1, s2, s3, q0, q1, q2, q3 = add_four_rows(a, x, p0, p1, p2, p3, p4)
             s0, s1 = add_row(a, s0, x, q0, p1, 0), add_row(a, s1, x, q1, p2, 0)
             s2, s3 = add_row(a, s2, x, q2, p3, 0), add_row(a, s3, x, q3, p4, 0)
             if order == 0:
@@ -181,7 +176,7 @@ def spmm_kernel(bits: int, lanes: int, width: int, index_bits: int) -> Any:
     @kernel_function
     def run_rows(a, row, stop, x, y, last, ends, slot):  # type: ignore[no-untyped-def]
         indptr, order, distance, final = a.indptr, a.order, a.distance, a.nonzeros - 1
-        if width == 1 and ends[3]:
+        if width == 1 and ends[3] and distance == 0:
             row = run_four_rows(a, row, stop, x, y)
         p = simd.load_i64(indptr + row * 8)
         while row < stop:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fastsparse.ops import conv, layouts, spmm, tiles
+from fastsparse.ops.heuristics import heuristics_for
 from fastsparse.ops.target import Target
+from fastsparse_kernels.sparse_operator import QUARTERS, WHOLE
 from tests.checking import PATTERNS, TARGETS, Array, matrix
 from tests.checking import target as target_of
 from tests.geometries import TABLE, geometry_of
@@ -130,21 +132,31 @@ def test_many_tiles_are_aligned(rng, target):
             begin = plan.tiles.y_offsets[:, 0] // target.size
             assert begin[1] == tile - target.lanes + (first or target.lanes)
             assert (np.diff(begin[1:]) == tile).all()
-            assert plan.nontemporal == (where is far and given.y is not None)
+            assert plan.nontemporal == (WHOLE if where is far and given.y is not None else 0)
     short = spmm.plan_row_major(many, columns - 1, columns * target.size, target, spmm.Peels(1, 1)).tiles
     assert short.y_offsets[1, 0] == short.width * target.vector
 
 
-@pytest.mark.parametrize("columns", [16, 64, 128, 384])
+@pytest.mark.parametrize("columns", [16, 64, 128])
 def test_a_peel_adds_no_tile_to_few_columns(rng, columns):
     """Four times as long, once: NumPy's arrays begin 16 bytes behind a line, and rows were cut where lines begin."""
     far = target_of(32, 16, l3_bytes=0)
     for rows in (10, 200):
         pattern = matrix(rng, rng.random((rows, 200)) < 0.1, "float32").pattern
-        for peel in (0, 12, 8, 15):
+        for peel, expected in ((0, WHOLE), (12, QUARTERS), (8, QUARTERS), (15, 0)):
             plan = spmm.plan_row_major(pattern, columns, columns * 4, far, spmm.Peels(0, peel))
-            assert plan.nontemporal == (peel == 0)
+            assert plan.nontemporal == expected
             assert plan.tiles.count * plan.tiles.width * far.lanes == columns
+
+
+def test_quarters_of_vectors_are_not_stored_where_they_leave_as_parts_of_lines(rng):
+    """On CPUs whose last cache is far: rows are stored as usual, and longer ones from where their lines begin."""
+    far = replace(target_of(32, 16), heuristics=replace(heuristics_for(64, 48 * 1024, 300 * 2**20), l3_bytes=0))
+    pattern = matrix(rng, rng.random((200, 200)) < 0.1, "float32").pattern
+    for columns, peel, expected in ((128, 0, WHOLE), (128, 12, 0), (496, 12, 0), (512, 12, WHOLE), (512, 15, WHOLE)):
+        plan = spmm.plan_row_major(pattern, columns, columns * 4, far, spmm.Peels(0, peel))
+        assert plan.nontemporal == expected
+        assert plan.tiles.y_offsets[1, 0] % 64 == (peel * 4 % 64 if peel and expected else 0)
 
 
 def test_offsets_of_what_is_read_in_place(rng):

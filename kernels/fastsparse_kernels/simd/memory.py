@@ -295,11 +295,23 @@ def store_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any) -> Any
 
 
 @instruction(types.void)
-def store_nontemporal_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any) -> Any:
-    """Non-temporal `store_at` of vectors that are aligned."""
+def store_nontemporal_at(builder: Any, args: Any, tile: Any, bases: Any, offset: Any, aligned: Any) -> Any:
+    """Non-temporal `store_at` of vectors that are aligned, or, if they are contiguous, of 16-byte-aligned quarters."""
+    vectors = unpack(builder, args[0], tile.count)
     addresses = vector_addresses(builder, tile, bases, args[1], args[2])
-    for vector, address in zip(unpack(builder, args[0], tile.count), addresses, strict=True):
-        _store_nontemporal(builder, tile, vector, address)
+
+    def store_all(store: Any) -> None:
+        for vector, address in zip(vectors, addresses, strict=True):
+            store(builder, tile, vector, address)
+
+    if isinstance(bases, Addresses):
+        store_all(_store_nontemporal)
+    else:
+        with builder.if_else(args[3]) as (whole, quarters):
+            with whole:
+                store_all(_store_nontemporal)
+            with quarters:
+                store_all(_store_quarters)
 
 
 def _whole(builder: Any, tile: Tile, index: int, count: Any) -> Any:
