@@ -573,9 +573,12 @@ class Builder(Steps):
 
     def _deconv(self, x: str, shape: Shape) -> Made:
         w, group, out = transposed_windows(self.d, shape[1:]), groups(self.d, shape[0], 2), self.d.between(1, 4)
+        sizes = (
+            {"output_shape": w.out} if self.d.chance(0.2) else {}
+        )  # from which pads follow, whatever is said of them
         y = self.add(
             "ConvTranspose", x, self.weight(shape[0], out, *w.kernel), *self.bias(out * group), strides=w.stride,
-            pads=w.pads, output_padding=w.more, group=group, dilations=w.dilation,
+            pads=w.pads, output_padding=w.more, group=group, dilations=w.dilation, **sizes,
         )  # fmt: skip
         return y, (out * group, *w.out)
 

@@ -233,7 +233,9 @@ class Lowering:
         if weight is None or form not in (None, source) or len(x) not in (3, 4, 5) or len(weight.shape) != len(x):
             return None
         found, groups = window(node, y[2:], weight.shape), int(node.get("group", 1))
-        if found is None or not self.is_sparse(weight) or node.get("auto_pad", "NOTSET") != "NOTSET":
+        if found is None or not self.is_sparse(weight):
+            return None
+        if node.get("auto_pad", "NOTSET") != "NOTSET" or node.get("output_shape"):  # pads follow from sizes
             return None
         if groups < 1 or x[1] % groups or weight.shape[0] != x[1] or y[:2] != (x[0], weight.shape[1] * groups):
             return None
@@ -647,7 +649,7 @@ def contraction(equation: Any, from_left: bool) -> Contraction | None:
 def _per_feature(array: Array, form: Form, shape: Shape) -> Array | None:
     """`array` as one number per feature of rows that are the last axes of a tensor of `shape`."""
     axes = next((a for a in range(1, len(shape)) if form == Form(math.prod(shape[:a]), (math.prod(shape[a:]),))), None)
-    if axes is None or array.ndim > len(shape) or array.dtype.kind != "f":
+    if axes is None or array.ndim > len(shape) or array.dtype.kind != "f" or form.shape[0] > _LARGEST_VECTOR:
         return None
     sizes = (1,) * (len(shape) - array.ndim) + array.shape
     if any(n != 1 for n in sizes[:axes]) or any(n not in (1, m) for n, m in zip(sizes, shape)):

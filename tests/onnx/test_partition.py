@@ -188,6 +188,7 @@ def test_gemm_with_a_sparse_matrix_on_the_left(transposed, rng):
         ((6, 3, 4, 5), (2, 1, 3), {"strides": [2, 1, 2]}, True),
         ((6, 5, 7), (1, 1), {}, True),
         ((6, 5, 7), (3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, False),
+        ((6, 5, 7), (3, 3), {"strides": [2, 2], "pads": [1, 1, 0, 0], "output_shape": [10, 14]}, False),
     ],
 )
 def test_transposed_convolutions(shape, window, attributes, taken, rng):
